@@ -1,0 +1,110 @@
+# pg_gpt2: `make help` lists what there is. Clusters and paths are explained in docker/cluster.sh.
+
+EXTENSION = pg_gpt2
+DATA = $(wildcard pg_gpt2--*.sql)
+PG_CONFIG ?= pg_config
+
+# PL/Python embeds the distribution's Python, so that is the one to build and test with; PGXS has a PYTHON of its own.
+SYSTEM_PYTHON = /usr/bin/python3
+# Passed on to pytest, for example PYTEST_ARGS='-k tokenizer -x'.
+PYTEST_ARGS =
+
+MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
+
+.PHONY: all
+all: build
+
+.PHONY: help
+help:
+	@echo 'make up           start (or reuse) a private cluster with the extension; its DSN is the last line of stdout'
+	@echo 'make down         stop it; data stay'
+	@echo 'make psql         open psql in it'
+	@echo 'make demo         learn a vocabulary and train a small GPT-2 on the PostgreSQL documentation, in that cluster'
+	@echo 'make test         all tests that need no torch, in a throw-away cluster'
+	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
+	@echo 'make bench        time decoding and training beside torch'
+	@echo 'make lint         ruff, mypy, shellcheck, and whether the install script is current'
+	@echo 'make build        write the install script (pg_gpt2--*.sql) from sql/ and plpython/'
+	@echo 'make install      install into the server that pg_config names (PG_CONFIG=...); may need root'
+	@echo 'make clean        stop the private cluster, and delete it with its data, and the virtual environments'
+
+.PHONY: build
+build:
+	@$(SYSTEM_PYTHON) build.py
+
+# ---- the private cluster
+
+.PHONY: up down psql
+up: provision build
+	@docker/cluster.sh up
+
+down:
+	@docker/cluster.sh down
+
+psql: provision build
+	@docker/cluster.sh psql
+
+.PHONY: provision provision-test
+provision:
+	@docker/provision.sh >/dev/null
+
+provision-test:
+	@docker/provision.sh test >/dev/null
+
+# ---- virtual environments, one for each extra of pyproject.toml, made anew when that changes
+
+.venv/%/complete: pyproject.toml | provision
+	@echo "installing .[$*] in .venv/$*" >&2
+	@rm -rf .venv/$*
+	@$(SYSTEM_PYTHON) -m venv .venv/$* >&2
+	@.venv/$*/bin/pip --disable-pip-version-check install --quiet --editable '.[$*]' >&2
+	@touch $@
+
+# ---- what runs in them
+
+.PHONY: demo
+demo: .venv/test/complete
+	@dsn=$$($(MAKE) up | tail -n 1) && .venv/test/bin/python -m loaders.demo --dsn "$$dsn"
+
+.PHONY: test
+test: provision-test build .venv/test/complete
+	@docker/cluster.sh run tests/run.sh .venv/test/bin/python $(PYTEST_ARGS)
+
+.PHONY: test-oracle
+test-oracle: provision build .venv/oracle/complete
+	@docker/cluster.sh run .venv/oracle/bin/python -m pytest tests/oracle $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: .venv/oracle/complete
+	@dsn=$$($(MAKE) up | tail -n 1) && .venv/oracle/bin/python tests/bench/bench.py --dsn "$$dsn"
+
+.PHONY: lint
+lint: .venv/lint/complete
+	@.venv/lint/bin/ruff check
+	@.venv/lint/bin/ruff format --check
+	@.venv/lint/bin/mypy
+	@.venv/lint/bin/shellcheck docker/*.sh tests/*.sh .ci/run
+	@$(SYSTEM_PYTHON) build.py --check
+
+# ---- installation into an existing server (PGXS where the server's development files are there, else the same by hand)
+
+installing = $(filter install uninstall installcheck installdirs,$(MAKECMDGOALS))
+PGXS := $(if $(installing),$(wildcard $(shell $(PG_CONFIG) --pgxs)))
+ifneq ($(PGXS),)
+include $(PGXS)
+else
+.PHONY: install uninstall
+extension_directory = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
+install: all
+	install -d '$(extension_directory)'
+	install -m 644 $(EXTENSION).control $(DATA) '$(extension_directory)/'
+
+uninstall:
+	rm -f '$(extension_directory)/$(EXTENSION).control' $(addprefix '$(extension_directory)'/,$(DATA))
+
+.PHONY: clean
+clean:
+	@docker/cluster.sh remove
+	rm -rf .venv
+endif

@@ -1,0 +1,88 @@
+"""What the loaders share: arguments, the connection and the extension's schema, COPY, progress, and errors without traceback."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from tqdm import tqdm
+
+
+class LoaderError(Exception):
+    """Something the user can mend; the program prints the message and ends with status 1."""
+
+
+class Database:
+    """A connection, and the tables of pg_gpt2 in whichever schema it was installed."""
+
+    def __init__(self, conn: psycopg.Connection) -> None:
+        self.conn = conn
+        found = conn.execute(
+            "SELECT n.nspname FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace"
+            " WHERE e.extname = 'pg_gpt2'"
+        ).fetchone()
+        if found is None:
+            raise LoaderError(
+                f'database "{conn.info.dbname}" does not have pg_gpt2; run CREATE EXTENSION pg_gpt2 CASCADE in it'
+            )
+        self.schema: str = found[0]
+
+    def query(self, text: str) -> sql.Composed:
+        """The statement `text`, in which {name} stands for an object of the extension."""
+        names = {name: sql.Identifier(self.schema, name) for name in _fields(text)}
+        return sql.SQL(text).format(**names)  # type: ignore[arg-type]
+
+    def execute(self, text: str, *args: Any) -> psycopg.Cursor:
+        """Run `text` with the parameters `args`."""
+        return self.conn.execute(self.query(text), args)
+
+    def copy(self, table: str, types: dict[str, str], rows: Iterable[Sequence[Any]]) -> None:
+        """COPY `rows`, in binary, into columns of `table`; `types` maps column -> type."""
+        statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
+            sql.Identifier(self.schema, table), sql.SQL(", ").join(map(sql.Identifier, types))
+        )
+        with self.conn.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.set_types(list(types.values()))
+            for row in rows:
+                copy.write_row(row)
+
+
+def _fields(text: str) -> set[str]:
+    return {part.split("}")[0] for part in text.split("{")[1:]}
+
+
+def connect(dsn: str) -> psycopg.Connection:
+    """A session in UTF-8; what `dsn` leaves open comes from the environment, as with psql."""
+    return psycopg.connect(dsn, client_encoding="utf8", application_name="pg_gpt2 loader")
+
+
+def arguments(description: str | None, *, dsn: bool = True) -> argparse.ArgumentParser:
+    """A parser with the option that most loaders have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if dsn:
+        parser.add_argument("--dsn", default="", help="connection string or URI; default: PGHOST, PGDATABASE and so on")
+    return parser
+
+
+def bar(total: int | None, what: str, unit: str = "B") -> tqdm:
+    """A progress bar on stderr, silent when that is not a terminal."""
+    return tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=None, file=sys.stderr)
+
+
+def run(program: Callable[[], None]) -> None:
+    """Run a loader's main function: what a user can mend becomes one line and status 1."""
+    try:
+        program()
+    except LoaderError as error:
+        raise SystemExit(f"error: {error}") from None
+    except psycopg.Error as error:
+        lines = [str(error).strip().split("\n")[0]]
+        lines += [f"{label}: {text}" for label, text in (("DETAIL", error.diag.message_detail),) if text]
+        lines += [f"HINT: {error.diag.message_hint}"] if error.diag.message_hint else []
+        raise SystemExit("error: " + "\n".join(lines)) from None
+    except OSError as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; nothing was changed") from None

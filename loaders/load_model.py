@@ -1,0 +1,98 @@
+"""Load a Hugging Face GPT-2 into the database: a directory that save_pretrained wrote, or the id of a model on the hub.
+
+Weights may be one file or shards, in float32, float16 or bfloat16. The vocabulary comes along when the directory has one.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run by path
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from loaders.common import Database, LoaderError, arguments, bar, connect, run
+from loaders.hub_model import HubModel
+from loaders.vocabulary import Vocabulary
+
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
+
+
+def locate(source: str, revision: str | None = None) -> Path:
+    """The directory (or safetensors file) that `source` names, downloaded first when it is the id of a hub model."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if source.count("/") > 1 or source.startswith((".", "/", "~")):
+        raise LoaderError(f"{source} does not exist")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise LoaderError(f"{source} is no directory here, and no model could be fetched by that id: {reason}") from None
+
+
+def load_model(database: Database, source: Path, model: str, *, replace: bool = False) -> None:
+    """Register the configuration, insert the weights and, where there is one, the vocabulary. The caller commits."""
+    hub = HubModel(source)
+    if replace:
+        database.execute("DELETE FROM {llm_param} WHERE model = %s", model)
+    elif database.execute("SELECT FROM {llm_param} WHERE model = %s LIMIT 1", model).fetchone():
+        raise LoaderError(f'model "{model}" has weights already; --replace replaces them')
+    columns = {"model": model, **asdict(hub.config)}
+    database.execute(
+        "INSERT INTO {llm_model_config} (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (model) DO UPDATE SET"
+        " (n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
+        " = (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab,"
+        " excluded.eos_token_id)",
+        *columns.values(),
+    )
+    database.copy(
+        "llm_param",
+        {"model": "text", "name": "text", "token_id": "int4", "shape": "int4[]", "data": "bytea"},
+        weight_rows(hub, model),
+    )
+    if any((hub.directory / name).exists() for name in TOKENIZER_FILES):
+        load_vocabulary(database, hub.directory, model, replace=replace)
+
+
+def weight_rows(hub: HubModel, model: str) -> Iterator[tuple[Any, ...]]:
+    """Rows of llm_param, with a progress bar."""
+    with bar(hub.n_bytes(), f"weights of {model}") as progress:
+        for name in hub.tensors:
+            for start, values in hub.blocks(name):
+                yield model, name, start, list(values.shape), values.data.cast("B")
+                progress.update(values.nbytes)
+
+
+def load_vocabulary(database: Database, directory: Path, model: str, *, replace: bool) -> None:
+    """The vocabulary of a model directory; one that the model has already stays unless `replace`."""
+    if not replace and database.execute("SELECT FROM {llm_bpe_vocab} WHERE model = %s LIMIT 1", model).fetchone():
+        print(f'model "{model}" has a vocabulary already, which stays; --replace replaces it', file=sys.stderr)
+        return
+    Vocabulary.find(directory).store(database, model, replace=replace)
+
+
+def main() -> None:
+    """Parse the command line and load."""
+    parser = arguments(__doc__)
+    parser.add_argument("source", help="directory, safetensors file with config.json beside it, or hub id such as gpt2")
+    parser.add_argument("--model", help="name in the database; default: the last part of the source")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--replace", action="store_true", help="replace weights, optimizer state and vocabulary")
+    args = parser.parse_args()
+    source = locate(args.source, args.revision)
+    model = args.model or (source.resolve().name if source.exists() and Path(args.source).exists() else args.source.split("/")[-1])
+    with connect(args.dsn) as conn:
+        load_model(Database(conn), source, model, replace=args.replace)
+    print(f'loaded model "{model}" from {args.source}')
+
+
+if __name__ == "__main__":
+    run(main)

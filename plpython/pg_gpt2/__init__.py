@@ -1,0 +1,7 @@
+"""pg_gpt2: GPT-2, trained and run inside PostgreSQL, on NumPy.
+
+Dependency runs one way: errors <- tensor, tape <- ops <- model <- training, sampling <- api.
+Only `db` talks to the server; everything else runs in any Python that has NumPy.
+"""
+
+__version__ = "1.0"

@@ -1,0 +1,11 @@
+"""What the SQL functions call: one module a topic, loaded when a session first needs it."""
+
+import importlib
+from types import ModuleType
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import the topic `name` on first use."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    return importlib.import_module(f"{__name__}.{name}")

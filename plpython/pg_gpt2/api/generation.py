@@ -1,0 +1,234 @@
+"""llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .. import db, gpt2, host, store, vocabularies
+from ..bpe import Tokenizer
+from ..config import GPT2Config
+from ..db import entry
+from ..decode import Decoder, check_ids
+from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, WrongState
+from ..generation import Options, TextStream, Token, tokens
+from ..sampling import Sampling, softmax
+from ..tape import Eager
+from ..tensor import to_bytes
+from ..ops.products import product
+
+MAX_BYTEA = (1 << 30) - (1 << 16)
+
+
+@entry
+def generate(
+    prompt: str | None,
+    max_tokens: int,
+    temperature: float,
+    topk: int,
+    topp: float,
+    model_name: str | None,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    repetition_penalty: float,
+    min_p: float,
+    echo: bool,
+) -> str:
+    """Prompt (unless echo is false) and completion."""
+    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo)
+    for _ in job.tokens:
+        host.check_interrupts()
+    return job.finish()
+
+
+@entry
+def stream(
+    prompt: str | None,
+    max_tokens: int,
+    temperature: float,
+    topk: int,
+    topp: float,
+    model_name: str | None,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    repetition_penalty: float,
+    min_p: float,
+    echo: bool,
+) -> Iterator[tuple[Any, ...]]:
+    """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
+    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo)
+    return job.rows()
+
+
+class _TextJob:
+    """One prompt on its way to text. The prompt is already processed when this is made, so that errors come with the call."""
+
+    def __init__(
+        self,
+        prompt: str | None,
+        max_tokens: int,
+        sampling: Sampling,
+        model_name: str | None,
+        eos_token: int | None,
+        seed: int | None,
+        stop: list[str] | None,
+        echo: bool,
+    ) -> None:
+        if prompt is None or echo is None:
+            raise NullNotAllowed(
+                f"{'prompt' if prompt is None else 'echo'} must not be null",
+                hint="An empty prompt '' starts from the end-of-text token.",
+            )
+        model = store.load(model_name)
+        self.tokenizer = vocabularies.load(model.name)
+        options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, self.tokenizer)
+        ids = _prompt_ids(prompt, model, self.tokenizer)
+        self.prefix = prompt if echo else ""
+        self.text = TextStream(self.tokenizer, options.stop, options.eos)
+        self.tokens = tokens(model.params, model.config, ids, options, self.text.add)
+
+    def finish(self) -> str:
+        """All the text, when no token is left."""
+        self.text.finish()
+        return self.prefix + self.text.text()
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        for step, token in enumerate(self.tokens, 1):
+            if token.finish:
+                self.text.finish()
+            shown = self.prefix + self.text.shown()
+            done = token.finish is not None
+            yield step, token.id, self.tokenizer.decode([token.id]), shown, done, token.logprob, token.finish
+
+
+def _options(
+    max_tokens: int,
+    sampling: Sampling,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    config: GPT2Config,
+    tokenizer: Tokenizer | None,
+) -> Options:
+    """Options with end-of-text and seed resolved."""
+    if eos_token is None:
+        eos = config.eos_token_id if config.eos_token_id is not None or tokenizer is None else tokenizer.eos_token_id
+    elif -1 <= eos_token < config.vocab:
+        eos = None if eos_token == -1 else eos_token
+    else:
+        raise InvalidParameter(
+            f"eos_token {eos_token} is not in 0..{config.vocab - 1}", hint="Give a token id, null for the model's, or -1 for none."
+        )
+    return Options(max_tokens, sampling, eos, _seed() if seed is None else seed, tuple(stop or ()))
+
+
+def _seed() -> int:
+    """A seed from the server's random(), which setseed() fixes."""
+    row = db.row("SELECT random() AS value")
+    return int((row or {})["value"] * 2**53)
+
+
+def _prompt_ids(prompt: str, model: store.Model, tokenizer: Tokenizer) -> list[int]:
+    """Ids of the prompt; the end-of-text token for an empty one; with a NOTICE when only its tail fits the window."""
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
+        if eos is None:
+            raise InvalidParameter(
+                f'an empty prompt needs an end-of-text token, and model "{model.name}" has none',
+                hint="Give a prompt, or set eos_token_id in llm_model_config.",
+            )
+        return [eos]
+    check_ids(ids, model.config, model.name)
+    _notice_long_prompt(len(ids), model)
+    return ids
+
+
+def _notice_long_prompt(length: int, model: store.Model) -> None:
+    if length > model.config.n_positions:
+        db.notice(f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used")
+
+
+@entry
+def generate_tokens(
+    ids: list[int] | None,
+    max_tokens: int,
+    temperature: float,
+    topk: int,
+    topp: float,
+    model_name: str | None,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    repetition_penalty: float,
+    min_p: float,
+) -> list[int]:
+    """New ids after `ids`."""
+    if not ids:
+        raise NullNotAllowed("ids must not be null or empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
+    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    model = store.load(model_name)
+    check_ids(ids, model.config, model.name)
+    tokenizer = vocabularies.load(model.name) if stop else None
+    options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
+    _notice_long_prompt(len(ids), model)
+    text = TextStream(tokenizer, options.stop, options.eos) if tokenizer else None
+    found: list[int] = []
+    new: Iterator[Token] = tokens(model.params, model.config, ids, options, text.add if text else lambda token: False)
+    for token in new:
+        found.append(token.id)
+        host.check_interrupts()
+    return found
+
+
+@entry
+def next_token(prompt: str | None, n: int | None, temperature: float | None, model_name: str | None) -> list[tuple[Any, ...]]:
+    """Rows (rank, token_id, token, logit, probability) of the `n` most probable tokens."""
+    if prompt is None or n is None or temperature is None:
+        raise NullNotAllowed("prompt, n and temperature must not be null")
+    if n < 1:
+        raise InvalidParameter(f"n must be 1 or more, not {n}")
+    if not 0 < temperature < float("inf"):
+        raise InvalidParameter(f"temperature must be above 0 and finite, not {temperature}")
+    model = store.load(model_name)
+    tokenizer = vocabularies.load(model.name)
+    ids = _prompt_ids(prompt, model, tokenizer)[-model.config.n_positions :]
+    logits = Decoder(model.params, model.config, len(ids)).feed(ids)
+    probabilities = softmax(logits / np.float32(temperature))
+    best = np.argsort(-logits, kind="stable")[:n]
+    return [
+        (rank, int(token), tokenizer.decode([int(token)]), float(logits[token]), float(probabilities[token]))
+        for rank, token in enumerate(best, 1)
+    ]
+
+
+@entry
+def logits(
+    token_ids: list[int] | None,
+    model_name: str | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d_model: int | None,
+    vocab_size: int | None,
+) -> bytes:
+    """Logits [T, vocab] of all positions, as bytes."""
+    if not token_ids:
+        raise NullNotAllowed("token_ids must not be null or empty", hint="llm_encode(text, model) gives ids.")
+    model = store.load(model_name)
+    store.check_overrides(model.config, n_layer, n_head, d_model, vocab_size)
+    if len(token_ids) > model.config.n_positions:
+        raise InvalidParameter(
+            f'{len(token_ids)} tokens are more than the {model.config.n_positions} positions of model "{model.name}"',
+            hint="Give fewer tokens; llm_generate slides its window instead.",
+        )
+    check_ids(token_ids, model.config, model.name)
+    if 4 * len(token_ids) * model.config.vocab > MAX_BYTEA:
+        raise OutOfMemory(
+            f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
+        )
+    hidden = gpt2.hidden(Eager(), model.params, np.asarray([token_ids], np.int64), model.config)
+    return to_bytes(product(hidden[0], model.params["wte"].T))

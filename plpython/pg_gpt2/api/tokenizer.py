@@ -1,0 +1,88 @@
+"""llm_encode and its family, and where vocabularies come from."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from .. import bpe_train, db, server_files, store, vocabularies
+from ..bpe import Tokenizer
+from ..db import entry
+from ..errors import NullNotAllowed
+from ..formats import vocab as vocab_files
+
+MAX_FILE_BYTES = 256 << 20  # of vocab.json or merges.txt; GPT-2's have 1 MB
+
+
+def _tokenizer(model: str | None) -> Tokenizer:
+    return vocabularies.load(store.model_name(model))
+
+
+@entry
+def encode(text: str | None, model: str | None, special: bool | None) -> list[int] | None:
+    """Token ids."""
+    return None if text is None else _tokenizer(model).encode(text, bool(special))
+
+
+@entry
+def decode(ids: list[int] | None, model: str | None) -> str | None:
+    """Text; what a text cannot hold is U+FFFD."""
+    return None if ids is None else storable(_tokenizer(model).decode(ids))
+
+
+def storable(text: str) -> str:
+    """A text without U+0000, at which PostgreSQL would cut it silently."""
+    return text.replace("\0", "\ufffd")
+
+
+@entry
+def decode_bytes(ids: list[int] | None, model: str | None) -> bytes | None:
+    """Bytes."""
+    return None if ids is None else _tokenizer(model).decode_bytes(ids)
+
+
+@entry
+def tokenize(text: str | None, model: str | None, special: bool | None) -> Iterator[Any]:
+    """Rows (position, token_id, token, bytes)."""
+    return iter(()) if text is None else iter(list(_tokenizer(model).tokenize(text, bool(special))))
+
+
+@entry
+def count(text: str | None, model: str | None, special: bool | None) -> int | None:
+    """Number of tokens."""
+    return None if text is None else _tokenizer(model).count(text, bool(special))
+
+
+@entry
+def trace(word: str | None, model: str | None) -> Iterator[Any]:
+    """Rows (step, token_id, merged, pieces)."""
+    return iter(()) if word is None else iter(list(_tokenizer(model).trace(word)))
+
+
+@entry
+def train(source: str | None, vocab_size: int | None, model: str | None, source_path: str) -> int:
+    """Learn a vocabulary from a query's texts; its size."""
+    if vocab_size is None or not model:
+        raise NullNotAllowed(
+            "vocab_size and model must be given",
+            hint="Example: SELECT llm_train_bpe('SELECT body FROM documents', 1024, 'tiny').",
+        )
+    vocabularies.require_none(model)
+    vocab, merges = bpe_train.train(db.source_texts(source, source_path), vocab_size)
+    vocabularies.replace_tokens(model, vocab)
+    vocabularies.replace_merges(model, merges)
+    return len(vocab)
+
+
+@entry
+def load_vocab(path: str | None, model: str | None) -> int:
+    """vocab.json -> rows; their number."""
+    vocab = vocab_files.parse_vocab(server_files.read(path, MAX_FILE_BYTES))
+    vocabularies.replace_tokens(model, vocab)
+    return len(vocab)
+
+
+@entry
+def load_merges(path: str | None, model: str | None) -> int:
+    """merges.txt -> rows; their number."""
+    merges = vocab_files.parse_merges(server_files.read(path, MAX_FILE_BYTES))
+    vocabularies.replace_merges(model, merges)
+    return len(merges)

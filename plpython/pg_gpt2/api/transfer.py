@@ -1,0 +1,124 @@
+"""Import and export of weights: files of the server, or bytes."""
+
+import io
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+import numpy as np
+
+from .. import db, host, server_files, store
+from ..config import GPT2Config
+from ..db import entry
+from ..errors import InconsistentData, NullNotAllowed, UndefinedObject, WrongState
+from ..formats import Checkpoint, hub_metadata, hub_name, open_npz, open_safetensors, write_npz, write_safetensors
+from ..tensor import FLOAT32
+
+
+@entry
+def import_safetensors_file(path: str | None, model: str | None, replace: bool | None) -> int:
+    """A safetensors file of the server -> rows."""
+    _check_name(model)
+    return _import(open_safetensors(server_files.open_to_read(path)), model, replace)
+
+
+@entry
+def import_npz_file(path: str | None, model: str | None, replace: bool | None) -> int:
+    """A .npz file of the server -> rows."""
+    _check_name(model)
+    return _import(open_npz(server_files.open_to_read(path), store.find_config(model)), model, replace)
+
+
+@entry
+def import_safetensors(data: bytes | None, model: str | None, replace: bool | None) -> int:
+    """Bytes of a safetensors file -> rows."""
+    _check_name(model)
+    if data is None:
+        raise NullNotAllowed("data must not be null", hint="Give the bytes of a safetensors file.")
+    return _import(open_safetensors(io.BytesIO(data)), model, replace)
+
+
+def _check_name(model: str | None) -> None:
+    if not model:
+        raise NullNotAllowed("model must be given", hint="Give the model's name.")
+
+
+def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
+    """Check and store a checkpoint's tensors; their number."""
+    with opened as checkpoint:
+        known = store.find_config(model)
+        config = known or checkpoint.config()
+        if config is None:
+            raise UndefinedObject(
+                f'model "{model}" has no configuration, and the file does not say how many heads it has',
+                hint="INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab) VALUES (...) first,"
+                " or use python -m loaders.load_model, which reads config.json.",
+            )
+        if replace:
+            db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+        else:
+            store.require_no_weights(model)
+        if known is None:
+            store.register(model, config)
+        store.insert_params(model, checkpoint.tensors(config))
+        return len(config.param_shapes())
+
+
+@entry
+def export_safetensors_file(path: str | None, model: str | None) -> int:
+    """Rows -> a safetensors file of the server; its size."""
+    config = store.config(model)
+
+    def fill(file: io.BufferedWriter) -> None:
+        for chunk in _safetensors(config, model):
+            file.write(chunk)
+            host.check_interrupts()
+
+    return server_files.write(path, fill)
+
+
+@entry
+def export_npz_file(path: str | None, model: str | None) -> int:
+    """Rows -> a .npz file of the server; its size."""
+    config = store.config(model)
+    stored = _Stored(model, config)
+    return server_files.write(path, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
+
+
+@entry
+def export_safetensors(model: str | None) -> Iterator[bytes]:
+    """Chunks of a safetensors file."""
+    return _safetensors(store.config(model), model)
+
+
+def _safetensors(config: GPT2Config, model: str) -> Iterator[bytes]:
+    stored = _Stored(model, config)
+    ours = {hub_name(name): name for name in stored.shapes}
+    shapes = {theirs: stored.shapes[name] for theirs, name in ours.items()}
+    return write_safetensors(shapes, lambda name: stored.blocks(ours[name]), hub_metadata(config))
+
+
+class _Stored:
+    """The stored tensors of a model, read once in the order of their names, through one cursor and hence of one snapshot."""
+
+    def __init__(self, model: str, config: GPT2Config) -> None:
+        self.shapes = dict(sorted(config.param_shapes().items()))
+        self._model = model
+        rows = db.cursor(
+            'SELECT name, shape, data FROM {schema}.llm_param WHERE model = $1 ORDER BY name COLLATE "C", token_id',
+            ["text"],
+            model,
+        )
+        self._tensors = groupby(rows, lambda row: row["name"])
+
+    def blocks(self, name: str) -> Iterable[np.ndarray]:
+        """Blocks of the next tensor, which must be `name`."""
+        found, rows = next(self._tensors, (None, iter(())))
+        if found is None:
+            raise WrongState(f'model "{self._model}" has no weights, or lacks tensor "{name}"', hint="Import the model again.")
+        if found != name:
+            raise InconsistentData(
+                f'model "{self._model}" has tensor "{found}" where "{name}" should follow', hint="Compare llm_param with llm_model_config."
+            )
+        for row in rows:
+            host.check_interrupts()
+            yield np.frombuffer(row["data"], FLOAT32).reshape(row["shape"])

@@ -1,0 +1,172 @@
+"""The one module that talks to the server: queries, settings, notices, cancel, and errors on their way out.
+
+In SQL text `{schema}` stands for the extension's schema; everything else is in pg_catalog, because every function pins its
+search_path. Statements are prepared once a session.
+"""
+
+import functools
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import plpy
+
+from . import host
+from .errors import InvalidParameter, NullNotAllowed, OutOfMemory, PgGpt2Error
+
+Row = dict[str, Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# PL/Python prefixes a message with the name of the exception's class; this name makes a prefix that a user can read.
+ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
+
+_schema = ""
+_plans: dict[tuple[str, tuple[str, ...]], Any] = {}
+_checked = 0.0
+CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
+
+
+def connect(schema: str) -> None:
+    """Remember the extension's schema (a quoted identifier) and serve the engine's host hooks."""
+    global _schema
+    _schema = schema
+    host.check_interrupts = check_interrupts
+    host.notice = notice
+
+
+def entry(function: Function) -> Function:
+    """Make `function` callable from SQL: its errors, and those of a generator it returns, become PostgreSQL errors."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any) -> Any:
+        try:
+            result = function(*args)
+        except Exception as error:  # nothing is swallowed: a cancel, too, goes on to the server
+            raise _for_sql(error) from None
+        return _guarded_rows(result) if isinstance(result, Iterator) else result
+
+    return guarded  # type: ignore[return-value]
+
+
+def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from rows
+    except Exception as error:
+        raise _for_sql(error) from None
+
+
+def _for_sql(error: Exception) -> Exception:
+    """The error as SQL shall see it."""
+    if isinstance(error, plpy.SPIError):
+        return _from_server(error)
+    if isinstance(error, plpy.Error):
+        return error
+    if isinstance(error, PgGpt2Error):
+        return _error(error.message, error.sqlstate, error.detail, error.hint)
+    if isinstance(error, MemoryError):
+        hint = "Use a shorter input, a smaller batch or a smaller model."
+        return _error(str(error) or "out of memory", OutOfMemory.sqlstate, None, hint)
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    hint = "This is a defect in pg_gpt2: please report it with the DETAIL."
+    return _error(f"unexpected {type(error).__name__}: {error}", "XX000", trace, hint)
+
+
+def _error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
+    error = ServerError(message)
+    error.sqlstate, error.detail, error.hint = sqlstate, detail, hint
+    return error
+
+
+def _from_server(error: Any) -> Exception:
+    """The server's own error, with all its fields but without the class name that PL/Python would prefix."""
+    _, detail, hint, _query, _position, *names = error.spidata or (None,) * 10
+    copy = _error(str(error), error.sqlstate, detail, hint)
+    for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
+        setattr(copy, field, value)
+    return copy
+
+
+def query(sql: str, types: Sequence[str] = (), *args: Any) -> list[Row]:
+    """Rows of a statement whose `$1...` have `types`."""
+    return list(plpy.execute(_plan(sql, types), list(args)))
+
+
+def run(sql: str, types: Sequence[str] = (), *args: Any) -> int:
+    """Execute a statement; the number of rows it processed."""
+    return plpy.execute(_plan(sql, types), list(args)).nrows()
+
+
+def row(sql: str, types: Sequence[str] = (), *args: Any) -> Row | None:
+    """The first row, or None."""
+    rows = plpy.execute(_plan(sql, types), list(args), 1)
+    return rows[0] if rows.nrows() else None
+
+
+def cursor(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
+    """Rows one at a time, for results that are too large to hold."""
+    return plpy.cursor(_plan(sql, types), list(args))
+
+
+def _plan(sql: str, types: Sequence[str]) -> Any:
+    key = (sql, tuple(types))
+    if key not in _plans:
+        _plans[key] = plpy.prepare(sql.replace("{schema}", _schema), list(types))
+    return _plans[key]
+
+
+def source_texts(source: str, search_path: str) -> Iterator[str]:
+    """Texts of a caller's query, which runs with the caller's rights under the caller's `search_path`; NULLs are skipped.
+
+    The path is set only while the query runs, so that it cannot lead our own statements astray.
+    """
+    if source is None:
+        raise NullNotAllowed("source must not be null", hint="Give a query that returns one text column.")
+    with _search_path(search_path):
+        rows = plpy.cursor(source)
+        batch = rows.fetch(100)
+    while batch.nrows():
+        for fetched in batch:
+            if len(fetched) != 1 or not isinstance(value := next(iter(fetched.values())), str | None):
+                raise InvalidParameter(
+                    f"source must return one text column, not ({', '.join(fetched)})", hint="Example: 'SELECT body FROM documents'."
+                )
+            if value is not None:
+                yield value
+        with _search_path(search_path):
+            batch = rows.fetch(100)
+    rows.close()
+
+
+@contextmanager
+def _search_path(path: str) -> Iterator[None]:
+    _set_search_path(path)
+    try:
+        yield
+    finally:
+        _set_search_path("pg_catalog, pg_temp")
+
+
+def _set_search_path(path: str) -> None:
+    run("SELECT pg_catalog.set_config('search_path', $1, true)", ["text"], path)
+
+
+def setting(name: str, default: str | None = None) -> str | None:
+    """Value of `pg_gpt2.name`, else `default`. After a rolled-back SET the value is '' and not null."""
+    found = row("SELECT nullif(current_setting($1, true), '') AS value", ["text"], f"pg_gpt2.{name}")
+    return default if found is None or found["value"] is None else found["value"]
+
+
+def check_interrupts() -> None:
+    """Let a cancel, a timeout or a termination of this session take effect; cheap enough for inner loops."""
+    global _checked
+    now = time.monotonic()
+    if now - _checked >= CHECK_EVERY:
+        _checked = now
+        plpy.execute(_plan("SELECT 1", ()))
+
+
+def notice(message: str) -> None:
+    """Tell the client something, as a NOTICE."""
+    plpy.notice(message)

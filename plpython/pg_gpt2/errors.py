@@ -1,0 +1,94 @@
+"""Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
+
+`db.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours.
+"""
+
+
+class PgGpt2Error(Exception):
+    """Base of all errors with a SQLSTATE. `hint` says what to do; `detail` adds facts."""
+
+    sqlstate = "XX000"
+
+    def __init__(self, message: str, *, hint: str | None = None, detail: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.detail = detail
+
+
+class InvalidParameter(PgGpt2Error):
+    """A value outside its domain."""
+
+    sqlstate = "22023"
+
+
+class NullNotAllowed(PgGpt2Error):
+    """NULL where it has no meaning."""
+
+    sqlstate = "22004"
+
+
+class MalformedData(PgGpt2Error):
+    """A file or a byte string that is not what it claims to be."""
+
+    sqlstate = "22P02"
+
+
+class InconsistentData(PgGpt2Error):
+    """Stored rows or imported tensors that do not fit the model's configuration."""
+
+    sqlstate = "22000"
+
+
+class UndefinedObject(PgGpt2Error):
+    """An unknown model, tensor, checkpoint or run."""
+
+    sqlstate = "42704"
+
+
+class DuplicateObject(PgGpt2Error):
+    """A name that is taken."""
+
+    sqlstate = "42710"
+
+
+class WrongState(PgGpt2Error):
+    """The object exists but cannot do this now, such as a model without weights."""
+
+    sqlstate = "55000"
+
+
+class LockNotAvailable(PgGpt2Error):
+    """Another session holds what is needed."""
+
+    sqlstate = "55P03"
+
+
+class InsufficientPrivilege(PgGpt2Error):
+    """The caller lacks a role or a privilege."""
+
+    sqlstate = "42501"
+
+
+class UndefinedFile(PgGpt2Error):
+    """A path that does not lead to a file."""
+
+    sqlstate = "58P01"
+
+
+class FileAccessError(PgGpt2Error):
+    """The operating system refused to read or write a file."""
+
+    sqlstate = "58030"
+
+
+class OutOfMemory(PgGpt2Error):
+    """More memory than there is, or than `pg_gpt2.max_memory` allows."""
+
+    sqlstate = "53200"
+
+
+class FeatureNotSupported(PgGpt2Error):
+    """Something that this server or encoding cannot do."""
+
+    sqlstate = "0A000"

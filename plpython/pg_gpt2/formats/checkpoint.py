@@ -1,0 +1,191 @@
+"""A GPT-2 in a checkpoint file: our names over the file's, its configuration, and the checks of an import.
+
+Names lose `transformer.` and the `_orig_mod.` of torch.compile; attention masks that older files carry are skipped. The
+output projection is tied: `lm_head.weight` may be missing, or must equal `wte`.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from hashlib import blake2b
+from typing import final
+
+import numpy as np
+
+from .. import host
+from ..config import GPT2Config
+from ..errors import InconsistentData, InvalidParameter, MalformedData
+from ..tensor import to_bytes
+from .source import TensorReader
+
+READ_BYTES = 4 << 20
+LM_HEAD = "lm_head.weight"
+RowReader = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
+BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
+
+
+def canonical_name(name: str) -> str | None:
+    """Our name of a tensor that a checkpoint calls `name`; None for an attention mask."""
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while parts[:1] == ["transformer"]:
+        parts.pop(0)
+    ours = ".".join(parts)
+    if BUFFER.fullmatch(ours):
+        return None
+    return {"wte.weight": "wte", "wpe.weight": "wpe"}.get(ours, ours)
+
+
+def hub_name(name: str, prefix: str = "transformer.") -> str:
+    """The name under which `GPT2LMHeadModel.save_pretrained` writes our tensor `name`."""
+    return f"{prefix}{name}.weight" if name in ("wte", "wpe") else f"{prefix}{name}"
+
+
+def hub_metadata(config: GPT2Config) -> dict[str, str]:
+    """What shapes do not say about a model, for the metadata of an exported file."""
+    found = {"n_head": config.n_head, "eos_token_id": config.eos_token_id}
+    return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def max_file_bytes(config: GPT2Config) -> int:
+    """The most that a checkpoint of this model can hold: float64, an untied lm_head, masks of every block."""
+    masks = config.n_layer * 4 * (config.n_positions**2 + 16)
+    return 8 * (config.n_params() + config.vocab * config.d_model) + masks + (1 << 20)
+
+
+@final
+class Checkpoint:
+    """The tensors of `reader` under our names. Use as a context manager; leaving it closes the file."""
+
+    def __init__(self, reader: TensorReader) -> None:
+        self._reader = reader
+        self._names: dict[str, str] = {}
+        for name in reader.names():
+            ours = canonical_name(name)
+            if ours is None:
+                continue
+            if ours in self._names:
+                raise InconsistentData(f"{self._names[ours]} and {name} in the file are both tensor {ours}")
+            self._names[ours] = name
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Strings that the file carries beside the tensors."""
+        return self._reader.metadata
+
+    def names(self) -> Sequence[str]:
+        """Our names, in file order; among them `lm_head.weight` when the file has it."""
+        return list(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of tensor `name`."""
+        return self._reader.shape(self._names[name])
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of tensor `name`, float32; 22000 when a value is not finite."""
+        values = self._reader.rows(self._names[name], start, stop)
+        if not np.isfinite(values).all():
+            at = np.argwhere(~np.isfinite(values))[0].tolist()
+            at[0] += start
+            raise InconsistentData(
+                f"tensor {name} has a value that is not finite, at {at}",
+                hint="The training that wrote this file diverged, or the file is damaged.",
+            )
+        return values
+
+    def config(self, n_head: int | None = None, eos_token_id: int | None = None) -> GPT2Config | None:
+        """The configuration that the shapes say, or None when neither caller nor file knows `n_head`."""
+        n_head = n_head if n_head is not None else self._integer("n_head")
+        eos_token_id = eos_token_id if eos_token_id is not None else self._integer("eos_token_id")
+        if n_head is None:
+            return None
+        for name in ("wte", "wpe"):
+            if name not in self._names:
+                raise InconsistentData(f"tensor {name} is missing", hint="Is this the checkpoint of a GPT-2?")
+            if len(self.shape(name)) != 2:
+                raise InconsistentData(f"tensor {name} has shape {list(self.shape(name))}, not two dimensions")
+        (vocab, d_model), (n_positions, _) = self.shape("wte"), self.shape("wpe")
+        blocks = {name.split(".")[1] for name in self._names if re.match(r"h\.\d+\.", name)}
+        try:
+            return GPT2Config(len(blocks), n_head, d_model, n_positions, vocab, eos_token_id)
+        except InvalidParameter as error:
+            raise InconsistentData(f"the file's configuration is invalid: {error}", hint=error.hint) from error
+
+    def _integer(self, key: str) -> int | None:
+        text = self.metadata.get(key)
+        if text is None:
+            return None
+        if not re.fullmatch(r"[0-9]{1,9}", text):
+            raise MalformedData(f"the file's metadata says {key} = {text!r:.80}, which is not a count")
+        return int(text)
+
+    def check(self, config: GPT2Config) -> None:
+        """22000, naming the tensor, unless exactly the tensors of `config` are here, each of its shape."""
+        expected = config.param_shapes()
+        for name, shape in expected.items():
+            if name not in self._names:
+                raise InconsistentData(
+                    f"tensor {name} is missing from the file",
+                    hint=f"A model with n_layer = {config.n_layer} has {len(expected)} tensors; see llm_model_config.",
+                )
+            self._check_shape(name, shape)
+        if LM_HEAD in self._names:
+            self._check_shape(LM_HEAD, expected["wte"])
+        for name in self._names:
+            if name not in expected and name != LM_HEAD:
+                raise InconsistentData(
+                    f"tensor {name} in the file is not part of this model",
+                    hint="Compare n_layer in llm_model_config with the file.",
+                )
+
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if self.shape(name) != shape:
+            raise InconsistentData(
+                f"tensor {name} has shape {list(self.shape(name))}, the model's configuration needs {list(shape)}",
+                hint="Linear weights are (in, out), as Conv1D stores them; compare with llm_model_config.",
+            )
+
+    def tensors(self, config: GPT2Config) -> Iterator[tuple[str, tuple[int, ...], RowReader]]:
+        """(name, shape, reader of rows) of every tensor, in file order, checked against `config`.
+
+        The caller reads all rows of each, ascending, before it takes the next: then the file is read once and in order.
+        An untied `lm_head.weight` shows after the last tensor, so insert inside one transaction.
+        """
+        self.check(config)
+        wte, head = blake2b(), blake2b()
+        for name in self._names:
+            if name == LM_HEAD:
+                self._digest(name, head)
+            elif name == "wte" and LM_HEAD in self._names:
+                yield name, self.shape(name), self._digesting(name, wte)
+            else:
+                yield name, self.shape(name), partial(self.rows, name)
+        if LM_HEAD in self._names and wte.digest() != head.digest():
+            raise InconsistentData(
+                "tensor lm_head.weight differs from wte, but GPT-2 ties its output projection to wte",
+                hint="Train or convert the model with tie_word_embeddings = true.",
+            )
+
+    def _digest(self, name: str, digest: blake2b) -> None:
+        rows, width = self.shape(name)
+        step = max(1, READ_BYTES // (4 * width))
+        for start in range(0, rows, step):
+            digest.update(to_bytes(self.rows(name, start, min(start + step, rows))))
+            host.check_interrupts()
+
+    def _digesting(self, name: str, digest: blake2b) -> RowReader:
+        def read(start: int, stop: int) -> np.ndarray:
+            values = self.rows(name, start, stop)
+            digest.update(to_bytes(values))
+            return values
+
+        return read

@@ -1,0 +1,87 @@
+"""The older ".npz" container: one gzip stream of (u16 name length, name, .npy array) until its end; read only.
+
+A stream has no directory, so opening inflates it once to find the tensors, keeping nothing, and reading inflates it a
+second time. Fortran order is refused, as it always was in this format.
+"""
+
+import gzip
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import numpy as np
+
+from ..errors import FeatureNotSupported, MalformedData
+from .npy import NpyHeader, read_npy_header
+from .npz import too_large
+from .source import DEFAULT_MAX_BYTES, MAX_TENSORS, check_rows, read_array, read_exactly, reading, skip, to_float32
+
+
+class GzipNpzReader:
+    """Arrays of the older container. Rows are cheap in the order of the file only."""
+
+    def __init__(self, file: BinaryIO, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        self.metadata: dict[str, str] = {}
+        self._file = file
+        self._entries: dict[str, tuple[NpyHeader, int]] = {}  # header, position of the data in the inflated stream
+        self._rewind()
+        self._index(max_bytes)
+
+    def _rewind(self) -> None:
+        with reading("the gzip stream"):
+            self._file.seek(0)
+            self._stream: BinaryIO = gzip.GzipFile(fileobj=self._file, mode="rb")  # type: ignore[assignment]
+        self._position = 0
+
+    def _index(self, max_bytes: int) -> None:
+        total = 0
+        while (name := self._entry_name()) is not None:
+            if name in self._entries:
+                raise MalformedData(f"tensor {name:.80} stands twice in the file")
+            header = read_npy_header(self._stream, name)
+            if header.fortran_order and len(header.shape) > 1:
+                raise FeatureNotSupported(
+                    f"tensor {name} is in Fortran order, which the older container does not allow",
+                    hint="Write a standard file with numpy.savez.",
+                )
+            total += header.nbytes
+            if total > max_bytes:
+                raise too_large(total, max_bytes)
+            if len(self._entries) == MAX_TENSORS:
+                raise MalformedData(f"the file has more than {MAX_TENSORS} tensors")
+            self._position += 2 + len(name.encode()) + header.size
+            self._entries[name] = header, self._position
+            skip(self._stream, header.nbytes, f"tensor {name}")
+            self._position += header.nbytes
+
+    def _entry_name(self) -> str | None:
+        """The next entry's name, or None at the end of the stream, where gzip has compared its checksum."""
+        with reading("the gzip stream"):
+            first = self._stream.read(1)
+        if not first:
+            return None
+        length = first[0] + 256 * read_exactly(self._stream, 1, "the gzip stream")[0]
+        raw = read_exactly(self._stream, length, "a tensor name")
+        with reading("a tensor name"):
+            return raw.decode()
+
+    def names(self) -> Sequence[str]:
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entries[name][0].shape
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        header, position = self._entries[name]
+        dtype = header.float_dtype(name)
+        width = check_rows(name, header.shape, start, stop)
+        wanted = position + start * width * dtype.itemsize
+        if wanted < self._position:
+            self._rewind()
+        skip(self._stream, wanted - self._position, f"tensor {name}")
+        values = read_array(self._stream, (stop - start) * width, dtype, f"tensor {name}")
+        self._position = wanted + values.nbytes
+        return to_float32(values).reshape(stop - start, *header.shape[1:])
+
+    def close(self) -> None:
+        self._stream.close()
+        self._file.close()

@@ -1,0 +1,126 @@
+"""Text from a model, token by token: the loop around Decoder and sampling, and how tokens become text.
+
+Past the window, the last half of it is fed again and generation goes on. Nothing here touches the server.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .bpe import StreamDecoder, Tokenizer
+from .config import GPT2Config
+from .decode import Decoder
+from .errors import InvalidParameter, NullNotAllowed
+from .sampling import Draws, Sampling, choose, log_softmax
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a call asks for beside its prompt; `eos` None = no end-of-text token."""
+
+    max_tokens: int = 64
+    sampling: Sampling = field(default_factory=Sampling)
+    eos: int | None = None
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is None:
+            raise NullNotAllowed("max_tokens must not be null", hint="Leave it out to get 64.")
+        if self.max_tokens < 0:
+            raise InvalidParameter(f"max_tokens must be 0 or more, not {self.max_tokens}")
+        if any(not stop for stop in self.stop):
+            raise InvalidParameter("a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line.")
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token; `finish` is 'stop' or 'length' on the last."""
+
+    id: int
+    logprob: float
+    finish: str | None
+
+
+def tokens(
+    params: dict[str, np.ndarray],
+    config: GPT2Config,
+    prompt: Sequence[int],
+    options: Options,
+    stopped: Callable[[int], bool] = lambda token: False,
+) -> Iterator[Token]:
+    """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
+    decoder = Decoder(params, config, len(prompt) + options.max_tokens)
+    draws = Draws(options.seed)
+    seen = list(prompt)
+    logits = decoder.feed(seen[-config.n_positions :]) if options.max_tokens else None
+
+    def generate(logits: np.ndarray) -> Iterator[Token]:
+        for step in range(1, options.max_tokens + 1):
+            token = choose(logits, options.sampling, draws, seen)
+            logprob = log_softmax(logits, token)
+            seen.append(token)
+            if token == options.eos or stopped(token):
+                yield Token(token, logprob, "stop")
+                return
+            yield Token(token, logprob, "length" if step == options.max_tokens else None)
+            if step < options.max_tokens:
+                logits = _advance(decoder, seen)
+
+    return generate(logits) if logits is not None else iter(())
+
+
+def _advance(decoder: Decoder, seen: list[int]) -> np.ndarray:
+    """Feed the last token; when the window is full, start again from its last half."""
+    if decoder.length < decoder.config.n_positions:
+        return decoder.feed(seen[-1:])
+    decoder.clear()
+    return decoder.feed(seen[-(decoder.config.n_positions // 2 or 1) :])
+
+
+class TextStream:
+    """Collects the text of new tokens; shows only what later tokens cannot change.
+
+    Bytes of an unfinished character are held back, and so is an end that might become a stop string.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], eos: int | None) -> None:
+        self._decoder = StreamDecoder(tokenizer)
+        self._stop = tuple(stop)
+        self._eos = eos
+        self._text = ""
+        self.stopped = False
+
+    def add(self, token: int) -> bool:
+        """Take a token; True when a stop string is complete, and the text then ends before it."""
+        if token == self._eos:
+            return False
+        start = max(0, len(self._text) - max(map(len, self._stop), default=0))
+        self._text += self._decoder.push(token)
+        return self._cut(start)
+
+    def finish(self) -> None:
+        """No token follows: unfinished bytes become U+FFFD."""
+        if not self.stopped:
+            self._text += self._decoder.finish()
+            self._cut(0)
+
+    def _cut(self, start: int) -> bool:
+        found = [place for stop in self._stop if (place := self._text.find(stop, start)) >= 0]
+        if found:
+            self._text, self.stopped = self._text[: min(found)], True
+        return self.stopped
+
+    def text(self) -> str:
+        """All that is certain; after `finish` all there is."""
+        return self._text
+
+    def shown(self) -> str:
+        """The text without an end that could grow into a stop string."""
+        if self.stopped:
+            return self._text
+        held = max(
+            (size for stop in self._stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])), default=0
+        )
+        return self._text[: len(self._text) - held]

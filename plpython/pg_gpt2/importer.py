@@ -1,0 +1,57 @@
+"""Import the package from a dict of sources, which `llm_boot` reads from the table llm_module.
+
+Several versions can live in one session, as during ALTER EXTENSION UPDATE: each gets a name of its own in sys.modules.
+This module is executed by itself, before the package exists, and so imports nothing from it.
+"""
+
+import hashlib
+import importlib
+import importlib.abc
+import importlib.util
+import linecache
+import sys
+
+HINT = "Install it for that interpreter: apt-get install python3-numpy, or pip install numpy in an environment on the server's PYTHONPATH."
+
+
+class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Finds and loads modules `root` and below from `sources`, whose keys begin with `pg_gpt2`."""
+
+    def __init__(self, root, sources):
+        self.root = root
+        self.sources = {root + name.removeprefix("pg_gpt2"): source for name, source in sources.items()}
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname in self.sources:
+            return importlib.util.spec_from_loader(fullname, self, origin=f"<{fullname}>")
+        return None
+
+    def is_package(self, fullname):
+        return any(name.startswith(fullname + ".") for name in self.sources)
+
+    def get_source(self, fullname):
+        return self.sources[fullname]
+
+    def exec_module(self, module):
+        source, origin = self.sources[module.__name__], module.__spec__.origin
+        linecache.cache[origin] = (len(source), None, source.splitlines(True), origin)
+        exec(compile(source, origin, "exec"), module.__dict__)
+
+
+def load(sources, key, schema):
+    """Import the package under a name made from `key` and return its `api`; `schema` is the extension's, quoted."""
+    root = "pg_gpt2_" + hashlib.sha256(key.encode()).hexdigest()[:12]
+    if root not in sys.modules:
+        sys.meta_path.append(SourceImporter(root, sources))
+    try:
+        importlib.import_module(root + ".threads").import_numpy_single_threaded()
+    except ImportError as error:
+        import plpy
+
+        plpy.error(
+            f"pg_gpt2 needs NumPy in the Python of PL/Python, {sys.base_prefix}/bin/python3 ({sys.version.split()[0]}): {error}",
+            hint=HINT,
+            sqlstate="55000",
+        )
+    importlib.import_module(root + ".db").connect(schema)
+    return importlib.import_module(root + ".api")

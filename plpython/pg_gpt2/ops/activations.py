@@ -1,0 +1,110 @@
+"""gelu in the tanh form GPT-2 uses (Hendrycks & Gimpel 2016), and softmax over the last axis."""
+
+from math import pi, sqrt
+from typing import Any
+
+import numpy as np
+
+from .. import threads
+from . import buffers
+from .elementwise import BLOCK, contiguous, for_blocks
+from .op import register
+
+SQRT_2_OVER_PI = sqrt(2.0 / pi)
+CUBIC = 0.044715
+Grads = tuple[np.ndarray | None, ...]
+
+
+def _gelu_tanh(x: np.ndarray, square: np.ndarray, out: np.ndarray) -> None:
+    """out = tanh(sqrt(2/pi) (x + 0.044715 x^3)), square = x^2."""
+    np.multiply(x, x, out=square)
+    np.multiply(square, SQRT_2_OVER_PI * CUBIC, out=out)
+    out += SQRT_2_OVER_PI
+    out *= x
+    np.tanh(out, out=out)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:  # [..] -> [..]
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+
+    def block(x: np.ndarray, y: np.ndarray) -> None:
+        _gelu_tanh(x, buffers.scratch("gelu", x.shape, x.dtype), y)
+        y += 1.0
+        y *= x
+        y *= 0.5
+
+    y = buffers.empty(x.shape, x.dtype)
+    for_blocks(block, contiguous(x), y)
+    return y
+
+
+def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
+    """dx = dy * 0.5 ((1 + t) + x (1 - t^2) sqrt(2/pi) (1 + 3 * 0.044715 x^2)), t the tanh above."""
+
+    def block(dy: np.ndarray, x: np.ndarray, dx: np.ndarray) -> None:
+        inner = buffers.scratch("gelu", x.shape, x.dtype)
+        t = buffers.scratch("gelu_t", x.shape, x.dtype)
+        _gelu_tanh(x, inner, t)
+        inner *= 3.0 * SQRT_2_OVER_PI * CUBIC
+        inner += SQRT_2_OVER_PI
+        inner *= x
+        np.multiply(t, t, out=dx)
+        np.subtract(1.0, dx, out=dx)
+        dx *= inner
+        dx += t
+        dx += 1.0
+        dx *= dy
+        dx *= 0.5
+
+    dx = buffers.empty(x.shape, x.dtype)
+    for_blocks(block, contiguous(dy), contiguous(x), dx)
+    return (dx,)
+
+
+register("gelu", gelu, gelu_backward, "x", reads=(0,))
+
+
+def softmax_in_place(z: np.ndarray) -> np.ndarray:  # [.., n] -> [..], the log of the sum of exponentials
+    """Scores become probabilities over the last axis; the maximum is subtracted, so that nothing overflows."""
+    top = z.max(axis=-1, keepdims=True)
+    z -= top
+    np.exp(z, out=z)
+    total = z.sum(axis=-1, keepdims=True)
+    z /= total
+    return (top + np.log(total))[..., 0]
+
+
+def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
+    """Call `work(*blocks)` on blocks of whole rows of arrays [.., n]."""
+    n = arrays[0].shape[-1]
+    rows = [array.reshape(-1, n) for array in arrays]
+    threads.for_rows(len(rows[0]), max(1, BLOCK // max(1, n)), lambda block: work(*(array[block] for array in rows)))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
+    """exp(x) / sum(exp(x)) over the last axis."""
+
+    def block(x: np.ndarray, y: np.ndarray) -> None:
+        y[...] = x
+        softmax_in_place(y)
+
+    y = buffers.empty(x.shape, x.dtype)
+    _for_row_blocks(block, contiguous(x), y)
+    return y
+
+
+def softmax_backward(
+    dy: np.ndarray, y: np.ndarray | None, x: np.ndarray, *, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """dx = y * (dy - sum(y * dy))."""
+
+    def block(dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
+        np.subtract(dy, np.einsum("ij,ij->i", y, dy)[:, None], out=dx)
+        dx *= y
+
+    dx = buffers.empty(dy.shape, dy.dtype)
+    _for_row_blocks(block, contiguous(dy), contiguous(softmax(x) if y is None else y), dx)
+    return (dx,)
+
+
+register("softmax", softmax, softmax_backward, "x", reads=("y",))

@@ -1,0 +1,124 @@
+"""Elementwise ops: add and mul with NumPy's broadcasting, scale, ones_like, zeros_like; and the blocks that others use.
+
+Work goes block by block, in place, on all cores: a block and its temporaries stay in a core's cache.
+"""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from .. import threads
+from . import buffers
+from .op import Shape, misfit, register
+
+BLOCK = 100_000  # elements: smaller ones make the threads fight over the interpreter lock
+Grads = tuple[np.ndarray | None, ...]
+
+
+def for_blocks(work: Callable[..., object], *arrays: np.ndarray) -> None:
+    """Call `work(*blocks)` on flat blocks of contiguous arrays of one size."""
+    flat = [array.reshape(-1) for array in arrays]
+    threads.for_rows(flat[0].size, BLOCK, lambda block: work(*(array[block] for array in flat)))
+
+
+def contiguous(x: np.ndarray) -> np.ndarray:
+    """x, or a copy of it in C order."""
+    return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+
+
+def accumulate(total: np.ndarray, term: np.ndarray) -> None:
+    """total += term, both contiguous and of one shape."""
+    for_blocks(lambda t, x: np.add(t, x, out=t), total, contiguous(term))
+
+
+def unbroadcast(dy: np.ndarray, shape: Shape) -> np.ndarray:
+    """Sum `dy` over the axes along which `shape` was broadcast."""
+    if dy.shape == shape:
+        return dy
+    kept = dy.ndim - len(shape)
+    if shape == dy.shape[kept:]:  # a bias or a position embedding: leading axes only
+        rows = dy.reshape(-1, prod(shape))
+        return (np.ones(len(rows), dy.dtype) @ rows).reshape(shape)
+    axes = tuple(range(kept)) + tuple(i + kept for i, n in enumerate(shape) if n == 1 and dy.shape[i + kept] != 1)
+    return dy.sum(axis=axes, keepdims=True).reshape(shape)
+
+
+def _binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """function(a, b), broadcast; in blocks where b repeats over the rows of a or has its shape."""
+    if b.shape != a.shape[a.ndim - b.ndim :] or not a.flags.c_contiguous or not b.flags.c_contiguous:
+        try:
+            return np.asarray(function(a, b))
+        except ValueError:
+            raise misfit(op, "dimensions are equal or 1, counted from the last", a=a.shape, b=b.shape) from None
+    y = buffers.empty(a.shape, np.result_type(a, b))
+    if a.shape == b.shape:
+        for_blocks(lambda x, z, out: function(x, z, out=out), a, b, y)
+    else:
+        rows, out, repeated = a.reshape(-1, *b.shape), y.reshape(-1, *b.shape), b
+        step = max(1, BLOCK // max(1, b.size))
+        threads.for_rows(len(rows), step, lambda r: function(rows[r], repeated, out=out[r]))
+    return y
+
+
+def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
+    """a + b."""
+    return _binary("add", np.add, a, b)
+
+
+def add_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
+    """dy for both, summed over broadcast axes."""
+    return unbroadcast(dy, a.shape), unbroadcast(dy, b.shape)
+
+
+register("add", add, add_backward, "a b")
+
+
+def mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
+    """a * b."""
+    return _binary("mul", np.multiply, a, b)
+
+
+def mul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
+    """dy * b, dy * a, summed over broadcast axes."""
+    return unbroadcast(_binary("mul", np.multiply, dy, b), a.shape), unbroadcast(dy * a, b.shape)
+
+
+register("mul", mul, mul_backward, "a b", reads=(0, 1))
+
+
+def scale(x: np.ndarray, *, factor: float) -> np.ndarray:  # [..] -> [..]
+    """x * factor."""
+    y = buffers.empty(x.shape, x.dtype)
+    for_blocks(lambda a, out: np.multiply(a, x.dtype.type(factor), out=out), contiguous(x), y)
+    return y
+
+
+def scale_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, *, factor: float, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """dy * factor."""
+    return (scale(dy, factor=factor),)
+
+
+register("scale", scale, scale_backward, "x")
+
+
+def ones_like(x: np.ndarray) -> np.ndarray:
+    """Ones of the shape of x."""
+    return np.ones(x.shape, x.dtype)
+
+
+def zeros_like(x: np.ndarray) -> np.ndarray:
+    """Zeros of the shape of x."""
+    return np.zeros(x.shape, x.dtype)
+
+
+def no_gradient(dy: np.ndarray, y: Any, *inputs: np.ndarray, saved: Any = None, sinks: Any = (), **attrs: Any) -> Grads:
+    """For ops whose result does not depend on the values of their inputs."""
+    return (None,) * len(inputs)
+
+
+register("ones_like", ones_like, no_gradient, "x")
+register("zeros_like", zeros_like, no_gradient, "x")

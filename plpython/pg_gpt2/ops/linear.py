@@ -1,0 +1,105 @@
+"""Products: matmul, the linear layer, and the GPT-2 MLP composed of linear, gelu, linear.
+
+Weights keep the checkpoint's (in, out) orientation: y = x @ w + b.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import buffers
+from .activations import gelu, gelu_backward
+from .elementwise import unbroadcast
+from .op import Sink, misfit, register
+from .products import as_rows, column_sums, gradient_buffer, product, product_tasks, run_all
+
+Grads = tuple[np.ndarray | None, ...]
+
+
+def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
+    """a @ b; leading dimensions broadcast."""
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise misfit("matmul", "a is [.., m, k] and b is [.., k, n]", a=a.shape, b=b.shape)
+    if b.ndim == 2:
+        return product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
+    try:
+        return np.matmul(a, b)
+    except ValueError:
+        raise misfit("matmul", "leading dimensions broadcast", a=a.shape, b=b.shape) from None
+
+
+def matmul_backward(
+    dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """da = dy @ b', db = a' @ dy."""
+    if b.ndim == 2:
+        rows = as_rows(dy)
+        da = buffers.empty(a.shape, dy.dtype)
+        db = buffers.empty(b.shape, dy.dtype)
+        run_all(product_tasks(rows, b.T, as_rows(da)), product_tasks(as_rows(a).T, rows, db))
+        return da, db
+    da, db = np.matmul(dy, b.swapaxes(-1, -2)), np.matmul(a.swapaxes(-1, -2), dy)
+    return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
+
+
+register("matmul", matmul, matmul_backward, "a b", reads=(0, 1))
+
+
+def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
+    """x @ w + b on the last axis."""
+    if w.ndim != 2 or b.shape != w.shape[1:] or not x.ndim or x.shape[-1] != w.shape[0]:
+        raise misfit("linear", "x is [.., k], w is [k, n], b is [n]", x=x.shape, w=w.shape, b=b.shape)
+    return product(as_rows(x), w, bias=b).reshape(*x.shape[:-1], w.shape[1])
+
+
+def linear_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+    *,
+    saved: Any = None,
+    sinks: Sequence[Sink | None] = (None, None, None),
+) -> Grads:
+    """dx = dy @ w', dw = x' @ dy, db = column sums of dy."""
+    rows = as_rows(dy)
+    dx = buffers.empty(x.shape, dy.dtype)
+    dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
+    run_all(product_tasks(rows, w.T, as_rows(dx)), product_tasks(as_rows(x).T, rows, dw, accumulate=add))
+    return dx, dw, column_sums(rows)
+
+
+register("linear", linear, linear_backward, "x w b", reads=(0, 1))
+
+
+def mlp(
+    x: np.ndarray, w_fc: np.ndarray, b_fc: np.ndarray, w_proj: np.ndarray, b_proj: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:  # [.., D], [D, F], [F], [F, D], [D] -> [.., D]
+    """linear, gelu, linear; saves the value before gelu."""
+    hidden = linear(x, w_fc, b_fc)
+    return linear(gelu(hidden), w_proj, b_proj), hidden
+
+
+def mlp_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    w_fc: np.ndarray,
+    b_fc: np.ndarray,
+    w_proj: np.ndarray,
+    b_proj: np.ndarray,
+    *,
+    saved: np.ndarray | None = None,
+    sinks: Any = (),
+) -> Grads:
+    """The backward passes of linear, gelu, linear, in reverse."""
+    hidden = linear(x, w_fc, b_fc) if saved is None else saved
+    d_act, dw_proj, db_proj = linear_backward(dy, None, gelu(hidden), w_proj, b_proj)
+    (d_hidden,) = gelu_backward(d_act, None, hidden)  # type: ignore[arg-type]
+    dx, dw_fc, db_fc = linear_backward(d_hidden, None, x, w_fc, b_fc)  # type: ignore[arg-type]
+    return dx, dw_fc, db_fc, dw_proj, db_proj
+
+
+register("mlp", mlp, mlp_backward, "x w_fc b_fc w_proj b_proj", saves=True, reads=(0, 1, 2, 3))

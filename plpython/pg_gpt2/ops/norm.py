@@ -1,0 +1,81 @@
+"""layernorm over the last axis (Ba, Kiros & Hinton 2016), with the biased variance, as GPT-2 and torch have it."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import threads
+from . import buffers
+from .elementwise import BLOCK, contiguous
+from .op import misfit, register
+
+Grads = tuple[np.ndarray | None, ...]
+
+
+def layernorm(
+    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, eps: float = 1e-5
+) -> tuple[np.ndarray, np.ndarray]:  # [.., n], [n], [n] -> [.., n]
+    """(x - mean) / sqrt(var + eps) * gamma + beta; saves mean and 1 / sqrt(var + eps) of each row."""
+    if not x.ndim or gamma.shape != x.shape[-1:] or beta.shape != gamma.shape:
+        raise misfit("layernorm", "x is [.., n], gamma and beta are [n]", x=x.shape, gamma=gamma.shape, beta=beta.shape)
+    n = x.shape[-1]
+    rows = contiguous(x).reshape(-1, n)
+    y = buffers.empty(x.shape, x.dtype)
+    out = y.reshape(-1, n)
+    stats = np.empty((2, len(rows), 1), x.dtype)
+    mean_of = np.full((n, 1), 1.0 / n, x.dtype)
+
+    def block(r: slice) -> None:
+        x, y = rows[r], out[r]
+        stats[0, r] = x @ mean_of
+        np.subtract(x, stats[0, r], out=y)
+        variance = np.einsum("ij,ij->i", y, y)[:, None] / n
+        stats[1, r] = 1.0 / np.sqrt(variance + eps)
+        y *= stats[1, r]
+        y *= gamma
+        y += beta
+
+    threads.for_rows(len(rows), max(1, BLOCK // n), block)
+    return y, stats
+
+
+def layernorm_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    *,
+    eps: float = 1e-5,
+    saved: np.ndarray | None = None,
+    sinks: Any = (),
+) -> Grads:
+    """dx = rstd (g - mean(g) - h mean(g h)), h = (x - mean) rstd, g = dy gamma; dgamma = sum(dy h), dbeta = sum(dy)."""
+    stats = layernorm(x, gamma, beta, eps=eps)[1] if saved is None else saved
+    n = x.shape[-1]
+    rows, d_rows = contiguous(x).reshape(-1, n), contiguous(dy).reshape(-1, n)
+    dx = buffers.empty(x.shape, x.dtype)
+    out = dx.reshape(-1, n)
+    mean_of = np.full((n, 1), 1.0 / n, x.dtype)
+    step = max(1, BLOCK // n)
+    parts = np.empty((2, -(-len(rows) // step), n), x.dtype)
+
+    def block(r: slice) -> None:
+        dy, dx = d_rows[r], out[r]
+        h = np.subtract(rows[r], stats[0, r], out=buffers.scratch("norm_h", dy.shape, dy.dtype))
+        h *= stats[1, r]
+        product = np.multiply(dy, h, out=buffers.scratch("norm_p", dy.shape, dy.dtype))
+        ones, i = np.ones(len(dy), dy.dtype), r.start // step
+        parts[0, i], parts[1, i] = ones @ product, ones @ dy
+        np.multiply(dy, gamma, out=dx)
+        product *= gamma
+        h *= product @ mean_of
+        dx -= dx @ mean_of
+        dx -= h
+        dx *= stats[1, r]
+
+    threads.for_rows(len(rows), step, block)
+    return dx, parts[0].sum(axis=0), parts[1].sum(axis=0)
+
+
+register("layernorm", layernorm, layernorm_backward, "x gamma beta", saves=True, reads=(0, 1))

@@ -1,0 +1,83 @@
+"""Matrix products on all cores: the result is cut into fixed pieces, each one BLAS call on views of the operands.
+
+The cut depends on the shapes alone, so the bits of a product do not depend on the number of threads.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .. import threads
+from . import buffers
+from .op import Sink
+
+PIECE_FLOPS = 200e6  # about 1 ms of one core: long enough for BLAS, short enough to be interrupted between
+LEAST_FLOPS = 5e6  # a smaller piece costs more to hand over than it saves
+MOST_PIECES = 32
+
+
+def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options: np.ndarray | None) -> np.ndarray:
+    """[m,k] @ [k,n] -> [m,n]; see `product_tasks`."""
+    if out is None:
+        out = buffers.empty((a.shape[0], b.shape[1]), np.result_type(a, b))
+    threads.run(product_tasks(a, b, out, **options))  # type: ignore[arg-type]
+    return out
+
+
+def product_tasks(
+    a: np.ndarray, b: np.ndarray, out: np.ndarray, *, bias: np.ndarray | None = None, accumulate: bool = False
+) -> list[Callable[[], None]]:
+    """Tasks that together set out = a @ b (+ bias), or add that to out. Transposed operands are passed as views."""
+    (m, k), n = a.shape, b.shape[1]
+    count = _n_pieces(2.0 * m * k * n)
+    if m > 2 * n:
+        rows = threads.pieces(m, _size(m, count))
+        return [lambda r=r: _piece(a[r], b, out[r], bias, accumulate) for r in rows]  # type: ignore[misc]
+    columns = threads.pieces(n, _size(n, count))
+    return [
+        lambda c=c: _piece(a, b[:, c], out[:, c], None if bias is None else bias[c], accumulate)  # type: ignore[misc]
+        for c in columns
+    ]
+
+
+def _piece(a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, accumulate: bool) -> None:
+    if accumulate:
+        out += np.matmul(a, b, out=buffers.scratch("product", out.shape, out.dtype))
+    else:
+        np.matmul(a, b, out=out)
+    if bias is not None:
+        out += bias
+
+
+def _n_pieces(flops: float) -> int:
+    if flops < 2 * LEAST_FLOPS:
+        return 1
+    return min(MOST_PIECES, 2 * max(1, round(flops / (2 * PIECE_FLOPS))))
+
+
+def _size(total: int, count: int) -> int:
+    """Length of a piece: whole vector registers, `count` pieces or fewer."""
+    return -(-total // (count * 16)) * 16
+
+
+def gradient_buffer(sink: Sink | None, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, bool]:
+    """Where to put a gradient, and whether to add to what is there."""
+    if sink is None:
+        return buffers.empty(shape, dtype), False
+    filled, sink.filled = sink.filled, True
+    return sink.array.reshape(shape), filled
+
+
+def run_all(*groups: Sequence[Callable[[], None]]) -> None:
+    """Run the tasks of several products as one batch."""
+    threads.run([task for group in groups for task in group])
+
+
+def column_sums(x: np.ndarray) -> np.ndarray:
+    """[m,n] -> [n], as a product with ones: the fast way down the rows."""
+    return np.ones(x.shape[0], x.dtype) @ x
+
+
+def as_rows(x: np.ndarray) -> np.ndarray:
+    """[.., n] -> [m,n], without copying where x is contiguous."""
+    return x.reshape(-1, x.shape[-1])

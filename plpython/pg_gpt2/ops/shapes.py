@@ -1,0 +1,135 @@
+"""Ops that move or add up values: transpose, reshape, slice, concat, sum, mean. Forward results may be views."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidParameter
+from .op import misfit, normal_axis, register
+
+Grads = tuple[np.ndarray | None, ...]
+
+
+def transpose(x: np.ndarray, *, axes: Sequence[int] | None = None) -> np.ndarray:  # [.., m, n] -> [.., n, m]
+    """Swap the last two axes, or reorder all by `axes`."""
+    if axes is None:
+        if x.ndim < 2:
+            raise misfit("transpose", "x has at least two dimensions", x=x.shape)
+        return x.swapaxes(-1, -2)
+    order = [normal_axis("transpose", axis, x.ndim) for axis in axes]
+    if sorted(order) != list(range(x.ndim)):
+        raise InvalidParameter(f"transpose: axes {list(axes)} are not a permutation of the {x.ndim} dimensions")
+    return x.transpose(order)
+
+
+def transpose_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, *, axes: Sequence[int] | None = None, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """The inverse permutation."""
+    if axes is None:
+        return (dy.swapaxes(-1, -2),)
+    return (dy.transpose(np.argsort([axis % x.ndim for axis in axes])),)
+
+
+register("transpose", transpose, transpose_backward, "x")
+
+
+def reshape(x: np.ndarray, *, shape: Sequence[int]) -> np.ndarray:
+    """The values of x in row-major order under another shape; one dimension may be -1."""
+    try:
+        return x.reshape(tuple(shape))
+    except ValueError:
+        raise misfit("reshape", "the number of values stays the same", x=x.shape, shape=tuple(shape)) from None
+
+
+def reshape_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, *, shape: Sequence[int], saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """The old shape."""
+    return (dy.reshape(x.shape),)
+
+
+register("reshape", reshape, reshape_backward, "x")
+
+
+def slice_(x: np.ndarray, *, axis: int, start: int, stop: int) -> np.ndarray:
+    """start .. stop - 1 along `axis`, 0-based."""
+    return x[_part(x, axis, start, stop)]
+
+
+def slice_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int, start: int, stop: int, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """Zero outside the slice."""
+    dx = np.zeros(x.shape, dy.dtype)
+    dx[_part(x, axis, start, stop)] = dy
+    return (dx,)
+
+
+def _part(x: np.ndarray, axis: int, start: int, stop: int) -> tuple[slice, ...]:
+    axis = normal_axis("slice", axis, x.ndim)
+    if not 0 <= start < stop <= x.shape[axis]:
+        raise InvalidParameter(
+            f"slice: {start} to {stop} does not fit axis {axis} of shape {list(x.shape)}",
+            hint="Rule: 0 <= start < stop <= length of the axis.",
+        )
+    return (slice(None),) * axis + (slice(start, stop),)
+
+
+register("slice", slice_, slice_backward, "x")
+
+
+def concat(*xs: np.ndarray, axis: int = 0) -> np.ndarray:
+    """The inputs one after the other along `axis`."""
+    try:
+        return np.concatenate(xs, axis=normal_axis("concat", axis, xs[0].ndim))
+    except ValueError:
+        shapes = {f"x{i}": x.shape for i, x in enumerate(xs)}
+        raise misfit("concat", f"shapes are equal but for axis {axis}", **shapes) from None
+
+
+def concat_backward(
+    dy: np.ndarray, y: Any, *xs: np.ndarray, axis: int = 0, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """The part of each input."""
+    axis = normal_axis("concat", axis, dy.ndim)
+    return tuple(np.split(dy, np.cumsum([x.shape[axis] for x in xs])[:-1], axis=axis))
+
+
+register("concat", concat, concat_backward, "x", variadic=True)
+
+
+def sum_(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
+    """Sum over `axis`, which disappears; over everything without one."""
+    return np.asarray(x.sum(axis=None if axis is None else normal_axis("sum", axis, x.ndim)))
+
+
+def sum_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """dy for every value that was added."""
+    kept = dy if axis is None else np.expand_dims(dy, normal_axis("sum", axis, x.ndim))
+    return (np.array(np.broadcast_to(kept, x.shape), order="C"),)
+
+
+register("sum", sum_, sum_backward, "x")
+
+
+def mean(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
+    """Mean over `axis`, which disappears; over everything without one."""
+    return np.asarray(sum_(x, axis=axis) / x.dtype.type(_count(x, axis)))
+
+
+def mean_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """dy / n for every value."""
+    return sum_backward(np.asarray(dy / dy.dtype.type(_count(x, axis))), None, x, axis=axis)
+
+
+def _count(x: np.ndarray, axis: int | None) -> int:
+    return x.size if axis is None else x.shape[normal_axis("mean", axis, x.ndim)]
+
+
+register("mean", mean, mean_backward, "x")

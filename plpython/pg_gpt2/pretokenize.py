@@ -1,0 +1,101 @@
+r"""Splits text into GPT-2's pretokens, the words inside which byte pairs merge; follows OpenAI's encoder.py.
+
+The pattern is `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`. The standard library has no
+`\p`, and its `\s` and `\d` differ from the reference, so the classes come from the pinned `unicode_classes`.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from functools import cache
+
+from .unicode_classes import LETTER, NUMBER, WHITE_SPACE
+
+PIECE = 1024  # characters; small, so that one rare character slows one piece down and not the whole text
+
+
+def pretokens(text: str) -> list[str]:
+    """The pretokens of `text`; joined they are `text` again."""
+    return [word for words in split(text) for word in words]
+
+
+def split(text: str) -> Iterator[list[str]]:
+    """Pretokens in lists, each of a piece of about PIECE characters.
+
+    A piece ends between a character that is not white space and one that is. No pretoken spans that place, for white
+    space only starts one; and no pretoken that ends before it looks beyond it, for `(?!\\S)` follows white space.
+    """
+    start, size = 0, len(text)
+    while size - start > PIECE and (cut := _CUT.search(text, start + PIECE)):
+        yield _words(text[start : cut.end() - 1])
+        start = cut.end() - 1
+    if start < size:
+        yield _words(text[start:])
+
+
+def _words(piece: str) -> list[str]:
+    """Pretokens of one piece, by the cheapest pattern that knows its characters."""
+    if piece.isascii():
+        return _ASCII_WORDS(piece)
+    if len(piece.encode("utf-16-le", "surrogatepass")) == 2 * len(piece):  # no character beyond U+FFFF
+        return _bmp_words()(piece)
+    # Ranges beyond U+FFFF make `re` five times slower: put characters of the same class in their place
+    words, end = [], 0
+    for stand_in in _bmp_words()(_ASTRAL.sub(_stand_ins, piece)):
+        start, end = end, end + len(stand_in)
+        words.append(piece[start:end])
+    return words
+
+
+def _ranges(table: str, first: int, last: int) -> list[tuple[int, int]]:
+    """The ranges of a table of `unicode_classes` that begin between `first` and `last`."""
+    pairs = (word.partition("-")[::2] for word in table.split())
+    ranges = [(int(a, 16), int(b or a, 16)) for a, b in pairs]
+    return [(a, b) for a, b in ranges if first <= a <= last]
+
+
+def _char_class(table: str, last: int) -> str:
+    """The inside of a `re` character class: the members of a table up to `last`."""
+    return "".join(f"\\U{a:08x}-\\U{min(b, last):08x}" for a, b in _ranges(table, 0, last))
+
+
+def _splitter(last: int) -> Callable[[str], list[str]]:
+    """findall of GPT-2's pattern for text without characters beyond `last`.
+
+    Contractions come after letters, which excludes nothing: no match of either can start like one of the other.
+    """
+    letter, number, space = (_char_class(table, last) for table in (LETTER, NUMBER, WHITE_SPACE))
+    return re.compile(
+        f" ?[{letter}]+|'(?:[stmd]|ll|[rv]e)| ?[{number}]+| ?[^{space}{letter}{number}]+"
+        f"|[{space}]+(?![^{space}])|[{space}]+"
+    ).findall
+
+
+@cache
+def _bmp_words() -> Callable[[str], list[str]]:
+    """Compiled when first needed, because that takes some 20 ms."""
+    return _splitter(0xFFFF)
+
+
+@cache
+def _astral_ranges() -> tuple[list[int], list[tuple[int, str]]]:
+    """Starts of the ranges beyond U+FFFF, ascending, and for each its end and a character of its class."""
+    ranges = [(a, b, "a") for a, b in _ranges(LETTER, 0x10000, 0x10FFFF)]
+    ranges += [(a, b, "1") for a, b in _ranges(NUMBER, 0x10000, 0x10FFFF)]
+    ranges.sort()
+    return [a for a, _, _ in ranges], [(b, like) for _, b, like in ranges]
+
+
+def _stand_ins(run: re.Match[str]) -> str:
+    """For characters beyond U+FFFF as many of the same classes: a, 1 or ! (no contraction contains them)."""
+    starts, ends = _astral_ranges()
+    likes = []
+    for c in map(ord, run[0]):
+        end, like = ends[bisect_right(starts, c) - 1] if c >= starts[0] else (0, "!")
+        likes.append(like if c <= end else "!")
+    return "".join(likes)
+
+
+_ASCII_WORDS = _splitter(0x7F)
+_ASTRAL = re.compile("[\U00010000-\U0010ffff]+")
+_CUT = re.compile("[^{0}][{0}]".format(_char_class(WHITE_SPACE, 0xFFFF)))

@@ -1,0 +1,257 @@
+"""Models as rows: configuration, weights, optimizer state; and the cache of weights by version.
+
+Tables are the truth, memory is a cache of a version. The version is computed from the visible rows under the caller's rights at
+every call, so that it follows DML by hand, rollback, savepoints and row-level security; nothing has to be invalidated.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import db, host
+from .config import GPT2Config
+from .errors import DuplicateObject, InconsistentData, InvalidParameter, NullNotAllowed, UndefinedObject, WrongState
+from .tensor import FLOAT32, to_bytes
+
+BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
+FLUSH_BYTES = 64 << 20  # a statement's worth of blocks: each statement is a subtransaction, and bytea[] ends at 1 GiB
+DEFAULT_MODEL = "gpt2-small"
+
+# One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
+# transaction: then ctid and xmin alone repeat.
+ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+
+Params = dict[str, np.ndarray]
+RowReader = Callable[[int, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at one version; `params` are read-only arrays, name -> (shape of the configuration)."""
+
+    name: str
+    config: GPT2Config
+    version: str
+    params: Params
+
+
+def model_name(model: str | None) -> str:
+    """`model`, else the setting pg_gpt2.model, else gpt2-small."""
+    return model or db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
+
+
+def config(model: str) -> GPT2Config:
+    """The configuration of `model`; 42704 when there is none."""
+    found = find_config(model)
+    if found is None:
+        raise UndefinedObject(
+            f'model "{model}" does not exist',
+            hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
+        )
+    return found
+
+
+def find_config(model: str) -> GPT2Config | None:
+    """The configuration of `model`, or None."""
+    if model is None:
+        raise NullNotAllowed("model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them.")
+    row = db.row(
+        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {schema}.llm_model_config WHERE model = $1",
+        ["text"],
+        model,
+    )
+    return GPT2Config(**row) if row else None
+
+
+def check_overrides(known: GPT2Config, n_layer: int | None, n_head: int | None, d_model: int | None, vocab: int | None) -> None:
+    """22023 unless each shape that a caller repeats is null or what the model has."""
+    for name, value in (("n_layer", n_layer), ("n_head", n_head), ("d_model", d_model), ("vocab", vocab)):
+        if value is not None and value != getattr(known, name):
+            raise InvalidParameter(
+                f"{name} {value} does not fit the stored model, which has {getattr(known, name)}",
+                hint="Leave it out: the shape comes from llm_model_config.",
+            )
+
+
+def register(model: str, wanted: GPT2Config) -> None:
+    """Insert or replace the configuration of a model that has no weights."""
+    db.run(
+        "INSERT INTO {schema}.llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab,"
+        " eos_token_id) = (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab,"
+        " excluded.eos_token_id)",
+        ["text", *["int4"] * 6],
+        *(model, wanted.n_layer, wanted.n_head, wanted.d_model, wanted.n_positions, wanted.vocab, wanted.eos_token_id),
+    )
+
+
+def require_no_weights(model: str) -> None:
+    """42710 when `model` has weights."""
+    if model is None:
+        raise NullNotAllowed("model must not be null", hint="Give the new model a name.")
+    if db.row("SELECT 1 FROM {schema}.llm_param WHERE model = $1 LIMIT 1", ["text"], model):
+        raise DuplicateObject(f'model "{model}" already has weights', hint="Choose another name, or llm_drop_model it first.")
+
+
+# --- version and cache ------------------------------------------------------------------------------------------------------
+
+
+class _Cache:
+    """Models of this session by (name, version), least recently used first."""
+
+    def __init__(self) -> None:
+        self.models: OrderedDict[str, Model] = OrderedDict()
+
+    def get(self, name: str, version: str) -> Model | None:
+        found = self.models.get(name)
+        if found is None or found.version != version:
+            return None
+        self.models.move_to_end(name)
+        return found
+
+    def put(self, model: Model, room: int) -> None:
+        self.models.pop(model.name, None)
+        while self.models and self.bytes() + size(model) > room:
+            self.models.popitem(last=False)
+        self.models[model.name] = model
+
+    def bytes(self) -> int:
+        return sum(map(size, self.models.values()))
+
+
+cache = _Cache()
+CACHE_ROOM = 4 << 30  # bytes of weights that a session keeps
+
+
+def size(model: Model) -> int:
+    """Bytes of a model's weights."""
+    return sum(array.nbytes for array in model.params.values())
+
+
+def weights_version(model: str) -> str:
+    """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
+    row = db.row(
+        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version"
+        " FROM {schema}.llm_param p WHERE p.model = $1",
+        ["text"],
+        model,
+    )
+    return (row or {})["version"] or hashlib.md5(b"").hexdigest()
+
+
+def load(model: str | None) -> Model:
+    """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
+    name = model_name(model)
+    wanted = config(name)
+    found = cache.get(name, weights_version(name))
+    if found is None or found.config != wanted:
+        version, params = _read_params(name, wanted)
+        found = Model(name, wanted, version, params)
+        cache.put(found, CACHE_ROOM)
+    return found
+
+
+def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
+    """Version and weights through one cursor, hence of one snapshot."""
+    shapes = wanted.param_shapes()
+    rows = db.cursor(
+        f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
+        " FROM {schema}.llm_param p WHERE p.model = $1 ORDER BY p.name, p.token_id",
+        ["text"],
+        name,
+    )
+    digest = hashlib.md5()
+    assembly = Assembly(name, shapes)
+    for count, row in enumerate(rows):
+        digest.update((("\n" if count else "") + row["version"]).encode())
+        assembly.add(row["name"], row["token_id"], row["shape"], row["data"])
+        host.check_interrupts()
+    params = assembly.finish()
+    for array in params.values():
+        array.flags.writeable = False
+    return digest.hexdigest(), params
+
+
+class Assembly:
+    """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
+
+    def __init__(self, model: str, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.params: Params = {}
+        self._rows: dict[str, int] = {}
+
+    def add(self, name: str, first: int, shape: list[int], data: bytes) -> None:
+        """Take one block, blocks of a tensor in ascending order."""
+        wanted = self.shapes.get(name)
+        if wanted is None:
+            self._refuse(f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param.")
+        if tuple(shape[1:]) != wanted[1:]:
+            self._refuse(f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again.")
+        if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
+            self._refuse(
+                f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
+                "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
+            )
+        if name not in self.params:
+            self.params[name] = np.empty(wanted, FLOAT32)
+        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
+        self._rows[name] = first + shape[0]
+
+    def finish(self) -> Params:
+        """All tensors in the order of the configuration; 55000 when there is none at all."""
+        if not self.params:
+            raise WrongState(
+                f'model "{self.model}" has no weights',
+                hint=f"Load some: pg_llm_import_safetensors('/path/model.safetensors', '{self.model}') on the server,"
+                f" or python -m loaders.load_model --model {self.model} SOURCE as a client.",
+            )
+        for name, shape in self.shapes.items():
+            rows = self._rows.get(name, 0)
+            if rows < shape[0]:
+                self._refuse(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
+        return {name: self.params[name] for name in self.shapes}
+
+    def _refuse(self, problem: str, hint: str) -> None:
+        raise InconsistentData(f'model "{self.model}" {problem}', hint=hint)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------------
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """First and last + 1 row of each stored block of a tensor of `shape`; a vector is one block."""
+    rows = shape[0] if len(shape) == 1 else max(1, BLOCK_BYTES // (4 * shape[1]))
+    for start in range(0, shape[0], rows):
+        yield start, min(start + rows, shape[0])
+
+
+def insert_params(model: str, tensors: Iterable[tuple[str, tuple[int, ...], RowReader]]) -> None:
+    """Insert tensors given as (name, shape, reader of rows [start, stop)), a few blocks a statement."""
+    batch: list[tuple[str, int, int, int | None, bytes]] = []
+    held = 0
+    for name, shape, read in tensors:
+        for start, stop in row_blocks(shape):
+            data = to_bytes(read(start, stop))
+            batch.append((name, start, stop - start, shape[1] if len(shape) == 2 else None, data))
+            held += len(data)
+            if held >= FLUSH_BYTES:
+                _insert(model, batch)
+                batch, held = [], 0
+            host.check_interrupts()
+    if batch:
+        _insert(model, batch)
+
+
+def _insert(model: str, batch: list[tuple[str, int, int, int | None, bytes]]) -> None:
+    names, firsts, rows, columns, data = map(list, zip(*batch))
+    db.run(
+        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data)"
+        " SELECT $1, name, first, CASE WHEN columns IS NULL THEN ARRAY[rows] ELSE ARRAY[rows, columns] END, data"
+        " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, rows, columns, data)",
+        ["text", "text[]", "int4[]", "int4[]", "int4[]", "bytea[]"],
+        *(model, names, firsts, rows, columns, data),
+    )

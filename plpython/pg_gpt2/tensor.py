@@ -1,0 +1,40 @@
+"""Tensors at the border: contiguous little-endian row-major float32 bytes, shape beside them."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .errors import InvalidParameter
+
+FLOAT32 = np.dtype("<f4")
+
+
+def from_bytes(data: bytes, shape: Sequence[int] | None = None, *, name: str = "tensor") -> np.ndarray:
+    """Read-only float32 view of `data`; without `shape` a vector. 22023 when the length does not fit."""
+    if len(data) % 4:
+        raise InvalidParameter(
+            f"{name} has {len(data)} bytes, which is not a multiple of 4",
+            hint="A tensor is little-endian float32; make one with pg_llm_tensor(double precision[]).",
+        )
+    values = np.frombuffer(data, FLOAT32)
+    if shape is None:
+        return values
+    check_shape(shape, name=name)
+    if values.size != math.prod(shape):
+        raise InvalidParameter(
+            f"{name} has {values.size} values, but shape {list(shape)} needs {math.prod(shape)}",
+            hint="The length in bytes must be 4 times the product of the dimensions.",
+        )
+    return values.reshape(tuple(shape))
+
+
+def to_bytes(values: np.ndarray) -> bytes:
+    """Bytes of `values` as contiguous little-endian float32."""
+    return np.ascontiguousarray(values, FLOAT32).tobytes()
+
+
+def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
+    """22023 unless every dimension is a positive integer."""
+    if any(dim is None or dim <= 0 for dim in shape):
+        raise InvalidParameter(f"{name} has shape {list(shape)}; every dimension must be positive")

@@ -1,0 +1,164 @@
+"""Parallel work on the cores of one backend: Python threads over single-threaded BLAS.
+
+NumPy releases the GIL in products and large ufuncs, so plain threads suffice. BLAS itself is kept at one thread,
+because its idle workers spin and would take the core that a Python thread wants. Work is cut into pieces that depend on
+the problem's size only, never on the number of threads: results are the same bits at any thread count.
+"""
+
+import ctypes
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Sequence
+
+Task = Callable[[], object]
+
+_SETTERS = (
+    "scipy_openblas_set_num_threads64_",
+    "scipy_openblas_set_num_threads",
+    "openblas_set_num_threads64_",
+    "openblas_set_num_threads",
+    "MKL_Set_Num_Threads",
+)
+
+
+def import_numpy_single_threaded() -> None:
+    """Import NumPy with BLAS at one thread and every signal blocked in the threads that it may start."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")}
+    try:
+        os.environ.update(dict.fromkeys(before, "1"))
+        import numpy  # noqa: F401  (imported for its effect: BLAS reads the environment once)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    set_blas_threads(1)
+
+
+def set_blas_threads(count: int) -> bool:
+    """Cap the BLAS that NumPy loaded at `count` threads; False when no known BLAS was found."""
+    for path in _loaded_blas_libraries():
+        library = ctypes.CDLL(path)
+        for name in _SETTERS:
+            setter = getattr(library, name, None)
+            if setter is not None:
+                setter(ctypes.c_int(count))
+                return True
+    return False
+
+
+def _loaded_blas_libraries() -> list[str]:
+    """Paths of mapped shared objects whose name says BLAS or MKL."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/") and ".so" in line}
+    except OSError:
+        return []
+    names = ("blas", "mkl_rt")
+    return sorted(path for path in paths if any(name in os.path.basename(path).lower() for name in names))
+
+
+class Pool:
+    """A few threads that run tasks beside the caller; started on first use, signals blocked."""
+
+    def __init__(self, count: int) -> None:
+        self.count = max(1, count)
+        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
+        self._started = 0
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error."""
+        if self.count == 1 or len(tasks) == 1:
+            for task in tasks:
+                task()
+            return
+        self._start(min(self.count, len(tasks)) - 1)
+        batch = _Batch(tasks)
+        for _ in range(min(self.count, len(tasks)) - 1):
+            self._tasks.put(batch)
+        batch.work()
+        batch.wait()
+
+    def _start(self, helpers: int) -> None:
+        while self._started < helpers:
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                threading.Thread(target=self._serve, daemon=True, name=f"pg_gpt2-{self._started}").start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            self._started += 1
+
+    def _serve(self) -> None:
+        while (batch := self._tasks.get()) is not None:
+            batch.work()
+
+    def close(self) -> None:
+        """Let the threads end."""
+        for _ in range(self._started):
+            self._tasks.put(None)
+
+
+class _Batch:
+    """Tasks that several threads take from one end of until none is left."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._left = list(reversed(tasks))
+        self._unfinished = len(self._left)
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._error: BaseException | None = None
+
+    def work(self) -> None:
+        while True:
+            try:
+                task = self._left.pop()  # atomic under the GIL
+            except IndexError:
+                return
+            try:
+                task()
+            except BaseException as error:  # handed to the caller by wait()
+                self._error = self._error or error
+            with self._lock:
+                self._unfinished -= 1
+                if not self._unfinished:
+                    self._done.set()
+
+    def wait(self) -> None:
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+
+
+_pool = Pool(min(2, os.cpu_count() or 1))
+
+
+def set_threads(count: int) -> None:
+    """Use `count` cores from now on (setting `pg_gpt2.threads`)."""
+    global _pool
+    if count != _pool.count:
+        _pool.close()
+        _pool = Pool(count)
+
+
+def threads() -> int:
+    """How many cores are in use."""
+    return _pool.count
+
+
+def run(tasks: Sequence[Task]) -> None:
+    """Run independent tasks on all cores in use."""
+    _pool.run(tasks)
+
+
+def pieces(total: int, size: int) -> list[slice]:
+    """Cut `total` items into slices of at most `size`, by size only."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
+    """Call `work(rows)` for slices of at most `size` of `total` rows, on all cores."""
+    run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]

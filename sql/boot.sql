@@ -1,0 +1,23 @@
+-- How the Python gets into a session: the package is kept as rows, and the first call of a session loads it.
+
+CREATE TABLE llm_module (
+    name   text PRIMARY KEY,
+    source text NOT NULL
+);
+COMMENT ON TABLE llm_module IS
+    'The Python package behind every function, one row a module. Its code runs as the operating-system user of the server: only its owner may write it.';
+COMMENT ON COLUMN llm_module.name IS 'Dotted name of the module.';
+COMMENT ON COLUMN llm_module.source IS 'Source text of the module.';
+GRANT SELECT ON llm_module TO PUBLIC;
+
+CREATE FUNCTION llm_boot()
+RETURNS void
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
+importer = {}
+exec(sources['pg_gpt2.importer'], importer)
+GD['@package@'] = importer['load'](sources, '@package@', '@extschema@')
+$$;
+COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';

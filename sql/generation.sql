@@ -1,0 +1,117 @@
+-- Generation: prompt in, text or token ids out.
+
+CREATE FUNCTION llm_generate(
+    prompt text,
+    max_tokens integer DEFAULT 64,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    model_name text DEFAULT NULL,
+    eos_token integer DEFAULT NULL,
+    seed bigint DEFAULT NULL,
+    stop text[] DEFAULT NULL,
+    repetition_penalty double precision DEFAULT 1.0,
+    min_p double precision DEFAULT 0,
+    echo boolean DEFAULT true
+)
+RETURNS text
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+$$;
+COMMENT ON FUNCTION llm_generate(
+    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
+    'Continue a prompt: prompt and completion, or with echo => false the completion. temperature 0 is greedy; topk 0, topp 1 and min_p 0 keep all tokens. model_name null = the setting pg_gpt2.model, else gpt2-small. eos_token null = the model''s, -1 = none. The same seed gives the same text. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it.';
+
+CREATE FUNCTION llm_generate_stream(
+    prompt text,
+    max_tokens integer DEFAULT 64,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    model_name text DEFAULT NULL,
+    eos_token integer DEFAULT NULL,
+    seed bigint DEFAULT NULL,
+    stop text[] DEFAULT NULL,
+    repetition_penalty double precision DEFAULT 1.0,
+    min_p double precision DEFAULT 0,
+    echo boolean DEFAULT true
+)
+RETURNS TABLE (
+    step integer,
+    token_id integer,
+    token text,
+    text text,
+    is_complete boolean,
+    logprob double precision,
+    finish_reason text
+)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+$$;
+COMMENT ON FUNCTION llm_generate_stream(
+    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
+    'Continue a prompt, one row a token, with everything so far in text. Rows arrive as they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; finish_reason is stop or length on the last row.';
+
+CREATE FUNCTION llm_generate_tokens(
+    ids integer[],
+    max_tokens integer DEFAULT 64,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    model_name text DEFAULT NULL,
+    eos_token integer DEFAULT NULL,
+    seed bigint DEFAULT NULL,
+    stop text[] DEFAULT NULL,
+    repetition_penalty double precision DEFAULT 1.0,
+    min_p double precision DEFAULT 0
+)
+RETURNS integer[]
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+$$;
+COMMENT ON FUNCTION llm_generate_tokens(
+    integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
+    'Continue token ids: the new ids only, the end-of-text token included where it ended generation. Works without a vocabulary, unless stop strings are given.';
+
+CREATE FUNCTION llm_next_token(
+    prompt text,
+    n integer DEFAULT 10,
+    temperature double precision DEFAULT 1,
+    model_name text DEFAULT NULL
+)
+RETURNS TABLE (rank integer, token_id integer, token text, logit real, probability double precision)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].generation.next_token(prompt, n, temperature, model_name)
+$$;
+COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
+    'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
+
+CREATE FUNCTION llm_logits(
+    token_ids integer[],
+    model_name text DEFAULT NULL,
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d_model integer DEFAULT NULL,
+    vocab_size integer DEFAULT NULL
+)
+RETURNS bytea
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+$$;
+COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
+    'Logits of every position, a float32 tensor (number of ids, vocab). The shape parameters are checks: null, or what the model has.';

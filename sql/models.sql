@@ -1,0 +1,82 @@
+-- Models: make, copy, drop, list.
+
+CREATE FUNCTION llm_model_config_replaces_preset()
+RETURNS trigger
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].models.replace_preset(TD['new']['model'])
+$$;
+COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
+    'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
+CREATE TRIGGER replaces_preset BEFORE INSERT ON llm_model_config
+    FOR EACH ROW EXECUTE FUNCTION llm_model_config_replaces_preset();
+
+INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id, preset) VALUES
+    ('gpt2-small', 12, 12, 768, 1024, 50257, 50256, true),
+    ('gpt2-medium', 24, 16, 1024, 1024, 50257, 50256, true),
+    ('gpt2-large', 36, 20, 1280, 1024, 50257, 50256, true),
+    ('gpt2-xl', 48, 25, 1600, 1024, 50257, 50256, true);
+
+CREATE FUNCTION llm_init_model(
+    model text,
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d_model integer DEFAULT NULL,
+    n_positions integer DEFAULT NULL,
+    vocab integer DEFAULT NULL,
+    seed bigint DEFAULT 0
+)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['@package@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+$$;
+COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
+    'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
+
+CREATE FUNCTION llm_copy_model(source text, target text)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['@package@'].models.copy_model(source, target)
+$$;
+COMMENT ON FUNCTION llm_copy_model(text, text) IS
+    'Copy configuration, weights, optimizer state and vocabulary of a model to a new name.';
+
+CREATE FUNCTION llm_drop_model(model text)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['@package@'].models.drop_model(model)
+$$;
+COMMENT ON FUNCTION llm_drop_model(text) IS
+    'Remove everything of a model: configuration, weights, vocabulary, data, runs and logs. A preset''s configuration stays.';
+
+CREATE VIEW llm_models AS
+SELECT
+    c.model, c.n_layer, c.n_head, c.d_model, c.n_positions, c.vocab, c.eos_token_id, c.preset,
+    coalesce(p.n_params, 0) AS n_params,
+    coalesce(t.tokens, 0) AS tokenizer_tokens,
+    p.step,
+    coalesce(p.bytes, 0) AS bytes
+FROM llm_model_config AS c
+LEFT JOIN (
+    SELECT
+        model,
+        sum(octet_length(data)) / 4 AS n_params,
+        max(step) AS step,
+        sum(octet_length(data)::bigint + coalesce(octet_length(grad), 0) + coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)) AS bytes
+    FROM llm_param
+    GROUP BY model
+) AS p USING (model)
+LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) AS t USING (model);
+COMMENT ON VIEW llm_models IS
+    'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and bytes stored.';

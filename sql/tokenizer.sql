@@ -1,0 +1,118 @@
+-- Tokenizer: GPT-2's byte-level byte-pair encoding.
+
+CREATE FUNCTION llm_bpe_changed()
+RETURNS trigger
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute('UPDATE @extschema@.llm_bpe_version SET touched = clock_timestamp()')
+$$;
+COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: touches llm_bpe_version.';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_vocab
+    FOR EACH STATEMENT EXECUTE FUNCTION llm_bpe_changed();
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_merges
+    FOR EACH STATEMENT EXECUTE FUNCTION llm_bpe_changed();
+ALTER TABLE llm_bpe_vocab ENABLE ALWAYS TRIGGER changed;
+ALTER TABLE llm_bpe_merges ENABLE ALWAYS TRIGGER changed;
+
+CREATE FUNCTION llm_encode(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
+RETURNS integer[]
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].tokenizer.encode(text_in, model, special)
+$$;
+COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
+    'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
+
+CREATE FUNCTION llm_decode(ids integer[], model text DEFAULT NULL)
+RETURNS text
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].tokenizer.decode(ids, model)
+$$;
+COMMENT ON FUNCTION llm_decode(integer[], text) IS
+    'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
+
+CREATE FUNCTION llm_decode_bytes(ids integer[], model text DEFAULT NULL)
+RETURNS bytea
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].tokenizer.decode_bytes(ids, model)
+$$;
+COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
+
+CREATE FUNCTION llm_tokenize(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
+RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].tokenizer.tokenize(text_in, model, special)
+$$;
+COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
+    'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
+
+CREATE FUNCTION llm_token_count(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
+RETURNS integer
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].tokenizer.count(text_in, model, special)
+$$;
+COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
+
+CREATE FUNCTION llm_bpe_trace(word text, model text DEFAULT NULL)
+RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].tokenizer.trace(word, model)
+$$;
+COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
+    'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
+
+CREATE FUNCTION llm_train_bpe(
+    source text,
+    vocab_size integer,
+    model text,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].tokenizer.train(source, vocab_size, model, source_path)
+$$;
+COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
+    'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
+
+CREATE FUNCTION pg_llm_load_bpe_vocab(path text, model text)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].tokenizer.load_vocab(path, model)
+$$;
+COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
+    'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
+
+CREATE FUNCTION pg_llm_load_bpe_merges(path text, model text)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].tokenizer.load_merges(path, model)
+$$;
+COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
+    'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';

@@ -1,0 +1,132 @@
+-- Learning: data, loss, steps, runs.
+
+CREATE FUNCTION llm_dataset_load(
+    source text,
+    model text,
+    block_size integer,
+    split text DEFAULT 'train',
+    val_fraction double precision DEFAULT 0,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+$$;
+COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
+    'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
+
+CREATE FUNCTION llm_loss(
+    model text,
+    tokens integer[],
+    targets integer[],
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d integer DEFAULT NULL,
+    vocab integer DEFAULT NULL,
+    dropout_p double precision DEFAULT 0.1,
+    training boolean DEFAULT true,
+    seed bigint DEFAULT NULL
+)
+RETURNS double precision
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
+$$;
+COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint) IS
+    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed. The shape parameters are checks: null, or what the model has.';
+
+CREATE FUNCTION llm_evaluate(
+    model text,
+    split text DEFAULT 'val',
+    max_rows integer DEFAULT NULL,
+    batch_size integer DEFAULT 8
+)
+RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].training.evaluate(model, split, max_rows, batch_size)
+$$;
+COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
+    'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
+
+CREATE FUNCTION llm_train_step(
+    model text,
+    batch_id integer DEFAULT NULL,
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d integer DEFAULT NULL,
+    vocab integer DEFAULT NULL,
+    dropout_p double precision DEFAULT 0.1,
+    beta1 double precision DEFAULT 0.9,
+    beta2 double precision DEFAULT 0.999,
+    eps double precision DEFAULT 1e-8,
+    wd double precision DEFAULT 0.01,
+    lr_max double precision DEFAULT 2.5e-4,
+    warmup integer DEFAULT 0,
+    total_steps integer DEFAULT NULL,
+    grad_clip double precision DEFAULT NULL,
+    grad_workers integer DEFAULT 1,
+    prune_workers integer DEFAULT 1,
+    batch integer[] DEFAULT NULL,
+    min_lr double precision DEFAULT 0,
+    seed bigint DEFAULT 0
+)
+RETURNS double precision
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].training.train_step(
+    model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
+    grad_workers, prune_workers, batch, min_lr, seed)
+$$;
+COMMENT ON FUNCTION llm_train_step(
+    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
+    double precision, double precision, integer, integer, double precision, integer, integer, integer[], double precision, bigint) IS
+    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the next row of the split train; returns the loss before the update. The learning rate follows the model''s own step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when total_steps is null.';
+
+CREATE FUNCTION llm_train(
+    model text,
+    n_steps integer,
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d integer DEFAULT NULL,
+    vocab integer DEFAULT NULL,
+    dropout_p double precision DEFAULT 0.1,
+    beta1 double precision DEFAULT 0.9,
+    beta2 double precision DEFAULT 0.999,
+    eps double precision DEFAULT 1e-8,
+    wd double precision DEFAULT 0.01,
+    lr_max double precision DEFAULT 2.5e-4,
+    warmup integer DEFAULT 2000,
+    grad_clip double precision DEFAULT NULL,
+    grad_workers integer DEFAULT 1,
+    prune_workers integer DEFAULT 1,
+    batch_size integer DEFAULT 8,
+    grad_accum integer DEFAULT 1,
+    min_lr double precision DEFAULT 0,
+    seed bigint DEFAULT 0,
+    eval_every integer DEFAULT NULL,
+    log_every integer DEFAULT NULL
+)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].training.train(
+    model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
+    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every)
+$$;
+COMMENT ON FUNCTION llm_train(
+    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
+    double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
+    integer, integer) IS
+    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. grad_clip bounds the gradient''s global norm. NOTICEs show progress every log_every steps; eval_every measures the loss on the split val.';
