@@ -23,7 +23,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 02414efda3f3 @extschema@'] = importer['load'](sources, 'pg_gpt2 02414efda3f3 @extschema@', '@extschema@')
+GD['pg_gpt2 15ce8be5dc36 @extschema@'] = importer['load'](sources, 'pg_gpt2 15ce8be5dc36 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -174,10 +174,10 @@ def _options(
         raise InvalidParameter(
             f"eos_token {eos_token} is not in 0..{config.vocab - 1}", hint="Give a token id, null for the model's, or -1 for none."
         )
-    return Options(max_tokens, sampling, eos, _seed() if seed is None else seed, tuple(stop or ()))
+    return Options(max_tokens, sampling, eos, draw_seed() if seed is None else seed, tuple(stop or ()))
 
 
-def _seed() -> int:
+def draw_seed() -> int:
     """A seed from the server's random(), which setseed() fixes."""
     row = db.row("SELECT random() AS value")
     return int((row or {})["value"] * 2**53)
@@ -317,7 +317,7 @@ def init_model(
     wanted = {"n_layer": n_layer, "n_head": n_head, "d_model": d_model, "n_positions": n_positions}
     known = store.find_config(model)
     tokens, eos = _vocabulary(model)
-    wanted["vocab"] = vocab or tokens
+    wanted["vocab"] = tokens or None if vocab is None else vocab
     for name, value in wanted.items():
         if value is None and known is not None:
             wanted[name] = getattr(known, name)
@@ -340,7 +340,7 @@ def init_model(
     store.insert_params(model, ((name, array.shape, lambda a, b, rows=array: rows[a:b]) for name, array in params.items()))
 
 
-def _vocabulary(model: str) -> tuple[int | None, int | None]:
+def _vocabulary(model: str) -> tuple[int, int | None]:
     """Number of ids (largest + 1) and end-of-text id of the vocabulary of `model`; 0, None without one."""
     row = db.row(
         "SELECT max(token_id) + 1 AS tokens, max(token_id) FILTER (WHERE token = $2) AS eos"
@@ -356,6 +356,8 @@ def _vocabulary(model: str) -> tuple[int | None, int | None]:
 def copy_model(source: str | None, target: str | None) -> None:
     """Configuration, weights, optimizer state and vocabulary under a new name, all in SQL."""
     config = store.config(source)
+    if not store.has_weights(source):
+        raise store.no_weights(source)
     store.require_no_weights(target)
     store.register(target, config)
     db.run(
@@ -485,6 +487,168 @@ def load_merges(path: str | None, model: str | None) -> int:
     vocabularies.replace_merges(model, merges)
     return len(merges)
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.training', $pg_gpt2_source$"""llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked."""
+
+import math
+
+import numpy as np
+
+from .. import datasets, db, gpt2, resources, store, training, vocabularies
+from ..db import entry
+from ..decode import check_ids
+from ..errors import InvalidParameter, NullNotAllowed
+from ..ops.dropout import check_p
+from ..tape import Eager
+from .generation import draw_seed
+
+
+def require(**values: object) -> None:
+    """22004 naming the first value that is null."""
+    for name, value in values.items():
+        if value is None:
+            raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default, where it has one.")
+
+
+def require_positive(**values: int | None) -> None:
+    """22004 or 22023 naming the first value that is null or below 1."""
+    require(**values)
+    for name, value in values.items():
+        if value < 1:  # type: ignore[operator]
+            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
+
+
+@entry
+def load_dataset(
+    source: str | None, model: str | None, block_size: int | None, split: str | None, val_fraction: float | None, source_path: str
+) -> int:
+    """Texts of a query -> rows of llm_dataset; their number."""
+    require(source=source, model=model, split=split, val_fraction=val_fraction)
+    require_positive(block_size=block_size)
+    if split not in ("train", "val"):
+        raise InvalidParameter(f"split must be 'train' or 'val', not '{split}'")
+    if not 0 <= val_fraction < 1:
+        raise InvalidParameter(f"val_fraction must be at least 0 and below 1, not {val_fraction}")
+    return datasets.load(db.source_texts(source, source_path), vocabularies.load(model), model, block_size, split, val_fraction)
+
+
+@entry
+def loss(
+    model: str | None,
+    tokens: list[int] | None,
+    targets: list[int] | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float | None,
+    train: bool | None,
+    seed: int | None,
+) -> float:
+    """Mean cross entropy of `targets`."""
+    require(tokens=tokens, targets=targets, dropout_p=dropout_p, training=train)
+    if not tokens or len(tokens) != len(targets):
+        raise InvalidParameter(
+            f"tokens has {len(tokens)} ids and targets {len(targets)}; both must have the same number, at least one",
+            hint="targets is tokens shifted by one: what follows each.",
+        )
+    loaded = store.load(model)
+    store.check_overrides(loaded.config, n_layer, n_head, d, vocab)
+    for ids in (tokens, targets):
+        check_ids(ids, loaded.config, loaded.name)
+    check_p(dropout_p)
+    drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed) if train and dropout_p else None
+    chunk = resources.attention_chunk()
+    arrays = np.asarray([tokens], np.int64), np.asarray([targets], np.int64)
+    return float(gpt2.loss(Eager(), loaded.params, *arrays, loaded.config, drop=drop, chunk=chunk))
+
+
+@entry
+def evaluate(model: str | None, split: str | None, max_rows: int | None, batch_size: int | None) -> list[tuple[float, float, int]]:
+    """One row (loss, perplexity, tokens)."""
+    require(split=split)
+    require_positive(batch_size=batch_size, max_rows=1 if max_rows is None else max_rows)
+    loaded = store.load(model)
+    ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
+    mean, count = training.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
+    return [(mean, math.exp(min(mean, 700.0)), count)]
+
+
+@entry
+def train_step(
+    model: str | None,
+    batch_id: int | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    wd: float,
+    lr_max: float,
+    warmup: int,
+    total_steps: int | None,
+    grad_clip: float | None,
+    grad_workers: int | None,
+    prune_workers: int | None,
+    batch: list[int] | None,
+    min_lr: float,
+    seed: int,
+) -> float:
+    """One AdamW step; the loss before it."""
+    require(model=model)
+    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    if batch_id is not None and batch is not None:
+        raise InvalidParameter("batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows.")
+    if batch is not None and (not batch or None in batch):
+        raise InvalidParameter("batch must have at least one id and no null", hint="Its elements are ids of llm_dataset.")
+    if total_steps is not None:
+        require_positive(total_steps=total_steps)
+    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    session = training.Session(model, grad_workers)
+    store.check_overrides(session.config, n_layer, n_head, d, vocab)
+    return training.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps)
+
+
+@entry
+def train(
+    model: str | None,
+    n_steps: int | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    wd: float,
+    lr_max: float,
+    warmup: int,
+    grad_clip: float | None,
+    grad_workers: int | None,
+    prune_workers: int | None,
+    batch_size: int | None,
+    grad_accum: int | None,
+    min_lr: float,
+    seed: int,
+    eval_every: int | None,
+    log_every: int | None,
+) -> int:
+    """A run of AdamW steps; its run_id."""
+    require(model=model)
+    require_positive(
+        n_steps=n_steps, batch_size=batch_size, grad_accum=grad_accum, grad_workers=grad_workers, prune_workers=prune_workers
+    )
+    for name, value in (("eval_every", eval_every), ("log_every", log_every)):
+        if value is not None and value < 0:
+            raise InvalidParameter(f"{name} must be 0 or more, not {value}", hint="0 turns it off.")
+    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    session = training.Session(model, grad_workers)
+    store.check_overrides(session.config, n_layer, n_head, d, vocab)
+    return training.train(session, n_steps, settings, batch_size, grad_accum, eval_every, log_every)
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.transfer', $pg_gpt2_source$"""Import and export of weights: files of the server, or bytes."""
 
 import io
@@ -496,7 +660,7 @@ import numpy as np
 from .. import db, host, server_files, store
 from ..config import GPT2Config
 from ..db import entry
-from ..errors import InconsistentData, NullNotAllowed, UndefinedObject, WrongState
+from ..errors import InconsistentData, NullNotAllowed, UndefinedObject
 from ..formats import Checkpoint, hub_metadata, hub_name, open_npz, open_safetensors, write_npz, write_safetensors
 from ..tensor import FLOAT32
 
@@ -600,15 +764,55 @@ class _Stored:
     def blocks(self, name: str) -> Iterable[np.ndarray]:
         """Blocks of the next tensor, which must be `name`."""
         found, rows = next(self._tensors, (None, iter(())))
-        if found is None:
-            raise WrongState(f'model "{self._model}" has no weights, or lacks tensor "{name}"', hint="Import the model again.")
+        if found is None and name == next(iter(self.shapes)):
+            raise store.no_weights(self._model)
         if found != name:
             raise InconsistentData(
-                f'model "{self._model}" has tensor "{found}" where "{name}" should follow', hint="Compare llm_param with llm_model_config."
+                f'model "{self._model}" has {found or "no tensor"} where "{name}" should follow',
+                hint="Compare llm_param with llm_model_config.",
             )
         for row in rows:
             host.check_interrupts()
             yield np.frombuffer(row["data"], FLOAT32).reshape(row["shape"])
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.batches', $pg_gpt2_source$"""The order in which a training run reads its rows: a new permutation each epoch, a function of seed and step alone.
+
+Rows are numbered 0 .. n - 1 in the order the caller fixed; ids and model names play no part. A run resumes anywhere.
+"""
+
+import numpy as np
+
+from . import rng
+from .errors import InvalidParameter
+
+
+class BatchOrder:
+    """Rows of each step. Holds the permutation of one epoch."""
+
+    def __init__(self, seed: int, n_rows: int) -> None:
+        if n_rows < 1:
+            raise InvalidParameter("there are no rows to train on", hint="Load some with llm_dataset_load.")
+        self.seed, self.n_rows = seed, n_rows
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def rows(self, step: int, batch_size: int) -> np.ndarray:
+        """Row numbers [batch_size] of step 1, 2, ..; a batch may reach into the next epoch."""
+        if step < 1 or batch_size < 1:
+            raise InvalidParameter(f"step {step} and batch size {batch_size} must be at least 1")
+        first = (step - 1) * batch_size
+        return np.array([self._row(i) for i in range(first, first + batch_size)], np.int64)
+
+    def _row(self, i: int) -> int:
+        epoch, place = divmod(i, self.n_rows)
+        if epoch != self._epoch:
+            source = np.random.Generator(rng.philox(self.seed, rng.ORDER, step=epoch))
+            self._epoch, self._order = epoch, source.permutation(self.n_rows)
+        return int(self._order[place])
+
+
+def batch_rows(seed: int, step: int, batch_size: int, n_rows: int) -> np.ndarray:
+    """Row numbers of one step, without keeping anything."""
+    return BatchOrder(seed, n_rows).rows(step, batch_size)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.bpe', $pg_gpt2_source$"""GPT-2's tokenizer: text to token ids and back, with a vocabulary given as plain data.
 
@@ -1150,6 +1354,119 @@ def block_shapes(d: int) -> dict[str, tuple[int, ...]]:
         "mlp.c_proj.bias": (d,),
     }
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.datasets', $pg_gpt2_source$"""Rows of llm_dataset: loading text into them, and reading batches out of them.
+
+A batch is fetched when its step needs it, as the binary form of the arrays, which NumPy reads without a Python object a token.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from . import db, host
+from .bpe import Tokenizer
+from .config import GPT2Config
+from .errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
+
+INSERT_TOKENS = 1 << 16  # tokens a statement
+
+Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
+
+# Rows that a model learns from: its own, and those of nobody whose ids it has.
+USABLE = (
+    "(model = $1 OR model IS NULL AND NOT EXISTS (SELECT FROM unnest(tokens || target) AS id WHERE id NOT BETWEEN 0 AND $2 - 1))"
+)
+
+
+def load(texts: Iterator[str], tokenizer: Tokenizer, model: str, block_size: int, split: str, val_fraction: float) -> int:
+    """Tokenize `texts`, one end-of-text after each, into rows of `block_size`; the number of rows."""
+    if tokenizer.eos_token_id is None:
+        raise WrongState(
+            f'the vocabulary of "{model}" has no end-of-text token to put after each text',
+            hint="Add a token <|endoftext|> to llm_bpe_vocab.",
+        )
+    ids = np.concatenate([np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32) for text in texts] or [np.empty(0, np.int32)])
+    rows = (ids.size - 1) // block_size
+    if rows < 1:
+        raise InvalidParameter(
+            f"the source has {ids.size} tokens, too few for one row of {block_size} and the token after it",
+            hint="Use a smaller block_size, or more text.",
+        )
+    first_val = rows - round(rows * val_fraction)
+    _insert(ids, model, block_size, split, 0, first_val)
+    _insert(ids, model, block_size, "val", first_val, rows)
+    return rows
+
+
+def _insert(ids: np.ndarray, model: str, block_size: int, split: str, start: int, stop: int) -> None:
+    """Rows start..stop of the stream `ids`, targets shifted by one."""
+    step = max(1, INSERT_TOKENS // block_size)
+    for first in range(start, stop, step):
+        rows = min(step, stop - first)
+        part = ids[first * block_size : (first + rows) * block_size + 1]
+        db.run(
+            "INSERT INTO {schema}.llm_dataset (model, split, tokens, target)"
+            " SELECT $1, $2, $3[i * $4 + 1 : (i + 1) * $4], $3[i * $4 + 2 : (i + 1) * $4 + 1]"
+            " FROM generate_series(0, $5 - 1) AS i ORDER BY i",
+            ["text", "text", "int4[]", "int4", "int4"],
+            *(model, split, part.tolist(), block_size, rows),
+        )
+        host.check_interrupts()
+
+
+def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
+    """Ids of the rows that `model` may use, in order; 55000 when there is none."""
+    rows = db.query(
+        f"SELECT id FROM {{schema}}.llm_dataset WHERE split = $3 AND {USABLE} ORDER BY id",
+        ["text", "int4", "text"],
+        *(model, config.vocab, split),
+    )
+    if not rows:
+        raise WrongState(
+            f'there is no data of split "{split}" for model "{model}"',
+            hint=f"Load some: SELECT llm_dataset_load('SELECT body FROM documents', '{model}', {min(config.n_positions, 256)}).",
+        )
+    return np.asarray([row["id"] for row in rows])
+
+
+def batches(ids: Sequence[int], model: str, config: GPT2Config) -> list[Batch]:
+    """The rows `ids`, checked, as batches of equal length, in the order of the ids within a length."""
+    found = db.query(
+        "SELECT id, array_send(tokens) AS tokens, array_send(target) AS target FROM {schema}.llm_dataset WHERE id = ANY ($1)",
+        ["int8[]"],
+        list(map(int, ids)),
+    )
+    rows = {row["id"]: (_ints(row["tokens"]), _ints(row["target"])) for row in found}
+    by_length: dict[int, list[Batch]] = {}
+    for row_id in map(int, ids):
+        if row_id not in rows:
+            raise UndefinedObject(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
+        tokens, target = rows[row_id]
+        _check_row(row_id, tokens, target, model, config)
+        by_length.setdefault(tokens.size, []).append((tokens, target))
+    return [(np.stack([t for t, _ in rows]), np.stack([t for _, t in rows])) for rows in by_length.values()]
+
+
+def _ints(sent: bytes) -> np.ndarray:
+    """int4[] in PostgreSQL's binary form: a header of 20 bytes, then length and value, big-endian. NULLs are refused."""
+    if int.from_bytes(sent[:4], "big") != 1 or int.from_bytes(sent[4:8], "big"):
+        raise InconsistentData("a row of llm_dataset has an array with nulls or more than one dimension", hint="Delete it.")
+    return np.frombuffer(sent, ">i4", offset=20).reshape(-1, 2)[:, 1].astype(np.int64)
+
+
+def _check_row(row_id: int, tokens: np.ndarray, target: np.ndarray, model: str, config: GPT2Config) -> None:
+    if tokens.size > config.n_positions:
+        raise InvalidParameter(
+            f'row {row_id} of llm_dataset has {tokens.size} tokens, more than the {config.n_positions} positions of model "{model}"',
+            hint=f"Load the data with block_size => {config.n_positions} or less.",
+        )
+    for ids in (tokens, target):
+        if ids.min() < 0 or ids.max() >= config.vocab:
+            raise InvalidParameter(
+                f"row {row_id} of llm_dataset has a token id outside 0..{config.vocab - 1}, the ids of model \"{model}\"",
+                hint="Tokenize the text with this model's vocabulary: llm_dataset_load.",
+            )
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.db', $pg_gpt2_source$"""The one module that talks to the server: queries, settings, notices, cancel, and errors on their way out.
 
 In SQL text `{schema}` stands for the extension's schema; everything else is in pg_catalog, because every function pins its
@@ -1193,39 +1510,36 @@ def entry(function: Function) -> Function:
 
     @functools.wraps(function)
     def guarded(*args: Any) -> Any:
-        with _server_errors():
+        try:
             result = function(*args)
+        except Exception as error:  # nothing is swallowed: a cancel, too, goes on to the server
+            raise _for_sql(error) from None
         return _guarded_rows(result) if isinstance(result, Iterator) else result
 
     return guarded  # type: ignore[return-value]
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
-    while True:
-        with _server_errors():
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-        yield row
-
-
-@contextmanager
-def _server_errors() -> Iterator[None]:
     try:
-        yield
-    except plpy.SPIError as error:
-        raise _from_server(error) from None
-    except plpy.Error:
-        raise
-    except PgGpt2Error as error:
-        raise _error(error.message, error.sqlstate, error.detail, error.hint) from None
-    except MemoryError as error:
-        wanted = OutOfMemory(str(error) or "out of memory", hint="Use a shorter input, a smaller batch or a smaller model.")
-        raise _error(wanted.message, wanted.sqlstate, None, wanted.hint) from None
+        yield from rows
     except Exception as error:
-        hint = "This is a defect in pg_gpt2: please report it with the DETAIL."
-        raise _error(f"unexpected {type(error).__name__}: {error}", "XX000", traceback.format_exc(), hint) from None
+        raise _for_sql(error) from None
+
+
+def _for_sql(error: Exception) -> Exception:
+    """The error as SQL shall see it."""
+    if isinstance(error, plpy.SPIError):
+        return _from_server(error)
+    if isinstance(error, plpy.Error):
+        return error
+    if isinstance(error, PgGpt2Error):
+        return _error(error.message, error.sqlstate, error.detail, error.hint)
+    if isinstance(error, MemoryError):
+        hint = "Use a shorter input, a smaller batch or a smaller model."
+        return _error(str(error) or "out of memory", OutOfMemory.sqlstate, None, hint)
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    hint = "This is a defect in pg_gpt2: please report it with the DETAIL."
+    return _error(f"unexpected {type(error).__name__}: {error}", "XX000", trace, hint)
 
 
 def _error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
@@ -1285,7 +1599,8 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
         for fetched in batch:
             if len(fetched) != 1 or not isinstance(value := next(iter(fetched.values())), str | None):
                 raise InvalidParameter(
-                    f"source must return one text column, not ({', '.join(fetched)})", hint="Example: 'SELECT body FROM documents'."
+                    f"source must return one text column, not ({', '.join(fetched)})",
+                    hint="Example: 'SELECT body FROM documents'.",
                 )
             if value is not None:
                 yield value
@@ -1390,9 +1705,7 @@ class Decoder:
         out = np.empty((1, rows, width // 3), FLOAT32)
         mixed = out.reshape(rows, self.config.n_head, -1).transpose(1, 0, 2)
         heads = self.config.n_head if rows == 1 else HEADS_A_TASK
-        threads.for_rows(
-            self.config.n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], self.length)
-        )
+        threads.for_rows(self.config.n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], self.length))
         return out
 
 
@@ -2615,7 +2928,9 @@ class Options:
         if self.max_tokens < 0:
             raise InvalidParameter(f"max_tokens must be 0 or more, not {self.max_tokens}")
         if any(not stop for stop in self.stop):
-            raise InvalidParameter("a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line.")
+            raise InvalidParameter(
+                "a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line."
+            )
 
 
 @dataclass(frozen=True)
@@ -3888,6 +4203,11 @@ def cross_entropy_backward(
 register("cross_entropy", cross_entropy, cross_entropy_backward, "logits", reads=(0,))
 
 
+def group_rows(vocab: int) -> int:
+    """How many rows are projected at a time."""
+    return max(64, min(256, GROUP_LOGITS // vocab))
+
+
 class _Group:
     """Logits of a group of rows, as exponentials of each slice of the vocabulary relative to that slice's maximum."""
 
@@ -3954,7 +4274,7 @@ def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: S
         dx = buffers.empty(x.shape, x.dtype)
         dwte, add = gradient_buffer(sink, wte.shape, x.dtype)
     loss = 0.0
-    for r in threads.pieces(len(rows), max(64, min(256, GROUP_LOGITS // len(wte)))):
+    for r in threads.pieces(len(rows), group_rows(len(wte))):
         group = _Group(rows[r], wte, classes[r])
         loss += float(group.losses().sum())
         if dx is not None and dwte is not None and dy is not None:
@@ -4406,6 +4726,157 @@ def _count(x: np.ndarray, axis: int | None) -> int:
 
 register("mean", mean, mean_backward, "x")
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.optim', $pg_gpt2_source$"""AdamW (Loshchilov & Hutter 2019), global-norm clipping, and the learning rate's schedule, as torch computes them.
+
+Everything works in place on fixed pieces that stay in a core's cache, so that a step reads and writes each array once.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import cos, isfinite, pi, sqrt
+
+import numpy as np
+
+from . import threads
+from .errors import InvalidParameter
+from .ops import buffers
+
+PIECE = 1 << 17  # scalars: four arrays and two temporaries of it fit a second-level cache, nearly
+CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
+
+
+def adamw(
+    w: np.ndarray,
+    g: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    step: int,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step on flat arrays, in place in w, m and v; g stays. The decay acts on the old weight.
+
+    `1 - beta` is taken in the arrays' precision, as the moments themselves are.
+    """
+    kind = w.dtype.type
+    a = buffers.scratch("adamw_a", w.shape, w.dtype)
+    b = buffers.scratch("adamw_b", w.shape, w.dtype)
+    if grad_scale != 1.0:
+        g = np.multiply(g, kind(grad_scale), out=b)
+    v *= kind(beta2)
+    np.multiply(g, g, out=a)
+    a *= kind(1) - kind(beta2)
+    v += a
+    m *= kind(beta1)
+    np.multiply(g, kind(1) - kind(beta1), out=a)
+    m += a
+    np.sqrt(v, out=a)
+    a *= kind(1.0 / sqrt(1.0 - beta2**step))
+    a += kind(eps)
+    np.divide(m, a, out=a)
+    a *= kind(lr / (1.0 - beta1**step))
+    if weight_decay:
+        w *= kind(1.0 - lr * weight_decay)
+    w -= a
+
+
+def check_adamw(lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int) -> None:
+    """22023 when a hyperparameter is outside its domain."""
+    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+        if not (isfinite(value) and value >= 0):
+            raise InvalidParameter(f"{name} must be a finite number of at least 0, not {value}")
+    for name, value in (("beta1", beta1), ("beta2", beta2)):
+        if not 0 <= value < 1:
+            raise InvalidParameter(f"{name} must be at least 0 and below 1, not {value}")
+    if step < 1:
+        raise InvalidParameter(f"step must be at least 1, not {step}", hint="AdamW counts its steps from 1.")
+
+
+def step_all(
+    weights: Mapping[str, np.ndarray],
+    grads: Mapping[str, np.ndarray],
+    m: Mapping[str, np.ndarray],
+    v: Mapping[str, np.ndarray],
+    steps: Mapping[str, int],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_scale: float = 1.0,
+) -> None:
+    """AdamW on every parameter in `grads`; decay on tensors of two or more dimensions. `steps` are those being made."""
+    tasks = []
+    for name, grad in grads.items():
+        decay = weight_decay if grad.ndim >= 2 else 0.0
+        check_adamw(lr, beta1, beta2, eps, decay, steps[name])
+        flat = [_flat(array) for array in (weights[name], grad, m[name], v[name])]
+        for part in threads.pieces(grad.size, PIECE):
+
+            def task(flat: list = flat, part: slice = part, decay: float = decay, step: int = steps[name]) -> None:
+                adamw(
+                    *(array[part] for array in flat),
+                    lr=lr,
+                    beta1=beta1,
+                    beta2=beta2,
+                    eps=eps,
+                    weight_decay=decay,
+                    step=step,
+                    grad_scale=grad_scale,
+                )
+
+            tasks.append(task)
+    threads.run(tasks)
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    """A flat view; a copy would lose the update."""
+    if not array.flags.c_contiguous:
+        raise ValueError("parameters and their state must be contiguous")
+    return array.reshape(-1)
+
+
+def global_norm(grads: Sequence[np.ndarray]) -> float:
+    """Euclidean norm of all gradients together; dot products of fixed pieces, added in float64."""
+    parts = [(grad.reshape(-1), part) for grad in grads for part in threads.pieces(grad.size, PIECE)]
+    squares = np.zeros(len(parts))
+
+    def square(i: int) -> None:
+        flat, part = parts[i]
+        squares[i] = np.dot(flat[part], flat[part])
+
+    threads.run([lambda i=i: square(i) for i in range(len(parts))])  # type: ignore[misc]
+    return sqrt(squares.sum())
+
+
+def clip_scale(norm: float, clip: float | None) -> float:
+    """What to multiply gradients with so that their norm is at most `clip`; 1 without a clip."""
+    if clip is None:
+        return 1.0
+    if not clip > 0:
+        raise InvalidParameter(f"grad_clip must be positive, not {clip}", hint="NULL turns clipping off.")
+    return min(1.0, clip / (norm + CLIP_EPS))
+
+
+def lr_schedule(step: int, warmup: int, total: int, lr_max: float, min_lr: float = 0.0) -> float:
+    """Linear warm-up to lr_max, then half a cosine to min_lr at `total`, and min_lr from there on."""
+    if step < warmup:
+        return lr_max * step / warmup
+    progress = min(1.0, (step - warmup) / (total - warmup)) if total > warmup else 1.0
+    return min_lr + 0.5 * (lr_max - min_lr) * (1.0 + cos(pi * progress))
+
+
+def run_lr(step: int, n_steps: int, warmup: int, lr_max: float, min_lr: float = 0.0) -> float:
+    """Learning rate of step 1 .. n of a run: `lr_schedule` with the warm-up cut to n / 10; lr_max when n is 1."""
+    if n_steps == 1:
+        return lr_max
+    return lr_schedule(step, min(warmup, n_steps // 10), n_steps, lr_max, min_lr)
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.pretokenize', $pg_gpt2_source$r"""Splits text into GPT-2's pretokens, the words inside which byte pairs merge; follows OpenAI's encoder.py.
 
 The pattern is `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`. The standard library has no
@@ -4508,6 +4979,69 @@ _ASCII_WORDS = _splitter(0x7F)
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]+")
 _CUT = re.compile("[^{0}][{0}]".format(_char_class(WHITE_SPACE, 0xFFFF)))
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.resources', $pg_gpt2_source$"""What a session may use: cores (pg_gpt2.threads) and memory (pg_gpt2.max_memory), asked before it is taken.
+
+NumPy's memory is outside work_mem, and the kernel answers its exhaustion by killing the whole cluster.
+"""
+
+import os
+
+from . import db, threads
+from .errors import InvalidParameter, OutOfMemory
+from .ops import CHUNK
+
+RESERVE = 256 << 20  # bytes left to everybody else
+
+
+def apply_threads(workers: int = 1) -> None:
+    """Use `workers` cores when more than 1 are asked for, else those of pg_gpt2.threads, else all there are."""
+    threads.set_threads(workers if workers > 1 else _integer("threads", len(os.sched_getaffinity(0))))
+
+
+def attention_chunk() -> int:
+    """Query rows of attention at a time (pg_gpt2.attention_chunk)."""
+    return _integer("attention_chunk", CHUNK)
+
+
+def _integer(name: str, default: int) -> int:
+    text = db.setting(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
+        raise InvalidParameter(f"pg_gpt2.{name} must be a number from 1 to 4096, not '{text}'", hint=f"RESET pg_gpt2.{name};")
+    return int(text)
+
+
+def require_memory(wanted: int, purpose: str) -> None:
+    """53200 when `wanted` bytes are more than the machine has left, or than pg_gpt2.max_memory allows."""
+    limit = db.row("SELECT pg_size_bytes(nullif(current_setting('pg_gpt2.max_memory', true), '')) AS bytes")
+    allowed = (limit or {}).get("bytes")
+    if allowed is not None and wanted > allowed:
+        raise OutOfMemory(
+            f"{purpose} needs {_megabytes(wanted)}, more than pg_gpt2.max_memory allows ({_megabytes(allowed)})",
+            hint="Use a smaller batch or a shorter block, or raise pg_gpt2.max_memory.",
+        )
+    available = _available()
+    if available is not None and wanted > available - RESERVE:
+        raise OutOfMemory(
+            f"{purpose} needs {_megabytes(wanted)}, and the server has {_megabytes(available)} left",
+            hint="Use a smaller batch, a shorter block or a smaller model.",
+        )
+
+
+def _available() -> int | None:
+    """Bytes that the kernel can give without swapping, where it says so."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 2**20:,.0f} MB"
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.rng', $pg_gpt2_source$"""Counter-based random numbers: a draw is addressed by (seed, step, site, row, tick), never by what was drawn before.
 
 Philox4x64 (Salmon et al. 2011) is a function of a 128-bit key and a 256-bit counter. The key is (seed, purpose), the
@@ -4581,7 +5115,11 @@ class Sampling:
         _check(0 <= self.topp <= 1, "topp", self.topp, "between 0 and 1", "1 keeps all tokens.")
         _check(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1", "0 keeps all tokens.")
         _check(
-            self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0", "1 is no penalty, 1.2 a usual one."
+            self.repetition_penalty > 0,
+            "repetition_penalty",
+            self.repetition_penalty,
+            "above 0",
+            "1 is no penalty, 1.2 a usual one.",
         )
 
 
@@ -4678,7 +5216,14 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from . import db
-from .errors import FileAccessError, InsufficientPrivilege, InvalidParameter, MalformedData, NullNotAllowed, UndefinedFile
+from .errors import (
+    FileAccessError,
+    InsufficientPrivilege,
+    InvalidParameter,
+    MalformedData,
+    NullNotAllowed,
+    UndefinedFile,
+)
 
 
 def open_to_read(path: str | None) -> BinaryIO:
@@ -4736,13 +5281,18 @@ def _allowed(path: str | None, role: str, verb: str) -> str:
             hint=f"Only members of {role} may; the programs in loaders/ do the same as a client.",
         )
     if not os.path.isabs(path):
-        raise InvalidParameter(f'path "{path}" is not absolute', hint="The server's working directory is its data directory.")
+        raise InvalidParameter(
+            f'path "{path}" is not absolute', hint="The server's working directory is its data directory."
+        )
     return os.path.realpath(path)
 
 
 def _file_error(path: str | None, error: OSError) -> Exception:
     kind = UndefinedFile if isinstance(error, FileNotFoundError | NotADirectoryError) else FileAccessError
-    return kind(f'cannot open "{path}": {error.strerror}', hint="The path is on the server, and its operating-system user needs access.")
+    return kind(
+        f'cannot open "{path}": {error.strerror}',
+        hint="The path is on the server, and its operating-system user needs access.",
+    )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.store', $pg_gpt2_source$"""Models as rows: configuration, weights, optimizer state; and the cache of weights by version.
 
@@ -4757,7 +5307,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import db, host
+from . import db, host, resources
 from .config import GPT2Config
 from .errors import DuplicateObject, InconsistentData, InvalidParameter, NullNotAllowed, UndefinedObject, WrongState
 from .tensor import FLOAT32, to_bytes
@@ -4803,7 +5353,9 @@ def config(model: str) -> GPT2Config:
 def find_config(model: str) -> GPT2Config | None:
     """The configuration of `model`, or None."""
     if model is None:
-        raise NullNotAllowed("model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them.")
+        raise NullNotAllowed(
+            "model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them."
+        )
     row = db.row(
         "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {schema}.llm_model_config WHERE model = $1",
         ["text"],
@@ -4812,7 +5364,9 @@ def find_config(model: str) -> GPT2Config | None:
     return GPT2Config(**row) if row else None
 
 
-def check_overrides(known: GPT2Config, n_layer: int | None, n_head: int | None, d_model: int | None, vocab: int | None) -> None:
+def check_overrides(
+    known: GPT2Config, n_layer: int | None, n_head: int | None, d_model: int | None, vocab: int | None
+) -> None:
     """22023 unless each shape that a caller repeats is null or what the model has."""
     for name, value in (("n_layer", n_layer), ("n_head", n_head), ("d_model", d_model), ("vocab", vocab)):
         if value is not None and value != getattr(known, name):
@@ -4820,6 +5374,11 @@ def check_overrides(known: GPT2Config, n_layer: int | None, n_head: int | None, 
                 f"{name} {value} does not fit the stored model, which has {getattr(known, name)}",
                 hint="Leave it out: the shape comes from llm_model_config.",
             )
+
+
+def lock(model: str) -> None:
+    """Make other writers of `model` wait until this transaction ends; readers do not."""
+    db.row("SELECT 1 FROM {schema}.llm_model_config WHERE model = $1 FOR NO KEY UPDATE", ["text"], model)
 
 
 def register(model: str, wanted: GPT2Config) -> None:
@@ -4834,12 +5393,28 @@ def register(model: str, wanted: GPT2Config) -> None:
     )
 
 
+def no_weights(model: str) -> WrongState:
+    """The error for a model that is registered and has no weights."""
+    return WrongState(
+        f'model "{model}" has no weights',
+        hint=f"Load some: pg_llm_import_safetensors('/path/model.safetensors', '{model}') on the server,"
+        f" python -m loaders.load_model --model {model} SOURCE as a client, or llm_init_model for random ones.",
+    )
+
+
+def has_weights(model: str) -> bool:
+    """Whether any row of `model` is visible in llm_param."""
+    return db.row("SELECT 1 FROM {schema}.llm_param WHERE model = $1 LIMIT 1", ["text"], model) is not None
+
+
 def require_no_weights(model: str) -> None:
     """42710 when `model` has weights."""
     if model is None:
         raise NullNotAllowed("model must not be null", hint="Give the new model a name.")
-    if db.row("SELECT 1 FROM {schema}.llm_param WHERE model = $1 LIMIT 1", ["text"], model):
-        raise DuplicateObject(f'model "{model}" already has weights', hint="Choose another name, or llm_drop_model it first.")
+    if has_weights(model):
+        raise DuplicateObject(
+            f'model "{model}" already has weights', hint="Choose another name, or llm_drop_model it first."
+        )
 
 
 # --- version and cache ------------------------------------------------------------------------------------------------------
@@ -4892,6 +5467,7 @@ def load(model: str | None) -> Model:
     """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
     name = model_name(model)
     wanted = config(name)
+    resources.apply_threads()
     found = cache.get(name, weights_version(name))
     if found is None or found.config != wanted:
         version, params = _read_params(name, wanted)
@@ -4902,6 +5478,7 @@ def load(model: str | None) -> Model:
 
 def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
     """Version and weights through one cursor, hence of one snapshot."""
+    resources.require_memory(4 * wanted.n_params(), f'model "{name}"')
     shapes = wanted.param_shapes()
     rows = db.cursor(
         f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
@@ -4936,7 +5513,9 @@ class Assembly:
         if wanted is None:
             self._refuse(f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param.")
         if tuple(shape[1:]) != wanted[1:]:
-            self._refuse(f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again.")
+            self._refuse(
+                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
+            )
         if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
             self._refuse(
                 f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
@@ -4950,11 +5529,7 @@ class Assembly:
     def finish(self) -> Params:
         """All tensors in the order of the configuration; 55000 when there is none at all."""
         if not self.params:
-            raise WrongState(
-                f'model "{self.model}" has no weights',
-                hint=f"Load some: pg_llm_import_safetensors('/path/model.safetensors', '{self.model}') on the server,"
-                f" or python -m loaders.load_model --model {self.model} SOURCE as a client.",
-            )
+            raise no_weights(self.model)
         for name, shape in self.shapes.items():
             rows = self._rows.get(name, 0)
             if rows < shape[0]:
@@ -5410,6 +5985,481 @@ def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
     """Call `work(rows)` for slices of at most `size` of `total` rows, on all cores."""
     run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.trainer', $pg_gpt2_source$"""A training step in memory: forward and backward of each micro-batch on a tape, clipping, AdamW in place.
+
+Holds the arrays of a model and its optimizer; reads no table and knows no schedule. Gradients live in one arena and
+activations in a pool, both allocated once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+
+from . import gpt2, optim
+from .config import GPT2Config
+from .errors import InvalidParameter, PgGpt2Error
+from .ops import CHUNK, Sink, buffers, losses
+from .ops.dropout import check_p
+from .tape import Audit, Eager, Tape
+
+Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
+
+
+class Diverged(PgGpt2Error):
+    """The loss or a gradient is no longer a finite number."""
+
+    sqlstate = "22003"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Loss before the update (mean over tokens), norm of the gradient before clipping, and number of tokens."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+
+
+class Trainer:
+    """Parameters, AdamW's moments and step counts of one model, all changed in place by `step`."""
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        params: Mapping[str, np.ndarray],
+        m: Mapping[str, np.ndarray] | None = None,
+        v: Mapping[str, np.ndarray] | None = None,
+        steps: Mapping[str, int] | None = None,
+        *,
+        chunk: int = CHUNK,
+    ) -> None:
+        """Arrays are float32, contiguous and writable, by checkpoint name; missing moments and steps are 0."""
+        self.config = config
+        self.params = dict(params)
+        self.chunk = chunk
+        self.m = {name: _moment(m, name, w) for name, w in self.params.items()}
+        self.v = {name: _moment(v, name, w) for name, w in self.params.items()}
+        self.steps = {name: (steps or {}).get(name, 0) for name in self.params}
+        self._arena = np.empty(sum(w.size for w in self.params.values()), np.float32)
+        self._sinks: dict[str, Sink] = {}
+        start = 0
+        for name, w in self.params.items():
+            self._sinks[name] = Sink(self._arena[start : start + w.size].reshape(w.shape))
+            start += w.size
+        self._pool = buffers.Pool()
+
+    @property
+    def grads(self) -> dict[str, np.ndarray]:
+        """Gradients of the last step by name, before clipping; a parameter without gradient is absent."""
+        return {name: sink.array for name, sink in self._sinks.items() if sink.filled}
+
+    def step(
+        self,
+        batches: Sequence[Batch],
+        *,
+        lr: float,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        grad_clip: float | None = None,
+        dropout_p: float = 0.1,
+        seed: int = 0,
+        step_no: int = 1,
+        keep: bool = False,
+        audit: Audit | None = None,
+    ) -> StepResult:
+        """One update from micro-batches, all tokens counting alike. A failure changes no weight or moment."""
+        optim.check_adamw(lr, beta1, beta2, eps, weight_decay, 1)
+        loss, tokens = self.gradients(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, keep=keep, audit=audit)
+        norm = self.grad_norm()
+        if not (isfinite(loss) and isfinite(norm)):
+            raise Diverged(
+                f"training diverged at step {step_no}: loss {loss}, gradient norm {norm}",
+                hint="Use a smaller lr_max, a longer warmup or a smaller grad_clip.",
+            )
+        self.update(
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            grad_scale=optim.clip_scale(norm, grad_clip),
+        )
+        return StepResult(loss, norm, tokens)
+
+    def gradients(
+        self,
+        batches: Sequence[Batch],
+        *,
+        dropout_p: float = 0.0,
+        seed: int = 0,
+        step_no: int = 1,
+        keep: bool = False,
+        audit: Audit | None = None,
+    ) -> tuple[float, int]:
+        """Fill `grads` with those of the mean loss over all tokens; (loss, tokens)."""
+        check_p(dropout_p)
+        if not batches:
+            raise InvalidParameter("a training step needs at least one micro-batch")
+        for sink in self._sinks.values():
+            sink.filled = False
+        n_tokens = sum(int(np.size(targets)) for _, targets in batches)
+        loss = 0.0
+        with buffers.reusing(self._pool):
+            for part, (tokens, targets) in enumerate(batches):
+                weight = np.size(targets) / n_tokens
+                drop = gpt2.Dropout(dropout_p, seed, step_no, part)
+                tape = Tape(keep=keep, audit=audit)
+                handles = {name: tape.leaf(w, True, self._sinks[name]) for name, w in self.params.items()}
+                x = gpt2.hidden(tape, handles, tokens, self.config, drop=drop, chunk=self.chunk)
+                value = tape.finish("lm_head_loss", x, handles["wte"], target=targets, seed=weight)
+                loss += weight * float(value.data)  # type: ignore[arg-type]
+        return loss, n_tokens
+
+    def grad_norm(self) -> float:
+        """Norm of all gradients together."""
+        return optim.global_norm(list(self.grads.values()))
+
+    def update(
+        self, *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, grad_scale: float = 1.0
+    ) -> None:
+        """AdamW on every parameter that has a gradient, each counting its own steps."""
+        grads = self.grads
+        for name in grads:
+            self.steps[name] += 1
+        optim.step_all(
+            self.params,
+            grads,
+            self.m,
+            self.v,
+            self.steps,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            grad_scale=grad_scale,
+        )
+
+    def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
+        """(sum of the losses of all tokens, number of tokens), without dropout."""
+        with buffers.reusing(self._pool):
+            return evaluate(self.params, self.config, tokens, targets, chunk=self.chunk)
+
+
+def evaluate(
+    params: Mapping[str, np.ndarray], config: GPT2Config, tokens: np.ndarray, targets: np.ndarray, *, chunk: int = CHUNK
+) -> tuple[float, int]:
+    """(sum of the losses of all tokens, number of tokens) of a batch [B, T], without dropout."""
+    n_tokens = int(np.size(targets))
+    return float(gpt2.loss(Eager(), params, tokens, targets, config, chunk=chunk)) * n_tokens, n_tokens
+
+
+def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) -> np.ndarray:
+    array = (given or {}).get(name)
+    return np.zeros(w.shape, w.dtype) if array is None else array
+
+
+def estimate_step_bytes(config: GPT2Config, batch: int, length: int) -> int:
+    """Memory of a training step on micro-batches [batch, length]: state, activations, and a group of logits."""
+    n, d = batch * length, config.d_model
+    state = 4 * config.n_params()  # weights, gradients, two moments
+    kept = 10 * n * d * config.n_layer  # two residuals, q k v, attention's result, hidden before gelu
+    passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
+    rows = min(n, losses.group_rows(config.vocab))
+    head = rows * config.vocab + rows * d * -(-config.vocab // losses.VOCAB_SLICE)
+    return 4 * (state + kept + passing + head)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training', $pg_gpt2_source$"""Training a model that lives in rows: read its state once, step in memory, write it back once, log every step.
+
+The arithmetic is Trainer's. Here are the order of things and what is recorded: the run, the log, the weights.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from . import __version__, datasets, db, host, resources, store
+from .batches import BatchOrder
+from .config import GPT2Config
+from .errors import InconsistentData, InvalidParameter, NullNotAllowed
+from .optim import lr_schedule, run_lr
+from .tensor import FLOAT32, to_bytes
+from .trainer import Trainer, estimate_step_bytes, evaluate
+
+NOTICES = 10  # a run, unless log_every says otherwise
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The optimizer's side of a run. `grad_clip` None = no clipping."""
+
+    dropout_p: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    lr_max: float
+    warmup: int
+    min_lr: float
+    grad_clip: float | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is None and name != "grad_clip":
+                raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default.")
+        for name in ("lr_max", "warmup", "min_lr"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InvalidParameter(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
+            raise InvalidParameter(f"grad_clip must be above 0, not {self.grad_clip}", hint="null = no clipping.")
+
+    def arguments(self) -> dict[str, float | int | None]:
+        """What Trainer.step takes beside batches, learning rate and number of the step."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name not in ("lr_max", "warmup", "min_lr")}
+
+
+@dataclass
+class Log:
+    """Rows for llm_train_log, written by one statement."""
+
+    run_id: int
+    model: str
+    rows: list[tuple] = field(default_factory=list)
+
+    def add(self, step: int, lr: float, result: object, seconds: float, batch: Sequence[int], val_loss: float | None = None) -> None:
+        """Remember a step."""
+        ids = "{" + ",".join(map(str, batch)) + "}"
+        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, ids))  # type: ignore[attr-defined]
+
+    def write(self) -> None:
+        """Insert what was remembered."""
+        if not self.rows:
+            return
+        db.run(
+            "INSERT INTO {schema}.llm_train_log (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch)"
+            " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[]"
+            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10) AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch)",
+            ["int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]", "text[]"],
+            *(self.run_id, self.model, *map(list, zip(*self.rows))),
+        )
+        self.rows.clear()
+
+
+class Session:
+    """A model's state in memory, from its rows and back to them. The model is locked until the transaction ends."""
+
+    def __init__(self, model: str, workers: int) -> None:
+        self.model = model
+        self.config = store.config(model)
+        resources.apply_threads(workers)
+        resources.require_memory(16 * self.config.n_params(), f'training "{model}"')
+        store.lock(model)
+        self.version = store.weights_version(model)
+        self._blocks: list[tuple[str, int, int]] = []
+        self.trainer = self._read()
+
+    @property
+    def step(self) -> int:
+        """AdamW updates that the model has had."""
+        return max(self.trainer.steps.values())
+
+    def _read(self) -> Trainer:
+        assembly = store.Assembly(self.model, self.config.param_shapes())
+        m: store.Params = {}
+        v: store.Params = {}
+        steps: dict[str, int] = {}
+        for row in db.cursor(
+            "SELECT name, token_id, shape, data, m, v, step FROM {schema}.llm_param WHERE model = $1 ORDER BY name, token_id",
+            ["text"],
+            self.model,
+        ):
+            name, first, rows = row["name"], row["token_id"], row["shape"][0]
+            assembly.add(name, first, row["shape"], row["data"])
+            for moments, data in ((m, row["m"]), (v, row["v"])):
+                if name not in moments:
+                    moments[name] = np.zeros(self.config.param_shapes()[name], FLOAT32)
+                if data:
+                    if len(data) != len(row["data"]):
+                        raise InconsistentData(
+                            f'moments of tensor "{name}" block {first} of model "{self.model}" have {len(data)} bytes, not {len(row["data"])}',
+                            hint="Set m and v to null to start the optimizer anew.",
+                        )
+                    moments[name][first : first + rows] = np.frombuffer(data, FLOAT32).reshape(row["shape"])
+            steps[name] = max(row["step"], steps.get(name, 0))
+            self._blocks.append((name, first, rows))
+            host.check_interrupts()
+        return Trainer(self.config, assembly.finish(), m, v, steps, chunk=resources.attention_chunk())
+
+    def batches(self, ids: Sequence[int], batch_size: int) -> list[datasets.Batch]:
+        """The rows `ids`, cut into micro-batches of at most `batch_size`."""
+        found = []
+        for start in range(0, len(ids), batch_size):
+            found += datasets.batches(ids[start : start + batch_size], self.model, self.config)
+        rows, length = max(tokens.shape for tokens, _ in found)
+        resources.require_memory(
+            estimate_step_bytes(self.config, rows, length) - 16 * self.config.n_params(), f"a batch of {rows} x {length} tokens"
+        )
+        return found
+
+    def write(self) -> None:
+        """Weights, moments and steps back into the rows they came from."""
+        batch: list[tuple[str, int, bytes, bytes, bytes, int]] = []
+        held = 0
+        trainer = self.trainer
+        for name, first, rows in self._blocks:
+            part = slice(first, first + rows)
+            arrays = [to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v)]
+            batch.append((name, first, *arrays, trainer.steps[name]))
+            held += 3 * len(arrays[0])
+            if held >= store.FLUSH_BYTES:
+                self._update(batch)
+                batch, held = [], 0
+            host.check_interrupts()
+        if batch:
+            self._update(batch)
+
+    def _update(self, batch: list[tuple[str, int, bytes, bytes, bytes, int]]) -> None:
+        updated = db.run(
+            "UPDATE {schema}.llm_param AS p SET data = new.data, m = new.m, v = new.v, step = new.step, grad = NULL"
+            " FROM unnest($2, $3, $4, $5, $6, $7) AS new (name, token_id, data, m, v, step)"
+            " WHERE p.model = $1 AND p.name = new.name AND p.token_id = new.token_id",
+            ["text", "text[]", "int4[]", "bytea[]", "bytea[]", "bytea[]", "int8[]"],
+            *(self.model, *map(list, zip(*batch))),
+        )
+        if updated != len(batch):
+            raise InconsistentData(
+                f'weights of model "{self.model}" were changed by another session during training',
+                hint="Run the training again; do not change llm_param while a model is trained.",
+            )
+
+
+def start_run(session: Session, settings: dict, seed: int, n_steps: int | None, status: str = "running") -> int:
+    """A row of llm_run; its run_id."""
+    row = db.row(
+        "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version, environment)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING run_id",
+        ["text", "jsonb", "int8", "text", "int8", "int4", "text", "jsonb"],
+        *(session.model, json.dumps(settings), seed, status, session.step, n_steps, session.version, json.dumps(environment())),
+    )
+    return (row or {})["run_id"]
+
+
+def environment() -> dict[str, object]:
+    """What the same bits are promised under."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index,call-overload]
+    return {
+        "pg_gpt2": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": f"{blas.get('name')} {blas.get('version')}",
+        "machine": platform.machine(),
+    }
+
+
+def manual_run(session: Session, seed: int) -> int:
+    """The model's run of steps done by hand, made with its first."""
+    row = db.row("SELECT run_id FROM {schema}.llm_run WHERE model = $1 AND status = 'manual'", ["text"], session.model)
+    return row["run_id"] if row else start_run(session, {}, seed, None, "manual")
+
+
+def train_step(
+    session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None
+) -> float:
+    """One logged step on the rows `ids`, else on the next row of the training data; the loss before it."""
+    step = session.step + 1
+    if ids is None:
+        rows = datasets.row_ids(session.model, session.config, "train")
+        ids = [int(rows[(step - 1) % len(rows)])]
+    batches = session.batches(ids, len(ids))
+    if total_steps is not None:
+        lr = lr_schedule(step, settings.warmup, total_steps, settings.lr_max, settings.min_lr)
+    else:
+        lr = settings.lr_max * min(1.0, step / settings.warmup) if settings.warmup else settings.lr_max
+    began = time.perf_counter()
+    result = session.trainer.step(batches, lr=lr, step_no=step, **settings.arguments())  # type: ignore[arg-type]
+    log = Log(manual_run(session, settings.seed), session.model)
+    log.add(step, lr, result, time.perf_counter() - began, ids)
+    log.write()
+    session.write()
+    return result.loss
+
+
+def train(
+    session: Session,
+    n_steps: int,
+    settings: Settings,
+    batch_size: int,
+    grad_accum: int,
+    eval_every: int | None,
+    log_every: int | None,
+) -> int:
+    """`n_steps` logged steps; the run_id. All in the caller's transaction."""
+    rows = datasets.row_ids(session.model, session.config, "train")
+    val_rows = datasets.row_ids(session.model, session.config, "val") if eval_every else None
+    config = asdict(settings) | {"batch_size": batch_size, "grad_accum": grad_accum, "n_steps": n_steps}
+    log = Log(start_run(session, config, settings.seed, n_steps), session.model)
+    progress = _Progress(n_steps, log_every)
+    order = BatchOrder(settings.seed, len(rows))
+    for step in range(1, n_steps + 1):
+        began = time.perf_counter()
+        ids = rows[order.rows(step, batch_size * grad_accum)].tolist()
+        lr = run_lr(step, n_steps, settings.warmup, settings.lr_max, settings.min_lr)
+        batches = session.batches(ids, batch_size)
+        result = session.trainer.step(batches, lr=lr, step_no=step, **settings.arguments())  # type: ignore[arg-type]
+        seconds = time.perf_counter() - began
+        val_loss = None
+        if val_rows is not None and eval_every and (step % eval_every == 0 or step == n_steps):
+            val_loss, _ = mean_loss(session.trainer.params, session.config, session.model, val_rows, batch_size)
+        log.add(step, lr, result, seconds, ids, val_loss)
+        progress.show(step, result.loss, lr, result.tokens, val_loss)
+        host.check_interrupts()
+    session.write()
+    log.write()
+    db.run(
+        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp() WHERE run_id = $1", ["int8"], log.run_id
+    )
+    return log.run_id
+
+
+class _Progress:
+    """NOTICEs of a run: the first step, every `log_every`-th, and the last."""
+
+    def __init__(self, n_steps: int, log_every: int | None) -> None:
+        self.n_steps = n_steps
+        self.every = log_every if log_every is not None else max(1, n_steps // NOTICES)
+        self.tokens = 0
+        self.began = time.perf_counter()
+
+    def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
+        self.tokens += tokens
+        if self.every and (step == 1 or step % self.every == 0 or step == self.n_steps):
+            rate = self.tokens / (time.perf_counter() - self.began)
+            validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
+            db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
+            self.tokens, self.began = 0, time.perf_counter()
+
+
+def mean_loss(
+    params: store.Params, config: GPT2Config, model: str, ids: Sequence[int], batch_size: int
+) -> tuple[float, int]:
+    """Mean cross entropy and number of tokens of rows of llm_dataset, without dropout."""
+    total, count = 0.0, 0
+    for start in range(0, len(ids), batch_size):
+        for tokens, targets in datasets.batches(ids[start : start + batch_size], model, config):
+            loss, n = evaluate(params, config, tokens, targets, chunk=resources.attention_chunk())
+            total, count = total + loss, count + n
+    return total / count, count
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.unicode_classes', $pg_gpt2_source$"""GENERATED by make_unicode_classes.py, not to be edited: the classes of GPT-2's pattern as code point ranges.
 
 Unicode 16.0, on which Hugging Face tokenizers and tiktoken agree; pinned, so that ids do not depend on the Python
@@ -5813,8 +6863,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -5840,8 +6890,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 02414efda3f3 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 15ce8be5dc36 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -5851,8 +6901,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 02414efda3f3 @extschema@'].models.copy_model(source, target)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 15ce8be5dc36 @extschema@'].models.copy_model(source, target)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name.';
@@ -5862,8 +6912,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 02414efda3f3 @extschema@'].models.drop_model(model)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 15ce8be5dc36 @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs and logs. A preset''s configuration stays.';
@@ -5913,8 +6963,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -5924,8 +6974,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -5935,8 +6985,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -5945,8 +6995,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -5956,8 +7006,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -5966,8 +7016,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -5982,8 +7032,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -5993,8 +7043,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -6004,8 +7054,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -6019,8 +7069,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -6030,8 +7080,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -6041,8 +7091,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -6052,8 +7102,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -6063,8 +7113,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -6074,8 +7124,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -6102,8 +7152,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -6135,8 +7185,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -6159,8 +7209,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -6176,8 +7226,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -6194,8 +7244,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab). The shape parameters are checks: null, or what the model has.';
@@ -6216,8 +7266,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -6238,8 +7288,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed. The shape parameters are checks: null, or what the model has.';
@@ -6254,8 +7304,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -6286,8 +7336,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].training.train_step(
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed)
 $$;
@@ -6324,8 +7374,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 02414efda3f3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 02414efda3f3 @extschema@'].training.train(
+if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 15ce8be5dc36 @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every)
 $$;
@@ -6349,4 +7399,28 @@ COMMENT ON FUNCTION llm_get_model_config(text) IS 'Compatibility: the row of llm
 
 -- sql/privileges.sql
 
--- Privileges
+-- Who may call what. Functions run with the caller's rights, so reading a model needs SELECT on its tables in any case;
+-- what makes, changes or removes models, or touches files of the server, is not even callable by PUBLIC.
+
+REVOKE EXECUTE ON FUNCTION
+    llm_init_model(text, integer, integer, integer, integer, integer, bigint),
+    llm_copy_model(text, text),
+    llm_drop_model(text),
+    llm_train_bpe(text, integer, text, text),
+    pg_llm_load_bpe_vocab(text, text),
+    pg_llm_load_bpe_merges(text, text),
+    pg_llm_import_safetensors(text, text, boolean),
+    pg_llm_import_npz(text, text, boolean),
+    llm_import_safetensors(bytea, text, boolean),
+    pg_llm_export_safetensors(text, text),
+    pg_llm_export_npz(text, text),
+    llm_dataset_load(text, text, integer, text, double precision, text),
+    llm_train_step(
+        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
+        double precision, double precision, double precision, integer, integer, double precision, integer, integer, integer[],
+        double precision, bigint),
+    llm_train(
+        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
+        double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
+        double precision, bigint, integer, integer)
+FROM PUBLIC;

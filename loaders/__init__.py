@@ -1,5 +1,5 @@
 """Client-side programs that bring models, vocabularies and texts into pg_gpt2 and models out again.
 
-Run them as `python -m loaders.load_model --help`, or by path. Each talks to the tables only, over one connection and in one
-transaction, so that an interrupted run leaves nothing behind.
+Run them as `python -m loaders.load_model --help`, or by path. Each works over one connection and in one transaction, so
+that an interrupted run leaves nothing behind.
 """

@@ -1,4 +1,4 @@
-"""What the loaders share: arguments, the connection and the extension's schema, COPY, progress, and errors without traceback."""
+"""What the loaders share: arguments, connection, the extension's schema, COPY, progress, errors without traceback."""
 
 import argparse
 import sys
@@ -20,8 +20,8 @@ class Database:
     def __init__(self, conn: psycopg.Connection) -> None:
         self.conn = conn
         found = conn.execute(
-            "SELECT n.nspname FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace"
-            " WHERE e.extname = 'pg_gpt2'"
+            "SELECT n.nspname FROM pg_catalog.pg_extension AS e"
+            " JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'pg_gpt2'"
         ).fetchone()
         if found is None:
             raise LoaderError(
@@ -30,9 +30,12 @@ class Database:
         self.schema: str = found[0]
 
     def query(self, text: str) -> sql.Composed:
-        """The statement `text`, in which {name} stands for an object of the extension."""
-        names = {name: sql.Identifier(self.schema, name) for name in _fields(text)}
-        return sql.SQL(text).format(**names)  # type: ignore[arg-type]
+        """The statement `text`, in which {name} stands for an object of the extension and %s for a parameter."""
+        names = {
+            name: sql.SQL(sql.Identifier(self.schema, name).as_string(self.conn).replace("%", "%%"))
+            for name in _fields(text)
+        }
+        return sql.SQL(text).format(**names)
 
     def execute(self, text: str, *args: Any) -> psycopg.Cursor:
         """Run `text` with the parameters `args`."""

@@ -1,12 +1,13 @@
 """A Hugging Face model directory: config.json and safetensors, one file or shards, read in row blocks by our names.
 
-The safetensors library checks each file; the tensors are then read through a memory map, because NumPy has no bfloat16 and the
-library cannot give it to NumPy. Pickled weights (pytorch_model.bin) are not read.
+The safetensors library checks each file; the tensors are then read through a memory map, because NumPy has no bfloat16
+and the library cannot give it to NumPy. Pickled weights (pytorch_model.bin) are not read.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,10 @@ class Config:
             found |= {f"h.{i}.{name}": shape for name, shape in block.items()}
         return found | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
 
+    def n_bytes(self) -> int:
+        """Bytes of all weights in float32."""
+        return sum(4 * prod(shape) for shape in self.shapes().values())
+
 
 def our_name(name: str) -> str | None:
     """The tensor that a checkpoint calls `name`; None for an attention mask, which is no parameter."""
@@ -101,11 +106,6 @@ def our_name(name: str) -> str | None:
         return None
     ours = ".".join(parts)
     return {"wte.weight": "wte", "wpe.weight": "wpe"}.get(ours, ours)
-
-
-def hub_name(name: str) -> str:
-    """The name under which transformers writes our tensor `name`."""
-    return f"transformer.{name}.weight" if name in ("wte", "wpe") else f"transformer.{name}"
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,6 @@ class HubModel:
         return head.shape == wte.shape and all(
             np.array_equal(head.rows(*rows), wte.rows(*rows)) for rows in row_blocks(wte.shape)
         )
-
-    def n_bytes(self) -> int:
-        """Bytes of all weights as float32."""
-        return sum(4 * int(np.prod(shape)) for shape in self.config.shapes().values())
 
     def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, rows) of one tensor in the blocks that llm_param stores; an error when a value is not finite."""

@@ -1,6 +1,6 @@
 """Load a Hugging Face GPT-2 into the database: a directory that save_pretrained wrote, or the id of a model on the hub.
 
-Weights may be one file or shards, in float32, float16 or bfloat16. The vocabulary comes along when the directory has one.
+Weights may be one file or shards, in float32, float16 or bfloat16. A vocabulary in the directory comes along.
 """
 
 import sys
@@ -34,7 +34,15 @@ def locate(source: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise LoaderError(f"{source} is no directory here, and no model could be fetched by that id: {reason}") from None
+        raise LoaderError(
+            f"{source} is no directory here, nor could a hub model of that id be fetched: {reason}"
+        ) from None
+
+
+def default_name(source: str) -> str:
+    """The directory's name, or the last part of a hub id."""
+    path = Path(source).expanduser().resolve()
+    return path.parent.name if path.is_file() else path.name
 
 
 def load_model(database: Database, source: Path, model: str, *, replace: bool = False) -> None:
@@ -42,7 +50,7 @@ def load_model(database: Database, source: Path, model: str, *, replace: bool = 
     hub = HubModel(source)
     if replace:
         database.execute("DELETE FROM {llm_param} WHERE model = %s", model)
-    elif database.execute("SELECT FROM {llm_param} WHERE model = %s LIMIT 1", model).fetchone():
+    elif database.execute("SELECT 1 FROM {llm_param} WHERE model = %s LIMIT 1", model).fetchone():
         raise LoaderError(f'model "{model}" has weights already; --replace replaces them')
     columns = {"model": model, **asdict(hub.config)}
     database.execute(
@@ -64,7 +72,7 @@ def load_model(database: Database, source: Path, model: str, *, replace: bool = 
 
 def weight_rows(hub: HubModel, model: str) -> Iterator[tuple[Any, ...]]:
     """Rows of llm_param, with a progress bar."""
-    with bar(hub.n_bytes(), f"weights of {model}") as progress:
+    with bar(hub.config.n_bytes(), f"weights of {model}") as progress:
         for name in hub.tensors:
             for start, values in hub.blocks(name):
                 yield model, name, start, list(values.shape), values.data.cast("B")
@@ -73,7 +81,7 @@ def weight_rows(hub: HubModel, model: str) -> Iterator[tuple[Any, ...]]:
 
 def load_vocabulary(database: Database, directory: Path, model: str, *, replace: bool) -> None:
     """The vocabulary of a model directory; one that the model has already stays unless `replace`."""
-    if not replace and database.execute("SELECT FROM {llm_bpe_vocab} WHERE model = %s LIMIT 1", model).fetchone():
+    if not replace and database.execute("SELECT 1 FROM {llm_bpe_vocab} WHERE model = %s LIMIT 1", model).fetchone():
         print(f'model "{model}" has a vocabulary already, which stays; --replace replaces it', file=sys.stderr)
         return
     Vocabulary.find(directory).store(database, model, replace=replace)
@@ -88,7 +96,7 @@ def main() -> None:
     parser.add_argument("--replace", action="store_true", help="replace weights, optimizer state and vocabulary")
     args = parser.parse_args()
     source = locate(args.source, args.revision)
-    model = args.model or (source.resolve().name if source.exists() and Path(args.source).exists() else args.source.split("/")[-1])
+    model = args.model or default_name(args.source)
     with connect(args.dsn) as conn:
         load_model(Database(conn), source, model, replace=args.replace)
     print(f'loaded model "{model}" from {args.source}')

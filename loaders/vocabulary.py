@@ -1,7 +1,7 @@
 """GPT-2 vocabularies: vocab.json with merges.txt, or tokenizer.json; to and from llm_bpe_vocab and llm_bpe_merges.
 
-The `tokenizers` library parses and checks the files. What is not GPT-2's byte-level BPE is refused, since the server would
-split its text otherwise.
+The `tokenizers` library parses and checks the files. What is not GPT-2's byte-level BPE is refused, since the server
+would split text otherwise.
 """
 
 import json
@@ -62,7 +62,7 @@ class Vocabulary:
         model = parsed["model"]
         merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
         added = {token["content"]: token["id"] for token in parsed["added_tokens"]}
-        found = cls({**model["vocab"], **added}, merges)  # type: ignore[arg-type]
+        found = cls({**model["vocab"], **added}, merges)
         found.tokenizer()
         return found
 
@@ -81,7 +81,9 @@ class Vocabulary:
     @classmethod
     def from_database(cls, database: Database, model: str) -> "Vocabulary | None":
         """The vocabulary stored for `model`, if there is one."""
-        ids = dict(database.execute("SELECT token, token_id FROM {llm_bpe_vocab} WHERE model = %s", model).fetchall())
+        ids: dict[str, int] = dict(
+            database.execute("SELECT token, token_id FROM {llm_bpe_vocab} WHERE model = %s", model).fetchall()
+        )
         merges = database.execute(
             'SELECT "left", "right" FROM {llm_bpe_merges} WHERE model = %s ORDER BY rank', model
         ).fetchall()
@@ -93,8 +95,8 @@ class Vocabulary:
             tokenizer = Tokenizer(models.BPE(self.ids, self.merges))
         except Exception as error:  # the library raises nothing narrower
             raise LoaderError(f"the merges do not fit the vocabulary: {error}") from None
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-        tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
         return tokenizer
 
     def store(self, database: Database, model: str, *, replace: bool) -> None:
@@ -102,7 +104,7 @@ class Vocabulary:
         if replace:
             database.execute("DELETE FROM {llm_bpe_vocab} WHERE model = %s", model)
             database.execute("DELETE FROM {llm_bpe_merges} WHERE model = %s", model)
-        elif database.execute("SELECT FROM {llm_bpe_vocab} WHERE model = %s LIMIT 1", model).fetchone():
+        elif database.execute("SELECT 1 FROM {llm_bpe_vocab} WHERE model = %s LIMIT 1", model).fetchone():
             raise LoaderError(f'model "{model}" has a vocabulary already; --truncate replaces it')
         database.copy(
             "llm_bpe_vocab",
@@ -116,7 +118,7 @@ class Vocabulary:
         )
 
     def save(self, directory: Path, n_positions: int) -> None:
-        """Write it as transformers' GPT2Tokenizer does: vocab.json, merges.txt, tokenizer.json, tokenizer_config.json."""
+        """Write the files that transformers' GPT2Tokenizer reads."""
         tokenizer = self.tokenizer()
         tokenizer.model.save(str(directory))
         config: dict[str, Any] = {

@@ -1,1 +1,25 @@
--- Privileges
+-- Who may call what. Functions run with the caller's rights, so reading a model needs SELECT on its tables in any case;
+-- what makes, changes or removes models, or touches files of the server, is not even callable by PUBLIC.
+
+REVOKE EXECUTE ON FUNCTION
+    llm_init_model(text, integer, integer, integer, integer, integer, bigint),
+    llm_copy_model(text, text),
+    llm_drop_model(text),
+    llm_train_bpe(text, integer, text, text),
+    pg_llm_load_bpe_vocab(text, text),
+    pg_llm_load_bpe_merges(text, text),
+    pg_llm_import_safetensors(text, text, boolean),
+    pg_llm_import_npz(text, text, boolean),
+    llm_import_safetensors(bytea, text, boolean),
+    pg_llm_export_safetensors(text, text),
+    pg_llm_export_npz(text, text),
+    llm_dataset_load(text, text, integer, text, double precision, text),
+    llm_train_step(
+        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
+        double precision, double precision, double precision, integer, integer, double precision, integer, integer, integer[],
+        double precision, bigint),
+    llm_train(
+        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
+        double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
+        double precision, bigint, integer, integer)
+FROM PUBLIC;

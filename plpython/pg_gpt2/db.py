@@ -130,7 +130,8 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
         for fetched in batch:
             if len(fetched) != 1 or not isinstance(value := next(iter(fetched.values())), str | None):
                 raise InvalidParameter(
-                    f"source must return one text column, not ({', '.join(fetched)})", hint="Example: 'SELECT body FROM documents'."
+                    f"source must return one text column, not ({', '.join(fetched)})",
+                    hint="Example: 'SELECT body FROM documents'.",
                 )
             if value is not None:
                 yield value

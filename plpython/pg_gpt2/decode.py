@@ -62,9 +62,7 @@ class Decoder:
         out = np.empty((1, rows, width // 3), FLOAT32)
         mixed = out.reshape(rows, self.config.n_head, -1).transpose(1, 0, 2)
         heads = self.config.n_head if rows == 1 else HEADS_A_TASK
-        threads.for_rows(
-            self.config.n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], self.length)
-        )
+        threads.for_rows(self.config.n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], self.length))
         return out
 
 

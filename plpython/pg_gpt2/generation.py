@@ -31,7 +31,9 @@ class Options:
         if self.max_tokens < 0:
             raise InvalidParameter(f"max_tokens must be 0 or more, not {self.max_tokens}")
         if any(not stop for stop in self.stop):
-            raise InvalidParameter("a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line.")
+            raise InvalidParameter(
+                "a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line."
+            )
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,11 @@ class Sampling:
         _check(0 <= self.topp <= 1, "topp", self.topp, "between 0 and 1", "1 keeps all tokens.")
         _check(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1", "0 keeps all tokens.")
         _check(
-            self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0", "1 is no penalty, 1.2 a usual one."
+            self.repetition_penalty > 0,
+            "repetition_penalty",
+            self.repetition_penalty,
+            "above 0",
+            "1 is no penalty, 1.2 a usual one.",
         )
 
 

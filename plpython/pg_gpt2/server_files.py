@@ -11,7 +11,14 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from . import db
-from .errors import FileAccessError, InsufficientPrivilege, InvalidParameter, MalformedData, NullNotAllowed, UndefinedFile
+from .errors import (
+    FileAccessError,
+    InsufficientPrivilege,
+    InvalidParameter,
+    MalformedData,
+    NullNotAllowed,
+    UndefinedFile,
+)
 
 
 def open_to_read(path: str | None) -> BinaryIO:
@@ -69,10 +76,15 @@ def _allowed(path: str | None, role: str, verb: str) -> str:
             hint=f"Only members of {role} may; the programs in loaders/ do the same as a client.",
         )
     if not os.path.isabs(path):
-        raise InvalidParameter(f'path "{path}" is not absolute', hint="The server's working directory is its data directory.")
+        raise InvalidParameter(
+            f'path "{path}" is not absolute', hint="The server's working directory is its data directory."
+        )
     return os.path.realpath(path)
 
 
 def _file_error(path: str | None, error: OSError) -> Exception:
     kind = UndefinedFile if isinstance(error, FileNotFoundError | NotADirectoryError) else FileAccessError
-    return kind(f'cannot open "{path}": {error.strerror}', hint="The path is on the server, and its operating-system user needs access.")
+    return kind(
+        f'cannot open "{path}": {error.strerror}',
+        hint="The path is on the server, and its operating-system user needs access.",
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import db, host
+from . import db, host, resources
 from .config import GPT2Config
 from .errors import DuplicateObject, InconsistentData, InvalidParameter, NullNotAllowed, UndefinedObject, WrongState
 from .tensor import FLOAT32, to_bytes
@@ -57,7 +57,9 @@ def config(model: str) -> GPT2Config:
 def find_config(model: str) -> GPT2Config | None:
     """The configuration of `model`, or None."""
     if model is None:
-        raise NullNotAllowed("model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them.")
+        raise NullNotAllowed(
+            "model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them."
+        )
     row = db.row(
         "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {schema}.llm_model_config WHERE model = $1",
         ["text"],
@@ -66,7 +68,9 @@ def find_config(model: str) -> GPT2Config | None:
     return GPT2Config(**row) if row else None
 
 
-def check_overrides(known: GPT2Config, n_layer: int | None, n_head: int | None, d_model: int | None, vocab: int | None) -> None:
+def check_overrides(
+    known: GPT2Config, n_layer: int | None, n_head: int | None, d_model: int | None, vocab: int | None
+) -> None:
     """22023 unless each shape that a caller repeats is null or what the model has."""
     for name, value in (("n_layer", n_layer), ("n_head", n_head), ("d_model", d_model), ("vocab", vocab)):
         if value is not None and value != getattr(known, name):
@@ -74,6 +78,11 @@ def check_overrides(known: GPT2Config, n_layer: int | None, n_head: int | None, 
                 f"{name} {value} does not fit the stored model, which has {getattr(known, name)}",
                 hint="Leave it out: the shape comes from llm_model_config.",
             )
+
+
+def lock(model: str) -> None:
+    """Make other writers of `model` wait until this transaction ends; readers do not."""
+    db.row("SELECT 1 FROM {schema}.llm_model_config WHERE model = $1 FOR NO KEY UPDATE", ["text"], model)
 
 
 def register(model: str, wanted: GPT2Config) -> None:
@@ -88,12 +97,28 @@ def register(model: str, wanted: GPT2Config) -> None:
     )
 
 
+def no_weights(model: str) -> WrongState:
+    """The error for a model that is registered and has no weights."""
+    return WrongState(
+        f'model "{model}" has no weights',
+        hint=f"Load some: pg_llm_import_safetensors('/path/model.safetensors', '{model}') on the server,"
+        f" python -m loaders.load_model --model {model} SOURCE as a client, or llm_init_model for random ones.",
+    )
+
+
+def has_weights(model: str) -> bool:
+    """Whether any row of `model` is visible in llm_param."""
+    return db.row("SELECT 1 FROM {schema}.llm_param WHERE model = $1 LIMIT 1", ["text"], model) is not None
+
+
 def require_no_weights(model: str) -> None:
     """42710 when `model` has weights."""
     if model is None:
         raise NullNotAllowed("model must not be null", hint="Give the new model a name.")
-    if db.row("SELECT 1 FROM {schema}.llm_param WHERE model = $1 LIMIT 1", ["text"], model):
-        raise DuplicateObject(f'model "{model}" already has weights', hint="Choose another name, or llm_drop_model it first.")
+    if has_weights(model):
+        raise DuplicateObject(
+            f'model "{model}" already has weights', hint="Choose another name, or llm_drop_model it first."
+        )
 
 
 # --- version and cache ------------------------------------------------------------------------------------------------------
@@ -146,6 +171,7 @@ def load(model: str | None) -> Model:
     """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
     name = model_name(model)
     wanted = config(name)
+    resources.apply_threads()
     found = cache.get(name, weights_version(name))
     if found is None or found.config != wanted:
         version, params = _read_params(name, wanted)
@@ -156,6 +182,7 @@ def load(model: str | None) -> Model:
 
 def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
     """Version and weights through one cursor, hence of one snapshot."""
+    resources.require_memory(4 * wanted.n_params(), f'model "{name}"')
     shapes = wanted.param_shapes()
     rows = db.cursor(
         f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
@@ -190,7 +217,9 @@ class Assembly:
         if wanted is None:
             self._refuse(f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param.")
         if tuple(shape[1:]) != wanted[1:]:
-            self._refuse(f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again.")
+            self._refuse(
+                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
+            )
         if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
             self._refuse(
                 f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
@@ -204,11 +233,7 @@ class Assembly:
     def finish(self) -> Params:
         """All tensors in the order of the configuration; 55000 when there is none at all."""
         if not self.params:
-            raise WrongState(
-                f'model "{self.model}" has no weights',
-                hint=f"Load some: pg_llm_import_safetensors('/path/model.safetensors', '{self.model}') on the server,"
-                f" or python -m loaders.load_model --model {self.model} SOURCE as a client.",
-            )
+            raise no_weights(self.model)
         for name, shape in self.shapes.items():
             rows = self._rows.get(name, 0)
             if rows < shape[0]:

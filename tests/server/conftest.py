@@ -15,7 +15,8 @@ import psycopg
 import pytest
 from psycopg import conninfo, sql
 
-CLUSTER = Path(__file__).resolve().parents[2] / "docker" / "cluster.sh"
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = ROOT / "docker" / "cluster.sh"
 
 Connect = Callable[..., psycopg.Connection]
 
@@ -30,6 +31,7 @@ def cluster_dsn() -> Iterator[str]:
     if "PG_GPT2_TEST_DSN" in os.environ:
         yield os.environ["PG_GPT2_TEST_DSN"]
         return
+    subprocess.run(["/usr/bin/python3", ROOT / "build.py"], check=True)
     # The name ends in our process id: if we are killed, a later `cluster.sh run` sees that and cleans up.
     directory = f"{_last_line(CLUSTER, 'state')}/test.{os.getpid()}"
     try:

@@ -123,10 +123,10 @@ def _options(
         raise InvalidParameter(
             f"eos_token {eos_token} is not in 0..{config.vocab - 1}", hint="Give a token id, null for the model's, or -1 for none."
         )
-    return Options(max_tokens, sampling, eos, _seed() if seed is None else seed, tuple(stop or ()))
+    return Options(max_tokens, sampling, eos, draw_seed() if seed is None else seed, tuple(stop or ()))
 
 
-def _seed() -> int:
+def draw_seed() -> int:
     """A seed from the server's random(), which setseed() fixes."""
     row = db.row("SELECT random() AS value")
     return int((row or {})["value"] * 2**53)

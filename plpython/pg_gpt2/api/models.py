@@ -31,7 +31,7 @@ def init_model(
     wanted = {"n_layer": n_layer, "n_head": n_head, "d_model": d_model, "n_positions": n_positions}
     known = store.find_config(model)
     tokens, eos = _vocabulary(model)
-    wanted["vocab"] = vocab or tokens
+    wanted["vocab"] = tokens or None if vocab is None else vocab
     for name, value in wanted.items():
         if value is None and known is not None:
             wanted[name] = getattr(known, name)
@@ -54,7 +54,7 @@ def init_model(
     store.insert_params(model, ((name, array.shape, lambda a, b, rows=array: rows[a:b]) for name, array in params.items()))
 
 
-def _vocabulary(model: str) -> tuple[int | None, int | None]:
+def _vocabulary(model: str) -> tuple[int, int | None]:
     """Number of ids (largest + 1) and end-of-text id of the vocabulary of `model`; 0, None without one."""
     row = db.row(
         "SELECT max(token_id) + 1 AS tokens, max(token_id) FILTER (WHERE token = $2) AS eos"
@@ -70,6 +70,8 @@ def _vocabulary(model: str) -> tuple[int | None, int | None]:
 def copy_model(source: str | None, target: str | None) -> None:
     """Configuration, weights, optimizer state and vocabulary under a new name, all in SQL."""
     config = store.config(source)
+    if not store.has_weights(source):
+        raise store.no_weights(source)
     store.require_no_weights(target)
     store.register(target, config)
     db.run(

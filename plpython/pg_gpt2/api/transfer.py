@@ -9,7 +9,7 @@ import numpy as np
 from .. import db, host, server_files, store
 from ..config import GPT2Config
 from ..db import entry
-from ..errors import InconsistentData, NullNotAllowed, UndefinedObject, WrongState
+from ..errors import InconsistentData, NullNotAllowed, UndefinedObject
 from ..formats import Checkpoint, hub_metadata, hub_name, open_npz, open_safetensors, write_npz, write_safetensors
 from ..tensor import FLOAT32
 
@@ -113,11 +113,12 @@ class _Stored:
     def blocks(self, name: str) -> Iterable[np.ndarray]:
         """Blocks of the next tensor, which must be `name`."""
         found, rows = next(self._tensors, (None, iter(())))
-        if found is None:
-            raise WrongState(f'model "{self._model}" has no weights, or lacks tensor "{name}"', hint="Import the model again.")
+        if found is None and name == next(iter(self.shapes)):
+            raise store.no_weights(self._model)
         if found != name:
             raise InconsistentData(
-                f'model "{self._model}" has tensor "{found}" where "{name}" should follow', hint="Compare llm_param with llm_model_config."
+                f'model "{self._model}" has {found or "no tensor"} where "{name}" should follow',
+                hint="Compare llm_param with llm_model_config.",
             )
         for row in rows:
             host.check_interrupts()

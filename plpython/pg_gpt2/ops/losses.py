@@ -57,6 +57,11 @@ def cross_entropy_backward(
 register("cross_entropy", cross_entropy, cross_entropy_backward, "logits", reads=(0,))
 
 
+def group_rows(vocab: int) -> int:
+    """How many rows are projected at a time."""
+    return max(64, min(256, GROUP_LOGITS // vocab))
+
+
 class _Group:
     """Logits of a group of rows, as exponentials of each slice of the vocabulary relative to that slice's maximum."""
 
@@ -123,7 +128,7 @@ def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: S
         dx = buffers.empty(x.shape, x.dtype)
         dwte, add = gradient_buffer(sink, wte.shape, x.dtype)
     loss = 0.0
-    for r in threads.pieces(len(rows), max(64, min(256, GROUP_LOGITS // len(wte)))):
+    for r in threads.pieces(len(rows), group_rows(len(wte))):
         group = _Group(rows[r], wte, classes[r])
         loss += float(group.losses().sum())
         if dx is not None and dwte is not None and dy is not None:

@@ -1,0 +1,55 @@
+"""Convert a Hugging Face GPT-2 (directory, or safetensors file with config.json beside it) to a NumPy .npz.
+
+The file is a standard one with the tensor names of pg_gpt2, for pg_llm_import_npz on the server; n_head and the
+end-of-text token travel in the zip comment, so that the import can register the configuration.
+"""
+
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+if not __package__:  # run by path
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from loaders.common import arguments, bar, run
+from loaders.hub_model import HubModel
+from loaders.load_model import locate
+
+
+def convert(hub: HubModel, output: Path) -> None:
+    """Write `output`, which gets its name when it is complete."""
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w") as archive, bar(hub.config.n_bytes(), f"writing {output.name}") as progress:
+            for name, tensor in hub.tensors.items():
+                header = {"descr": "<f4", "fortran_order": False, "shape": tensor.shape}
+                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                    np.lib.format.write_array_header_1_0(member, header)
+                    for _, values in hub.blocks(name):
+                        member.write(values.tobytes())
+                        progress.update(values.nbytes)
+            known = {"n_head": hub.config.n_head, "eos_token_id": hub.config.eos_token_id}
+            comment = {key: str(value) for key, value in known.items() if value is not None}
+            archive.comment = json.dumps(comment).encode()
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Parse the command line and convert."""
+    parser = arguments(__doc__, dsn=False)
+    parser.add_argument("--source", required=True, help="model directory, safetensors file, or hub id")
+    parser.add_argument("--output", required=True, type=Path, help="the .npz to write")
+    args = parser.parse_args()
+    hub = HubModel(locate(args.source))
+    convert(hub, args.output)
+    print(f"wrote {len(hub.tensors)} tensors to {args.output}")
+
+
+if __name__ == "__main__":
+    run(main)

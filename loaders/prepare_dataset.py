@@ -1,0 +1,154 @@
+"""Tokenize text files, or the texts of a query, into rows of llm_dataset.
+
+Every text is encoded whole, one end-of-text token follows each, and the stream of ids is cut into blocks; each block's
+target is the stream one token later. What does not fill a last block is left out. --tokenizer is a tokenizer.json, or a
+directory with one or with vocab.json and merges.txt; without it the vocabulary of --model in the database is used.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+import psycopg
+from psycopg import sql
+from tokenizers import Tokenizer
+
+if not __package__:  # run by path
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from loaders.common import Database, LoaderError, arguments, bar, connect, run
+from loaders.vocabulary import END_OF_TEXT, Vocabulary
+
+BATCH_BYTES = 8 << 20  # of text that is handed to the tokenizer's threads at once
+
+
+def find_files(patterns: Iterable[str]) -> list[Path]:
+    """Files of all patterns, each pattern's sorted, none twice; a pattern that matches nothing is an error."""
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        files = [path for path in map(Path, sorted(glob(pattern, recursive=True))) if path.is_file()]
+        if not files:
+            raise LoaderError(f"no file matches {pattern}")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
+def file_texts(files: Iterable[Path]) -> Iterator[str]:
+    """Whole files; line ends stay as they are."""
+    for path in files:
+        try:
+            yield path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise LoaderError(f"{path} is not UTF-8: {error}") from None
+
+
+def query_texts(conn: psycopg.Connection, query: str) -> Iterator[str]:
+    """Texts of a query with one column; NULLs are skipped."""
+    with conn.cursor(name="pg_gpt2_texts") as cursor:
+        for row in cursor.execute(sql.SQL(query)):
+            if len(row) != 1 or not isinstance(row[0], str | None):
+                raise LoaderError("the query must return one text column")
+            if row[0] is not None:
+                yield row[0]
+
+
+def encode(texts: Iterable[str], tokenizer: Tokenizer, end_of_text: int) -> np.ndarray:
+    """All ids, int32, with one `end_of_text` after each text."""
+    parts: list[np.ndarray] = [np.empty(0, np.int32)]
+    with bar(None, "tokenizing") as progress:
+        for batch, size in batches(texts):
+            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                parts.append(np.array([*encoding.ids, end_of_text], np.int32))
+            progress.update(size)
+    return np.concatenate(parts)
+
+
+def batches(texts: Iterable[str]) -> Iterator[tuple[list[str], int]]:
+    """Texts in batches of about BATCH_BYTES, and the characters of each."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_BYTES:
+            yield batch, size
+            batch, size = [], 0
+    if batch:
+        yield batch, size
+
+
+def cut(ids: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """tokens and target, [blocks, block_size] each, and how many ids at the end are in neither."""
+    blocks = max(0, (len(ids) - 1) // block_size)
+    used = blocks * block_size
+    tokens = ids[:used].reshape(blocks, block_size)
+    target = ids[1 : used + 1].reshape(blocks, block_size)
+    return tokens, target, len(ids) - (used + 1 if blocks else 0)
+
+
+def store(database: Database, model: str | None, split: str, tokens: np.ndarray, target: np.ndarray) -> None:
+    """Insert blocks in order, with a progress bar."""
+    with bar(tokens.size, f"storing {split}", unit=" tokens") as progress:
+
+        def rows() -> Iterator[tuple[str | None, str, list[int], list[int]]]:
+            for row_tokens, row_target in zip(tokens, target, strict=True):
+                yield model, split, row_tokens.tolist(), row_target.tolist()
+                progress.update(len(row_tokens))
+
+        database.copy("llm_dataset", {"model": "text", "split": "text", "tokens": "int4[]", "target": "int4[]"}, rows())
+
+
+def find_vocabulary(database: Database, source: Path | None, model: str | None) -> Vocabulary:
+    """From files, else from the database."""
+    if source is not None:
+        return Vocabulary.find(source)
+    if model is None:
+        raise LoaderError("give --tokenizer, or --model of a model that has a vocabulary")
+    found = Vocabulary.from_database(database, model)
+    if found is None:
+        raise LoaderError(f'model "{model}" has no vocabulary; give --tokenizer, or load one with ingest_tokenizer')
+    return found
+
+
+def main() -> None:
+    """Parse the command line and load."""
+    parser = arguments(__doc__)
+    parser.add_argument("--tokenizer", type=Path, help="directory or tokenizer.json; default: the model's vocabulary")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="GLOB", help="text files, UTF-8; ** descends")
+    source.add_argument("--query", metavar="SQL", help="instead of files: a query that returns one text column")
+    parser.add_argument("--block-size", type=int, default=1024, help="tokens a row, at most n_positions (default 1024)")
+    parser.add_argument("--model", help="whose data it is; default: of every model whose vocabulary it fits")
+    parser.add_argument("--split", choices=("train", "val"), default="train", help="default: train")
+    parser.add_argument("--val-fraction", type=float, default=0.0, help="fraction of the rows, the last, for split val")
+    parser.add_argument("--end-of-text", default=END_OF_TEXT, help=f"token after each text (default {END_OF_TEXT})")
+    parser.add_argument("--truncate", action="store_true", help="first delete the rows of this model, in all splits")
+    args = parser.parse_args()
+    if args.block_size < 1 or not 0 <= args.val_fraction < 1:
+        parser.error("--block-size must be positive, --val-fraction at least 0 and below 1")
+    with connect(args.dsn) as conn:
+        database = Database(conn)
+        vocabulary = find_vocabulary(database, args.tokenizer, args.model)
+        if args.end_of_text not in vocabulary.ids:
+            raise LoaderError(f"the vocabulary has no token {args.end_of_text}; name another with --end-of-text")
+        texts = query_texts(conn, args.query) if args.input is None else file_texts(find_files(args.input))
+        ids = encode(texts, vocabulary.tokenizer(), vocabulary.ids[args.end_of_text])
+        tokens, target, left = cut(ids, args.block_size)
+        if not len(tokens):
+            raise LoaderError(f"{len(ids)} tokens do not fill one block of {args.block_size} and its target")
+        if args.truncate:
+            database.execute("DELETE FROM {llm_dataset} WHERE model IS NOT DISTINCT FROM %s", args.model)
+        first_val = len(tokens) - round(len(tokens) * args.val_fraction)
+        store(database, args.model, args.split, tokens[:first_val], target[:first_val])
+        if first_val < len(tokens):
+            store(database, args.model, "val", tokens[first_val:], target[first_val:])
+    print(
+        f"stored {len(tokens)} rows of {args.block_size} tokens, {len(tokens) - first_val} of them set aside for val;"
+        f" {left} of {len(ids)} tokens did not fill a block"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

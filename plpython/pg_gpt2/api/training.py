@@ -1,0 +1,161 @@
+"""llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked."""
+
+import math
+
+import numpy as np
+
+from .. import datasets, db, gpt2, resources, store, training, vocabularies
+from ..db import entry
+from ..decode import check_ids
+from ..errors import InvalidParameter, NullNotAllowed
+from ..ops.dropout import check_p
+from ..tape import Eager
+from .generation import draw_seed
+
+
+def require(**values: object) -> None:
+    """22004 naming the first value that is null."""
+    for name, value in values.items():
+        if value is None:
+            raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default, where it has one.")
+
+
+def require_positive(**values: int | None) -> None:
+    """22004 or 22023 naming the first value that is null or below 1."""
+    require(**values)
+    for name, value in values.items():
+        if value < 1:  # type: ignore[operator]
+            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
+
+
+@entry
+def load_dataset(
+    source: str | None, model: str | None, block_size: int | None, split: str | None, val_fraction: float | None, source_path: str
+) -> int:
+    """Texts of a query -> rows of llm_dataset; their number."""
+    require(source=source, model=model, split=split, val_fraction=val_fraction)
+    require_positive(block_size=block_size)
+    if split not in ("train", "val"):
+        raise InvalidParameter(f"split must be 'train' or 'val', not '{split}'")
+    if not 0 <= val_fraction < 1:
+        raise InvalidParameter(f"val_fraction must be at least 0 and below 1, not {val_fraction}")
+    return datasets.load(db.source_texts(source, source_path), vocabularies.load(model), model, block_size, split, val_fraction)
+
+
+@entry
+def loss(
+    model: str | None,
+    tokens: list[int] | None,
+    targets: list[int] | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float | None,
+    train: bool | None,
+    seed: int | None,
+) -> float:
+    """Mean cross entropy of `targets`."""
+    require(tokens=tokens, targets=targets, dropout_p=dropout_p, training=train)
+    if not tokens or len(tokens) != len(targets):
+        raise InvalidParameter(
+            f"tokens has {len(tokens)} ids and targets {len(targets)}; both must have the same number, at least one",
+            hint="targets is tokens shifted by one: what follows each.",
+        )
+    loaded = store.load(model)
+    store.check_overrides(loaded.config, n_layer, n_head, d, vocab)
+    for ids in (tokens, targets):
+        check_ids(ids, loaded.config, loaded.name)
+    check_p(dropout_p)
+    drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed) if train and dropout_p else None
+    chunk = resources.attention_chunk()
+    arrays = np.asarray([tokens], np.int64), np.asarray([targets], np.int64)
+    return float(gpt2.loss(Eager(), loaded.params, *arrays, loaded.config, drop=drop, chunk=chunk))
+
+
+@entry
+def evaluate(model: str | None, split: str | None, max_rows: int | None, batch_size: int | None) -> list[tuple[float, float, int]]:
+    """One row (loss, perplexity, tokens)."""
+    require(split=split)
+    require_positive(batch_size=batch_size, max_rows=1 if max_rows is None else max_rows)
+    loaded = store.load(model)
+    ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
+    mean, count = training.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
+    return [(mean, math.exp(min(mean, 700.0)), count)]
+
+
+@entry
+def train_step(
+    model: str | None,
+    batch_id: int | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    wd: float,
+    lr_max: float,
+    warmup: int,
+    total_steps: int | None,
+    grad_clip: float | None,
+    grad_workers: int | None,
+    prune_workers: int | None,
+    batch: list[int] | None,
+    min_lr: float,
+    seed: int,
+) -> float:
+    """One AdamW step; the loss before it."""
+    require(model=model)
+    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    if batch_id is not None and batch is not None:
+        raise InvalidParameter("batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows.")
+    if batch is not None and (not batch or None in batch):
+        raise InvalidParameter("batch must have at least one id and no null", hint="Its elements are ids of llm_dataset.")
+    if total_steps is not None:
+        require_positive(total_steps=total_steps)
+    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    session = training.Session(model, grad_workers)
+    store.check_overrides(session.config, n_layer, n_head, d, vocab)
+    return training.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps)
+
+
+@entry
+def train(
+    model: str | None,
+    n_steps: int | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    wd: float,
+    lr_max: float,
+    warmup: int,
+    grad_clip: float | None,
+    grad_workers: int | None,
+    prune_workers: int | None,
+    batch_size: int | None,
+    grad_accum: int | None,
+    min_lr: float,
+    seed: int,
+    eval_every: int | None,
+    log_every: int | None,
+) -> int:
+    """A run of AdamW steps; its run_id."""
+    require(model=model)
+    require_positive(
+        n_steps=n_steps, batch_size=batch_size, grad_accum=grad_accum, grad_workers=grad_workers, prune_workers=prune_workers
+    )
+    for name, value in (("eval_every", eval_every), ("log_every", log_every)):
+        if value is not None and value < 0:
+            raise InvalidParameter(f"{name} must be 0 or more, not {value}", hint="0 turns it off.")
+    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    session = training.Session(model, grad_workers)
+    store.check_overrides(session.config, n_layer, n_head, d, vocab)
+    return training.train(session, n_steps, settings, batch_size, grad_accum, eval_every, log_every)

@@ -1,0 +1,283 @@
+"""Text to ids and back: golden ids of Hugging Face tokenizers, and properties that hold for every text and vocabulary."""
+
+import hashlib
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pg_gpt2 import bpe, bpe_merge, host, pretokenize
+from pg_gpt2.bpe import BYTE_CHARACTERS, StreamDecoder, Tokenizer
+from pg_gpt2.errors import InconsistentData, InvalidParameter, NullNotAllowed
+from pg_gpt2.formats.vocab import parse_tokenizer_json
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
+VOCAB, MERGES = parse_tokenizer_json((GOLDEN / "learned" / "tokenizer.json").read_bytes())
+LEARNED = Tokenizer.from_strings(VOCAB, MERGES)
+CASES = json.loads((GOLDEN / "learned" / "cases.json").read_bytes())
+GPT2_PART = json.loads((GOLDEN / "gpt2.json").read_bytes())
+GPT2 = Tokenizer.from_strings(GPT2_PART["vocab"], [(left, right) for left, right in GPT2_PART["merges"]])
+
+# Text dense in what the pattern tells apart, and any text
+awkward = st.text(
+    st.sampled_from(
+        [*"aZé日\u0301", *"'stremvld", *" \t\n\r\x1c\x85\xa0\u2028\u3000", *"19½Ⅷ٣", *"!_-\0", *"😀𝔘𝟘𐄇\u200d"]
+    )
+)
+texts = st.one_of(awkward, st.text(), st.text("ab '"))
+
+
+class Cancelled(Exception):
+    """Stands for a cancel request."""
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    """The list grows by one at each look for a cancel request; set to a number, the look of that number raises."""
+    seen = []
+    limit = [10**9]
+
+    def check():
+        seen.append(None)
+        if len(seen) >= limit[0]:
+            raise Cancelled
+
+    monkeypatch.setattr(host, "check_interrupts", check)
+    return seen, limit
+
+
+# Golden data
+
+
+@pytest.mark.parametrize(("text", "ids"), GPT2_PART["cases"])
+def test_ids_of_gpt2(text, ids):
+    assert GPT2.encode(text) == ids
+    assert GPT2.decode(ids) == text
+
+
+@pytest.mark.parametrize(("text", "ids"), CASES["plain"])
+def test_ids_of_a_learned_vocabulary(text, ids):
+    assert LEARNED.encode(text) == ids
+    assert LEARNED.decode(ids) == text
+
+
+@pytest.mark.parametrize(("text", "ids"), CASES["special"])
+def test_special_makes_end_of_text_one_token(text, ids):
+    assert LEARNED.encode(text, special=True) == ids
+    assert LEARNED.decode(ids) == text
+
+
+def test_every_code_point_is_split_as_hugging_face_does():
+    golden = json.loads((GOLDEN / "code_points.json").read_bytes())
+    points = [i for start, stop in golden["ranges"] for i in range(start, stop)]
+    blocks = [points[i : i + golden["block"]] for i in range(0, len(points), golden["block"])]
+    for block, digest in zip(blocks, golden["digests"], strict=True):
+        words = pretokenize.pretokens("".join(golden["contexts"].format(chr(i)) for i in block))
+        lengths = ",".join(map(str, map(len, words)))
+        assert hashlib.sha256(lengths.encode()).hexdigest()[:16] == digest, f"U+{block[0]:04X} to U+{block[-1]:04X}"
+
+
+def test_trace_of_a_published_word():
+    """The merges that "GPT in 500 lines of SQL" lists for this word, in their order."""
+    steps = list(GPT2.trace("Mississippilessly"))
+    assert [(s.token_id, s.merged) for s in steps] == [
+        *[(271, "is"), (274, "es"), (306, "ly"), (346, "il"), (381, "pp"), (408, "ess"), (747, "iss"), (3974, "ipp")],
+        *[(17140, "Miss"), (30608, "iless")],
+    ]
+    assert steps[0] == (1, 271, "is", ["M", "is", "s", "is", "s", *"ippilessly"])
+    assert steps[-1].pieces == ["Miss", "iss", "ipp", "iless", "ly"]
+
+
+# Encoding
+
+
+@given(texts)
+def test_decoding_gives_the_text_back(text):
+    ids = LEARNED.encode(text)
+    assert LEARNED.decode_bytes(ids) == text.encode()
+    assert LEARNED.decode(ids) == text
+    assert LEARNED.encode_array(text).tolist() == ids
+    assert LEARNED.count(text) == len(ids)
+
+
+@given(texts)
+def test_tokens_with_their_bytes(text):
+    tokens = list(LEARNED.tokenize(text))
+    assert [t.position for t in tokens] == list(range(len(tokens)))
+    assert [t.token_id for t in tokens] == LEARNED.encode(text)
+    assert b"".join(t.bytes for t in tokens) == text.encode()
+    assert all(bpe.token_bytes(t.token) == t.bytes for t in tokens)
+
+
+@given(texts)
+def test_a_trace_ends_with_the_tokens(text):
+    steps = list(LEARNED.trace(text))
+    assert [s.step for s in steps] == list(range(1, len(steps) + 1))
+    tokens = list(LEARNED.tokenize(text))
+    pieces = steps[-1].pieces if steps else []
+    assert pieces == [t.token for t in tokens[: len(pieces)]]
+    assert all(len(t.bytes) == 1 for t in tokens[len(pieces) :])  # words after the last merge
+
+
+def test_token_text_is_the_form_of_vocab_json():
+    assert bpe.token_text(b" the") == "Ġthe"
+    assert bpe.token_text(b"\n\t\x00\xad\xff") == "ĊĉĀŃÿ"
+    assert len(set(BYTE_CHARACTERS)) == 256
+    assert bpe.token_bytes("".join(BYTE_CHARACTERS)) == bytes(range(256))
+    assert bpe.token_bytes("<pad 日>") == "<pad 日>".encode()
+
+
+def test_an_array_of_ids_is_int32():
+    ids = LEARNED.encode_array("a row of facts")
+    assert ids.dtype == np.int32
+    assert LEARNED.decode(ids) == "a row of facts"
+
+
+def test_special_without_such_a_token():
+    plain = Tokenizer.from_strings({c: i for i, c in enumerate(BYTE_CHARACTERS)}, [])
+    assert plain.encode("ab", special=True) == [97, 98]
+    with pytest.raises(InvalidParameter, match=r"no token <\|endoftext\|>") as error:
+        plain.encode("a<|endoftext|>", special=True)
+    assert error.value.hint
+    plain = Tokenizer(plain.tokens, [], eos_token_id=7)
+    assert plain.encode("<|endoftext|>a<|endoftext|>", special=True) == [7, 97, 7]
+
+
+def test_a_truncated_vocabulary_fails_only_where_it_matters():
+    vocab = {c: i for i, c in enumerate(BYTE_CHARACTERS)} | {"abc": 256}
+    short = Tokenizer.from_strings(vocab, [("a", "b"), ("ab", "c"), ("x", "y")])
+    assert short.encode("abc") == [256]  # by way of "ab", which the vocabulary lacks
+    with pytest.raises(InconsistentData, match="257 tokens lacks the token 'xy'") as error:
+        short.encode("a xy")
+    assert error.value.hint
+    assert short.encode("ax") == [97, 120]
+    with pytest.raises(InconsistentData, match="lacks the token 'b'"):
+        Tokenizer({0: b"a"}, []).encode("ab")
+    with pytest.raises(InconsistentData, match="no tokens"):
+        Tokenizer({}, [])
+
+
+def test_a_surrogate_is_not_text():
+    with pytest.raises(InvalidParameter, match=r"U\+D800"):
+        LEARNED.encode("a\ud800b")
+
+
+def test_the_cache_of_words_is_bounded(monkeypatch):
+    monkeypatch.setattr(bpe, "CACHED_WORDS", 8)
+    tokenizer = Tokenizer(LEARNED.tokens, MERGES)
+    text = " ".join(f"word{chr(97 + i)}" for i in range(26)) + " " + "x" * 1000
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer._words) <= 8
+    assert all(len(word) <= bpe.CACHED_LENGTH for word in tokenizer._words)
+
+
+# Decoding
+
+
+def test_decoding_replaces_what_is_not_utf8():
+    ids = [LEARNED._byte_symbols[b] for b in b"a\xff\xe6\x97b\xf0\x9f"]
+    assert LEARNED.decode(ids) == "a\ufffd\ufffdb\ufffd"
+    assert LEARNED.decode_bytes(ids) == b"a\xff\xe6\x97b\xf0\x9f"
+
+
+@pytest.mark.parametrize("token_id", [-1, 600, 2**31 - 1])
+def test_an_unknown_id_is_named(token_id):
+    with pytest.raises(InvalidParameter, match=f"token id {token_id} is not in the vocabulary of 600 tokens") as error:
+        LEARNED.decode([1, token_id])
+    assert "0 to 599" in error.value.hint
+
+
+def test_a_null_id_is_named():
+    with pytest.raises(NullNotAllowed, match="number 2 is null"):
+        LEARNED.decode_bytes([1, None])
+
+
+@given(st.lists(st.one_of(st.sampled_from(list("é日😀".encode())), st.integers(0, 255)), max_size=30))
+def test_streaming_gives_the_text_of_decoding_at_once(data):
+    ids = [LEARNED._byte_symbols[b] for b in data]
+    decoder = StreamDecoder(LEARNED)
+    parts = [decoder.push(token_id) for token_id in ids]
+    assert "".join(parts) + decoder.finish() == LEARNED.decode(ids)
+
+
+def test_streaming_holds_an_unfinished_character_back():
+    decoder = StreamDecoder(LEARNED)
+    ids = [LEARNED._byte_symbols[b] for b in "a😀b".encode()]
+    assert [decoder.push(token_id) for token_id in ids[:3]] == ["a", "", ""]
+    assert decoder.pending == b"\xf0\x9f"
+    assert [decoder.push(token_id) for token_id in ids[3:]] == ["", "😀", "b"]
+    assert decoder.pending == b""
+    assert decoder.finish() == ""
+    with pytest.raises(InvalidParameter, match="token id 600"):
+        decoder.push(600)
+
+
+# Splitting
+
+
+@given(texts, st.integers(1, 40))
+def test_where_a_text_is_cut_changes_nothing(text, size):
+    whole = pretokenize._splitter(0x10FFFF)(text)  # the pattern itself, with all ranges
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretokenize, "PIECE", size)
+        words = pretokenize.pretokens(text)
+    assert words == whole
+    assert "".join(words) == text
+
+
+@pytest.mark.parametrize("text", [" x", "x ", "  x", "日\n \n", "😀 ", " 1", "' s", "\u3000x"])
+def test_pieces_of_a_long_text(text):
+    long = text * 3000
+    assert pretokenize.pretokens(long) == pretokenize._splitter(0x10FFFF)(long)
+
+
+# Merging
+
+
+@given(st.integers(0, 2**32))
+def test_the_heap_merges_as_scanning_does(seed):
+    """With any ranks and any symbols that merges make, also such as no training gives."""
+    rng = random.Random(seed)
+    symbols = [rng.randrange(4) for _ in range(rng.randrange(60))]
+    merged = [rng.randrange(8) for _ in range(30)]
+    ranks = {(rng.randrange(8), rng.randrange(8)): rank for rank in range(30)}
+    scanned = list(symbols)
+    places = list(bpe_merge.merge_by_scan(scanned, ranks, merged))
+    assert len(scanned) == len(symbols) - len(places)
+    assert bpe_merge.merge_by_heap(symbols, ranks, merged) == scanned
+    assert not any(pair in ranks for pair in pairwise(scanned))
+
+
+@given(st.text("ab", min_size=1, max_size=300))
+def test_long_words_are_merged_as_short_ones(text):
+    ids = LEARNED.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in (0, 10**9):
+            patch.setattr(bpe, "LONG_WORD", limit)
+            assert Tokenizer(LEARNED.tokens, MERGES).encode(text) == ids
+
+
+@pytest.mark.parametrize("character", ["a", " ", "\n", "!", "1", "=", "'", "日", "😀", "\0"])
+def test_a_megabyte_of_one_character_is_not_quadratic(character):
+    """Quadratic work on it takes an hour, so that the test need not measure."""
+    text = character * (1_000_000 // len(character.encode()))
+    assert LEARNED.decode(LEARNED.encode(text)) == text
+
+
+# Cancelling
+
+
+@pytest.mark.parametrize("text", ["word and " * 50_000, "a" * 300_000], ids=["words", "one word"])
+def test_long_work_can_be_cancelled(checks, text):
+    seen, limit = checks
+    LEARNED.encode(text)
+    assert len(seen) >= 10
+    seen.clear()
+    limit[0] = 5
+    with pytest.raises(Cancelled):
+        Tokenizer(LEARNED.tokens, [("a", "a"), ("aa", "aa")]).encode(text)
+    assert len(seen) == 5

@@ -1,0 +1,104 @@
+"""What the catalog says of every object of the extension: the promises that hold for all of them alike."""
+
+import sys
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+MEMBERS = """
+    SELECT p.oid::regprocedure::text AS name, l.lanname, p.proparallel, p.prosecdef, p.proconfig, p.prosrc, p.prokind,
+           obj_description(p.oid, 'pg_proc') AS comment, p.prorettype
+    FROM pg_depend d JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid JOIN pg_language l ON l.oid = p.prolang
+    WHERE d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass
+      AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_gpt2')
+    ORDER BY 1
+"""
+WRAPPER_LINES = 6  # key, boot, call; a call with many arguments takes up to four
+
+
+@pytest.fixture(scope="module")
+def functions(module_conn: psycopg.Connection) -> list[dict]:
+    with module_conn.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+        return cursor.execute(MEMBERS).fetchall()
+
+
+def offenders(functions: list[dict], wrong: Callable[[dict], bool]) -> list[str]:
+    assert functions
+    return [function["name"] for function in functions if wrong(function)]
+
+
+def test_no_object_is_written_in_c(functions):
+    assert not offenders(functions, lambda f: f["lanname"] not in ("plpython3u", "sql"))
+
+
+def test_every_function_is_parallel_unsafe(functions):
+    assert not offenders(functions, lambda f: f["proparallel"] != "u")
+
+
+def test_every_function_is_security_invoker(functions):
+    assert not offenders(functions, lambda f: f["prosecdef"])
+
+
+def test_every_function_pins_its_search_path(functions):
+    pinned = ["search_path=pg_catalog, pg_temp"]
+    assert not offenders(functions, lambda f: f["prokind"] == "f" and f["proconfig"] != pinned)
+
+
+def test_wrappers_are_a_few_lines(functions):
+    assert not offenders(functions, lambda f: len(f["prosrc"].strip().splitlines()) > WRAPPER_LINES)
+
+
+def test_every_function_has_a_comment(functions):
+    assert not offenders(functions, lambda f: not f["comment"])
+
+
+def test_every_relation_and_column_has_a_comment(module_conn):
+    missing = module_conn.execute("""
+        SELECT c.oid::regclass::text, a.attname
+        FROM pg_depend d JOIN pg_class c ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND c.relkind IN ('r', 'v')
+        LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND c.relkind = 'r'
+        WHERE d.deptype = 'e' AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_gpt2')
+          AND (obj_description(c.oid, 'pg_class') IS NULL OR a.attnum IS NOT NULL AND col_description(c.oid, a.attnum) IS NULL)
+    """).fetchall()
+    assert missing == []
+
+
+def test_the_module_table_is_writable_by_its_owner_only(conn, module_conn):
+    """Its rows run as the server's operating-system user."""
+    module_conn.execute("CREATE ROLE someone")
+    try:
+        conn.execute("SET ROLE someone")
+        for statement in (
+            "UPDATE llm_module SET source = ''",
+            "DELETE FROM llm_module",
+            "INSERT INTO llm_module VALUES ('pg_gpt2.x', '')",
+            "TRUNCATE llm_module",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute(statement)
+    finally:
+        module_conn.execute("DROP ROLE someone")
+
+
+def test_public_may_not_execute_what_changes_models_or_touches_files(module_conn):
+    allowed = module_conn.execute("""
+        SELECT p.proname FROM pg_proc p WHERE has_function_privilege('public', p.oid, 'EXECUTE')
+          AND (p.proname ~ '^llm_(init|copy|drop|train|import|dataset)' OR p.proname ~ '^pg_llm_(import|export|load)')
+    """).fetchall()
+    assert allowed == []
+
+
+def test_a_backend_imports_the_standard_library_numpy_and_this_package_only(conn):
+    """After the main functions ran; llm_module's own names carry a digest."""
+    conn.execute("SELECT llm_train_bpe($$SELECT 'low lower lowest newer wider' $$, 260, 'm')")
+    conn.execute("SELECT llm_init_model('m', 1, 2, 16, 32)")
+    conn.execute("SELECT llm_generate('low', 5, model_name => 'm', seed => 1)")
+    conn.execute("SELECT llm_dataset_load($$SELECT repeat('low lower ', 50)$$, 'm', 16)")
+    conn.execute("SELECT llm_train('m', 2, batch_size => 2)")
+    conn.execute("SELECT llm_import_safetensors(string_agg(c, ''), 'm', true) FROM llm_export_safetensors('m') c")
+    conn.execute("CREATE FUNCTION pg_temp.modules() RETURNS SETOF text LANGUAGE plpython3u AS 'import sys; return list(sys.modules)'")
+    modules = {name.split(".")[0] for (name,) in conn.execute("SELECT pg_temp.modules()")}
+    ours = {name for name in modules if name.startswith("pg_gpt2_")}
+    assert len(ours) == 1
+    assert modules - ours - set(sys.stdlib_module_names) - {"numpy", "plpy", "__main__", "sitecustomize"} == set()
