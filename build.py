@@ -23,6 +23,7 @@ TOPICS = (
     "tokenizer",
     "transfer",
     "generation",
+    "scoring",
     "training",
     "compatibility",
     "privileges",

@@ -23,7 +23,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 15ce8be5dc36 @extschema@'] = importer['load'](sources, 'pg_gpt2 15ce8be5dc36 @extschema@', '@extschema@')
+GD['pg_gpt2 ae2cb68a8f51 @extschema@'] = importer['load'](sources, 'pg_gpt2 ae2cb68a8f51 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -145,15 +145,16 @@ class _TextJob:
     def finish(self) -> str:
         """All the text, when no token is left."""
         self.text.finish()
-        return self.prefix + self.text.text()
+        return self.prefix + db.storable(self.text.text())
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         for step, token in enumerate(self.tokens, 1):
             if token.finish:
                 self.text.finish()
-            shown = self.prefix + self.text.shown()
+            shown = self.prefix + db.storable(self.text.shown())
             done = token.finish is not None
-            yield step, token.id, self.tokenizer.decode([token.id]), shown, done, token.logprob, token.finish
+            piece = db.storable(self.tokenizer.decode([token.id]))
+            yield step, token.id, piece, shown, done, token.logprob, token.finish
 
 
 def _options(
@@ -252,7 +253,7 @@ def next_token(prompt: str | None, n: int | None, temperature: float | None, mod
     probabilities = softmax(logits / np.float32(temperature))
     best = np.argsort(-logits, kind="stable")[:n]
     return [
-        (rank, int(token), tokenizer.decode([int(token)]), float(logits[token]), float(probabilities[token]))
+        (rank, int(token), db.storable(tokenizer.decode([int(token)])), float(logits[token]), float(probabilities[token]))
         for rank, token in enumerate(best, 1)
     ]
 
@@ -398,6 +399,65 @@ def drop_model(model: str | None) -> None:
     if not dropped:
         raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.scoring', $pg_gpt2_source$"""llm_logprobs, llm_perplexity, llm_text_embedding."""
+
+import math
+from typing import Any
+
+from .. import db, scoring, store, vocabularies
+from ..bpe import Tokenizer
+from ..db import entry
+from ..decode import check_ids
+from ..errors import InvalidParameter, NullNotAllowed
+
+
+def _prepare(text: str, model_name: str | None) -> tuple[store.Model, Tokenizer, list[int]]:
+    model = store.load(model_name)
+    tokenizer = vocabularies.load(model.name)
+    ids = tokenizer.encode(text)
+    check_ids(ids, model.config, model.name)
+    return model, tokenizer, ids
+
+
+@entry
+def logprobs(text: str | None, model_name: str | None) -> list[tuple[Any, ...]]:
+    """Rows (position, token_id, token, logprob, rank)."""
+    if not text:
+        return []
+    model, tokenizer, ids = _prepare(text, model_name)
+    scores, ranks = scoring.token_scores(model.params, model.config, ids)
+    names = [db.storable(tokenizer.decode([token])) for token in ids]
+    known: list[tuple[Any, Any]] = [(None, None), *zip(scores.tolist(), ranks.tolist())]
+    return [(place, ids[place], names[place], *known[place]) for place in range(len(ids))]
+
+
+@entry
+def perplexity(text: str | None, model_name: str | None) -> float | None:
+    """exp of the mean negative log-probability."""
+    if text is None:
+        return None
+    model, _, ids = _prepare(text, model_name)
+    if len(ids) < 2:
+        raise InvalidParameter(
+            f"perplexity needs a text of at least 2 tokens, and this one has {len(ids)}",
+            hint="The first token has nothing before it that could predict it.",
+        )
+    scores, _ = scoring.token_scores(model.params, model.config, ids)
+    return math.exp(min(-float(scores.mean()), 700.0))
+
+
+@entry
+def text_embedding(text: str | None, layer: int | None, pooling: str | None, model_name: str | None) -> list[float] | None:
+    """Hidden state [D]."""
+    if text is None:
+        return None
+    if pooling is None:
+        raise NullNotAllowed("pooling must not be null", hint="'mean' or 'last'.")
+    model, _, ids = _prepare(text, model_name)
+    if not ids:
+        raise InvalidParameter("an empty text has no embedding", hint="Leave empty texts out: WHERE body <> ''.")
+    return scoring.embedding(model.params, model.config, ids, layer, pooling).tolist()
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.tokenizer', $pg_gpt2_source$"""llm_encode and its family, and where vocabularies come from."""
 
 from collections.abc import Iterator
@@ -425,12 +485,7 @@ def encode(text: str | None, model: str | None, special: bool | None) -> list[in
 @entry
 def decode(ids: list[int] | None, model: str | None) -> str | None:
     """Text; what a text cannot hold is U+FFFD."""
-    return None if ids is None else storable(_tokenizer(model).decode(ids))
-
-
-def storable(text: str) -> str:
-    """A text without U+0000, at which PostgreSQL would cut it silently."""
-    return text.replace("\0", "\ufffd")
+    return None if ids is None else db.storable(_tokenizer(model).decode(ids))
 
 
 @entry
@@ -813,6 +868,103 @@ class BatchOrder:
 def batch_rows(seed: int, step: int, batch_size: int, n_rows: int) -> np.ndarray:
     """Row numbers of one step, without keeping anything."""
     return BatchOrder(seed, n_rows).rows(step, batch_size)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.beam', $pg_gpt2_source$"""Beam search as Hugging Face's `generate(num_beams=...)` does it: the same candidates, scores, penalties and stopping rules.
+
+All beams advance in one pass of the model a step. A score is the sum of log-probabilities over length ** length_penalty.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import host
+from .config import GPT2Config
+from .decode import Decoder, step_together
+from .errors import InvalidParameter
+
+NEVER = np.float32(-1e9)  # the score of what may not be chosen, as in transformers
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A continuation: its ids (the end-of-text token included) and its score, or while it runs the sum of log-probabilities."""
+
+    ids: tuple[int, ...]
+    score: np.float32
+
+
+def beam_search(
+    params: dict[str, np.ndarray],
+    config: GPT2Config,
+    prompt: Sequence[int],
+    *,
+    width: int,
+    max_tokens: int,
+    length_penalty: float,
+    early_stopping: bool,
+    eos: int | None,
+) -> list[Beam]:
+    """The `width` best continuations of `prompt`, best first."""
+    if len(prompt) + max_tokens > config.n_positions:
+        raise InvalidParameter(
+            f"a prompt of {len(prompt)} tokens and max_tokens {max_tokens} do not fit the window of {config.n_positions}",
+            hint="Beam search does not slide the window: use a shorter prompt or fewer max_tokens.",
+        )
+    decoder = Decoder(params, config, len(prompt) + max_tokens)
+    decoders = [decoder]
+    running = [Beam((), np.float32(0))]
+    finished: list[Beam] = []
+    logits = decoder.feed(prompt)[None]
+    for length in range(1, max_tokens + 1):
+        candidates = _continuations(running, logits, (2 if eos is None else 2) * width)
+        ended = [length == max_tokens or beam.ids[-1] == eos for _, beam in candidates]
+        full = early_stopping and len(finished) == width
+        if not full:
+            new = [Beam(beam.ids, _score(beam.score, length, length_penalty)) for _, beam in candidates[:width]]
+            finished += [beam for beam, end in zip(new, ended) if end]
+            finished = sorted(finished, key=lambda beam: -beam.score)[:width]  # stable, like topk over old then new
+        open_ = [candidate for candidate, end in zip(candidates, ended) if not end][:width]
+        if not open_ or len(finished) == width and (
+            early_stopping or _score(open_[0][1].score, length, length_penalty) <= finished[-1].score
+        ):
+            break
+        decoders = _follow(decoders, [source for source, _ in open_])
+        running = [beam for _, beam in open_]
+        logits = step_together(decoders, [beam.ids[-1] for beam in running])
+        host.check_interrupts()
+    return finished
+
+
+def _score(total: np.float32, length: int, penalty: float) -> np.float32:
+    return np.float32(total / np.float32(length**penalty))
+
+
+def _continuations(running: list[Beam], logits: np.ndarray, count: int) -> list[tuple[int, Beam]]:
+    """The `count` best extensions by one token, best first, each with the number of the beam that it extends."""
+    totals = _log_softmax(logits) + np.array([beam.score for beam in running], np.float32)[:, None]
+    flat = totals.reshape(-1)
+    count = min(count, flat.size)
+    best = np.argpartition(-flat, count - 1)[:count]
+    best = best[np.lexsort((best, -flat[best]))]
+    sources, tokens = np.divmod(best, logits.shape[1])
+    return [
+        (int(source), Beam((*running[source].ids, int(token)), flat[place]))
+        for source, token, place in zip(sources, tokens, best)
+    ]
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:  # [B, V] -> [B, V]
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _follow(decoders: list[Decoder], sources: list[int]) -> list[Decoder]:
+    """Decoders for beams that extend `sources`: the first to extend one takes it over, others copy it."""
+    taken: set[int] = set()
+    copies = [decoders[s].copy() if s in taken or taken.add(s) else None for s in sources]  # type: ignore[func-returns-value]
+    return [copy if copy is not None else decoders[s] for copy, s in zip(copies, sources)]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.bpe', $pg_gpt2_source$"""GPT-2's tokenizer: text to token ids and back, with a vocabulary given as plain data.
 
@@ -1494,6 +1646,8 @@ ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
 _schema = ""
 _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
+_in_set = False
+_END = object()
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
 
 
@@ -1520,10 +1674,20 @@ def entry(function: Function) -> Function:
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
-    try:
-        yield from rows
-    except Exception as error:
-        raise _for_sql(error) from None
+    """Rows of a set. A cancel is left to the executor, which looks between rows: PL/Python would wrap our error in
+    "error fetching next item from iterator"."""
+    global _in_set
+    while True:
+        _in_set = True
+        try:
+            row = next(rows, _END)
+        except Exception as error:
+            raise _for_sql(error) from None
+        finally:
+            _in_set = False
+        if row is _END:
+            return
+        yield row
 
 
 def _for_sql(error: Exception) -> Exception:
@@ -1628,11 +1792,16 @@ def setting(name: str, default: str | None = None) -> str | None:
     return default if found is None or found["value"] is None else found["value"]
 
 
+def storable(text: str) -> str:
+    """`text` without U+0000, which a text cannot hold: PostgreSQL would cut it there silently."""
+    return text.replace("\0", "\ufffd")
+
+
 def check_interrupts() -> None:
     """Let a cancel, a timeout or a termination of this session take effect; cheap enough for inner loops."""
     global _checked
     now = time.monotonic()
-    if now - _checked >= CHECK_EVERY:
+    if now - _checked >= CHECK_EVERY and not _in_set:
         _checked = now
         plpy.execute(_plan("SELECT 1", ()))
 
@@ -1641,7 +1810,7 @@ def notice(message: str) -> None:
     """Tell the client something, as a NOTICE."""
     plpy.notice(message)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.decode', $pg_gpt2_source$"""One stream of tokens through a model: keys and values are kept, so that a new token costs one row of work.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.decode', $pg_gpt2_source$"""Streams of tokens through a model: keys and values are kept, so that a new token costs one row of work.
 
 The model itself is gpt2.hidden; only its attention is replaced, by the same attention core over the cache.
 """
@@ -1652,7 +1821,7 @@ import numpy as np
 
 from . import gpt2, host, threads
 from .config import GPT2Config
-from .errors import InvalidParameter
+from .errors import InconsistentData, InvalidParameter
 from .ops.attend import attend
 from .ops.products import product
 from .tape import Eager
@@ -1668,45 +1837,76 @@ class Decoder:
     def __init__(self, params: dict[str, np.ndarray], config: GPT2Config, room: int) -> None:
         self.params = params
         self.config = config
-        self.room = min(room, config.n_positions)
         self.length = 0
-        shape = (config.n_layer, config.n_head, self.room, config.d_head)
+        shape = (config.n_layer, config.n_head, min(room, config.n_positions), config.d_head)
         self._keys = np.empty(shape, FLOAT32)
         self._values = np.empty(shape, FLOAT32)
-        self._run = Eager()
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids`; logits [vocab] of what follows the last of them."""
-        for start in range(0, len(ids), PREFILL_ROWS):
-            hidden = self._pass(ids[start : start + PREFILL_ROWS])
-            if len(ids) > PREFILL_ROWS:
-                host.check_interrupts()
-        return product(hidden[-1:], self.params["wte"].T)[0]
+        for rows in threads.pieces(len(ids), PREFILL_ROWS):
+            tokens = np.asarray(ids[rows], np.int64)[None]
+            x = gpt2.hidden(Eager(), self.params, tokens, self.config, position=self.length, attend=self._attend_alone)
+            self.length += tokens.size
+            host.check_interrupts()
+        return _logits(self.params, x[0, -1:])[0]
 
     def clear(self) -> None:
         """Forget all positions."""
         self.length = 0
 
-    def _pass(self, ids: Sequence[int]) -> np.ndarray:
-        """Hidden states [len(ids), D] after the final norm."""
-        tokens = np.asarray(ids, np.int64)[None]
-        hidden = gpt2.hidden(self._run, self.params, tokens, self.config, position=self.length, attend=self._attend)
-        self.length += len(ids)
-        return hidden[0]
+    def copy(self) -> "Decoder":
+        """Another stream that has read the same tokens."""
+        twin = Decoder(self.params, self.config, self._keys.shape[2])
+        twin.length = self.length
+        twin._keys[:, :, : self.length] = self._keys[:, :, : self.length]
+        twin._values[:, :, : self.length] = self._values[:, :, : self.length]
+        return twin
 
-    def _attend(self, layer: int, qkv: np.ndarray) -> np.ndarray:
-        """qkv [1, T, 3D] -> [1, T, D]: attention of the new rows over all positions so far."""
-        _, rows, width = qkv.shape
-        q, k, v = qkv.reshape(rows, 3, self.config.n_head, -1).transpose(1, 2, 0, 3)
+    def _attend_alone(self, layer: int, qkv: np.ndarray) -> np.ndarray:  # [1, T, 3D] -> [1, T, D]
+        out = np.empty((*qkv.shape[:2], self.config.d_model), FLOAT32)
+        self.attend(layer, qkv[0], out[0])
+        return out
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [T, D]
+        """Attention of new rows over all positions so far; their keys and values are kept."""
+        rows, n_head = len(qkv), self.config.n_head
+        q, k, v = qkv.reshape(rows, 3, n_head, -1).transpose(1, 2, 0, 3)
         end = self.length + rows
         keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
         keys[:, self.length :] = k
         values[:, self.length :] = v
-        out = np.empty((1, rows, width // 3), FLOAT32)
-        mixed = out.reshape(rows, self.config.n_head, -1).transpose(1, 0, 2)
-        heads = self.config.n_head if rows == 1 else HEADS_A_TASK
-        threads.for_rows(self.config.n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], self.length))
+        mixed = out.reshape(rows, n_head, -1).transpose(1, 0, 2)
+        heads = n_head if rows == 1 else HEADS_A_TASK
+        threads.for_rows(n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], self.length))
+
+
+def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndarray:
+    """Append one token to each of several streams of one model, in one pass; logits [len(decoders), vocab]."""
+    first = decoders[0]
+
+    def attend_each(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, 1, 3D] -> [B, 1, D]
+        out = np.empty((len(decoders), 1, first.config.d_model), FLOAT32)
+        each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]  # type: ignore[misc]
+        threads.run(each)
         return out
+
+    ids = np.asarray(tokens, np.int64)[:, None]
+    lengths = np.asarray([decoder.length for decoder in decoders])
+    x = gpt2.hidden(Eager(), first.params, ids, first.config, position=lengths, attend=attend_each)
+    for decoder in decoders:
+        decoder.length += 1
+    return _logits(first.params, x[:, 0])
+
+
+def _logits(params: dict[str, np.ndarray], hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
+    logits = product(hidden, params["wte"].T)
+    if not np.isfinite(logits.max()):
+        raise InconsistentData(
+            "the model's logits are not finite",
+            hint="Its weights have NaN or huge values: go back to an earlier state, or import it again.",
+        )
+    return logits
 
 
 def check_ids(ids: Sequence[int], config: GPT2Config, model: str) -> None:
@@ -1714,7 +1914,8 @@ def check_ids(ids: Sequence[int], config: GPT2Config, model: str) -> None:
     for place, token in enumerate(ids):
         if token is None or not 0 <= token < config.vocab:
             raise InvalidParameter(
-                f'token id {"null" if token is None else token} at position {place} is not in 0..{config.vocab - 1}, the ids of model "{model}"',
+                f"token id {'null' if token is None else token} at position {place} is not in 0..{config.vocab - 1},"
+                f' the ids of model "{model}"',
                 hint="llm_encode(text, model) gives the ids of a text.",
             )
 $pg_gpt2_source$);
@@ -3045,6 +3246,7 @@ from .tape import Handle, Runner
 
 Params = Mapping[str, Handle]
 Attend = Callable[[int, Handle], Handle]  # (layer, qkv [.., T, 3D]) -> [.., T, D]
+Position = int | np.ndarray
 INIT_STD = 0.02
 INIT_PIECE = 1 << 18  # scalars drawn from one address
 
@@ -3112,10 +3314,10 @@ def _residual(run: Runner, x: Handle, y: Handle, w: Handle, b: Handle, drop: Dro
     return total
 
 
-def embed(run: Runner, params: Params, ids: np.ndarray, *, position: int = 0) -> Handle:  # [.., T] -> [.., T, D]
-    """wte[ids] + wpe[position ..]."""
+def embed(run: Runner, params: Params, ids: np.ndarray, *, position: Position = 0) -> Handle:  # [.., T] -> [.., T, D]
+    """wte[ids] + wpe[position ..]; a vector of positions has one for each sequence."""
     tokens = run.apply("embedding", params["wte"], ids=ids)
-    places = run.apply("embedding", params["wpe"], ids=np.arange(position, position + np.shape(ids)[-1]))
+    places = run.apply("embedding", params["wpe"], ids=np.asarray(position)[..., None] + np.arange(np.shape(ids)[-1]))
     x = run.apply("add", tokens, places)
     run.forget(tokens)
     run.forget(places)
@@ -3128,13 +3330,13 @@ def hidden(
     ids: np.ndarray,
     config: GPT2Config,
     *,
-    position: int = 0,
+    position: Position = 0,
     attend: Attend | None = None,
     drop: Dropout | None = None,
     chunk: int = CHUNK,
 ) -> Handle:  # [.., T] -> [.., T, D]
     """The stream after ln_f. `position` is that of the first id; with `attend` a cache supplies the earlier keys."""
-    check_window(position + np.shape(ids)[-1], config)
+    check_window(int(np.max(position)) + np.shape(ids)[-1], config)
     x = embed(run, params, ids, position=position)
     return blocks(run, params, _dropped(run, x, drop, 0), config, attend=attend, drop=drop, chunk=chunk)
 
@@ -3383,14 +3585,14 @@ def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: Any = None, s
 register("gelu", gelu, gelu_backward, "x", reads=(0,))
 
 
-def softmax_in_place(z: np.ndarray) -> np.ndarray:  # [.., n] -> [..], the log of the sum of exponentials
-    """Scores become probabilities over the last axis; the maximum is subtracted, so that nothing overflows."""
+def softmax_in_place(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [.., n] -> 2 x [.., 1]
+    """Scores become probabilities over the last axis; returns what was subtracted (the maximum) and divided by."""
     top = z.max(axis=-1, keepdims=True)
     z -= top
     np.exp(z, out=z)
     total = z.sum(axis=-1, keepdims=True)
     z /= total
-    return (top + np.log(total))[..., 0]
+    return top, total
 
 
 def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
@@ -3431,7 +3633,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.attend', $pg_gpt2_source$"""The core of causal attention, in chunks of query rows: scores of a chunk against the keys it may see, never T x T.
 
 `attend` serves training and KV-cached decoding alike; q, k and v may be strided views. The backward pass recomputes
-probabilities from their log-sum-exp (Dao et al. 2022) rather than storing them. All of it runs on the calling thread.
+probabilities from what normalised them (as Dao et al. 2022) and stores none. All of it runs on the calling thread.
 """
 
 from collections.abc import Callable, Iterator
@@ -3459,11 +3661,11 @@ def _chunks(t: int, offset: int, chunk: int) -> Iterator[tuple[slice, int]]:
         yield rows, offset + rows.stop
 
 
-def _scores(q: np.ndarray, k: np.ndarray, scale: float, slot: str) -> np.ndarray:
+def _scores(q: np.ndarray, k: np.ndarray, scale: float) -> np.ndarray:
     """[.., c, d], [.., end, d] -> [.., c, end]: q k' scale, -inf for keys after the query (the last query sees all)."""
     c, end = q.shape[-2], k.shape[-2]
-    z = buffers.scratch(slot, (*q.shape[:-1], end), q.dtype)
-    np.matmul(q * q.dtype.type(scale), k.swapaxes(-1, -2), out=z)
+    z = buffers.scratch("scores", (*q.shape[:-1], end), q.dtype)
+    np.matmul(q * scale, k.swapaxes(-1, -2), out=z)
     z[..., end - c :] += _future(c, q.dtype)
     return z
 
@@ -3476,19 +3678,20 @@ def attend(
     offset: int = 0,
     chunk: int = CHUNK,
     *,
-    lse: np.ndarray | None = None,
+    norms: np.ndarray | None = None,
     dropped: Factors | None = None,
 ) -> None:  # [.., t, d], [.., n, d], [.., n, d], [.., t, d]
     """out = softmax(q k' / sqrt(d)) v, where query i sees the keys 0 .. offset + i.
 
-    lse [.., t] receives the log-sum-exp of the scores. `dropped(rows, n_keys)` gives factors for the probabilities.
+    norms [2, .., t, 1] receives each row's maximum and sum of exponentials: together they give exactly the same
+    probabilities again, which a log-sum-exp does not. `dropped(rows, n_keys)` gives factors for the probabilities.
     """
     scale = q.shape[-1] ** -0.5
     for rows, end in _chunks(q.shape[-2], offset, chunk):
-        z = _scores(q[..., rows, :], k[..., :end, :], scale, "scores")
-        log_sum = softmax_in_place(z)
-        if lse is not None:
-            lse[..., rows] = log_sum
+        z = _scores(q[..., rows, :], k[..., :end, :], scale)
+        row_norms = softmax_in_place(z)
+        if norms is not None:
+            norms[..., rows, :] = row_norms
         if dropped is not None:
             z *= dropped(rows, end)
         np.matmul(z, v[..., :end, :], out=out[..., rows, :])
@@ -3496,24 +3699,26 @@ def attend(
 
 def attend_backward(
     d_out: np.ndarray,
-    out: np.ndarray,
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
-    lse: np.ndarray,
+    norms: np.ndarray,
     grads: tuple[np.ndarray, np.ndarray, np.ndarray],
     chunk: int,
     dropped: Factors | None,
 ) -> None:
-    """Gradients of `attend` (offset 0) into dq, dk, dv; P is recomputed, dS = P (dP - rowsum(dout out))."""
+    """Gradients of `attend` (offset 0) into dq, dk, dv; P is recomputed, dS = P (dP - rowsum(P dP)).
+
+    rowsum(P dP) is also dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
+    """
     scale = q.shape[-1] ** -0.5
     dq, dk, dv = grads
-    delta = np.einsum("...d,...d->...", d_out, out)[..., None]
     for rows, end in reversed(list(_chunks(q.shape[-2], 0, chunk))):
         d_rows, q_rows, keys = d_out[..., rows, :], q[..., rows, :], k[..., :end, :]
-        p = _scores(q_rows, keys, scale, "scores")
-        p -= lse[..., rows, None]
+        p = _scores(q_rows, keys, scale)
+        p -= norms[0, ..., rows, :]
         np.exp(p, out=p)
+        p /= norms[1, ..., rows, :]
         dz = buffers.scratch("d_scores", p.shape, p.dtype)
         np.matmul(d_rows, v[..., :end, :].swapaxes(-1, -2), out=dz)
         if dropped is None:
@@ -3523,7 +3728,7 @@ def attend_backward(
             dz *= factors
             factors *= p
             _collect(factors.swapaxes(-1, -2), d_rows, dv, end)
-        dz -= delta[..., rows, :]
+        dz -= np.einsum("...i,...i->...", p, dz)[..., None]
         dz *= p
         dz *= scale
         np.matmul(dz, keys, out=dq[..., rows, :])
@@ -3597,6 +3802,7 @@ class _Dropped:
     key: dict[str, int]
     n_head: int
     t: int
+    dtype: np.dtype
 
     def factors(self, batch: slice, heads: slice) -> Factors | None:
         """What `attend` multiplies the probabilities of these heads with."""
@@ -3606,7 +3812,7 @@ class _Dropped:
 
         def factors(rows: slice, end: int) -> np.ndarray:
             n = rows.stop - rows.start
-            out = buffers.scratch("factors", (batch.stop - batch.start, heads.stop - heads.start, n, end), np.float32)
+            out = buffers.scratch("factors", (batch.stop - batch.start, heads.stop - heads.start, n, end), self.dtype)
             for i in range(batch.start, batch.stop):
                 for j in range(heads.start, heads.stop):
                     row = i * self.n_head + j
@@ -3621,26 +3827,26 @@ class _Dropped:
 def causal_attention(
     qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:  # [.., T, 3D] -> [.., T, D]
-    """Attention of each head over its q, k, v; p drops probabilities. Saves the log-sum-exp [B, H, T]."""
+    """Attention of each head over its q, k, v; p drops probabilities. Saves their norms [2, B, H, T, 1]."""
     check_p(p)
     x = _batched(qkv, n_head)
     b, t, width = x.shape
     y = buffers.empty((*qkv.shape[:-1], width // 3), x.dtype)
     q, k, v = split_qkv(x, n_head)
     out = split_heads(y.reshape(b, t, -1), n_head)
-    lse = np.empty((b, n_head, t), x.dtype)
-    drop = _Dropped(p, {"seed": seed, "step": step, "site": site}, n_head, t)
+    norms = np.empty((2, b, n_head, t, 1), x.dtype)
+    drop = _Dropped(p, {"seed": seed, "step": step, "site": site}, n_head, t, x.dtype)
 
     def work(g: tuple[slice, slice]) -> None:
-        attend(q[g], k[g], v[g], out[g], 0, chunk, lse=lse[g], dropped=drop.factors(*g))
+        attend(q[g], k[g], v[g], out[g], 0, chunk, norms=norms[(slice(None), *g)], dropped=drop.factors(*g))
 
     threads.run([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
-    return y, lse
+    return y, norms
 
 
 def causal_attention_backward(
     dy: np.ndarray,
-    y: np.ndarray | None,
+    y: Any,
     qkv: np.ndarray,
     *,
     n_head: int,
@@ -3653,26 +3859,25 @@ def causal_attention_backward(
     sinks: Any = (),
 ) -> Grads:
     """dqkv, head by head."""
-    if y is None or saved is None:
-        y, saved = causal_attention(qkv, n_head=n_head, chunk=chunk, p=p, seed=seed, step=step, site=site)
-    lse, x = saved, _batched(qkv, n_head)
+    if saved is None:
+        _, saved = causal_attention(qkv, n_head=n_head, chunk=chunk, p=p, seed=seed, step=step, site=site)
+    norms, x = saved, _batched(qkv, n_head)
     b, t, _ = x.shape
     dqkv = buffers.empty(qkv.shape, x.dtype)
     q, k, v = split_qkv(x, n_head)
     dq, dk, dv = split_qkv(dqkv.reshape(x.shape), n_head)
-    out = split_heads(np.ascontiguousarray(y).reshape(b, t, -1), n_head)
     d_out = split_heads(np.ascontiguousarray(dy).reshape(b, t, -1), n_head)
-    drop = _Dropped(p, {"seed": seed, "step": step, "site": site}, n_head, t)
+    drop = _Dropped(p, {"seed": seed, "step": step, "site": site}, n_head, t, x.dtype)
 
     def work(g: tuple[slice, slice]) -> None:
         grads = (dq[g], dk[g], dv[g])
-        attend_backward(d_out[g], out[g], q[g], k[g], v[g], lse[g], grads, chunk, drop.factors(*g))
+        attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, drop.factors(*g))
 
     threads.run([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
     return (dqkv,)
 
 
-register("causal_attention", causal_attention, causal_attention_backward, "qkv", saves=True, reads=(0, "y"))
+register("causal_attention", causal_attention, causal_attention_backward, "qkv", saves=True, reads=(0,))
 
 
 def attention(
@@ -3692,8 +3897,8 @@ def attention(
             hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
         )
     qkv = linear(x, w_qkv, b_qkv)
-    mixed, lse = causal_attention(qkv, n_head=n_head, chunk=chunk)
-    return linear(mixed, w_o, b_o), (qkv, mixed, lse)
+    mixed, norms = causal_attention(qkv, n_head=n_head, chunk=chunk)
+    return linear(mixed, w_o, b_o), (qkv, mixed, norms)
 
 
 def attention_backward(
@@ -3711,9 +3916,9 @@ def attention_backward(
     sinks: Any = (),
 ) -> Grads:
     """The backward passes of its three parts, in reverse."""
-    qkv, mixed, lse = saved or attention(x, w_qkv, b_qkv, w_o, b_o, n_head=n_head, chunk=chunk)[1]
+    qkv, mixed, norms = saved or attention(x, w_qkv, b_qkv, w_o, b_o, n_head=n_head, chunk=chunk)[1]
     d_mixed, dw_o, db_o = linear_backward(dy, None, mixed, w_o, b_o)
-    (dqkv,) = causal_attention_backward(d_mixed, mixed, qkv, n_head=n_head, chunk=chunk, saved=lse)  # type: ignore[arg-type]
+    (dqkv,) = causal_attention_backward(d_mixed, None, qkv, n_head=n_head, chunk=chunk, saved=norms)  # type: ignore[arg-type]
     dx, dw_qkv, db_qkv = linear_backward(dqkv, None, x, w_qkv, b_qkv)  # type: ignore[arg-type]
     return dx, dw_qkv, db_qkv, dw_o, db_o
 
@@ -5202,6 +5407,103 @@ def log_softmax(logits: np.ndarray, token: int) -> float:
     """Log-probability of `token` under `logits`, before any processor."""
     top = float(logits.max())
     return float(logits[token]) - top - math.log(float(np.exp(logits - np.float32(top)).sum(dtype=np.float64)))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.scoring', $pg_gpt2_source$"""What a model thinks of a given text: log-probabilities, ranks, perplexity, and hidden states as an embedding.
+
+Past the window it slides by half, as in Hugging Face's guide to perplexity of fixed-length models: every token is scored once,
+with at least half a window before it. Logits are made a few rows at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from . import gpt2, host, threads
+from .config import LAYER_NORM_EPS, GPT2Config
+from .errors import InvalidParameter
+from .ops.products import product
+from .tape import Eager
+
+ROWS = 32  # rows of logits at a time: 6 MB of GPT-2's
+
+Params = dict[str, np.ndarray]
+
+
+def token_scores(params: Params, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1]."""
+    logprobs = np.empty(len(ids) - 1)
+    ranks = np.empty(len(ids) - 1, np.int64)
+    tokens = np.asarray(ids, np.int64)
+    for start, first, stop in windows(len(ids), config.n_positions):
+        hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
+        for rows in threads.pieces(stop - first, ROWS):
+            targets = tokens[first:stop][rows]
+            logits = product(hidden[first - 1 - start :][rows], params["wte"].T)
+            place = slice(first - 1 + rows.start, first - 1 + rows.stop)
+            logprobs[place], ranks[place] = _score_rows(logits, targets)
+            host.check_interrupts()
+    return logprobs, ranks
+
+
+def _score_rows(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [m, V], [m] -> [m], [m]
+    chosen = logits[np.arange(len(targets)), targets]
+    ranks = 1 + np.count_nonzero(logits > chosen[:, None], axis=1)
+    top = logits.max(axis=1, keepdims=True)
+    logits -= top
+    chosen = chosen - top[:, 0]
+    np.exp(logits, out=logits)
+    return chosen - np.log(logits.sum(axis=1, dtype=np.float64)), ranks
+
+
+def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:
+    """(start, first, stop): the window start..stop scores the tokens first..stop, of `n` tokens from the second on."""
+    scored = 1
+    stride = max(1, width // 2)
+    for start in range(0, n, stride):
+        stop = min(start + width, n)
+        if scored < stop:
+            yield start, scored, stop
+        scored = stop
+        if stop == n:
+            return
+
+
+def embedding(params: Params, config: GPT2Config, ids: Sequence[int], layer: int | None, pooling: str) -> np.ndarray:
+    """Hidden state [D] after `layer` blocks (0 = embeddings, null or n_layer = after the final norm), over all tokens.
+
+    Texts longer than the window are cut into windows; 'mean' averages all tokens, 'last' takes the last one.
+    """
+    depth = _depth(layer, config)
+    if pooling not in ("mean", "last"):
+        raise InvalidParameter(f"pooling must be 'mean' or 'last', not '{pooling}'")
+    tokens = np.asarray(ids, np.int64)
+    if pooling == "last":
+        return _states(params, config, tokens[-config.n_positions :], depth)[-1]
+    total = np.zeros(config.d_model, np.float64)
+    for window in threads.pieces(len(tokens), config.n_positions):
+        total += _states(params, config, tokens[window], depth).sum(axis=0, dtype=np.float64)
+    return (total / len(tokens)).astype(np.float32)
+
+
+def _depth(layer: int | None, config: GPT2Config) -> int:
+    depth = config.n_layer if layer is None else layer
+    if depth < 0:
+        depth += config.n_layer + 1
+    if not 0 <= depth <= config.n_layer:
+        raise InvalidParameter(
+            f"layer {layer} is not in 0..{config.n_layer}", hint="0 is the embeddings, -1 or null the state after the final norm."
+        )
+    return depth
+
+
+def _states(params: Params, config: GPT2Config, ids: np.ndarray, depth: int) -> np.ndarray:  # [T] -> [T, D]
+    run = Eager()
+    x = gpt2.embed(run, params, ids[None])
+    for i in range(depth):
+        x = gpt2.block(run, gpt2.layer_params(params, i), x, n_head=config.n_head, layer=i)
+    if depth == config.n_layer:
+        x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
+    return x[0]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server_files', $pg_gpt2_source$"""Files of the server's file system: only for members of pg_read_server_files and pg_write_server_files, as COPY has it.
 
@@ -6863,8 +7165,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -6890,8 +7192,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 15ce8be5dc36 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 ae2cb68a8f51 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -6901,8 +7203,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 15ce8be5dc36 @extschema@'].models.copy_model(source, target)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 ae2cb68a8f51 @extschema@'].models.copy_model(source, target)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name.';
@@ -6912,8 +7214,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 15ce8be5dc36 @extschema@'].models.drop_model(model)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 ae2cb68a8f51 @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs and logs. A preset''s configuration stays.';
@@ -6963,8 +7265,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -6974,8 +7276,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -6985,8 +7287,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -6995,8 +7297,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -7006,8 +7308,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -7016,8 +7318,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -7032,8 +7334,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -7043,8 +7345,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -7054,8 +7356,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -7069,8 +7371,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -7080,8 +7382,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -7091,8 +7393,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -7102,8 +7404,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -7113,8 +7415,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -7124,8 +7426,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -7152,8 +7454,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -7185,8 +7487,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -7209,8 +7511,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -7226,8 +7528,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -7244,11 +7546,53 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab). The shape parameters are checks: null, or what the model has.';
+
+-- sql/scoring.sql
+
+-- Scoring: what a model thinks of a text.
+
+CREATE FUNCTION llm_logprobs(text_in text, model_name text DEFAULT NULL)
+RETURNS TABLE ("position" integer, token_id integer, token text, logprob double precision, rank integer)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].scoring.logprobs(text_in, model_name)
+$$;
+COMMENT ON FUNCTION llm_logprobs(text, text) IS
+    'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
+
+CREATE FUNCTION llm_perplexity(text_in text, model_name text DEFAULT NULL)
+RETURNS double precision
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].scoring.perplexity(text_in, model_name)
+$$;
+COMMENT ON FUNCTION llm_perplexity(text, text) IS
+    'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
+
+CREATE FUNCTION llm_text_embedding(
+    text_in text,
+    layer integer DEFAULT NULL,
+    pooling text DEFAULT 'mean',
+    model_name text DEFAULT NULL
+)
+RETURNS real[]
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+$$;
+COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
+    'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
 
 -- sql/training.sql
 
@@ -7266,8 +7610,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -7288,8 +7632,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed. The shape parameters are checks: null, or what the model has.';
@@ -7304,8 +7648,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -7336,8 +7680,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].training.train_step(
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed)
 $$;
@@ -7374,8 +7718,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 15ce8be5dc36 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 15ce8be5dc36 @extschema@'].training.train(
+if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every)
 $$;

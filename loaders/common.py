@@ -88,4 +88,4 @@ def run(program: Callable[[], None]) -> None:
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit("interrupted; nothing was changed") from None
+        raise SystemExit("interrupted") from None

@@ -19,6 +19,8 @@ from loaders.common import LoaderError
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 BLOCK_BYTES = 4 << 20  # of one column of llm_param; with grad, m and v a row stays within 16 MiB
 
+SIZES = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
+
 # What GPT-2 is. Another value in config.json computes something else.
 FIXED = {
     "model_type": ("gpt2",),
@@ -48,12 +50,11 @@ class Config:
         for name, accepted in FIXED.items():
             if fields.get(name, accepted[0]) not in accepted:
                 raise LoaderError(f"config.json has {name} = {fields[name]!r}; a GPT-2 has {accepted[0]!r}")
-        try:
-            found = cls(
-                fields["n_layer"], fields["n_head"], fields["n_embd"], fields["n_positions"], fields["vocab_size"], None
-            )
-        except KeyError as error:
-            raise LoaderError(f"config.json has no {error.args[0]}") from None
+        for name in SIZES:
+            if type(fields.get(name)) is not int or fields[name] < 1:
+                raise LoaderError(f"config.json has {name} = {fields.get(name)!r}, which is not a size")
+        n_layer, n_head, d_model, n_positions, vocab = (fields[name] for name in SIZES)
+        found = cls(n_layer, n_head, d_model, n_positions, vocab, None)
         if fields.get("n_inner") not in (None, 4 * found.d_model):
             raise LoaderError(f"config.json has n_inner = {fields['n_inner']}; a GPT-2 has 4 * n_embd")
         # Small models keep the library's default of 50256, which is no token of theirs.
@@ -73,7 +74,6 @@ class Config:
             "vocab_size": self.vocab,
             "bos_token_id": self.eos_token_id,
             "eos_token_id": self.eos_token_id,
-            "torch_dtype": "float32",
         }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -119,8 +119,6 @@ class Tensor:
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows start..stop as little-endian float32."""
-        if self.dtype not in DTYPES:
-            raise LoaderError(f"{self.path} holds dtype {self.dtype}; F32, F16 and BF16 can be read")
         stored = np.memmap(self.path, DTYPES[self.dtype], "r", self.offset, self.shape)[start:stop]
         if self.dtype == "BF16":  # a bfloat16 is the upper half of a float32
             return (stored.astype("<u4") << np.uint32(16)).view("<f4")
@@ -139,6 +137,8 @@ class HubModel:
                 ours = our_name(name)
                 if ours is None:
                     continue
+                if tensor.dtype not in DTYPES:
+                    raise LoaderError(f"tensor {name} has dtype {tensor.dtype}; F32, F16 and BF16 can be read")
                 if ours in self.tensors:
                     raise LoaderError(f"tensor {ours} stands twice in {source}, the second time as {name}")
                 self.tensors[ours] = tensor

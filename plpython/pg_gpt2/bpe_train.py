@@ -93,34 +93,42 @@ class _PairCounts:
     def merge(self, pair: Pair, merged: int) -> None:
         """Replaces `pair` by the symbol `merged` in all words."""
         grown: set[Pair] = set()
-        counts = self.counts
         for seen, n in enumerate(self.places.pop(pair)):
             if seen % WORDS_A_CHECK == 0:
                 host.check_interrupts()
-            word, frequency = self.words[n], self.frequencies[n]
-            for old in pairwise(word):
-                counts[old] -= frequency
-            self.words[n] = word = _replace(word, pair, merged)
-            for new in pairwise(word):
-                counts[new] += frequency
-                if merged in new:
-                    grown.add(new)
-                    self.places[new].add(n)
-        del counts[pair]
+            new_pairs = self._merge_in_word(n, pair, merged)
+            for new in new_pairs:
+                self.places[new].add(n)
+            grown |= new_pairs
+        del self.counts[pair]
         for new in grown:
-            heappush(self.queue, (-counts[new], new))
+            if self.counts[new] > 0:  # not so if the next place in the word took it again
+                heappush(self.queue, (-self.counts[new], new))
 
+    def _merge_in_word(self, n: int, pair: Pair, merged: int) -> set[Pair]:
+        """Replaces `pair` in one word from the left, counts what that changes, and gives the new pairs.
 
-def _replace(word: list[int], pair: Pair, merged: int) -> list[int]:
-    """`word` with `merged` for every occurrence of `pair`, from the left."""
-    a, b = pair
-    result: list[int] = []
-    i, last = 0, len(word) - 1
-    while i <= last:
-        if i < last and word[i] == a and word[i + 1] == b:
+        `list.index` finds the places, so that a rare pair in a very long word is cheap.
+        """
+        a, b = pair
+        word, frequency, counts = self.words[n], self.frequencies[n], self.counts
+        result: list[int] = []
+        new_pairs: set[Pair] = set()
+        start, i, last = 0, -1, len(word) - 1
+        for _ in range(word.count(a)):
+            i = word.index(a, i + 1)
+            if i < start or i == last or word[i + 1] != b:  # i < start: its a is the b of the pair before
+                continue
+            result += word[start:i]
+            if result:
+                counts[result[-1], a] -= frequency
+                counts[result[-1], merged] += frequency
+                new_pairs.add((result[-1], merged))
+            if i + 2 <= last:
+                counts[b, word[i + 2]] -= frequency
+                counts[merged, word[i + 2]] += frequency
+                new_pairs.add((merged, word[i + 2]))
             result.append(merged)
-            i += 2
-        else:
-            result.append(word[i])
-            i += 1
-    return result
+            start = i + 2
+        self.words[n] = result + word[start:]
+        return new_pairs

@@ -25,6 +25,8 @@ ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
 _schema = ""
 _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
+_in_set = False
+_END = object()
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
 
 
@@ -42,6 +44,7 @@ def entry(function: Function) -> Function:
     @functools.wraps(function)
     def guarded(*args: Any) -> Any:
         try:
+            _refuse_nested_arrays(function, args)
             result = function(*args)
         except Exception as error:  # nothing is swallowed: a cancel, too, goes on to the server
             raise _for_sql(error) from None
@@ -50,11 +53,31 @@ def entry(function: Function) -> Function:
     return guarded  # type: ignore[return-value]
 
 
+def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """integer[] is the type of a matrix, too, which arrives as a list of lists."""
+    for place, value in enumerate(args):
+        if type(value) is list and value and type(value[0]) is list:
+            raise InvalidParameter(
+                f"{function.__code__.co_varnames[place]} must be an array of one dimension",
+                hint="ARRAY(SELECT unnest(a)) makes one of all its elements.",
+            )
+
+
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
-    try:
-        yield from rows
-    except Exception as error:
-        raise _for_sql(error) from None
+    """Rows of a set. A cancel is left to the executor, which looks between rows: PL/Python would wrap our error in
+    "error fetching next item from iterator"."""
+    global _in_set
+    while True:
+        _in_set = True
+        try:
+            row = next(rows, _END)
+        except Exception as error:
+            raise _for_sql(error) from None
+        finally:
+            _in_set = False
+        if row is _END:
+            return
+        yield row
 
 
 def _for_sql(error: Exception) -> Exception:
@@ -126,11 +149,12 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
     with _search_path(search_path):
         rows = plpy.cursor(source)
         batch = rows.fetch(100)
+    names = batch.colnames()  # of the result: a row is a dict, in which columns of one name are one
     while batch.nrows():
         for fetched in batch:
-            if len(fetched) != 1 or not isinstance(value := next(iter(fetched.values())), str | None):
+            if len(names) != 1 or not isinstance(value := fetched[names[0]], str | None):
                 raise InvalidParameter(
-                    f"source must return one text column, not ({', '.join(fetched)})",
+                    f"source must return one text column, not ({', '.join(names)})",
                     hint="Example: 'SELECT body FROM documents'.",
                 )
             if value is not None:
@@ -159,11 +183,16 @@ def setting(name: str, default: str | None = None) -> str | None:
     return default if found is None or found["value"] is None else found["value"]
 
 
+def storable(text: str) -> str:
+    """`text` without U+0000, which a text cannot hold: PostgreSQL would cut it there silently."""
+    return text.replace("\0", "\ufffd")
+
+
 def check_interrupts() -> None:
     """Let a cancel, a timeout or a termination of this session take effect; cheap enough for inner loops."""
     global _checked
     now = time.monotonic()
-    if now - _checked >= CHECK_EVERY:
+    if now - _checked >= CHECK_EVERY and not _in_set:
         _checked = now
         plpy.execute(_plan("SELECT 1", ()))
 

@@ -29,7 +29,9 @@ class Options:
         if self.max_tokens is None:
             raise NullNotAllowed("max_tokens must not be null", hint="Leave it out to get 64.")
         if self.max_tokens < 0:
-            raise InvalidParameter(f"max_tokens must be 0 or more, not {self.max_tokens}")
+            raise InvalidParameter(
+                f"max_tokens must be 0 or more, not {self.max_tokens}", hint="It is the most that is generated; the default is 64."
+            )
         if any(not stop for stop in self.stop):
             raise InvalidParameter(
                 "a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line."

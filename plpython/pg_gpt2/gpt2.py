@@ -19,6 +19,7 @@ from .tape import Handle, Runner
 
 Params = Mapping[str, Handle]
 Attend = Callable[[int, Handle], Handle]  # (layer, qkv [.., T, 3D]) -> [.., T, D]
+Position = int | np.ndarray
 INIT_STD = 0.02
 INIT_PIECE = 1 << 18  # scalars drawn from one address
 
@@ -86,10 +87,10 @@ def _residual(run: Runner, x: Handle, y: Handle, w: Handle, b: Handle, drop: Dro
     return total
 
 
-def embed(run: Runner, params: Params, ids: np.ndarray, *, position: int = 0) -> Handle:  # [.., T] -> [.., T, D]
-    """wte[ids] + wpe[position ..]."""
+def embed(run: Runner, params: Params, ids: np.ndarray, *, position: Position = 0) -> Handle:  # [.., T] -> [.., T, D]
+    """wte[ids] + wpe[position ..]; a vector of positions has one for each sequence."""
     tokens = run.apply("embedding", params["wte"], ids=ids)
-    places = run.apply("embedding", params["wpe"], ids=np.arange(position, position + np.shape(ids)[-1]))
+    places = run.apply("embedding", params["wpe"], ids=np.asarray(position)[..., None] + np.arange(np.shape(ids)[-1]))
     x = run.apply("add", tokens, places)
     run.forget(tokens)
     run.forget(places)
@@ -102,13 +103,13 @@ def hidden(
     ids: np.ndarray,
     config: GPT2Config,
     *,
-    position: int = 0,
+    position: Position = 0,
     attend: Attend | None = None,
     drop: Dropout | None = None,
     chunk: int = CHUNK,
 ) -> Handle:  # [.., T] -> [.., T, D]
     """The stream after ln_f. `position` is that of the first id; with `attend` a cache supplies the earlier keys."""
-    check_window(position + np.shape(ids)[-1], config)
+    check_window(int(np.max(position)) + np.shape(ids)[-1], config)
     x = embed(run, params, ids, position=position)
     return blocks(run, params, _dropped(run, x, drop, 0), config, attend=attend, drop=drop, chunk=chunk)
 

@@ -12,7 +12,7 @@ from . import threads
 from .errors import InvalidParameter
 from .ops import buffers
 
-PIECE = 1 << 17  # scalars: four arrays and two temporaries of it fit a second-level cache, nearly
+PIECE = 1 << 16  # scalars: what a step touches of them fits a second-level cache
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
 

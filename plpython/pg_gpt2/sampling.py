@@ -13,6 +13,7 @@ import numpy as np
 from .errors import InvalidParameter, NullNotAllowed
 
 _UNIT = 2.0**-53
+_COLDEST = 1e-30  # below it logits / temperature may overflow float32: any difference decides, which is greedy
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Sampling:
             if value is None:
                 raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default.")
             if not math.isfinite(value):
-                raise InvalidParameter(f"{name} must be finite, not {value}")
+                raise InvalidParameter(f"{name} must be finite, not {value}", hint="Leave it out to get its default.")
         _check(self.temperature >= 0, "temperature", self.temperature, "0 or more", "0 takes the most probable token.")
         _check(self.topk >= 0, "topk", self.topk, "0 or more", "0 keeps all tokens.")
         _check(0 <= self.topp <= 1, "topp", self.topp, "between 0 and 1", "1 keeps all tokens.")
@@ -64,7 +65,7 @@ class Draws:
 def choose(logits: np.ndarray, how: Sampling, draws: Draws, seen: Sequence[int] = ()) -> int:
     """Id of the next token for `logits` [vocab], after the tokens `seen`."""
     scores = penalize(logits, seen, how.repetition_penalty)
-    if how.temperature == 0:
+    if how.temperature < _COLDEST:
         return int(np.argmax(scores))
     ids, probabilities = distribution(scores, how)
     cumulative = np.cumsum(probabilities, dtype=np.float64)
@@ -84,7 +85,7 @@ def penalize(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.ndar
 
 
 def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Kept ids, ascending, and their probabilities; temperature must not be 0."""
+    """Kept ids, ascending, and their probabilities; temperature must not be 0 or next to it."""
     scores = scores / np.float32(how.temperature)
     ids = np.arange(len(scores))
     if 0 < how.topk < len(scores):

@@ -25,11 +25,11 @@ def open_to_read(path: str | None) -> BinaryIO:
     """An open regular file; 42501, 58P01 or 58030 when that may not or cannot be."""
     real = _allowed(path, "pg_read_server_files", "read")
     try:
-        file = open(real, "rb")
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
-            raise FileAccessError(f'"{path}" is not a regular file')
-        return file
+        handle = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a named pipe would wait for its writer
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
+        return open(handle, "rb")
     except OSError as error:
         raise _file_error(path, error) from None
 

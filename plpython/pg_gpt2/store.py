@@ -40,7 +40,7 @@ class Model:
 
 def model_name(model: str | None) -> str:
     """`model`, else the setting pg_gpt2.model, else gpt2-small."""
-    return model or db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
+    return model if model is not None else db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
 
 
 def config(model: str) -> GPT2Config:

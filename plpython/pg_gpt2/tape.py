@@ -110,7 +110,7 @@ class Tape:
         if start.node is None or not start.requires_grad:
             raise InvalidParameter("the value to start from was not computed from anything that requires a gradient")
         start.grad = np.array(np.broadcast_to(np.asarray(seed, start.dtype), start.shape), order="C")
-        self._sweep(self.nodes.index(start.node))
+        self._sweep(self.nodes.index(start.node), start)
 
     def finish(self, name: str, *inputs: Value, seed: float = 1.0, **attrs: Any) -> Value:
         """Apply a last op and run backward from it, in one pass where the op can do that. The same bits as the two."""
@@ -124,7 +124,7 @@ class Tape:
         y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **attrs)
         loss = self._record(op, inputs, attrs, y, None)
         self._collect(self.nodes[-1], grads)
-        self._sweep(len(self.nodes) - 2)
+        self._sweep(len(self.nodes) - 2, loss)
         return loss
 
     def _record(self, op: Op, inputs: Sequence[Value], attrs: dict[str, Any], y: np.ndarray, saved: Any) -> Value:
@@ -136,8 +136,8 @@ class Tape:
             self.audit("forward", node)
         return output
 
-    def _sweep(self, last: int) -> None:
-        """Backward from node `last` to the first."""
+    def _sweep(self, last: int, start: Value) -> None:
+        """Backward from node `last` to the first; the data of `start` stays."""
         for node in reversed(self.nodes[: last + 1]):
             if node.output.grad is not None:
                 host.check_interrupts()
@@ -147,7 +147,8 @@ class Tape:
                 grads = node.op.backward(node.output.grad, y, *arrays, saved=node.saved, sinks=sinks, **node.attrs)
                 self._collect(node, grads)
             if not self.keep:
-                node.output.data = node.output.grad = node.saved = None
+                node.output.grad = node.saved = None
+                node.output.data = start.data if node.output is start else None
         if not self.keep:
             self.nodes.clear()
 

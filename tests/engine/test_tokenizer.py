@@ -1,4 +1,4 @@
-"""Text to ids and back: golden ids of Hugging Face tokenizers, and properties that hold for every text and vocabulary."""
+"""Text to ids and back: golden ids of Hugging Face tokenizers, and properties that hold for every text."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_gpt2 import bpe, bpe_merge, host, pretokenize
 from pg_gpt2.bpe import BYTE_CHARACTERS, StreamDecoder, Tokenizer
@@ -21,6 +21,8 @@ LEARNED = Tokenizer.from_strings(VOCAB, MERGES)
 CASES = json.loads((GOLDEN / "learned" / "cases.json").read_bytes())
 GPT2_PART = json.loads((GOLDEN / "gpt2.json").read_bytes())
 GPT2 = Tokenizer.from_strings(GPT2_PART["vocab"], [(left, right) for left, right in GPT2_PART["merges"]])
+
+no_deadline = settings(deadline=None)  # machines differ
 
 # Text dense in what the pattern tells apart, and any text
 awkward = st.text(
@@ -95,6 +97,7 @@ def test_trace_of_a_published_word():
 # Encoding
 
 
+@no_deadline
 @given(texts)
 def test_decoding_gives_the_text_back(text):
     ids = LEARNED.encode(text)
@@ -104,6 +107,7 @@ def test_decoding_gives_the_text_back(text):
     assert LEARNED.count(text) == len(ids)
 
 
+@no_deadline
 @given(texts)
 def test_tokens_with_their_bytes(text):
     tokens = list(LEARNED.tokenize(text))
@@ -113,6 +117,7 @@ def test_tokens_with_their_bytes(text):
     assert all(bpe.token_bytes(t.token) == t.bytes for t in tokens)
 
 
+@no_deadline
 @given(texts)
 def test_a_trace_ends_with_the_tokens(text):
     steps = list(LEARNED.trace(text))
@@ -196,6 +201,7 @@ def test_a_null_id_is_named():
         LEARNED.decode_bytes([1, None])
 
 
+@no_deadline
 @given(st.lists(st.one_of(st.sampled_from(list("é日😀".encode())), st.integers(0, 255)), max_size=30))
 def test_streaming_gives_the_text_of_decoding_at_once(data):
     ids = [LEARNED._byte_symbols[b] for b in data]
@@ -219,6 +225,7 @@ def test_streaming_holds_an_unfinished_character_back():
 # Splitting
 
 
+@no_deadline
 @given(texts, st.integers(1, 40))
 def test_where_a_text_is_cut_changes_nothing(text, size):
     whole = pretokenize._splitter(0x10FFFF)(text)  # the pattern itself, with all ranges
@@ -238,6 +245,7 @@ def test_pieces_of_a_long_text(text):
 # Merging
 
 
+@no_deadline
 @given(st.integers(0, 2**32))
 def test_the_heap_merges_as_scanning_does(seed):
     """With any ranks and any symbols that merges make, also such as no training gives."""
@@ -252,6 +260,7 @@ def test_the_heap_merges_as_scanning_does(seed):
     assert not any(pair in ranks for pair in pairwise(scanned))
 
 
+@no_deadline
 @given(st.text("ab", min_size=1, max_size=300))
 def test_long_words_are_merged_as_short_ones(text):
     ids = LEARNED.encode(text)

@@ -78,11 +78,10 @@ class _TextJob:
         stop: list[str] | None,
         echo: bool,
     ) -> None:
-        if prompt is None or echo is None:
-            raise NullNotAllowed(
-                f"{'prompt' if prompt is None else 'echo'} must not be null",
-                hint="An empty prompt '' starts from the end-of-text token.",
-            )
+        if prompt is None:
+            raise NullNotAllowed("prompt must not be null", hint="An empty prompt '' starts from the end-of-text token.")
+        if echo is None:
+            raise NullNotAllowed("echo must not be null", hint="Leave it out to get the prompt with its completion.")
         model = store.load(model_name)
         self.tokenizer = vocabularies.load(model.name)
         options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, self.tokenizer)
@@ -94,15 +93,16 @@ class _TextJob:
     def finish(self) -> str:
         """All the text, when no token is left."""
         self.text.finish()
-        return self.prefix + self.text.text()
+        return self.prefix + db.storable(self.text.text())
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         for step, token in enumerate(self.tokens, 1):
             if token.finish:
                 self.text.finish()
-            shown = self.prefix + self.text.shown()
+            shown = self.prefix + db.storable(self.text.shown())
             done = token.finish is not None
-            yield step, token.id, self.tokenizer.decode([token.id]), shown, done, token.logprob, token.finish
+            piece = db.storable(self.tokenizer.decode([token.id]))
+            yield step, token.id, piece, shown, done, token.logprob, token.finish
 
 
 def _options(
@@ -189,19 +189,24 @@ def generate_tokens(
 def next_token(prompt: str | None, n: int | None, temperature: float | None, model_name: str | None) -> list[tuple[Any, ...]]:
     """Rows (rank, token_id, token, logit, probability) of the `n` most probable tokens."""
     if prompt is None or n is None or temperature is None:
-        raise NullNotAllowed("prompt, n and temperature must not be null")
+        raise NullNotAllowed(
+            "prompt, n and temperature must not be null", hint="Leave n and temperature out to get their defaults."
+        )
     if n < 1:
-        raise InvalidParameter(f"n must be 1 or more, not {n}")
+        raise InvalidParameter(f"n must be 1 or more, not {n}", hint="It is the number of tokens to list.")
     if not 0 < temperature < float("inf"):
-        raise InvalidParameter(f"temperature must be above 0 and finite, not {temperature}")
+        raise InvalidParameter(
+            f"temperature must be above 0 and finite, not {temperature}", hint="1 gives the model's own probabilities."
+        )
     model = store.load(model_name)
     tokenizer = vocabularies.load(model.name)
     ids = _prompt_ids(prompt, model, tokenizer)[-model.config.n_positions :]
     logits = Decoder(model.params, model.config, len(ids)).feed(ids)
-    probabilities = softmax(logits / np.float32(temperature))
+    with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
+        probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
     best = np.argsort(-logits, kind="stable")[:n]
     return [
-        (rank, int(token), tokenizer.decode([int(token)]), float(logits[token]), float(probabilities[token]))
+        (rank, int(token), db.storable(tokenizer.decode([int(token)])), float(logits[token]), float(probabilities[token]))
         for rank, token in enumerate(best, 1)
     ]
 

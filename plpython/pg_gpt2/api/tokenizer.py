@@ -25,12 +25,7 @@ def encode(text: str | None, model: str | None, special: bool | None) -> list[in
 @entry
 def decode(ids: list[int] | None, model: str | None) -> str | None:
     """Text; what a text cannot hold is U+FFFD."""
-    return None if ids is None else storable(_tokenizer(model).decode(ids))
-
-
-def storable(text: str) -> str:
-    """A text without U+0000, at which PostgreSQL would cut it silently."""
-    return text.replace("\0", "\ufffd")
+    return None if ids is None else db.storable(_tokenizer(model).decode(ids))
 
 
 @entry

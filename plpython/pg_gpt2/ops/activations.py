@@ -64,14 +64,14 @@ def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: Any = None, s
 register("gelu", gelu, gelu_backward, "x", reads=(0,))
 
 
-def softmax_in_place(z: np.ndarray) -> np.ndarray:  # [.., n] -> [..], the log of the sum of exponentials
-    """Scores become probabilities over the last axis; the maximum is subtracted, so that nothing overflows."""
+def softmax_in_place(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [.., n] -> 2 x [.., 1]
+    """Scores become probabilities over the last axis; returns what was subtracted (the maximum) and divided by."""
     top = z.max(axis=-1, keepdims=True)
     z -= top
     np.exp(z, out=z)
     total = z.sum(axis=-1, keepdims=True)
     z /= total
-    return (top + np.log(total))[..., 0]
+    return top, total
 
 
 def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """The core of causal attention, in chunks of query rows: scores of a chunk against the keys it may see, never T x T.
 
 `attend` serves training and KV-cached decoding alike; q, k and v may be strided views. The backward pass recomputes
-probabilities from their log-sum-exp (Dao et al. 2022) rather than storing them. All of it runs on the calling thread.
+probabilities from what normalised them (as Dao et al. 2022) and stores none. All of it runs on the calling thread.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,11 +29,11 @@ def _chunks(t: int, offset: int, chunk: int) -> Iterator[tuple[slice, int]]:
         yield rows, offset + rows.stop
 
 
-def _scores(q: np.ndarray, k: np.ndarray, scale: float, slot: str) -> np.ndarray:
+def _scores(q: np.ndarray, k: np.ndarray, scale: float) -> np.ndarray:
     """[.., c, d], [.., end, d] -> [.., c, end]: q k' scale, -inf for keys after the query (the last query sees all)."""
     c, end = q.shape[-2], k.shape[-2]
-    z = buffers.scratch(slot, (*q.shape[:-1], end), q.dtype)
-    np.matmul(q * q.dtype.type(scale), k.swapaxes(-1, -2), out=z)
+    z = buffers.scratch("scores", (*q.shape[:-1], end), q.dtype)
+    np.matmul(q * scale, k.swapaxes(-1, -2), out=z)
     z[..., end - c :] += _future(c, q.dtype)
     return z
 
@@ -46,19 +46,20 @@ def attend(
     offset: int = 0,
     chunk: int = CHUNK,
     *,
-    lse: np.ndarray | None = None,
+    norms: np.ndarray | None = None,
     dropped: Factors | None = None,
 ) -> None:  # [.., t, d], [.., n, d], [.., n, d], [.., t, d]
     """out = softmax(q k' / sqrt(d)) v, where query i sees the keys 0 .. offset + i.
 
-    lse [.., t] receives the log-sum-exp of the scores. `dropped(rows, n_keys)` gives factors for the probabilities.
+    norms [2, .., t, 1] receives each row's maximum and sum of exponentials: together they give exactly the same
+    probabilities again, which a log-sum-exp does not. `dropped(rows, n_keys)` gives factors for the probabilities.
     """
     scale = q.shape[-1] ** -0.5
     for rows, end in _chunks(q.shape[-2], offset, chunk):
-        z = _scores(q[..., rows, :], k[..., :end, :], scale, "scores")
-        log_sum = softmax_in_place(z)
-        if lse is not None:
-            lse[..., rows] = log_sum
+        z = _scores(q[..., rows, :], k[..., :end, :], scale)
+        row_norms = softmax_in_place(z)
+        if norms is not None:
+            norms[..., rows, :] = row_norms
         if dropped is not None:
             z *= dropped(rows, end)
         np.matmul(z, v[..., :end, :], out=out[..., rows, :])
@@ -66,24 +67,26 @@ def attend(
 
 def attend_backward(
     d_out: np.ndarray,
-    out: np.ndarray,
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
-    lse: np.ndarray,
+    norms: np.ndarray,
     grads: tuple[np.ndarray, np.ndarray, np.ndarray],
     chunk: int,
     dropped: Factors | None,
 ) -> None:
-    """Gradients of `attend` (offset 0) into dq, dk, dv; P is recomputed, dS = P (dP - rowsum(dout out))."""
+    """Gradients of `attend` (offset 0) into dq, dk, dv; P is recomputed, dS = P (dP - rowsum(P dP)).
+
+    rowsum(P dP) is also dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
+    """
     scale = q.shape[-1] ** -0.5
     dq, dk, dv = grads
-    delta = np.einsum("...d,...d->...", d_out, out)[..., None]
     for rows, end in reversed(list(_chunks(q.shape[-2], 0, chunk))):
         d_rows, q_rows, keys = d_out[..., rows, :], q[..., rows, :], k[..., :end, :]
-        p = _scores(q_rows, keys, scale, "scores")
-        p -= lse[..., rows, None]
+        p = _scores(q_rows, keys, scale)
+        p -= norms[0, ..., rows, :]
         np.exp(p, out=p)
+        p /= norms[1, ..., rows, :]
         dz = buffers.scratch("d_scores", p.shape, p.dtype)
         np.matmul(d_rows, v[..., :end, :].swapaxes(-1, -2), out=dz)
         if dropped is None:
@@ -93,7 +96,7 @@ def attend_backward(
             dz *= factors
             factors *= p
             _collect(factors.swapaxes(-1, -2), d_rows, dv, end)
-        dz -= delta[..., rows, :]
+        dz -= np.einsum("...i,...i->...", p, dz)[..., None]
         dz *= p
         dz *= scale
         np.matmul(dz, keys, out=dq[..., rows, :])

@@ -58,6 +58,7 @@ class _Dropped:
     key: dict[str, int]
     n_head: int
     t: int
+    dtype: np.dtype
 
     def factors(self, batch: slice, heads: slice) -> Factors | None:
         """What `attend` multiplies the probabilities of these heads with."""
@@ -67,7 +68,7 @@ class _Dropped:
 
         def factors(rows: slice, end: int) -> np.ndarray:
             n = rows.stop - rows.start
-            out = buffers.scratch("factors", (batch.stop - batch.start, heads.stop - heads.start, n, end), np.float32)
+            out = buffers.scratch("factors", (batch.stop - batch.start, heads.stop - heads.start, n, end), self.dtype)
             for i in range(batch.start, batch.stop):
                 for j in range(heads.start, heads.stop):
                     row = i * self.n_head + j
@@ -82,26 +83,26 @@ class _Dropped:
 def causal_attention(
     qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:  # [.., T, 3D] -> [.., T, D]
-    """Attention of each head over its q, k, v; p drops probabilities. Saves the log-sum-exp [B, H, T]."""
+    """Attention of each head over its q, k, v; p drops probabilities. Saves their norms [2, B, H, T, 1]."""
     check_p(p)
     x = _batched(qkv, n_head)
     b, t, width = x.shape
     y = buffers.empty((*qkv.shape[:-1], width // 3), x.dtype)
     q, k, v = split_qkv(x, n_head)
     out = split_heads(y.reshape(b, t, -1), n_head)
-    lse = np.empty((b, n_head, t), x.dtype)
-    drop = _Dropped(p, {"seed": seed, "step": step, "site": site}, n_head, t)
+    norms = np.empty((2, b, n_head, t, 1), x.dtype)
+    drop = _Dropped(p, {"seed": seed, "step": step, "site": site}, n_head, t, x.dtype)
 
     def work(g: tuple[slice, slice]) -> None:
-        attend(q[g], k[g], v[g], out[g], 0, chunk, lse=lse[g], dropped=drop.factors(*g))
+        attend(q[g], k[g], v[g], out[g], 0, chunk, norms=norms[(slice(None), *g)], dropped=drop.factors(*g))
 
     threads.run([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
-    return y, lse
+    return y, norms
 
 
 def causal_attention_backward(
     dy: np.ndarray,
-    y: np.ndarray | None,
+    y: Any,
     qkv: np.ndarray,
     *,
     n_head: int,
@@ -114,26 +115,25 @@ def causal_attention_backward(
     sinks: Any = (),
 ) -> Grads:
     """dqkv, head by head."""
-    if y is None or saved is None:
-        y, saved = causal_attention(qkv, n_head=n_head, chunk=chunk, p=p, seed=seed, step=step, site=site)
-    lse, x = saved, _batched(qkv, n_head)
+    if saved is None:
+        _, saved = causal_attention(qkv, n_head=n_head, chunk=chunk, p=p, seed=seed, step=step, site=site)
+    norms, x = saved, _batched(qkv, n_head)
     b, t, _ = x.shape
     dqkv = buffers.empty(qkv.shape, x.dtype)
     q, k, v = split_qkv(x, n_head)
     dq, dk, dv = split_qkv(dqkv.reshape(x.shape), n_head)
-    out = split_heads(np.ascontiguousarray(y).reshape(b, t, -1), n_head)
     d_out = split_heads(np.ascontiguousarray(dy).reshape(b, t, -1), n_head)
-    drop = _Dropped(p, {"seed": seed, "step": step, "site": site}, n_head, t)
+    drop = _Dropped(p, {"seed": seed, "step": step, "site": site}, n_head, t, x.dtype)
 
     def work(g: tuple[slice, slice]) -> None:
         grads = (dq[g], dk[g], dv[g])
-        attend_backward(d_out[g], out[g], q[g], k[g], v[g], lse[g], grads, chunk, drop.factors(*g))
+        attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, drop.factors(*g))
 
     threads.run([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
     return (dqkv,)
 
 
-register("causal_attention", causal_attention, causal_attention_backward, "qkv", saves=True, reads=(0, "y"))
+register("causal_attention", causal_attention, causal_attention_backward, "qkv", saves=True, reads=(0,))
 
 
 def attention(
@@ -153,8 +153,8 @@ def attention(
             hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
         )
     qkv = linear(x, w_qkv, b_qkv)
-    mixed, lse = causal_attention(qkv, n_head=n_head, chunk=chunk)
-    return linear(mixed, w_o, b_o), (qkv, mixed, lse)
+    mixed, norms = causal_attention(qkv, n_head=n_head, chunk=chunk)
+    return linear(mixed, w_o, b_o), (qkv, mixed, norms)
 
 
 def attention_backward(
@@ -172,9 +172,9 @@ def attention_backward(
     sinks: Any = (),
 ) -> Grads:
     """The backward passes of its three parts, in reverse."""
-    qkv, mixed, lse = saved or attention(x, w_qkv, b_qkv, w_o, b_o, n_head=n_head, chunk=chunk)[1]
+    qkv, mixed, norms = saved or attention(x, w_qkv, b_qkv, w_o, b_o, n_head=n_head, chunk=chunk)[1]
     d_mixed, dw_o, db_o = linear_backward(dy, None, mixed, w_o, b_o)
-    (dqkv,) = causal_attention_backward(d_mixed, mixed, qkv, n_head=n_head, chunk=chunk, saved=lse)  # type: ignore[arg-type]
+    (dqkv,) = causal_attention_backward(d_mixed, None, qkv, n_head=n_head, chunk=chunk, saved=norms)  # type: ignore[arg-type]
     dx, dw_qkv, db_qkv = linear_backward(dqkv, None, x, w_qkv, b_qkv)  # type: ignore[arg-type]
     return dx, dw_qkv, db_qkv, dw_o, db_o
 

@@ -1,0 +1,22 @@
+"""Watch a GPT-2 being made inside PostgreSQL: it learns from the manual, writes, and forgets by ROLLBACK.
+
+Makes the table postgresql_docs and the model demo, replacing those of an earlier demonstration, and sets pg_gpt2.model of
+the database to it. The database needs the extension pg_gpt2, and pg_gpt2's administrative rights.
+"""
+
+import psycopg
+
+from ..common import arguments, run
+from .story import QUICK, Size, tell
+
+
+def main() -> None:
+    """Parse the command line and show it."""
+    parser = arguments(__doc__)
+    parser.add_argument("--quick", action="store_true", help="a model too small to learn anything, in a few seconds")
+    args = parser.parse_args()
+    with psycopg.connect(args.dsn, autocommit=True, client_encoding="utf8", application_name="pg_gpt2 demo") as conn:
+        tell(conn, QUICK if args.quick else Size())
+
+
+run(main)

@@ -1,0 +1,163 @@
+"""A session as psql would show it: statements, tables, NOTICEs; and text that is printed word by word as it comes.
+
+Coloured on a terminal, plain elsewhere or when NO_COLOR is set.
+"""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+BOLD, DIM, GREEN, YELLOW, CYAN = "1", "2", "32", "33", "36"
+BARS = "▁▂▃▄▅▆▇█"
+
+
+class Console:
+    """Runs statements on `conn` and prints them and what they return on stdout."""
+
+    def __init__(self, conn: psycopg.Connection) -> None:
+        self.conn = conn
+        self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self.coloured = self.live and "NO_COLOR" not in os.environ
+        self.width = min(100, shutil.get_terminal_size((100, 24)).columns)
+
+    def paint(self, text: str, colour: str) -> str:
+        """`text` in a colour, where colours are wanted."""
+        return f"\x1b[{colour}m{text}\x1b[0m" if self.coloured and text else text
+
+    def write(self, text: str) -> None:
+        """Print at once, without a line end."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    # ---- what the viewer is told
+
+    def title(self, text: str) -> None:
+        """The heading of a chapter."""
+        self.write(f"\n{self.paint(text, BOLD)}\n{self.paint('─' * len(text), DIM)}\n")
+
+    def say(self, text: str) -> None:
+        """A remark, wrapped."""
+        words = Words(self)
+        for word in text.split():
+            words.add(f" {word}" if words.column else word)
+        words.end()
+
+    def statement(self, text: str, remark: str = "") -> None:
+        """A statement, as typed into psql; its prompt tells whether a transaction is open."""
+        open_ = "*" if self.conn.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS else ""
+        for number, line in enumerate(f"{text};".split("\n")):
+            prompt = f"{self.conn.info.dbname}{'-' if number else '='}{open_}# "
+            self.write(("\n" if number else "") + self.paint(prompt, DIM) + self.paint(line, CYAN))
+        self.write(self.paint(f"  -- {remark}" if remark else "", DIM) + "\n")
+
+    def table(self, names: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[bool]) -> None:
+        """Rows under their names, aligned."""
+        cells = [["" if value is None else str(value).replace("\n", "⏎") for value in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+        heads = [name.center(width) for name, width in zip(names, widths, strict=True)]
+        self.write(f" {' | '.join(heads)} ".rstrip() + "\n")
+        self.write(self.paint("-" + "-+-".join("-" * width for width in widths) + "-", DIM) + "\n")
+        for row in cells:
+            aligned = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
+            self.write(f" {' | '.join(aligned)}".rstrip() + "\n")
+        self.write("\n")
+
+    # ---- what is run
+
+    def run(self, text: str) -> list[tuple[Any, ...]]:
+        """Show a statement, run it, and show its rows, or its command tag."""
+        self.statement(text)
+        cursor = self.conn.execute(sql.SQL(text))  # type: ignore[arg-type]
+        if cursor.description is None:
+            self.write(f"{cursor.statusmessage}\n")
+            return []
+        rows = cursor.fetchall()
+        if any(value != "" for row in rows for value in row):  # not what a function without result returns
+            numeric = {info.oid for name in NUMBERS if (info := psycopg.adapters.types.get(name))}
+            self.table([c.name for c in cursor.description], rows, [c.type_code in numeric for c in cursor.description])
+        return rows
+
+    def generate(self, prompt: str, options: str) -> None:
+        """Show a generation through a cursor, each token as it arrives."""
+        query = f"SELECT (llm_generate_stream({literal(prompt)}, {options})).*"
+        with self.conn.transaction(), self.conn.cursor("story", scrollable=False) as cursor:
+            self.statement(f"DECLARE story CURSOR FOR\n{query}")
+            self.statement("FETCH 1 FROM story", "once for each token")
+            began = time.perf_counter()
+            cursor.itersize = 1
+            cursor.execute(sql.SQL(query))  # type: ignore[arg-type]
+            first, shown, words = 0.0, prompt, Words(self)
+            words.add(prompt, BOLD)
+            for step, _, _, text, *_ in cursor:
+                first = first or time.perf_counter() - began
+                words.add(text[len(shown) :], GREEN)
+                shown = text
+            seconds = time.perf_counter() - began
+        words.end()
+        self.write(self.paint(f"({step} tokens in {seconds:.2f} s, the first after {first:.2f} s)\n\n", DIM))
+
+    @contextmanager
+    def notices(self, handler: Any) -> Iterator[None]:
+        """While it lasts, `handler(message)` gets every NOTICE as it arrives."""
+
+        def handle(diagnostic: psycopg.errors.Diagnostic) -> None:
+            handler(diagnostic.message_primary or "")
+
+        self.conn.add_notice_handler(handle)
+        try:
+            yield
+        finally:
+            self.conn.remove_notice_handler(handle)
+
+
+NUMBERS = ("int2", "int4", "int8", "float4", "float8", "numeric", "oid")
+
+
+def literal(text: str) -> str:
+    """An SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def sparkline(values: Iterable[float], width: int) -> str:
+    """Values as a line of bars, at most `width` of them, from the lowest to the highest."""
+    values = list(values)
+    size = max(1, -(-len(values) // width))
+    means = [sum(part) / len(part) for part in (values[i : i + size] for i in range(0, len(values), size))]
+    low, span = min(means), max(means) - min(means)
+    return "".join(BARS[int((value - low) / span * 7.99) if span else 0] for value in means)
+
+
+class Words:
+    """Text as it comes, broken at spaces before the console's width. A piece is never held back."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.column = 0
+
+    def add(self, text: str, colour: str = "") -> None:
+        """Print a piece; a space at which its word would pass the right edge becomes a line end."""
+        for number, line in enumerate(text.split("\n")):
+            if number:
+                self._write("\n")
+            for index, word in enumerate(line.split(" ")):
+                if index and self.column + 1 + len(word) > self.console.width - 2:
+                    self._write("\n")
+                elif index:
+                    self._write(" ")
+                self._write(word, colour)
+
+    def end(self) -> None:
+        """The text is complete."""
+        if self.column:
+            self._write("\n")
+
+    def _write(self, text: str, colour: str = "") -> None:
+        self.console.write(self.console.paint(text, colour) if colour else text)
+        self.column = 0 if text == "\n" else self.column + len(text)

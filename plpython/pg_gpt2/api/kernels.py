@@ -1,0 +1,87 @@
+"""The kernels `pg_llm_*`: engine-side `kernels` behind SQL, with seeds and settings resolved."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from .. import kernels, resources
+from ..db import entry
+from ..errors import NullNotAllowed
+from ..sampling import Sampling
+from .generation import draw_seed
+
+SMALL = 1 << 18  # bytes: below it no kernel uses a second core, and asking for the setting would cost more than the work
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a kernel callable from SQL; a large one uses the cores of pg_gpt2.threads."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        if any(isinstance(value, bytes) and len(value) >= SMALL for value in args):
+            resources.apply_threads()
+        return function(*args)
+
+    return entry(run)
+
+
+tensor = kernel(kernels.tensor)
+values = kernel(kernels.values)
+matmul = kernel(kernels.matmul)
+add = kernel(kernels.add)
+gelu = kernel(kernels.gelu)
+gelu_backward = kernel(kernels.gelu_backward)
+layernorm = kernel(kernels.layernorm)
+layernorm_backward = kernel(kernels.layernorm_backward)
+cross_entropy = kernel(kernels.cross_entropy)
+cross_entropy_backward = kernel(kernels.cross_entropy_backward)
+dropout_backward = kernel(kernels.drop_backward)
+ones_like = kernel(kernels.ones_like)
+zeros_like = kernel(kernels.zeros_like)
+transpose = kernel(kernels.transpose)
+mlp_backward = kernel(kernels.mlp_backward)
+adamw_step = kernel(kernels.adamw_step)
+grad_clip = kernel(kernels.grad_clip)
+lr_schedule = kernel(kernels.lr_schedule)
+
+
+@kernel
+def softmax(a: bytes | None, n: int | None) -> bytes | None:
+    """softmax of rows; null of null."""
+    return None if a is None else kernels.softmax(a, n)
+
+
+@kernel
+def softmax_backward(y: bytes | None, dy: bytes | None, n: int | None) -> bytes | None:
+    """dx of rows; null of null."""
+    return None if y is None or dy is None else kernels.softmax_backward(y, dy, n)
+
+
+@kernel
+def dropout(data: bytes | None, p: float | None, training: bool | None, seed: int | None) -> bytes | None:
+    """Inverted dropout; without a seed, one is drawn."""
+    if data is None:
+        return None
+    if p is None or training is None:
+        raise NullNotAllowed(f"{'p' if p is None else 'training'} must not be null")
+    return kernels.drop(data, p, training, draw_seed() if training and seed is None else seed or 0)
+
+
+@kernel
+def attention(*args: Any) -> bytes:
+    """Causal self-attention, in chunks of pg_gpt2.attention_chunk rows."""
+    return kernels.attention(*args, chunk=resources.attention_chunk())
+
+
+@kernel
+def attention_backward(*args: Any) -> tuple[bytes, ...]:
+    """Its gradients."""
+    return kernels.attention_backward(*args, chunk=resources.attention_chunk())
+
+
+@kernel
+def sample(logits: bytes | None, temperature: float, topk: int, topp: float, seed: int | None) -> int | None:
+    """Id of a token; without a seed, one is drawn."""
+    if logits is None:
+        return None
+    return kernels.sample(logits, Sampling(temperature, topk, topp), draw_seed() if seed is None else seed)

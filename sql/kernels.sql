@@ -1,0 +1,351 @@
+-- Kernels: the ops on bytes. A tensor is contiguous little-endian row-major float32 without a header; shapes are arguments.
+-- They touch no table. Those of attention read the setting pg_gpt2.attention_chunk, on which last bits may depend: STABLE.
+
+CREATE TYPE attention_grads AS (dx bytea, dw_qkv bytea, db_qkv bytea, dw_o bytea, db_o bytea);
+COMMENT ON TYPE attention_grads IS 'Result of pg_llm_attention_backward: one gradient an input.';
+CREATE TYPE layernorm_grads AS (dx bytea, dgamma bytea, dbeta bytea);
+COMMENT ON TYPE layernorm_grads IS 'Result of pg_llm_layernorm_backward: one gradient an input.';
+CREATE TYPE mlp_grads AS (dx bytea, dw_fc bytea, db_fc bytea, dw_proj bytea, db_proj bytea);
+COMMENT ON TYPE mlp_grads IS 'Result of pg_llm_mlp_backward: one gradient an input.';
+CREATE TYPE adamw_state AS (weight bytea, m bytea, v bytea);
+COMMENT ON TYPE adamw_state IS 'Result of pg_llm_adamw_step: the new weight and moments.';
+
+CREATE FUNCTION pg_llm_tensor(elements double precision[])
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.tensor(elements)
+$$;
+COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
+    'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
+
+CREATE FUNCTION pg_llm_values(data bytea)
+RETURNS real[]
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.values(data)
+$$;
+COMMENT ON FUNCTION pg_llm_values(bytea) IS
+    'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
+
+-- Forward and backward.
+
+CREATE FUNCTION pg_llm_matmul(
+    a bytea,
+    b bytea,
+    m integer,
+    k integer,
+    n integer
+)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.matmul(a, b, m, k, n)
+$$;
+COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
+
+CREATE FUNCTION pg_llm_add(a bytea, b bytea)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.add(a, b)
+$$;
+COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
+    'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
+
+CREATE FUNCTION pg_llm_gelu(a bytea)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.gelu(a)
+$$;
+COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
+    'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
+
+CREATE FUNCTION pg_llm_gelu_backward(x bytea, dy bytea)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.gelu_backward(x, dy)
+$$;
+COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
+    'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
+
+CREATE FUNCTION pg_llm_softmax(a bytea, n integer DEFAULT NULL)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.softmax(a, n)
+$$;
+COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
+
+CREATE FUNCTION pg_llm_softmax_backward(y bytea, dy bytea, n integer DEFAULT NULL)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.softmax_backward(y, dy, n)
+$$;
+COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
+    'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
+
+CREATE FUNCTION pg_llm_layernorm(
+    x bytea,
+    gamma bytea,
+    beta bytea,
+    eps double precision
+)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.layernorm(x, gamma, beta, eps)
+$$;
+COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
+    'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
+
+CREATE FUNCTION pg_llm_layernorm_backward(
+    x bytea,
+    dy bytea,
+    gamma bytea,
+    eps double precision
+)
+RETURNS layernorm_grads
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.layernorm_backward(x, dy, gamma, eps)
+$$;
+COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
+    'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
+
+CREATE FUNCTION pg_llm_cross_entropy(logits bytea, target integer)
+RETURNS double precision
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.cross_entropy(logits, target)
+$$;
+COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
+    'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
+
+CREATE FUNCTION pg_llm_cross_entropy_backward(logits bytea, target integer)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.cross_entropy_backward(logits, target)
+$$;
+COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
+    'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
+
+CREATE FUNCTION pg_llm_dropout(
+    input bytea,
+    p double precision,
+    training boolean DEFAULT false,
+    seed bigint DEFAULT NULL
+)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.dropout(input, p, training, seed)
+$$;
+COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
+    'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
+
+CREATE FUNCTION pg_llm_dropout_backward(
+    input bytea,
+    output bytea,
+    grad bytea,
+    p double precision,
+    training boolean
+)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.dropout_backward(input, output, grad, p, training)
+$$;
+COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
+    'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
+
+CREATE FUNCTION pg_llm_ones_like(src bytea)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.ones_like(src)
+$$;
+COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
+
+CREATE FUNCTION pg_llm_zeros_like(src bytea)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.zeros_like(src)
+$$;
+COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
+
+CREATE FUNCTION pg_llm_transpose(src bytea, rows integer, cols integer)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.transpose(src, rows, cols)
+$$;
+COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
+
+CREATE FUNCTION pg_llm_attention(
+    x bytea,
+    w_qkv bytea,
+    b_qkv bytea,
+    w_o bytea,
+    b_o bytea,
+    n_head integer,
+    t integer,
+    d integer
+)
+RETURNS bytea
+LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+$$;
+COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
+    'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
+
+CREATE FUNCTION pg_llm_attention_backward(
+    x bytea,
+    w_qkv bytea,
+    b_qkv bytea,
+    w_o bytea,
+    b_o bytea,
+    grad_output bytea,
+    n_head integer,
+    t integer,
+    d integer
+)
+RETURNS attention_grads
+LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+$$;
+COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
+    'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
+
+CREATE FUNCTION pg_llm_mlp_backward(
+    x bytea,
+    w_fc bytea,
+    b_fc bytea,
+    w_proj bytea,
+    b_proj bytea,
+    dy bytea,
+    t integer,
+    d integer
+)
+RETURNS mlp_grads
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+$$;
+COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
+    'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
+
+-- Optimizer and sampler.
+
+CREATE FUNCTION pg_llm_adamw_step(
+    weight bytea,
+    grad bytea,
+    m bytea,
+    v bytea,
+    lr double precision,
+    beta1 double precision,
+    beta2 double precision,
+    eps double precision,
+    weight_decay double precision,
+    step integer
+)
+RETURNS adamw_state
+LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+$$;
+COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
+    'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
+
+CREATE FUNCTION pg_llm_grad_clip(grad bytea, clip double precision)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.grad_clip(grad, clip)
+$$;
+COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
+    'The gradient, scaled down so that its L2 norm is at most clip.';
+
+CREATE FUNCTION pg_llm_lr_schedule(
+    step integer,
+    warmup integer,
+    total integer,
+    lr_max double precision
+)
+RETURNS double precision
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.lr_schedule(step, warmup, total, lr_max)
+$$;
+COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
+    'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
+
+CREATE FUNCTION pg_llm_sample(
+    logits bytea,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    seed bigint DEFAULT NULL
+)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].kernels.sample(logits, temperature, topk, topp, seed)
+$$;
+COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
+    'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';

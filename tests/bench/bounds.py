@@ -1,0 +1,49 @@
+"""What the machine can do: how fast its memory is read, and how fast it multiplies matrices, on a number of threads.
+
+The first bounds decoding, which reads every weight for each token; the second bounds prefill and training. Both drift
+with what else the machine does, so they are measured in the same rounds as the work that they bound.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+# Before NumPy is loaded, which reads it once: the threads here are Python's, one product each.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import numpy as np
+
+READ_BYTES = 500 << 20
+ROWS, INNER, COLUMNS = 1024, 768, 3072  # of each thread's product: gpt2-small's widest layer on 1,024 tokens
+REPEATS = 5  # a bound is the best of these
+
+
+class Bounds:
+    """Buffers and threads of the two measurements."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads)
+        self._memory = np.array_split(np.ones(READ_BYTES // 4, np.float32), threads)
+        rng = np.random.default_rng(0)
+        self._x = [rng.standard_normal((ROWS, INNER), np.float32) for _ in range(threads)]
+        self._w = rng.standard_normal((INNER, COLUMNS), np.float32)
+        self._y = [np.empty((ROWS, COLUMNS), np.float32) for _ in range(threads)]
+
+    def read(self) -> float:
+        """Bytes a second that all threads together read from memory."""
+        return READ_BYTES / self._best(lambda i: self._memory[i].max())
+
+    def sgemm(self) -> float:
+        """Floating-point operations a second of float32 products on all threads."""
+        seconds = self._best(lambda i: np.matmul(self._x[i], self._w, out=self._y[i]))
+        return 2.0 * ROWS * INNER * COLUMNS * self.threads / seconds
+
+    def _best(self, work: Callable[[int], object]) -> float:
+        best = float("inf")
+        for _ in range(REPEATS):
+            began = time.perf_counter()
+            list(self._pool.map(work, range(self.threads)))
+            best = min(best, time.perf_counter() - began)
+        return best

@@ -1,0 +1,187 @@
+"""Training in memory: 50 steps beside torch, accumulation, determinism, and the order of batches."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pg_gpt2 import gpt2, host, threads
+from pg_gpt2.batches import BatchOrder, batch_rows
+from pg_gpt2.config import GPT2Config
+from pg_gpt2.errors import InvalidParameter
+from pg_gpt2.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
+
+GOLDEN = dict(np.load(Path(__file__).parent.parent / "golden" / "gpt2_tiny.npz"))
+TINY = GPT2Config(n_layer=2, n_head=2, d_model=16, n_positions=16, vocab=61)
+BATCHES = [(tokens[:, :-1], tokens[:, 1:]) for tokens in GOLDEN["tokens"]]
+OPTIONS = {"lr": 3e-3, "weight_decay": 0.1, "grad_clip": 1.0, "dropout_p": 0.0}
+
+
+def trainer() -> Trainer:
+    return Trainer(TINY, {k.removeprefix("param."): a.copy() for k, a in GOLDEN.items() if k.startswith("param.")})
+
+
+def assert_same_state(a: Trainer, b: Trainer) -> None:
+    for name in a.params:
+        for x, y in ((a.params, b.params), (a.m, b.m), (a.v, b.v)):
+            np.testing.assert_array_equal(x[name], y[name], err_msg=name)
+    assert a.steps == b.steps
+
+
+def test_fifty_steps_follow_torch() -> None:
+    t = trainer()
+    results = [t.step([BATCHES[i % len(BATCHES)]], **OPTIONS, step_no=i + 1) for i in range(50)]
+    np.testing.assert_allclose([r.loss for r in results], GOLDEN["losses"], rtol=1e-4)
+    np.testing.assert_allclose([r.grad_norm for r in results], GOLDEN["norms"], rtol=1e-3)
+    assert results[0].tokens == 32
+    assert set(t.steps.values()) == {50}
+
+
+def test_micro_batches_add_up_to_the_batch() -> None:
+    whole, parts = trainer(), trainer()
+    tokens, targets = BATCHES[0]
+    loss, n = whole.gradients([(tokens, targets)])
+    split = [(tokens[:1], targets[:1]), (tokens[1:], targets[1:])]
+    assert parts.gradients(split) == (pytest.approx(loss, rel=1e-6), n)
+    for name, grad in whole.grads.items():
+        np.testing.assert_allclose(parts.grads[name], grad, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_micro_batches_weigh_by_tokens() -> None:
+    tokens, targets = BATCHES[0]
+    long, short = (tokens[:1], targets[:1]), (tokens[1:, :4], targets[1:, :4])
+    t = trainer()
+    both, _ = t.gradients([long, short])
+    (a, n), (b, k) = t.gradients([long]), t.gradients([short])
+    assert both == pytest.approx((a * n + b * k) / (n + k), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_training_is_the_same_bits_on_any_number_of_threads(count: int) -> None:
+    before, (a, b) = threads.threads(), (trainer(), trainer())
+    options = {**OPTIONS, "dropout_p": 0.3}
+    a.step(BATCHES[:2], **options, seed=3)
+    try:
+        threads.set_threads(count)
+        b.step(BATCHES[:2], **options, seed=3)
+    finally:
+        threads.set_threads(before)
+    assert_same_state(a, b)
+
+
+def test_every_audit_level_gives_the_same_bits() -> None:
+    a, b = trainer(), trainer()
+    rows: list[str] = []
+    for step in (1, 2):
+        a.step(BATCHES[:2], **OPTIONS, step_no=step)
+        b.step(BATCHES[:2], **OPTIONS, step_no=step, keep=True, audit=lambda phase, node: rows.append(node.name))
+    assert rows
+    assert_same_state(a, b)
+
+
+def test_a_run_resumes_from_its_state() -> None:
+    a, b = trainer(), trainer()
+    for step in range(1, 5):
+        a.step([BATCHES[step % 4]], **OPTIONS, step_no=step)
+    for step in (1, 2):
+        b.step([BATCHES[step % 4]], **OPTIONS, step_no=step)
+    resumed = Trainer(TINY, b.params, b.m, b.v, b.steps)
+    for step in (3, 4):
+        resumed.step([BATCHES[step % 4]], **OPTIONS, step_no=step)
+    assert_same_state(a, resumed)
+
+
+def test_dropout_depends_on_seed_step_and_micro_batch() -> None:
+    t = trainer()
+    same = {t.gradients([BATCHES[0]], dropout_p=0.2, seed=1, step_no=1)[0] for _ in range(2)}
+    others = {t.gradients([BATCHES[0]], dropout_p=0.2, seed=s, step_no=n)[0] for s, n in ((2, 1), (1, 2), (1, 3))}
+    assert len(same) == 1
+    assert len(same | others) == 4
+    twice, _ = t.gradients([BATCHES[0], BATCHES[0]], dropout_p=0.2, seed=1, step_no=1)
+    assert twice not in same
+
+
+def test_evaluation_is_the_loss_without_dropout() -> None:
+    t = trainer()
+    total, n = t.evaluate(*BATCHES[0])
+    assert total / n == pytest.approx(GOLDEN["losses"][0], rel=1e-6)
+    assert evaluate(t.params, TINY, *BATCHES[0]) == (total, n)
+
+
+def test_a_model_that_diverges_keeps_its_weights() -> None:
+    a, b = trainer(), trainer()
+    a.params["wte"][3] = b.params["wte"][3] = np.inf
+    with np.errstate(invalid="ignore"), pytest.raises(Diverged, match="step 7"):
+        a.step([BATCHES[0]], **OPTIONS, step_no=7)
+    assert_same_state(a, b)
+
+
+def test_a_step_can_be_interrupted_and_leaves_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cancelled(Exception):
+        pass
+
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 40:
+            raise Cancelled
+
+    a, b = trainer(), trainer()
+    monkeypatch.setattr(host, "check_interrupts", check)
+    with pytest.raises(Cancelled):
+        a.step([BATCHES[0]], **OPTIONS)
+    assert_same_state(a, b)
+    calls = 100
+    a.step([BATCHES[0]], **OPTIONS)
+    b.step([BATCHES[0]], **OPTIONS)
+    assert_same_state(a, b)
+
+
+@pytest.mark.parametrize("change", [{"lr": -1.0}, {"dropout_p": 1.0}, {"grad_clip": 0.0}, {"beta1": 1.0}])
+def test_bad_options_change_nothing(change: dict) -> None:
+    a, b = trainer(), trainer()
+    with pytest.raises(InvalidParameter):
+        a.step([BATCHES[0]], **{**OPTIONS, **change})
+    assert_same_state(a, b)
+
+
+def test_a_step_needs_a_batch() -> None:
+    with pytest.raises(InvalidParameter, match="micro-batch"):
+        trainer().step([], **OPTIONS)
+
+
+def test_buffers_are_reused_from_step_to_step() -> None:
+    config = GPT2Config(n_layer=3, n_head=4, d_model=64, n_positions=64, vocab=300)
+    t = Trainer(config, gpt2.init_params(config))
+    tokens = np.random.default_rng(0).integers(0, 300, (8, 65))
+    held = []
+    for _ in range(3):
+        t.gradients([(tokens[:, :-1], tokens[:, 1:])], dropout_p=0.1)
+        held.append(t._pool.n_bytes())
+    assert held[0] == held[2]
+
+
+def test_estimate_grows_with_the_batch_and_covers_the_state() -> None:
+    assert estimate_step_bytes(TINY, 1, 16) > 16 * TINY.n_params()
+    assert estimate_step_bytes(TINY, 8, 16) > estimate_step_bytes(TINY, 4, 16)
+
+
+class TestBatchOrder:
+    def test_each_epoch_is_a_permutation(self) -> None:
+        order = BatchOrder(seed=3, n_rows=10)
+        rows = np.concatenate([order.rows(step, 4) for step in range(1, 6)])
+        assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+        assert list(rows[:10]) != list(rows[10:])
+
+    def test_any_step_is_reached_directly(self) -> None:
+        order = BatchOrder(seed=3, n_rows=10)
+        for step in (1, 2, 3, 40):
+            np.testing.assert_array_equal(order.rows(step, 4), batch_rows(3, step, 4, 10))
+
+    def test_seeds_differ(self) -> None:
+        assert list(batch_rows(1, 1, 50, 50)) != list(batch_rows(2, 1, 50, 50))
+
+    def test_no_rows_is_an_error(self) -> None:
+        with pytest.raises(InvalidParameter, match="no rows"):
+            BatchOrder(0, 0)
