@@ -23,7 +23,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 ae2cb68a8f51 @extschema@'] = importer['load'](sources, 'pg_gpt2 ae2cb68a8f51 @extschema@', '@extschema@')
+GD['pg_gpt2 1fad40df2cac @extschema@'] = importer['load'](sources, 'pg_gpt2 1fad40df2cac @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -51,17 +51,18 @@ def __getattr__(name: str) -> ModuleType:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.generation', $pg_gpt2_source$"""llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from .. import db, gpt2, host, store, vocabularies
+from .. import batch, beam, db, gpt2, host, resources, store, vocabularies
 from ..bpe import Tokenizer
 from ..config import GPT2Config
 from ..db import entry
 from ..decode import Decoder, check_ids
-from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, WrongState
+from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory
 from ..generation import Options, TextStream, Token, tokens
 from ..sampling import Sampling, softmax
 from ..tape import Eager
@@ -129,23 +130,19 @@ class _TextJob:
         stop: list[str] | None,
         echo: bool,
     ) -> None:
-        if prompt is None or echo is None:
-            raise NullNotAllowed(
-                f"{'prompt' if prompt is None else 'echo'} must not be null",
-                hint="An empty prompt '' starts from the end-of-text token.",
-            )
+        _require_text(prompt, echo)
         model = store.load(model_name)
         self.tokenizer = vocabularies.load(model.name)
         options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, self.tokenizer)
         ids = _prompt_ids(prompt, model, self.tokenizer)
+        _require_cache(model, [len(ids)], max_tokens)
         self.prefix = prompt if echo else ""
         self.text = TextStream(self.tokenizer, options.stop, options.eos)
         self.tokens = tokens(model.params, model.config, ids, options, self.text.add)
 
     def finish(self) -> str:
         """All the text, when no token is left."""
-        self.text.finish()
-        return self.prefix + db.storable(self.text.text())
+        return self.prefix + _finished(self.text)
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         for step, token in enumerate(self.tokens, 1):
@@ -155,6 +152,109 @@ class _TextJob:
             done = token.finish is not None
             piece = db.storable(self.tokenizer.decode([token.id]))
             yield step, token.id, piece, shown, done, token.logprob, token.finish
+
+
+def _finished(text: TextStream) -> str:
+    text.finish()
+    return db.storable(text.text())
+
+
+def _require_text(prompt: object, echo: bool | None) -> None:
+    if prompt is None or echo is None:
+        raise NullNotAllowed(
+            f"{'prompt' if prompt is None else 'echo'} must not be null",
+            hint="An empty prompt '' starts from the end-of-text token.",
+        )
+
+
+def _require_cache(model: store.Model, lengths: list[int], max_tokens: int) -> None:
+    """53200 when keys and values of so many positions do not fit."""
+    positions = sum(min(length + max_tokens, model.config.n_positions) for length in lengths)
+    wanted = 8 * model.config.n_layer * model.config.d_model * positions
+    resources.require_memory(wanted, f"keys and values of {positions} positions")
+
+
+@entry
+def generate_batch(
+    prompts: list[str] | None,
+    max_tokens: int,
+    temperature: float,
+    topk: int,
+    topp: float,
+    model_name: str | None,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    repetition_penalty: float,
+    min_p: float,
+    echo: bool,
+) -> list[tuple[int, str]]:
+    """Rows (n, text), n from 1."""
+    _require_text(prompts, echo)
+    for prompt in prompts:
+        _require_text(prompt, echo)
+    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    model = store.load(model_name)
+    tokenizer = vocabularies.load(model.name)
+    options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
+    ids = [_prompt_ids(prompt, model, tokenizer) for prompt in prompts]
+    _require_cache(model, list(map(len, ids)), max_tokens)
+    each = [replace(options, seed=options.seed + n) for n in range(len(ids))]
+    texts = [TextStream(tokenizer, options.stop, options.eos) for _ in ids]
+    batch.generate_batch(model.params, model.config, ids, each, [text.add for text in texts])
+    return [(n, (prompt if echo else "") + _finished(text)) for n, (prompt, text) in enumerate(zip(prompts, texts), 1)]
+
+
+@entry
+def beam_search(
+    prompt: str | None,
+    beam_width: int | None,
+    max_tokens: int | None,
+    length_penalty: float | None,
+    early_stopping: bool | None,
+    eos_token: int | None,
+    model_name: str | None,
+    prompt_ids: list[int] | None,
+) -> list[tuple[int, float, str | None, list[int]]]:
+    """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
+    if (prompt is None) == (prompt_ids is None):
+        raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
+    if beam_width is None or max_tokens is None or length_penalty is None or early_stopping is None:
+        raise NullNotAllowed("beam_width, max_tokens, length_penalty and early_stopping must not be null")
+    for name, value in (("beam_width", beam_width), ("max_tokens", max_tokens)):
+        if value < 1:
+            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
+    if not abs(length_penalty) < 100:
+        raise InvalidParameter(f"length_penalty must be between -100 and 100, not {length_penalty}")
+    model = store.load(model_name)
+    tokenizer = vocabularies.load(model.name) if prompt is not None else vocabularies.find(model.name)
+    if prompt is not None:
+        ids = _prompt_ids(prompt, model, tokenizer)
+    else:
+        ids = _given_ids(prompt_ids, model)
+    options = _options(max_tokens, Sampling(), eos_token, 0, None, model.config, tokenizer)
+    _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
+    beams = beam.beam_search(
+        model.params,
+        model.config,
+        ids,
+        width=beam_width,
+        max_tokens=max_tokens,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+        eos=options.eos,
+    )
+    return [
+        (rank, float(found.score), _text_of(found.ids, options.eos, tokenizer), list(found.ids))
+        for rank, found in enumerate(beams, 1)
+    ]
+
+
+def _text_of(ids: Sequence[int], eos: int | None, tokenizer: Tokenizer | None) -> str | None:
+    """Text of generated ids, without a final end-of-text token."""
+    if tokenizer is None:
+        return None
+    return db.storable(tokenizer.decode(ids[:-1] if ids and ids[-1] == eos else ids))
 
 
 def _options(
@@ -200,6 +300,15 @@ def _prompt_ids(prompt: str, model: store.Model, tokenizer: Tokenizer) -> list[i
     return ids
 
 
+def _given_ids(ids: list[int] | None, model: store.Model) -> list[int]:
+    """Prompt ids as given, checked; with a NOTICE when only their tail fits the window."""
+    if not ids:
+        raise NullNotAllowed("ids must not be null or empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
+    check_ids(ids, model.config, model.name)
+    _notice_long_prompt(len(ids), model)
+    return ids
+
+
 def _notice_long_prompt(length: int, model: store.Model) -> None:
     if length > model.config.n_positions:
         db.notice(f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used")
@@ -220,14 +329,12 @@ def generate_tokens(
     min_p: float,
 ) -> list[int]:
     """New ids after `ids`."""
-    if not ids:
-        raise NullNotAllowed("ids must not be null or empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     model = store.load(model_name)
-    check_ids(ids, model.config, model.name)
+    ids = _given_ids(ids, model)
     tokenizer = vocabularies.load(model.name) if stop else None
     options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
-    _notice_long_prompt(len(ids), model)
+    _require_cache(model, [len(ids)], max_tokens)
     text = TextStream(tokenizer, options.stop, options.eos) if tokenizer else None
     found: list[int] = []
     new: Iterator[Token] = tokens(model.params, model.config, ids, options, text.add if text else lambda token: False)
@@ -241,16 +348,21 @@ def generate_tokens(
 def next_token(prompt: str | None, n: int | None, temperature: float | None, model_name: str | None) -> list[tuple[Any, ...]]:
     """Rows (rank, token_id, token, logit, probability) of the `n` most probable tokens."""
     if prompt is None or n is None or temperature is None:
-        raise NullNotAllowed("prompt, n and temperature must not be null")
+        raise NullNotAllowed(
+            "prompt, n and temperature must not be null", hint="Leave n and temperature out to get their defaults."
+        )
     if n < 1:
-        raise InvalidParameter(f"n must be 1 or more, not {n}")
+        raise InvalidParameter(f"n must be 1 or more, not {n}", hint="It is the number of tokens to list.")
     if not 0 < temperature < float("inf"):
-        raise InvalidParameter(f"temperature must be above 0 and finite, not {temperature}")
+        raise InvalidParameter(
+            f"temperature must be above 0 and finite, not {temperature}", hint="1 gives the model's own probabilities."
+        )
     model = store.load(model_name)
     tokenizer = vocabularies.load(model.name)
     ids = _prompt_ids(prompt, model, tokenizer)[-model.config.n_positions :]
     logits = Decoder(model.params, model.config, len(ids)).feed(ids)
-    probabilities = softmax(logits / np.float32(temperature))
+    with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
+        probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
     best = np.argsort(-logits, kind="stable")[:n]
     return [
         (rank, int(token), db.storable(tokenizer.decode([int(token)])), float(logits[token]), float(probabilities[token]))
@@ -284,6 +396,98 @@ def logits(
         )
     hidden = gpt2.hidden(Eager(), model.params, np.asarray([token_ids], np.int64), model.config)
     return to_bytes(product(hidden[0], model.params["wte"].T))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.kernels', $pg_gpt2_source$"""The kernels `pg_llm_*`: engine-side `kernels` behind SQL, with seeds and settings resolved."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from .. import kernels, resources
+from ..db import entry
+from ..errors import NullNotAllowed
+from ..sampling import Sampling
+from .generation import draw_seed
+
+SMALL = (
+    1 << 18
+)  # bytes: below it no kernel uses a second core, and asking for the setting would cost more than the work
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a kernel callable from SQL; a large one uses the cores of pg_gpt2.threads."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        if any(isinstance(value, bytes) and len(value) >= SMALL for value in args):
+            resources.apply_threads()
+        return function(*args)
+
+    return entry(run)
+
+
+tensor = kernel(kernels.tensor)  # given a tuple, in which `entry` lets rows of a matrix pass
+values = kernel(kernels.values)
+matmul = kernel(kernels.matmul)
+add = kernel(kernels.add)
+gelu = kernel(kernels.gelu)
+gelu_backward = kernel(kernels.gelu_backward)
+layernorm = kernel(kernels.layernorm)
+layernorm_backward = kernel(kernels.layernorm_backward)
+cross_entropy = kernel(kernels.cross_entropy)
+cross_entropy_backward = kernel(kernels.cross_entropy_backward)
+dropout_backward = kernel(kernels.drop_backward)
+ones_like = kernel(kernels.ones_like)
+zeros_like = kernel(kernels.zeros_like)
+transpose = kernel(kernels.transpose)
+mlp_backward = kernel(kernels.mlp_backward)
+adamw_step = kernel(kernels.adamw_step)
+grad_clip = kernel(kernels.grad_clip)
+lr_schedule = kernel(kernels.lr_schedule)
+
+
+@kernel
+def softmax(a: bytes | None, n: int | None) -> bytes | None:
+    """softmax of rows; null of null."""
+    return None if a is None else kernels.softmax(a, n)
+
+
+@kernel
+def softmax_backward(y: bytes | None, dy: bytes | None, n: int | None) -> bytes | None:
+    """dx of rows; null of null."""
+    return None if y is None or dy is None else kernels.softmax_backward(y, dy, n)
+
+
+@kernel
+def dropout(data: bytes | None, p: float | None, training: bool | None, seed: int | None) -> bytes | None:
+    """Inverted dropout; without a seed, one is drawn."""
+    if data is None:
+        return None
+    if p is None or training is None:
+        raise NullNotAllowed(f"{'p' if p is None else 'training'} must not be null")
+    return kernels.drop(data, p, training, draw_seed() if training and seed is None else seed or 0)
+
+
+@kernel
+def attention(x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_head: int, t: int, d: int) -> bytes:
+    """Causal self-attention, in chunks of pg_gpt2.attention_chunk rows."""
+    return kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d, resources.attention_chunk())
+
+
+@kernel
+def attention_backward(
+    x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, dy: bytes, n_head: int, t: int, d: int
+) -> tuple[bytes, ...]:
+    """Its gradients."""
+    return kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, dy, n_head, t, d, resources.attention_chunk())
+
+
+@kernel
+def sample(logits: bytes | None, temperature: float, topk: int, topp: float, seed: int | None) -> int | None:
+    """Id of a token; without a seed, one is drawn."""
+    if logits is None:
+        return None
+    return kernels.sample(logits, Sampling(temperature, topk, topp), draw_seed() if seed is None else seed)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.models', $pg_gpt2_source$"""llm_init_model, llm_copy_model, llm_drop_model: models as a whole."""
 
@@ -830,6 +1034,94 @@ class _Stored:
             host.check_interrupts()
             yield np.frombuffer(row["data"], FLOAT32).reshape(row["shape"])
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.batch', $pg_gpt2_source$"""Several prompts at once: one pass of the model a step for all of them, and the tokens that each would get alone.
+
+Rows of a product may differ in their last bits from the same row computed alone. Where that could decide about a token, the
+plain path does: the prompt is decoded alone up to there. This is rare, and it makes the result independent of the batch.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from . import host
+from .config import GPT2Config
+from .decode import Decoder, step_together
+from .generation import Options, Token, kept_window
+from .sampling import Draws, choose, is_decisive, log_softmax
+
+Params = dict[str, np.ndarray]
+Stopped = Callable[[int], bool]
+
+
+class Stream:
+    """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
+
+    def __init__(self, params: Params, config: GPT2Config, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
+        self.seen = list(prompt)
+        self.tokens: list[Token] = []
+        self.options = options
+        self.decoder = Decoder(params, config, len(prompt) + options.max_tokens)
+        self._stopped = stopped
+        self._draws = Draws(options.seed)
+        self._exact = True  # whether all that the decoder holds was computed as the plain path does
+        self._plain: Decoder | None = None
+        self._alone: list[int] = []  # what the decoder last read in a pass of its own
+        self._read = 0  # how many of the seen tokens the plain decoder has read
+
+    def read_alone(self, ids: list[int]) -> np.ndarray:
+        """Logits after a pass over `ids` alone: the prompt, or what remains of a full window."""
+        self.decoder.clear()
+        self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
+        return self.decoder.feed(ids)
+
+    def shared(self, others: int) -> None:
+        """The last token was read in one pass with `others`."""
+        self._exact = self._exact and not others
+
+    def take(self, logits: np.ndarray) -> bool:
+        """Choose a token; True while the stream goes on."""
+        draw = self._draws.next()
+        sampling = self.options.sampling
+        if not self._exact and not is_decisive(logits, sampling, draw, self.seen):
+            logits = self._plain_logits()
+        token = choose(logits, sampling, draw, self.seen)
+        self.seen.append(token)
+        ended = token == self.options.eos or self._stopped(token)
+        full = len(self.tokens) + 1 == self.options.max_tokens
+        finish = "stop" if ended else "length" if full else None
+        self.tokens.append(Token(token, log_softmax(logits, token), finish))
+        return finish is None
+
+    def _plain_logits(self) -> np.ndarray:
+        """Logits of the next token from a decoder of this prompt alone, caught up step by step."""
+        if self._plain is None:
+            self._plain = Decoder(self.decoder.params, self.decoder.config, len(self._alone) + self.options.max_tokens)
+            self._plain.feed(self._alone)
+        for token in self.seen[self._read :]:
+            logits = self._plain.feed([token])
+        self._read = len(self.seen)
+        return logits
+
+
+def generate_batch(
+    params: Params, config: GPT2Config, prompts: Sequence[Sequence[int]], options: Sequence[Options], stopped: Sequence[Stopped]
+) -> list[list[Token]]:
+    """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
+    streams = [Stream(params, config, *each) for each in zip(prompts, options, stopped)]
+    going_on = [s for s in streams if s.options.max_tokens and s.take(s.read_alone(s.seen[-config.n_positions :]))]
+    while going_on:
+        full = [s for s in going_on if s.decoder.length == config.n_positions]
+        rest = [s for s in going_on if s.decoder.length < config.n_positions]
+        results = [(s, s.read_alone(kept_window(s.seen, config))) for s in full]
+        if rest:
+            results += zip(rest, step_together([s.decoder for s in rest], [s.seen[-1] for s in rest]))
+        for stream in rest:
+            stream.shared(len(rest) - 1)
+        going_on = [stream for stream, logits in results if stream.take(logits)]
+        host.check_interrupts()
+    return [stream.tokens for stream in streams]
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.batches', $pg_gpt2_source$"""The order in which a training run reads its rows: a new permutation each epoch, a function of seed and step alone.
 
 Rows are numbered 0 .. n - 1 in the order the caller fixed; ids and model names play no part. A run resumes anywhere.
@@ -884,8 +1176,6 @@ from .config import GPT2Config
 from .decode import Decoder, step_together
 from .errors import InvalidParameter
 
-NEVER = np.float32(-1e9)  # the score of what may not be chosen, as in transformers
-
 
 @dataclass(frozen=True)
 class Beam:
@@ -918,20 +1208,21 @@ def beam_search(
     finished: list[Beam] = []
     logits = decoder.feed(prompt)[None]
     for length in range(1, max_tokens + 1):
-        candidates = _continuations(running, logits, (2 if eos is None else 2) * width)
+        candidates = _continuations(running, logits, 2 * width)  # twice, so that `width` remain when as many end
         ended = [length == max_tokens or beam.ids[-1] == eos for _, beam in candidates]
-        full = early_stopping and len(finished) == width
-        if not full:
-            new = [Beam(beam.ids, _score(beam.score, length, length_penalty)) for _, beam in candidates[:width]]
-            finished += [beam for beam, end in zip(new, ended) if end]
-            finished = sorted(finished, key=lambda beam: -beam.score)[:width]  # stable, like topk over old then new
-        open_ = [candidate for candidate, end in zip(candidates, ended) if not end][:width]
-        if not open_ or len(finished) == width and (
-            early_stopping or _score(open_[0][1].score, length, length_penalty) <= finished[-1].score
+        finished += [
+            Beam(beam.ids, _score(beam.score, length, length_penalty))
+            for (_, beam), end in zip(candidates[:width], ended)
+            if end
+        ]
+        finished = sorted(finished, key=lambda beam: -beam.score)[:width]
+        going_on = [candidate for candidate, end in zip(candidates, ended) if not end][:width]
+        if not going_on or len(finished) == width and (
+            early_stopping or _score(going_on[0][1].score, length, length_penalty) <= finished[-1].score
         ):
             break
-        decoders = _follow(decoders, [source for source, _ in open_])
-        running = [beam for _, beam in open_]
+        decoders = _follow(decoders, [source for source, _ in going_on])
+        running = [beam for _, beam in going_on]
         logits = step_together(decoders, [beam.ids[-1] for beam in running])
         host.check_interrupts()
     return finished
@@ -961,10 +1252,10 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:  # [B, V] -> [B, V]
 
 
 def _follow(decoders: list[Decoder], sources: list[int]) -> list[Decoder]:
-    """Decoders for beams that extend `sources`: the first to extend one takes it over, others copy it."""
-    taken: set[int] = set()
-    copies = [decoders[s].copy() if s in taken or taken.add(s) else None for s in sources]  # type: ignore[func-returns-value]
-    return [copy if copy is not None else decoders[s] for copy, s in zip(copies, sources)]
+    """Decoders for beams that extend `sources`: the first to extend one takes it over, the others copy it."""
+    free = dict(enumerate(decoders))
+    copies = [None if free.pop(source, None) is not None else decoders[source].copy() for source in sources]
+    return [copy or decoders[source] for copy, source in zip(copies, sources)]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.bpe', $pg_gpt2_source$"""GPT-2's tokenizer: text to token ids and back, with a vocabulary given as plain data.
 
@@ -1403,37 +1694,45 @@ class _PairCounts:
     def merge(self, pair: Pair, merged: int) -> None:
         """Replaces `pair` by the symbol `merged` in all words."""
         grown: set[Pair] = set()
-        counts = self.counts
         for seen, n in enumerate(self.places.pop(pair)):
             if seen % WORDS_A_CHECK == 0:
                 host.check_interrupts()
-            word, frequency = self.words[n], self.frequencies[n]
-            for old in pairwise(word):
-                counts[old] -= frequency
-            self.words[n] = word = _replace(word, pair, merged)
-            for new in pairwise(word):
-                counts[new] += frequency
-                if merged in new:
-                    grown.add(new)
-                    self.places[new].add(n)
-        del counts[pair]
+            new_pairs = self._merge_in_word(n, pair, merged)
+            for new in new_pairs:
+                self.places[new].add(n)
+            grown |= new_pairs
+        del self.counts[pair]
         for new in grown:
-            heappush(self.queue, (-counts[new], new))
+            if self.counts[new] > 0:  # not so if the next place in the word took it again
+                heappush(self.queue, (-self.counts[new], new))
 
+    def _merge_in_word(self, n: int, pair: Pair, merged: int) -> set[Pair]:
+        """Replaces `pair` in one word from the left, counts what that changes, and gives the new pairs.
 
-def _replace(word: list[int], pair: Pair, merged: int) -> list[int]:
-    """`word` with `merged` for every occurrence of `pair`, from the left."""
-    a, b = pair
-    result: list[int] = []
-    i, last = 0, len(word) - 1
-    while i <= last:
-        if i < last and word[i] == a and word[i + 1] == b:
+        `list.index` finds the places, so that a rare pair in a very long word is cheap.
+        """
+        a, b = pair
+        word, frequency, counts = self.words[n], self.frequencies[n], self.counts
+        result: list[int] = []
+        new_pairs: set[Pair] = set()
+        start, i, last = 0, -1, len(word) - 1
+        for _ in range(word.count(a)):
+            i = word.index(a, i + 1)
+            if i < start or i == last or word[i + 1] != b:  # i < start: its a is the b of the pair before
+                continue
+            result += word[start:i]
+            if result:
+                counts[result[-1], a] -= frequency
+                counts[result[-1], merged] += frequency
+                new_pairs.add((result[-1], merged))
+            if i + 2 <= last:
+                counts[b, word[i + 2]] -= frequency
+                counts[merged, word[i + 2]] += frequency
+                new_pairs.add((merged, word[i + 2]))
             result.append(merged)
-            i += 2
-        else:
-            result.append(word[i])
-            i += 1
-    return result
+            start = i + 2
+        self.words[n] = result + word[start:]
+        return new_pairs
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.config', $pg_gpt2_source$"""The shape of a GPT-2: hyperparameters, and the names and shapes of the tensors that follow from them.
 
@@ -1665,12 +1964,23 @@ def entry(function: Function) -> Function:
     @functools.wraps(function)
     def guarded(*args: Any) -> Any:
         try:
+            _refuse_nested_arrays(function, args)
             result = function(*args)
         except Exception as error:  # nothing is swallowed: a cancel, too, goes on to the server
             raise _for_sql(error) from None
         return _guarded_rows(result) if isinstance(result, Iterator) else result
 
     return guarded  # type: ignore[return-value]
+
+
+def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """integer[] is the type of a matrix, too, which arrives as a list of lists."""
+    for place, value in enumerate(args):
+        if type(value) is list and value and type(value[0]) is list:
+            raise InvalidParameter(
+                f"{function.__code__.co_varnames[place]} must be an array of one dimension",
+                hint="ARRAY(SELECT unnest(a)) makes one of all its elements.",
+            )
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
@@ -1759,11 +2069,12 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
     with _search_path(search_path):
         rows = plpy.cursor(source)
         batch = rows.fetch(100)
+    names = list(batch[0]) if batch.nrows() else []  # what a cursor fetches has no colnames()
     while batch.nrows():
         for fetched in batch:
-            if len(fetched) != 1 or not isinstance(value := next(iter(fetched.values())), str | None):
+            if len(names) != 1 or not isinstance(value := fetched[names[0]], str | None):
                 raise InvalidParameter(
-                    f"source must return one text column, not ({', '.join(fetched)})",
+                    f"source must return one text column, not ({', '.join(names)})",
                     hint="Example: 'SELECT body FROM documents'.",
                 )
             if value is not None:
@@ -3127,7 +3438,9 @@ class Options:
         if self.max_tokens is None:
             raise NullNotAllowed("max_tokens must not be null", hint="Leave it out to get 64.")
         if self.max_tokens < 0:
-            raise InvalidParameter(f"max_tokens must be 0 or more, not {self.max_tokens}")
+            raise InvalidParameter(
+                f"max_tokens must be 0 or more, not {self.max_tokens}", hint="It is the most that is generated; the default is 64."
+            )
         if any(not stop for stop in self.stop):
             raise InvalidParameter(
                 "a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line."
@@ -3158,7 +3471,7 @@ def tokens(
 
     def generate(logits: np.ndarray) -> Iterator[Token]:
         for step in range(1, options.max_tokens + 1):
-            token = choose(logits, options.sampling, draws, seen)
+            token = choose(logits, options.sampling, draws.next(), seen)
             logprob = log_softmax(logits, token)
             seen.append(token)
             if token == options.eos or stopped(token):
@@ -3172,11 +3485,16 @@ def tokens(
 
 
 def _advance(decoder: Decoder, seen: list[int]) -> np.ndarray:
-    """Feed the last token; when the window is full, start again from its last half."""
+    """Logits after one more token; when the window is full, after its last half read anew."""
     if decoder.length < decoder.config.n_positions:
         return decoder.feed(seen[-1:])
     decoder.clear()
-    return decoder.feed(seen[-(decoder.config.n_positions // 2 or 1) :])
+    return decoder.feed(kept_window(seen, decoder.config))
+
+
+def kept_window(seen: list[int], config: GPT2Config) -> list[int]:
+    """What generation goes on from when the window is full: its last half, so that a pass over it is paid seldom."""
+    return seen[-max(1, config.n_positions // 2) :]
 
 
 class TextStream:
@@ -3492,6 +3810,310 @@ def load(sources, key, schema):
     importlib.import_module(root + ".db").connect(schema)
     return importlib.import_module(root + ".api")
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.kernels', $pg_gpt2_source$"""The kernels `pg_llm_*`: ops of the registry on bytes, as SQL has them. Pure: no table, no setting, nothing recorded.
+
+A kernel reads float32 bytes into arrays of the shapes that its scalars say, calls `registry[name]`, and gives bytes back.
+The arithmetic is the ops'; here are only the shapes. The optimizer's kernels call `optim`, the sampler's `sampling`.
+"""
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from . import optim, threads
+from .errors import InvalidParameter, NullNotAllowed, OutOfMemory
+from .ops import CHUNK, dropout, lookup
+from .ops.dropout import check_p
+from .sampling import Draws, Sampling, choose
+from .tensor import FLOAT32, from_bytes, to_bytes
+
+MAX_BYTES = (1 << 30) - (1 << 16)  # of a bytea
+
+
+def require_dims(**dims: int) -> None:
+    """22023 naming the first dimension below 1."""
+    for name, value in dims.items():
+        if value < 1:
+            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
+
+
+def require_eps(eps: float) -> None:
+    """22023 unless `eps` is a finite number of at least 0."""
+    if not (isfinite(eps) and eps >= 0):
+        raise InvalidParameter(f"eps must be a finite number of at least 0, not {eps}")
+
+
+def _vector(data: bytes, name: str) -> np.ndarray:
+    """A tensor of at least one value, as a vector."""
+    if not data:
+        raise InvalidParameter(f"{name} is empty", hint="A tensor has at least one float32 value.")
+    return from_bytes(data, name=name)
+
+
+def _same_length(**tensors: np.ndarray) -> None:
+    """22023 unless all have as many values as the first."""
+    (first, wanted), *others = tensors.items()
+    for name, array in others:
+        if array.size != wanted.size:
+            raise InvalidParameter(f"{name} has {array.size} values and {first} {wanted.size}; they must be equal")
+
+
+def tensor(values: Sequence[Any]) -> bytes:
+    """Numbers, in any number of array dimensions -> bytes."""
+    wide = np.asarray(values, np.float64)
+    if np.isnan(wide).any() and any(value is None for value in np.asarray(values, object).flat):  # null became NaN
+        raise NullNotAllowed("an element is null", hint="A tensor has no nulls; use coalesce or 'NaN'.")
+    if wide.size == 0:
+        raise InvalidParameter("the array is empty", hint="A tensor has at least one value.")
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(FLOAT32)
+    if (np.isinf(narrow) & np.isfinite(wide)).any():
+        bad = wide[np.isinf(narrow) & np.isfinite(wide)][0]
+        raise InvalidParameter(f"{bad} is out of range for a float32", hint="The largest is about 3.4e38.")
+    return to_bytes(narrow)
+
+
+def values(data: bytes) -> list[float]:
+    """Bytes -> numbers."""
+    return from_bytes(data).tolist()
+
+
+# --- forward and backward, in the order of the ops --------------------------------------------------------------------------
+
+
+def matmul(a: bytes, b: bytes, m: int, k: int, n: int) -> bytes:  # [m,k], [k,n] -> [m,n]
+    """a @ b."""
+    require_dims(m=m, k=k, n=n)
+    if 4 * m * n > MAX_BYTES:
+        raise OutOfMemory(f"a result of {m} x {n} does not fit a value of 1 GB", hint="Multiply fewer rows at a time.")
+    return to_bytes(lookup("matmul")(from_bytes(a, (m, k), name="a"), from_bytes(b, (k, n), name="b")))
+
+
+def add(a: bytes, b: bytes) -> bytes:  # [m,n], [n] or [m,n] -> [m,n]
+    """a + b; b may be one row."""
+    left, right = _vector(a, "a"), _vector(b, "b")
+    if left.size % right.size:
+        raise InvalidParameter(
+            f"b has {right.size} values, which do not repeat over the {left.size} of a",
+            hint="b has the length of a, or of one row of it.",
+        )
+    return to_bytes(lookup("add")(left.reshape(-1, right.size), right))
+
+
+def gelu(a: bytes) -> bytes:
+    """gelu, tanh form."""
+    return to_bytes(lookup("gelu")(_vector(a, "a")))
+
+
+def gelu_backward(x: bytes, dy: bytes) -> bytes:
+    """dx."""
+    array, d = _vector(x, "x"), _vector(dy, "dy")
+    _same_length(x=array, dy=d)
+    return to_bytes(_backward("gelu", d, None, array)[0])
+
+
+def softmax(a: bytes, n: int | None) -> bytes:  # [m,n] -> [m,n]
+    """softmax of rows of n; None is one row."""
+    return to_bytes(lookup("softmax")(_rows(a, n, "a")))
+
+
+def softmax_backward(y: bytes, dy: bytes, n: int | None) -> bytes:  # [m,n], [m,n] -> [m,n]
+    """y * (dy - sum(y * dy)) of each row of n; None is one row."""
+    rows, d = _rows(y, n, "y"), _rows(dy, n, "dy")
+    _same_length(y=rows, dy=d)
+    return to_bytes(_backward("softmax", d, rows, rows)[0])
+
+
+def layernorm(x: bytes, gamma: bytes, beta: bytes, eps: float) -> bytes:  # [m,n], [n], [n] -> [m,n]
+    """layernorm of rows of gamma's length."""
+    require_eps(eps)
+    scale, shift = _vector(gamma, "gamma"), _vector(beta, "beta")
+    _same_length(gamma=scale, beta=shift)
+    return to_bytes(lookup("layernorm")(_rows(x, scale.size, "x"), scale, shift, eps=eps))
+
+
+def layernorm_backward(x: bytes, dy: bytes, gamma: bytes, eps: float) -> tuple[bytes, ...]:
+    """dx, dgamma, dbeta."""
+    require_eps(eps)
+    scale = _vector(gamma, "gamma")
+    rows, d = _rows(x, scale.size, "x"), _rows(dy, scale.size, "dy")
+    _same_length(x=rows, dy=d)
+    return _bytes(_backward("layernorm", d, None, rows, scale, np.zeros_like(scale), eps=eps))
+
+
+def cross_entropy(logits: bytes, target: int) -> float:  # [n] -> scalar
+    """logsumexp - z[target]."""
+    return float(lookup("cross_entropy")(_vector(logits, "logits"), target=target))
+
+
+def cross_entropy_backward(logits: bytes, target: int) -> bytes:
+    """softmax - onehot."""
+    array = _vector(logits, "logits")
+    return to_bytes(_backward("cross_entropy", np.ones((), FLOAT32), None, array, target=target)[0])
+
+
+def drop(data: bytes, p: float, training: bool, seed: int) -> bytes:
+    """Inverted dropout when training, else the input."""
+    check_p(p)
+    array = _vector(data, "input")
+    return to_bytes(lookup("dropout")(array, p=p, seed=seed)) if training else data
+
+
+def drop_backward(data: bytes, output: bytes, grad: bytes, p: float, training: bool) -> bytes:
+    """dx, with the mask read off the output."""
+    check_p(p)
+    x, y, d = _vector(data, "input"), _vector(output, "output"), _vector(grad, "grad")
+    _same_length(input=x, output=y, grad=d)
+    return to_bytes(dropout.backward_from_output(d, y, x, p=p)) if training else grad
+
+
+def ones_like(src: bytes) -> bytes:
+    """Ones."""
+    return to_bytes(lookup("ones_like")(from_bytes(src, name="src")))
+
+
+def zeros_like(src: bytes) -> bytes:
+    """Zeros."""
+    return to_bytes(lookup("zeros_like")(from_bytes(src, name="src")))
+
+
+def transpose(src: bytes, rows: int, cols: int) -> bytes:  # [rows,cols] -> [cols,rows]
+    """The transpose."""
+    require_dims(rows=rows, cols=cols)
+    return to_bytes(lookup("transpose")(from_bytes(src, (rows, cols), name="src")))
+
+
+def attention(
+    x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_head: int, t: int, d: int, chunk: int = CHUNK
+) -> bytes:  # [T,D], [D,3D], [3D], [D,D], [D] -> [T,D]
+    """Causal self-attention with its two projections."""
+    arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+    return to_bytes(lookup("attention")(*arrays, n_head=n_head, chunk=chunk))
+
+
+def attention_backward(
+    x: bytes,
+    w_qkv: bytes,
+    b_qkv: bytes,
+    w_o: bytes,
+    b_o: bytes,
+    grad_output: bytes,
+    n_head: int,
+    t: int,
+    d: int,
+    chunk: int = CHUNK,
+) -> tuple[bytes, ...]:
+    """dx, dw_qkv, db_qkv, dw_o, db_o."""
+    arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+    dy = from_bytes(grad_output, (t, d), name="grad_output")
+    return _bytes(_backward("attention", dy, None, *arrays, n_head=n_head, chunk=chunk))
+
+
+def _attention_arrays(
+    x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_head: int, t: int, d: int
+) -> tuple[np.ndarray, ...]:
+    require_dims(n_head=n_head, t=t, d=d)
+    if d % n_head:
+        raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
+    shapes = {"x": (t, d), "w_qkv": (d, 3 * d), "b_qkv": (3 * d,), "w_o": (d, d), "b_o": (d,)}
+    given = (x, w_qkv, b_qkv, w_o, b_o)
+    return tuple(from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items()))
+
+
+def mlp_backward(
+    x: bytes, w_fc: bytes, b_fc: bytes, w_proj: bytes, b_proj: bytes, dy: bytes, t: int, d: int
+) -> tuple[bytes, ...]:
+    """dx, dw_fc, db_fc, dw_proj, db_proj of linear, gelu, linear with 4 D hidden units."""
+    require_dims(t=t, d=d)
+    f = 4 * d
+    shapes = {"x": (t, d), "w_fc": (d, f), "b_fc": (f,), "w_proj": (f, d), "b_proj": (d,)}
+    given = (x, w_fc, b_fc, w_proj, b_proj)
+    arrays = [from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items())]
+    return _bytes(_backward("mlp", from_bytes(dy, (t, d), name="dy"), None, *arrays))
+
+
+# --- optimizer and sampler --------------------------------------------------------------------------------------------------
+
+
+def adamw_step(
+    weight: bytes | None,
+    grad: bytes | None,
+    m: bytes | None,
+    v: bytes | None,
+    lr: float | None,
+    beta1: float | None,
+    beta2: float | None,
+    eps: float | None,
+    weight_decay: float | None,
+    step: int | None,
+) -> tuple[bytes, ...]:
+    """weight, m and v after one step; missing moments are zeros."""
+    if weight is None or grad is None:
+        raise NullNotAllowed(f"{'weight' if weight is None else 'grad'} must not be null")
+    hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "step": step}
+    for name, value in hyper.items():
+        if value is None:
+            raise NullNotAllowed(f"{name} must not be null")
+    optim.check_adamw(**hyper)  # type: ignore[arg-type]
+    w, g = _vector(weight, "weight").copy(), _vector(grad, "grad")
+    moments = {
+        name: _vector(data, name).copy() if data else np.zeros(w.shape, FLOAT32) for name, data in (("m", m), ("v", v))
+    }
+    _same_length(weight=w, grad=g, **moments)
+    state = (w, g, *moments.values())
+    threads.for_rows(w.size, optim.PIECE, lambda part: optim.adamw(*(array[part] for array in state), **hyper))  # type: ignore[arg-type]
+    return to_bytes(w), to_bytes(moments["m"]), to_bytes(moments["v"])
+
+
+def grad_clip(grad: bytes, clip: float) -> bytes:
+    """The gradient, scaled so that its L2 norm is at most `clip`."""
+    array = _vector(grad, "grad")
+    if not (isfinite(clip) and clip > 0):
+        raise InvalidParameter(f"clip must be a finite number above 0, not {clip}")
+    scale = optim.clip_scale(optim.global_norm([array]), clip)
+    return grad if scale == 1.0 else to_bytes(array * FLOAT32.type(scale))
+
+
+def lr_schedule(step: int, warmup: int, total: int, lr_max: float) -> float:
+    """Linear warm-up, then half a cosine."""
+    for name, value in (("step", step), ("warmup", warmup), ("total", total), ("lr_max", lr_max)):
+        if not (isfinite(value) and value >= 0):
+            raise InvalidParameter(f"{name} must be a finite number of at least 0, not {value}")
+    return optim.lr_schedule(step, warmup, total, lr_max)
+
+
+def sample(logits: bytes, how: Sampling, seed: int) -> int:
+    """Id of a token."""
+    array = _vector(logits, "logits")
+    if not np.isfinite(array.max()):
+        raise InvalidParameter("logits have NaN, or a largest value that is not finite")
+    return choose(array, how, Draws(seed).next())
+
+
+# --- shared -----------------------------------------------------------------------------------------------------------------
+
+
+def _rows(data: bytes, n: int | None, name: str) -> np.ndarray:
+    """[m, n]; one row when n is None."""
+    flat = _vector(data, name)
+    if n is None:
+        return flat.reshape(1, -1)
+    require_dims(n=n)
+    if flat.size % n:
+        raise InvalidParameter(f"{name} has {flat.size} values, which are not rows of {n}")
+    return flat.reshape(-1, n)
+
+
+def _backward(name: str, dy: np.ndarray, y: np.ndarray | None, *arrays: np.ndarray, **attrs: Any) -> Sequence[Any]:
+    """Gradients by the inputs, from the op's backward pass."""
+    return lookup(name).backward(dy, y, *arrays, saved=None, sinks=[None] * len(arrays), **attrs)
+
+
+def _bytes(arrays: Sequence[np.ndarray]) -> tuple[bytes, ...]:
+    return tuple(map(to_bytes, arrays))
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops', $pg_gpt2_source$"""The ops, in one registry: `registry[name]` is an `Op`; calling it is the forward pass, `grads` the backward pass.
 
 Importing this package enters them all. Rules for writing one are in `op`.
@@ -3585,13 +4207,12 @@ def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: Any = None, s
 register("gelu", gelu, gelu_backward, "x", reads=(0,))
 
 
-def softmax_in_place(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [.., n] -> 2 x [.., 1]
-    """Scores become probabilities over the last axis; returns what was subtracted (the maximum) and divided by."""
+def exponentials_in_place(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [.., n] -> 2 x [.., 1]
+    """z becomes exp(z - its maximum over the last axis), so that nothing overflows; returns the maximum and the sum."""
     top = z.max(axis=-1, keepdims=True)
     z -= top
     np.exp(z, out=z)
     total = z.sum(axis=-1, keepdims=True)
-    z /= total
     return top, total
 
 
@@ -3607,7 +4228,7 @@ def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
 
     def block(x: np.ndarray, y: np.ndarray) -> None:
         y[...] = x
-        softmax_in_place(y)
+        y /= exponentials_in_place(y)[1]
 
     y = buffers.empty(x.shape, x.dtype)
     _for_row_blocks(block, contiguous(x), y)
@@ -3643,7 +4264,7 @@ import numpy as np
 
 from .. import threads
 from . import buffers
-from .activations import softmax_in_place
+from .activations import exponentials_in_place
 
 CHUNK = 64  # query rows at a time (setting pg_gpt2.attention_chunk)
 Factors = Callable[[slice, int], np.ndarray]  # (query rows, n_keys) -> what to multiply their probabilities with
@@ -3689,12 +4310,13 @@ def attend(
     scale = q.shape[-1] ** -0.5
     for rows, end in _chunks(q.shape[-2], offset, chunk):
         z = _scores(q[..., rows, :], k[..., :end, :], scale)
-        row_norms = softmax_in_place(z)
+        top, total = exponentials_in_place(z)
         if norms is not None:
-            norms[..., rows, :] = row_norms
+            norms[0, ..., rows, :], norms[1, ..., rows, :] = top, total
         if dropped is not None:
             z *= dropped(rows, end)
         np.matmul(z, v[..., :end, :], out=out[..., rows, :])
+        out[..., rows, :] /= total
 
 
 def attend_backward(
@@ -3707,32 +4329,34 @@ def attend_backward(
     chunk: int,
     dropped: Factors | None,
 ) -> None:
-    """Gradients of `attend` (offset 0) into dq, dk, dv; P is recomputed, dS = P (dP - rowsum(P dP)).
+    """Gradients of `attend` (offset 0) into dq, dk, dv: dS = P (dP - rowsum(P dP)), P = e / total recomputed.
 
-    rowsum(P dP) is also dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
+    The division by the total is done on the narrow d_out, where it reaches every product. rowsum(P dP) is also dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
     """
     scale = q.shape[-1] ** -0.5
     dq, dk, dv = grads
     for rows, end in reversed(list(_chunks(q.shape[-2], 0, chunk))):
-        d_rows, q_rows, keys = d_out[..., rows, :], q[..., rows, :], k[..., :end, :]
-        p = _scores(q_rows, keys, scale)
-        p -= norms[0, ..., rows, :]
-        np.exp(p, out=p)
-        p /= norms[1, ..., rows, :]
-        dz = buffers.scratch("d_scores", p.shape, p.dtype)
+        q_rows, keys = q[..., rows, :], k[..., :end, :]
+        e = _scores(q_rows, keys, scale)
+        e -= norms[0, ..., rows, :]
+        np.exp(e, out=e)
+        per_total = 1.0 / norms[1, ..., rows, :]
+        d_rows = d_out[..., rows, :] * per_total
+        dz = buffers.scratch("d_scores", e.shape, e.dtype)
         np.matmul(d_rows, v[..., :end, :].swapaxes(-1, -2), out=dz)
         if dropped is None:
-            _collect(p.swapaxes(-1, -2), d_rows, dv, end)
+            _collect(e.swapaxes(-1, -2), d_rows, dv, end)
         else:
             factors = dropped(rows, end)
             dz *= factors
-            factors *= p
+            factors *= e
             _collect(factors.swapaxes(-1, -2), d_rows, dv, end)
-        dz -= np.einsum("...i,...i->...", p, dz)[..., None]
-        dz *= p
-        dz *= scale
-        np.matmul(dz, keys, out=dq[..., rows, :])
-        _collect(dz.swapaxes(-1, -2), q_rows, dk, end)
+        dz -= np.einsum("...i,...i->...", e, dz)[..., None] * per_total
+        dz *= e
+        dq_rows = dq[..., rows, :]
+        np.matmul(dz, keys, out=dq_rows)
+        dq_rows *= scale
+        _collect(dz.swapaxes(-1, -2), q_rows * scale, dk, end)
 
 
 def _collect(a: np.ndarray, b: np.ndarray, total: np.ndarray, end: int) -> None:
@@ -4059,6 +4683,11 @@ def dropout_backward(
 ) -> Grads:
     """dy * mask / (1 - p): the same mask, drawn again."""
     return (dropout(dy, p=p, seed=seed, step=step, site=site),)
+
+
+def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: float) -> np.ndarray:  # [..] -> [..]
+    """dx without the mask's address: what survived is where y is not 0. Where x is 0 the mask left no trace; dy passes."""
+    return np.where((y != 0) | (x == 0), dy * dy.dtype.type(1.0 / (1.0 - p)), dy.dtype.type(0))
 
 
 register("dropout", dropout, dropout_backward, "x")
@@ -4945,7 +5574,7 @@ from . import threads
 from .errors import InvalidParameter
 from .ops import buffers
 
-PIECE = 1 << 17  # scalars: four arrays and two temporaries of it fit a second-level cache, nearly
+PIECE = 1 << 16  # scalars: what a step touches of them fits a second-level cache
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
 
@@ -5289,13 +5918,15 @@ transformers' LogitsProcessors (`RepetitionPenalty`, `Temperature`, `TopK`, `Top
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .errors import InvalidParameter, NullNotAllowed
 
 _UNIT = 2.0**-53
+ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
+_COLDEST = 1e-30  # below it logits / temperature may overflow float32: any difference decides, which is greedy
 
 
 @dataclass(frozen=True)
@@ -5314,7 +5945,7 @@ class Sampling:
             if value is None:
                 raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default.")
             if not math.isfinite(value):
-                raise InvalidParameter(f"{name} must be finite, not {value}")
+                raise InvalidParameter(f"{name} must be finite, not {value}", hint="Leave it out to get its default.")
         _check(self.temperature >= 0, "temperature", self.temperature, "0 or more", "0 takes the most probable token.")
         _check(self.topk >= 0, "topk", self.topk, "0 or more", "0 keeps all tokens.")
         _check(0 <= self.topp <= 1, "topp", self.topp, "between 0 and 1", "1 keeps all tokens.")
@@ -5344,15 +5975,41 @@ class Draws:
         return (int(self._bits.random_raw()) >> 11) * _UNIT
 
 
-def choose(logits: np.ndarray, how: Sampling, draws: Draws, seen: Sequence[int] = ()) -> int:
-    """Id of the next token for `logits` [vocab], after the tokens `seen`."""
+def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> int:
+    """Id of the next token for `logits` [vocab] after the tokens `seen`; `draw` in [0, 1) decides among those kept."""
     scores = penalize(logits, seen, how.repetition_penalty)
     if how.temperature == 0:
         return int(np.argmax(scores))
     ids, probabilities = distribution(scores, how)
     cumulative = np.cumsum(probabilities, dtype=np.float64)
-    place = np.searchsorted(cumulative, draws.next() * cumulative[-1], side="right")
+    place = np.searchsorted(cumulative, draw * cumulative[-1], side="right")
     return int(ids[min(int(place), len(ids) - 1)])
+
+
+def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> bool:
+    """Whether `choose` gives the same token for all logits that differ from these by no more than rounding."""
+    scores = penalize(logits, seen, how.repetition_penalty)
+    margin = ROUNDING * max(1.0, float(np.abs(logits).max())) * max(1.0, how.repetition_penalty)
+    if how.temperature == 0:
+        return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > margin)
+    if 0 < how.topk < len(scores):
+        ordered = np.partition(scores, (-how.topk - 1, -how.topk))
+        if ordered[-how.topk] - ordered[-how.topk - 1] <= margin:
+            return False
+    slack = margin / how.temperature  # relative error of a probability
+    loose, strict = (_bounds(scores, how, sign * slack) for sign in (1, -1))
+    if not np.array_equal(loose, strict):
+        return False
+    _, probabilities = distribution(scores, how)
+    cumulative = np.cumsum(probabilities, dtype=np.float64)
+    return bool(np.abs(cumulative / cumulative[-1] - draw).min() > slack)
+
+
+def _bounds(scores: np.ndarray, how: Sampling, slack: float) -> np.ndarray:
+    """Ids kept when top-p and min-p are moved by `slack`."""
+    moved = replace(how, topp=min(1.0, max(0.0, how.topp + slack)) if how.topp < 1 else 1.0)
+    moved = replace(moved, min_p=min(1.0, max(0.0, how.min_p * (1 - slack))))
+    return distribution(scores, moved)[0]
 
 
 def penalize(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.ndarray:
@@ -5367,7 +6024,7 @@ def penalize(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.ndar
 
 
 def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Kept ids, ascending, and their probabilities; temperature must not be 0."""
+    """Kept ids, ascending, and their probabilities; temperature must not be 0 or next to it."""
     scores = scores / np.float32(how.temperature)
     ids = np.arange(len(scores))
     if 0 < how.topk < len(scores):
@@ -5532,11 +6189,11 @@ def open_to_read(path: str | None) -> BinaryIO:
     """An open regular file; 42501, 58P01 or 58030 when that may not or cannot be."""
     real = _allowed(path, "pg_read_server_files", "read")
     try:
-        file = open(real, "rb")
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
-            raise FileAccessError(f'"{path}" is not a regular file')
-        return file
+        handle = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a named pipe would wait for its writer
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
+        return open(handle, "rb")
     except OSError as error:
         raise _file_error(path, error) from None
 
@@ -5638,7 +6295,7 @@ class Model:
 
 def model_name(model: str | None) -> str:
     """`model`, else the setting pg_gpt2.model, else gpt2-small."""
-    return model or db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
+    return model if model is not None else db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
 
 
 def config(model: str) -> GPT2Config:
@@ -5991,7 +6648,7 @@ class Tape:
         if start.node is None or not start.requires_grad:
             raise InvalidParameter("the value to start from was not computed from anything that requires a gradient")
         start.grad = np.array(np.broadcast_to(np.asarray(seed, start.dtype), start.shape), order="C")
-        self._sweep(self.nodes.index(start.node))
+        self._sweep(self.nodes.index(start.node), start)
 
     def finish(self, name: str, *inputs: Value, seed: float = 1.0, **attrs: Any) -> Value:
         """Apply a last op and run backward from it, in one pass where the op can do that. The same bits as the two."""
@@ -6005,7 +6662,7 @@ class Tape:
         y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **attrs)
         loss = self._record(op, inputs, attrs, y, None)
         self._collect(self.nodes[-1], grads)
-        self._sweep(len(self.nodes) - 2)
+        self._sweep(len(self.nodes) - 2, loss)
         return loss
 
     def _record(self, op: Op, inputs: Sequence[Value], attrs: dict[str, Any], y: np.ndarray, saved: Any) -> Value:
@@ -6017,8 +6674,8 @@ class Tape:
             self.audit("forward", node)
         return output
 
-    def _sweep(self, last: int) -> None:
-        """Backward from node `last` to the first."""
+    def _sweep(self, last: int, start: Value) -> None:
+        """Backward from node `last` to the first; the data of `start` stays."""
         for node in reversed(self.nodes[: last + 1]):
             if node.output.grad is not None:
                 host.check_interrupts()
@@ -6028,7 +6685,8 @@ class Tape:
                 grads = node.op.backward(node.output.grad, y, *arrays, saved=node.saved, sinks=sinks, **node.attrs)
                 self._collect(node, grads)
             if not self.keep:
-                node.output.data = node.output.grad = node.saved = None
+                node.output.grad = node.saved = None
+                node.output.data = start.data if node.output is start else None
         if not self.keep:
             self.nodes.clear()
 
@@ -6871,14 +7529,22 @@ _cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
 
 def load(model: str) -> Tokenizer:
     """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary."""
-    _check_encoding()
-    version = _version(model)
-    if version is None:
+    found = find(model)
+    if found is None:
         raise WrongState(
             f'model "{model}" has no vocabulary',
             hint=f"Load one: pg_llm_load_bpe_vocab and pg_llm_load_bpe_merges on the server, python -m loaders.ingest_tokenizer"
             f" --model {model} as a client, or learn one with llm_train_bpe. Functions on token ids work without.",
         )
+    return found
+
+
+def find(model: str) -> Tokenizer | None:
+    """The tokenizer of `model`, or None when it has no vocabulary."""
+    _check_encoding()
+    version = _version(model)
+    if version is None:
+        return None
     found = _cache.get(model)
     if found is None or found[0] != version:
         found = (version, _read(model))
@@ -7165,8 +7831,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -7192,8 +7858,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 ae2cb68a8f51 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 1fad40df2cac @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -7203,8 +7869,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 ae2cb68a8f51 @extschema@'].models.copy_model(source, target)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 1fad40df2cac @extschema@'].models.copy_model(source, target)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name.';
@@ -7214,8 +7880,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 ae2cb68a8f51 @extschema@'].models.drop_model(model)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 1fad40df2cac @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs and logs. A preset''s configuration stays.';
@@ -7265,8 +7931,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -7276,8 +7942,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -7287,8 +7953,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -7297,8 +7963,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -7308,8 +7974,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -7318,8 +7984,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -7334,8 +8000,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -7345,8 +8011,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -7356,8 +8022,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -7371,8 +8037,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -7382,8 +8048,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -7393,8 +8059,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -7404,8 +8070,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -7415,8 +8081,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -7426,8 +8092,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -7454,8 +8120,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -7487,8 +8153,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -7511,12 +8177,57 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
     'Continue token ids: the new ids only, the end-of-text token included where it ended generation. Works without a vocabulary, unless stop strings are given.';
+
+CREATE FUNCTION llm_generate_batch(
+    prompts text[],
+    max_tokens integer DEFAULT 64,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    model_name text DEFAULT NULL,
+    eos_token integer DEFAULT NULL,
+    seed bigint DEFAULT NULL,
+    stop text[] DEFAULT NULL,
+    repetition_penalty double precision DEFAULT 1.0,
+    min_p double precision DEFAULT 0,
+    echo boolean DEFAULT true
+)
+RETURNS TABLE (n integer, text text)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+$$;
+COMMENT ON FUNCTION llm_generate_batch(
+    text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
+    'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, the one that llm_generate gives with seed + n - 1.';
+
+CREATE FUNCTION llm_beam_search(
+    prompt text DEFAULT NULL,
+    beam_width integer DEFAULT 4,
+    max_tokens integer DEFAULT 64,
+    length_penalty double precision DEFAULT 1.0,
+    early_stopping boolean DEFAULT false,
+    eos_token integer DEFAULT NULL,
+    model_name text DEFAULT NULL,
+    prompt_ids integer[] DEFAULT NULL
+)
+RETURNS TABLE (rank integer, score double precision, text text, token_ids integer[])
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+$$;
+COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
+    'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
 
 CREATE FUNCTION llm_next_token(
     prompt text,
@@ -7528,8 +8239,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -7546,8 +8257,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab). The shape parameters are checks: null, or what the model has.';
@@ -7561,8 +8272,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -7572,8 +8283,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -7588,8 +8299,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -7610,8 +8321,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -7632,8 +8343,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed. The shape parameters are checks: null, or what the model has.';
@@ -7648,8 +8359,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -7680,8 +8391,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].training.train_step(
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed)
 $$;
@@ -7718,8 +8429,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ae2cb68a8f51 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 ae2cb68a8f51 @extschema@'].training.train(
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every)
 $$;
@@ -7728,6 +8439,360 @@ COMMENT ON FUNCTION llm_train(
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
     integer, integer) IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. grad_clip bounds the gradient''s global norm. NOTICEs show progress every log_every steps; eval_every measures the loss on the split val.';
+
+-- sql/kernels.sql
+
+-- Kernels: the ops on bytes. A tensor is contiguous little-endian row-major float32 without a header; shapes are arguments.
+-- They touch no table. Those of attention read the setting pg_gpt2.attention_chunk, on which last bits may depend: STABLE.
+
+CREATE TYPE attention_grads AS (dx bytea, dw_qkv bytea, db_qkv bytea, dw_o bytea, db_o bytea);
+COMMENT ON TYPE attention_grads IS 'Result of pg_llm_attention_backward: one gradient an input.';
+CREATE TYPE layernorm_grads AS (dx bytea, dgamma bytea, dbeta bytea);
+COMMENT ON TYPE layernorm_grads IS 'Result of pg_llm_layernorm_backward: one gradient an input.';
+CREATE TYPE mlp_grads AS (dx bytea, dw_fc bytea, db_fc bytea, dw_proj bytea, db_proj bytea);
+COMMENT ON TYPE mlp_grads IS 'Result of pg_llm_mlp_backward: one gradient an input.';
+CREATE TYPE adamw_state AS (weight bytea, m bytea, v bytea);
+COMMENT ON TYPE adamw_state IS 'Result of pg_llm_adamw_step: the new weight and moments.';
+
+CREATE FUNCTION pg_llm_tensor(elements double precision[])
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.tensor(tuple(elements))
+$$;
+COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
+    'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
+
+CREATE FUNCTION pg_llm_values(data bytea)
+RETURNS real[]
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.values(data)
+$$;
+COMMENT ON FUNCTION pg_llm_values(bytea) IS
+    'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
+
+-- Forward and backward.
+
+CREATE FUNCTION pg_llm_matmul(
+    a bytea,
+    b bytea,
+    m integer,
+    k integer,
+    n integer
+)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.matmul(a, b, m, k, n)
+$$;
+COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
+
+CREATE FUNCTION pg_llm_add(a bytea, b bytea)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.add(a, b)
+$$;
+COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
+    'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
+
+CREATE FUNCTION pg_llm_gelu(a bytea)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.gelu(a)
+$$;
+COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
+    'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
+
+CREATE FUNCTION pg_llm_gelu_backward(x bytea, dy bytea)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.gelu_backward(x, dy)
+$$;
+COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
+    'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
+
+CREATE FUNCTION pg_llm_softmax(a bytea, n integer DEFAULT NULL)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.softmax(a, n)
+$$;
+COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
+
+CREATE FUNCTION pg_llm_softmax_backward(y bytea, dy bytea, n integer DEFAULT NULL)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.softmax_backward(y, dy, n)
+$$;
+COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
+    'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
+
+CREATE FUNCTION pg_llm_layernorm(
+    x bytea,
+    gamma bytea,
+    beta bytea,
+    eps double precision
+)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+$$;
+COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
+    'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
+
+CREATE FUNCTION pg_llm_layernorm_backward(
+    x bytea,
+    dy bytea,
+    gamma bytea,
+    eps double precision
+)
+RETURNS layernorm_grads
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+$$;
+COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
+    'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
+
+CREATE FUNCTION pg_llm_cross_entropy(logits bytea, target integer)
+RETURNS double precision
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.cross_entropy(logits, target)
+$$;
+COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
+    'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
+
+CREATE FUNCTION pg_llm_cross_entropy_backward(logits bytea, target integer)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.cross_entropy_backward(logits, target)
+$$;
+COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
+    'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
+
+CREATE FUNCTION pg_llm_dropout(
+    input bytea,
+    p double precision,
+    training boolean DEFAULT false,
+    seed bigint DEFAULT NULL
+)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.dropout(input, p, training, seed)
+$$;
+COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
+    'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
+
+CREATE FUNCTION pg_llm_dropout_backward(
+    input bytea,
+    output bytea,
+    grad bytea,
+    p double precision,
+    training boolean
+)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+$$;
+COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
+    'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
+
+CREATE FUNCTION pg_llm_ones_like(src bytea)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.ones_like(src)
+$$;
+COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
+
+CREATE FUNCTION pg_llm_zeros_like(src bytea)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.zeros_like(src)
+$$;
+COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
+
+CREATE FUNCTION pg_llm_transpose(src bytea, rows integer, cols integer)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.transpose(src, rows, cols)
+$$;
+COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
+
+CREATE FUNCTION pg_llm_attention(
+    x bytea,
+    w_qkv bytea,
+    b_qkv bytea,
+    w_o bytea,
+    b_o bytea,
+    n_head integer,
+    t integer,
+    d integer
+)
+RETURNS bytea
+LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+$$;
+COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
+    'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
+
+CREATE FUNCTION pg_llm_attention_backward(
+    x bytea,
+    w_qkv bytea,
+    b_qkv bytea,
+    w_o bytea,
+    b_o bytea,
+    grad_output bytea,
+    n_head integer,
+    t integer,
+    d integer
+)
+RETURNS attention_grads
+LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+$$;
+COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
+    'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
+
+CREATE FUNCTION pg_llm_mlp_backward(
+    x bytea,
+    w_fc bytea,
+    b_fc bytea,
+    w_proj bytea,
+    b_proj bytea,
+    dy bytea,
+    t integer,
+    d integer
+)
+RETURNS mlp_grads
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+$$;
+COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
+    'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
+
+-- Optimizer and sampler.
+
+CREATE FUNCTION pg_llm_adamw_step(
+    weight bytea,
+    grad bytea,
+    m bytea,
+    v bytea,
+    lr double precision,
+    beta1 double precision,
+    beta2 double precision,
+    eps double precision,
+    weight_decay double precision,
+    step integer
+)
+RETURNS adamw_state
+LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+$$;
+COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
+    'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
+
+CREATE FUNCTION pg_llm_grad_clip(grad bytea, clip double precision)
+RETURNS bytea
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.grad_clip(grad, clip)
+$$;
+COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
+    'The gradient, scaled down so that its L2 norm is at most clip.';
+
+CREATE FUNCTION pg_llm_lr_schedule(
+    step integer,
+    warmup integer,
+    total integer,
+    lr_max double precision
+)
+RETURNS double precision
+LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+$$;
+COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
+    'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
+
+CREATE FUNCTION pg_llm_sample(
+    logits bytea,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    seed bigint DEFAULT NULL
+)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+$$;
+COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
+    'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
 
 -- sql/compatibility.sql
 

@@ -82,6 +82,51 @@ COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
     'Continue token ids: the new ids only, the end-of-text token included where it ended generation. Works without a vocabulary, unless stop strings are given.';
 
+CREATE FUNCTION llm_generate_batch(
+    prompts text[],
+    max_tokens integer DEFAULT 64,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    model_name text DEFAULT NULL,
+    eos_token integer DEFAULT NULL,
+    seed bigint DEFAULT NULL,
+    stop text[] DEFAULT NULL,
+    repetition_penalty double precision DEFAULT 1.0,
+    min_p double precision DEFAULT 0,
+    echo boolean DEFAULT true
+)
+RETURNS TABLE (n integer, text text)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+$$;
+COMMENT ON FUNCTION llm_generate_batch(
+    text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
+    'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, the one that llm_generate gives with seed + n - 1.';
+
+CREATE FUNCTION llm_beam_search(
+    prompt text DEFAULT NULL,
+    beam_width integer DEFAULT 4,
+    max_tokens integer DEFAULT 64,
+    length_penalty double precision DEFAULT 1.0,
+    early_stopping boolean DEFAULT false,
+    eos_token integer DEFAULT NULL,
+    model_name text DEFAULT NULL,
+    prompt_ids integer[] DEFAULT NULL
+)
+RETURNS TABLE (rank integer, score double precision, text text, token_ids integer[])
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+$$;
+COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
+    'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
+
 CREATE FUNCTION llm_next_token(
     prompt text,
     n integer DEFAULT 10,

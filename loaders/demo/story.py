@@ -144,7 +144,7 @@ def learn(console: Console, size: Size) -> None:
     progress = Progress(console, size.n_steps)
     with console.notices(progress.show):
         ((run_id,),) = console.run(
-            f"SELECT llm_train('demo', {size.n_steps}, batch_size => {size.batch_size}, lr_max => {size.lr_max}, dropout_p => 0,\n"
+            f"SELECT llm_train('demo', {size.n_steps}, batch_size => {size.batch_size}, lr_max => {size.lr_max}, beta2 => 0.99, dropout_p => 0,\n"
             f"                 grad_clip => 1, warmup => {size.n_steps // 20}, log_every => {progress.every}) AS run_id"
         )
     console.say("Every step has left a row in llm_train_log:")

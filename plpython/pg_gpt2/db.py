@@ -149,7 +149,7 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
     with _search_path(search_path):
         rows = plpy.cursor(source)
         batch = rows.fetch(100)
-    names = batch.colnames()  # of the result: a row is a dict, in which columns of one name are one
+    names = list(batch[0]) if batch.nrows() else []  # what a cursor fetches has no colnames()
     while batch.nrows():
         for fetched in batch:
             if len(names) != 1 or not isinstance(value := fetched[names[0]], str | None):

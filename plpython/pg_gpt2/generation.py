@@ -62,7 +62,7 @@ def tokens(
 
     def generate(logits: np.ndarray) -> Iterator[Token]:
         for step in range(1, options.max_tokens + 1):
-            token = choose(logits, options.sampling, draws, seen)
+            token = choose(logits, options.sampling, draws.next(), seen)
             logprob = log_softmax(logits, token)
             seen.append(token)
             if token == options.eos or stopped(token):
@@ -76,11 +76,16 @@ def tokens(
 
 
 def _advance(decoder: Decoder, seen: list[int]) -> np.ndarray:
-    """Feed the last token; when the window is full, start again from its last half."""
+    """Logits after one more token; when the window is full, after its last half read anew."""
     if decoder.length < decoder.config.n_positions:
         return decoder.feed(seen[-1:])
     decoder.clear()
-    return decoder.feed(seen[-(decoder.config.n_positions // 2 or 1) :])
+    return decoder.feed(kept_window(seen, decoder.config))
+
+
+def kept_window(seen: list[int], config: GPT2Config) -> list[int]:
+    """What generation goes on from when the window is full: its last half, so that a pass over it is paid seldom."""
+    return seen[-max(1, config.n_positions // 2) :]
 
 
 class TextStream:

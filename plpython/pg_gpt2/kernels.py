@@ -50,10 +50,9 @@ def _same_length(**tensors: np.ndarray) -> None:
 
 def tensor(values: Sequence[Any]) -> bytes:
     """Numbers, in any number of array dimensions -> bytes."""
-    try:
-        wide = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        raise NullNotAllowed("an element is null", hint="A tensor has no nulls; use coalesce or 'NaN'.") from None
+    wide = np.asarray(values, np.float64)
+    if np.isnan(wide).any() and any(value is None for value in np.asarray(values, object).flat):  # null became NaN
+        raise NullNotAllowed("an element is null", hint="A tensor has no nulls; use coalesce or 'NaN'.")
     if wide.size == 0:
         raise InvalidParameter("the array is empty", hint="A tensor has at least one value.")
     with np.errstate(over="ignore"):
@@ -183,7 +182,16 @@ def attention(
 
 
 def attention_backward(
-    x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, grad_output: bytes, n_head: int, t: int, d: int, chunk: int = CHUNK
+    x: bytes,
+    w_qkv: bytes,
+    b_qkv: bytes,
+    w_o: bytes,
+    b_o: bytes,
+    grad_output: bytes,
+    n_head: int,
+    t: int,
+    d: int,
+    chunk: int = CHUNK,
 ) -> tuple[bytes, ...]:
     """dx, dw_qkv, db_qkv, dw_o, db_o."""
     arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
@@ -269,7 +277,7 @@ def sample(logits: bytes, how: Sampling, seed: int) -> int:
     array = _vector(logits, "logits")
     if not np.isfinite(array.max()):
         raise InvalidParameter("logits have NaN, or a largest value that is not finite")
-    return choose(array, how, Draws(seed))
+    return choose(array, how, Draws(seed).next())
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------------

@@ -6,13 +6,14 @@ transformers' LogitsProcessors (`RepetitionPenalty`, `Temperature`, `TopK`, `Top
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .errors import InvalidParameter, NullNotAllowed
 
 _UNIT = 2.0**-53
+ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
 _COLDEST = 1e-30  # below it logits / temperature may overflow float32: any difference decides, which is greedy
 
 
@@ -62,15 +63,41 @@ class Draws:
         return (int(self._bits.random_raw()) >> 11) * _UNIT
 
 
-def choose(logits: np.ndarray, how: Sampling, draws: Draws, seen: Sequence[int] = ()) -> int:
-    """Id of the next token for `logits` [vocab], after the tokens `seen`."""
+def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> int:
+    """Id of the next token for `logits` [vocab] after the tokens `seen`; `draw` in [0, 1) decides among those kept."""
     scores = penalize(logits, seen, how.repetition_penalty)
-    if how.temperature < _COLDEST:
+    if how.temperature == 0:
         return int(np.argmax(scores))
     ids, probabilities = distribution(scores, how)
     cumulative = np.cumsum(probabilities, dtype=np.float64)
-    place = np.searchsorted(cumulative, draws.next() * cumulative[-1], side="right")
+    place = np.searchsorted(cumulative, draw * cumulative[-1], side="right")
     return int(ids[min(int(place), len(ids) - 1)])
+
+
+def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> bool:
+    """Whether `choose` gives the same token for all logits that differ from these by no more than rounding."""
+    scores = penalize(logits, seen, how.repetition_penalty)
+    margin = ROUNDING * max(1.0, float(np.abs(logits).max())) * max(1.0, how.repetition_penalty)
+    if how.temperature == 0:
+        return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > margin)
+    if 0 < how.topk < len(scores):
+        ordered = np.partition(scores, (-how.topk - 1, -how.topk))
+        if ordered[-how.topk] - ordered[-how.topk - 1] <= margin:
+            return False
+    slack = margin / how.temperature  # relative error of a probability
+    loose, strict = (_bounds(scores, how, sign * slack) for sign in (1, -1))
+    if not np.array_equal(loose, strict):
+        return False
+    _, probabilities = distribution(scores, how)
+    cumulative = np.cumsum(probabilities, dtype=np.float64)
+    return bool(np.abs(cumulative / cumulative[-1] - draw).min() > slack)
+
+
+def _bounds(scores: np.ndarray, how: Sampling, slack: float) -> np.ndarray:
+    """Ids kept when top-p and min-p are moved by `slack`."""
+    moved = replace(how, topp=min(1.0, max(0.0, how.topp + slack)) if how.topp < 1 else 1.0)
+    moved = replace(moved, min_p=min(1.0, max(0.0, how.min_p * (1 - slack))))
+    return distribution(scores, moved)[0]
 
 
 def penalize(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.ndarray:

@@ -18,14 +18,22 @@ _cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
 
 def load(model: str) -> Tokenizer:
     """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary."""
-    _check_encoding()
-    version = _version(model)
-    if version is None:
+    found = find(model)
+    if found is None:
         raise WrongState(
             f'model "{model}" has no vocabulary',
             hint=f"Load one: pg_llm_load_bpe_vocab and pg_llm_load_bpe_merges on the server, python -m loaders.ingest_tokenizer"
             f" --model {model} as a client, or learn one with llm_train_bpe. Functions on token ids work without.",
         )
+    return found
+
+
+def find(model: str) -> Tokenizer | None:
+    """The tokenizer of `model`, or None when it has no vocabulary."""
+    _check_encoding()
+    version = _version(model)
+    if version is None:
+        return None
     found = _cache.get(model)
     if found is None or found[0] != version:
         found = (version, _read(model))

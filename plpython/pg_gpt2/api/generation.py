@@ -1,16 +1,17 @@
 """llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from .. import db, gpt2, host, store, vocabularies
+from .. import batch, beam, db, gpt2, host, resources, store, vocabularies
 from ..bpe import Tokenizer
 from ..config import GPT2Config
 from ..db import entry
 from ..decode import Decoder, check_ids
-from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, WrongState
+from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory
 from ..generation import Options, TextStream, Token, tokens
 from ..sampling import Sampling, softmax
 from ..tape import Eager
@@ -78,22 +79,19 @@ class _TextJob:
         stop: list[str] | None,
         echo: bool,
     ) -> None:
-        if prompt is None:
-            raise NullNotAllowed("prompt must not be null", hint="An empty prompt '' starts from the end-of-text token.")
-        if echo is None:
-            raise NullNotAllowed("echo must not be null", hint="Leave it out to get the prompt with its completion.")
+        _require_text(prompt, echo)
         model = store.load(model_name)
         self.tokenizer = vocabularies.load(model.name)
         options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, self.tokenizer)
         ids = _prompt_ids(prompt, model, self.tokenizer)
+        _require_cache(model, [len(ids)], max_tokens)
         self.prefix = prompt if echo else ""
         self.text = TextStream(self.tokenizer, options.stop, options.eos)
         self.tokens = tokens(model.params, model.config, ids, options, self.text.add)
 
     def finish(self) -> str:
         """All the text, when no token is left."""
-        self.text.finish()
-        return self.prefix + db.storable(self.text.text())
+        return self.prefix + _finished(self.text)
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         for step, token in enumerate(self.tokens, 1):
@@ -103,6 +101,109 @@ class _TextJob:
             done = token.finish is not None
             piece = db.storable(self.tokenizer.decode([token.id]))
             yield step, token.id, piece, shown, done, token.logprob, token.finish
+
+
+def _finished(text: TextStream) -> str:
+    text.finish()
+    return db.storable(text.text())
+
+
+def _require_text(prompt: object, echo: bool | None) -> None:
+    if prompt is None or echo is None:
+        raise NullNotAllowed(
+            f"{'prompt' if prompt is None else 'echo'} must not be null",
+            hint="An empty prompt '' starts from the end-of-text token.",
+        )
+
+
+def _require_cache(model: store.Model, lengths: list[int], max_tokens: int) -> None:
+    """53200 when keys and values of so many positions do not fit."""
+    positions = sum(min(length + max_tokens, model.config.n_positions) for length in lengths)
+    wanted = 8 * model.config.n_layer * model.config.d_model * positions
+    resources.require_memory(wanted, f"keys and values of {positions} positions")
+
+
+@entry
+def generate_batch(
+    prompts: list[str] | None,
+    max_tokens: int,
+    temperature: float,
+    topk: int,
+    topp: float,
+    model_name: str | None,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    repetition_penalty: float,
+    min_p: float,
+    echo: bool,
+) -> list[tuple[int, str]]:
+    """Rows (n, text), n from 1."""
+    _require_text(prompts, echo)
+    for prompt in prompts:
+        _require_text(prompt, echo)
+    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    model = store.load(model_name)
+    tokenizer = vocabularies.load(model.name)
+    options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
+    ids = [_prompt_ids(prompt, model, tokenizer) for prompt in prompts]
+    _require_cache(model, list(map(len, ids)), max_tokens)
+    each = [replace(options, seed=options.seed + n) for n in range(len(ids))]
+    texts = [TextStream(tokenizer, options.stop, options.eos) for _ in ids]
+    batch.generate_batch(model.params, model.config, ids, each, [text.add for text in texts])
+    return [(n, (prompt if echo else "") + _finished(text)) for n, (prompt, text) in enumerate(zip(prompts, texts), 1)]
+
+
+@entry
+def beam_search(
+    prompt: str | None,
+    beam_width: int | None,
+    max_tokens: int | None,
+    length_penalty: float | None,
+    early_stopping: bool | None,
+    eos_token: int | None,
+    model_name: str | None,
+    prompt_ids: list[int] | None,
+) -> list[tuple[int, float, str | None, list[int]]]:
+    """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
+    if (prompt is None) == (prompt_ids is None):
+        raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
+    if beam_width is None or max_tokens is None or length_penalty is None or early_stopping is None:
+        raise NullNotAllowed("beam_width, max_tokens, length_penalty and early_stopping must not be null")
+    for name, value in (("beam_width", beam_width), ("max_tokens", max_tokens)):
+        if value < 1:
+            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
+    if not abs(length_penalty) < 100:
+        raise InvalidParameter(f"length_penalty must be between -100 and 100, not {length_penalty}")
+    model = store.load(model_name)
+    tokenizer = vocabularies.load(model.name) if prompt is not None else vocabularies.find(model.name)
+    if prompt is not None:
+        ids = _prompt_ids(prompt, model, tokenizer)
+    else:
+        ids = _given_ids(prompt_ids, model)
+    options = _options(max_tokens, Sampling(), eos_token, 0, None, model.config, tokenizer)
+    _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
+    beams = beam.beam_search(
+        model.params,
+        model.config,
+        ids,
+        width=beam_width,
+        max_tokens=max_tokens,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+        eos=options.eos,
+    )
+    return [
+        (rank, float(found.score), _text_of(found.ids, options.eos, tokenizer), list(found.ids))
+        for rank, found in enumerate(beams, 1)
+    ]
+
+
+def _text_of(ids: Sequence[int], eos: int | None, tokenizer: Tokenizer | None) -> str | None:
+    """Text of generated ids, without a final end-of-text token."""
+    if tokenizer is None:
+        return None
+    return db.storable(tokenizer.decode(ids[:-1] if ids and ids[-1] == eos else ids))
 
 
 def _options(
@@ -148,6 +249,15 @@ def _prompt_ids(prompt: str, model: store.Model, tokenizer: Tokenizer) -> list[i
     return ids
 
 
+def _given_ids(ids: list[int] | None, model: store.Model) -> list[int]:
+    """Prompt ids as given, checked; with a NOTICE when only their tail fits the window."""
+    if not ids:
+        raise NullNotAllowed("ids must not be null or empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
+    check_ids(ids, model.config, model.name)
+    _notice_long_prompt(len(ids), model)
+    return ids
+
+
 def _notice_long_prompt(length: int, model: store.Model) -> None:
     if length > model.config.n_positions:
         db.notice(f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used")
@@ -168,14 +278,12 @@ def generate_tokens(
     min_p: float,
 ) -> list[int]:
     """New ids after `ids`."""
-    if not ids:
-        raise NullNotAllowed("ids must not be null or empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     model = store.load(model_name)
-    check_ids(ids, model.config, model.name)
+    ids = _given_ids(ids, model)
     tokenizer = vocabularies.load(model.name) if stop else None
     options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
-    _notice_long_prompt(len(ids), model)
+    _require_cache(model, [len(ids)], max_tokens)
     text = TextStream(tokenizer, options.stop, options.eos) if tokenizer else None
     found: list[int] = []
     new: Iterator[Token] = tokens(model.params, model.config, ids, options, text.add if text else lambda token: False)

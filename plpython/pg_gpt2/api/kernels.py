@@ -10,7 +10,9 @@ from ..errors import NullNotAllowed
 from ..sampling import Sampling
 from .generation import draw_seed
 
-SMALL = 1 << 18  # bytes: below it no kernel uses a second core, and asking for the setting would cost more than the work
+SMALL = (
+    1 << 18
+)  # bytes: below it no kernel uses a second core, and asking for the setting would cost more than the work
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,7 +27,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     return entry(run)
 
 
-tensor = kernel(kernels.tensor)
+tensor = kernel(kernels.tensor)  # given a tuple, in which `entry` lets rows of a matrix pass
 values = kernel(kernels.values)
 matmul = kernel(kernels.matmul)
 add = kernel(kernels.add)
@@ -68,15 +70,17 @@ def dropout(data: bytes | None, p: float | None, training: bool | None, seed: in
 
 
 @kernel
-def attention(*args: Any) -> bytes:
+def attention(x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_head: int, t: int, d: int) -> bytes:
     """Causal self-attention, in chunks of pg_gpt2.attention_chunk rows."""
-    return kernels.attention(*args, chunk=resources.attention_chunk())
+    return kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d, resources.attention_chunk())
 
 
 @kernel
-def attention_backward(*args: Any) -> tuple[bytes, ...]:
+def attention_backward(
+    x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, dy: bytes, n_head: int, t: int, d: int
+) -> tuple[bytes, ...]:
     """Its gradients."""
-    return kernels.attention_backward(*args, chunk=resources.attention_chunk())
+    return kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, dy, n_head, t, d, resources.attention_chunk())
 
 
 @kernel

@@ -64,13 +64,12 @@ def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: Any = None, s
 register("gelu", gelu, gelu_backward, "x", reads=(0,))
 
 
-def softmax_in_place(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [.., n] -> 2 x [.., 1]
-    """Scores become probabilities over the last axis; returns what was subtracted (the maximum) and divided by."""
+def exponentials_in_place(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [.., n] -> 2 x [.., 1]
+    """z becomes exp(z - its maximum over the last axis), so that nothing overflows; returns the maximum and the sum."""
     top = z.max(axis=-1, keepdims=True)
     z -= top
     np.exp(z, out=z)
     total = z.sum(axis=-1, keepdims=True)
-    z /= total
     return top, total
 
 
@@ -86,7 +85,7 @@ def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
 
     def block(x: np.ndarray, y: np.ndarray) -> None:
         y[...] = x
-        softmax_in_place(y)
+        y /= exponentials_in_place(y)[1]
 
     y = buffers.empty(x.shape, x.dtype)
     _for_row_blocks(block, contiguous(x), y)

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import threads
 from . import buffers
-from .activations import softmax_in_place
+from .activations import exponentials_in_place
 
 CHUNK = 64  # query rows at a time (setting pg_gpt2.attention_chunk)
 Factors = Callable[[slice, int], np.ndarray]  # (query rows, n_keys) -> what to multiply their probabilities with
@@ -57,12 +57,13 @@ def attend(
     scale = q.shape[-1] ** -0.5
     for rows, end in _chunks(q.shape[-2], offset, chunk):
         z = _scores(q[..., rows, :], k[..., :end, :], scale)
-        row_norms = softmax_in_place(z)
+        top, total = exponentials_in_place(z)
         if norms is not None:
-            norms[..., rows, :] = row_norms
+            norms[0, ..., rows, :], norms[1, ..., rows, :] = top, total
         if dropped is not None:
             z *= dropped(rows, end)
         np.matmul(z, v[..., :end, :], out=out[..., rows, :])
+        out[..., rows, :] /= total
 
 
 def attend_backward(
@@ -75,32 +76,34 @@ def attend_backward(
     chunk: int,
     dropped: Factors | None,
 ) -> None:
-    """Gradients of `attend` (offset 0) into dq, dk, dv; P is recomputed, dS = P (dP - rowsum(P dP)).
+    """Gradients of `attend` (offset 0) into dq, dk, dv: dS = P (dP - rowsum(P dP)), P = e / total recomputed.
 
-    rowsum(P dP) is also dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
+    The division by the total is done on the narrow d_out, where it reaches every product. rowsum(P dP) is also dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
     """
     scale = q.shape[-1] ** -0.5
     dq, dk, dv = grads
     for rows, end in reversed(list(_chunks(q.shape[-2], 0, chunk))):
-        d_rows, q_rows, keys = d_out[..., rows, :], q[..., rows, :], k[..., :end, :]
-        p = _scores(q_rows, keys, scale)
-        p -= norms[0, ..., rows, :]
-        np.exp(p, out=p)
-        p /= norms[1, ..., rows, :]
-        dz = buffers.scratch("d_scores", p.shape, p.dtype)
+        q_rows, keys = q[..., rows, :], k[..., :end, :]
+        e = _scores(q_rows, keys, scale)
+        e -= norms[0, ..., rows, :]
+        np.exp(e, out=e)
+        per_total = 1.0 / norms[1, ..., rows, :]
+        d_rows = d_out[..., rows, :] * per_total
+        dz = buffers.scratch("d_scores", e.shape, e.dtype)
         np.matmul(d_rows, v[..., :end, :].swapaxes(-1, -2), out=dz)
         if dropped is None:
-            _collect(p.swapaxes(-1, -2), d_rows, dv, end)
+            _collect(e.swapaxes(-1, -2), d_rows, dv, end)
         else:
             factors = dropped(rows, end)
             dz *= factors
-            factors *= p
+            factors *= e
             _collect(factors.swapaxes(-1, -2), d_rows, dv, end)
-        dz -= np.einsum("...i,...i->...", p, dz)[..., None]
-        dz *= p
-        dz *= scale
-        np.matmul(dz, keys, out=dq[..., rows, :])
-        _collect(dz.swapaxes(-1, -2), q_rows, dk, end)
+        dz -= np.einsum("...i,...i->...", e, dz)[..., None] * per_total
+        dz *= e
+        dq_rows = dq[..., rows, :]
+        np.matmul(dz, keys, out=dq_rows)
+        dq_rows *= scale
+        _collect(dz.swapaxes(-1, -2), q_rows * scale, dk, end)
 
 
 def _collect(a: np.ndarray, b: np.ndarray, total: np.ndarray, end: int) -> None:
