@@ -23,7 +23,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 1fad40df2cac @extschema@'] = importer['load'](sources, 'pg_gpt2 1fad40df2cac @extschema@', '@extschema@')
+GD['pg_gpt2 0bb393e1fd2e @extschema@'] = importer['load'](sources, 'pg_gpt2 0bb393e1fd2e @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -62,19 +62,19 @@ from ..bpe import Tokenizer
 from ..config import GPT2Config
 from ..db import entry
 from ..decode import Decoder, check_ids
-from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory
+from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, require, require_positive
 from ..generation import Options, TextStream, Token, tokens
+from ..ops.products import product
 from ..sampling import Sampling, softmax
 from ..tape import Eager
 from ..tensor import to_bytes
-from ..ops.products import product
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
 
 
 @entry
 def generate(
-    prompt: str | None,
+    prompt: str,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -97,7 +97,7 @@ def generate(
 
 @entry
 def stream(
-    prompt: str | None,
+    prompt: str,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -121,7 +121,7 @@ class _TextJob:
 
     def __init__(
         self,
-        prompt: str | None,
+        prompt: str,
         max_tokens: int,
         sampling: Sampling,
         model_name: str | None,
@@ -176,7 +176,7 @@ def _require_cache(model: store.Model, lengths: list[int], max_tokens: int) -> N
 
 @entry
 def generate_batch(
-    prompts: list[str] | None,
+    prompts: list[str],
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -208,30 +208,25 @@ def generate_batch(
 @entry
 def beam_search(
     prompt: str | None,
-    beam_width: int | None,
-    max_tokens: int | None,
-    length_penalty: float | None,
-    early_stopping: bool | None,
+    beam_width: int,
+    max_tokens: int,
+    length_penalty: float,
+    early_stopping: bool,
     eos_token: int | None,
     model_name: str | None,
     prompt_ids: list[int] | None,
 ) -> list[tuple[int, float, str | None, list[int]]]:
     """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
-    if (prompt is None) == (prompt_ids is None):
+    if (prompt is not None and prompt_ids is not None) or prompt is prompt_ids:
         raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
-    if beam_width is None or max_tokens is None or length_penalty is None or early_stopping is None:
-        raise NullNotAllowed("beam_width, max_tokens, length_penalty and early_stopping must not be null")
-    for name, value in (("beam_width", beam_width), ("max_tokens", max_tokens)):
-        if value < 1:
-            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
+    require(length_penalty=length_penalty, early_stopping=early_stopping)
+    require_positive(beam_width=beam_width, max_tokens=max_tokens)
     if not abs(length_penalty) < 100:
         raise InvalidParameter(f"length_penalty must be between -100 and 100, not {length_penalty}")
     model = store.load(model_name)
-    tokenizer = vocabularies.load(model.name) if prompt is not None else vocabularies.find(model.name)
-    if prompt is not None:
-        ids = _prompt_ids(prompt, model, tokenizer)
-    else:
-        ids = _given_ids(prompt_ids, model)
+    tokenizer = vocabularies.find(model.name)
+    by_text = prompt is not None
+    ids = _prompt_ids(prompt, model, vocabularies.load(model.name)) if by_text else _given_ids(prompt_ids, model)
     options = _options(max_tokens, Sampling(), eos_token, 0, None, model.config, tokenizer)
     _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
     beams = beam.beam_search(
@@ -273,7 +268,8 @@ def _options(
         eos = None if eos_token == -1 else eos_token
     else:
         raise InvalidParameter(
-            f"eos_token {eos_token} is not in 0..{config.vocab - 1}", hint="Give a token id, null for the model's, or -1 for none."
+            f"eos_token {eos_token} is not in 0..{config.vocab - 1}",
+            hint="Give a token id, null for the model's, or -1 for none.",
         )
     return Options(max_tokens, sampling, eos, draw_seed() if seed is None else seed, tuple(stop or ()))
 
@@ -311,7 +307,9 @@ def _given_ids(ids: list[int] | None, model: store.Model) -> list[int]:
 
 def _notice_long_prompt(length: int, model: store.Model) -> None:
     if length > model.config.n_positions:
-        db.notice(f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used")
+        db.notice(
+            f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used"
+        )
 
 
 @entry
@@ -345,7 +343,7 @@ def generate_tokens(
 
 
 @entry
-def next_token(prompt: str | None, n: int | None, temperature: float | None, model_name: str | None) -> list[tuple[Any, ...]]:
+def next_token(prompt: str, n: int, temperature: float, model_name: str | None) -> list[tuple[Any, ...]]:
     """Rows (rank, token_id, token, logit, probability) of the `n` most probable tokens."""
     if prompt is None or n is None or temperature is None:
         raise NullNotAllowed(
@@ -365,7 +363,13 @@ def next_token(prompt: str | None, n: int | None, temperature: float | None, mod
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
     best = np.argsort(-logits, kind="stable")[:n]
     return [
-        (rank, int(token), db.storable(tokenizer.decode([int(token)])), float(logits[token]), float(probabilities[token]))
+        (
+            rank,
+            int(token),
+            db.storable(tokenizer.decode([int(token)])),
+            float(logits[token]),
+            float(probabilities[token]),
+        )
         for rank, token in enumerate(best, 1)
     ]
 
@@ -491,10 +495,12 @@ def sample(logits: bytes | None, temperature: float, topk: int, topp: float, see
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.models', $pg_gpt2_source$"""llm_init_model, llm_copy_model, llm_drop_model: models as a whole."""
 
-from .. import db, gpt2, store
+from dataclasses import replace
+
+from .. import db, gpt2, resources, store
 from ..config import GPT2Config
 from ..db import entry
-from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject
+from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -507,42 +513,50 @@ def replace_preset(model: str) -> None:
 
 @entry
 def init_model(
-    model: str | None,
+    model: str,
     n_layer: int | None,
     n_head: int | None,
     d_model: int | None,
     n_positions: int | None,
     vocab: int | None,
-    seed: int | None,
+    seed: int,
 ) -> None:
     """New random weights; nulls come from the configuration or vocabulary of that name."""
-    if model is None or seed is None:
-        raise NullNotAllowed(f"{'model' if model is None else 'seed'} must not be null", hint="Leave seed out for 0.")
+    if seed is None:
+        raise NullNotAllowed("seed must not be null", hint="Leave it out for 0.")
+    store.require_name(model)
     store.require_no_weights(model)
-    wanted = {"n_layer": n_layer, "n_head": n_head, "d_model": d_model, "n_positions": n_positions}
     known = store.find_config(model)
     tokens, eos = _vocabulary(model)
-    wanted["vocab"] = tokens or None if vocab is None else vocab
-    for name, value in wanted.items():
-        if value is None and known is not None:
-            wanted[name] = getattr(known, name)
-        if wanted[name] is None:
-            raise NullNotAllowed(
-                f'{name} must be given: there is no {"vocabulary" if name == "vocab" else "configuration"} of the name "{model}"',
-                hint="Example: SELECT llm_init_model('tiny', n_layer => 4, n_head => 4, d_model => 128, n_positions => 64, vocab => 512).",
-            )
-    if wanted["vocab"] < tokens:
+    shape = {"n_layer": n_layer, "n_head": n_head, "d_model": d_model, "n_positions": n_positions, "vocab": vocab}
+    if vocab is None and tokens:
+        shape["vocab"] = tokens
+    for name in shape:
+        if shape[name] is None and known is not None:
+            shape[name] = getattr(known, name)
+    wanted = GPT2Config(**{name: _given(name, value, model) for name, value in shape.items()})
+    if wanted.vocab < tokens:
         raise InvalidParameter(
-            f'vocab {wanted["vocab"]} is smaller than the vocabulary of "{model}", which has {tokens} tokens',
+            f'vocab {wanted.vocab} is smaller than the vocabulary of "{model}", which has {tokens} tokens',
             hint="Leave vocab out to take the vocabulary's size.",
         )
-    if eos is None and known is not None:
+    if eos is None and known is not None and (known.eos_token_id or 0) < wanted.vocab:
         eos = known.eos_token_id
-    eos = None if eos is not None and eos >= wanted["vocab"] else eos
-    config = GPT2Config(**wanted, eos_token_id=eos)
-    store.register(model, config)
-    params = gpt2.init_params(config, seed)
-    store.insert_params(model, ((name, array.shape, lambda a, b, rows=array: rows[a:b]) for name, array in params.items()))
+    resources.require_memory(2 * 4 * wanted.n_params(), f'making model "{model}"')
+    store.register(model, replace(wanted, eos_token_id=eos))
+    params = gpt2.init_params(wanted, seed)
+    store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in params.items()))
+
+
+def _given(name: str, value: int | None, model: str) -> int:
+    if value is None:
+        source = "vocabulary" if name == "vocab" else "configuration"
+        raise NullNotAllowed(
+            f'{name} must be given: there is no {source} of the name "{model}"',
+            hint="Example: SELECT llm_init_model('tiny', n_layer => 4, n_head => 4, d_model => 128, n_positions => 64,"
+            " vocab => 512).",
+        )
+    return value
 
 
 def _vocabulary(model: str) -> tuple[int, int | None]:
@@ -558,11 +572,13 @@ def _vocabulary(model: str) -> tuple[int, int | None]:
 
 
 @entry
-def copy_model(source: str | None, target: str | None) -> None:
+def copy_model(source: str, target: str) -> None:
     """Configuration, weights, optimizer state and vocabulary under a new name, all in SQL."""
+    require(source=source, target=target)
     config = store.config(source)
     if not store.has_weights(source):
         raise store.no_weights(source)
+    store.require_name(target, "target")
     store.require_no_weights(target)
     store.register(target, config)
     db.run(
@@ -582,8 +598,8 @@ def copy_model(source: str | None, target: str | None) -> None:
         target,
     )
     db.run(
-        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right")'
-        ' SELECT $2, rank, "left", "right" FROM {schema}.llm_bpe_merges WHERE model = $1',
+        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
+        ' SELECT $2, rank, "left", "right", pair FROM {schema}.llm_bpe_merges WHERE model = $1',
         ["text", "text"],
         source,
         target,
@@ -594,13 +610,17 @@ TABLES = ("llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_
 
 
 @entry
-def drop_model(model: str | None) -> None:
+def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
-    if model is None:
-        raise NullNotAllowed("model must not be null", hint="SELECT * FROM llm_models lists the models.")
+    require(model=model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
     dropped += db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if not dropped:
+        if store.find_config(model) is not None:
+            raise WrongState(
+                f'model "{model}" is a preset, and has nothing but its configuration',
+                hint="DELETE its row from llm_model_config if it shall not be listed.",
+            )
         raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.scoring', $pg_gpt2_source$"""llm_logprobs, llm_perplexity, llm_text_embedding."""
@@ -612,7 +632,7 @@ from .. import db, scoring, store, vocabularies
 from ..bpe import Tokenizer
 from ..db import entry
 from ..decode import check_ids
-from ..errors import InvalidParameter, NullNotAllowed
+from ..errors import InvalidParameter, require
 
 
 def _prepare(text: str, model_name: str | None) -> tuple[store.Model, Tokenizer, list[int]]:
@@ -651,12 +671,11 @@ def perplexity(text: str | None, model_name: str | None) -> float | None:
 
 
 @entry
-def text_embedding(text: str | None, layer: int | None, pooling: str | None, model_name: str | None) -> list[float] | None:
+def text_embedding(text: str | None, layer: int | None, pooling: str, model_name: str | None) -> list[float] | None:
     """Hidden state [D]."""
     if text is None:
         return None
-    if pooling is None:
-        raise NullNotAllowed("pooling must not be null", hint="'mean' or 'last'.")
+    require(pooling=pooling)
     model, _, ids = _prepare(text, model_name)
     if not ids:
         raise InvalidParameter("an empty text has no embedding", hint="Leave empty texts out: WHERE body <> ''.")
@@ -670,7 +689,7 @@ from typing import Any
 from .. import bpe_train, db, server_files, store, vocabularies
 from ..bpe import Tokenizer
 from ..db import entry
-from ..errors import NullNotAllowed
+from ..errors import require
 from ..formats import vocab as vocab_files
 
 MAX_FILE_BYTES = 256 << 20  # of vocab.json or merges.txt; GPT-2's have 1 MB
@@ -717,13 +736,9 @@ def trace(word: str | None, model: str | None) -> Iterator[Any]:
 
 
 @entry
-def train(source: str | None, vocab_size: int | None, model: str | None, source_path: str) -> int:
+def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
     """Learn a vocabulary from a query's texts; its size."""
-    if vocab_size is None or not model:
-        raise NullNotAllowed(
-            "vocab_size and model must be given",
-            hint="Example: SELECT llm_train_bpe('SELECT body FROM documents', 1024, 'tiny').",
-        )
+    require(source=source, vocab_size=vocab_size, model=model)
     vocabularies.require_none(model)
     vocab, merges = bpe_train.train(db.source_texts(source, source_path), vocab_size)
     vocabularies.replace_tokens(model, vocab)
@@ -732,7 +747,7 @@ def train(source: str | None, vocab_size: int | None, model: str | None, source_
 
 
 @entry
-def load_vocab(path: str | None, model: str | None) -> int:
+def load_vocab(path: str, model: str) -> int:
     """vocab.json -> rows; their number."""
     vocab = vocab_files.parse_vocab(server_files.read(path, MAX_FILE_BYTES))
     vocabularies.replace_tokens(model, vocab)
@@ -740,7 +755,7 @@ def load_vocab(path: str | None, model: str | None) -> int:
 
 
 @entry
-def load_merges(path: str | None, model: str | None) -> int:
+def load_merges(path: str, model: str) -> int:
     """merges.txt -> rows; their number."""
     merges = vocab_files.parse_merges(server_files.read(path, MAX_FILE_BYTES))
     vocabularies.replace_merges(model, merges)
@@ -755,31 +770,14 @@ import numpy as np
 from .. import datasets, db, gpt2, resources, store, training, vocabularies
 from ..db import entry
 from ..decode import check_ids
-from ..errors import InvalidParameter, NullNotAllowed
+from ..errors import InvalidParameter, require, require_positive
 from ..ops.dropout import check_p
 from ..tape import Eager
 from .generation import draw_seed
 
 
-def require(**values: object) -> None:
-    """22004 naming the first value that is null."""
-    for name, value in values.items():
-        if value is None:
-            raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default, where it has one.")
-
-
-def require_positive(**values: int | None) -> None:
-    """22004 or 22023 naming the first value that is null or below 1."""
-    require(**values)
-    for name, value in values.items():
-        if value < 1:  # type: ignore[operator]
-            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
-
-
 @entry
-def load_dataset(
-    source: str | None, model: str | None, block_size: int | None, split: str | None, val_fraction: float | None, source_path: str
-) -> int:
+def load_dataset(source: str, model: str, block_size: int, split: str, val_fraction: float, source_path: str) -> int:
     """Texts of a query -> rows of llm_dataset; their number."""
     require(source=source, model=model, split=split, val_fraction=val_fraction)
     require_positive(block_size=block_size)
@@ -787,20 +785,22 @@ def load_dataset(
         raise InvalidParameter(f"split must be 'train' or 'val', not '{split}'")
     if not 0 <= val_fraction < 1:
         raise InvalidParameter(f"val_fraction must be at least 0 and below 1, not {val_fraction}")
-    return datasets.load(db.source_texts(source, source_path), vocabularies.load(model), model, block_size, split, val_fraction)
+    return datasets.load(
+        db.source_texts(source, source_path), vocabularies.load(model), model, block_size, split, val_fraction
+    )
 
 
 @entry
 def loss(
     model: str | None,
-    tokens: list[int] | None,
-    targets: list[int] | None,
+    tokens: list[int],
+    targets: list[int],
     n_layer: int | None,
     n_head: int | None,
     d: int | None,
     vocab: int | None,
-    dropout_p: float | None,
-    train: bool | None,
+    dropout_p: float,
+    train: bool,
     seed: int | None,
 ) -> float:
     """Mean cross entropy of `targets`."""
@@ -822,7 +822,7 @@ def loss(
 
 
 @entry
-def evaluate(model: str | None, split: str | None, max_rows: int | None, batch_size: int | None) -> list[tuple[float, float, int]]:
+def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: int) -> list[tuple[float, float, int]]:
     """One row (loss, perplexity, tokens)."""
     require(split=split)
     require_positive(batch_size=batch_size, max_rows=1 if max_rows is None else max_rows)
@@ -834,7 +834,7 @@ def evaluate(model: str | None, split: str | None, max_rows: int | None, batch_s
 
 @entry
 def train_step(
-    model: str | None,
+    model: str,
     batch_id: int | None,
     n_layer: int | None,
     n_head: int | None,
@@ -849,8 +849,8 @@ def train_step(
     warmup: int,
     total_steps: int | None,
     grad_clip: float | None,
-    grad_workers: int | None,
-    prune_workers: int | None,
+    grad_workers: int,
+    prune_workers: int,
     batch: list[int] | None,
     min_lr: float,
     seed: int,
@@ -859,9 +859,13 @@ def train_step(
     require(model=model)
     require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
     if batch_id is not None and batch is not None:
-        raise InvalidParameter("batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows.")
+        raise InvalidParameter(
+            "batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows."
+        )
     if batch is not None and (not batch or None in batch):
-        raise InvalidParameter("batch must have at least one id and no null", hint="Its elements are ids of llm_dataset.")
+        raise InvalidParameter(
+            "batch must have at least one id and no null", hint="Its elements are ids of llm_dataset."
+        )
     if total_steps is not None:
         require_positive(total_steps=total_steps)
     settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
@@ -872,8 +876,8 @@ def train_step(
 
 @entry
 def train(
-    model: str | None,
-    n_steps: int | None,
+    model: str,
+    n_steps: int,
     n_layer: int | None,
     n_head: int | None,
     d: int | None,
@@ -886,10 +890,10 @@ def train(
     lr_max: float,
     warmup: int,
     grad_clip: float | None,
-    grad_workers: int | None,
-    prune_workers: int | None,
-    batch_size: int | None,
-    grad_accum: int | None,
+    grad_workers: int,
+    prune_workers: int,
+    batch_size: int,
+    grad_accum: int,
     min_lr: float,
     seed: int,
     eval_every: int | None,
@@ -898,7 +902,11 @@ def train(
     """A run of AdamW steps; its run_id."""
     require(model=model)
     require_positive(
-        n_steps=n_steps, batch_size=batch_size, grad_accum=grad_accum, grad_workers=grad_workers, prune_workers=prune_workers
+        n_steps=n_steps,
+        batch_size=batch_size,
+        grad_accum=grad_accum,
+        grad_workers=grad_workers,
+        prune_workers=prune_workers,
     )
     for name, value in (("eval_every", eval_every), ("log_every", log_every)):
         if value is not None and value < 0:
@@ -913,43 +921,37 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.transfer', $pg_gpt2_s
 import io
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from typing import BinaryIO
 
 import numpy as np
 
 from .. import db, host, server_files, store
 from ..config import GPT2Config
 from ..db import entry
-from ..errors import InconsistentData, NullNotAllowed, UndefinedObject
+from ..errors import InconsistentData, UndefinedObject, require
 from ..formats import Checkpoint, hub_metadata, hub_name, open_npz, open_safetensors, write_npz, write_safetensors
 from ..tensor import FLOAT32
 
 
 @entry
-def import_safetensors_file(path: str | None, model: str | None, replace: bool | None) -> int:
+def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
     """A safetensors file of the server -> rows."""
-    _check_name(model)
+    require(model=model)
     return _import(open_safetensors(server_files.open_to_read(path)), model, replace)
 
 
 @entry
-def import_npz_file(path: str | None, model: str | None, replace: bool | None) -> int:
+def import_npz_file(path: str, model: str, replace: bool | None) -> int:
     """A .npz file of the server -> rows."""
-    _check_name(model)
+    require(model=model)
     return _import(open_npz(server_files.open_to_read(path), store.find_config(model)), model, replace)
 
 
 @entry
-def import_safetensors(data: bytes | None, model: str | None, replace: bool | None) -> int:
+def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
     """Bytes of a safetensors file -> rows."""
-    _check_name(model)
-    if data is None:
-        raise NullNotAllowed("data must not be null", hint="Give the bytes of a safetensors file.")
+    require(data=data, model=model)
     return _import(open_safetensors(io.BytesIO(data)), model, replace)
-
-
-def _check_name(model: str | None) -> None:
-    if not model:
-        raise NullNotAllowed("model must be given", hint="Give the model's name.")
 
 
 def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
@@ -974,11 +976,11 @@ def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
 
 
 @entry
-def export_safetensors_file(path: str | None, model: str | None) -> int:
+def export_safetensors_file(path: str, model: str) -> int:
     """Rows -> a safetensors file of the server; its size."""
     config = store.config(model)
 
-    def fill(file: io.BufferedWriter) -> None:
+    def fill(file: BinaryIO) -> None:
         for chunk in _safetensors(config, model):
             file.write(chunk)
             host.check_interrupts()
@@ -987,7 +989,7 @@ def export_safetensors_file(path: str | None, model: str | None) -> int:
 
 
 @entry
-def export_npz_file(path: str | None, model: str | None) -> int:
+def export_npz_file(path: str, model: str) -> int:
     """Rows -> a .npz file of the server; its size."""
     config = store.config(model)
     stored = _Stored(model, config)
@@ -995,7 +997,7 @@ def export_npz_file(path: str | None, model: str | None) -> int:
 
 
 @entry
-def export_safetensors(model: str | None) -> Iterator[bytes]:
+def export_safetensors(model: str) -> Iterator[bytes]:
     """Chunks of a safetensors file."""
     return _safetensors(store.config(model), model)
 
@@ -1034,6 +1036,90 @@ class _Stored:
             host.check_interrupts()
             yield np.frombuffer(row["data"], FLOAT32).reshape(row["shape"])
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.attributes', $pg_gpt2_source$"""Attributes of ops as JSON, the column `llm_tape.extra`: read and checked on the way in, written on the way out.
+
+An attribute has one kind whatever op it belongs to. Which attributes an op takes, the op itself knows.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from .errors import InvalidParameter
+from .ops import lookup
+
+NUMBERS = {"eps", "factor", "p"}
+LISTS = {"axes", "ids", "shape", "target"}  # of integers; ids and target may be nested, or a single one
+INTEGERS = {"axis", "chunk", "n_head", "seed", "site", "start", "step", "stop"}
+
+
+def parse(op: str, text: str | None) -> dict[str, Any]:
+    """The attributes of an application of `op`; 22023 naming the op and what does not fit."""
+    extra = json.loads(text or "{}")
+    if not isinstance(extra, dict):
+        raise InvalidParameter(f"{op}: extra must be a JSON object, not {text}", hint="Example: '{\"axis\": 0}'.")
+    known = inspect.signature(lookup(op).forward).parameters
+    takes = [name for name, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    for name, value in extra.items():
+        if name not in takes:
+            raise InvalidParameter(
+                f'{op}: extra has "{name}", which the op does not take',
+                hint=f"It takes: {', '.join(takes) or 'nothing'}.",
+            )
+        _check(op, name, value)
+    for name in takes:
+        if name not in extra and known[name].default is inspect.Parameter.empty:
+            raise InvalidParameter(f'{op}: extra lacks "{name}"', hint=f"It takes: {', '.join(takes)}.")
+    return extra
+
+
+def _check(op: str, name: str, value: Any) -> None:
+    if name in NUMBERS:
+        good, kind = _is_number(value) and isfinite(value), "a finite number"
+    elif name in INTEGERS:
+        good, kind = _is_integer(value) or (name == "axis" and value is None), "an integer"
+    else:
+        single = name in ("ids", "target")
+        good, kind = _is_list(value, nested=single) or (single and _is_integer(value)), "a list of integers"
+    if not good:
+        raise InvalidParameter(f'{op}: extra."{name}" must be {kind}, not {json.dumps(value)}')
+    if name in ("chunk", "n_head") and value < 1:
+        raise InvalidParameter(f'{op}: extra."{name}" must be 1 or more, not {value}')
+    if name == "eps" and value < 0:
+        raise InvalidParameter(f'{op}: extra."eps" must be 0 or more, not {value}')
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
+
+
+def _is_list(value: Any, nested: bool) -> bool:
+    """Integers, or lists of one length of them."""
+    if not isinstance(value, list):
+        return False
+    if nested and value and all(isinstance(part, list) for part in value):
+        return len({len(part) for part in value}) == 1 and all(_is_list(part, nested) for part in value)
+    return all(map(_is_integer, value))
+
+
+def to_json(attrs: Mapping[str, Any]) -> str:
+    """The attributes as JSON text; arrays become lists."""
+    return json.dumps({name: _plain(value) for name, value in attrs.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.batch', $pg_gpt2_source$"""Several prompts at once: one pass of the model a step for all of them, and the tokens that each would get alone.
 
 Rows of a product may differ in their last bits from the same row computed alone. Where that could decide about a token, the
@@ -1057,7 +1143,9 @@ Stopped = Callable[[int], bool]
 class Stream:
     """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
 
-    def __init__(self, params: Params, config: GPT2Config, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
+    def __init__(
+        self, params: Params, config: GPT2Config, prompt: Sequence[int], options: Options, stopped: Stopped
+    ) -> None:
         self.seen = list(prompt)
         self.tokens: list[Token] = []
         self.options = options
@@ -1105,7 +1193,11 @@ class Stream:
 
 
 def generate_batch(
-    params: Params, config: GPT2Config, prompts: Sequence[Sequence[int]], options: Sequence[Options], stopped: Sequence[Stopped]
+    params: Params,
+    config: GPT2Config,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Options],
+    stopped: Sequence[Stopped],
 ) -> list[list[Token]]:
     """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
     streams = [Stream(params, config, *each) for each in zip(prompts, options, stopped)]
@@ -1217,8 +1309,9 @@ def beam_search(
         ]
         finished = sorted(finished, key=lambda beam: -beam.score)[:width]
         going_on = [candidate for candidate, end in zip(candidates, ended) if not end][:width]
-        if not going_on or len(finished) == width and (
-            early_stopping or _score(going_on[0][1].score, length, length_penalty) <= finished[-1].score
+        if not going_on or (
+            len(finished) == width
+            and (early_stopping or _score(going_on[0][1].score, length, length_penalty) <= finished[-1].score)
         ):
             break
         decoders = _follow(decoders, [source for source, _ in going_on])
@@ -1746,6 +1839,7 @@ from math import prod
 from .errors import InvalidParameter
 
 LAYER_NORM_EPS = 1e-5
+MOST_LAYERS = 10_000  # the names of the tensors alone would fill the memory with many more
 
 
 @dataclass(frozen=True)
@@ -1763,7 +1857,14 @@ class GPT2Config:
         for field in ("n_layer", "n_head", "d_model", "n_positions", "vocab"):
             value = getattr(self, field)
             if not isinstance(value, int) or value <= 0:
-                raise InvalidParameter(f"{field} must be a positive integer, not {value!r}")
+                raise InvalidParameter(
+                    f"{field} must be a positive integer, not {value!r}",
+                    hint="GPT-2's smallest size has 12, 12, 768, 1024 and 50257.",
+                )
+        if self.n_layer > MOST_LAYERS:
+            raise InvalidParameter(
+                f"n_layer {self.n_layer} is more than {MOST_LAYERS}", hint="GPT-2's largest size has 48."
+            )
         if self.d_model % self.n_head:
             raise InvalidParameter(
                 f"d_model {self.d_model} is not divisible by n_head {self.n_head}",
@@ -1785,7 +1886,8 @@ class GPT2Config:
 
     def n_params(self) -> int:
         """Number of scalars; the output projection is tied to `wte` and not counted twice."""
-        return sum(prod(shape) for shape in self.param_shapes().values())
+        block = sum(prod(shape) for shape in block_shapes(self.d_model).values())
+        return (self.vocab + self.n_positions + 2) * self.d_model + self.n_layer * block
 
 
 def block_shapes(d: int) -> dict[str, tuple[int, ...]]:
@@ -1825,18 +1927,24 @@ Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
 
 # Rows that a model learns from: its own, and those of nobody whose ids it has.
 USABLE = (
-    "(model = $1 OR model IS NULL AND NOT EXISTS (SELECT FROM unnest(tokens || target) AS id WHERE id NOT BETWEEN 0 AND $2 - 1))"
+    "(model = $1 OR model IS NULL"
+    " AND NOT EXISTS (SELECT FROM unnest(tokens || target) AS id WHERE id NOT BETWEEN 0 AND $2 - 1))"
 )
 
 
-def load(texts: Iterator[str], tokenizer: Tokenizer, model: str, block_size: int, split: str, val_fraction: float) -> int:
+def load(
+    texts: Iterator[str], tokenizer: Tokenizer, model: str, block_size: int, split: str, val_fraction: float
+) -> int:
     """Tokenize `texts`, one end-of-text after each, into rows of `block_size`; the number of rows."""
     if tokenizer.eos_token_id is None:
         raise WrongState(
             f'the vocabulary of "{model}" has no end-of-text token to put after each text',
             hint="Add a token <|endoftext|> to llm_bpe_vocab.",
         )
-    ids = np.concatenate([np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32) for text in texts] or [np.empty(0, np.int32)])
+    ids = np.concatenate(
+        [np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32) for text in texts]
+        or [np.empty(0, np.int32)]
+    )
     rows = (ids.size - 1) // block_size
     if rows < 1:
         raise InvalidParameter(
@@ -1901,20 +2009,23 @@ def batches(ids: Sequence[int], model: str, config: GPT2Config) -> list[Batch]:
 def _ints(sent: bytes) -> np.ndarray:
     """int4[] in PostgreSQL's binary form: a header of 20 bytes, then length and value, big-endian. NULLs are refused."""
     if int.from_bytes(sent[:4], "big") != 1 or int.from_bytes(sent[4:8], "big"):
-        raise InconsistentData("a row of llm_dataset has an array with nulls or more than one dimension", hint="Delete it.")
+        raise InconsistentData(
+            "a row of llm_dataset has an array with nulls or more than one dimension", hint="Delete it."
+        )
     return np.frombuffer(sent, ">i4", offset=20).reshape(-1, 2)[:, 1].astype(np.int64)
 
 
 def _check_row(row_id: int, tokens: np.ndarray, target: np.ndarray, model: str, config: GPT2Config) -> None:
     if tokens.size > config.n_positions:
         raise InvalidParameter(
-            f'row {row_id} of llm_dataset has {tokens.size} tokens, more than the {config.n_positions} positions of model "{model}"',
+            f"row {row_id} of llm_dataset has {tokens.size} tokens, more than the {config.n_positions} positions of"
+            f' model "{model}"',
             hint=f"Load the data with block_size => {config.n_positions} or less.",
         )
     for ids in (tokens, target):
         if ids.min() < 0 or ids.max() >= config.vocab:
             raise InvalidParameter(
-                f"row {row_id} of llm_dataset has a token id outside 0..{config.vocab - 1}, the ids of model \"{model}\"",
+                f'row {row_id} of llm_dataset has a token id outside 0..{config.vocab - 1}, the ids of model "{model}"',
                 hint="Tokenize the text with this model's vocabulary: llm_dataset_load.",
             )
 $pg_gpt2_source$);
@@ -1925,6 +2036,7 @@ search_path. Statements are prepared once a session.
 """
 
 import functools
+import inspect
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -1978,7 +2090,7 @@ def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -
     for place, value in enumerate(args):
         if type(value) is list and value and type(value[0]) is list:
             raise InvalidParameter(
-                f"{function.__code__.co_varnames[place]} must be an array of one dimension",
+                f"{inspect.unwrap(function).__code__.co_varnames[place]} must be an array of one dimension",
                 hint="ARRAY(SELECT unnest(a)) makes one of all its elements.",
             )
 
@@ -2198,7 +2310,7 @@ def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndar
 
     def attend_each(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, 1, 3D] -> [B, 1, D]
         out = np.empty((len(decoders), 1, first.config.d_model), FLOAT32)
-        each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]  # type: ignore[misc]
+        each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]
         threads.run(each)
         return out
 
@@ -2270,6 +2382,21 @@ class InconsistentData(PgGpt2Error):
     """Stored rows or imported tensors that do not fit the model's configuration."""
 
     sqlstate = "22000"
+
+
+def require(**values: object) -> None:
+    """22004 naming the first value that is null. Functions annotate what they work with; SQL may pass NULL for any of it."""
+    for name, value in values.items():
+        if value is None:
+            raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default, where it has one.")
+
+
+def require_positive(**values: int) -> None:
+    """22004 or 22023 naming the first value that is null or below 1."""
+    require(**values)
+    for name, value in values.items():
+        if value < 1:
+            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
 
 
 class UndefinedObject(PgGpt2Error):
@@ -3439,7 +3566,8 @@ class Options:
             raise NullNotAllowed("max_tokens must not be null", hint="Leave it out to get 64.")
         if self.max_tokens < 0:
             raise InvalidParameter(
-                f"max_tokens must be 0 or more, not {self.max_tokens}", hint="It is the most that is generated; the default is 64."
+                f"max_tokens must be 0 or more, not {self.max_tokens}",
+                hint="It is the most that is generated; the default is 64.",
             )
         if any(not stop for stop in self.stop):
             raise InvalidParameter(
@@ -3560,6 +3688,7 @@ from . import rng, threads
 from .config import LAYER_NORM_EPS, GPT2Config, block_shapes
 from .errors import InvalidParameter
 from .ops.attend import CHUNK
+from .ops.products import run_all
 from .tape import Handle, Runner
 
 Params = Mapping[str, Handle]
@@ -3730,7 +3859,7 @@ def _draw_normal(flat: np.ndarray, std: float, seed: int, index: int) -> None:
         source.standard_normal(out=flat[part], dtype=np.float32)
         flat[part] *= std
 
-    threads.for_rows(flat.size, INIT_PIECE, piece)
+    run_all([lambda part=part: piece(part) for part in threads.pieces(flat.size, INIT_PIECE)])  # type: ignore[misc]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.host', $pg_gpt2_source$"""What the engine asks of its host, with defaults that serve outside a server.
 
@@ -3765,7 +3894,10 @@ import importlib.util
 import linecache
 import sys
 
-HINT = "Install it for that interpreter: apt-get install python3-numpy, or pip install numpy in an environment on the server's PYTHONPATH."
+HINT = (
+    "Install it for that interpreter: apt-get install python3-numpy, or pip install numpy into an environment on the"
+    " PYTHONPATH of the server."
+)
 
 
 class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -3812,8 +3944,9 @@ def load(sources, key, schema):
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.kernels', $pg_gpt2_source$"""The kernels `pg_llm_*`: ops of the registry on bytes, as SQL has them. Pure: no table, no setting, nothing recorded.
 
-A kernel reads float32 bytes into arrays of the shapes that its scalars say, calls `registry[name]`, and gives bytes back.
-The arithmetic is the ops'; here are only the shapes. The optimizer's kernels call `optim`, the sampler's `sampling`.
+A kernel reads float32 bytes into arrays of the shapes that its scalars say, calls `registry[name]`, and gives bytes
+back. The arithmetic is the ops'; here are only the shapes. The optimizer's kernels call `optim`, the sampler's
+`sampling`.
 """
 
 from collections.abc import Sequence
@@ -3880,7 +4013,7 @@ def values(data: bytes) -> list[float]:
     return from_bytes(data).tolist()
 
 
-# --- forward and backward, in the order of the ops --------------------------------------------------------------------------
+# --- forward and backward, in the order of the ops --------------------------------------------------------------------
 
 
 def matmul(a: bytes, b: bytes, m: int, k: int, n: int) -> bytes:  # [m,k], [k,n] -> [m,n]
@@ -4019,7 +4152,7 @@ def _attention_arrays(
         raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
     shapes = {"x": (t, d), "w_qkv": (d, 3 * d), "b_qkv": (3 * d,), "w_o": (d, d), "b_o": (d,)}
     given = (x, w_qkv, b_qkv, w_o, b_o)
-    return tuple(from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items()))
+    return tuple(from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True))
 
 
 def mlp_backward(
@@ -4030,11 +4163,11 @@ def mlp_backward(
     f = 4 * d
     shapes = {"x": (t, d), "w_fc": (d, f), "b_fc": (f,), "w_proj": (f, d), "b_proj": (d,)}
     given = (x, w_fc, b_fc, w_proj, b_proj)
-    arrays = [from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items())]
+    arrays = [from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True)]
     return _bytes(_backward("mlp", from_bytes(dy, (t, d), name="dy"), None, *arrays))
 
 
-# --- optimizer and sampler --------------------------------------------------------------------------------------------------
+# --- optimizer and sampler --------------------------------------------------------------------------------------------
 
 
 def adamw_step(
@@ -4092,7 +4225,7 @@ def sample(logits: bytes, how: Sampling, seed: int) -> int:
     return choose(array, how, Draws(seed).next())
 
 
-# --- shared -----------------------------------------------------------------------------------------------------------------
+# --- shared -----------------------------------------------------------------------------------------------------------
 
 
 def _rows(data: bytes, n: int | None, name: str) -> np.ndarray:
@@ -4329,30 +4462,30 @@ def attend_backward(
     chunk: int,
     dropped: Factors | None,
 ) -> None:
-    """Gradients of `attend` (offset 0) into dq, dk, dv: dS = P (dP - rowsum(P dP)), P = e / total recomputed.
+    """Gradients of `attend` (offset 0) into dq, dk, dv: dS = P (dP - rowsum(P dP)), P recomputed.
 
-    The division by the total is done on the narrow d_out, where it reaches every product. rowsum(P dP) is also dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
+    rowsum(P dP) is also dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
     """
     scale = q.shape[-1] ** -0.5
     dq, dk, dv = grads
     for rows, end in reversed(list(_chunks(q.shape[-2], 0, chunk))):
         q_rows, keys = q[..., rows, :], k[..., :end, :]
-        e = _scores(q_rows, keys, scale)
-        e -= norms[0, ..., rows, :]
-        np.exp(e, out=e)
-        per_total = 1.0 / norms[1, ..., rows, :]
-        d_rows = d_out[..., rows, :] * per_total
-        dz = buffers.scratch("d_scores", e.shape, e.dtype)
+        p = _scores(q_rows, keys, scale)
+        p -= norms[0, ..., rows, :]
+        np.exp(p, out=p)
+        p /= norms[1, ..., rows, :]
+        d_rows = d_out[..., rows, :]
+        dz = buffers.scratch("d_scores", p.shape, p.dtype)
         np.matmul(d_rows, v[..., :end, :].swapaxes(-1, -2), out=dz)
         if dropped is None:
-            _collect(e.swapaxes(-1, -2), d_rows, dv, end)
+            _collect(p.swapaxes(-1, -2), d_rows, dv, end)
         else:
             factors = dropped(rows, end)
             dz *= factors
-            factors *= e
+            factors *= p
             _collect(factors.swapaxes(-1, -2), d_rows, dv, end)
-        dz -= np.einsum("...i,...i->...", e, dz)[..., None] * per_total
-        dz *= e
+        dz -= np.einsum("...i,...i->...", p, dz)[..., None]
+        dz *= p
         dq_rows = dq[..., rows, :]
         np.matmul(dz, keys, out=dq_rows)
         dq_rows *= scale
@@ -4384,6 +4517,7 @@ from .dropout import check_p
 from .elementwise import BLOCK
 from .linear import linear, linear_backward
 from .op import misfit, register
+from .products import run_all
 
 Grads = tuple[np.ndarray | None, ...]
 
@@ -4464,7 +4598,7 @@ def causal_attention(
     def work(g: tuple[slice, slice]) -> None:
         attend(q[g], k[g], v[g], out[g], 0, chunk, norms=norms[(slice(None), *g)], dropped=drop.factors(*g))
 
-    threads.run([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
+    run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
     return y, norms
 
 
@@ -4497,7 +4631,7 @@ def causal_attention_backward(
         grads = (dq[g], dk[g], dv[g])
         attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, drop.factors(*g))
 
-    threads.run([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
+    run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
     return (dqkv,)
 
 
@@ -4686,7 +4820,7 @@ def dropout_backward(
 
 
 def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: float) -> np.ndarray:  # [..] -> [..]
-    """dx without the mask's address: what survived is where y is not 0. Where x is 0 the mask left no trace; dy passes."""
+    """dx without the mask's address: y is not 0 where x survived. Where x is 0 the mask left no trace; dy passes."""
     return np.where((y != 0) | (x == 0), dy * dy.dtype.type(1.0 / (1.0 - p)), dy.dtype.type(0))
 
 
@@ -4941,8 +5075,13 @@ def linear_backward(
     rows = as_rows(dy)
     dx = buffers.empty(x.shape, dy.dtype)
     dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
-    run_all(product_tasks(rows, w.T, as_rows(dx)), product_tasks(as_rows(x).T, rows, dw, accumulate=add))
-    return dx, dw, column_sums(rows)
+    db = np.empty(b.shape, dy.dtype)
+    run_all(
+        product_tasks(rows, w.T, as_rows(dx)),
+        product_tasks(as_rows(x).T, rows, dw, accumulate=add),
+        [lambda: column_sums(rows, out=db)],
+    )
+    return dx, dw, db
 
 
 register("linear", linear, linear_backward, "x w b", reads=(0, 1))
@@ -4989,18 +5128,18 @@ from typing import Any
 
 import numpy as np
 
-from .. import host, threads
+from .. import threads
 from ..errors import InvalidParameter
 from . import buffers
 from .activations import softmax
 from .embedding import checked_ids
 from .op import Sink, misfit, register
-from .products import gradient_buffer
+from .products import gradient_buffer, run_all
 
 Grads = tuple[np.ndarray | None, ...]
 
 GROUP_LOGITS = 1 << 24  # logits held at a time: 64 MiB
-VOCAB_SLICE = 4096
+LARGEST_SLICE, FEWEST_SLICES = 4096, 4  # of the vocabulary
 
 
 def _targets(op: str, target: Any, n_rows: int, vocab: int) -> np.ndarray:
@@ -5037,9 +5176,15 @@ def cross_entropy_backward(
 register("cross_entropy", cross_entropy, cross_entropy_backward, "logits", reads=(0,))
 
 
-def group_rows(vocab: int) -> int:
-    """How many rows are projected at a time."""
-    return max(64, min(256, GROUP_LOGITS // vocab))
+def group_rows(n_rows: int, vocab: int) -> int:
+    """How many rows are projected at a time: groups of one size, as few as hold GROUP_LOGITS each."""
+    n_groups = -(-n_rows // max(64, GROUP_LOGITS // vocab))
+    return -(-n_rows // n_groups)
+
+
+def vocab_slice(vocab: int) -> int:
+    """How many rows of wte a thread takes at a time."""
+    return min(LARGEST_SLICE, -(-vocab // (FEWEST_SLICES * 64)) * 64)
 
 
 class _Group:
@@ -5047,12 +5192,11 @@ class _Group:
 
     def __init__(self, x: np.ndarray, wte: np.ndarray, classes: np.ndarray) -> None:
         self.x, self.wte, self.classes = x, wte, classes
-        self.slices = threads.pieces(len(wte), VOCAB_SLICE)
+        self.slices = threads.pieces(len(wte), vocab_slice(len(wte)))
         self.exps = [buffers.empty((len(x), s.stop - s.start), x.dtype) for s in self.slices]
         self.tops, self.sums = np.empty((2, len(self.slices), len(x)), x.dtype)
         self.picked = np.empty(len(x), x.dtype)
-        threads.run([lambda i=i: self._project(i) for i in range(len(self.slices))])  # type: ignore[misc]
-        host.check_interrupts()
+        run_all([lambda i=i: self._project(i) for i in range(len(self.slices))], at_once=4)  # type: ignore[misc]
         self.top = self.tops.max(axis=0)
         self.total = (self.sums * np.exp(self.tops - self.top)).sum(axis=0, dtype=np.float64)
 
@@ -5089,8 +5233,7 @@ class _Group:
             else:
                 np.matmul(z.T, scaled, out=dwte[part])
 
-        threads.run([lambda i=i: work(i) for i in range(len(self.slices))])  # type: ignore[misc]
-        host.check_interrupts()
+        run_all([lambda i=i: work(i) for i in range(len(self.slices))], at_once=4)  # type: ignore[misc]
         parts.sum(axis=0, out=dx)
         dx -= self.wte[self.classes] * dx.dtype.type(weight)
         np.subtract.at(dwte, self.classes, self.x * self.x.dtype.type(weight))
@@ -5108,7 +5251,7 @@ def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: S
         dx = buffers.empty(x.shape, x.dtype)
         dwte, add = gradient_buffer(sink, wte.shape, x.dtype)
     loss = 0.0
-    for r in threads.pieces(len(rows), group_rows(len(wte))):
+    for r in threads.pieces(len(rows), group_rows(len(rows), len(wte))):
         group = _Group(rows[r], wte, classes[r])
         loss += float(group.losses().sum())
         if dx is not None and dwte is not None and dy is not None:
@@ -5349,7 +5492,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .. import threads
+from .. import host, threads
 from . import buffers
 from .op import Sink
 
@@ -5362,7 +5505,7 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **optio
     """[m,k] @ [k,n] -> [m,n]; see `product_tasks`."""
     if out is None:
         out = buffers.empty((a.shape[0], b.shape[1]), np.result_type(a, b))
-    threads.run(product_tasks(a, b, out, **options))  # type: ignore[arg-type]
+    run_all(product_tasks(a, b, out, **options))  # type: ignore[arg-type]
     return out
 
 
@@ -5410,14 +5553,18 @@ def gradient_buffer(sink: Sink | None, shape: tuple[int, ...], dtype: np.dtype) 
     return sink.array.reshape(shape), filled
 
 
-def run_all(*groups: Sequence[Callable[[], None]]) -> None:
-    """Run the tasks of several products as one batch."""
-    threads.run([task for group in groups for task in group])
+def run_all(*groups: Sequence[Callable[[], object]], at_once: int = 16) -> None:
+    """Run the tasks of all groups on all cores, looking for an interrupt after every `at_once` of them."""
+    tasks = [task for group in groups for task in group]
+    for turn in threads.pieces(len(tasks), at_once):
+        if turn.start:
+            host.check_interrupts()
+        threads.run(tasks[turn])
 
 
-def column_sums(x: np.ndarray) -> np.ndarray:
+def column_sums(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """[m,n] -> [n], as a product with ones: the fast way down the rows."""
-    return np.ones(x.shape[0], x.dtype) @ x
+    return np.matmul(np.ones(x.shape[0], x.dtype), x, out=out)
 
 
 def as_rows(x: np.ndarray) -> np.ndarray:
@@ -5573,8 +5720,10 @@ import numpy as np
 from . import threads
 from .errors import InvalidParameter
 from .ops import buffers
+from .ops.products import run_all
 
 PIECE = 1 << 16  # scalars: what a step touches of them fits a second-level cache
+AT_ONCE = 256  # pieces between looks for an interrupt: some 20 ms
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
 
@@ -5665,7 +5814,7 @@ def step_all(
                 )
 
             tasks.append(task)
-    threads.run(tasks)
+    run_all(tasks, at_once=AT_ONCE)
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
@@ -5684,7 +5833,7 @@ def global_norm(grads: Sequence[np.ndarray]) -> float:
         flat, part = parts[i]
         squares[i] = np.dot(flat[part], flat[part])
 
-    threads.run([lambda i=i: square(i) for i in range(len(parts))])  # type: ignore[misc]
+    run_all([lambda i=i: square(i) for i in range(len(parts))], at_once=AT_ONCE)  # type: ignore[misc]
     return sqrt(squares.sum())
 
 
@@ -5813,6 +5962,297 @@ _ASCII_WORDS = _splitter(0x7F)
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]+")
 _CUT = re.compile("[^{0}][{0}]".format(_char_class(WHITE_SPACE, 0xFFFF)))
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.replay', $pg_gpt2_source$"""A recorded tape, back from its rows: differentiate it, run it again and compare, check it by finite differences.
+
+Works on plain records, wherever they come from. It uses the tape and the ops of training: what was recorded op by op gives
+the gradients of a training step, bit for bit.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import host
+from .errors import InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from .ops import Op, Sink, lookup
+from .tape import Node, Tape, Value
+
+Arrays = Mapping[int, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Application:
+    """A row of llm_tape: one application of an op to handles."""
+
+    id: int
+    name: str
+    inputs: tuple[int, ...]
+    output: int
+    attrs: dict[str, Any]
+
+    @property
+    def op(self) -> Op:
+        """The op; an unknown name is an error that names the row."""
+        try:
+            return lookup(self.name)
+        except UndefinedObject as error:
+            raise self.about(error) from None
+
+    def about(self, error: PgGpt2Error) -> PgGpt2Error:
+        """`error`, with this row named in front."""
+        named = type(error)(
+            f"llm_tape row {self.id} ({self.name}): {error.message}", hint=error.hint, detail=error.detail
+        )
+        return named
+
+    def run(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The op's result."""
+        try:
+            return self.op(*arrays, **self.attrs)
+        except PgGpt2Error as error:
+            raise self.about(error) from None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A row of llm_tensor_rt, without its bytes."""
+
+    id: int
+    shape: tuple[int, ...]
+    requires_grad: bool
+
+
+def ancestors(applications: Sequence[Application], start: int) -> list[Application]:
+    """The applications that `start` was computed by, in order."""
+    wanted, found = {start}, []
+    for application in reversed(applications):
+        if application.output in wanted:
+            found.append(application)
+            wanted.update(application.inputs)
+    return found[::-1]
+
+
+def check_complete(applications: Iterable[Application], tensors: Mapping[int, Any]) -> None:
+    """42704 naming the row when a handle has no tensor."""
+    for application in applications:
+        for role, handle in [*(("input", i) for i in application.inputs), ("output", application.output)]:
+            if handle not in tensors:
+                raise application.about(
+                    UndefinedObject(
+                        f"{role} handle {handle} does not exist",
+                        hint="Its row of llm_tensor_rt was deleted, or lost in a crash: the table is unlogged. Record again.",
+                    )
+                )
+
+
+def values_read(applications: Iterable[Application]) -> set[int]:
+    """Handles whose data a backward pass looks at; of all others the shape is enough."""
+    found: set[int] = set()
+    for application in applications:
+        reads = application.op.reads
+        found.update(handle for i, handle in enumerate(application.inputs) if i in reads)
+        if "y" in reads:
+            found.add(application.output)
+    return found
+
+
+class Graph:
+    """A tape of values and nodes made from records. `data` has what will be read; the rest has shapes only."""
+
+    def __init__(self, applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays) -> None:
+        check_complete(applications, tensors)
+        self.tape = Tape()
+        outputs = {application.output for application in applications}
+        self.values: dict[int, Value] = {}
+        dtype = next((array.dtype for array in data.values()), np.dtype(np.float32))
+        for handle in sorted({h for a in applications for h in (*a.inputs, a.output)}):
+            tensor = tensors[handle]
+            shown = data[handle] if handle in data else np.broadcast_to(np.zeros((), dtype), tensor.shape)
+            # A leaf collects in a sink, as parameters of a training step do: the order of additions is the same.
+            sink = Sink(np.empty(tensor.shape, dtype)) if tensor.requires_grad and handle not in outputs else None
+            self.values[handle] = Value(shown, tensor.requires_grad, sink=sink)
+        for application in applications:
+            output = self.values[application.output]
+            inputs = tuple(self.values[handle] for handle in application.inputs)
+            output.node = Node(application.op, inputs, application.attrs, output)
+            self.tape.nodes.append(output.node)
+        self._rows = dict(zip(self.tape.nodes, applications, strict=True))
+
+    def backward(self, start: int, seed: np.ndarray | float = 1.0) -> None:
+        """Gradients of sum(seed * start)."""
+        value = self.values.get(start)
+        if value is None or value.node is None or not value.requires_grad:
+            raise InvalidParameter(
+                f"handle {start} was not computed from anything that requires a gradient",
+                hint="Make variables with llm_variable(data, shape, requires_grad => true) and start at a result of ops.",
+            )
+        self._guard(lambda: self.tape.backward(value, seed))
+
+    def backward_one(self, node: Node, dy: np.ndarray) -> None:
+        """The gradients that one node gives its inputs."""
+        node.output.grad = dy
+        nodes, self.tape.nodes = self.tape.nodes, [node]
+        self._guard(lambda: self.tape._sweep(0))
+        self.tape.nodes = nodes
+
+    def gradients(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(handle, gradient) of everything that has one."""
+        for handle, value in self.values.items():
+            if value.sink is not None and value.sink.filled:
+                yield handle, value.sink.array
+            elif value.grad is not None:
+                yield handle, value.grad
+
+    def _guard(self, work: Any) -> None:
+        """Run a sweep; a shape that does not fit any more is reported with the row whose backward pass found it."""
+        done: list[Node] = []
+        self.tape.audit = lambda _, node: done.append(node)
+        try:
+            work()
+        except (PgGpt2Error, ValueError, IndexError) as error:
+            pending = [node for node in self.tape.nodes if node.output.grad is not None and node not in done]
+            row = self._rows[(pending or self.tape.nodes)[-1]]
+            cause = error if isinstance(error, PgGpt2Error) else InvalidParameter(f"shapes do not fit: {error}")
+            raise row.about(cause) from None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a replay computed otherwise than the record has it."""
+
+    application: Application
+    handle: int
+    what: str  # value | gradient
+    max_difference: float
+
+
+def compare(
+    applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays, grads: Arrays
+) -> Iterator[Difference]:
+    """Every op again, forward and backward, each from its recorded inputs: so one changed row shows where it stands.
+
+    A value is compared with the op that gave it; where an input was changed, with the ops that took it. A gradient is
+    compared with the sum over the ops that took its value; those of leaves as well.
+    """
+    check_complete(applications, tensors)
+    for application in applications:
+        if application.output in data and all(handle in data for handle in application.inputs):
+            host.check_interrupts()
+            again = application.run([data[handle] for handle in application.inputs])
+            yield from _difference(application, application.output, "value", again, data[application.output])
+    yield from _compare_gradients(applications, tensors, data, grads)
+
+
+def _compare_gradients(
+    applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays, grads: Arrays
+) -> Iterator[Difference]:
+    """The backward sweeps again; each node takes the recorded gradient of its output."""
+    producer = {application.output: application for application in applications}
+    users: dict[int, Application] = {}
+    for application in reversed(applications):
+        if application.output in grads:
+            for handle in application.inputs:
+                users[handle] = application  # the first to use it, hence the last to contribute
+    graph = Graph(applications, tensors, data)
+    for first, last in _sweeps(applications, grads):
+        for place in range(last, first - 1, -1):
+            application, node = applications[place], graph.tape.nodes[place]
+            if application.output not in grads:
+                continue
+            if application.output in users and node.output.grad is not None:
+                recorded = grads[application.output]
+                yield from _difference(
+                    users[application.output], application.output, "gradient", node.output.grad, recorded
+                )
+            graph.backward_one(node, grads[application.output])
+    for handle, value in graph.values.items():
+        if handle not in producer and value.sink is not None and value.sink.filled and handle in grads:
+            yield from _difference(users[handle], handle, "gradient", value.sink.array, grads[handle])
+
+
+def _sweeps(applications: Sequence[Application], grads: Arrays) -> Iterator[tuple[int, int]]:
+    """(first, last) place of each backward pass: it starts where a gradient was not received from anyone."""
+    used = {handle for a in applications if a.output in grads for handle in a.inputs}
+    first = 0
+    for place, application in enumerate(applications):
+        if application.output in grads and application.output not in used:
+            yield first, place
+            first = place + 1
+
+
+def _difference(
+    application: Application, handle: int, what: str, again: np.ndarray, recorded: np.ndarray
+) -> Iterator[Difference]:
+    if again.shape != recorded.shape:
+        yield Difference(application, handle, what, float("inf"))
+    elif not np.array_equal(again, recorded, equal_nan=True):
+        with np.errstate(invalid="ignore"):
+            worst = np.abs(again.astype(np.float64) - recorded).max()
+        yield Difference(application, handle, what, float(worst))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Analytic against numeric gradient of one leaf, in float64."""
+
+    handle: int
+    n_checked: int
+    max_error: float
+    max_gradient: float
+
+
+def gradcheck(
+    applications: Sequence[Application],
+    tensors: Mapping[int, Tensor],
+    data: Arrays,
+    start: int,
+    *,
+    epsilon: float,
+    most: int,
+) -> Iterator[Checked]:
+    """Central differences of sum(start) by at most `most` elements of each leaf, evenly spread."""
+    wide = {handle: np.array(array, np.float64) for handle, array in data.items()}
+    for application in applications:
+        wide[application.output] = application.run([wide[handle] for handle in application.inputs])
+    graph = Graph(applications, tensors, wide)
+    graph.backward(start)
+    analytic = dict(graph.gradients())
+    produced = {application.output for application in applications}
+
+    def total() -> float:
+        for application in applications:
+            wide[application.output] = application.run([wide[handle] for handle in application.inputs])
+        host.check_interrupts()
+        return float(wide[start].sum())
+
+    for handle in sorted(graph.values):
+        if handle in produced or not tensors[handle].requires_grad:
+            continue
+        flat = wide[handle].reshape(-1)
+        expected = np.zeros(flat.size) if handle not in analytic else analytic[handle].reshape(-1)
+        places = np.unique(np.linspace(0, flat.size - 1, min(most, flat.size)).astype(np.int64))
+        worst = 0.0
+        for place in places:
+            was = flat[place]
+            flat[place] = was + epsilon
+            above = total()
+            flat[place] = was - epsilon
+            worst = max(worst, abs((above - total()) / (2 * epsilon) - expected[place]))
+            flat[place] = was
+        yield Checked(handle, len(places), worst, float(np.abs(expected[places]).max()))
+
+
+def require_kept(handles: Iterable[int], data: Arrays) -> None:
+    """55000 when data that is needed was not kept, as by audit level 'tape'."""
+    missing = [handle for handle in handles if handle not in data]
+    if missing:
+        raise WrongState(
+            f"handle {missing[0]} has no data",
+            hint="It was recorded by audit level 'tape', which keeps no values; use 'full', or switch recording on.",
+        )
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.resources', $pg_gpt2_source$"""What a session may use: cores (pg_gpt2.threads) and memory (pg_gpt2.max_memory), asked before it is taken.
 
 NumPy's memory is outside work_mem, and the kernel answers its exhaustion by killing the whole cluster.
@@ -5842,7 +6282,9 @@ def _integer(name: str, default: int) -> int:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
-        raise InvalidParameter(f"pg_gpt2.{name} must be a number from 1 to 4096, not '{text}'", hint=f"RESET pg_gpt2.{name};")
+        raise InvalidParameter(
+            f"pg_gpt2.{name} must be a number from 1 to 4096, not '{text}'", hint=f"RESET pg_gpt2.{name};"
+        )
     return int(text)
 
 
@@ -6148,7 +6590,8 @@ def _depth(layer: int | None, config: GPT2Config) -> int:
         depth += config.n_layer + 1
     if not 0 <= depth <= config.n_layer:
         raise InvalidParameter(
-            f"layer {layer} is not in 0..{config.n_layer}", hint="0 is the embeddings, -1 or null the state after the final norm."
+            f"layer {layer} is not in 0..{config.n_layer}",
+            hint="0 is the embeddings, -1 or null the state after the final norm.",
         )
     return depth
 
@@ -6189,7 +6632,9 @@ def open_to_read(path: str | None) -> BinaryIO:
     """An open regular file; 42501, 58P01 or 58030 when that may not or cannot be."""
     real = _allowed(path, "pg_read_server_files", "read")
     try:
-        handle = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a named pipe would wait for its writer
+        handle = os.open(
+            real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        )  # opening a named pipe would wait for its writer
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
             raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
@@ -6296,6 +6741,14 @@ class Model:
 def model_name(model: str | None) -> str:
     """`model`, else the setting pg_gpt2.model, else gpt2-small."""
     return model if model is not None else db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
+
+
+def require_name(model: str | None, parameter: str = "model") -> None:
+    """22004 or 22023 unless `model` can be the name of a new model."""
+    if model is None:
+        raise NullNotAllowed(f"{parameter} must not be null", hint="Give the new model a name.")
+    if not model:
+        raise InvalidParameter(f"{parameter} must not be an empty name", hint="Give the new model a name.")
 
 
 def config(model: str) -> GPT2Config:
@@ -6468,15 +6921,17 @@ class Assembly:
 
     def add(self, name: str, first: int, shape: list[int], data: bytes) -> None:
         """Take one block, blocks of a tensor in ascending order."""
-        wanted = self.shapes.get(name)
-        if wanted is None:
-            self._refuse(f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param.")
+        if name not in self.shapes:
+            raise self._refusal(
+                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
+            )
+        wanted = self.shapes[name]
         if tuple(shape[1:]) != wanted[1:]:
-            self._refuse(
+            raise self._refusal(
                 f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
             )
         if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
-            self._refuse(
+            raise self._refusal(
                 f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
                 "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
             )
@@ -6492,11 +6947,11 @@ class Assembly:
         for name, shape in self.shapes.items():
             rows = self._rows.get(name, 0)
             if rows < shape[0]:
-                self._refuse(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
+                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
         return {name: self.params[name] for name in self.shapes}
 
-    def _refuse(self, problem: str, hint: str) -> None:
-        raise InconsistentData(f'model "{self.model}" {problem}', hint=hint)
+    def _refusal(self, problem: str, hint: str) -> InconsistentData:
+        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------------
@@ -6507,6 +6962,11 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     rows = shape[0] if len(shape) == 1 else max(1, BLOCK_BYTES // (4 * shape[1]))
     for start in range(0, shape[0], rows):
         yield start, min(start + rows, shape[0])
+
+
+def row_reader(array: np.ndarray) -> RowReader:
+    """Rows of an array in memory."""
+    return lambda start, stop: array[start:stop]
 
 
 def insert_params(model: str, tensors: Iterable[tuple[str, tuple[int, ...], RowReader]]) -> None:
@@ -6738,6 +7198,239 @@ def _add_gradient(value: Value, grad: np.ndarray, dy: np.ndarray | None) -> None
         value.grad = grad
     else:
         value.grad = value.grad + grad  # an op may pass on a view of dy, which is not ours to change
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tape_rows', $pg_gpt2_source$"""Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `replay`.
+
+A session has one tape, with a number that no other session ever has; its functions touch the rows of that number only.
+Tapes of audited training steps have numbers of their own.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import attributes, db, host, resources
+from .errors import InconsistentData, UndefinedObject, WrongState
+from .replay import Application, Tensor
+from .tensor import FLOAT32, to_bytes
+
+FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
+_session_tape: int | None = None
+
+
+def session_tape() -> int:
+    """The number of this session's tape."""
+    global _session_tape
+    if _session_tape is None:
+        _session_tape = new_tape()
+    return _session_tape
+
+
+def new_tape() -> int:
+    """A number that no tape has."""
+    return reserve("llm_tape_tape_id_seq", 1)[0]
+
+
+def reserve(sequence: str, count: int) -> list[int]:
+    """`count` new numbers of a sequence, ascending."""
+    rows = db.query(
+        "SELECT nextval($1) AS id FROM generate_series(1, $2)", ["regclass", "int4"], db.qualified(sequence), count
+    )
+    return [row["id"] for row in rows]
+
+
+class Writer:
+    """Collects rows of one tape and inserts them, values and ops of one batch together."""
+
+    def __init__(self, tape_id: int, *, run_id: int | None = None, step: int | None = None) -> None:
+        self.tape_id, self.run_id, self.step = tape_id, run_id, step
+        self._ids: list[int] = []
+        self._tensors: list[tuple[int, bytes | None, bytes | None, str, bool]] = []
+        self._ops: list[tuple[str, str, int, str]] = []
+        self._held = 0
+
+    def tensor(
+        self, shape: tuple[int, ...], requires_grad: bool, data: bytes | None = None, grad: bytes | None = None
+    ) -> int:
+        """Add a value; its handle."""
+        if self._held >= FLUSH_BYTES:
+            self.flush()
+        if not self._ids:
+            self._ids = reserve("llm_tensor_rt_id_seq", 64)[::-1]
+        handle = self._ids.pop()
+        self._tensors.append((handle, data, grad, _array(shape), requires_grad))
+        self._held += len(data or b"") + len(grad or b"")
+        return handle
+
+    def op(self, name: str, inputs: Sequence[int], output: int, attrs: dict[str, Any]) -> None:
+        """Add an application of an op."""
+        self._ops.append((name, _array(inputs), output, attributes.to_json(attrs)))
+
+    def flush(self) -> None:
+        """Insert what was added."""
+        if self._tensors:
+            db.run(
+                "INSERT INTO {schema}.llm_tensor_rt (tape_id, id, data, grad, shape, requires_grad)"
+                " SELECT $1, id, data, grad, shape::int[], requires_grad"
+                " FROM unnest($2, $3, $4, $5, $6) AS new (id, data, grad, shape, requires_grad)",
+                ["int8", "int8[]", "bytea[]", "bytea[]", "text[]", "bool[]"],
+                *(self.tape_id, *map(list, zip(*self._tensors, strict=True))),
+            )
+        if self._ops:
+            db.run(
+                "INSERT INTO {schema}.llm_tape (tape_id, run_id, step, name, inputs, output, extra)"
+                " SELECT $1, $2, $3, name, inputs::bigint[], output, extra::jsonb"
+                " FROM unnest($4, $5, $6, $7) WITH ORDINALITY AS new (name, inputs, output, extra, place) ORDER BY place",
+                ["int8", "int8", "int8", "text[]", "text[]", "int8[]", "text[]"],
+                *(self.tape_id, self.run_id, self.step, *map(list, zip(*self._ops, strict=True))),
+            )
+        self._tensors.clear()
+        self._ops.clear()
+        self._held = 0
+        host.check_interrupts()
+
+
+def _array(numbers: Iterable[int]) -> str:
+    """Text of an integer array: PL/Python cannot pass an array of arrays of different lengths."""
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def applications(tape_id: int, name: str | None = None) -> list[Application]:
+    """The ops of a tape in the order of their recording."""
+    rows = db.query(
+        "SELECT id, name, inputs, output, extra::text AS extra FROM {schema}.llm_tape WHERE tape_id = $1 ORDER BY id",
+        ["int8"],
+        tape_id,
+    )
+    found = []
+    for row in rows:
+        application = Application(row["id"], row["name"], tuple(row["inputs"]), row["output"], {})
+        application.op  # an unknown op is an error that names the row
+        found.append(
+            Application(row["id"], row["name"], application.inputs, row["output"], _attrs(application, row["extra"]))
+        )
+    return found
+
+
+def _attrs(application: Application, extra: str) -> dict[str, Any]:
+    from .errors import PgGpt2Error
+
+    try:
+        return attributes.parse(application.name, extra)
+    except PgGpt2Error as error:
+        raise application.about(error) from None
+
+
+def tensors(tape_id: int) -> dict[int, Tensor]:
+    """The values of a tape, without their bytes."""
+    rows = db.cursor(
+        "SELECT id, shape, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1", ["int8"], tape_id
+    )
+    return {row["id"]: Tensor(row["id"], tuple(row["shape"]), row["requires_grad"]) for row in rows}
+
+
+def data(tape_id: int, handles: Iterable[int], column: str = "data") -> dict[int, np.ndarray]:
+    """Data (or grad) of those handles that have it."""
+    wanted = list(handles)
+    size = db.row(
+        f"SELECT sum(octet_length({column})) AS bytes FROM {{schema}}.llm_tensor_rt WHERE tape_id = $1 AND id = ANY ($2)",
+        ["int8", "int8[]"],
+        tape_id,
+        wanted,
+    )
+    resources.require_memory(2 * ((size or {})["bytes"] or 0), f"reading tape {tape_id}")
+    rows = db.cursor(
+        f"SELECT id, shape, {column} AS bytes FROM {{schema}}.llm_tensor_rt"
+        f" WHERE tape_id = $1 AND id = ANY ($2) AND {column} IS NOT NULL",
+        ["int8", "int8[]"],
+        tape_id,
+        wanted,
+    )
+    found = {}
+    for row in rows:
+        found[row["id"]] = _checked(row["id"], row["bytes"], row["shape"])
+        host.check_interrupts()
+    return found
+
+
+def _checked(handle: int, content: bytes, shape: Sequence[int]) -> np.ndarray:
+    """The array; 22000 naming the handle when bytes and shape do not belong together."""
+    array = np.frombuffer(content[: len(content) // 4 * 4], FLOAT32)
+    try:
+        if len(content) % 4:
+            raise ValueError
+        return array.reshape(tuple(shape))
+    except ValueError:
+        raise InconsistentData(
+            f"handle {handle} has {len(content)} bytes, which are not float32 values of shape {list(shape)}",
+            hint="Its row of llm_tensor_rt was changed by hand; record again.",
+        ) from None
+
+
+def value(handle: int) -> tuple[Tensor, np.ndarray]:
+    """One value of this session; 42704 when it has no such handle, 55000 when the data was not kept."""
+    row = db.row(
+        "SELECT shape, requires_grad, data FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
+        ["int8", "int8"],
+        session_tape(),
+        handle,
+    )
+    if row is None:
+        raise unknown(handle)
+    if row["data"] is None:
+        raise WrongState(f"handle {handle} has no data", hint="Audit level 'tape' keeps no values; use 'full'.")
+    found = Tensor(handle, tuple(row["shape"]), row["requires_grad"])
+    return found, _checked(handle, row["data"], row["shape"])
+
+
+def unknown(handle: int) -> UndefinedObject:
+    """The error for a handle that this session does not have."""
+    return UndefinedObject(
+        f"handle {handle} does not exist in this session",
+        hint="llm_variable and llm_op make handles; they belong to the session and end with llm_prune_autograd_state.",
+    )
+
+
+# --- changing -------------------------------------------------------------------------------------------------------
+
+
+def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
+    """Replace all gradients of a tape."""
+    db.run(
+        "UPDATE {schema}.llm_tensor_rt SET grad = NULL WHERE tape_id = $1 AND grad IS NOT NULL", ["int8"], tape_id
+    )
+    batch: list[tuple[int, bytes]] = []
+    held = 0
+    for handle, grad in grads:
+        batch.append((handle, to_bytes(grad)))
+        held += len(batch[-1][1])
+        if held >= FLUSH_BYTES:
+            _update_grads(tape_id, batch)
+            batch, held = [], 0
+    if batch:
+        _update_grads(tape_id, batch)
+
+
+def _update_grads(tape_id: int, batch: list[tuple[int, bytes]]) -> None:
+    db.run(
+        "UPDATE {schema}.llm_tensor_rt AS t SET grad = new.grad FROM unnest($2, $3) AS new (id, grad)"
+        " WHERE t.tape_id = $1 AND t.id = new.id",
+        ["int8", "int8[]", "bytea[]"],
+        *(tape_id, *map(list, zip(*batch, strict=True))),
+    )
+    host.check_interrupts()
+
+
+def drop(tape_ids: Sequence[int]) -> int:
+    """Delete tapes with their values; the number of values."""
+    dropped = 0
+    for table in ("llm_tensor_map", "llm_tape", "llm_tensor_rt"):
+        dropped = db.run(f"DELETE FROM {{schema}}.{table} WHERE tape_id = ANY ($1)", ["int8[]"], list(tape_ids))
+    return dropped
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tensor', $pg_gpt2_source$"""Tensors at the border: contiguous little-endian row-major float32 bytes, shape beside them."""
 
@@ -7129,8 +7822,8 @@ def estimate_step_bytes(config: GPT2Config, batch: int, length: int) -> int:
     state = 4 * config.n_params()  # weights, gradients, two moments
     kept = 10 * n * d * config.n_layer  # two residuals, q k v, attention's result, hidden before gelu
     passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
-    rows = min(n, losses.group_rows(config.vocab))
-    head = rows * config.vocab + rows * d * -(-config.vocab // losses.VOCAB_SLICE)
+    rows = losses.group_rows(n, config.vocab)
+    head = rows * config.vocab + rows * d * -(-config.vocab // losses.vocab_slice(config.vocab))
     return 4 * (state + kept + passing + head)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training', $pg_gpt2_source$"""Training a model that lives in rows: read its state once, step in memory, write it back once, log every step.
@@ -7152,7 +7845,7 @@ from .config import GPT2Config
 from .errors import InconsistentData, InvalidParameter, NullNotAllowed
 from .optim import lr_schedule, run_lr
 from .tensor import FLOAT32, to_bytes
-from .trainer import Trainer, estimate_step_bytes, evaluate
+from .trainer import StepResult, Trainer, estimate_step_bytes, evaluate
 
 NOTICES = 10  # a run, unless log_every says otherwise
 
@@ -7196,10 +7889,18 @@ class Log:
     model: str
     rows: list[tuple] = field(default_factory=list)
 
-    def add(self, step: int, lr: float, result: object, seconds: float, batch: Sequence[int], val_loss: float | None = None) -> None:
+    def add(
+        self,
+        step: int,
+        lr: float,
+        result: StepResult,
+        seconds: float,
+        batch: Sequence[int],
+        val_loss: float | None = None,
+    ) -> None:
         """Remember a step."""
         ids = "{" + ",".join(map(str, batch)) + "}"
-        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, ids))  # type: ignore[attr-defined]
+        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, ids))
 
     def write(self) -> None:
         """Insert what was remembered."""
@@ -7251,7 +7952,8 @@ class Session:
                 if data:
                     if len(data) != len(row["data"]):
                         raise InconsistentData(
-                            f'moments of tensor "{name}" block {first} of model "{self.model}" have {len(data)} bytes, not {len(row["data"])}',
+                            f'm or v of tensor "{name}", block {first}, of model "{self.model}" has {len(data)} bytes,'
+                            f" not {len(row['data'])}",
                             hint="Set m and v to null to start the optimizer anew.",
                         )
                     moments[name][first : first + rows] = np.frombuffer(data, FLOAT32).reshape(row["shape"])
@@ -7267,7 +7969,8 @@ class Session:
             found += datasets.batches(ids[start : start + batch_size], self.model, self.config)
         rows, length = max(tokens.shape for tokens, _ in found)
         resources.require_memory(
-            estimate_step_bytes(self.config, rows, length) - 16 * self.config.n_params(), f"a batch of {rows} x {length} tokens"
+            estimate_step_bytes(self.config, rows, length) - 16 * self.config.n_params(),
+            f"a batch of {rows} x {length} tokens",
         )
         return found
 
@@ -7278,9 +7981,9 @@ class Session:
         trainer = self.trainer
         for name, first, rows in self._blocks:
             part = slice(first, first + rows)
-            arrays = [to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v)]
-            batch.append((name, first, *arrays, trainer.steps[name]))
-            held += 3 * len(arrays[0])
+            data, m, v = (to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v))
+            batch.append((name, first, data, m, v, trainer.steps[name]))
+            held += 3 * len(data)
             if held >= store.FLUSH_BYTES:
                 self._update(batch)
                 batch, held = [], 0
@@ -7309,14 +8012,23 @@ def start_run(session: Session, settings: dict, seed: int, n_steps: int | None, 
         "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version, environment)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING run_id",
         ["text", "jsonb", "int8", "text", "int8", "int4", "text", "jsonb"],
-        *(session.model, json.dumps(settings), seed, status, session.step, n_steps, session.version, json.dumps(environment())),
+        *(
+            session.model,
+            json.dumps(settings),
+            seed,
+            status,
+            session.step,
+            n_steps,
+            session.version,
+            json.dumps(environment()),
+        ),
     )
     return (row or {})["run_id"]
 
 
 def environment() -> dict[str, object]:
     """What the same bits are promised under."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index,call-overload]
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "pg_gpt2": __version__,
         "python": platform.python_version(),
@@ -7332,9 +8044,7 @@ def manual_run(session: Session, seed: int) -> int:
     return row["run_id"] if row else start_run(session, {}, seed, None, "manual")
 
 
-def train_step(
-    session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None
-) -> float:
+def train_step(session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None) -> float:
     """One logged step on the rows `ids`, else on the next row of the training data; the loss before it."""
     step = session.step + 1
     if ids is None:
@@ -7386,7 +8096,9 @@ def train(
     session.write()
     log.write()
     db.run(
-        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp() WHERE run_id = $1", ["int8"], log.run_id
+        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp() WHERE run_id = $1",
+        ["int8"],
+        log.run_id,
     )
     return log.run_id
 
@@ -7410,12 +8122,12 @@ class _Progress:
 
 
 def mean_loss(
-    params: store.Params, config: GPT2Config, model: str, ids: Sequence[int], batch_size: int
+    params: store.Params, config: GPT2Config, model: str, ids: np.ndarray, batch_size: int
 ) -> tuple[float, int]:
     """Mean cross entropy and number of tokens of rows of llm_dataset, without dropout."""
     total, count = 0.0, 0
     for start in range(0, len(ids), batch_size):
-        for tokens, targets in datasets.batches(ids[start : start + batch_size], model, config):
+        for tokens, targets in datasets.batches(ids[start : start + batch_size].tolist(), model, config):
             loss, n = evaluate(params, config, tokens, targets, chunk=resources.attention_chunk())
             total, count = total + loss, count + n
     return total / count, count
@@ -7520,7 +8232,7 @@ from collections.abc import Mapping, Sequence
 
 from . import db
 from .bpe import Tokenizer, token_bytes
-from .errors import DuplicateObject, InvalidParameter, WrongState
+from .errors import DuplicateObject, WrongState, require
 
 MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
 
@@ -7608,8 +8320,7 @@ def _read(model: str) -> Tokenizer:
 
 def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
     """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
-    if not model:
-        raise InvalidParameter("model must be given", hint="A vocabulary belongs to the name of a model.")
+    require(model=model)
     db.run("DELETE FROM {schema}.llm_bpe_vocab WHERE model = $1", ["text"], model)
     db.run(
         "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, bytes)"
@@ -7621,8 +8332,7 @@ def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
 
 def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
     """Put `merges`, best first, in the place of the model's merges."""
-    if not model:
-        raise InvalidParameter("model must be given", hint="Merges belong to the name of a model.")
+    require(model=model)
     db.run("DELETE FROM {schema}.llm_bpe_merges WHERE model = $1", ["text"], model)
     db.run(
         'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
@@ -7831,8 +8541,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -7858,8 +8568,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 1fad40df2cac @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 0bb393e1fd2e @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -7869,8 +8579,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 1fad40df2cac @extschema@'].models.copy_model(source, target)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 0bb393e1fd2e @extschema@'].models.copy_model(source, target)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name.';
@@ -7880,8 +8590,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 1fad40df2cac @extschema@'].models.drop_model(model)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 0bb393e1fd2e @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs and logs. A preset''s configuration stays.';
@@ -7931,8 +8641,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -7942,8 +8652,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -7953,8 +8663,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -7963,8 +8673,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -7974,8 +8684,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -7984,8 +8694,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -8000,8 +8710,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -8011,8 +8721,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -8022,8 +8732,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -8037,8 +8747,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -8048,8 +8758,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -8059,8 +8769,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -8070,8 +8780,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -8081,8 +8791,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -8092,8 +8802,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -8120,8 +8830,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -8153,8 +8863,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -8177,8 +8887,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -8202,8 +8912,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -8223,8 +8933,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -8239,8 +8949,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -8257,8 +8967,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab). The shape parameters are checks: null, or what the model has.';
@@ -8272,8 +8982,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -8283,8 +8993,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -8299,8 +9009,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -8321,8 +9031,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -8343,8 +9053,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed. The shape parameters are checks: null, or what the model has.';
@@ -8359,8 +9069,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -8391,8 +9101,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].training.train_step(
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed)
 $$;
@@ -8429,8 +9139,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].training.train(
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every)
 $$;
@@ -8459,8 +9169,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -8470,8 +9180,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.values(data)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -8489,8 +9199,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -8499,8 +9209,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -8510,8 +9220,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -8521,8 +9231,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -8532,8 +9242,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -8542,8 +9252,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -8558,8 +9268,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -8574,8 +9284,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -8585,8 +9295,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -8596,8 +9306,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -8612,8 +9322,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -8629,8 +9339,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -8640,8 +9350,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -8650,8 +9360,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -8660,8 +9370,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -8679,8 +9389,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -8700,8 +9410,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -8720,8 +9430,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -8744,8 +9454,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -8755,8 +9465,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -8771,8 +9481,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -8788,8 +9498,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1fad40df2cac @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1fad40df2cac @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';

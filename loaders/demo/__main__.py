@@ -1,7 +1,7 @@
 """Watch a GPT-2 being made inside PostgreSQL: it learns from the manual, writes, and forgets by ROLLBACK.
 
-Makes the table postgresql_docs and the model demo, replacing those of an earlier demonstration, and sets pg_gpt2.model of
-the database to it. The database needs the extension pg_gpt2, and pg_gpt2's administrative rights.
+Makes the table postgresql_docs and the model demo, replacing those of an earlier demonstration, and makes that model the
+default of the database (pg_gpt2.model). Connect as the owner of the database, which must have the extension pg_gpt2.
 """
 
 import psycopg

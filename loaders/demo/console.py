@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import cleandoc
 from typing import Any
 
 import psycopg
@@ -52,7 +53,7 @@ class Console:
     def statement(self, text: str, remark: str = "") -> None:
         """A statement, as typed into psql; its prompt tells whether a transaction is open."""
         open_ = "*" if self.conn.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS else ""
-        for number, line in enumerate(f"{text};".split("\n")):
+        for number, line in enumerate(f"{cleandoc(text)};".split("\n")):
             prompt = f"{self.conn.info.dbname}{'-' if number else '='}{open_}# "
             self.write(("\n" if number else "") + self.paint(prompt, DIM) + self.paint(line, CYAN))
         self.write(self.paint(f"  -- {remark}" if remark else "", DIM) + "\n")
@@ -71,10 +72,24 @@ class Console:
 
     # ---- what is run
 
+    def value(self, text: str, *args: Any) -> Any:
+        """The first value of a query that is not shown, or None."""
+        row = self.conn.execute(sql.SQL(text), args or None).fetchone()
+        return row[0] if row else None
+
+    def copy(self, text: str, values: Iterable[str]) -> None:
+        """Show and run a COPY FROM STDIN of one column."""
+        self.statement(text)
+        with self.conn.cursor() as cursor:
+            with cursor.copy(sql.SQL(text)) as copy:
+                for value in values:
+                    copy.write_row([value.strip()])
+            self.write(f"{cursor.statusmessage}\n")
+
     def run(self, text: str) -> list[tuple[Any, ...]]:
         """Show a statement, run it, and show its rows, or its command tag."""
         self.statement(text)
-        cursor = self.conn.execute(sql.SQL(text))  # type: ignore[arg-type]
+        cursor = self.conn.execute(sql.SQL(cleandoc(text)))
         if cursor.description is None:
             self.write(f"{cursor.statusmessage}\n")
             return []
@@ -87,21 +102,23 @@ class Console:
     def generate(self, prompt: str, options: str) -> None:
         """Show a generation through a cursor, each token as it arrives."""
         query = f"SELECT (llm_generate_stream({literal(prompt)}, {options})).*"
+        self.statement("BEGIN")
         with self.conn.transaction(), self.conn.cursor("story", scrollable=False) as cursor:
             self.statement(f"DECLARE story CURSOR FOR\n{query}")
             self.statement("FETCH 1 FROM story", "once for each token")
             began = time.perf_counter()
             cursor.itersize = 1
-            cursor.execute(sql.SQL(query))  # type: ignore[arg-type]
+            cursor.execute(sql.SQL(query))
             first, shown, words = 0.0, prompt, Words(self)
             words.add(prompt, BOLD)
-            for step, _, _, text, *_ in cursor:
+            for _step, _id, _token, text, *_ in cursor:
                 first = first or time.perf_counter() - began
                 words.add(text[len(shown) :], GREEN)
                 shown = text
             seconds = time.perf_counter() - began
+            tokens = cursor.rownumber
         words.end()
-        self.write(self.paint(f"({step} tokens in {seconds:.2f} s, the first after {first:.2f} s)\n\n", DIM))
+        self.write(self.paint(f"({tokens} tokens in {seconds:.2f} s, the first after {first:.2f} s)\n\n", DIM))
 
     @contextmanager
     def notices(self, handler: Any) -> Iterator[None]:

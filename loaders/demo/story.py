@@ -16,30 +16,37 @@ from .console import BOLD, CYAN, DIM, GREEN, Console, sparkline
 
 TEXT = Path(__file__).resolve().parents[1] / "data" / "postgresql_docs.txt"
 SECTION_END = "\n====\n"
+PROMPTS = ("A transaction", "The index")
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is read and learned."""
+    """How much is read, and what learns how much of it."""
 
-    sections: int | None = None
-    vocab: int = 1024
+    sections: int | None = None  # None = all
+    vocab: int = 2048
     n_layer: int = 4
     n_head: int = 4
-    d_model: int = 192
+    d_model: int = 256
     n_positions: int = 128
     batch_size: int = 4
-    n_steps: int = 1500
-    lr_max: float = 3e-3
-    words: int = 80  # tokens of a generation
-    rehearsals: int = 40  # steps of the training that is rolled back
+    n_steps: int = 1000
+    lr_max: float = 2e-3
+    tokens: int = 80  # of a generation
+    rehearsals: int = 20  # steps of the training that is rolled back
 
 
 QUICK = Size(
-    sections=6, vocab=400, n_layer=2, n_head=2, d_model=32, n_positions=64, n_steps=20, words=12, rehearsals=5
-)  # fmt: skip
-
-PROMPTS = ("A transaction", "The index")
+    sections=6,
+    vocab=400,
+    n_layer=2,
+    n_head=2,
+    d_model=32,
+    n_positions=64,
+    n_steps=20,
+    tokens=12,
+    rehearsals=4,
+)
 
 
 def tell(conn: psycopg.Connection, size: Size) -> None:
@@ -50,51 +57,44 @@ def tell(conn: psycopg.Connection, size: Size) -> None:
     read(console, size)
     make_vocabulary(console, size)
     make_model(console, size)
-    console.say("It has learned nothing yet, and writes accordingly:")
-    console.generate(PROMPTS[0], options(size, seed=1))
     learn(console, size)
-    console.title("After")
-    for seed, prompt in enumerate(PROMPTS, 1):
-        console.generate(prompt, options(size, seed))
-    next_token(console)
+    write(console, size)
     roll_back(console, size)
     farewell(console, time.perf_counter() - began)
-
-
-def options(size: Size, seed: int) -> str:
-    """Arguments of the generations."""
-    return f"{size.words}, temperature => 0.7, topk => 40, model_name => 'demo', seed => {seed}"
 
 
 def find_extension(console: Console) -> None:
     """The schema of pg_gpt2 on the search path."""
     schema = Database(console.conn).schema
-    row = console.conn.execute("SELECT %s = ANY (current_schemas(false))", [schema]).fetchone()
-    if not (row and row[0]):
+    if not console.value("SELECT %s = ANY (current_schemas(false))", schema):
         console.run(f"SET search_path = public, {sql.Identifier(schema).as_string(console.conn)}")
 
 
 def read(console: Console, size: Size) -> None:
     """A table of text."""
-    conn = console.conn
     console.title("A table of text")
-    console.say("200 kB of PostgreSQL's own manual, one row a section. It is all that the model will ever read.")
-    conn.execute("SET client_min_messages = warning")
-    conn.execute("DROP TABLE IF EXISTS postgresql_docs")
-    conn.execute("RESET client_min_messages")
-    console.run(
-        "CREATE TABLE postgresql_docs (\n    id   integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,\n    body text NOT NULL\n)"
+    console.say(
+        """
+        Some 200 kB of PostgreSQL's own manual, one row a section. It is all that this model will ever read.
+        """
     )
-    console.statement("COPY postgresql_docs (body) FROM STDIN")
-    sections = TEXT.read_text(encoding="utf-8").strip().split(SECTION_END)[: size.sections]
-    with conn.cursor() as cursor:
-        with cursor.copy("COPY postgresql_docs (body) FROM STDIN") as copy:
-            for section in sections:
-                copy.write_row([section.strip()])
-        console.write(f"{cursor.statusmessage}\n")
+    if console.value("SELECT to_regclass('postgresql_docs') IS NOT NULL"):
+        console.run("DROP TABLE postgresql_docs")
     console.run(
-        "SELECT count(*) AS sections, pg_size_pretty(sum(octet_length(body))) AS size, min(left(body, 36)) AS first\n"
-        "FROM postgresql_docs"
+        """
+        CREATE TABLE postgresql_docs (
+            id   integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            body text NOT NULL
+        )
+        """
+    )
+    sections = TEXT.read_text(encoding="utf-8").strip().split(SECTION_END)[: size.sections]
+    console.copy("COPY postgresql_docs (body) FROM STDIN", sections)
+    console.run(
+        """
+        SELECT count(*) AS sections, pg_size_pretty(sum(octet_length(body))) AS size, max(split_part(body, E'\\n', 1)) AS last
+        FROM postgresql_docs
+        """
     )
 
 
@@ -102,56 +102,86 @@ def make_vocabulary(console: Console, size: Size) -> None:
     """Byte-pair encoding, learned from that table."""
     console.title("A vocabulary")
     console.say(
-        "GPT-2 reads tokens, not letters. Byte-pair encoding joins the most frequent pairs of neighbours again and again,"
-        f" until there are {size.vocab:,} tokens. (Ġ stands for a space.)"
+        f"""
+        GPT-2 reads tokens, not letters. Byte-pair encoding joins the most frequent pair of neighbours, again and again,
+        until there are {size.vocab:,} tokens. Ġ stands for a space.
+        """
     )
-    for table in ("llm_model_config", "llm_bpe_vocab", "llm_param"):
-        if console.conn.execute(sql.SQL("SELECT FROM {} WHERE model = 'demo' LIMIT 1").format(sql.Identifier(table))).rowcount:
-            console.say("(One of an earlier demonstration goes first.)")
+    left_behind = "SELECT model FROM {} WHERE model = 'demo' LIMIT 1"
+    for table in ("llm_model_config", "llm_bpe_vocab", "llm_param", "llm_dataset"):
+        if console.value(left_behind.format(table)):
+            console.say("(The model of an earlier demonstration goes first.)")
             console.run("SELECT llm_drop_model('demo')")
             break
-    console.run(f"SELECT llm_train_bpe('SELECT body FROM postgresql_docs ORDER BY id', {size.vocab}, 'demo')")
+    console.run(f"SELECT llm_train_bpe('SELECT body FROM postgresql_docs ORDER BY id', {size.vocab}, 'demo') AS tokens")
     console.run(
-        "SELECT string_agg(token, ' ' ORDER BY \"position\") AS tokens\n"
-        "FROM llm_tokenize('A transaction is an all-or-nothing operation.', 'demo')"
+        """
+        SELECT string_agg(token, ' ' ORDER BY "position") AS tokens
+        FROM llm_tokenize('A transaction is an all-or-nothing operation.', 'demo')
+        """
     )
 
 
 def make_model(console: Console, size: Size) -> None:
-    """Random weights, in rows."""
+    """Random weights, in rows, and what they write."""
     console.title("A model")
-    console.say("GPT-2's architecture in small, with random weights. The weights are rows of the table llm_param.")
-    console.run(
-        f"SELECT llm_init_model('demo', n_layer => {size.n_layer}, n_head => {size.n_head}, d_model => {size.d_model},\n"
-        f"                      n_positions => {size.n_positions}, seed => 1)"
+    console.say(
+        """
+        GPT-2's architecture in small. Its weights are rows of llm_param, and random, as those of every model at first.
+        """
     )
     console.run(
-        "SELECT model, n_layer, d_model, vocab, n_params, pg_size_pretty(bytes) AS size FROM llm_models WHERE model = 'demo'"
+        f"""
+        SELECT llm_init_model('demo', n_layer => {size.n_layer}, n_head => {size.n_head}, d_model => {size.d_model},
+                              n_positions => {size.n_positions}, seed => 1)
+        """
     )
+    console.run(
+        """
+        SELECT n_layer, n_head, d_model, n_positions, vocab, n_params, pg_size_pretty(bytes) AS size
+        FROM llm_models WHERE model = 'demo'
+        """
+    )
+    console.say("It has learned nothing yet, and writes accordingly. Each token is shown as soon as it is there:")
+    console.generate(PROMPTS[0], options(size, seed=1))
+
+
+def options(size: Size, seed: int) -> str:
+    """Arguments of a generation."""
+    return f"{size.tokens}, temperature => 0.6, topk => 40, model_name => 'demo', seed => {seed}"
 
 
 def learn(console: Console, size: Size) -> None:
     """llm_train, with the loss as it falls."""
     console.title("Learning")
     console.say(
-        f"The text is cut into rows of {size.n_positions} tokens. A step looks at {size.batch_size} of them, finds for every"
-        " token how surprised the model is by the next one (the loss, in nats), and moves all weights a little so that it is"
-        " less so. All steps are one statement and one transaction."
+        f"""
+        The text is cut into rows of {size.n_positions} tokens. A training step takes {size.batch_size} of them, measures
+        how surprised the model is by each next token (the loss), and moves every weight a little so that it will be less
+        so. {size.n_steps:,} steps are one statement, and one transaction.
+        """
     )
     console.run(
-        f"SELECT llm_dataset_load('SELECT body FROM postgresql_docs ORDER BY id', 'demo', {size.n_positions}) AS rows"
+        f"""
+        SELECT llm_dataset_load('SELECT body FROM postgresql_docs ORDER BY id', 'demo', {size.n_positions}) AS rows
+        """
     )
     progress = Progress(console, size.n_steps)
     with console.notices(progress.show):
         ((run_id,),) = console.run(
-            f"SELECT llm_train('demo', {size.n_steps}, batch_size => {size.batch_size}, lr_max => {size.lr_max}, beta2 => 0.99, dropout_p => 0,\n"
-            f"                 grad_clip => 1, warmup => {size.n_steps // 20}, log_every => {progress.every}) AS run_id"
+            f"""
+            SELECT llm_train('demo', {size.n_steps}, batch_size => {size.batch_size}, lr_max => {size.lr_max},
+                             warmup => {size.n_steps // 20}, beta2 => 0.99, grad_clip => 1, dropout_p => 0,
+                             log_every => {progress.every}) AS run_id
+            """
         )
-    console.say("Every step has left a row in llm_train_log:")
+    console.say("Every step has left a row in llm_train_log, so the curve is a query:")
     console.run(
-        f"SELECT max(step) AS step, round(avg(loss)::numeric, 2) AS loss, repeat('█', round(6 * avg(loss))::integer) AS curve\n"
-        f"FROM llm_train_log WHERE run_id = {run_id}\n"
-        f"GROUP BY (step - 1) / {-(-size.n_steps // 12)} ORDER BY 1"
+        f"""
+        SELECT max(step) AS step, round(avg(loss)::numeric, 2) AS loss, repeat('█', round(6 * avg(loss))::integer) AS curve
+        FROM llm_train_log WHERE run_id = {run_id}
+        GROUP BY (step - 1) / {-(-size.n_steps // 12)} ORDER BY 1
+        """
     )
 
 
@@ -161,7 +191,7 @@ class Progress:
     def __init__(self, console: Console, n_steps: int) -> None:
         self.console = console
         self.n_steps = n_steps
-        self.every = max(1, n_steps // (300 if console.live else 10))
+        self.every = max(1, n_steps // (200 if console.live else 10))
         self.began = time.perf_counter()
         self.losses: list[float] = []
 
@@ -173,24 +203,37 @@ class Progress:
             return
         step = int(found[1])
         self.losses.append(float(found[2]))
-        done = 24 * step // self.n_steps
-        left = (time.perf_counter() - self.began) / step * (self.n_steps - step)
+        done = 20 * step // self.n_steps
+        left = int((time.perf_counter() - self.began) / step * (self.n_steps - step))
         paint = self.console.paint
-        self.console.write(
-            f"\r  step {step:>{len(str(self.n_steps))}}/{self.n_steps} {paint('━' * done, GREEN)}{paint('━' * (24 - done), DIM)}"
-            f"  loss {paint(found[2], BOLD)}  {paint(sparkline(self.losses, 30).ljust(30), CYAN)}"
-            f"  {int(left) // 60}:{int(left) % 60:02d} left "
-        )
-        if step == self.n_steps:
-            self.console.write("\n")
+        parts = [
+            f"step {step:>{len(str(self.n_steps))}}/{self.n_steps}",
+            paint("━" * done, GREEN) + paint("━" * (20 - done), DIM),
+            f"loss {paint(found[2], BOLD)}",
+            paint(sparkline(self.losses, 25).ljust(25), CYAN),
+            f"{left // 60}:{left % 60:02d} left",
+        ]
+        self.console.write("\r" + "  ".join(parts) + (" \n" if step == self.n_steps else " "))
 
 
-def next_token(console: Console) -> None:
-    """Probabilities of what could come next."""
-    console.say("What a model computes is one probability for each token, given what is before it:")
+def write(console: Console, size: Size) -> None:
+    """The same model, some minutes later."""
+    console.title("After")
+    console.say("The same model, the same seed:")
+    for seed, prompt in enumerate(PROMPTS, 1):
+        console.generate(prompt, options(size, seed))
+    console.say(
+        """
+        So small a model that has read so little knows the manual's words and phrases, not what they mean. What it computes
+        is a probability for every token, given those before it:
+        """
+    )
     console.run(
-        "SELECT rank, quote_literal(token) AS token, round(probability::numeric, 3) AS probability, repeat('█', round(40 * probability)::integer) AS bar\n"
-        "FROM llm_next_token('The table is locked in access exclusive', 5, model_name => 'demo')"
+        """
+        SELECT rank, quote_literal(token) AS token, round(probability::numeric, 3) AS probability,
+               repeat('█', round(40 * probability)::integer) AS bar
+        FROM llm_next_token('in the same', 5, model_name => 'demo')
+        """
     )
 
 
@@ -203,15 +246,20 @@ def roll_back(console: Console, size: Size) -> None:
     console.run("BEGIN")
     console.run("DELETE FROM llm_dataset WHERE model = 'demo'")
     console.run(
-        "SELECT llm_dataset_load($$SELECT repeat('The elephant never forgets a committed row. ', 20)$$, 'demo', 64) AS rows"
+        """
+        SELECT llm_dataset_load($$SELECT repeat('The elephant never forgets a committed row. ', 20)$$,
+                                'demo', 64) AS rows
+        """
     )
     with console.notices(lambda message: console.write(f"NOTICE:  {message}\n")):
         console.run(
-            f"SELECT llm_train('demo', {size.rehearsals}, batch_size => 1, lr_max => 1e-3, dropout_p => 0,"
-            f" log_every => {size.rehearsals // 4}) AS run_id"
+            f"""
+            SELECT llm_train('demo', {size.rehearsals}, batch_size => 1, lr_max => 1e-3, dropout_p => 0,
+                             log_every => {size.rehearsals // 4}) AS run_id
+            """
         )
     console.run(ask)
-    console.say("… and forgets it: weights, data and log are as they were.")
+    console.say("… and forgets it. Weights, data and log are what they were:")
     console.run("ROLLBACK")
     console.run(ask)
 
@@ -219,14 +267,12 @@ def roll_back(console: Console, size: Size) -> None:
 def farewell(console: Console, seconds: float) -> None:
     """The model becomes the default of the database."""
     console.title("Your turn")
-    row = console.conn.execute("SELECT quote_ident(current_database())").fetchone()
-    database = row[0] if row else ""
-    console.run(f"ALTER DATABASE {database} SET pg_gpt2.model = 'demo'")
-    console.say(f"That took {seconds:.0f} s. The model stays in the database; `make psql` opens it. Try for example:")
+    console.run(f"ALTER DATABASE {console.value('SELECT quote_ident(current_database())')} SET pg_gpt2.model = 'demo'")
+    console.say(f"That took {seconds:.0f} seconds. The model stays; `make psql` opens its database. Try for example:")
     for statement in (
-        "SELECT llm_generate('The server', temperature => 0.7)",
+        "SELECT llm_generate('The server', temperature => 0.6)",
         "SELECT * FROM llm_next_token('VACUUM')",
         "SELECT name, shape, step FROM llm_param WHERE model = 'demo'",
     ):
         console.statement(statement)
-    console.say("`make down` stops the cluster. README.md has the rest.")
+    console.say("README.md goes on from here; `make down` stops the cluster.")

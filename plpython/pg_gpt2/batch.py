@@ -21,7 +21,9 @@ Stopped = Callable[[int], bool]
 class Stream:
     """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
 
-    def __init__(self, params: Params, config: GPT2Config, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
+    def __init__(
+        self, params: Params, config: GPT2Config, prompt: Sequence[int], options: Options, stopped: Stopped
+    ) -> None:
         self.seen = list(prompt)
         self.tokens: list[Token] = []
         self.options = options
@@ -69,7 +71,11 @@ class Stream:
 
 
 def generate_batch(
-    params: Params, config: GPT2Config, prompts: Sequence[Sequence[int]], options: Sequence[Options], stopped: Sequence[Stopped]
+    params: Params,
+    config: GPT2Config,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Options],
+    stopped: Sequence[Stopped],
 ) -> list[list[Token]]:
     """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
     streams = [Stream(params, config, *each) for each in zip(prompts, options, stopped)]

@@ -54,8 +54,9 @@ def beam_search(
         ]
         finished = sorted(finished, key=lambda beam: -beam.score)[:width]
         going_on = [candidate for candidate, end in zip(candidates, ended) if not end][:width]
-        if not going_on or len(finished) == width and (
-            early_stopping or _score(going_on[0][1].score, length, length_penalty) <= finished[-1].score
+        if not going_on or (
+            len(finished) == width
+            and (early_stopping or _score(going_on[0][1].score, length, length_penalty) <= finished[-1].score)
         ):
             break
         decoders = _follow(decoders, [source for source, _ in going_on])

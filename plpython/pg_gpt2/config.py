@@ -10,6 +10,7 @@ from math import prod
 from .errors import InvalidParameter
 
 LAYER_NORM_EPS = 1e-5
+MOST_LAYERS = 10_000  # the names of the tensors alone would fill the memory with many more
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,14 @@ class GPT2Config:
         for field in ("n_layer", "n_head", "d_model", "n_positions", "vocab"):
             value = getattr(self, field)
             if not isinstance(value, int) or value <= 0:
-                raise InvalidParameter(f"{field} must be a positive integer, not {value!r}")
+                raise InvalidParameter(
+                    f"{field} must be a positive integer, not {value!r}",
+                    hint="GPT-2's smallest size has 12, 12, 768, 1024 and 50257.",
+                )
+        if self.n_layer > MOST_LAYERS:
+            raise InvalidParameter(
+                f"n_layer {self.n_layer} is more than {MOST_LAYERS}", hint="GPT-2's largest size has 48."
+            )
         if self.d_model % self.n_head:
             raise InvalidParameter(
                 f"d_model {self.d_model} is not divisible by n_head {self.n_head}",
@@ -49,7 +57,8 @@ class GPT2Config:
 
     def n_params(self) -> int:
         """Number of scalars; the output projection is tied to `wte` and not counted twice."""
-        return sum(prod(shape) for shape in self.param_shapes().values())
+        block = sum(prod(shape) for shape in block_shapes(self.d_model).values())
+        return (self.vocab + self.n_positions + 2) * self.d_model + self.n_layer * block
 
 
 def block_shapes(d: int) -> dict[str, tuple[int, ...]]:

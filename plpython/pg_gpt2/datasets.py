@@ -18,18 +18,24 @@ Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
 
 # Rows that a model learns from: its own, and those of nobody whose ids it has.
 USABLE = (
-    "(model = $1 OR model IS NULL AND NOT EXISTS (SELECT FROM unnest(tokens || target) AS id WHERE id NOT BETWEEN 0 AND $2 - 1))"
+    "(model = $1 OR model IS NULL"
+    " AND NOT EXISTS (SELECT FROM unnest(tokens || target) AS id WHERE id NOT BETWEEN 0 AND $2 - 1))"
 )
 
 
-def load(texts: Iterator[str], tokenizer: Tokenizer, model: str, block_size: int, split: str, val_fraction: float) -> int:
+def load(
+    texts: Iterator[str], tokenizer: Tokenizer, model: str, block_size: int, split: str, val_fraction: float
+) -> int:
     """Tokenize `texts`, one end-of-text after each, into rows of `block_size`; the number of rows."""
     if tokenizer.eos_token_id is None:
         raise WrongState(
             f'the vocabulary of "{model}" has no end-of-text token to put after each text',
             hint="Add a token <|endoftext|> to llm_bpe_vocab.",
         )
-    ids = np.concatenate([np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32) for text in texts] or [np.empty(0, np.int32)])
+    ids = np.concatenate(
+        [np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32) for text in texts]
+        or [np.empty(0, np.int32)]
+    )
     rows = (ids.size - 1) // block_size
     if rows < 1:
         raise InvalidParameter(
@@ -94,19 +100,22 @@ def batches(ids: Sequence[int], model: str, config: GPT2Config) -> list[Batch]:
 def _ints(sent: bytes) -> np.ndarray:
     """int4[] in PostgreSQL's binary form: a header of 20 bytes, then length and value, big-endian. NULLs are refused."""
     if int.from_bytes(sent[:4], "big") != 1 or int.from_bytes(sent[4:8], "big"):
-        raise InconsistentData("a row of llm_dataset has an array with nulls or more than one dimension", hint="Delete it.")
+        raise InconsistentData(
+            "a row of llm_dataset has an array with nulls or more than one dimension", hint="Delete it."
+        )
     return np.frombuffer(sent, ">i4", offset=20).reshape(-1, 2)[:, 1].astype(np.int64)
 
 
 def _check_row(row_id: int, tokens: np.ndarray, target: np.ndarray, model: str, config: GPT2Config) -> None:
     if tokens.size > config.n_positions:
         raise InvalidParameter(
-            f'row {row_id} of llm_dataset has {tokens.size} tokens, more than the {config.n_positions} positions of model "{model}"',
+            f"row {row_id} of llm_dataset has {tokens.size} tokens, more than the {config.n_positions} positions of"
+            f' model "{model}"',
             hint=f"Load the data with block_size => {config.n_positions} or less.",
         )
     for ids in (tokens, target):
         if ids.min() < 0 or ids.max() >= config.vocab:
             raise InvalidParameter(
-                f"row {row_id} of llm_dataset has a token id outside 0..{config.vocab - 1}, the ids of model \"{model}\"",
+                f'row {row_id} of llm_dataset has a token id outside 0..{config.vocab - 1}, the ids of model "{model}"',
                 hint="Tokenize the text with this model's vocabulary: llm_dataset_load.",
             )

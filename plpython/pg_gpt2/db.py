@@ -5,6 +5,7 @@ search_path. Statements are prepared once a session.
 """
 
 import functools
+import inspect
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +59,7 @@ def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -
     for place, value in enumerate(args):
         if type(value) is list and value and type(value[0]) is list:
             raise InvalidParameter(
-                f"{function.__code__.co_varnames[place]} must be an array of one dimension",
+                f"{inspect.unwrap(function).__code__.co_varnames[place]} must be an array of one dimension",
                 hint="ARRAY(SELECT unnest(a)) makes one of all its elements.",
             )
 
@@ -109,6 +110,11 @@ def _from_server(error: Any) -> Exception:
     for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
         setattr(copy, field, value)
     return copy
+
+
+def qualified(name: str) -> str:
+    """`name` in the extension's schema, as text that casts to regclass."""
+    return f"{_schema}.{name}"
 
 
 def query(sql: str, types: Sequence[str] = (), *args: Any) -> list[Row]:

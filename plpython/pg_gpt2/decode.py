@@ -75,7 +75,7 @@ def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndar
 
     def attend_each(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, 1, 3D] -> [B, 1, D]
         out = np.empty((len(decoders), 1, first.config.d_model), FLOAT32)
-        each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]  # type: ignore[misc]
+        each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]
         threads.run(each)
         return out
 

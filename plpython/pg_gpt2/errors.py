@@ -40,6 +40,21 @@ class InconsistentData(PgGpt2Error):
     sqlstate = "22000"
 
 
+def require(**values: object) -> None:
+    """22004 naming the first value that is null. Functions annotate what they work with; SQL may pass NULL for any of it."""
+    for name, value in values.items():
+        if value is None:
+            raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default, where it has one.")
+
+
+def require_positive(**values: int) -> None:
+    """22004 or 22023 naming the first value that is null or below 1."""
+    require(**values)
+    for name, value in values.items():
+        if value < 1:
+            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
+
+
 class UndefinedObject(PgGpt2Error):
     """An unknown model, tensor, checkpoint or run."""
 

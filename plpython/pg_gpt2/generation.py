@@ -30,7 +30,8 @@ class Options:
             raise NullNotAllowed("max_tokens must not be null", hint="Leave it out to get 64.")
         if self.max_tokens < 0:
             raise InvalidParameter(
-                f"max_tokens must be 0 or more, not {self.max_tokens}", hint="It is the most that is generated; the default is 64."
+                f"max_tokens must be 0 or more, not {self.max_tokens}",
+                hint="It is the most that is generated; the default is 64.",
             )
         if any(not stop for stop in self.stop):
             raise InvalidParameter(

@@ -15,6 +15,7 @@ from . import rng, threads
 from .config import LAYER_NORM_EPS, GPT2Config, block_shapes
 from .errors import InvalidParameter
 from .ops.attend import CHUNK
+from .ops.products import run_all
 from .tape import Handle, Runner
 
 Params = Mapping[str, Handle]
@@ -185,4 +186,4 @@ def _draw_normal(flat: np.ndarray, std: float, seed: int, index: int) -> None:
         source.standard_normal(out=flat[part], dtype=np.float32)
         flat[part] *= std
 
-    threads.for_rows(flat.size, INIT_PIECE, piece)
+    run_all([lambda part=part: piece(part) for part in threads.pieces(flat.size, INIT_PIECE)])  # type: ignore[misc]

@@ -11,7 +11,10 @@ import importlib.util
 import linecache
 import sys
 
-HINT = "Install it for that interpreter: apt-get install python3-numpy, or pip install numpy in an environment on the server's PYTHONPATH."
+HINT = (
+    "Install it for that interpreter: apt-get install python3-numpy, or pip install numpy into an environment on the"
+    " PYTHONPATH of the server."
+)
 
 
 class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):

@@ -1,7 +1,8 @@
 """The kernels `pg_llm_*`: ops of the registry on bytes, as SQL has them. Pure: no table, no setting, nothing recorded.
 
-A kernel reads float32 bytes into arrays of the shapes that its scalars say, calls `registry[name]`, and gives bytes back.
-The arithmetic is the ops'; here are only the shapes. The optimizer's kernels call `optim`, the sampler's `sampling`.
+A kernel reads float32 bytes into arrays of the shapes that its scalars say, calls `registry[name]`, and gives bytes
+back. The arithmetic is the ops'; here are only the shapes. The optimizer's kernels call `optim`, the sampler's
+`sampling`.
 """
 
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def values(data: bytes) -> list[float]:
     return from_bytes(data).tolist()
 
 
-# --- forward and backward, in the order of the ops --------------------------------------------------------------------------
+# --- forward and backward, in the order of the ops --------------------------------------------------------------------
 
 
 def matmul(a: bytes, b: bytes, m: int, k: int, n: int) -> bytes:  # [m,k], [k,n] -> [m,n]
@@ -207,7 +208,7 @@ def _attention_arrays(
         raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
     shapes = {"x": (t, d), "w_qkv": (d, 3 * d), "b_qkv": (3 * d,), "w_o": (d, d), "b_o": (d,)}
     given = (x, w_qkv, b_qkv, w_o, b_o)
-    return tuple(from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items()))
+    return tuple(from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True))
 
 
 def mlp_backward(
@@ -218,11 +219,11 @@ def mlp_backward(
     f = 4 * d
     shapes = {"x": (t, d), "w_fc": (d, f), "b_fc": (f,), "w_proj": (f, d), "b_proj": (d,)}
     given = (x, w_fc, b_fc, w_proj, b_proj)
-    arrays = [from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items())]
+    arrays = [from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True)]
     return _bytes(_backward("mlp", from_bytes(dy, (t, d), name="dy"), None, *arrays))
 
 
-# --- optimizer and sampler --------------------------------------------------------------------------------------------------
+# --- optimizer and sampler --------------------------------------------------------------------------------------------
 
 
 def adamw_step(
@@ -280,7 +281,7 @@ def sample(logits: bytes, how: Sampling, seed: int) -> int:
     return choose(array, how, Draws(seed).next())
 
 
-# --- shared -----------------------------------------------------------------------------------------------------------------
+# --- shared -----------------------------------------------------------------------------------------------------------
 
 
 def _rows(data: bytes, n: int | None, name: str) -> np.ndarray:

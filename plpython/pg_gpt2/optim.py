@@ -11,8 +11,10 @@ import numpy as np
 from . import threads
 from .errors import InvalidParameter
 from .ops import buffers
+from .ops.products import run_all
 
 PIECE = 1 << 16  # scalars: what a step touches of them fits a second-level cache
+AT_ONCE = 256  # pieces between looks for an interrupt: some 20 ms
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
 
@@ -103,7 +105,7 @@ def step_all(
                 )
 
             tasks.append(task)
-    threads.run(tasks)
+    run_all(tasks, at_once=AT_ONCE)
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
@@ -122,7 +124,7 @@ def global_norm(grads: Sequence[np.ndarray]) -> float:
         flat, part = parts[i]
         squares[i] = np.dot(flat[part], flat[part])
 
-    threads.run([lambda i=i: square(i) for i in range(len(parts))])  # type: ignore[misc]
+    run_all([lambda i=i: square(i) for i in range(len(parts))], at_once=AT_ONCE)  # type: ignore[misc]
     return sqrt(squares.sum())
 
 

@@ -27,7 +27,9 @@ def _integer(name: str, default: int) -> int:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
-        raise InvalidParameter(f"pg_gpt2.{name} must be a number from 1 to 4096, not '{text}'", hint=f"RESET pg_gpt2.{name};")
+        raise InvalidParameter(
+            f"pg_gpt2.{name} must be a number from 1 to 4096, not '{text}'", hint=f"RESET pg_gpt2.{name};"
+        )
     return int(text)
 
 

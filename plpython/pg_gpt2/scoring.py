@@ -81,7 +81,8 @@ def _depth(layer: int | None, config: GPT2Config) -> int:
         depth += config.n_layer + 1
     if not 0 <= depth <= config.n_layer:
         raise InvalidParameter(
-            f"layer {layer} is not in 0..{config.n_layer}", hint="0 is the embeddings, -1 or null the state after the final norm."
+            f"layer {layer} is not in 0..{config.n_layer}",
+            hint="0 is the embeddings, -1 or null the state after the final norm.",
         )
     return depth
 

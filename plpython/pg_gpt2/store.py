@@ -43,6 +43,14 @@ def model_name(model: str | None) -> str:
     return model if model is not None else db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
 
 
+def require_name(model: str | None, parameter: str = "model") -> None:
+    """22004 or 22023 unless `model` can be the name of a new model."""
+    if model is None:
+        raise NullNotAllowed(f"{parameter} must not be null", hint="Give the new model a name.")
+    if not model:
+        raise InvalidParameter(f"{parameter} must not be an empty name", hint="Give the new model a name.")
+
+
 def config(model: str) -> GPT2Config:
     """The configuration of `model`; 42704 when there is none."""
     found = find_config(model)
@@ -213,15 +221,17 @@ class Assembly:
 
     def add(self, name: str, first: int, shape: list[int], data: bytes) -> None:
         """Take one block, blocks of a tensor in ascending order."""
-        wanted = self.shapes.get(name)
-        if wanted is None:
-            self._refuse(f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param.")
+        if name not in self.shapes:
+            raise self._refusal(
+                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
+            )
+        wanted = self.shapes[name]
         if tuple(shape[1:]) != wanted[1:]:
-            self._refuse(
+            raise self._refusal(
                 f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
             )
         if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
-            self._refuse(
+            raise self._refusal(
                 f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
                 "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
             )
@@ -237,11 +247,11 @@ class Assembly:
         for name, shape in self.shapes.items():
             rows = self._rows.get(name, 0)
             if rows < shape[0]:
-                self._refuse(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
+                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
         return {name: self.params[name] for name in self.shapes}
 
-    def _refuse(self, problem: str, hint: str) -> None:
-        raise InconsistentData(f'model "{self.model}" {problem}', hint=hint)
+    def _refusal(self, problem: str, hint: str) -> InconsistentData:
+        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------------
@@ -252,6 +262,11 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     rows = shape[0] if len(shape) == 1 else max(1, BLOCK_BYTES // (4 * shape[1]))
     for start in range(0, shape[0], rows):
         yield start, min(start + rows, shape[0])
+
+
+def row_reader(array: np.ndarray) -> RowReader:
+    """Rows of an array in memory."""
+    return lambda start, stop: array[start:stop]
 
 
 def insert_params(model: str, tensors: Iterable[tuple[str, tuple[int, ...], RowReader]]) -> None:

@@ -84,7 +84,10 @@ class Trainer:
         keep: bool = False,
         audit: Audit | None = None,
     ) -> StepResult:
-        """One update from micro-batches, all tokens counting alike. A failure changes no weight or moment."""
+        """One update from micro-batches, all tokens counting alike.
+
+        An error or interrupt before the update changes nothing; an interrupt within it leaves arrays to throw away.
+        """
         optim.check_adamw(lr, beta1, beta2, eps, weight_decay, 1)
         loss, tokens = self.gradients(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, keep=keep, audit=audit)
         norm = self.grad_norm()
@@ -182,6 +185,6 @@ def estimate_step_bytes(config: GPT2Config, batch: int, length: int) -> int:
     state = 4 * config.n_params()  # weights, gradients, two moments
     kept = 10 * n * d * config.n_layer  # two residuals, q k v, attention's result, hidden before gelu
     passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
-    rows = min(n, losses.group_rows(config.vocab))
-    head = rows * config.vocab + rows * d * -(-config.vocab // losses.VOCAB_SLICE)
+    rows = losses.group_rows(n, config.vocab)
+    head = rows * config.vocab + rows * d * -(-config.vocab // losses.vocab_slice(config.vocab))
     return 4 * (state + kept + passing + head)

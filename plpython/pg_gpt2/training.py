@@ -17,7 +17,7 @@ from .config import GPT2Config
 from .errors import InconsistentData, InvalidParameter, NullNotAllowed
 from .optim import lr_schedule, run_lr
 from .tensor import FLOAT32, to_bytes
-from .trainer import Trainer, estimate_step_bytes, evaluate
+from .trainer import StepResult, Trainer, estimate_step_bytes, evaluate
 
 NOTICES = 10  # a run, unless log_every says otherwise
 
@@ -61,10 +61,18 @@ class Log:
     model: str
     rows: list[tuple] = field(default_factory=list)
 
-    def add(self, step: int, lr: float, result: object, seconds: float, batch: Sequence[int], val_loss: float | None = None) -> None:
+    def add(
+        self,
+        step: int,
+        lr: float,
+        result: StepResult,
+        seconds: float,
+        batch: Sequence[int],
+        val_loss: float | None = None,
+    ) -> None:
         """Remember a step."""
         ids = "{" + ",".join(map(str, batch)) + "}"
-        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, ids))  # type: ignore[attr-defined]
+        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, ids))
 
     def write(self) -> None:
         """Insert what was remembered."""
@@ -116,7 +124,8 @@ class Session:
                 if data:
                     if len(data) != len(row["data"]):
                         raise InconsistentData(
-                            f'moments of tensor "{name}" block {first} of model "{self.model}" have {len(data)} bytes, not {len(row["data"])}',
+                            f'm or v of tensor "{name}", block {first}, of model "{self.model}" has {len(data)} bytes,'
+                            f" not {len(row['data'])}",
                             hint="Set m and v to null to start the optimizer anew.",
                         )
                     moments[name][first : first + rows] = np.frombuffer(data, FLOAT32).reshape(row["shape"])
@@ -132,7 +141,8 @@ class Session:
             found += datasets.batches(ids[start : start + batch_size], self.model, self.config)
         rows, length = max(tokens.shape for tokens, _ in found)
         resources.require_memory(
-            estimate_step_bytes(self.config, rows, length) - 16 * self.config.n_params(), f"a batch of {rows} x {length} tokens"
+            estimate_step_bytes(self.config, rows, length) - 16 * self.config.n_params(),
+            f"a batch of {rows} x {length} tokens",
         )
         return found
 
@@ -143,9 +153,9 @@ class Session:
         trainer = self.trainer
         for name, first, rows in self._blocks:
             part = slice(first, first + rows)
-            arrays = [to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v)]
-            batch.append((name, first, *arrays, trainer.steps[name]))
-            held += 3 * len(arrays[0])
+            data, m, v = (to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v))
+            batch.append((name, first, data, m, v, trainer.steps[name]))
+            held += 3 * len(data)
             if held >= store.FLUSH_BYTES:
                 self._update(batch)
                 batch, held = [], 0
@@ -174,14 +184,23 @@ def start_run(session: Session, settings: dict, seed: int, n_steps: int | None, 
         "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version, environment)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING run_id",
         ["text", "jsonb", "int8", "text", "int8", "int4", "text", "jsonb"],
-        *(session.model, json.dumps(settings), seed, status, session.step, n_steps, session.version, json.dumps(environment())),
+        *(
+            session.model,
+            json.dumps(settings),
+            seed,
+            status,
+            session.step,
+            n_steps,
+            session.version,
+            json.dumps(environment()),
+        ),
     )
     return (row or {})["run_id"]
 
 
 def environment() -> dict[str, object]:
     """What the same bits are promised under."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index,call-overload]
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "pg_gpt2": __version__,
         "python": platform.python_version(),
@@ -197,9 +216,7 @@ def manual_run(session: Session, seed: int) -> int:
     return row["run_id"] if row else start_run(session, {}, seed, None, "manual")
 
 
-def train_step(
-    session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None
-) -> float:
+def train_step(session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None) -> float:
     """One logged step on the rows `ids`, else on the next row of the training data; the loss before it."""
     step = session.step + 1
     if ids is None:
@@ -251,7 +268,9 @@ def train(
     session.write()
     log.write()
     db.run(
-        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp() WHERE run_id = $1", ["int8"], log.run_id
+        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp() WHERE run_id = $1",
+        ["int8"],
+        log.run_id,
     )
     return log.run_id
 
@@ -275,12 +294,12 @@ class _Progress:
 
 
 def mean_loss(
-    params: store.Params, config: GPT2Config, model: str, ids: Sequence[int], batch_size: int
+    params: store.Params, config: GPT2Config, model: str, ids: np.ndarray, batch_size: int
 ) -> tuple[float, int]:
     """Mean cross entropy and number of tokens of rows of llm_dataset, without dropout."""
     total, count = 0.0, 0
     for start in range(0, len(ids), batch_size):
-        for tokens, targets in datasets.batches(ids[start : start + batch_size], model, config):
+        for tokens, targets in datasets.batches(ids[start : start + batch_size].tolist(), model, config):
             loss, n = evaluate(params, config, tokens, targets, chunk=resources.attention_chunk())
             total, count = total + loss, count + n
     return total / count, count

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from . import db
 from .bpe import Tokenizer, token_bytes
-from .errors import DuplicateObject, InvalidParameter, WrongState
+from .errors import DuplicateObject, WrongState, require
 
 MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
 
@@ -97,8 +97,7 @@ def _read(model: str) -> Tokenizer:
 
 def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
     """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
-    if not model:
-        raise InvalidParameter("model must be given", hint="A vocabulary belongs to the name of a model.")
+    require(model=model)
     db.run("DELETE FROM {schema}.llm_bpe_vocab WHERE model = $1", ["text"], model)
     db.run(
         "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, bytes)"
@@ -110,8 +109,7 @@ def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
 
 def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
     """Put `merges`, best first, in the place of the model's merges."""
-    if not model:
-        raise InvalidParameter("model must be given", hint="Merges belong to the name of a model.")
+    require(model=model)
     db.run("DELETE FROM {schema}.llm_bpe_merges WHERE model = $1", ["text"], model)
     db.run(
         'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'

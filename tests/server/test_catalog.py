@@ -97,7 +97,9 @@ def test_a_backend_imports_the_standard_library_numpy_and_this_package_only(conn
     conn.execute("SELECT llm_dataset_load($$SELECT repeat('low lower ', 50)$$, 'm', 16)")
     conn.execute("SELECT llm_train('m', 2, batch_size => 2)")
     conn.execute("SELECT llm_import_safetensors(string_agg(c, ''), 'm', true) FROM llm_export_safetensors('m') c")
-    conn.execute("CREATE FUNCTION pg_temp.modules() RETURNS SETOF text LANGUAGE plpython3u AS 'import sys; return list(sys.modules)'")
+    conn.execute(
+        "CREATE FUNCTION pg_temp.modules() RETURNS SETOF text LANGUAGE plpython3u AS 'import sys; return list(sys.modules)'"
+    )
     modules = {name.split(".")[0] for (name,) in conn.execute("SELECT pg_temp.modules()")}
     ours = {name for name in modules if name.startswith("pg_gpt2_")}
     assert len(ours) == 1

@@ -11,19 +11,19 @@ from ..bpe import Tokenizer
 from ..config import GPT2Config
 from ..db import entry
 from ..decode import Decoder, check_ids
-from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory
+from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, require, require_positive
 from ..generation import Options, TextStream, Token, tokens
+from ..ops.products import product
 from ..sampling import Sampling, softmax
 from ..tape import Eager
 from ..tensor import to_bytes
-from ..ops.products import product
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
 
 
 @entry
 def generate(
-    prompt: str | None,
+    prompt: str,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -46,7 +46,7 @@ def generate(
 
 @entry
 def stream(
-    prompt: str | None,
+    prompt: str,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -70,7 +70,7 @@ class _TextJob:
 
     def __init__(
         self,
-        prompt: str | None,
+        prompt: str,
         max_tokens: int,
         sampling: Sampling,
         model_name: str | None,
@@ -125,7 +125,7 @@ def _require_cache(model: store.Model, lengths: list[int], max_tokens: int) -> N
 
 @entry
 def generate_batch(
-    prompts: list[str] | None,
+    prompts: list[str],
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -157,30 +157,27 @@ def generate_batch(
 @entry
 def beam_search(
     prompt: str | None,
-    beam_width: int | None,
-    max_tokens: int | None,
-    length_penalty: float | None,
-    early_stopping: bool | None,
+    beam_width: int,
+    max_tokens: int,
+    length_penalty: float,
+    early_stopping: bool,
     eos_token: int | None,
     model_name: str | None,
     prompt_ids: list[int] | None,
 ) -> list[tuple[int, float, str | None, list[int]]]:
     """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
-    if (prompt is None) == (prompt_ids is None):
+    if (prompt is not None and prompt_ids is not None) or prompt is prompt_ids:
         raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
-    if beam_width is None or max_tokens is None or length_penalty is None or early_stopping is None:
-        raise NullNotAllowed("beam_width, max_tokens, length_penalty and early_stopping must not be null")
-    for name, value in (("beam_width", beam_width), ("max_tokens", max_tokens)):
-        if value < 1:
-            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
+    require(length_penalty=length_penalty, early_stopping=early_stopping)
+    require_positive(beam_width=beam_width, max_tokens=max_tokens)
     if not abs(length_penalty) < 100:
         raise InvalidParameter(f"length_penalty must be between -100 and 100, not {length_penalty}")
     model = store.load(model_name)
-    tokenizer = vocabularies.load(model.name) if prompt is not None else vocabularies.find(model.name)
-    if prompt is not None:
-        ids = _prompt_ids(prompt, model, tokenizer)
-    else:
+    tokenizer = vocabularies.find(model.name)
+    if prompt is None:
         ids = _given_ids(prompt_ids, model)
+    else:
+        ids = _prompt_ids(prompt, model, vocabularies.load(model.name))
     options = _options(max_tokens, Sampling(), eos_token, 0, None, model.config, tokenizer)
     _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
     beams = beam.beam_search(
@@ -222,7 +219,8 @@ def _options(
         eos = None if eos_token == -1 else eos_token
     else:
         raise InvalidParameter(
-            f"eos_token {eos_token} is not in 0..{config.vocab - 1}", hint="Give a token id, null for the model's, or -1 for none."
+            f"eos_token {eos_token} is not in 0..{config.vocab - 1}",
+            hint="Give a token id, null for the model's, or -1 for none.",
         )
     return Options(max_tokens, sampling, eos, draw_seed() if seed is None else seed, tuple(stop or ()))
 
@@ -260,7 +258,9 @@ def _given_ids(ids: list[int] | None, model: store.Model) -> list[int]:
 
 def _notice_long_prompt(length: int, model: store.Model) -> None:
     if length > model.config.n_positions:
-        db.notice(f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used")
+        db.notice(
+            f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used"
+        )
 
 
 @entry
@@ -294,7 +294,7 @@ def generate_tokens(
 
 
 @entry
-def next_token(prompt: str | None, n: int | None, temperature: float | None, model_name: str | None) -> list[tuple[Any, ...]]:
+def next_token(prompt: str, n: int, temperature: float, model_name: str | None) -> list[tuple[Any, ...]]:
     """Rows (rank, token_id, token, logit, probability) of the `n` most probable tokens."""
     if prompt is None or n is None or temperature is None:
         raise NullNotAllowed(
@@ -314,7 +314,13 @@ def next_token(prompt: str | None, n: int | None, temperature: float | None, mod
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
     best = np.argsort(-logits, kind="stable")[:n]
     return [
-        (rank, int(token), db.storable(tokenizer.decode([int(token)])), float(logits[token]), float(probabilities[token]))
+        (
+            rank,
+            int(token),
+            db.storable(tokenizer.decode([int(token)])),
+            float(logits[token]),
+            float(probabilities[token]),
+        )
         for rank, token in enumerate(best, 1)
     ]
 

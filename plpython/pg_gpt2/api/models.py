@@ -1,9 +1,11 @@
 """llm_init_model, llm_copy_model, llm_drop_model: models as a whole."""
 
-from .. import db, gpt2, store
+from dataclasses import replace
+
+from .. import db, gpt2, resources, store
 from ..config import GPT2Config
 from ..db import entry
-from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject
+from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -16,42 +18,50 @@ def replace_preset(model: str) -> None:
 
 @entry
 def init_model(
-    model: str | None,
+    model: str,
     n_layer: int | None,
     n_head: int | None,
     d_model: int | None,
     n_positions: int | None,
     vocab: int | None,
-    seed: int | None,
+    seed: int,
 ) -> None:
     """New random weights; nulls come from the configuration or vocabulary of that name."""
-    if model is None or seed is None:
-        raise NullNotAllowed(f"{'model' if model is None else 'seed'} must not be null", hint="Leave seed out for 0.")
+    if seed is None:
+        raise NullNotAllowed("seed must not be null", hint="Leave it out for 0.")
+    store.require_name(model)
     store.require_no_weights(model)
-    wanted = {"n_layer": n_layer, "n_head": n_head, "d_model": d_model, "n_positions": n_positions}
     known = store.find_config(model)
     tokens, eos = _vocabulary(model)
-    wanted["vocab"] = tokens or None if vocab is None else vocab
-    for name, value in wanted.items():
-        if value is None and known is not None:
-            wanted[name] = getattr(known, name)
-        if wanted[name] is None:
-            raise NullNotAllowed(
-                f'{name} must be given: there is no {"vocabulary" if name == "vocab" else "configuration"} of the name "{model}"',
-                hint="Example: SELECT llm_init_model('tiny', n_layer => 4, n_head => 4, d_model => 128, n_positions => 64, vocab => 512).",
-            )
-    if wanted["vocab"] < tokens:
+    shape = {"n_layer": n_layer, "n_head": n_head, "d_model": d_model, "n_positions": n_positions, "vocab": vocab}
+    if vocab is None and tokens:
+        shape["vocab"] = tokens
+    for name in shape:
+        if shape[name] is None and known is not None:
+            shape[name] = getattr(known, name)
+    wanted = GPT2Config(**{name: _given(name, value, model) for name, value in shape.items()})
+    if wanted.vocab < tokens:
         raise InvalidParameter(
-            f'vocab {wanted["vocab"]} is smaller than the vocabulary of "{model}", which has {tokens} tokens',
+            f'vocab {wanted.vocab} is smaller than the vocabulary of "{model}", which has {tokens} tokens',
             hint="Leave vocab out to take the vocabulary's size.",
         )
-    if eos is None and known is not None:
+    if eos is None and known is not None and (known.eos_token_id or 0) < wanted.vocab:
         eos = known.eos_token_id
-    eos = None if eos is not None and eos >= wanted["vocab"] else eos
-    config = GPT2Config(**wanted, eos_token_id=eos)
-    store.register(model, config)
-    params = gpt2.init_params(config, seed)
-    store.insert_params(model, ((name, array.shape, lambda a, b, rows=array: rows[a:b]) for name, array in params.items()))
+    resources.require_memory(2 * 4 * wanted.n_params(), f'making model "{model}"')
+    store.register(model, replace(wanted, eos_token_id=eos))
+    params = gpt2.init_params(wanted, seed)
+    store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in params.items()))
+
+
+def _given(name: str, value: int | None, model: str) -> int:
+    if value is None:
+        source = "vocabulary" if name == "vocab" else "configuration"
+        raise NullNotAllowed(
+            f'{name} must be given: there is no {source} of the name "{model}"',
+            hint="Example: SELECT llm_init_model('tiny', n_layer => 4, n_head => 4, d_model => 128, n_positions => 64,"
+            " vocab => 512).",
+        )
+    return value
 
 
 def _vocabulary(model: str) -> tuple[int, int | None]:
@@ -67,11 +77,13 @@ def _vocabulary(model: str) -> tuple[int, int | None]:
 
 
 @entry
-def copy_model(source: str | None, target: str | None) -> None:
+def copy_model(source: str, target: str) -> None:
     """Configuration, weights, optimizer state and vocabulary under a new name, all in SQL."""
+    require(source=source, target=target)
     config = store.config(source)
     if not store.has_weights(source):
         raise store.no_weights(source)
+    store.require_name(target, "target")
     store.require_no_weights(target)
     store.register(target, config)
     db.run(
@@ -91,8 +103,8 @@ def copy_model(source: str | None, target: str | None) -> None:
         target,
     )
     db.run(
-        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right")'
-        ' SELECT $2, rank, "left", "right" FROM {schema}.llm_bpe_merges WHERE model = $1',
+        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
+        ' SELECT $2, rank, "left", "right", pair FROM {schema}.llm_bpe_merges WHERE model = $1',
         ["text", "text"],
         source,
         target,
@@ -103,11 +115,15 @@ TABLES = ("llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_
 
 
 @entry
-def drop_model(model: str | None) -> None:
+def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
-    if model is None:
-        raise NullNotAllowed("model must not be null", hint="SELECT * FROM llm_models lists the models.")
+    require(model=model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
     dropped += db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if not dropped:
+        if store.find_config(model) is not None:
+            raise WrongState(
+                f'model "{model}" is a preset, and has nothing but its configuration',
+                hint="DELETE its row from llm_model_config if it shall not be listed.",
+            )
         raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")

@@ -7,7 +7,7 @@ from .. import db, scoring, store, vocabularies
 from ..bpe import Tokenizer
 from ..db import entry
 from ..decode import check_ids
-from ..errors import InvalidParameter, NullNotAllowed
+from ..errors import InvalidParameter, require
 
 
 def _prepare(text: str, model_name: str | None) -> tuple[store.Model, Tokenizer, list[int]]:
@@ -46,12 +46,11 @@ def perplexity(text: str | None, model_name: str | None) -> float | None:
 
 
 @entry
-def text_embedding(text: str | None, layer: int | None, pooling: str | None, model_name: str | None) -> list[float] | None:
+def text_embedding(text: str | None, layer: int | None, pooling: str, model_name: str | None) -> list[float] | None:
     """Hidden state [D]."""
     if text is None:
         return None
-    if pooling is None:
-        raise NullNotAllowed("pooling must not be null", hint="'mean' or 'last'.")
+    require(pooling=pooling)
     model, _, ids = _prepare(text, model_name)
     if not ids:
         raise InvalidParameter("an empty text has no embedding", hint="Leave empty texts out: WHERE body <> ''.")

@@ -6,7 +6,7 @@ from typing import Any
 from .. import bpe_train, db, server_files, store, vocabularies
 from ..bpe import Tokenizer
 from ..db import entry
-from ..errors import NullNotAllowed
+from ..errors import require
 from ..formats import vocab as vocab_files
 
 MAX_FILE_BYTES = 256 << 20  # of vocab.json or merges.txt; GPT-2's have 1 MB
@@ -53,13 +53,9 @@ def trace(word: str | None, model: str | None) -> Iterator[Any]:
 
 
 @entry
-def train(source: str | None, vocab_size: int | None, model: str | None, source_path: str) -> int:
+def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
     """Learn a vocabulary from a query's texts; its size."""
-    if vocab_size is None or not model:
-        raise NullNotAllowed(
-            "vocab_size and model must be given",
-            hint="Example: SELECT llm_train_bpe('SELECT body FROM documents', 1024, 'tiny').",
-        )
+    require(source=source, vocab_size=vocab_size, model=model)
     vocabularies.require_none(model)
     vocab, merges = bpe_train.train(db.source_texts(source, source_path), vocab_size)
     vocabularies.replace_tokens(model, vocab)
@@ -68,7 +64,7 @@ def train(source: str | None, vocab_size: int | None, model: str | None, source_
 
 
 @entry
-def load_vocab(path: str | None, model: str | None) -> int:
+def load_vocab(path: str, model: str) -> int:
     """vocab.json -> rows; their number."""
     vocab = vocab_files.parse_vocab(server_files.read(path, MAX_FILE_BYTES))
     vocabularies.replace_tokens(model, vocab)
@@ -76,7 +72,7 @@ def load_vocab(path: str | None, model: str | None) -> int:
 
 
 @entry
-def load_merges(path: str | None, model: str | None) -> int:
+def load_merges(path: str, model: str) -> int:
     """merges.txt -> rows; their number."""
     merges = vocab_files.parse_merges(server_files.read(path, MAX_FILE_BYTES))
     vocabularies.replace_merges(model, merges)

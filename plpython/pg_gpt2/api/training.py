@@ -7,31 +7,14 @@ import numpy as np
 from .. import datasets, db, gpt2, resources, store, training, vocabularies
 from ..db import entry
 from ..decode import check_ids
-from ..errors import InvalidParameter, NullNotAllowed
+from ..errors import InvalidParameter, require, require_positive
 from ..ops.dropout import check_p
 from ..tape import Eager
 from .generation import draw_seed
 
 
-def require(**values: object) -> None:
-    """22004 naming the first value that is null."""
-    for name, value in values.items():
-        if value is None:
-            raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default, where it has one.")
-
-
-def require_positive(**values: int | None) -> None:
-    """22004 or 22023 naming the first value that is null or below 1."""
-    require(**values)
-    for name, value in values.items():
-        if value < 1:  # type: ignore[operator]
-            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
-
-
 @entry
-def load_dataset(
-    source: str | None, model: str | None, block_size: int | None, split: str | None, val_fraction: float | None, source_path: str
-) -> int:
+def load_dataset(source: str, model: str, block_size: int, split: str, val_fraction: float, source_path: str) -> int:
     """Texts of a query -> rows of llm_dataset; their number."""
     require(source=source, model=model, split=split, val_fraction=val_fraction)
     require_positive(block_size=block_size)
@@ -39,20 +22,22 @@ def load_dataset(
         raise InvalidParameter(f"split must be 'train' or 'val', not '{split}'")
     if not 0 <= val_fraction < 1:
         raise InvalidParameter(f"val_fraction must be at least 0 and below 1, not {val_fraction}")
-    return datasets.load(db.source_texts(source, source_path), vocabularies.load(model), model, block_size, split, val_fraction)
+    return datasets.load(
+        db.source_texts(source, source_path), vocabularies.load(model), model, block_size, split, val_fraction
+    )
 
 
 @entry
 def loss(
     model: str | None,
-    tokens: list[int] | None,
-    targets: list[int] | None,
+    tokens: list[int],
+    targets: list[int],
     n_layer: int | None,
     n_head: int | None,
     d: int | None,
     vocab: int | None,
-    dropout_p: float | None,
-    train: bool | None,
+    dropout_p: float,
+    train: bool,
     seed: int | None,
 ) -> float:
     """Mean cross entropy of `targets`."""
@@ -74,7 +59,7 @@ def loss(
 
 
 @entry
-def evaluate(model: str | None, split: str | None, max_rows: int | None, batch_size: int | None) -> list[tuple[float, float, int]]:
+def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: int) -> list[tuple[float, float, int]]:
     """One row (loss, perplexity, tokens)."""
     require(split=split)
     require_positive(batch_size=batch_size, max_rows=1 if max_rows is None else max_rows)
@@ -86,7 +71,7 @@ def evaluate(model: str | None, split: str | None, max_rows: int | None, batch_s
 
 @entry
 def train_step(
-    model: str | None,
+    model: str,
     batch_id: int | None,
     n_layer: int | None,
     n_head: int | None,
@@ -101,8 +86,8 @@ def train_step(
     warmup: int,
     total_steps: int | None,
     grad_clip: float | None,
-    grad_workers: int | None,
-    prune_workers: int | None,
+    grad_workers: int,
+    prune_workers: int,
     batch: list[int] | None,
     min_lr: float,
     seed: int,
@@ -111,9 +96,13 @@ def train_step(
     require(model=model)
     require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
     if batch_id is not None and batch is not None:
-        raise InvalidParameter("batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows.")
+        raise InvalidParameter(
+            "batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows."
+        )
     if batch is not None and (not batch or None in batch):
-        raise InvalidParameter("batch must have at least one id and no null", hint="Its elements are ids of llm_dataset.")
+        raise InvalidParameter(
+            "batch must have at least one id and no null", hint="Its elements are ids of llm_dataset."
+        )
     if total_steps is not None:
         require_positive(total_steps=total_steps)
     settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
@@ -124,8 +113,8 @@ def train_step(
 
 @entry
 def train(
-    model: str | None,
-    n_steps: int | None,
+    model: str,
+    n_steps: int,
     n_layer: int | None,
     n_head: int | None,
     d: int | None,
@@ -138,10 +127,10 @@ def train(
     lr_max: float,
     warmup: int,
     grad_clip: float | None,
-    grad_workers: int | None,
-    prune_workers: int | None,
-    batch_size: int | None,
-    grad_accum: int | None,
+    grad_workers: int,
+    prune_workers: int,
+    batch_size: int,
+    grad_accum: int,
     min_lr: float,
     seed: int,
     eval_every: int | None,
@@ -150,7 +139,11 @@ def train(
     """A run of AdamW steps; its run_id."""
     require(model=model)
     require_positive(
-        n_steps=n_steps, batch_size=batch_size, grad_accum=grad_accum, grad_workers=grad_workers, prune_workers=prune_workers
+        n_steps=n_steps,
+        batch_size=batch_size,
+        grad_accum=grad_accum,
+        grad_workers=grad_workers,
+        prune_workers=prune_workers,
     )
     for name, value in (("eval_every", eval_every), ("log_every", log_every)):
         if value is not None and value < 0:

@@ -3,43 +3,37 @@
 import io
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from typing import BinaryIO
 
 import numpy as np
 
 from .. import db, host, server_files, store
 from ..config import GPT2Config
 from ..db import entry
-from ..errors import InconsistentData, NullNotAllowed, UndefinedObject
+from ..errors import InconsistentData, UndefinedObject, require
 from ..formats import Checkpoint, hub_metadata, hub_name, open_npz, open_safetensors, write_npz, write_safetensors
 from ..tensor import FLOAT32
 
 
 @entry
-def import_safetensors_file(path: str | None, model: str | None, replace: bool | None) -> int:
+def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
     """A safetensors file of the server -> rows."""
-    _check_name(model)
+    require(model=model)
     return _import(open_safetensors(server_files.open_to_read(path)), model, replace)
 
 
 @entry
-def import_npz_file(path: str | None, model: str | None, replace: bool | None) -> int:
+def import_npz_file(path: str, model: str, replace: bool | None) -> int:
     """A .npz file of the server -> rows."""
-    _check_name(model)
+    require(model=model)
     return _import(open_npz(server_files.open_to_read(path), store.find_config(model)), model, replace)
 
 
 @entry
-def import_safetensors(data: bytes | None, model: str | None, replace: bool | None) -> int:
+def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
     """Bytes of a safetensors file -> rows."""
-    _check_name(model)
-    if data is None:
-        raise NullNotAllowed("data must not be null", hint="Give the bytes of a safetensors file.")
+    require(data=data, model=model)
     return _import(open_safetensors(io.BytesIO(data)), model, replace)
-
-
-def _check_name(model: str | None) -> None:
-    if not model:
-        raise NullNotAllowed("model must be given", hint="Give the model's name.")
 
 
 def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
@@ -64,11 +58,11 @@ def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
 
 
 @entry
-def export_safetensors_file(path: str | None, model: str | None) -> int:
+def export_safetensors_file(path: str, model: str) -> int:
     """Rows -> a safetensors file of the server; its size."""
     config = store.config(model)
 
-    def fill(file: io.BufferedWriter) -> None:
+    def fill(file: BinaryIO) -> None:
         for chunk in _safetensors(config, model):
             file.write(chunk)
             host.check_interrupts()
@@ -77,7 +71,7 @@ def export_safetensors_file(path: str | None, model: str | None) -> int:
 
 
 @entry
-def export_npz_file(path: str | None, model: str | None) -> int:
+def export_npz_file(path: str, model: str) -> int:
     """Rows -> a .npz file of the server; its size."""
     config = store.config(model)
     stored = _Stored(model, config)
@@ -85,7 +79,7 @@ def export_npz_file(path: str | None, model: str | None) -> int:
 
 
 @entry
-def export_safetensors(model: str | None) -> Iterator[bytes]:
+def export_safetensors(model: str) -> Iterator[bytes]:
     """Chunks of a safetensors file."""
     return _safetensors(store.config(model), model)
 

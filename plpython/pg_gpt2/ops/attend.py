@@ -76,30 +76,30 @@ def attend_backward(
     chunk: int,
     dropped: Factors | None,
 ) -> None:
-    """Gradients of `attend` (offset 0) into dq, dk, dv: dS = P (dP - rowsum(P dP)), P = e / total recomputed.
+    """Gradients of `attend` (offset 0) into dq, dk, dv: dS = P (dP - rowsum(P dP)), P recomputed.
 
-    The division by the total is done on the narrow d_out, where it reaches every product. rowsum(P dP) is also dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
+    rowsum(P dP) is also dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
     """
     scale = q.shape[-1] ** -0.5
     dq, dk, dv = grads
     for rows, end in reversed(list(_chunks(q.shape[-2], 0, chunk))):
         q_rows, keys = q[..., rows, :], k[..., :end, :]
-        e = _scores(q_rows, keys, scale)
-        e -= norms[0, ..., rows, :]
-        np.exp(e, out=e)
-        per_total = 1.0 / norms[1, ..., rows, :]
-        d_rows = d_out[..., rows, :] * per_total
-        dz = buffers.scratch("d_scores", e.shape, e.dtype)
+        p = _scores(q_rows, keys, scale)
+        p -= norms[0, ..., rows, :]
+        np.exp(p, out=p)
+        p /= norms[1, ..., rows, :]
+        d_rows = d_out[..., rows, :]
+        dz = buffers.scratch("d_scores", p.shape, p.dtype)
         np.matmul(d_rows, v[..., :end, :].swapaxes(-1, -2), out=dz)
         if dropped is None:
-            _collect(e.swapaxes(-1, -2), d_rows, dv, end)
+            _collect(p.swapaxes(-1, -2), d_rows, dv, end)
         else:
             factors = dropped(rows, end)
             dz *= factors
-            factors *= e
+            factors *= p
             _collect(factors.swapaxes(-1, -2), d_rows, dv, end)
-        dz -= np.einsum("...i,...i->...", e, dz)[..., None] * per_total
-        dz *= e
+        dz -= np.einsum("...i,...i->...", p, dz)[..., None]
+        dz *= p
         dq_rows = dq[..., rows, :]
         np.matmul(dz, keys, out=dq_rows)
         dq_rows *= scale

@@ -16,6 +16,7 @@ from .dropout import check_p
 from .elementwise import BLOCK
 from .linear import linear, linear_backward
 from .op import misfit, register
+from .products import run_all
 
 Grads = tuple[np.ndarray | None, ...]
 
@@ -96,7 +97,7 @@ def causal_attention(
     def work(g: tuple[slice, slice]) -> None:
         attend(q[g], k[g], v[g], out[g], 0, chunk, norms=norms[(slice(None), *g)], dropped=drop.factors(*g))
 
-    threads.run([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
+    run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
     return y, norms
 
 
@@ -129,7 +130,7 @@ def causal_attention_backward(
         grads = (dq[g], dk[g], dv[g])
         attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, drop.factors(*g))
 
-    threads.run([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
+    run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
     return (dqkv,)
 
 

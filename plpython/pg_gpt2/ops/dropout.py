@@ -55,7 +55,7 @@ def dropout_backward(
 
 
 def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: float) -> np.ndarray:  # [..] -> [..]
-    """dx without the mask's address: what survived is where y is not 0. Where x is 0 the mask left no trace; dy passes."""
+    """dx without the mask's address: y is not 0 where x survived. Where x is 0 the mask left no trace; dy passes."""
     return np.where((y != 0) | (x == 0), dy * dy.dtype.type(1.0 / (1.0 - p)), dy.dtype.type(0))
 
 

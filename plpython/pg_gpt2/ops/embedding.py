@@ -38,16 +38,23 @@ def embedding(table: np.ndarray, *, ids: Any) -> np.ndarray:  # [V, D] -> [*ids.
 def embedding_backward(
     dy: np.ndarray, y: Any, table: np.ndarray, *, ids: Any, saved: Any = None, sinks: Sequence[Sink | None] = (None,)
 ) -> Grads:
-    """Add each row of dy to its row of the table; repeated ids in their order, so that the bits are fixed."""
+    """Each row of dy, added to its row of the table.
+
+    Repeated ids are added up first: the bits of a sum with other gradients of the table are then the same whether
+    it is made here, in a sink, or later.
+    """
     index = checked_ids("embedding", ids, table.shape[0]).reshape(-1)
     dtable, add = gradient_buffer(sinks[0] if sinks else None, table.shape, dy.dtype)
     if not add:
         dtable[...] = 0
     rows = dy.reshape(-1, table.shape[1])
-    if (np.diff(index) > 0).all():
-        dtable[index] += rows
+    picked, places = np.unique(index, return_inverse=True)
+    if len(picked) < len(index):
+        sums = np.zeros((len(picked), rows.shape[1]), rows.dtype)
+        np.add.at(sums, places.reshape(-1), rows)
+        dtable[picked] += sums
     else:
-        np.add.at(dtable, index, rows)
+        dtable[index] += rows
     return (dtable,)
 
 

@@ -67,8 +67,13 @@ def linear_backward(
     rows = as_rows(dy)
     dx = buffers.empty(x.shape, dy.dtype)
     dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
-    run_all(product_tasks(rows, w.T, as_rows(dx)), product_tasks(as_rows(x).T, rows, dw, accumulate=add))
-    return dx, dw, column_sums(rows)
+    db = np.empty(b.shape, dy.dtype)
+    run_all(
+        product_tasks(rows, w.T, as_rows(dx)),
+        product_tasks(as_rows(x).T, rows, dw, accumulate=add),
+        [lambda: column_sums(rows, out=db)],
+    )
+    return dx, dw, db
 
 
 register("linear", linear, linear_backward, "x w b", reads=(0, 1))

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from .. import host, threads
+from .. import threads
 from ..errors import InvalidParameter
 from . import buffers
 from .activations import softmax
 from .embedding import checked_ids
 from .op import Sink, misfit, register
-from .products import gradient_buffer
+from .products import gradient_buffer, run_all
 
 Grads = tuple[np.ndarray | None, ...]
 
 GROUP_LOGITS = 1 << 24  # logits held at a time: 64 MiB
-VOCAB_SLICE = 4096
+LARGEST_SLICE, FEWEST_SLICES = 4096, 4  # of the vocabulary
 
 
 def _targets(op: str, target: Any, n_rows: int, vocab: int) -> np.ndarray:
@@ -57,9 +57,15 @@ def cross_entropy_backward(
 register("cross_entropy", cross_entropy, cross_entropy_backward, "logits", reads=(0,))
 
 
-def group_rows(vocab: int) -> int:
-    """How many rows are projected at a time."""
-    return max(64, min(256, GROUP_LOGITS // vocab))
+def group_rows(n_rows: int, vocab: int) -> int:
+    """How many rows are projected at a time: groups of one size, as few as hold GROUP_LOGITS each."""
+    n_groups = -(-n_rows // max(64, GROUP_LOGITS // vocab))
+    return -(-n_rows // n_groups)
+
+
+def vocab_slice(vocab: int) -> int:
+    """How many rows of wte a thread takes at a time."""
+    return min(LARGEST_SLICE, -(-vocab // (FEWEST_SLICES * 64)) * 64)
 
 
 class _Group:
@@ -67,12 +73,11 @@ class _Group:
 
     def __init__(self, x: np.ndarray, wte: np.ndarray, classes: np.ndarray) -> None:
         self.x, self.wte, self.classes = x, wte, classes
-        self.slices = threads.pieces(len(wte), VOCAB_SLICE)
+        self.slices = threads.pieces(len(wte), vocab_slice(len(wte)))
         self.exps = [buffers.empty((len(x), s.stop - s.start), x.dtype) for s in self.slices]
         self.tops, self.sums = np.empty((2, len(self.slices), len(x)), x.dtype)
         self.picked = np.empty(len(x), x.dtype)
-        threads.run([lambda i=i: self._project(i) for i in range(len(self.slices))])  # type: ignore[misc]
-        host.check_interrupts()
+        run_all([lambda i=i: self._project(i) for i in range(len(self.slices))], at_once=4)  # type: ignore[misc]
         self.top = self.tops.max(axis=0)
         self.total = (self.sums * np.exp(self.tops - self.top)).sum(axis=0, dtype=np.float64)
 
@@ -109,8 +114,7 @@ class _Group:
             else:
                 np.matmul(z.T, scaled, out=dwte[part])
 
-        threads.run([lambda i=i: work(i) for i in range(len(self.slices))])  # type: ignore[misc]
-        host.check_interrupts()
+        run_all([lambda i=i: work(i) for i in range(len(self.slices))], at_once=4)  # type: ignore[misc]
         parts.sum(axis=0, out=dx)
         dx -= self.wte[self.classes] * dx.dtype.type(weight)
         np.subtract.at(dwte, self.classes, self.x * self.x.dtype.type(weight))
@@ -128,7 +132,7 @@ def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: S
         dx = buffers.empty(x.shape, x.dtype)
         dwte, add = gradient_buffer(sink, wte.shape, x.dtype)
     loss = 0.0
-    for r in threads.pieces(len(rows), group_rows(len(wte))):
+    for r in threads.pieces(len(rows), group_rows(len(rows), len(wte))):
         group = _Group(rows[r], wte, classes[r])
         loss += float(group.losses().sum())
         if dx is not None and dwte is not None and dy is not None:

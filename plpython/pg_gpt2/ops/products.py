@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .. import threads
+from .. import host, threads
 from . import buffers
 from .op import Sink
 
@@ -20,7 +20,7 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **optio
     """[m,k] @ [k,n] -> [m,n]; see `product_tasks`."""
     if out is None:
         out = buffers.empty((a.shape[0], b.shape[1]), np.result_type(a, b))
-    threads.run(product_tasks(a, b, out, **options))  # type: ignore[arg-type]
+    run_all(product_tasks(a, b, out, **options))  # type: ignore[arg-type]
     return out
 
 
@@ -68,14 +68,18 @@ def gradient_buffer(sink: Sink | None, shape: tuple[int, ...], dtype: np.dtype) 
     return sink.array.reshape(shape), filled
 
 
-def run_all(*groups: Sequence[Callable[[], None]]) -> None:
-    """Run the tasks of several products as one batch."""
-    threads.run([task for group in groups for task in group])
+def run_all(*groups: Sequence[Callable[[], object]], at_once: int = 16) -> None:
+    """Run the tasks of all groups on all cores, looking for an interrupt after every `at_once` of them."""
+    tasks = [task for group in groups for task in group]
+    for turn in threads.pieces(len(tasks), at_once):
+        if turn.start:
+            host.check_interrupts()
+        threads.run(tasks[turn])
 
 
-def column_sums(x: np.ndarray) -> np.ndarray:
+def column_sums(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """[m,n] -> [n], as a product with ones: the fast way down the rows."""
-    return np.ones(x.shape[0], x.dtype) @ x
+    return np.matmul(np.ones(x.shape[0], x.dtype), x, out=out)
 
 
 def as_rows(x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,10 @@
+"""Python client of pg_gpt2 for psycopg 3: `PGLLMClient(conn)`, and `AsyncPGLLMClient` for an asynchronous connection.
+
+All work is done by the server's `llm_*` functions; the client names their parameters and gives typed results.
+"""
+
+from .aio import AsyncPGLLMClient
+from .client import PGLLMClient
+from .results import Beam, StreamEvent
+
+__all__ = ["AsyncPGLLMClient", "Beam", "PGLLMClient", "StreamEvent"]

@@ -1,0 +1,93 @@
+"""The names that Hugging Face's `generate` has for our parameters, accepted beside ours.
+
+`do_sample=False` is temperature 0, and `num_beams` above 1 makes `generate` search beams. A parameter given under both
+names, or beside one that contradicts it, is a TypeError.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OURS = {"max_new_tokens": "max_tokens", "top_k": "topk", "top_p": "topp"}
+OF_BEAMS = ("num_beams", "length_penalty", "early_stopping")
+BEAMS_TAKE = {"self", "prompt", "max_tokens", "model", "eos_token", "echo", *OF_BEAMS}
+
+
+class SamplingNames(TypedDict, total=False):
+    """Hugging Face's names for how to sample; `num_beams` must be 1."""
+
+    max_new_tokens: int
+    top_k: int
+    top_p: float
+    do_sample: bool
+    num_beams: int
+
+
+class GenerateNames(SamplingNames, total=False):
+    """The same, and what beam search takes where `num_beams` is above 1."""
+
+    length_penalty: float
+    early_stopping: bool
+
+
+class BeamNames(TypedDict, total=False):
+    """Hugging Face's names for beam search."""
+
+    max_new_tokens: int
+    num_beams: int
+
+
+def accepts_hugging_face_names(method: F) -> F:
+    """`method` with Hugging Face's names translated; only those of beam search reach it as they are."""
+    name = method.__name__
+    parameters = inspect.signature(method).parameters
+
+    @functools.wraps(method)
+    def translated(*args: Any, **given: Any) -> Any:
+        _rename(name, given, OURS | ({"num_beams": "beam_width"} if "beam_width" in parameters else {}))
+        if "temperature" in parameters:
+            _resolve_do_sample(name, given)
+            _resolve_beams(name, given)
+        unknown = given.keys() - parameters.keys() - set(OF_BEAMS)
+        if unknown:
+            raise TypeError(f"{name}() got an unexpected keyword argument '{min(unknown)}'")
+        return method(*args, **given)
+
+    return translated  # type: ignore[return-value]
+
+
+def _rename(name: str, given: dict[str, Any], ours: dict[str, str]) -> None:
+    for theirs, our in ours.items():
+        if theirs in given:
+            if our in given:
+                raise TypeError(f"{name}() got both {our} and {theirs}, which is Hugging Face's name for it")
+            given[our] = given.pop(theirs)
+
+
+def _resolve_do_sample(name: str, given: dict[str, Any]) -> None:
+    if "do_sample" not in given:
+        return
+    sample, temperature = given.pop("do_sample"), given.get("temperature")
+    if temperature is not None and bool(sample) != (temperature != 0):
+        raise TypeError(f"{name}() got do_sample={sample} and temperature={temperature}; temperature 0 is not to sample")
+    if not sample:
+        given["temperature"] = 0.0
+
+
+def _resolve_beams(name: str, given: dict[str, Any]) -> None:
+    beams = [theirs for theirs in OF_BEAMS if theirs in given]
+    if given.get("num_beams", 1) == 1:
+        given.pop("num_beams", None)
+        if len(beams) > 1 or beams and beams != ["num_beams"]:
+            raise TypeError(f"{name}() got {beams[-1]}, which needs num_beams above 1")
+        return
+    if name != "generate":
+        raise TypeError(f"{name}() got num_beams={given['num_beams']}, but only generate() and beam_search() search beams")
+    if given.get("temperature") == 0:
+        del given["temperature"]
+    others = sorted(given.keys() - BEAMS_TAKE)
+    if others:
+        raise TypeError(f"{name}() got {others[0]}, which beam search (num_beams={given['num_beams']}) does not take")

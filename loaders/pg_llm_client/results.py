@@ -1,0 +1,36 @@
+"""What the client gives back where a string or a number does not say it all."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """One generated token, as it arrives."""
+
+    step: int
+    """1 for the first."""
+    token_id: int
+    token: str
+    """The token alone; a part of a character shows as U+FFFD."""
+    text: str
+    """Everything so far, from the prompt on unless `echo` is false; never ends inside a character."""
+    is_complete: bool
+    """True on the last event."""
+    logprob: float
+    """Log-probability of the token under the model's plain distribution."""
+    finish_reason: str | None
+    """'stop' or 'length' on the last event."""
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A continuation that beam search found."""
+
+    rank: int
+    """1 for the best."""
+    score: float
+    """Sum of log-probabilities over length ** length_penalty."""
+    text: str | None
+    """The new text; None for a model without a vocabulary."""
+    token_ids: list[int]
+    """The new ids, a final end-of-text token included."""

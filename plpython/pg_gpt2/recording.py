@@ -1,0 +1,178 @@
+"""Recording: a `Runner` whose handles are rows, so that model code written for training leaves its tape in tables.
+
+A parameter is the handle that this session mapped for it, else one made from the stored weights and mapped. A tensor
+given as bytes has no identity: it is the latest value of this session with the same bytes, else a new one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import db, host, resources, store
+from .config import block_shapes
+from .errors import InvalidParameter, WrongState
+from .ops import lookup
+from .tape_rows import Writer, _checked, session_tape
+from .tensor import to_bytes
+
+
+def enabled() -> bool:
+    """Whether recording is on in this session (pg_gpt2.autograd)."""
+    text = (db.setting("autograd", "off") or "off").strip().lower()
+    for flag, words in ((True, ("on", "true", "yes", "1", "t", "y")), (False, ("off", "false", "no", "0", "f", "n"))):
+        if text in words:
+            return flag
+    raise InvalidParameter(f"pg_gpt2.autograd must be on or off, not '{text}'", hint="RESET pg_gpt2.autograd;")
+
+
+@dataclass(eq=False)
+class Recorded:
+    """A value on the session's tape, with its data at hand."""
+
+    id: int
+    data: np.ndarray
+    requires_grad: bool
+
+
+class Recorder:
+    """Runs ops and writes them to the session's tape. Call `flush` at the end."""
+
+    def __init__(self, *, room: int = 64) -> None:
+        self.writer = Writer(session_tape(), room=room)
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Recorded:
+        """A new value."""
+        return Recorded(self.writer.tensor(data.shape, requires_grad, to_bytes(data)), data, requires_grad)
+
+    def apply(self, name: str, *inputs: Recorded, **attrs: Any) -> Recorded:
+        """The result of an op, recorded."""
+        host.check_interrupts()
+        data = lookup(name)(*(value.data for value in inputs), **attrs)
+        if 0 in data.shape:
+            raise InvalidParameter(f"{name}: the result of shape {list(data.shape)} has no values")
+        found = self.leaf(data, any(value.requires_grad for value in inputs))
+        self.writer.op(name, [value.id for value in inputs], found.id, attrs)
+        return found
+
+    def forget(self, handle: Recorded) -> None:
+        """Nothing to do: what is recorded stays."""
+
+    def flush(self) -> None:
+        """Write what is still held."""
+        self.writer.flush()
+
+    def params(self, model: store.Model) -> dict[str, Recorded]:
+        """Handles of all parameters of a model; those that are not mapped yet are made and mapped."""
+        mapped = mapped_params(model.name)
+        found = {}
+        for name, array in model.params.items():
+            if name in mapped:
+                found[name] = self._whole(name, mapped[name], array.shape)
+        missing = [name for name in model.params if name not in found]
+        found |= materialize(self, model, missing)
+        return {name: found[name] for name in model.params}
+
+    def _whole(self, name: str, blocks: Sequence[Recorded], shape: tuple[int, ...]) -> Recorded:
+        """One handle for a tensor that is mapped as a whole or in blocks."""
+        whole = blocks[0] if len(blocks) == 1 else self.apply("concat", *blocks, axis=0)
+        if whole.data.shape != shape:
+            raise WrongState(
+                f'the handles mapped for "{name}" make shape {list(whole.data.shape)}; the parameter has {list(shape)}',
+                hint="Map every block of it, or SELECT llm_materialize_params(model) to map all anew.",
+            )
+        return whole
+
+
+def materialize(recorder: Recorder, model: store.Model, names: Sequence[str]) -> dict[str, Recorded]:
+    """New handles for parameters, mapped to their rows of llm_param."""
+    resources.require_memory(sum(model.params[name].nbytes for name in names), f'handles for model "{model.name}"')
+    found = {name: recorder.leaf(model.params[name], True) for name in names}
+    recorder.flush()
+    db.run(
+        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
+        " SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {schema}.llm_param AS p"
+        " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name WHERE p.model = $2",
+        ["int8", "text", "text[]", "int8[]"],
+        *(session_tape(), model.name, list(found), [value.id for value in found.values()]),
+    )
+    return found
+
+
+def mapped_params(model: str) -> dict[str, list[Recorded]]:
+    """Parameter name -> handles mapped for it in this session, in the order of their blocks."""
+    rows = db.cursor(
+        "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_rt AS t"
+        " JOIN (SELECT name, tensor_id, min(token_id) AS token_id FROM {schema}.llm_tensor_map"
+        "       WHERE tape_id = $1 AND model = $2 GROUP BY name, tensor_id) AS m ON m.tensor_id = t.id"
+        " WHERE t.tape_id = $1 AND t.data IS NOT NULL ORDER BY m.name, m.token_id",
+        ["int8", "text"],
+        session_tape(),
+        model,
+    )
+    found: dict[str, list[Recorded]] = {}
+    for row in rows:
+        value = Recorded(row["id"], _checked(row["id"], row["data"], row["shape"]), row["requires_grad"])
+        found.setdefault(row["name"], []).append(value)
+        host.check_interrupts()
+    return found
+
+
+# --- tensors given as bytes -----------------------------------------------------------------------------------------
+
+
+def find(recorder: Recorder, data: np.ndarray) -> Recorded:
+    """The latest value of this session with these bytes and this shape, else a new one without gradient."""
+    row = db.row(
+        "SELECT id, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND data = $2 AND shape = $3"
+        " ORDER BY id DESC LIMIT 1",
+        ["int8", "bytea", "int4[]"],
+        *(session_tape(), to_bytes(data), list(data.shape)),
+    )
+    return Recorded(row["id"], data, row["requires_grad"]) if row else recorder.leaf(data)
+
+
+def find_block(recorder: Recorder, given: dict[str, np.ndarray]) -> dict[str, Recorded]:
+    """Handles for the parameters of one block, by their names without `h.{i}.`.
+
+    Vectors of zeros or ones are the same bytes in every layer. So the layer is the one that a matrix belongs to, and what
+    equals that layer's parameter is that parameter.
+    """
+    found = {name: find(recorder, array) for name, array in given.items() if array.ndim == 2}
+    layer = _mapped_layer(found)
+    for name, array in given.items():
+        if name in found:
+            continue
+        handle = layer.get(name)
+        if handle is not None and np.array_equal(handle.data, array):
+            found[name] = handle
+        else:
+            found[name] = find(recorder, array)
+    return {name: found[name] for name in block_shapes(1)}
+
+
+def _mapped_layer(matrices: dict[str, Recorded]) -> dict[str, Recorded]:
+    """The mapped vectors of the layer that one of these matrices is mapped to."""
+    row = db.row(
+        "SELECT model, substring(name FROM '^h\\.[0-9]+\\.') AS prefix FROM {schema}.llm_tensor_map"
+        " WHERE tape_id = $1 AND tensor_id = ANY ($2) AND name ~ '^h\\.[0-9]+\\.' LIMIT 1",
+        ["int8", "int8[]"],
+        session_tape(),
+        [value.id for value in matrices.values()],
+    )
+    if row is None:
+        return {}
+    rows = db.query(
+        "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_map AS m"
+        " JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = m.tape_id"
+        " WHERE m.tape_id = $1 AND m.model = $2 AND starts_with(m.name, $3) AND cardinality(t.shape) = 1",
+        ["int8", "text", "text"],
+        *(session_tape(), row["model"], row["prefix"]),
+    )
+    return {
+        found["name"].removeprefix(row["prefix"]): Recorded(
+            found["id"], _checked(found["id"], found["data"], found["shape"]), found["requires_grad"]
+        )
+        for found in rows
+    }
