@@ -26,6 +26,7 @@ TOPICS = (
     "scoring",
     "training",
     "kernels",
+    "autograd",
     "compatibility",
     "privileges",
 )

@@ -23,7 +23,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 0bb393e1fd2e @extschema@'] = importer['load'](sources, 'pg_gpt2 0bb393e1fd2e @extschema@', '@extschema@')
+GD['pg_gpt2 1a71e63db842 @extschema@'] = importer['load'](sources, 'pg_gpt2 1a71e63db842 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -48,6 +48,385 @@ def __getattr__(name: str) -> ModuleType:
     if name.startswith("_"):
         raise AttributeError(name)
     return importlib.import_module(f"{__name__}.{name}")
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.autograd', $pg_gpt2_source$"""llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated; and the model in pieces."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import attributes, db, gpt2, recording, replay, resources, store, tape_rows
+from ..config import block_shapes
+from ..db import entry
+from ..errors import (
+    InvalidParameter,
+    NullNotAllowed,
+    PgGpt2Error,
+    UndefinedObject,
+    WrongState,
+    require,
+    require_positive,
+)
+from ..gpt2 import Dropout
+from ..ops import lookup
+from ..ops.dropout import check_p
+from ..recording import Recorder
+from ..tape import Eager
+from ..tape_rows import session_tape
+from ..tensor import FLOAT32, from_bytes, to_bytes
+from .generation import draw_seed
+
+# --- the mode -------------------------------------------------------------------------------------------------------
+
+
+@entry
+def enabled() -> bool:
+    """Whether recording is on."""
+    return recording.enabled()
+
+
+@entry
+def set_mode(flag: bool) -> None:
+    """What an UPDATE of llm_autograd_mode does."""
+    require(flag=flag)
+    db.row("SELECT set_config('pg_gpt2.autograd', $1, false)", ["text"], "on" if flag else "off")
+
+
+@entry
+def tape_id() -> int:
+    """The number of this session's tape."""
+    return session_tape()
+
+
+# --- values and ops -------------------------------------------------------------------------------------------------
+
+
+@entry
+def variable(data: bytes, shape: list[int], requires_grad: bool) -> int:
+    """A handle for a value."""
+    require(data=data, shape=shape, requires_grad=requires_grad)
+    recorder = Recorder(room=1)
+    value = recorder.leaf(from_bytes(data, shape, name="data"), requires_grad)
+    recorder.flush()
+    return value.id
+
+
+@entry
+def op(name: str, inputs: list[int], extra: str | None) -> int:
+    """The handle of an op's result."""
+    require(name=name, inputs=inputs)
+    lookup(name)
+    attrs = attributes.parse(name, extra)
+    if name == "dropout" and "seed" not in attrs:
+        attrs["seed"] = draw_seed()
+    resources.apply_threads()
+    recorder = Recorder(room=1)
+    try:
+        result = recorder.apply(name, *_values(name, inputs), **attrs)
+    except PgGpt2Error as error:
+        described = f"{error.detail}; " if error.detail else ""
+        error.detail = f"{described}op {name} of handles {inputs}"
+        raise
+    recorder.flush()
+    return result.id
+
+
+def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
+    """The values of handles, each read once; 42704 naming the op and the handle when there is none."""
+    found = {}
+    for place, handle in enumerate(handles, 1):
+        if handle is None:
+            raise NullNotAllowed(
+                f"{name}: input {place} is null", hint="Inputs are handles of llm_variable and llm_op."
+            )
+        if handle not in found:
+            try:
+                tensor, data = tape_rows.value(handle)
+            except (UndefinedObject, WrongState) as error:
+                raise type(error)(f"{name}: input {place}: {error.message}", hint=error.hint) from None
+            found[handle] = recording.Recorded(handle, data, tensor.requires_grad)
+    return [found[handle] for handle in handles]
+
+
+@entry
+def value(handle: int | None) -> bytes | None:
+    """Data of a handle."""
+    return None if handle is None else to_bytes(tape_rows.value(handle)[1])
+
+
+@entry
+def grad(handle: int | None) -> bytes | None:
+    """Gradient of a handle; null when it has none."""
+    if handle is None:
+        return None
+    row = db.row(
+        "SELECT grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
+        ["int8", "int8"],
+        session_tape(),
+        handle,
+    )
+    if row is None:
+        raise tape_rows.unknown(handle)
+    return row["grad"]
+
+
+@entry
+def backprop(start_id: int | None, model: str | None) -> None:
+    """Gradients of everything that `start_id`, else the last recorded value, was computed from."""
+    resources.apply_threads()
+    tape = session_tape()
+    recorded = tape_rows.applications(tape)
+    if start_id is None:
+        if not recorded:
+            raise WrongState(
+                "nothing is recorded in this session",
+                hint="UPDATE llm_autograd_mode SET flag = true, then call llm_loss; or build a graph with llm_op.",
+            )
+        start_id = recorded[-1].output
+    tensors = tape_rows.tensors(tape)
+    if start_id not in tensors:
+        raise tape_rows.unknown(start_id)
+    needed = replay.ancestors(recorded, start_id)
+    if model is not None:
+        _require_use(model, needed)
+    replay.check_complete(needed, tensors)
+    read = replay.values_read(needed)
+    data = tape_rows.data(tape, read)
+    replay.require_kept(read, data)
+    graph = replay.Graph(needed, tensors, data)
+    graph.backward(start_id)
+    tape_rows.write_grads(tape, graph.gradients())
+
+
+def _require_use(model: str, needed: list[replay.Application]) -> None:
+    """55000 unless a mapped parameter of `model` is among the inputs."""
+    inputs = sorted({handle for application in needed for handle in application.inputs})
+    if not db.row(
+        "SELECT 1 FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2 AND tensor_id = ANY ($3) LIMIT 1",
+        ["int8", "text", "int8[]"],
+        *(session_tape(), model, inputs),
+    ):
+        raise WrongState(
+            f'the value to start from does not depend on a parameter of model "{model}"',
+            hint="Record llm_loss of that model, or leave the model out.",
+        )
+
+
+# --- parameters -----------------------------------------------------------------------------------------------------
+
+
+@entry
+def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[int] | None) -> int:
+    """A handle for one row of llm_param."""
+    require(model=model, name=name, token_id=token_id, tensor=tensor)
+    row = db.row(
+        "SELECT shape FROM {schema}.llm_param WHERE model = $1 AND name = $2 AND token_id = $3",
+        ["text", "text", "int4"],
+        *(model, name, token_id),
+    )
+    if row is None:
+        raise UndefinedObject(
+            f'model "{model}" has no parameter "{name}" with token_id {token_id}',
+            hint="SELECT name, token_id FROM llm_param WHERE model = ... lists them.",
+        )
+    array = from_bytes(tensor, shape or row["shape"], name="tensor")
+    if array.size != np.prod(row["shape"]):
+        raise InvalidParameter(f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}')
+    recorder = Recorder(room=1)
+    handle = recorder.leaf(array, True).id
+    recorder.flush()
+    db.run(
+        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id) VALUES ($1, $2, $3, $4, $5)"
+        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
+        ["int8", "text", "text", "int4", "int8"],
+        *(session_tape(), model, name, token_id, handle),
+    )
+    return handle
+
+
+@entry
+def materialize_params(model: str) -> int:
+    """New handles for all parameters, in place of those mapped before; their number."""
+    require(model=model)
+    loaded = store.load(model)
+    db.run(
+        "DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], session_tape(), model
+    )
+    return len(recording.materialize(Recorder(), loaded, list(loaded.params)))
+
+
+@entry
+def accumulate_grads(model: str, workers: int) -> int:
+    """Add gradients of mapped handles to llm_param.grad; the number of rows."""
+    require(model=model)
+    require_positive(workers=workers)
+    store.lock(model)
+    rows = db.cursor(
+        "SELECT p.name, p.token_id, p.shape, p.grad, t.grad AS new, t.id,"
+        " m.token_id - min(m.token_id) OVER (PARTITION BY m.tensor_id) AS first"
+        " FROM {schema}.llm_tensor_map AS m JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = m.tape_id"
+        " JOIN {schema}.llm_param AS p USING (model, name, token_id)"
+        " WHERE m.tape_id = $1 AND m.model = $2 AND t.grad IS NOT NULL",
+        ["int8", "text"],
+        *(session_tape(), model),
+    )
+    batch: list[tuple[str, int, bytes]] = []
+    held = count = 0
+    for row in rows:
+        batch.append((row["name"], row["token_id"], _added(row)))
+        held, count = held + len(batch[-1][2]), count + 1
+        if held >= store.FLUSH_BYTES:
+            _store_grads(model, batch)
+            batch, held = [], 0
+    if batch:
+        _store_grads(model, batch)
+    return count
+
+
+def _added(row: db.Row) -> bytes:
+    """The block's part of the new gradient, added to what the block has."""
+    width = int(np.prod(row["shape"][1:]))
+    start = 4 * row["first"] * width
+    part = row["new"][start : start + 4 * row["shape"][0] * width]
+    if row["grad"] is None:
+        return part
+    return to_bytes(np.frombuffer(row["grad"], FLOAT32) + np.frombuffer(part, FLOAT32))
+
+
+def _store_grads(model: str, batch: list[tuple[str, int, bytes]]) -> None:
+    db.run(
+        "UPDATE {schema}.llm_param AS p SET grad = new.grad FROM unnest($2, $3, $4) AS new (name, token_id, grad)"
+        " WHERE p.model = $1 AND p.name = new.name AND p.token_id = new.token_id",
+        ["text", "text[]", "int4[]", "bytea[]"],
+        *(model, *map(list, zip(*batch, strict=True))),
+    )
+
+
+@entry
+def prune(workers: int) -> int:
+    """Drop this session's tape; the number of values."""
+    require_positive(workers=workers)
+    return tape_rows.drop([session_tape()])
+
+
+# --- the model in pieces --------------------------------------------------------------------------------------------
+
+
+@entry
+def embed(tokens: list[int], model: str | None, d: int | None) -> bytes:
+    """wte[token] + wpe[position]."""
+    require(tokens=tokens)
+    loaded = store.load(model)
+    store.check_overrides(loaded.config, None, None, d, None)
+    gpt2.check_window(len(tokens), loaded.config)
+    ids = np.asarray(tokens, np.int64)
+    if not recording.enabled():
+        return to_bytes(gpt2.embed(Eager(), loaded.params, ids))
+    recorder = Recorder()
+    result = gpt2.embed(recorder, recorder.params(loaded), ids)
+    recorder.flush()
+    return to_bytes(result.data)
+
+
+@entry
+def block_forward(
+    data: bytes,
+    w_qkv: bytes,
+    b_qkv: bytes,
+    w_o: bytes,
+    b_o: bytes,
+    w_fc: bytes,
+    b_fc: bytes,
+    w_proj: bytes,
+    b_proj: bytes,
+    ln1_g: bytes,
+    ln1_b: bytes,
+    ln2_g: bytes,
+    ln2_b: bytes,
+    n_head: int,
+    t: int,
+    d: int,
+    eps: float,
+    dropout_p: float,
+    training: bool,
+) -> bytes:
+    """One pre-LN block."""
+    given = {
+        "ln_1.weight": ln1_g,
+        "ln_1.bias": ln1_b,
+        "attn.c_attn.weight": w_qkv,
+        "attn.c_attn.bias": b_qkv,
+        "attn.c_proj.weight": w_o,
+        "attn.c_proj.bias": b_o,
+        "ln_2.weight": ln2_g,
+        "ln_2.bias": ln2_b,
+        "mlp.c_fc.weight": w_fc,
+        "mlp.c_fc.bias": b_fc,
+        "mlp.c_proj.weight": w_proj,
+        "mlp.c_proj.bias": b_proj,
+    }
+    require(input=data, **given, eps=eps, dropout_p=dropout_p, training=training)
+    require_positive(n_head=n_head, t=t, d=d)
+    if d % n_head:
+        raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
+    check_p(dropout_p)
+    resources.apply_threads()
+    x = from_bytes(data, (t, d), name="input")
+    arrays = {name: from_bytes(given[name], shape, name=name) for name, shape in block_shapes(d).items()}
+    drop = _drop(dropout_p, training)
+    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "chunk": resources.attention_chunk(), "drop": drop}
+    if not recording.enabled():
+        return to_bytes(gpt2.block(Eager(), arrays, x, **options))
+    recorder = Recorder()
+    params = recording.find_block(recorder, arrays)
+    result = gpt2.block(recorder, params, recording.find(recorder, x), **options)
+    recorder.flush()
+    return to_bytes(result.data)
+
+
+@entry
+def forward_gpt2(
+    data: bytes,
+    model: str | None,
+    n_layer: int | None,
+    n_head: int | None,
+    t: int | None,
+    d: int | None,
+    ln_f_weight: bytes | None,
+    ln_f_bias: bytes | None,
+    dropout_p: float,
+    training: bool,
+) -> bytes:
+    """All blocks and ln_f."""
+    require(input=data, dropout_p=dropout_p, training=training)
+    check_p(dropout_p)
+    loaded = store.load(model)
+    config = loaded.config
+    store.check_overrides(config, n_layer, n_head, d, None)
+    if t is None:
+        t = len(data) // (4 * config.d_model)
+    gpt2.check_window(t, config)
+    x = from_bytes(data, (t, config.d_model), name="input")
+    final = {
+        name: from_bytes(given, (config.d_model,), name=name)
+        for name, given in (("ln_f.weight", ln_f_weight), ("ln_f.bias", ln_f_bias))
+        if given is not None
+    }
+    options: dict[str, Any] = {"chunk": resources.attention_chunk(), "drop": _drop(dropout_p, training)}
+    if not recording.enabled():
+        return to_bytes(gpt2.blocks(Eager(), loaded.params | final, x, config, **options))
+    recorder = Recorder()
+    params = recorder.params(loaded)
+    for name, array in final.items():
+        if not np.array_equal(params[name].data, array):
+            params[name] = recording.find(recorder, array)
+    result = gpt2.blocks(recorder, params, recording.find(recorder, x), config, **options)
+    recorder.flush()
+    return to_bytes(result.data)
+
+
+def _drop(p: float, training: bool) -> Dropout | None:
+    return Dropout(p, draw_seed()) if training and p else None
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.generation', $pg_gpt2_source$"""llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
 
@@ -225,8 +604,10 @@ def beam_search(
         raise InvalidParameter(f"length_penalty must be between -100 and 100, not {length_penalty}")
     model = store.load(model_name)
     tokenizer = vocabularies.find(model.name)
-    by_text = prompt is not None
-    ids = _prompt_ids(prompt, model, vocabularies.load(model.name)) if by_text else _given_ids(prompt_ids, model)
+    if prompt is None:
+        ids = _given_ids(prompt_ids, model)
+    else:
+        ids = _prompt_ids(prompt, model, vocabularies.load(model.name))
     options = _options(max_tokens, Sampling(), eos_token, 0, None, model.config, tokenizer)
     _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
     beams = beam.beam_search(
@@ -738,7 +1119,8 @@ def trace(word: str | None, model: str | None) -> Iterator[Any]:
 @entry
 def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
     """Learn a vocabulary from a query's texts; its size."""
-    require(source=source, vocab_size=vocab_size, model=model)
+    require(source=source, vocab_size=vocab_size)
+    store.require_name(model)
     vocabularies.require_none(model)
     vocab, merges = bpe_train.train(db.source_texts(source, source_path), vocab_size)
     vocabularies.replace_tokens(model, vocab)
@@ -749,6 +1131,7 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
 @entry
 def load_vocab(path: str, model: str) -> int:
     """vocab.json -> rows; their number."""
+    store.require_name(model)
     vocab = vocab_files.parse_vocab(server_files.read(path, MAX_FILE_BYTES))
     vocabularies.replace_tokens(model, vocab)
     return len(vocab)
@@ -757,6 +1140,7 @@ def load_vocab(path: str, model: str) -> int:
 @entry
 def load_merges(path: str, model: str) -> int:
     """merges.txt -> rows; their number."""
+    store.require_name(model)
     merges = vocab_files.parse_merges(server_files.read(path, MAX_FILE_BYTES))
     vocabularies.replace_merges(model, merges)
     return len(merges)
@@ -767,7 +1151,7 @@ import math
 
 import numpy as np
 
-from .. import datasets, db, gpt2, resources, store, training, vocabularies
+from .. import datasets, db, gpt2, resources, runs, store, training, vocabularies
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
@@ -869,9 +1253,11 @@ def train_step(
     if total_steps is not None:
         require_positive(total_steps=total_steps)
     settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    store.config(model)
+    store.lock(model)
     session = training.Session(model, grad_workers)
     store.check_overrides(session.config, n_layer, n_head, d, vocab)
-    return training.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps)
+    return runs.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps)
 
 
 @entry
@@ -899,22 +1285,75 @@ def train(
     eval_every: int | None,
     log_every: int | None,
 ) -> int:
-    """A run of AdamW steps; its run_id."""
+    """A run of AdamW steps in one transaction; its run_id."""
+    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every)
+    _check_run(model, plan, grad_workers, prune_workers)
+    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    store.lock(model)
+    return runs.train(training.Session(model, grad_workers), plan)
+
+
+@entry
+def train_run(
+    model: str,
+    n_steps: int,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    wd: float,
+    lr_max: float,
+    warmup: int,
+    grad_clip: float | None,
+    grad_workers: int,
+    prune_workers: int,
+    batch_size: int,
+    grad_accum: int,
+    min_lr: float,
+    seed: int,
+    eval_every: int | None,
+    log_every: int | None,
+    commit_every: int,
+    flush_seconds: float,
+    wait: bool,
+) -> None:
+    """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
+    db.start_committing("llm_train_run")
+    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every)
+    _check_run(model, plan, grad_workers, prune_workers)
+    require_positive(commit_every=commit_every)
+    require(flush_seconds=flush_seconds, wait=wait)
+    if not 0 <= flush_seconds < float("inf"):
+        raise InvalidParameter(f"flush_seconds must be 0 or more, not {flush_seconds}")
+    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    with store.session_lock(model, wait):
+        runs.train_committing(training.Session(model, grad_workers), plan, commit_every, flush_seconds)
+
+
+def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: int) -> None:
     require(model=model)
-    require_positive(
-        n_steps=n_steps,
-        batch_size=batch_size,
-        grad_accum=grad_accum,
-        grad_workers=grad_workers,
-        prune_workers=prune_workers,
-    )
-    for name, value in (("eval_every", eval_every), ("log_every", log_every)):
+    require_positive(n_steps=plan.n_steps, batch_size=plan.batch_size, grad_accum=plan.grad_accum)
+    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    for name, value in (("eval_every", plan.eval_every), ("log_every", plan.log_every)):
         if value is not None and value < 0:
             raise InvalidParameter(f"{name} must be 0 or more, not {value}", hint="0 turns it off.")
-    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    session = training.Session(model, grad_workers)
-    store.check_overrides(session.config, n_layer, n_head, d, vocab)
-    return training.train(session, n_steps, settings, batch_size, grad_accum, eval_every, log_every)
+
+
+@entry
+def train_stop(model: str) -> bool:
+    """Ask a running llm_train_run to stop; whether there was one."""
+    require(model=model)
+    return bool(
+        db.run(
+            "UPDATE {schema}.llm_run SET stop_requested = true WHERE model = $1 AND status = 'running'", ["text"], model
+        )
+    )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.transfer', $pg_gpt2_source$"""Import and export of weights: files of the server, or bytes."""
 
@@ -936,21 +1375,22 @@ from ..tensor import FLOAT32
 @entry
 def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
     """A safetensors file of the server -> rows."""
-    require(model=model)
+    store.require_name(model)
     return _import(open_safetensors(server_files.open_to_read(path)), model, replace)
 
 
 @entry
 def import_npz_file(path: str, model: str, replace: bool | None) -> int:
     """A .npz file of the server -> rows."""
-    require(model=model)
+    store.require_name(model)
     return _import(open_npz(server_files.open_to_read(path), store.find_config(model)), model, replace)
 
 
 @entry
 def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
     """Bytes of a safetensors file -> rows."""
-    require(data=data, model=model)
+    require(data=data)
+    store.require_name(model)
     return _import(open_safetensors(io.BytesIO(data)), model, replace)
 
 
@@ -1912,6 +2352,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.datasets', $pg_gpt2_sourc
 A batch is fetched when its step needs it, as the binary form of the arrays, which NumPy reads without a Python object a token.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -1988,6 +2429,21 @@ def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
     return np.asarray([row["id"] for row in rows])
 
 
+def digest(model: str, config: GPT2Config) -> str:
+    """SHA-256 of the training rows that `model` may use, in order; their ids play no part."""
+    found = hashlib.sha256()
+    for row in db.cursor(
+        "SELECT array_send(tokens) AS tokens, array_send(target) AS target"
+        f" FROM {{schema}}.llm_dataset WHERE split = 'train' AND {USABLE} ORDER BY id",
+        ["text", "int4"],
+        *(model, config.vocab),
+    ):
+        found.update(row["tokens"])
+        found.update(row["target"])
+        host.check_interrupts()
+    return found.hexdigest()
+
+
 def batches(ids: Sequence[int], model: str, config: GPT2Config) -> list[Batch]:
     """The rows `ids`, checked, as batches of equal length, in the order of the ids within a length."""
     found = db.query(
@@ -2046,7 +2502,7 @@ from typing import Any, TypeVar
 import plpy
 
 from . import host
-from .errors import InvalidParameter, NullNotAllowed, OutOfMemory, PgGpt2Error
+from .errors import InvalidParameter, InvalidTransactionTermination, NullNotAllowed, OutOfMemory, PgGpt2Error
 
 Row = dict[str, Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -2055,6 +2511,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
 
 _schema = ""
+sources_digest = ""
 _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
 _in_set = False
@@ -2062,10 +2519,10 @@ _END = object()
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
 
 
-def connect(schema: str) -> None:
-    """Remember the extension's schema (a quoted identifier) and serve the engine's host hooks."""
-    global _schema
-    _schema = schema
+def connect(schema: str, digest: str) -> None:
+    """Remember the extension's schema (a quoted identifier) and the sources' digest; serve the engine's host hooks."""
+    global _schema, sources_digest
+    _schema, sources_digest = schema, digest
     host.check_interrupts = check_interrupts
     host.notice = notice
 
@@ -2143,6 +2600,11 @@ def _from_server(error: Any) -> Exception:
     return copy
 
 
+def qualified(name: str) -> str:
+    """`name` in the extension's schema, as text that casts to regclass."""
+    return f"{_schema}.{name}"
+
+
 def query(sql: str, types: Sequence[str] = (), *args: Any) -> list[Row]:
     """Rows of a statement whose `$1...` have `types`."""
     return list(plpy.execute(_plan(sql, types), list(args)))
@@ -2179,7 +2641,12 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
     if source is None:
         raise NullNotAllowed("source must not be null", hint="Give a query that returns one text column.")
     with _search_path(search_path):
-        rows = plpy.cursor(source)
+        try:
+            rows = plpy.cursor(source)
+        except plpy.spiexceptions.InvalidCursorDefinition:
+            raise InvalidParameter(
+                "source must be one query", hint="Example: 'SELECT body FROM documents', without a second statement."
+            ) from None
         batch = rows.fetch(100)
     names = list(batch[0]) if batch.nrows() else []  # what a cursor fetches has no colnames()
     while batch.nrows():
@@ -2207,6 +2674,26 @@ def _search_path(path: str) -> Iterator[None]:
 
 def _set_search_path(path: str) -> None:
     run("SELECT pg_catalog.set_config('search_path', $1, true)", ["text"], path)
+
+
+def start_committing(procedure: str) -> None:
+    """Begin a procedure that commits as it goes: a call inside a transaction block fails here, before any work."""
+    _set_search_path("pg_catalog, pg_temp")
+    try:
+        commit()
+    except plpy.SPIError as error:
+        if error.sqlstate != "2D000":
+            raise
+        raise InvalidTransactionTermination(
+            f"{procedure} commits as it goes, so it cannot run inside a transaction block or a function",
+            hint="Call it by itself in autocommit mode: outside BEGIN in psql, with autocommit=True in psycopg.",
+        ) from None
+
+
+def commit() -> None:
+    """Commit; procedures cannot have a SET clause, and what they set themselves ends with the transaction."""
+    plpy.commit()
+    _set_search_path("pg_catalog, pg_temp")
 
 
 def setting(name: str, default: str | None = None) -> str | None:
@@ -2396,7 +2883,7 @@ def require_positive(**values: int) -> None:
     require(**values)
     for name, value in values.items():
         if value < 1:
-            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
+            raise InvalidParameter(f"{name} must be 1 or more, not {value}", hint="Leave it out to get its default.")
 
 
 class UndefinedObject(PgGpt2Error):
@@ -2421,6 +2908,12 @@ class LockNotAvailable(PgGpt2Error):
     """Another session holds what is needed."""
 
     sqlstate = "55P03"
+
+
+class InvalidTransactionTermination(PgGpt2Error):
+    """A procedure that commits, called where it cannot."""
+
+    sqlstate = "2D000"
 
 
 class InsufficientPrivilege(PgGpt2Error):
@@ -3939,7 +4432,7 @@ def load(sources, key, schema):
             hint=HINT,
             sqlstate="55000",
         )
-    importlib.import_module(root + ".db").connect(schema)
+    importlib.import_module(root + ".db").connect(schema, key.split()[1])
     return importlib.import_module(root + ".api")
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.kernels', $pg_gpt2_source$"""The kernels `pg_llm_*`: ops of the registry on bytes, as SQL has them. Pure: no table, no setting, nothing recorded.
@@ -4991,16 +5484,23 @@ def embedding(table: np.ndarray, *, ids: Any) -> np.ndarray:  # [V, D] -> [*ids.
 def embedding_backward(
     dy: np.ndarray, y: Any, table: np.ndarray, *, ids: Any, saved: Any = None, sinks: Sequence[Sink | None] = (None,)
 ) -> Grads:
-    """Add each row of dy to its row of the table; repeated ids in their order, so that the bits are fixed."""
+    """Each row of dy, added to its row of the table.
+
+    Repeated ids are added up first: the bits of a sum with other gradients of the table are then the same whether
+    it is made here, in a sink, or later.
+    """
     index = checked_ids("embedding", ids, table.shape[0]).reshape(-1)
     dtable, add = gradient_buffer(sinks[0] if sinks else None, table.shape, dy.dtype)
     if not add:
         dtable[...] = 0
     rows = dy.reshape(-1, table.shape[1])
-    if (np.diff(index) > 0).all():
-        dtable[index] += rows
+    picked, places = np.unique(index, return_inverse=True)
+    if len(picked) < len(index):
+        sums = np.zeros((len(picked), rows.shape[1]), rows.dtype)
+        np.add.at(sums, places.reshape(-1), rows)
+        dtable[picked] += sums
     else:
-        np.add.at(dtable, index, rows)
+        dtable[index] += rows
     return (dtable,)
 
 
@@ -5515,7 +6015,7 @@ def product_tasks(
     """Tasks that together set out = a @ b (+ bias), or add that to out. Transposed operands are passed as views."""
     (m, k), n = a.shape, b.shape[1]
     count = _n_pieces(2.0 * m * k * n)
-    if m > 2 * n:
+    if m > n:
         rows = threads.pieces(m, _size(m, count))
         return [lambda r=r: _piece(a[r], b, out[r], bias, accumulate) for r in rows]  # type: ignore[misc]
     columns = threads.pieces(n, _size(n, count))
@@ -5962,6 +6462,185 @@ _ASCII_WORDS = _splitter(0x7F)
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]+")
 _CUT = re.compile("[^{0}][{0}]".format(_char_class(WHITE_SPACE, 0xFFFF)))
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.recording', $pg_gpt2_source$"""Recording: a `Runner` whose handles are rows, so that model code written for training leaves its tape in tables.
+
+A parameter is the handle that this session mapped for it, else one made from the stored weights and mapped. A tensor
+given as bytes has no identity: it is the latest value of this session with the same bytes, else a new one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import db, host, resources, store
+from .config import block_shapes
+from .errors import InvalidParameter, WrongState
+from .ops import lookup
+from .tape_rows import Writer, _checked, session_tape
+from .tensor import to_bytes
+
+
+def enabled() -> bool:
+    """Whether recording is on in this session (pg_gpt2.autograd)."""
+    text = (db.setting("autograd", "off") or "off").strip().lower()
+    for flag, words in ((True, ("on", "true", "yes", "1", "t", "y")), (False, ("off", "false", "no", "0", "f", "n"))):
+        if text in words:
+            return flag
+    raise InvalidParameter(f"pg_gpt2.autograd must be on or off, not '{text}'", hint="RESET pg_gpt2.autograd;")
+
+
+@dataclass(eq=False)
+class Recorded:
+    """A value on the session's tape, with its data at hand."""
+
+    id: int
+    data: np.ndarray
+    requires_grad: bool
+
+
+class Recorder:
+    """Runs ops and writes them to the session's tape. Call `flush` at the end."""
+
+    def __init__(self, *, room: int = 64) -> None:
+        self.writer = Writer(session_tape(), room=room)
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Recorded:
+        """A new value."""
+        return Recorded(self.writer.tensor(data.shape, requires_grad, to_bytes(data)), data, requires_grad)
+
+    def apply(self, name: str, *inputs: Recorded, **attrs: Any) -> Recorded:
+        """The result of an op, recorded."""
+        host.check_interrupts()
+        data = lookup(name)(*(value.data for value in inputs), **attrs)
+        if 0 in data.shape:
+            raise InvalidParameter(f"{name}: the result of shape {list(data.shape)} has no values")
+        found = self.leaf(data, any(value.requires_grad for value in inputs))
+        self.writer.op(name, [value.id for value in inputs], found.id, attrs)
+        return found
+
+    def forget(self, handle: Recorded) -> None:
+        """Nothing to do: what is recorded stays."""
+
+    def flush(self) -> None:
+        """Write what is still held."""
+        self.writer.flush()
+
+    def params(self, model: store.Model) -> dict[str, Recorded]:
+        """Handles of all parameters of a model; those that are not mapped yet are made and mapped."""
+        mapped = mapped_params(model.name)
+        found = {}
+        for name, array in model.params.items():
+            if name in mapped:
+                found[name] = self._whole(name, mapped[name], array.shape)
+        missing = [name for name in model.params if name not in found]
+        found |= materialize(self, model, missing)
+        return {name: found[name] for name in model.params}
+
+    def _whole(self, name: str, blocks: Sequence[Recorded], shape: tuple[int, ...]) -> Recorded:
+        """One handle for a tensor that is mapped as a whole or in blocks."""
+        whole = blocks[0] if len(blocks) == 1 else self.apply("concat", *blocks, axis=0)
+        if whole.data.shape != shape:
+            raise WrongState(
+                f'the handles mapped for "{name}" make shape {list(whole.data.shape)}; the parameter has {list(shape)}',
+                hint="Map every block of it, or SELECT llm_materialize_params(model) to map all anew.",
+            )
+        return whole
+
+
+def materialize(recorder: Recorder, model: store.Model, names: Sequence[str]) -> dict[str, Recorded]:
+    """New handles for parameters, mapped to their rows of llm_param."""
+    resources.require_memory(sum(model.params[name].nbytes for name in names), f'handles for model "{model.name}"')
+    found = {name: recorder.leaf(model.params[name], True) for name in names}
+    recorder.flush()
+    db.run(
+        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
+        " SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {schema}.llm_param AS p"
+        " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name WHERE p.model = $2",
+        ["int8", "text", "text[]", "int8[]"],
+        *(session_tape(), model.name, list(found), [value.id for value in found.values()]),
+    )
+    return found
+
+
+def mapped_params(model: str) -> dict[str, list[Recorded]]:
+    """Parameter name -> handles mapped for it in this session, in the order of their blocks."""
+    rows = db.cursor(
+        "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_rt AS t"
+        " JOIN (SELECT name, tensor_id, min(token_id) AS token_id FROM {schema}.llm_tensor_map"
+        "       WHERE tape_id = $1 AND model = $2 GROUP BY name, tensor_id) AS m ON m.tensor_id = t.id"
+        " WHERE t.tape_id = $1 AND t.data IS NOT NULL ORDER BY m.name, m.token_id",
+        ["int8", "text"],
+        session_tape(),
+        model,
+    )
+    found: dict[str, list[Recorded]] = {}
+    for row in rows:
+        value = Recorded(row["id"], _checked(row["id"], row["data"], row["shape"]), row["requires_grad"])
+        found.setdefault(row["name"], []).append(value)
+        host.check_interrupts()
+    return found
+
+
+# --- tensors given as bytes -----------------------------------------------------------------------------------------
+
+
+def find(recorder: Recorder, data: np.ndarray) -> Recorded:
+    """The latest value of this session with these bytes and this shape, else a new one without gradient."""
+    row = db.row(
+        "SELECT id, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND data = $2 AND shape = $3"
+        " ORDER BY id DESC LIMIT 1",
+        ["int8", "bytea", "int4[]"],
+        *(session_tape(), to_bytes(data), list(data.shape)),
+    )
+    return Recorded(row["id"], data, row["requires_grad"]) if row else recorder.leaf(data)
+
+
+def find_block(recorder: Recorder, given: dict[str, np.ndarray]) -> dict[str, Recorded]:
+    """Handles for the parameters of one block, by their names without `h.{i}.`.
+
+    Vectors of zeros or ones are the same bytes in every layer. So the layer is the one that a matrix belongs to, and what
+    equals that layer's parameter is that parameter.
+    """
+    found = {name: find(recorder, array) for name, array in given.items() if array.ndim == 2}
+    layer = _mapped_layer(found)
+    for name, array in given.items():
+        if name in found:
+            continue
+        handle = layer.get(name)
+        if handle is not None and np.array_equal(handle.data, array):
+            found[name] = handle
+        else:
+            found[name] = find(recorder, array)
+    return {name: found[name] for name in block_shapes(1)}
+
+
+def _mapped_layer(matrices: dict[str, Recorded]) -> dict[str, Recorded]:
+    """The mapped vectors of the layer that one of these matrices is mapped to."""
+    row = db.row(
+        "SELECT model, substring(name FROM '^h\\.[0-9]+\\.') AS prefix FROM {schema}.llm_tensor_map"
+        " WHERE tape_id = $1 AND tensor_id = ANY ($2) AND name ~ '^h\\.[0-9]+\\.' LIMIT 1",
+        ["int8", "int8[]"],
+        session_tape(),
+        [value.id for value in matrices.values()],
+    )
+    if row is None:
+        return {}
+    rows = db.query(
+        "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_map AS m"
+        " JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = m.tape_id"
+        " WHERE m.tape_id = $1 AND m.model = $2 AND starts_with(m.name, $3) AND cardinality(t.shape) = 1",
+        ["int8", "text", "text"],
+        *(session_tape(), row["model"], row["prefix"]),
+    )
+    return {
+        found["name"].removeprefix(row["prefix"]): Recorded(
+            found["id"], _checked(found["id"], found["data"], found["shape"]), found["requires_grad"]
+        )
+        for found in rows
+    }
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.replay', $pg_gpt2_source$"""A recorded tape, back from its rows: differentiate it, run it again and compare, check it by finite differences.
 
 Works on plain records, wherever they come from. It uses the tape and the ops of training: what was recorded op by op gives
@@ -6002,10 +6681,8 @@ class Application:
 
     def about(self, error: PgGpt2Error) -> PgGpt2Error:
         """`error`, with this row named in front."""
-        named = type(error)(
-            f"llm_tape row {self.id} ({self.name}): {error.message}", hint=error.hint, detail=error.detail
-        )
-        return named
+        message = f"llm_tape row {self.id} ({self.name}): {error.message}"
+        return type(error)(message, hint=error.hint, detail=error.detail)
 
     def run(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """The op's result."""
@@ -6094,7 +6771,7 @@ class Graph:
         """The gradients that one node gives its inputs."""
         node.output.grad = dy
         nodes, self.tape.nodes = self.tape.nodes, [node]
-        self._guard(lambda: self.tape._sweep(0))
+        self._guard(lambda: self.tape._sweep(0, node.output))
         self.tape.nodes = nodes
 
     def gradients(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -6351,6 +7028,316 @@ def keep_mask(p: float, n: int, *, seed: int, step: int = 0, site: int = 0, row:
     """Booleans [n]: elements start .. start + n of that row of masks; start is a multiple of VALUES_PER_TICK."""
     source = philox(seed, DROPOUT, step=step, site=site, row=row, tick=start // VALUES_PER_TICK)
     return uint16(source, -(-n // VALUES_PER_TICK))[:n] >= drop_threshold(p)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.runs', $pg_gpt2_source$"""Training runs: the loop over steps, and what is recorded of it: the run, a log row a step, the weights at commit points.
+
+A run is determined by its configuration, the data and the weights at its start; every step by its number. So an interrupted
+run goes on where its last commit left it, and ends with the bits of an uninterrupted one.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from . import __version__, datasets, db, host, threads
+from .batches import BatchOrder
+from .optim import lr_schedule, run_lr
+from .trainer import StepResult
+from .training import Session, Settings, mean_loss
+
+NOTICES = 10  # a run, unless log_every says otherwise
+STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do. `eval_every` and `log_every` change what is reported, not what is learned."""
+
+    settings: Settings
+    n_steps: int
+    batch_size: int
+    grad_accum: int
+    eval_every: int | None
+    log_every: int | None
+
+
+@dataclass
+class Log:
+    """Rows for llm_train_log, written by one statement."""
+
+    run_id: int
+    model: str
+    rows: list[tuple] = field(default_factory=list)
+
+    def add(
+        self,
+        step: int,
+        lr: float,
+        result: StepResult,
+        seconds: float,
+        batch: Sequence[int],
+        val_loss: float | None = None,
+    ) -> None:
+        """Remember a step."""
+        ids = "{" + ",".join(map(str, batch)) + "}"
+        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, ids))
+
+    def write(self, weights_digest: str | None = None) -> None:
+        """Insert what was remembered; the digest is of the weights after the last of it."""
+        if not self.rows:
+            return
+        db.run(
+            "INSERT INTO {schema}.llm_train_log"
+            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, weights_digest)"
+            " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[],"
+            " CASE WHEN step = $11 THEN $12 END"
+            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10) AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch)",
+            [
+                "int8",
+                "text",
+                "int8[]",
+                "float8[]",
+                "float8[]",
+                "float8[]",
+                "int4[]",
+                "float8[]",
+                "float8[]",
+                "text[]",
+                "int8",
+                "text",
+            ],
+            *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
+        )
+        self.rows.clear()
+
+
+class Run:
+    """A run in progress: `step` makes and logs one step, `commit_point` writes what has been learned."""
+
+    def __init__(self, session: Session, plan: Plan) -> None:
+        self.session = session
+        self.plan = plan
+        self._rows = datasets.row_ids(session.model, session.config, "train")
+        self._val_rows = datasets.row_ids(session.model, session.config, "val") if plan.eval_every else None
+        self._order = BatchOrder(plan.settings.seed, len(self._rows))
+        self.data = {"rows": len(self._rows), "digest": datasets.digest(session.model, session.config)}
+        self._progress = _Progress(plan.n_steps, plan.log_every)
+        self.done = 0
+        self._log = Log(0, session.model)
+
+    @property
+    def run_id(self) -> int:
+        """Its number in llm_run."""
+        return self._log.run_id
+
+    def begin(self) -> None:
+        """Enter the run as a new one."""
+        session, plan = self.session, self.plan
+        self._log.run_id = new_run(session, self._config(), plan.settings.seed, plan.n_steps, "running")
+
+    def resume(self) -> bool:
+        """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
+        row = db.row(
+            "SELECT r.run_id, r.first_step, r.config = $2 AS same, l.step, l.weights_digest FROM {schema}.llm_run r"
+            " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
+            " ORDER BY step DESC LIMIT 1) l ON true"
+            " WHERE r.model = $1 AND r.status IN ('running', 'stopped') ORDER BY r.run_id DESC LIMIT 1",
+            ["text", "jsonb"],
+            self.session.model,
+            json.dumps(self._config()),
+        )
+        if row is None:
+            return False
+        done = row["step"] or 0
+        same_weights = self.session.step == row["first_step"] + done and (
+            done == 0 or row["weights_digest"] == self.session.digest()
+        )
+        if not (row["same"] and same_weights):
+            what = "weights" if row["same"] else "parameters or data"
+            db.notice(f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run")
+            db.run("UPDATE {schema}.llm_run SET status = 'abandoned' WHERE run_id = $1", ["int8"], row["run_id"])
+            return False
+        db.notice(f"resuming run {row['run_id']} after step {done}")
+        db.run(
+            "UPDATE {schema}.llm_run SET status = 'running', stop_requested = false WHERE run_id = $1",
+            ["int8"],
+            row["run_id"],
+        )
+        self.done, self._log.run_id = done, row["run_id"]
+        return True
+
+    def _config(self) -> dict[str, object]:
+        """What determines the run, beside the weights at its start."""
+        plan = self.plan
+        numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
+        return asdict(plan.settings) | numbers | {"data": self.data}
+
+    def step(self) -> None:
+        """The next step."""
+        plan, session, step = self.plan, self.session, self.done + 1
+        began = time.perf_counter()
+        ids = self._rows[self._order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
+        settings = plan.settings
+        lr = run_lr(step, plan.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
+        batches = session.batches(ids, plan.batch_size)
+        result = session.trainer.step(batches, lr=lr, step_no=step, **settings.arguments())  # type: ignore[arg-type]
+        seconds = time.perf_counter() - began
+        val_loss = self._evaluate(step)
+        self._log.add(step, lr, result, seconds, ids, val_loss)
+        self._progress.show(step, result.loss, lr, result.tokens, val_loss)
+        self.done = step
+        host.check_interrupts()
+
+    def _evaluate(self, step: int) -> float | None:
+        every, n_steps, session = self.plan.eval_every, self.plan.n_steps, self.session
+        if self._val_rows is None or not every or (step % every and step != n_steps):
+            return None
+        return mean_loss(session.trainer.params, session.config, session.model, self._val_rows, self.plan.batch_size)[0]
+
+    def commit_point(self, status: str = "running") -> None:
+        """Write weights and log; the caller commits."""
+        self.session.write()
+        self._log.write(self.session.digest())
+        db.run(
+            "UPDATE {schema}.llm_run SET status = $2, finished_at = CASE WHEN $2 <> 'running' THEN clock_timestamp() END"
+            " WHERE run_id = $1",
+            ["int8", "text"],
+            self.run_id,
+            status,
+        )
+
+    def stop_requested(self) -> bool:
+        """Whether llm_train_stop was called."""
+        row = db.row("SELECT stop_requested FROM {schema}.llm_run WHERE run_id = $1", ["int8"], self.run_id)
+        return row is None or row["stop_requested"]
+
+
+def train(session: Session, plan: Plan) -> int:
+    """All steps in the caller's transaction; the run_id."""
+    run = Run(session, plan)
+    run.begin()
+    while run.done < plan.n_steps:
+        run.step()
+    run.commit_point("finished")
+    return run.run_id
+
+
+def train_committing(session: Session, plan: Plan, commit_every: int, flush_seconds: float) -> None:
+    """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed."""
+    run = Run(session, plan)
+    if not run.resume():
+        run.begin()
+    db.commit()
+    committed = looked = time.monotonic()
+    while run.done < plan.n_steps:
+        run.step()
+        now = time.monotonic()
+        if now - looked >= STOP_EVERY:
+            looked = now
+            if run.stop_requested():
+                run.commit_point("stopped")
+                db.commit()
+                db.notice(f"run {run.run_id} stopped after step {run.done}; the same call goes on with it")
+                return
+        if run.done % commit_every == 0 and now - committed >= flush_seconds and run.done < plan.n_steps:
+            run.commit_point()
+            db.commit()
+            committed = time.monotonic()
+    run.commit_point("finished")
+    db.commit()
+
+
+def new_run(session: Session, config: dict, seed: int, n_steps: int | None, status: str) -> int:
+    """A row of llm_run; its run_id."""
+    row = db.row(
+        "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version, environment)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING run_id",
+        ["text", "jsonb", "int8", "text", "int8", "int4", "text", "jsonb"],
+        *(
+            session.model,
+            json.dumps(config),
+            seed,
+            status,
+            session.step,
+            n_steps,
+            session.version,
+            json.dumps(environment()),
+        ),
+    )
+    return (row or {})["run_id"]
+
+
+def environment() -> dict[str, object]:
+    """What the same bits are promised under."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return {
+        "pg_gpt2": __version__,
+        "sources": db.sources_digest,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": f"{blas.get('name')} {blas.get('version')}",
+        "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"),
+        "threads": threads.threads(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+    }
+
+
+def _processor() -> str | None:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), None)
+    except OSError:
+        return None
+
+
+def train_step(session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None) -> float:
+    """One step by hand, on the rows `ids`, else on the next row of the training data; the loss before it."""
+    step = session.step + 1
+    if ids is None:
+        rows = datasets.row_ids(session.model, session.config, "train")
+        ids = [int(rows[(step - 1) % len(rows)])]
+    batches = session.batches(ids, len(ids))
+    if total_steps is not None:
+        lr = lr_schedule(step, settings.warmup, total_steps, settings.lr_max, settings.min_lr)
+    else:
+        lr = settings.lr_max * min(1.0, step / settings.warmup) if settings.warmup else settings.lr_max
+    began = time.perf_counter()
+    result = session.trainer.step(batches, lr=lr, step_no=step, **settings.arguments())  # type: ignore[arg-type]
+    log = Log(_manual_run(session, settings.seed), session.model)
+    log.add(step, lr, result, time.perf_counter() - began, ids)
+    log.write()
+    session.write()
+    return result.loss
+
+
+def _manual_run(session: Session, seed: int) -> int:
+    """The model's run of steps done by hand, made with its first."""
+    row = db.row("SELECT run_id FROM {schema}.llm_run WHERE model = $1 AND status = 'manual'", ["text"], session.model)
+    return row["run_id"] if row else new_run(session, {}, seed, None, "manual")
+
+
+class _Progress:
+    """NOTICEs of a run: the first step, every `log_every`-th, and the last."""
+
+    def __init__(self, n_steps: int, log_every: int | None) -> None:
+        self.n_steps = n_steps
+        self.every = log_every if log_every is not None else max(1, n_steps // NOTICES)
+        self.tokens = 0
+        self.began = time.perf_counter()
+
+    def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
+        self.tokens += tokens
+        if self.every and (step == 1 or step % self.every == 0 or step == self.n_steps):
+            rate = self.tokens / (time.perf_counter() - self.began)
+            validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
+            db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
+            self.tokens, self.began = 0, time.perf_counter()
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.sampling', $pg_gpt2_source$"""From logits to a token: the processors of Hugging Face's `generate`, in its order, and a seeded draw.
 
@@ -6707,13 +7694,22 @@ every call, so that it follows DML by hand, rollback, savepoints and row-level s
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import db, host, resources
 from .config import GPT2Config
-from .errors import DuplicateObject, InconsistentData, InvalidParameter, NullNotAllowed, UndefinedObject, WrongState
+from .errors import (
+    DuplicateObject,
+    InconsistentData,
+    InvalidParameter,
+    LockNotAvailable,
+    NullNotAllowed,
+    UndefinedObject,
+    WrongState,
+)
 from .tensor import FLOAT32, to_bytes
 
 BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
@@ -6788,9 +7784,30 @@ def check_overrides(
             )
 
 
+# One lock a model for all that changes its weights. Readers take none. It is advisory, because a procedure that commits has to
+# hold it across its commits.
+LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
+
+
 def lock(model: str) -> None:
-    """Make other writers of `model` wait until this transaction ends; readers do not."""
-    db.row("SELECT 1 FROM {schema}.llm_model_config WHERE model = $1 FOR NO KEY UPDATE", ["text"], model)
+    """Wait until no other session changes `model`, and make others wait until this transaction ends."""
+    db.run(f"SELECT pg_advisory_xact_lock({LOCK})", ["text"], model)
+
+
+@contextmanager
+def session_lock(model: str, wait: bool) -> Iterator[None]:
+    """Hold the lock of `model` across commits; 55P03 when another session has it and `wait` is false."""
+    if wait:
+        db.run(f"SELECT pg_advisory_lock({LOCK})", ["text"], model)
+    elif not (db.row(f"SELECT pg_try_advisory_lock({LOCK}) AS taken", ["text"], model) or {})["taken"]:
+        raise LockNotAvailable(
+            f'model "{model}" is being trained by another session',
+            hint="SELECT * FROM llm_train_progress shows it; llm_train_stop ends it; wait => true waits for it.",
+        )
+    try:
+        yield
+    finally:
+        db.run(f"SELECT pg_advisory_unlock({LOCK})", ["text"], model)
 
 
 def register(model: str, wanted: GPT2Config) -> None:
@@ -7206,12 +8223,13 @@ Tapes of audited training steps have numbers of their own.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from . import attributes, db, host, resources
-from .errors import InconsistentData, UndefinedObject, WrongState
+from .errors import InconsistentData, PgGpt2Error, UndefinedObject, WrongState
 from .replay import Application, Tensor
 from .tensor import FLOAT32, to_bytes
 
@@ -7220,7 +8238,7 @@ _session_tape: int | None = None
 
 
 def session_tape() -> int:
-    """The number of this session's tape."""
+    """The number of this session's tape; drawn when it first needs one, and kept."""
     global _session_tape
     if _session_tape is None:
         _session_tape = new_tape()
@@ -7243,8 +8261,9 @@ def reserve(sequence: str, count: int) -> list[int]:
 class Writer:
     """Collects rows of one tape and inserts them, values and ops of one batch together."""
 
-    def __init__(self, tape_id: int, *, run_id: int | None = None, step: int | None = None) -> None:
-        self.tape_id, self.run_id, self.step = tape_id, run_id, step
+    def __init__(self, tape_id: int, *, run_id: int | None = None, step: int | None = None, room: int = 64) -> None:
+        """`room`: how many handles are drawn at a time."""
+        self.tape_id, self.run_id, self.step, self.room = tape_id, run_id, step, room
         self._ids: list[int] = []
         self._tensors: list[tuple[int, bytes | None, bytes | None, str, bool]] = []
         self._ops: list[tuple[str, str, int, str]] = []
@@ -7257,7 +8276,7 @@ class Writer:
         if self._held >= FLUSH_BYTES:
             self.flush()
         if not self._ids:
-            self._ids = reserve("llm_tensor_rt_id_seq", 64)[::-1]
+            self._ids = reserve("llm_handle_seq", self.room)[::-1]
         handle = self._ids.pop()
         self._tensors.append((handle, data, grad, _array(shape), requires_grad))
         self._held += len(data or b"") + len(grad or b"")
@@ -7299,30 +8318,22 @@ def _array(numbers: Iterable[int]) -> str:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def applications(tape_id: int, name: str | None = None) -> list[Application]:
+def applications(tape_id: int) -> list[Application]:
     """The ops of a tape in the order of their recording."""
     rows = db.query(
         "SELECT id, name, inputs, output, extra::text AS extra FROM {schema}.llm_tape WHERE tape_id = $1 ORDER BY id",
         ["int8"],
         tape_id,
     )
-    found = []
-    for row in rows:
-        application = Application(row["id"], row["name"], tuple(row["inputs"]), row["output"], {})
-        application.op  # an unknown op is an error that names the row
-        found.append(
-            Application(row["id"], row["name"], application.inputs, row["output"], _attrs(application, row["extra"]))
-        )
-    return found
+    return [_application(row) for row in rows]
 
 
-def _attrs(application: Application, extra: str) -> dict[str, Any]:
-    from .errors import PgGpt2Error
-
+def _application(row: db.Row) -> Application:
+    bare = Application(row["id"], row["name"], tuple(row["inputs"]), row["output"], {})
     try:
-        return attributes.parse(application.name, extra)
+        return replace(bare, attrs=attributes.parse(row["name"], row["extra"]))
     except PgGpt2Error as error:
-        raise application.about(error) from None
+        raise bare.about(error) from None
 
 
 def tensors(tape_id: int) -> dict[int, Tensor]:
@@ -7400,9 +8411,7 @@ def unknown(handle: int) -> UndefinedObject:
 
 def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
     """Replace all gradients of a tape."""
-    db.run(
-        "UPDATE {schema}.llm_tensor_rt SET grad = NULL WHERE tape_id = $1 AND grad IS NOT NULL", ["int8"], tape_id
-    )
+    db.run("UPDATE {schema}.llm_tensor_rt SET grad = NULL WHERE tape_id = $1 AND grad IS NOT NULL", ["int8"], tape_id)
     batch: list[tuple[int, bytes]] = []
     held = 0
     for handle, grad in grads:
@@ -7724,7 +8733,10 @@ class Trainer:
         keep: bool = False,
         audit: Audit | None = None,
     ) -> StepResult:
-        """One update from micro-batches, all tokens counting alike. A failure changes no weight or moment."""
+        """One update from micro-batches, all tokens counting alike.
+
+        An error or interrupt before the update changes nothing; an interrupt within it leaves arrays to throw away.
+        """
         optim.check_adamw(lr, beta1, beta2, eps, weight_decay, 1)
         loss, tokens = self.gradients(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, keep=keep, audit=audit)
         norm = self.grad_norm()
@@ -7826,28 +8838,22 @@ def estimate_step_bytes(config: GPT2Config, batch: int, length: int) -> int:
     head = rows * config.vocab + rows * d * -(-config.vocab // losses.vocab_slice(config.vocab))
     return 4 * (state + kept + passing + head)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training', $pg_gpt2_source$"""Training a model that lives in rows: read its state once, step in memory, write it back once, log every step.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training', $pg_gpt2_source$"""A model in training: its state read from rows once, changed in memory by Trainer, and written back.
 
-The arithmetic is Trainer's. Here are the order of things and what is recorded: the run, the log, the weights.
+What a run does with it, and what is recorded of that, is in `runs`.
 """
 
-import json
-import platform
-import time
+import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from . import __version__, datasets, db, host, resources, store
-from .batches import BatchOrder
+from . import datasets, db, host, resources, store
 from .config import GPT2Config
 from .errors import InconsistentData, InvalidParameter, NullNotAllowed
-from .optim import lr_schedule, run_lr
 from .tensor import FLOAT32, to_bytes
-from .trainer import StepResult, Trainer, estimate_step_bytes, evaluate
-
-NOTICES = 10  # a run, unless log_every says otherwise
+from .trainer import Trainer, estimate_step_bytes, evaluate
 
 
 @dataclass(frozen=True)
@@ -7881,50 +8887,14 @@ class Settings:
         return {name: value for name, value in values.items() if name not in ("lr_max", "warmup", "min_lr")}
 
 
-@dataclass
-class Log:
-    """Rows for llm_train_log, written by one statement."""
-
-    run_id: int
-    model: str
-    rows: list[tuple] = field(default_factory=list)
-
-    def add(
-        self,
-        step: int,
-        lr: float,
-        result: StepResult,
-        seconds: float,
-        batch: Sequence[int],
-        val_loss: float | None = None,
-    ) -> None:
-        """Remember a step."""
-        ids = "{" + ",".join(map(str, batch)) + "}"
-        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, ids))
-
-    def write(self) -> None:
-        """Insert what was remembered."""
-        if not self.rows:
-            return
-        db.run(
-            "INSERT INTO {schema}.llm_train_log (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch)"
-            " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[]"
-            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10) AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch)",
-            ["int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]", "text[]"],
-            *(self.run_id, self.model, *map(list, zip(*self.rows))),
-        )
-        self.rows.clear()
-
-
 class Session:
-    """A model's state in memory, from its rows and back to them. The model is locked until the transaction ends."""
+    """A model's state in memory, from its rows and back to them. The caller holds the model's lock."""
 
     def __init__(self, model: str, workers: int) -> None:
         self.model = model
         self.config = store.config(model)
         resources.apply_threads(workers)
         resources.require_memory(16 * self.config.n_params(), f'training "{model}"')
-        store.lock(model)
         self.version = store.weights_version(model)
         self._blocks: list[tuple[str, int, int]] = []
         self.trainer = self._read()
@@ -7975,7 +8945,9 @@ class Session:
         return found
 
     def write(self) -> None:
-        """Weights, moments and steps back into the rows they came from."""
+        """Weights, moments and steps back into the rows they came from, which nobody else may have changed."""
+        if store.weights_version(self.model) != self.version:
+            raise self._changed()
         batch: list[tuple[str, int, bytes, bytes, bytes, int]] = []
         held = 0
         trainer = self.trainer
@@ -7990,6 +8962,15 @@ class Session:
             host.check_interrupts()
         if batch:
             self._update(batch)
+        self.version = store.weights_version(self.model)
+
+    def digest(self) -> str:
+        """SHA-256 of all weights, tensors in the order of the configuration."""
+        found = hashlib.sha256()
+        for array in self.trainer.params.values():
+            found.update(to_bytes(array))
+            host.check_interrupts()
+        return found.hexdigest()
 
     def _update(self, batch: list[tuple[str, int, bytes, bytes, bytes, int]]) -> None:
         updated = db.run(
@@ -8000,125 +8981,13 @@ class Session:
             *(self.model, *map(list, zip(*batch))),
         )
         if updated != len(batch):
-            raise InconsistentData(
-                f'weights of model "{self.model}" were changed by another session during training',
-                hint="Run the training again; do not change llm_param while a model is trained.",
-            )
+            raise self._changed()
 
-
-def start_run(session: Session, settings: dict, seed: int, n_steps: int | None, status: str = "running") -> int:
-    """A row of llm_run; its run_id."""
-    row = db.row(
-        "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version, environment)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING run_id",
-        ["text", "jsonb", "int8", "text", "int8", "int4", "text", "jsonb"],
-        *(
-            session.model,
-            json.dumps(settings),
-            seed,
-            status,
-            session.step,
-            n_steps,
-            session.version,
-            json.dumps(environment()),
-        ),
-    )
-    return (row or {})["run_id"]
-
-
-def environment() -> dict[str, object]:
-    """What the same bits are promised under."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return {
-        "pg_gpt2": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "blas": f"{blas.get('name')} {blas.get('version')}",
-        "machine": platform.machine(),
-    }
-
-
-def manual_run(session: Session, seed: int) -> int:
-    """The model's run of steps done by hand, made with its first."""
-    row = db.row("SELECT run_id FROM {schema}.llm_run WHERE model = $1 AND status = 'manual'", ["text"], session.model)
-    return row["run_id"] if row else start_run(session, {}, seed, None, "manual")
-
-
-def train_step(session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None) -> float:
-    """One logged step on the rows `ids`, else on the next row of the training data; the loss before it."""
-    step = session.step + 1
-    if ids is None:
-        rows = datasets.row_ids(session.model, session.config, "train")
-        ids = [int(rows[(step - 1) % len(rows)])]
-    batches = session.batches(ids, len(ids))
-    if total_steps is not None:
-        lr = lr_schedule(step, settings.warmup, total_steps, settings.lr_max, settings.min_lr)
-    else:
-        lr = settings.lr_max * min(1.0, step / settings.warmup) if settings.warmup else settings.lr_max
-    began = time.perf_counter()
-    result = session.trainer.step(batches, lr=lr, step_no=step, **settings.arguments())  # type: ignore[arg-type]
-    log = Log(manual_run(session, settings.seed), session.model)
-    log.add(step, lr, result, time.perf_counter() - began, ids)
-    log.write()
-    session.write()
-    return result.loss
-
-
-def train(
-    session: Session,
-    n_steps: int,
-    settings: Settings,
-    batch_size: int,
-    grad_accum: int,
-    eval_every: int | None,
-    log_every: int | None,
-) -> int:
-    """`n_steps` logged steps; the run_id. All in the caller's transaction."""
-    rows = datasets.row_ids(session.model, session.config, "train")
-    val_rows = datasets.row_ids(session.model, session.config, "val") if eval_every else None
-    config = asdict(settings) | {"batch_size": batch_size, "grad_accum": grad_accum, "n_steps": n_steps}
-    log = Log(start_run(session, config, settings.seed, n_steps), session.model)
-    progress = _Progress(n_steps, log_every)
-    order = BatchOrder(settings.seed, len(rows))
-    for step in range(1, n_steps + 1):
-        began = time.perf_counter()
-        ids = rows[order.rows(step, batch_size * grad_accum)].tolist()
-        lr = run_lr(step, n_steps, settings.warmup, settings.lr_max, settings.min_lr)
-        batches = session.batches(ids, batch_size)
-        result = session.trainer.step(batches, lr=lr, step_no=step, **settings.arguments())  # type: ignore[arg-type]
-        seconds = time.perf_counter() - began
-        val_loss = None
-        if val_rows is not None and eval_every and (step % eval_every == 0 or step == n_steps):
-            val_loss, _ = mean_loss(session.trainer.params, session.config, session.model, val_rows, batch_size)
-        log.add(step, lr, result, seconds, ids, val_loss)
-        progress.show(step, result.loss, lr, result.tokens, val_loss)
-        host.check_interrupts()
-    session.write()
-    log.write()
-    db.run(
-        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp() WHERE run_id = $1",
-        ["int8"],
-        log.run_id,
-    )
-    return log.run_id
-
-
-class _Progress:
-    """NOTICEs of a run: the first step, every `log_every`-th, and the last."""
-
-    def __init__(self, n_steps: int, log_every: int | None) -> None:
-        self.n_steps = n_steps
-        self.every = log_every if log_every is not None else max(1, n_steps // NOTICES)
-        self.tokens = 0
-        self.began = time.perf_counter()
-
-    def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
-        self.tokens += tokens
-        if self.every and (step == 1 or step % self.every == 0 or step == self.n_steps):
-            rate = self.tokens / (time.perf_counter() - self.began)
-            validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
-            db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
-            self.tokens, self.began = 0, time.perf_counter()
+    def _changed(self) -> InconsistentData:
+        return InconsistentData(
+            f'the weights of model "{self.model}" were changed by somebody else during training',
+            hint="Nothing was written. Do not change llm_param while a model is trained; then train again.",
+        )
 
 
 def mean_loss(
@@ -8396,6 +9265,9 @@ ALTER TABLE llm_param
     ALTER grad SET STORAGE EXTERNAL,
     ALTER m SET STORAGE EXTERNAL,
     ALTER v SET STORAGE EXTERNAL;
+ALTER TABLE llm_param SET (
+    autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_cost_delay = 0
+);
 COMMENT ON TABLE llm_param IS
     'Weights and optimizer state. A large tensor is split into blocks of whole rows, of at most 16 MiB over the four byte columns.';
 COMMENT ON COLUMN llm_param.model IS 'Name of the model.';
@@ -8468,11 +9340,12 @@ CREATE TABLE llm_run (
     model           text NOT NULL,
     config          jsonb NOT NULL,
     seed            bigint NOT NULL,
-    status          text NOT NULL CHECK (status IN ('running', 'finished', 'manual')),
+    status          text NOT NULL CHECK (status IN ('running', 'stopped', 'abandoned', 'finished', 'manual')),
     first_step      bigint NOT NULL,
     n_steps         integer,
     weights_version text,
     environment     jsonb NOT NULL,
+    stop_requested  boolean NOT NULL DEFAULT false,
     started_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at     timestamptz
 );
@@ -8480,13 +9353,14 @@ CREATE UNIQUE INDEX llm_run_manual ON llm_run (model) WHERE status = 'manual';
 COMMENT ON TABLE llm_run IS 'Training runs: what is needed to do one again. Steps done by hand belong to the model''s manual run.';
 COMMENT ON COLUMN llm_run.run_id IS 'Number of the run.';
 COMMENT ON COLUMN llm_run.model IS 'Name of the model.';
-COMMENT ON COLUMN llm_run.config IS 'Every parameter of the call.';
+COMMENT ON COLUMN llm_run.config IS 'What determines the run: parameters of the call, and number and digest of the data''s rows.';
 COMMENT ON COLUMN llm_run.seed IS 'Seed of batch order and dropout.';
-COMMENT ON COLUMN llm_run.status IS 'running, finished, or manual.';
+COMMENT ON COLUMN llm_run.status IS 'running (or interrupted), stopped by llm_train_stop, abandoned for another run, finished, or manual.';
 COMMENT ON COLUMN llm_run.first_step IS 'AdamW updates that the model had at the start.';
 COMMENT ON COLUMN llm_run.n_steps IS 'Steps asked for.';
 COMMENT ON COLUMN llm_run.weights_version IS 'Digest of the weights'' row versions at the start.';
 COMMENT ON COLUMN llm_run.environment IS 'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor: the same bits are promised under the same.';
+COMMENT ON COLUMN llm_run.stop_requested IS 'Set by llm_train_stop; the run looks at it twice a second.';
 COMMENT ON COLUMN llm_run.started_at IS 'When it started.';
 COMMENT ON COLUMN llm_run.finished_at IS 'When it finished.';
 
@@ -8522,6 +9396,70 @@ COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
 COMMENT ON COLUMN llm_train_log.weights_digest IS 'SHA-256 of the weights after this step, at commit points.';
 COMMENT ON COLUMN llm_train_log.at IS 'When the step ended.';
 
+-- The tape: what was computed from what. Its numbers come from logged sequences, so that the rows of an unlogged table, lost
+-- in a crash, are never mistaken for later ones.
+
+CREATE SEQUENCE llm_handle_seq;
+CREATE SEQUENCE llm_tape_tape_id_seq;
+
+CREATE TABLE llm_tape (
+    id      bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+    tape_id bigint NOT NULL,
+    run_id  bigint,
+    step    bigint,
+    name    text NOT NULL,
+    inputs  bigint[] NOT NULL,
+    output  bigint NOT NULL,
+    extra   jsonb NOT NULL DEFAULT '{}'
+);
+CREATE INDEX llm_tape_tape_id ON llm_tape (tape_id, id);
+CREATE INDEX llm_tape_run_id ON llm_tape (run_id) WHERE run_id IS NOT NULL;
+COMMENT ON TABLE llm_tape IS 'The tape: one row an application of an op, in the order of execution. A session records on a tape of its own; a training step that is audited has one, too.';
+COMMENT ON COLUMN llm_tape.id IS 'Order of execution.';
+COMMENT ON COLUMN llm_tape.tape_id IS 'The tape: of a session (llm_tape_id()), or of a training step.';
+COMMENT ON COLUMN llm_tape.run_id IS 'The training run, on the tape of a training step.';
+COMMENT ON COLUMN llm_tape.step IS 'The step of that run.';
+COMMENT ON COLUMN llm_tape.name IS 'Name of the op.';
+COMMENT ON COLUMN llm_tape.inputs IS 'Handles of its inputs, ids in llm_tensor_rt.';
+COMMENT ON COLUMN llm_tape.output IS 'Handle of its result.';
+COMMENT ON COLUMN llm_tape.extra IS 'What shapes do not say: attributes such as eps, axis, n_head, target.';
+
+CREATE UNLOGGED TABLE llm_tensor_rt (
+    id            bigint PRIMARY KEY DEFAULT nextval('llm_handle_seq'),
+    tape_id       bigint NOT NULL,
+    data          bytea,
+    grad          bytea,
+    shape         integer[] NOT NULL,
+    requires_grad boolean NOT NULL
+);
+ALTER TABLE llm_tensor_rt
+    ALTER data SET STORAGE EXTERNAL,
+    ALTER grad SET STORAGE EXTERNAL;
+CREATE INDEX llm_tensor_rt_tape_id ON llm_tensor_rt (tape_id);
+COMMENT ON TABLE llm_tensor_rt IS 'Values on the tapes. Unlogged: a crash empties it, and pg_dump leaves it out.';
+COMMENT ON COLUMN llm_tensor_rt.id IS 'The handle of the value.';
+COMMENT ON COLUMN llm_tensor_rt.tape_id IS 'The tape it is on, see llm_tape.';
+COMMENT ON COLUMN llm_tensor_rt.data IS 'The value: little-endian float32, row-major; null where the audit level keeps none.';
+COMMENT ON COLUMN llm_tensor_rt.grad IS 'Its gradient, after a backward pass.';
+COMMENT ON COLUMN llm_tensor_rt.shape IS 'Its shape; {} for a single number.';
+COMMENT ON COLUMN llm_tensor_rt.requires_grad IS 'Whether a backward pass computes its gradient.';
+
+CREATE UNLOGGED TABLE llm_tensor_map (
+    tape_id   bigint NOT NULL,
+    model     text NOT NULL,
+    name      text NOT NULL,
+    token_id  integer NOT NULL DEFAULT 0,
+    tensor_id bigint NOT NULL,
+    PRIMARY KEY (tape_id, model, name, token_id)
+);
+CREATE INDEX llm_tensor_map_tensor_id ON llm_tensor_map (tensor_id);
+COMMENT ON TABLE llm_tensor_map IS 'Which handles stand for which rows of llm_param, on each tape. The blocks of a tensor may share the handle of the whole.';
+COMMENT ON COLUMN llm_tensor_map.tape_id IS 'The tape, see llm_tape.';
+COMMENT ON COLUMN llm_tensor_map.model IS 'Name of the model.';
+COMMENT ON COLUMN llm_tensor_map.name IS 'Name of the tensor, as in llm_param.';
+COMMENT ON COLUMN llm_tensor_map.token_id IS 'Block of the tensor, as in llm_param.';
+COMMENT ON COLUMN llm_tensor_map.tensor_id IS 'The handle, an id in llm_tensor_rt.';
+
 SELECT pg_extension_config_dump('llm_model_config', '');
 SELECT pg_extension_config_dump('llm_param', '');
 SELECT pg_extension_config_dump('llm_dataset', '');
@@ -8531,6 +9469,10 @@ SELECT pg_extension_config_dump('llm_bpe_merges', '');
 SELECT pg_extension_config_dump('llm_run', '');
 SELECT pg_extension_config_dump('llm_run_run_id_seq', '');
 SELECT pg_extension_config_dump('llm_train_log', '');
+SELECT pg_extension_config_dump('llm_tape', '');
+SELECT pg_extension_config_dump('llm_tape_id_seq', '');
+SELECT pg_extension_config_dump('llm_tape_tape_id_seq', '');
+SELECT pg_extension_config_dump('llm_handle_seq', '');
 
 -- sql/models.sql
 
@@ -8541,8 +9483,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -8568,8 +9510,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 0bb393e1fd2e @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 1a71e63db842 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -8579,8 +9521,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 0bb393e1fd2e @extschema@'].models.copy_model(source, target)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 1a71e63db842 @extschema@'].models.copy_model(source, target)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name.';
@@ -8590,8 +9532,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 0bb393e1fd2e @extschema@'].models.drop_model(model)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 1a71e63db842 @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs and logs. A preset''s configuration stays.';
@@ -8641,8 +9583,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -8652,8 +9594,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -8663,8 +9605,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -8673,8 +9615,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -8684,8 +9626,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -8694,8 +9636,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -8710,8 +9652,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -8721,8 +9663,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -8732,8 +9674,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -8747,8 +9689,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -8758,8 +9700,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -8769,8 +9711,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -8780,8 +9722,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -8791,8 +9733,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -8802,8 +9744,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -8830,8 +9772,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -8863,8 +9805,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -8887,8 +9829,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -8912,8 +9854,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -8933,8 +9875,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -8949,8 +9891,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -8967,8 +9909,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab). The shape parameters are checks: null, or what the model has.';
@@ -8982,8 +9924,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -8993,8 +9935,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -9009,8 +9951,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -9031,8 +9973,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -9053,8 +9995,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed. The shape parameters are checks: null, or what the model has.';
@@ -9069,8 +10011,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -9101,8 +10043,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].training.train_step(
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed)
 $$;
@@ -9139,8 +10081,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].training.train(
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every)
 $$;
@@ -9149,6 +10091,73 @@ COMMENT ON FUNCTION llm_train(
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
     integer, integer) IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. grad_clip bounds the gradient''s global norm. NOTICEs show progress every log_every steps; eval_every measures the loss on the split val.';
+
+CREATE PROCEDURE llm_train_run(
+    model text,
+    n_steps integer,
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d integer DEFAULT NULL,
+    vocab integer DEFAULT NULL,
+    dropout_p double precision DEFAULT 0.1,
+    beta1 double precision DEFAULT 0.9,
+    beta2 double precision DEFAULT 0.999,
+    eps double precision DEFAULT 1e-8,
+    wd double precision DEFAULT 0.01,
+    lr_max double precision DEFAULT 2.5e-4,
+    warmup integer DEFAULT 2000,
+    grad_clip double precision DEFAULT NULL,
+    grad_workers integer DEFAULT 1,
+    prune_workers integer DEFAULT 1,
+    batch_size integer DEFAULT 8,
+    grad_accum integer DEFAULT 1,
+    min_lr double precision DEFAULT 0,
+    seed bigint DEFAULT 0,
+    eval_every integer DEFAULT NULL,
+    log_every integer DEFAULT NULL,
+    commit_every integer DEFAULT 100,
+    flush_seconds double precision DEFAULT 1,
+    wait boolean DEFAULT false
+)
+LANGUAGE plpython3u
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 1a71e63db842 @extschema@'].training.train_run(
+    model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
+    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait)
+$$;
+COMMENT ON PROCEDURE llm_train_run(
+    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
+    double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
+    integer, integer, integer, double precision, boolean) IS
+    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error, or with wait => true waits. Call it in autocommit mode.';
+
+CREATE FUNCTION llm_train_stop(model text)
+RETURNS boolean
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].training.train_stop(model)
+$$;
+COMMENT ON FUNCTION llm_train_stop(text) IS
+    'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
+
+CREATE VIEW llm_train_progress AS
+SELECT
+    r.run_id, r.model, r.status, l.step, r.n_steps, l.loss, l.tokens_per_second,
+    CASE WHEN r.status = 'running' THEN (r.n_steps - l.step) * l.seconds_per_step * interval '1 second' END AS eta,
+    r.started_at, l.at AS updated_at
+FROM llm_run AS r
+LEFT JOIN LATERAL (
+    SELECT
+        max(step) AS step, max(at) AS at, (array_agg(loss ORDER BY step DESC))[1] AS loss,
+        sum(tokens) / nullif(sum(seconds), 0) AS tokens_per_second, avg(seconds) AS seconds_per_step
+    FROM (SELECT * FROM llm_train_log AS t WHERE t.run_id = r.run_id ORDER BY t.step DESC LIMIT 20) AS latest
+) AS l ON true
+WHERE r.status <> 'manual';
+COMMENT ON VIEW llm_train_progress IS
+    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes.';
 
 -- sql/kernels.sql
 
@@ -9169,8 +10178,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -9180,8 +10189,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.values(data)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -9199,8 +10208,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -9209,8 +10218,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -9220,8 +10229,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -9231,8 +10240,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -9242,8 +10251,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -9252,8 +10261,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -9268,8 +10277,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -9284,8 +10293,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -9295,8 +10304,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -9306,8 +10315,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -9322,8 +10331,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -9339,8 +10348,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -9350,8 +10359,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -9360,8 +10369,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -9370,8 +10379,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -9389,8 +10398,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -9410,8 +10419,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -9430,8 +10439,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -9454,8 +10463,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -9465,8 +10474,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -9481,8 +10490,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -9498,11 +10507,171 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0bb393e1fd2e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0bb393e1fd2e @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
+
+-- sql/autograd.sql
+
+-- Autograd: values as rows, ops recorded on a tape, gradients. Functions touch the tape of their own session only.
+
+CREATE VIEW llm_autograd_mode AS
+SELECT coalesce(nullif(current_setting('pg_gpt2.autograd', true), '')::boolean, false) AS flag;
+COMMENT ON VIEW llm_autograd_mode IS
+    'One row: whether this session records what llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits and llm_loss compute. UPDATE llm_autograd_mode SET flag = true switches it on, for the session; a rollback takes that back. The same as SET pg_gpt2.autograd.';
+GRANT SELECT, UPDATE ON llm_autograd_mode TO PUBLIC;
+
+CREATE FUNCTION llm_autograd_mode_update()
+RETURNS trigger
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.set_mode(TD['new']['flag'])
+$$;
+COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
+CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
+    FOR EACH ROW EXECUTE FUNCTION llm_autograd_mode_update();
+
+CREATE VIEW llm_tensor AS
+SELECT t.id, coalesce(m.name, o.name) AS name, t.data, t.shape, t.requires_grad, t.grad, t.tape_id, m.model
+FROM llm_tensor_rt AS t
+LEFT JOIN (SELECT tensor_id, min(model) AS model, min(name) AS name FROM llm_tensor_map GROUP BY tensor_id) AS m ON m.tensor_id = t.id
+LEFT JOIN llm_tape AS o ON o.output = t.id AND o.tape_id = t.tape_id;
+COMMENT ON VIEW llm_tensor IS 'The values on all tapes, with a name: that of the parameter, else of the op that gave it; null for a variable.';
+
+CREATE FUNCTION llm_tape_id()
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.tape_id()
+$$;
+COMMENT ON FUNCTION llm_tape_id() IS
+    'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
+
+CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.variable(data, shape, requires_grad)
+$$;
+COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
+    'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
+
+CREATE FUNCTION llm_op(name text, inputs bigint[], extra jsonb DEFAULT '{}')
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.op(name, inputs, extra)
+$$;
+COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
+    'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
+
+CREATE FUNCTION llm_value(handle bigint)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.value(handle)
+$$;
+COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
+
+CREATE FUNCTION llm_backprop(start_id bigint DEFAULT NULL, model text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.backprop(start_id, model)
+$$;
+COMMENT ON FUNCTION llm_backprop(bigint, text) IS
+    'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
+
+CREATE FUNCTION llm_grad(handle bigint)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.grad(handle)
+$$;
+COMMENT ON FUNCTION llm_grad(bigint) IS
+    'The gradient of a handle of this session after llm_backprop; null when it has none.';
+
+-- The model in pieces. While recording is on, each writes its ops to the tape.
+
+CREATE FUNCTION llm_embed(tokens integer[], model text, d integer DEFAULT NULL)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.embed(tokens, model, d)
+$$;
+COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
+    'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
+
+CREATE FUNCTION llm_block_forward(
+    input bytea,
+    w_qkv bytea,
+    b_qkv bytea,
+    w_o bytea,
+    b_o bytea,
+    w_fc bytea,
+    b_fc bytea,
+    w_proj bytea,
+    b_proj bytea,
+    ln1_g bytea,
+    ln1_b bytea,
+    ln2_g bytea,
+    ln2_b bytea,
+    n_head integer,
+    t integer,
+    d integer,
+    eps double precision DEFAULT 1e-5,
+    dropout_p double precision DEFAULT 0.1,
+    training boolean DEFAULT false
+)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+$$;
+COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
+    'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
+
+CREATE FUNCTION llm_forward_gpt2(
+    input bytea,
+    model text,
+    n_layer integer,
+    n_head integer,
+    t integer,
+    d integer,
+    ln_f_weight bytea DEFAULT NULL,
+    ln_f_bias bytea DEFAULT NULL,
+    dropout_p double precision DEFAULT 0.1,
+    training boolean DEFAULT false
+)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+$$;
+COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
+    'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
 
 -- sql/compatibility.sql
 
@@ -9515,6 +10684,78 @@ SET search_path = pg_catalog, pg_temp
 AS $$ SELECT c FROM @extschema@.llm_model_config AS c WHERE c.model = llm_get_model_config.model $$;
 COMMENT ON FUNCTION llm_get_model_config(text) IS 'Compatibility: the row of llm_model_config, or null.';
 
+-- Autograd.
+
+CREATE FUNCTION pg_llm_autograd_enabled()
+RETURNS boolean
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.enabled()
+$$;
+COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
+    'Compatibility: whether this session records, the flag of llm_autograd_mode.';
+
+CREATE FUNCTION pg_llm_autograd_track_tensor(data bytea, shape integer[], requires_grad boolean)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.variable(data, shape, requires_grad)
+$$;
+COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
+
+CREATE FUNCTION pg_llm_autograd_map_param(
+    model text,
+    name text,
+    token_id integer,
+    tensor bytea,
+    shape integer[] DEFAULT NULL
+)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+$$;
+COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
+    'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
+
+CREATE FUNCTION llm_materialize_params(model text)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.materialize_params(model)
+$$;
+COMMENT ON FUNCTION llm_materialize_params(text) IS
+    'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
+
+CREATE FUNCTION llm_accumulate_grads(model text, workers integer DEFAULT 1)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.accumulate_grads(model, workers)
+$$;
+COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
+    'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
+
+CREATE FUNCTION llm_prune_autograd_state(workers integer DEFAULT 1)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.prune(workers)
+$$;
+COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
+    'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';
 
 -- sql/privileges.sql
 
@@ -9541,5 +10782,13 @@ REVOKE EXECUTE ON FUNCTION
     llm_train(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
         double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
-        double precision, bigint, integer, integer)
+        double precision, bigint, integer, integer),
+    llm_train_stop(text)
+FROM PUBLIC;
+
+REVOKE EXECUTE ON PROCEDURE
+    llm_train_run(
+        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
+        double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
+        double precision, bigint, integer, integer, integer, double precision, boolean)
 FROM PUBLIC;

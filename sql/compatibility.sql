@@ -7,3 +7,75 @@ SET search_path = pg_catalog, pg_temp
 AS $$ SELECT c FROM @extschema@.llm_model_config AS c WHERE c.model = llm_get_model_config.model $$;
 COMMENT ON FUNCTION llm_get_model_config(text) IS 'Compatibility: the row of llm_model_config, or null.';
 
+-- Autograd.
+
+CREATE FUNCTION pg_llm_autograd_enabled()
+RETURNS boolean
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.enabled()
+$$;
+COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
+    'Compatibility: whether this session records, the flag of llm_autograd_mode.';
+
+CREATE FUNCTION pg_llm_autograd_track_tensor(data bytea, shape integer[], requires_grad boolean)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.variable(data, shape, requires_grad)
+$$;
+COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
+
+CREATE FUNCTION pg_llm_autograd_map_param(
+    model text,
+    name text,
+    token_id integer,
+    tensor bytea,
+    shape integer[] DEFAULT NULL
+)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.map_param(model, name, token_id, tensor, shape)
+$$;
+COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
+    'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
+
+CREATE FUNCTION llm_materialize_params(model text)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.materialize_params(model)
+$$;
+COMMENT ON FUNCTION llm_materialize_params(text) IS
+    'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
+
+CREATE FUNCTION llm_accumulate_grads(model text, workers integer DEFAULT 1)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.accumulate_grads(model, workers)
+$$;
+COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
+    'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
+
+CREATE FUNCTION llm_prune_autograd_state(workers integer DEFAULT 1)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.prune(workers)
+$$;
+COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
+    'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

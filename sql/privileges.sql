@@ -21,5 +21,13 @@ REVOKE EXECUTE ON FUNCTION
     llm_train(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
         double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
-        double precision, bigint, integer, integer)
+        double precision, bigint, integer, integer),
+    llm_train_stop(text)
+FROM PUBLIC;
+
+REVOKE EXECUTE ON PROCEDURE
+    llm_train_run(
+        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
+        double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
+        double precision, bigint, integer, integer, integer, double precision, boolean)
 FROM PUBLIC;

@@ -39,6 +39,9 @@ ALTER TABLE llm_param
     ALTER grad SET STORAGE EXTERNAL,
     ALTER m SET STORAGE EXTERNAL,
     ALTER v SET STORAGE EXTERNAL;
+ALTER TABLE llm_param SET (
+    autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_cost_delay = 0
+);
 COMMENT ON TABLE llm_param IS
     'Weights and optimizer state. A large tensor is split into blocks of whole rows, of at most 16 MiB over the four byte columns.';
 COMMENT ON COLUMN llm_param.model IS 'Name of the model.';
@@ -111,11 +114,12 @@ CREATE TABLE llm_run (
     model           text NOT NULL,
     config          jsonb NOT NULL,
     seed            bigint NOT NULL,
-    status          text NOT NULL CHECK (status IN ('running', 'finished', 'manual')),
+    status          text NOT NULL CHECK (status IN ('running', 'stopped', 'abandoned', 'finished', 'manual')),
     first_step      bigint NOT NULL,
     n_steps         integer,
     weights_version text,
     environment     jsonb NOT NULL,
+    stop_requested  boolean NOT NULL DEFAULT false,
     started_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at     timestamptz
 );
@@ -123,13 +127,14 @@ CREATE UNIQUE INDEX llm_run_manual ON llm_run (model) WHERE status = 'manual';
 COMMENT ON TABLE llm_run IS 'Training runs: what is needed to do one again. Steps done by hand belong to the model''s manual run.';
 COMMENT ON COLUMN llm_run.run_id IS 'Number of the run.';
 COMMENT ON COLUMN llm_run.model IS 'Name of the model.';
-COMMENT ON COLUMN llm_run.config IS 'Every parameter of the call.';
+COMMENT ON COLUMN llm_run.config IS 'What determines the run: parameters of the call, and number and digest of the data''s rows.';
 COMMENT ON COLUMN llm_run.seed IS 'Seed of batch order and dropout.';
-COMMENT ON COLUMN llm_run.status IS 'running, finished, or manual.';
+COMMENT ON COLUMN llm_run.status IS 'running (or interrupted), stopped by llm_train_stop, abandoned for another run, finished, or manual.';
 COMMENT ON COLUMN llm_run.first_step IS 'AdamW updates that the model had at the start.';
 COMMENT ON COLUMN llm_run.n_steps IS 'Steps asked for.';
 COMMENT ON COLUMN llm_run.weights_version IS 'Digest of the weights'' row versions at the start.';
 COMMENT ON COLUMN llm_run.environment IS 'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor: the same bits are promised under the same.';
+COMMENT ON COLUMN llm_run.stop_requested IS 'Set by llm_train_stop; the run looks at it twice a second.';
 COMMENT ON COLUMN llm_run.started_at IS 'When it started.';
 COMMENT ON COLUMN llm_run.finished_at IS 'When it finished.';
 

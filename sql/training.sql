@@ -130,3 +130,70 @@ COMMENT ON FUNCTION llm_train(
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
     integer, integer) IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. grad_clip bounds the gradient''s global norm. NOTICEs show progress every log_every steps; eval_every measures the loss on the split val.';
+
+CREATE PROCEDURE llm_train_run(
+    model text,
+    n_steps integer,
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d integer DEFAULT NULL,
+    vocab integer DEFAULT NULL,
+    dropout_p double precision DEFAULT 0.1,
+    beta1 double precision DEFAULT 0.9,
+    beta2 double precision DEFAULT 0.999,
+    eps double precision DEFAULT 1e-8,
+    wd double precision DEFAULT 0.01,
+    lr_max double precision DEFAULT 2.5e-4,
+    warmup integer DEFAULT 2000,
+    grad_clip double precision DEFAULT NULL,
+    grad_workers integer DEFAULT 1,
+    prune_workers integer DEFAULT 1,
+    batch_size integer DEFAULT 8,
+    grad_accum integer DEFAULT 1,
+    min_lr double precision DEFAULT 0,
+    seed bigint DEFAULT 0,
+    eval_every integer DEFAULT NULL,
+    log_every integer DEFAULT NULL,
+    commit_every integer DEFAULT 100,
+    flush_seconds double precision DEFAULT 1,
+    wait boolean DEFAULT false
+)
+LANGUAGE plpython3u
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['@package@'].training.train_run(
+    model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
+    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait)
+$$;
+COMMENT ON PROCEDURE llm_train_run(
+    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
+    double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
+    integer, integer, integer, double precision, boolean) IS
+    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error, or with wait => true waits. Call it in autocommit mode.';
+
+CREATE FUNCTION llm_train_stop(model text)
+RETURNS boolean
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].training.train_stop(model)
+$$;
+COMMENT ON FUNCTION llm_train_stop(text) IS
+    'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
+
+CREATE VIEW llm_train_progress AS
+SELECT
+    r.run_id, r.model, r.status, l.step, r.n_steps, l.loss, l.tokens_per_second,
+    CASE WHEN r.status = 'running' THEN (r.n_steps - l.step) * l.seconds_per_step * interval '1 second' END AS eta,
+    r.started_at, l.at AS updated_at
+FROM llm_run AS r
+LEFT JOIN LATERAL (
+    SELECT
+        max(step) AS step, max(at) AS at, (array_agg(loss ORDER BY step DESC))[1] AS loss,
+        sum(tokens) / nullif(sum(seconds), 0) AS tokens_per_second, avg(seconds) AS seconds_per_step
+    FROM (SELECT * FROM llm_train_log AS t WHERE t.run_id = r.run_id ORDER BY t.step DESC LIMIT 20) AS latest
+) AS l ON true
+WHERE r.status <> 'manual';
+COMMENT ON VIEW llm_train_progress IS
+    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes.';

@@ -205,12 +205,13 @@ class Progress:
         self.losses.append(float(found[2]))
         done = 20 * step // self.n_steps
         left = int((time.perf_counter() - self.began) / step * (self.n_steps - step))
+        room = max(1, min(25, self.console.width - 64))
         paint = self.console.paint
         parts = [
             f"step {step:>{len(str(self.n_steps))}}/{self.n_steps}",
             paint("━" * done, GREEN) + paint("━" * (20 - done), DIM),
             f"loss {paint(found[2], BOLD)}",
-            paint(sparkline(self.losses, 25).ljust(25), CYAN),
+            paint(sparkline(self.losses, room).ljust(room), CYAN),
             f"{left // 60}:{left % 60:02d} left",
         ]
         self.console.write("\r" + "  ".join(parts) + (" \n" if step == self.n_steps else " "))

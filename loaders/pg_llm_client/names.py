@@ -13,7 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 OURS = {"max_new_tokens": "max_tokens", "top_k": "topk", "top_p": "topp"}
 OF_BEAMS = ("num_beams", "length_penalty", "early_stopping")
-BEAMS_TAKE = {"self", "prompt", "max_tokens", "model", "eos_token", "echo", *OF_BEAMS}
+BEAMS_TAKE = {"prompt", "max_tokens", "model", "eos_token", "echo", *OF_BEAMS}
 
 
 class SamplingNames(TypedDict, total=False):
@@ -43,15 +43,16 @@ class BeamNames(TypedDict, total=False):
 def accepts_hugging_face_names(method: F) -> F:
     """`method` with Hugging Face's names translated; only those of beam search reach it as they are."""
     name = method.__name__
-    parameters = inspect.signature(method).parameters
+    ours = {p.name for p in inspect.signature(method).parameters.values() if p.kind is not p.VAR_KEYWORD}
+    renamed = OURS | ({"num_beams": "beam_width"} if "beam_width" in ours else {})
 
     @functools.wraps(method)
     def translated(*args: Any, **given: Any) -> Any:
-        _rename(name, given, OURS | ({"num_beams": "beam_width"} if "beam_width" in parameters else {}))
-        if "temperature" in parameters:
+        _rename(name, given, renamed)
+        if "temperature" in ours:
             _resolve_do_sample(name, given)
             _resolve_beams(name, given)
-        unknown = given.keys() - parameters.keys() - set(OF_BEAMS)
+        unknown = given.keys() - ours - set(OF_BEAMS)
         if unknown:
             raise TypeError(f"{name}() got an unexpected keyword argument '{min(unknown)}'")
         return method(*args, **given)
@@ -72,22 +73,23 @@ def _resolve_do_sample(name: str, given: dict[str, Any]) -> None:
         return
     sample, temperature = given.pop("do_sample"), given.get("temperature")
     if temperature is not None and bool(sample) != (temperature != 0):
-        raise TypeError(f"{name}() got do_sample={sample} and temperature={temperature}; temperature 0 is not to sample")
+        raise TypeError(
+            f"{name}() got do_sample={sample} and temperature={temperature}; temperature 0 is not to sample"
+        )
     if not sample:
         given["temperature"] = 0.0
 
 
 def _resolve_beams(name: str, given: dict[str, Any]) -> None:
-    beams = [theirs for theirs in OF_BEAMS if theirs in given]
-    if given.get("num_beams", 1) == 1:
+    beams = given.get("num_beams", 1)
+    if beams == 1:
         given.pop("num_beams", None)
-        if len(beams) > 1 or beams and beams != ["num_beams"]:
-            raise TypeError(f"{name}() got {beams[-1]}, which needs num_beams above 1")
+        for theirs in given.keys() & set(OF_BEAMS):
+            raise TypeError(f"{name}() got {theirs}, which needs num_beams above 1")
         return
     if name != "generate":
-        raise TypeError(f"{name}() got num_beams={given['num_beams']}, but only generate() and beam_search() search beams")
+        raise TypeError(f"{name}() got num_beams={beams}, but only generate() and beam_search() search beams")
     if given.get("temperature") == 0:
         del given["temperature"]
-    others = sorted(given.keys() - BEAMS_TAKE)
-    if others:
-        raise TypeError(f"{name}() got {others[0]}, which beam search (num_beams={given['num_beams']}) does not take")
+    for other in sorted(given.keys() - BEAMS_TAKE):
+        raise TypeError(f"{name}() got {other}, which beam search (num_beams={beams}) does not take")

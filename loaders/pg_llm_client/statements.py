@@ -1,6 +1,5 @@
 """The SQL that both clients send: a call of one function in named notation, every value cast to its parameter's type."""
 
-import re
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ TYPES = (
     | {"seed": "int8", "stop": "text[]", "prompts": "text[]", "prompt_ids": "int4[]"}
 )  # of parameters; all others are text
 
-Statement = tuple[sql.Composable, dict[str, Any]]
+Statement = tuple[sql.Composed, dict[str, Any]]
 
 
 class Statements:
@@ -47,7 +46,7 @@ class Statements:
         """SELECT (function(...)).*, whose rows a cursor gives as they are computed; FROM would collect them first."""
         return sql.SQL("SELECT (") + self._call(function, arguments) + sql.SQL(").*"), arguments
 
-    def _call(self, function: str, names: Iterable[str]) -> sql.Composable:
+    def _call(self, function: str, names: Iterable[str]) -> sql.Composed:
         name = sql.Identifier(self.schema, function).as_string(None).replace("%", "%%")
         given = sql.SQL(", ").join(
             sql.SQL("{} => {}::{}").format(sql.Identifier(n), sql.Placeholder(n), sql.SQL(TYPES.get(n, "text")))
@@ -88,12 +87,3 @@ def generation(
 def cursor_name() -> str:
     """A name of its own for each stream, since streams of one connection may interleave."""
     return f"pg_llm_client_{uuid.uuid4().hex}"
-
-
-STEP = re.compile(r"step (\d+)/\d+: (.*)")
-
-
-def training_step(notice: str | None) -> tuple[int, str] | None:
-    """Step and description of a NOTICE of llm_train; None of another."""
-    found = STEP.fullmatch(notice or "")
-    return (int(found[1]), found[2]) if found else None

@@ -3,6 +3,7 @@
 A batch is fetched when its step needs it, as the binary form of the arrays, which NumPy reads without a Python object a token.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -77,6 +78,21 @@ def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
             hint=f"Load some: SELECT llm_dataset_load('SELECT body FROM documents', '{model}', {min(config.n_positions, 256)}).",
         )
     return np.asarray([row["id"] for row in rows])
+
+
+def digest(model: str, config: GPT2Config) -> str:
+    """SHA-256 of the training rows that `model` may use, in order; their ids play no part."""
+    found = hashlib.sha256()
+    for row in db.cursor(
+        "SELECT array_send(tokens) AS tokens, array_send(target) AS target"
+        f" FROM {{schema}}.llm_dataset WHERE split = 'train' AND {USABLE} ORDER BY id",
+        ["text", "int4"],
+        *(model, config.vocab),
+    ):
+        found.update(row["tokens"])
+        found.update(row["target"])
+        host.check_interrupts()
+    return found.hexdigest()
 
 
 def batches(ids: Sequence[int], model: str, config: GPT2Config) -> list[Batch]:

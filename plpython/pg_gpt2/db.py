@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import plpy
 
 from . import host
-from .errors import InvalidParameter, NullNotAllowed, OutOfMemory, PgGpt2Error
+from .errors import InvalidParameter, InvalidTransactionTermination, NullNotAllowed, OutOfMemory, PgGpt2Error
 
 Row = dict[str, Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -24,6 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
 
 _schema = ""
+sources_digest = ""
 _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
 _in_set = False
@@ -31,10 +32,10 @@ _END = object()
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
 
 
-def connect(schema: str) -> None:
-    """Remember the extension's schema (a quoted identifier) and serve the engine's host hooks."""
-    global _schema
-    _schema = schema
+def connect(schema: str, digest: str) -> None:
+    """Remember the extension's schema (a quoted identifier) and the sources' digest; serve the engine's host hooks."""
+    global _schema, sources_digest
+    _schema, sources_digest = schema, digest
     host.check_interrupts = check_interrupts
     host.notice = notice
 
@@ -153,7 +154,12 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
     if source is None:
         raise NullNotAllowed("source must not be null", hint="Give a query that returns one text column.")
     with _search_path(search_path):
-        rows = plpy.cursor(source)
+        try:
+            rows = plpy.cursor(source)
+        except plpy.spiexceptions.InvalidCursorDefinition:
+            raise InvalidParameter(
+                "source must be one query", hint="Example: 'SELECT body FROM documents', without a second statement."
+            ) from None
         batch = rows.fetch(100)
     names = list(batch[0]) if batch.nrows() else []  # what a cursor fetches has no colnames()
     while batch.nrows():
@@ -181,6 +187,26 @@ def _search_path(path: str) -> Iterator[None]:
 
 def _set_search_path(path: str) -> None:
     run("SELECT pg_catalog.set_config('search_path', $1, true)", ["text"], path)
+
+
+def start_committing(procedure: str) -> None:
+    """Begin a procedure that commits as it goes: a call inside a transaction block fails here, before any work."""
+    _set_search_path("pg_catalog, pg_temp")
+    try:
+        commit()
+    except plpy.SPIError as error:
+        if error.sqlstate != "2D000":
+            raise
+        raise InvalidTransactionTermination(
+            f"{procedure} commits as it goes, so it cannot run inside a transaction block or a function",
+            hint="Call it by itself in autocommit mode: outside BEGIN in psql, with autocommit=True in psycopg.",
+        ) from None
+
+
+def commit() -> None:
+    """Commit; procedures cannot have a SET clause, and what they set themselves ends with the transaction."""
+    plpy.commit()
+    _set_search_path("pg_catalog, pg_temp")
 
 
 def setting(name: str, default: str | None = None) -> str | None:

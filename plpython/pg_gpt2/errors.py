@@ -52,7 +52,7 @@ def require_positive(**values: int) -> None:
     require(**values)
     for name, value in values.items():
         if value < 1:
-            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
+            raise InvalidParameter(f"{name} must be 1 or more, not {value}", hint="Leave it out to get its default.")
 
 
 class UndefinedObject(PgGpt2Error):
@@ -77,6 +77,12 @@ class LockNotAvailable(PgGpt2Error):
     """Another session holds what is needed."""
 
     sqlstate = "55P03"
+
+
+class InvalidTransactionTermination(PgGpt2Error):
+    """A procedure that commits, called where it cannot."""
+
+    sqlstate = "2D000"
 
 
 class InsufficientPrivilege(PgGpt2Error):

@@ -56,5 +56,5 @@ def load(sources, key, schema):
             hint=HINT,
             sqlstate="55000",
         )
-    importlib.import_module(root + ".db").connect(schema)
+    importlib.import_module(root + ".db").connect(schema, key.split()[1])
     return importlib.import_module(root + ".api")

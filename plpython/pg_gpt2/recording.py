@@ -4,7 +4,7 @@ A parameter is the handle that this session mapped for it, else one made from th
 given as bytes has no identity: it is the latest value of this session with the same bytes, else a new one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from . import db, host, resources, store
 from .config import block_shapes
 from .errors import InvalidParameter, WrongState
 from .ops import lookup
+from .ops.elementwise import contiguous
+from .tape import Eager, Handle, Runner
 from .tape_rows import Writer, _checked, session_tape
 from .tensor import to_bytes
 
@@ -49,7 +51,7 @@ class Recorder:
     def apply(self, name: str, *inputs: Recorded, **attrs: Any) -> Recorded:
         """The result of an op, recorded."""
         host.check_interrupts()
-        data = lookup(name)(*(value.data for value in inputs), **attrs)
+        data = contiguous(lookup(name)(*(value.data for value in inputs), **attrs))  # as the next op would read it
         if 0 in data.shape:
             raise InvalidParameter(f"{name}: the result of shape {list(data.shape)} has no values")
         found = self.leaf(data, any(value.requires_grad for value in inputs))
@@ -83,6 +85,16 @@ class Recorder:
                 hint="Map every block of it, or SELECT llm_materialize_params(model) to map all anew.",
             )
         return whole
+
+
+def on_tape(model: store.Model, work: Callable[[Runner, dict[str, Handle]], Handle]) -> np.ndarray:
+    """The result of `work(run, params)`, recorded while recording is on."""
+    if not enabled():
+        return work(Eager(), model.params)
+    recorder = Recorder()
+    result = work(recorder, recorder.params(model))
+    recorder.flush()
+    return result.data
 
 
 def materialize(recorder: Recorder, model: store.Model, names: Sequence[str]) -> dict[str, Recorded]:

@@ -38,10 +38,8 @@ class Application:
 
     def about(self, error: PgGpt2Error) -> PgGpt2Error:
         """`error`, with this row named in front."""
-        named = type(error)(
-            f"llm_tape row {self.id} ({self.name}): {error.message}", hint=error.hint, detail=error.detail
-        )
-        return named
+        message = f"llm_tape row {self.id} ({self.name}): {error.message}"
+        return type(error)(message, hint=error.hint, detail=error.detail)
 
     def run(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """The op's result."""
@@ -130,7 +128,7 @@ class Graph:
         """The gradients that one node gives its inputs."""
         node.output.grad = dy
         nodes, self.tape.nodes = self.tape.nodes, [node]
-        self._guard(lambda: self.tape._sweep(0))
+        self._guard(lambda: self.tape._sweep(0, node.output))
         self.tape.nodes = nodes
 
     def gradients(self) -> Iterator[tuple[int, np.ndarray]]:

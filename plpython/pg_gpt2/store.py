@@ -7,13 +7,22 @@ every call, so that it follows DML by hand, rollback, savepoints and row-level s
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import db, host, resources
 from .config import GPT2Config
-from .errors import DuplicateObject, InconsistentData, InvalidParameter, NullNotAllowed, UndefinedObject, WrongState
+from .errors import (
+    DuplicateObject,
+    InconsistentData,
+    InvalidParameter,
+    LockNotAvailable,
+    NullNotAllowed,
+    UndefinedObject,
+    WrongState,
+)
 from .tensor import FLOAT32, to_bytes
 
 BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
@@ -88,9 +97,30 @@ def check_overrides(
             )
 
 
+# One lock a model for all that changes its weights. Readers take none. It is advisory, because a procedure that commits has to
+# hold it across its commits.
+LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
+
+
 def lock(model: str) -> None:
-    """Make other writers of `model` wait until this transaction ends; readers do not."""
-    db.row("SELECT 1 FROM {schema}.llm_model_config WHERE model = $1 FOR NO KEY UPDATE", ["text"], model)
+    """Wait until no other session changes `model`, and make others wait until this transaction ends."""
+    db.run(f"SELECT pg_advisory_xact_lock({LOCK})", ["text"], model)
+
+
+@contextmanager
+def session_lock(model: str, wait: bool) -> Iterator[None]:
+    """Hold the lock of `model` across commits; 55P03 when another session has it and `wait` is false."""
+    if wait:
+        db.run(f"SELECT pg_advisory_lock({LOCK})", ["text"], model)
+    elif not (db.row(f"SELECT pg_try_advisory_lock({LOCK}) AS taken", ["text"], model) or {})["taken"]:
+        raise LockNotAvailable(
+            f'model "{model}" is being trained by another session',
+            hint="SELECT * FROM llm_train_progress shows it; llm_train_stop ends it; wait => true waits for it.",
+        )
+    try:
+        yield
+    finally:
+        db.run(f"SELECT pg_advisory_unlock({LOCK})", ["text"], model)
 
 
 def register(model: str, wanted: GPT2Config) -> None:

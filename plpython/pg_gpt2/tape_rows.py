@@ -193,9 +193,7 @@ def unknown(handle: int) -> UndefinedObject:
 
 def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
     """Replace all gradients of a tape."""
-    db.run(
-        "UPDATE {schema}.llm_tensor_rt SET grad = NULL WHERE tape_id = $1 AND grad IS NOT NULL", ["int8"], tape_id
-    )
+    db.run("UPDATE {schema}.llm_tensor_rt SET grad = NULL WHERE tape_id = $1 AND grad IS NOT NULL", ["int8"], tape_id)
     batch: list[tuple[int, bytes]] = []
     held = 0
     for handle, grad in grads:

@@ -55,7 +55,8 @@ def trace(word: str | None, model: str | None) -> Iterator[Any]:
 @entry
 def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
     """Learn a vocabulary from a query's texts; its size."""
-    require(source=source, vocab_size=vocab_size, model=model)
+    require(source=source, vocab_size=vocab_size)
+    store.require_name(model)
     vocabularies.require_none(model)
     vocab, merges = bpe_train.train(db.source_texts(source, source_path), vocab_size)
     vocabularies.replace_tokens(model, vocab)
@@ -66,6 +67,7 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
 @entry
 def load_vocab(path: str, model: str) -> int:
     """vocab.json -> rows; their number."""
+    store.require_name(model)
     vocab = vocab_files.parse_vocab(server_files.read(path, MAX_FILE_BYTES))
     vocabularies.replace_tokens(model, vocab)
     return len(vocab)
@@ -74,6 +76,7 @@ def load_vocab(path: str, model: str) -> int:
 @entry
 def load_merges(path: str, model: str) -> int:
     """merges.txt -> rows; their number."""
+    store.require_name(model)
     merges = vocab_files.parse_merges(server_files.read(path, MAX_FILE_BYTES))
     vocabularies.replace_merges(model, merges)
     return len(merges)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .. import datasets, db, gpt2, resources, store, training, vocabularies
+from .. import datasets, db, gpt2, resources, runs, store, training, vocabularies
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
@@ -106,9 +106,11 @@ def train_step(
     if total_steps is not None:
         require_positive(total_steps=total_steps)
     settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    store.config(model)
+    store.lock(model)
     session = training.Session(model, grad_workers)
     store.check_overrides(session.config, n_layer, n_head, d, vocab)
-    return training.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps)
+    return runs.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps)
 
 
 @entry
@@ -136,19 +138,72 @@ def train(
     eval_every: int | None,
     log_every: int | None,
 ) -> int:
-    """A run of AdamW steps; its run_id."""
+    """A run of AdamW steps in one transaction; its run_id."""
+    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every)
+    _check_run(model, plan, grad_workers, prune_workers)
+    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    store.lock(model)
+    return runs.train(training.Session(model, grad_workers), plan)
+
+
+@entry
+def train_run(
+    model: str,
+    n_steps: int,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    wd: float,
+    lr_max: float,
+    warmup: int,
+    grad_clip: float | None,
+    grad_workers: int,
+    prune_workers: int,
+    batch_size: int,
+    grad_accum: int,
+    min_lr: float,
+    seed: int,
+    eval_every: int | None,
+    log_every: int | None,
+    commit_every: int,
+    flush_seconds: float,
+    wait: bool,
+) -> None:
+    """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
+    db.start_committing("llm_train_run")
+    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every)
+    _check_run(model, plan, grad_workers, prune_workers)
+    require_positive(commit_every=commit_every)
+    require(flush_seconds=flush_seconds, wait=wait)
+    if not 0 <= flush_seconds < float("inf"):
+        raise InvalidParameter(f"flush_seconds must be 0 or more, not {flush_seconds}")
+    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    with store.session_lock(model, wait):
+        runs.train_committing(training.Session(model, grad_workers), plan, commit_every, flush_seconds)
+
+
+def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: int) -> None:
     require(model=model)
-    require_positive(
-        n_steps=n_steps,
-        batch_size=batch_size,
-        grad_accum=grad_accum,
-        grad_workers=grad_workers,
-        prune_workers=prune_workers,
-    )
-    for name, value in (("eval_every", eval_every), ("log_every", log_every)):
+    require_positive(n_steps=plan.n_steps, batch_size=plan.batch_size, grad_accum=plan.grad_accum)
+    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    for name, value in (("eval_every", plan.eval_every), ("log_every", plan.log_every)):
         if value is not None and value < 0:
             raise InvalidParameter(f"{name} must be 0 or more, not {value}", hint="0 turns it off.")
-    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    session = training.Session(model, grad_workers)
-    store.check_overrides(session.config, n_layer, n_head, d, vocab)
-    return training.train(session, n_steps, settings, batch_size, grad_accum, eval_every, log_every)
+
+
+@entry
+def train_stop(model: str) -> bool:
+    """Ask a running llm_train_run to stop; whether there was one."""
+    require(model=model)
+    return bool(
+        db.run(
+            "UPDATE {schema}.llm_run SET stop_requested = true WHERE model = $1 AND status = 'running'", ["text"], model
+        )
+    )

@@ -18,21 +18,22 @@ from ..tensor import FLOAT32
 @entry
 def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
     """A safetensors file of the server -> rows."""
-    require(model=model)
+    store.require_name(model)
     return _import(open_safetensors(server_files.open_to_read(path)), model, replace)
 
 
 @entry
 def import_npz_file(path: str, model: str, replace: bool | None) -> int:
     """A .npz file of the server -> rows."""
-    require(model=model)
+    store.require_name(model)
     return _import(open_npz(server_files.open_to_read(path), store.find_config(model)), model, replace)
 
 
 @entry
 def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
     """Bytes of a safetensors file -> rows."""
-    require(data=data, model=model)
+    require(data=data)
+    store.require_name(model)
     return _import(open_safetensors(io.BytesIO(data)), model, replace)
 
 

@@ -30,7 +30,7 @@ def product_tasks(
     """Tasks that together set out = a @ b (+ bias), or add that to out. Transposed operands are passed as views."""
     (m, k), n = a.shape, b.shape[1]
     count = _n_pieces(2.0 * m * k * n)
-    if m > 2 * n:
+    if m > n:
         rows = threads.pieces(m, _size(m, count))
         return [lambda r=r: _piece(a[r], b, out[r], bias, accumulate) for r in rows]  # type: ignore[misc]
     columns = threads.pieces(n, _size(n, count))

@@ -1,0 +1,233 @@
+"""The client for an asynchronous connection: the twin of client.py, same methods, same statements."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from .names import BeamNames, GenerateNames, SamplingNames, accepts_hugging_face_names
+from .results import Beam, StreamEvent
+from .statements import FIND_SCHEMA, Statement, Statements, cursor_name, generation
+from .training import TrainingOptions, check_options, progress_bar
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class AsyncPGLLMClient:
+    """Generation, scoring and training by the pg_gpt2 of a database.
+
+    `conn` is the caller's: it stays open, and no method commits what the caller began. `model` is the model of calls that
+    name none; None leaves the choice to the server (setting `pg_gpt2.model`, else gpt2-small). Errors are psycopg's.
+
+    >>> client = AsyncPGLLMClient(await psycopg.AsyncConnection.connect("dbname=llm"), model="demo")
+    >>> await client.generate("The database", max_tokens=20, seed=1)
+    """
+
+    def __init__(self, conn: psycopg.AsyncConnection[Any], *, model: str | None = None) -> None:
+        self.conn = conn
+        self.model = model
+        self._found: Statements | None = None
+        self._streams = 0
+        self._transaction = AsyncExitStack()
+
+    @accepts_hugging_face_names
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 64,
+        temperature: float = 1.0,
+        topk: int = 50,
+        topp: float = 0.95,
+        model: str | None = None,
+        eos_token: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        repetition_penalty: float = 1.0,
+        min_p: float = 0.0,
+        echo: bool = True,
+        **beams: Unpack[GenerateNames],
+    ) -> str:
+        """Continue `prompt`: prompt and completion, or with `echo=False` the completion.
+
+        temperature 0 is greedy; topk 0, topp 1 and min_p 0 keep all tokens; eos_token None = the model's, -1 = none.
+        The same seed gives the same text. With num_beams above 1, the best continuation that beam search finds.
+        """
+        if beams:
+            found = await self.beam_search(
+                prompt,
+                beam_width=beams["num_beams"],
+                max_tokens=max_tokens,
+                length_penalty=beams.get("length_penalty", 1.0),
+                early_stopping=beams.get("early_stopping", False),
+                eos_token=eos_token,
+                model=model,
+            )
+            return (prompt if echo else "") + (found[0].text or "")
+        options = generation(
+            *(max_tokens, temperature, topk, topp, model or self.model, eos_token, seed, stop),
+            *(repetition_penalty, min_p, echo),
+        )
+        return await self._value((await self._statements()).value("llm_generate", prompt=prompt, **options))
+
+    @accepts_hugging_face_names
+    async def stream(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 64,
+        temperature: float = 1.0,
+        topk: int = 50,
+        topp: float = 0.95,
+        model: str | None = None,
+        eos_token: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        repetition_penalty: float = 1.0,
+        min_p: float = 0.0,
+        echo: bool = True,
+        **_: Unpack[SamplingNames],
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Continue `prompt`, one event a token, each as soon as it is computed. Options are those of `generate`.
+
+        Closing the iterator (`contextlib.aclosing`; after a bare `break`, when the event loop collects it) ends the
+        work. On an autocommit connection a transaction is open while streams are; what else is done on the connection
+        meanwhile is part of it, and committed at its end.
+        """
+        options = generation(
+            *(max_tokens, temperature, topk, topp, model or self.model, eos_token, seed, stop),
+            *(repetition_penalty, min_p, echo),
+        )
+        async with self._transaction_of_streams(), self.conn.cursor(cursor_name(), row_factory=tuple_row) as cursor:
+            cursor.itersize = 1
+            await cursor.execute(*(await self._statements()).stream("llm_generate_stream", prompt=prompt, **options))
+            async for row in cursor:
+                yield StreamEvent(*row)
+
+    @accepts_hugging_face_names
+    async def generate_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int = 64,
+        temperature: float = 1.0,
+        topk: int = 50,
+        topp: float = 0.95,
+        model: str | None = None,
+        eos_token: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        repetition_penalty: float = 1.0,
+        min_p: float = 0.0,
+        echo: bool = True,
+        **_: Unpack[SamplingNames],
+    ) -> list[str]:
+        """Continue several prompts at once, faster than one after another; prompt n (from 0) draws with seed + n."""
+        options = generation(
+            *(max_tokens, temperature, topk, topp, model or self.model, eos_token, seed, stop),
+            *(repetition_penalty, min_p, echo),
+        )
+        rows = await self._rows((await self._statements()).rows("llm_generate_batch", prompts=list(prompts), **options))
+        return [text for _, text in rows]
+
+    @accepts_hugging_face_names
+    async def beam_search(
+        self,
+        prompt: str | None = None,
+        *,
+        beam_width: int = 3,
+        max_tokens: int = 64,
+        length_penalty: float = 1.0,
+        early_stopping: bool = False,
+        eos_token: int | None = None,
+        model: str | None = None,
+        prompt_ids: Sequence[int] | None = None,
+        **_: Unpack[BeamNames],
+    ) -> list[Beam]:
+        """The `beam_width` best continuations of a prompt, or of `prompt_ids`, best first, as Hugging Face finds them."""
+        arguments = {
+            "prompt": prompt,
+            "beam_width": beam_width,
+            "max_tokens": max_tokens,
+            "length_penalty": length_penalty,
+            "early_stopping": early_stopping,
+            "eos_token": eos_token,
+            "model_name": model or self.model,
+            "prompt_ids": None if prompt_ids is None else list(prompt_ids),
+        }
+        return [Beam(*row) for row in await self._rows((await self._statements()).rows("llm_beam_search", **arguments))]
+
+    async def embed(
+        self, text: str, *, layer: int | None = None, pooling: str = "mean", model: str | None = None
+    ) -> list[float]:
+        """Hidden state of a text, d_model numbers: after `layer` blocks (None = all), 'mean' of the tokens or 'last'."""
+        arguments = {"text_in": text, "layer": layer, "pooling": pooling, "model_name": model or self.model}
+        return await self._value((await self._statements()).value("llm_text_embedding", **arguments))
+
+    async def perplexity(self, text: str, *, model: str | None = None) -> float:
+        """Perplexity of a text of at least two tokens."""
+        return await self._value(
+            (await self._statements()).value("llm_perplexity", text_in=text, model_name=model or self.model)
+        )
+
+    async def train(
+        self,
+        n_steps: int,
+        *,
+        model: str | None = None,
+        source: str | None = None,
+        block_size: int | None = None,
+        val_fraction: float = 0.0,
+        progress: bool | None = None,
+        **options: Unpack[TrainingOptions],
+    ) -> int:
+        """Train for `n_steps` AdamW steps in one transaction; the run_id under which the server logged them.
+
+        The data are the rows of llm_dataset; `source`, a query of one text column such as 'SELECT body FROM posts', is
+        first tokenized into blocks of `block_size`. `progress` shows a bar: None = on a terminal only.
+        """
+        check_options(dict(options))
+        model = model or self.model
+        async with self.conn.transaction():
+            if source is not None:
+                data = {"source": source, "model": model, "block_size": block_size, "val_fraction": val_fraction}
+                await self._value((await self._statements()).value("llm_dataset_load", **data))
+            with progress_bar(self.conn, n_steps, model, progress):
+                return await self._value(
+                    (await self._statements()).value("llm_train", model=model, n_steps=n_steps, **options)
+                )
+
+    # ---- how statements are run
+
+    async def _statements(self) -> Statements:
+        if self._found is None:
+            async with self.conn.cursor(row_factory=tuple_row) as cursor:
+                found = await (await cursor.execute(FIND_SCHEMA)).fetchone()
+            self._found = Statements(found, self.conn.info.dbname)
+        return self._found
+
+    async def _rows(self, statement: Statement) -> list[tuple[Any, ...]]:
+        async with self.conn.cursor(row_factory=tuple_row) as cursor:
+            return await (await cursor.execute(*statement)).fetchall()
+
+    async def _value(self, statement: Statement) -> Any:
+        return (await self._rows(statement))[0][0]
+
+    @asynccontextmanager
+    async def _transaction_of_streams(self) -> AsyncIterator[None]:
+        """A cursor needs a transaction: in autocommit, one that ends with the last of the streams that share it."""
+        if self.conn.autocommit and self.conn.info.transaction_status == TransactionStatus.IDLE:
+            await self._transaction.enter_async_context(self.conn.transaction())
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+            if not self._streams:
+                await self._transaction.aclose()

@@ -1,0 +1,373 @@
+"""llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated; and the model in pieces."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import attributes, db, gpt2, recording, replay, resources, store, tape_rows
+from ..config import block_shapes
+from ..db import entry
+from ..errors import (
+    InvalidParameter,
+    NullNotAllowed,
+    PgGpt2Error,
+    UndefinedObject,
+    WrongState,
+    require,
+    require_positive,
+)
+from ..gpt2 import Dropout
+from ..ops import lookup
+from ..ops.dropout import check_p
+from ..recording import Recorder
+from ..tape import Eager
+from ..tape_rows import session_tape
+from ..tensor import FLOAT32, from_bytes, to_bytes
+from .generation import draw_seed
+
+# --- the mode -------------------------------------------------------------------------------------------------------
+
+
+@entry
+def enabled() -> bool:
+    """Whether recording is on."""
+    return recording.enabled()
+
+
+@entry
+def set_mode(flag: bool) -> None:
+    """What an UPDATE of llm_autograd_mode does."""
+    require(flag=flag)
+    db.row("SELECT set_config('pg_gpt2.autograd', $1, false)", ["text"], "on" if flag else "off")
+
+
+@entry
+def tape_id() -> int:
+    """The number of this session's tape."""
+    return session_tape()
+
+
+# --- values and ops -------------------------------------------------------------------------------------------------
+
+
+@entry
+def variable(data: bytes, shape: list[int], requires_grad: bool) -> int:
+    """A handle for a value."""
+    require(data=data, shape=shape, requires_grad=requires_grad)
+    recorder = Recorder(room=1)
+    value = recorder.leaf(from_bytes(data, shape, name="data"), requires_grad)
+    recorder.flush()
+    return value.id
+
+
+@entry
+def op(name: str, inputs: list[int], extra: str | None) -> int:
+    """The handle of an op's result."""
+    require(name=name, inputs=inputs)
+    lookup(name)
+    attrs = attributes.parse(name, extra)
+    if name == "dropout" and "seed" not in attrs:
+        attrs["seed"] = draw_seed()
+    resources.apply_threads()
+    recorder = Recorder(room=1)
+    try:
+        result = recorder.apply(name, *_values(name, inputs), **attrs)
+    except PgGpt2Error as error:
+        described = f"{error.detail}; " if error.detail else ""
+        error.detail = f"{described}op {name} of handles {inputs}"
+        raise
+    recorder.flush()
+    return result.id
+
+
+def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
+    """The values of handles, each read once; 42704 naming the op and the handle when there is none."""
+    found = {}
+    for place, handle in enumerate(handles, 1):
+        if handle is None:
+            raise NullNotAllowed(
+                f"{name}: input {place} is null", hint="Inputs are handles of llm_variable and llm_op."
+            )
+        if handle not in found:
+            try:
+                tensor, data = tape_rows.value(handle)
+            except (UndefinedObject, WrongState) as error:
+                raise type(error)(f"{name}: input {place}: {error.message}", hint=error.hint) from None
+            found[handle] = recording.Recorded(handle, data, tensor.requires_grad)
+    return [found[handle] for handle in handles]
+
+
+@entry
+def value(handle: int | None) -> bytes | None:
+    """Data of a handle."""
+    return None if handle is None else to_bytes(tape_rows.value(handle)[1])
+
+
+@entry
+def grad(handle: int | None) -> bytes | None:
+    """Gradient of a handle; null when it has none."""
+    if handle is None:
+        return None
+    row = db.row(
+        "SELECT grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
+        ["int8", "int8"],
+        session_tape(),
+        handle,
+    )
+    if row is None:
+        raise tape_rows.unknown(handle)
+    return row["grad"]
+
+
+@entry
+def backprop(start_id: int | None, model: str | None) -> None:
+    """Gradients of everything that `start_id`, else the last recorded value, was computed from."""
+    resources.apply_threads()
+    tape = session_tape()
+    recorded = tape_rows.applications(tape)
+    if start_id is None:
+        if not recorded:
+            raise WrongState(
+                "nothing is recorded in this session",
+                hint="UPDATE llm_autograd_mode SET flag = true, then call llm_loss; or build a graph with llm_op.",
+            )
+        start_id = recorded[-1].output
+    tensors = tape_rows.tensors(tape)
+    if start_id not in tensors:
+        raise tape_rows.unknown(start_id)
+    needed = replay.ancestors(recorded, start_id)
+    if model is not None:
+        _require_use(model, needed)
+    replay.check_complete(needed, tensors)
+    read = replay.values_read(needed)
+    data = tape_rows.data(tape, read)
+    replay.require_kept(read, data)
+    graph = replay.Graph(needed, tensors, data)
+    graph.backward(start_id)
+    tape_rows.write_grads(tape, graph.gradients())
+
+
+def _require_use(model: str, needed: list[replay.Application]) -> None:
+    """55000 unless a mapped parameter of `model` is among the inputs."""
+    inputs = sorted({handle for application in needed for handle in application.inputs})
+    if not db.row(
+        "SELECT 1 FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2 AND tensor_id = ANY ($3) LIMIT 1",
+        ["int8", "text", "int8[]"],
+        *(session_tape(), model, inputs),
+    ):
+        raise WrongState(
+            f'the value to start from does not depend on a parameter of model "{model}"',
+            hint="Record llm_loss of that model, or leave the model out.",
+        )
+
+
+# --- parameters -----------------------------------------------------------------------------------------------------
+
+
+@entry
+def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[int] | None) -> int:
+    """A handle for one row of llm_param."""
+    require(model=model, name=name, token_id=token_id, tensor=tensor)
+    row = db.row(
+        "SELECT shape FROM {schema}.llm_param WHERE model = $1 AND name = $2 AND token_id = $3",
+        ["text", "text", "int4"],
+        *(model, name, token_id),
+    )
+    if row is None:
+        raise UndefinedObject(
+            f'model "{model}" has no parameter "{name}" with token_id {token_id}',
+            hint="SELECT name, token_id FROM llm_param WHERE model = ... lists them.",
+        )
+    array = from_bytes(tensor, shape or row["shape"], name="tensor")
+    if array.size != np.prod(row["shape"]):
+        raise InvalidParameter(f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}')
+    recorder = Recorder(room=1)
+    handle = recorder.leaf(array, True).id
+    recorder.flush()
+    db.run(
+        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id) VALUES ($1, $2, $3, $4, $5)"
+        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
+        ["int8", "text", "text", "int4", "int8"],
+        *(session_tape(), model, name, token_id, handle),
+    )
+    return handle
+
+
+@entry
+def materialize_params(model: str) -> int:
+    """New handles for all parameters, in place of those mapped before; their number."""
+    require(model=model)
+    loaded = store.load(model)
+    db.run(
+        "DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], session_tape(), model
+    )
+    return len(recording.materialize(Recorder(), loaded, list(loaded.params)))
+
+
+@entry
+def accumulate_grads(model: str, workers: int) -> int:
+    """Add gradients of mapped handles to llm_param.grad; the number of rows."""
+    require(model=model)
+    require_positive(workers=workers)
+    store.lock(model)
+    rows = db.cursor(
+        "SELECT p.name, p.token_id, p.shape, p.grad, t.grad AS new, t.id,"
+        " m.token_id - min(m.token_id) OVER (PARTITION BY m.tensor_id) AS first"
+        " FROM {schema}.llm_tensor_map AS m JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = m.tape_id"
+        " JOIN {schema}.llm_param AS p USING (model, name, token_id)"
+        " WHERE m.tape_id = $1 AND m.model = $2 AND t.grad IS NOT NULL",
+        ["int8", "text"],
+        *(session_tape(), model),
+    )
+    batch: list[tuple[str, int, bytes]] = []
+    held = count = 0
+    for row in rows:
+        batch.append((row["name"], row["token_id"], _added(row)))
+        held, count = held + len(batch[-1][2]), count + 1
+        if held >= store.FLUSH_BYTES:
+            _store_grads(model, batch)
+            batch, held = [], 0
+    if batch:
+        _store_grads(model, batch)
+    return count
+
+
+def _added(row: db.Row) -> bytes:
+    """The block's part of the new gradient, added to what the block has."""
+    width = int(np.prod(row["shape"][1:]))
+    start = 4 * row["first"] * width
+    part = row["new"][start : start + 4 * row["shape"][0] * width]
+    if row["grad"] is None:
+        return part
+    return to_bytes(np.frombuffer(row["grad"], FLOAT32) + np.frombuffer(part, FLOAT32))
+
+
+def _store_grads(model: str, batch: list[tuple[str, int, bytes]]) -> None:
+    db.run(
+        "UPDATE {schema}.llm_param AS p SET grad = new.grad FROM unnest($2, $3, $4) AS new (name, token_id, grad)"
+        " WHERE p.model = $1 AND p.name = new.name AND p.token_id = new.token_id",
+        ["text", "text[]", "int4[]", "bytea[]"],
+        *(model, *map(list, zip(*batch, strict=True))),
+    )
+
+
+@entry
+def prune(workers: int) -> int:
+    """Drop this session's tape; the number of values."""
+    require_positive(workers=workers)
+    return tape_rows.drop([session_tape()])
+
+
+# --- the model in pieces --------------------------------------------------------------------------------------------
+
+
+@entry
+def embed(tokens: list[int], model: str | None, d: int | None) -> bytes:
+    """wte[token] + wpe[position]."""
+    require(tokens=tokens)
+    loaded = store.load(model)
+    store.check_overrides(loaded.config, None, None, d, None)
+    gpt2.check_window(len(tokens), loaded.config)
+    ids = np.asarray(tokens, np.int64)
+    return to_bytes(recording.on_tape(loaded, lambda run, params: gpt2.embed(run, params, ids)))
+
+
+@entry
+def block_forward(
+    data: bytes,
+    w_qkv: bytes,
+    b_qkv: bytes,
+    w_o: bytes,
+    b_o: bytes,
+    w_fc: bytes,
+    b_fc: bytes,
+    w_proj: bytes,
+    b_proj: bytes,
+    ln1_g: bytes,
+    ln1_b: bytes,
+    ln2_g: bytes,
+    ln2_b: bytes,
+    n_head: int,
+    t: int,
+    d: int,
+    eps: float,
+    dropout_p: float,
+    training: bool,
+) -> bytes:
+    """One pre-LN block."""
+    given = {
+        "ln_1.weight": ln1_g,
+        "ln_1.bias": ln1_b,
+        "attn.c_attn.weight": w_qkv,
+        "attn.c_attn.bias": b_qkv,
+        "attn.c_proj.weight": w_o,
+        "attn.c_proj.bias": b_o,
+        "ln_2.weight": ln2_g,
+        "ln_2.bias": ln2_b,
+        "mlp.c_fc.weight": w_fc,
+        "mlp.c_fc.bias": b_fc,
+        "mlp.c_proj.weight": w_proj,
+        "mlp.c_proj.bias": b_proj,
+    }
+    require(input=data, **given, eps=eps, dropout_p=dropout_p, training=training)
+    require_positive(n_head=n_head, t=t, d=d)
+    if d % n_head:
+        raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
+    check_p(dropout_p)
+    resources.apply_threads()
+    x = from_bytes(data, (t, d), name="input")
+    arrays = {name: from_bytes(given[name], shape, name=name) for name, shape in block_shapes(d).items()}
+    drop = _drop(dropout_p, training)
+    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "chunk": resources.attention_chunk(), "drop": drop}
+    if not recording.enabled():
+        return to_bytes(gpt2.block(Eager(), arrays, x, **options))
+    recorder = Recorder()
+    params = recording.find_block(recorder, arrays)
+    result = gpt2.block(recorder, params, recording.find(recorder, x), **options)
+    recorder.flush()
+    return to_bytes(result.data)
+
+
+@entry
+def forward_gpt2(
+    data: bytes,
+    model: str | None,
+    n_layer: int | None,
+    n_head: int | None,
+    t: int | None,
+    d: int | None,
+    ln_f_weight: bytes | None,
+    ln_f_bias: bytes | None,
+    dropout_p: float,
+    training: bool,
+) -> bytes:
+    """All blocks and ln_f."""
+    require(input=data, dropout_p=dropout_p, training=training)
+    check_p(dropout_p)
+    loaded = store.load(model)
+    config = loaded.config
+    store.check_overrides(config, n_layer, n_head, d, None)
+    if t is None:
+        t = len(data) // (4 * config.d_model)
+    gpt2.check_window(t, config)
+    x = from_bytes(data, (t, config.d_model), name="input")
+    final = {
+        name: from_bytes(given, (config.d_model,), name=name)
+        for name, given in (("ln_f.weight", ln_f_weight), ("ln_f.bias", ln_f_bias))
+        if given is not None
+    }
+    options: dict[str, Any] = {"chunk": resources.attention_chunk(), "drop": _drop(dropout_p, training)}
+    if not recording.enabled():
+        return to_bytes(gpt2.blocks(Eager(), loaded.params | final, x, config, **options))
+    recorder = Recorder()
+    params = recorder.params(loaded)
+    for name, array in final.items():
+        if not np.array_equal(params[name].data, array):
+            params[name] = recording.find(recorder, array)
+    result = gpt2.blocks(recorder, params, recording.find(recorder, x), config, **options)
+    recorder.flush()
+    return to_bytes(result.data)
+
+
+def _drop(p: float, training: bool) -> Dropout | None:
+    return Dropout(p, draw_seed()) if training and p else None

@@ -1,0 +1,157 @@
+-- Autograd: values as rows, ops recorded on a tape, gradients. Functions touch the tape of their own session only.
+
+CREATE VIEW llm_autograd_mode AS
+SELECT coalesce(nullif(current_setting('pg_gpt2.autograd', true), '')::boolean, false) AS flag;
+COMMENT ON VIEW llm_autograd_mode IS
+    'One row: whether this session records what llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits and llm_loss compute. UPDATE llm_autograd_mode SET flag = true switches it on, for the session; a rollback takes that back. The same as SET pg_gpt2.autograd.';
+GRANT SELECT, UPDATE ON llm_autograd_mode TO PUBLIC;
+
+CREATE FUNCTION llm_autograd_mode_update()
+RETURNS trigger
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.set_mode(TD['new']['flag'])
+$$;
+COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
+CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
+    FOR EACH ROW EXECUTE FUNCTION llm_autograd_mode_update();
+
+CREATE VIEW llm_tensor AS
+SELECT t.id, coalesce(m.name, o.name) AS name, t.data, t.shape, t.requires_grad, t.grad, t.tape_id, m.model
+FROM llm_tensor_rt AS t
+LEFT JOIN (SELECT tensor_id, min(model) AS model, min(name) AS name FROM llm_tensor_map GROUP BY tensor_id) AS m ON m.tensor_id = t.id
+LEFT JOIN llm_tape AS o ON o.output = t.id AND o.tape_id = t.tape_id;
+COMMENT ON VIEW llm_tensor IS 'The values on all tapes, with a name: that of the parameter, else of the op that gave it; null for a variable.';
+
+CREATE FUNCTION llm_tape_id()
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.tape_id()
+$$;
+COMMENT ON FUNCTION llm_tape_id() IS
+    'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
+
+CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.variable(data, shape, requires_grad)
+$$;
+COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
+    'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
+
+CREATE FUNCTION llm_op(name text, inputs bigint[], extra jsonb DEFAULT '{}')
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.op(name, inputs, extra)
+$$;
+COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
+    'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
+
+CREATE FUNCTION llm_value(handle bigint)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.value(handle)
+$$;
+COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
+
+CREATE FUNCTION llm_backprop(start_id bigint DEFAULT NULL, model text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['@package@'].autograd.backprop(start_id, model)
+$$;
+COMMENT ON FUNCTION llm_backprop(bigint, text) IS
+    'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
+
+CREATE FUNCTION llm_grad(handle bigint)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.grad(handle)
+$$;
+COMMENT ON FUNCTION llm_grad(bigint) IS
+    'The gradient of a handle of this session after llm_backprop; null when it has none.';
+
+-- The model in pieces. While recording is on, each writes its ops to the tape.
+
+CREATE FUNCTION llm_embed(tokens integer[], model text, d integer DEFAULT NULL)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.embed(tokens, model, d)
+$$;
+COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
+    'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
+
+CREATE FUNCTION llm_block_forward(
+    input bytea,
+    w_qkv bytea,
+    b_qkv bytea,
+    w_o bytea,
+    b_o bytea,
+    w_fc bytea,
+    b_fc bytea,
+    w_proj bytea,
+    b_proj bytea,
+    ln1_g bytea,
+    ln1_b bytea,
+    ln2_g bytea,
+    ln2_b bytea,
+    n_head integer,
+    t integer,
+    d integer,
+    eps double precision DEFAULT 1e-5,
+    dropout_p double precision DEFAULT 0.1,
+    training boolean DEFAULT false
+)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+$$;
+COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
+    'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
+
+CREATE FUNCTION llm_forward_gpt2(
+    input bytea,
+    model text,
+    n_layer integer,
+    n_head integer,
+    t integer,
+    d integer,
+    ln_f_weight bytea DEFAULT NULL,
+    ln_f_bias bytea DEFAULT NULL,
+    dropout_p double precision DEFAULT 0.1,
+    training boolean DEFAULT false
+)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+$$;
+COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
+    'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';

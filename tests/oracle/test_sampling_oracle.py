@@ -1,0 +1,171 @@
+"""Kept tokens and probabilities beside transformers' logits processors, in the order of its `generate`, on random distributions.
+
+Both compute in float32, and the last bits of a probability differ. So probabilities are compared to a relative 4e-6, and a
+case is compared only when no decision hangs on those bits: when no cumulative probability is within 2e-6 of the one at which
+top-p cuts, and no probability within a relative 4e-6 of min-p's bound. How many cases remain is part of the test.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from pg_gpt2.sampling import Sampling, distribution, penalize
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+RELATIVE = 4e-6  # difference of a probability: some roundings of float32, of the exponential and of the sum
+MARGIN = 2e-6  # difference of a cumulative probability
+
+
+def processors(how: Sampling) -> LogitsProcessorList:
+    """What transformers' `generate` makes of these parameters."""
+    made = LogitsProcessorList()
+    if how.repetition_penalty != 1:
+        made.append(RepetitionPenaltyLogitsProcessor(float(how.repetition_penalty)))
+    if how.temperature != 1:
+        made.append(TemperatureLogitsWarper(float(how.temperature)))
+    if how.topk != 0:
+        made.append(TopKLogitsWarper(how.topk))
+    if how.topp < 1:
+        made.append(TopPLogitsWarper(how.topp))
+    if how.min_p > 0:
+        made.append(MinPLogitsWarper(how.min_p))
+    return made
+
+
+def theirs(logits: np.ndarray, seen: list[int], how: Sampling) -> np.ndarray:
+    """Processed scores [V]; -inf where a token is not kept."""
+    scores = torch.from_numpy(logits.copy())[None]
+    return processors(how)(torch.tensor([seen], dtype=torch.long), scores)[0].numpy()
+
+
+def ours(logits: np.ndarray, seen: list[int], how: Sampling) -> np.ndarray:
+    """Probabilities [V]; 0 where a token is not kept."""
+    ids, probabilities = distribution(penalize(logits, seen, how.repetition_penalty), how)
+    assert probabilities.dtype == np.float32
+    assert list(ids) == sorted(set(ids.tolist()))
+    found = np.zeros(len(logits), np.float32)
+    found[ids] = probabilities
+    return found
+
+
+def is_decided(logits: np.ndarray, seen: list[int], how: Sampling) -> bool:
+    """Whether top-p and min-p keep the same tokens in whatever way float32 is rounded; computed in float64."""
+    scores = penalize(logits, seen, how.repetition_penalty).astype(np.float64) / how.temperature
+    scores = np.sort(scores)[-how.topk if 0 < how.topk < len(scores) else 0 :]
+    p = np.exp(scores - scores[-1])
+    p /= p.sum()
+    cumulative = np.cumsum(p)
+    if how.topp < 1:
+        if np.abs(cumulative[:-1] - (1 - how.topp)).min(initial=1) < MARGIN:
+            return False
+        kept = cumulative > 1 - how.topp
+        kept[-1] = True
+        p = p[kept]
+    return how.min_p in (0, 1) or bool(np.abs(p / p[-1] / how.min_p - 1).min() > RELATIVE)
+
+
+def compare(logits: np.ndarray, seen: list[int], how: Sampling) -> None:
+    scores = theirs(logits, seen, how)
+    expected = torch.from_numpy(scores).softmax(-1).numpy()
+    found = ours(logits, seen, how)
+    np.testing.assert_array_equal(found > 0, expected > 0)
+    np.testing.assert_allclose(found, expected, rtol=RELATIVE, atol=1e-12)
+    # Underflow hides tokens: what is kept must be kept there, and what is not must not be.
+    ids, _ = distribution(penalize(logits, seen, how.repetition_penalty), how)
+    assert set(np.flatnonzero(np.isfinite(scores))) == {i for i in ids.tolist() if np.isfinite(logits[i])}
+
+
+def random_logits(rng: np.random.Generator, size: int, kind: str) -> np.ndarray:
+    logits = rng.normal(size=size) * rng.choice([0.01, 1, 4, 30])
+    if kind == "ties":
+        logits = np.round(logits)
+    elif kind == "excluded":
+        logits[rng.random(size) < 0.4] = -np.inf
+        logits[rng.integers(size)] = rng.normal()
+    elif kind == "zeros":
+        logits[rng.random(size) < 0.3] = rng.choice([0.0, -0.0])
+    return logits.astype(np.float32)
+
+
+def random_sampling(rng: np.random.Generator, size: int) -> Sampling:
+    pick = rng.choice
+    return Sampling(
+        temperature=float(pick([0.01, 0.3, 0.7, 1, 1, 1.5, 10])),
+        topk=int(pick([0, 0, 1, 2, 5, 50, size - 1 or 1, size, size + 7])),
+        topp=float(pick([0, 1e-4, 0.1, 0.5, 0.9, 0.95, 0.999, 1, 1, rng.random()])),
+        repetition_penalty=float(pick([1, 1, 0.5, 1.2, 5])),
+        min_p=float(pick([0, 0, 0.01, 0.1, 0.7, 1, rng.random()])),
+    )
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "excluded", "zeros"])
+def test_kept_sets_and_probabilities_equal_transformers(kind: str) -> None:
+    rng = np.random.default_rng(len(kind))
+    cases, compared = 1500, 0
+    for _ in range(cases):
+        size = int(rng.choice([1, 2, 3, 7, 50, 300, 2000]))
+        logits, how = random_logits(rng, size, kind), random_sampling(rng, size)
+        seen = rng.integers(0, size, rng.integers(1, 20)).tolist()
+        if is_decided(logits, seen, how):
+            compare(logits, seen, how)
+            compared += 1
+    assert compared > 0.95 * cases
+
+
+def test_at_the_size_of_gpt2s_vocabulary() -> None:
+    rng = np.random.default_rng(0)
+    compared = 0
+    for topk, topp, min_p in itertools.product((0, 50), (0.8, 1.0), (0.0, 0.02)):
+        logits, seen = random_logits(rng, 50257, "normal"), rng.integers(0, 50257, 200).tolist()
+        how = Sampling(0.9, topk, topp, 1.3, min_p)
+        if is_decided(logits, seen, how):
+            compare(logits, seen, how)
+            compared += 1
+    assert compared >= 6
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8, 10, 100, 1000])
+@pytest.mark.parametrize("topp", [0, 0.25, 0.5, 0.9, 0.95, 1])
+def test_tokens_that_all_tie(size: int, topp: float) -> None:
+    """Here every bit agrees: exp(0) is 1, and the sums are of equal numbers. Which of the tied are kept agrees, too."""
+    for how in (Sampling(1, 0, topp), Sampling(1, 2, topp), Sampling(1, 0, topp, min_p=1.0)):
+        compare(np.full(size, 3.25, np.float32), [0], how)
+
+
+@pytest.mark.parametrize("topk", [1, 2, 3, 4, 5])
+def test_ties_at_the_kth_token_are_all_kept(topk: int) -> None:
+    compare(np.array([1, 3, 2, 2, 2], np.float32), [0], Sampling(1, topk, 1))
+
+
+@pytest.mark.parametrize(("topk", "penalty"), [(0, 2.0), (1, 1.0), (2, 2.0), (9, 0.5)])
+def test_infinite_logits_through_penalty_and_top_k(topk: int, penalty: float) -> None:
+    """transformers' softmax of +inf is NaN, so only its penalty and top-k can be compared; ours gives +inf everything."""
+    logits = np.array([math.inf, -math.inf, 5, -2, math.inf, 0], np.float32)
+    seen, how = [0, 1, 2, 3, 3], Sampling(1, topk, 1, penalty)
+    scores = theirs(logits, seen, how)
+    penalized = penalize(logits, seen, penalty)
+    ids, probabilities = distribution(penalized, how)
+    kept = scores > -math.inf
+    np.testing.assert_array_equal(penalized[kept], scores[kept])
+    assert [i for i in ids if logits[i] > -math.inf] == np.flatnonzero(kept).tolist()
+    assert {int(i): float(p) for i, p in zip(ids, probabilities, strict=True) if p} == {0: 0.5, 4: 0.5}
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-30, 1e-37, 1e-45, 1e-100, 1e-300])
+def test_temperatures_next_to_zero_are_greedy(temperature: float) -> None:
+    """transformers' scores overflow to NaN near 1e-37; ours go on to the limit, which is greedy."""
+    logits = np.array([1, 7, -3, 6.9, 7], np.float32)
+    found = ours(logits, [0], Sampling(temperature, 0, 1))
+    assert found.tolist() == [0, 0.5, 0, 0, 0.5]
+    assert ours(logits[:4], [0], Sampling(temperature)).tolist() == [0, 1, 0, 0]
+    if temperature >= 1e-30:
+        compare(logits, [0], Sampling(temperature, 0, 1))

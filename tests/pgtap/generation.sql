@@ -1,0 +1,129 @@
+-- Generation: llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch, llm_beam_search, llm_next_token, llm_logits.
+BEGIN;
+SELECT plan(131);
+SET LOCAL client_min_messages = warning;
+SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
+SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
+SELECT llm_init_model('ids', 2, 2, 8, 16, 50, seed => 3);
+SET LOCAL pg_gpt2.model = 't';
+
+-- llm_logits.
+SELECT volatility_is('llm_logits', '{integer[],text,integer,integer,integer,integer}'::name[], 'stable');
+SELECT is(octet_length(llm_logits('{1,2,3}')), 3 * 270 * 4, 'llm_logits gives positions x vocab numbers of 4 bytes; model null is the setting');
+SELECT is(llm_logits('{1,2,3}', 't', 2, 2, 8, 270), llm_logits('{1,2,3}'), 'the shape may be repeated');
+SELECT is(octet_length(llm_logits(array_fill(1, '{16}'), 'ids')), 16 * 50 * 4, 'up to n_positions, and without a vocabulary');
+SELECT throws_ok(format('SELECT llm_logits(%L, %L, %s)', '{1}', 't', wrong), '22023', NULL, 'another shape: ' || wrong)
+FROM (VALUES ('n_layer => 3'), ('n_head => 4'), ('d_model => 16'), ('vocab_size => 50257')) AS v (wrong);
+SELECT throws_ok(format('SELECT llm_logits(%L)', ids), state, NULL, 'ids ' || coalesce(ids, 'null'))
+FROM (VALUES ('{270}', '22023'), ('{-1}', '22023'), ('{1,NULL}', '22023'), ('{{1},{2}}', '22023'), ('{1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}', '22023'), (NULL, '22004')) AS v (ids, state);
+SELECT throws_matching($$SELECT llm_logits('{}')$$, 'empty', 'no ids');
+SELECT throws_ok($$SELECT llm_logits('{1}', 'nope')$$, '42704', NULL, 'unknown model');
+SELECT throws_ok($$SELECT llm_logits('{1}', 'gpt2-small')$$, '55000', NULL, 'no weights');
+SELECT throws_ok($$SELECT llm_logits('{1}', '')$$, '42704', NULL, 'an empty name is not the default');
+
+-- llm_generate.
+SELECT volatility_is('llm_generate', '{text,integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision",boolean}'::name[], 'volatile');
+SELECT is(llm_generate('low', 5, seed => 1), llm_generate('low', 5, 1.0, 50, 0.95, 't', NULL, 1, NULL, 1.0, 0, true), 'the defaults are 1.0, 50, 0.95, the setting, the model''s end, none, 1.0, 0, true');
+SELECT is(llm_generate('low', seed => 1), llm_generate('low', 64, seed => 1), 'and 64 tokens');
+SELECT is(llm_generate('low', 0), 'low', '0 tokens give the prompt');
+SELECT is(llm_generate('low', 0, echo => false), '', 'or nothing');
+SELECT is(llm_generate('low', 5, seed => 1), 'low' || llm_generate('low', 5, seed => 1, echo => false), 'echo is the prompt before the completion');
+SELECT is(llm_generate('low', 5, seed => 7), llm_generate('low', 5, seed => 7), 'the same seed gives the same text');
+SELECT isnt(llm_generate('low', 20, seed => 7), llm_generate('low', 20, seed => 8), 'another seed another');
+SELECT is(llm_generate('low', 8, 0, seed => 1), llm_generate('low', 8, 0, seed => 2), 'temperature 0 does not draw');
+SELECT is(llm_generate('low', 8, 0), llm_generate('low', 8, 1, topk => 1), 'it is the most probable token');
+SELECT is(llm_generate('low', 8, 0), llm_generate('low', 8, 1e-300), 'and so is next to 0');
+SELECT is(llm_generate('low', 8, 0), llm_generate('low', 8, topp => 0), 'and so is topp 0');
+SELECT is(llm_generate('low', 8, 0), llm_generate('low', 8, min_p => 1), 'and so is min_p 1');
+SELECT is(llm_generate('low', 9, topk => 0, topp => 1, seed => 5), llm_generate('low', 9, topk => 270, topp => 1, seed => 5), 'topk 0 and the whole vocabulary are the same');
+SELECT lives_ok($$SELECT llm_generate('low', 3, 1e300)$$, 'any finite temperature');
+SELECT isnt(llm_generate('', 3, seed => 1, echo => false), NULL, 'an empty prompt starts from the end-of-text token');
+SELECT is(llm_generate('', 3, seed => 1), llm_decode(llm_generate_tokens('{269}', 3, seed => 1)), 'which is the vocabulary''s');
+SELECT setseed(0.25);
+CREATE TEMPORARY TABLE drawn AS SELECT llm_generate('low', 20) AS text;
+SELECT setseed(0.25);
+SELECT is(llm_generate('low', 20), (SELECT text FROM drawn), 'without a seed, setseed() decides');
+SELECT isnt(llm_generate('low', 20), (SELECT text FROM drawn), 'and the next call draws anew');
+SELECT throws_ok(format('SELECT llm_generate(%s)', arguments), state, NULL, arguments) FROM (VALUES
+    ('NULL', '22004'),
+    ($$'low', NULL$$, '22004'), ($$'low', -1$$, '22023'),
+    ($$'low', temperature => NULL$$, '22004'), ($$'low', temperature => -0.1$$, '22023'), ($$'low', temperature => 'NaN'$$, '22023'), ($$'low', temperature => 'Infinity'$$, '22023'),
+    ($$'low', topk => NULL$$, '22004'), ($$'low', topk => -1$$, '22023'),
+    ($$'low', topp => NULL$$, '22004'), ($$'low', topp => 2$$, '22023'), ($$'low', topp => -0.1$$, '22023'), ($$'low', topp => 'NaN'$$, '22023'),
+    ($$'low', min_p => NULL$$, '22004'), ($$'low', min_p => 1.1$$, '22023'), ($$'low', min_p => -0.1$$, '22023'),
+    ($$'low', repetition_penalty => NULL$$, '22004'), ($$'low', repetition_penalty => 0$$, '22023'),
+    ($$'low', eos_token => 270$$, '22023'), ($$'low', eos_token => -2$$, '22023'),
+    ($$'low', stop => '{""}'$$, '22023'), ($$'low', stop => '{NULL}'$$, '22023'), ($$'low', stop => '{{a},{b}}'$$, '22023'),
+    ($$'low', echo => NULL$$, '22004'),
+    ($$'low', model_name => 'nope'$$, '42704'), ($$'low', model_name => ''$$, '42704'),
+    ($$'low', model_name => 'gpt2-small'$$, '55000'), ($$'low', model_name => 'ids'$$, '55000')) AS v (arguments, state);
+
+-- llm_generate_stream.
+SELECT volatility_is('llm_generate_stream', '{text,integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision",boolean}'::name[], 'volatile');
+CREATE TEMPORARY TABLE streamed AS SELECT (llm_generate_stream('low', 6, seed => 1, eos_token => -1)).*;
+SELECT is((SELECT array_agg(step ORDER BY step) FROM streamed), '{1,2,3,4,5,6}', 'steps count from 1');
+SELECT is((SELECT text FROM streamed WHERE step = 6), llm_generate('low', 6, seed => 1, eos_token => -1), 'the last text is llm_generate''s');
+SELECT is((SELECT array_agg(token_id ORDER BY step) FROM streamed), llm_generate_tokens(llm_encode('low'), 6, seed => 1, eos_token => -1), 'the ids are llm_generate_tokens''');
+SELECT is((SELECT array_agg(step) FROM streamed WHERE is_complete), '{6}', 'the last row is complete');
+SELECT results_eq('SELECT finish_reason FROM streamed ORDER BY step', $$VALUES (NULL), (NULL), (NULL), (NULL), (NULL), ('length')$$, 'for its length');
+SELECT ok((SELECT bool_and(logprob < 0) FROM streamed), 'logprob is a log-probability');
+SELECT is((SELECT token FROM streamed WHERE step = 1), (SELECT llm_decode(ARRAY[token_id]) FROM streamed WHERE step = 1), 'token is the token''s text');
+SELECT is_empty($$SELECT llm_generate_stream('low', 0)$$, '0 tokens give no row');
+SELECT is((SELECT text FROM llm_generate_stream('low', 6, seed => 1, eos_token => -1, echo => false) WHERE is_complete), substr((SELECT text FROM streamed WHERE step = 6), 4), 'echo => false leaves the prompt out');
+SELECT results_eq(
+    format('SELECT step, is_complete, finish_reason FROM llm_generate_stream(%L, 6, seed => 1, eos_token => %s)', 'low', (SELECT token_id FROM streamed WHERE step = 3)),
+    CASE WHEN (SELECT count(DISTINCT token_id) FROM streamed WHERE step <= 3) = 3 THEN $$VALUES (1, false, NULL), (2, false, NULL), (3, true, 'stop')$$ END,
+    'the end-of-text token stops');
+SELECT throws_ok($$SELECT llm_generate_stream(NULL)$$, '22004', NULL, 'prompt null');
+SELECT throws_ok($$SELECT * FROM llm_generate_stream('low', topp => 2)$$, '22023', NULL, 'topp 2');
+SELECT throws_ok($$SELECT llm_generate_stream('low', model_name => 'nope')$$, '42704', NULL, 'unknown model');
+
+-- llm_generate_tokens.
+SELECT volatility_is('llm_generate_tokens', '{integer[],integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision"}'::name[], 'volatile');
+SELECT is(cardinality(llm_generate_tokens('{1,2}', 5, model_name => 'ids')), 5, 'new ids only, and without a vocabulary');
+SELECT is(llm_generate_tokens('{1,2}', 0, model_name => 'ids'), '{}', 'none');
+SELECT is(llm_generate_tokens('{1,2}', 5, 0, model_name => 'ids'), llm_generate_tokens('{1,2}', 5, topk => 1, model_name => 'ids'), 'temperature 0 is the most probable');
+SELECT is(llm_generate_tokens(array_fill(1, '{10}') || '{2}', 5, 0, model_name => 'ids'), llm_generate_tokens(array_fill(1, '{10}') || '{2}', 5, 0, model_name => 'ids', eos_token => 3), 'deterministic');
+SELECT is(cardinality(llm_generate_tokens('{1}', 60, model_name => 'ids', seed => 1)), 60, 'past the window it goes on');
+SELECT throws_ok(format('SELECT llm_generate_tokens(%s, model_name => %L)', ids, 'ids'), state, NULL, 'ids ' || ids)
+FROM (VALUES ($$'{50}'$$, '22023'), ($$'{-1}'$$, '22023'), ($$'{1,NULL}'$$, '22023'), ($$'{{1},{2}}'$$, '22023'), ('NULL', '22004')) AS v (ids, state);
+SELECT throws_matching($$SELECT llm_generate_tokens('{}')$$, 'empty', 'no ids');
+SELECT throws_ok($$SELECT llm_generate_tokens('{1}', model_name => 'ids', stop => '{x}')$$, '55000', NULL, 'stop strings need a vocabulary');
+
+-- llm_generate_batch.
+SELECT volatility_is('llm_generate_batch', '{text[],integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision",boolean}'::name[], 'volatile');
+SELECT results_eq($$SELECT n, text FROM llm_generate_batch('{low,newer wider,low}', 12, seed => 5)$$,
+    $$VALUES (1, llm_generate('low', 12, seed => 5)), (2, llm_generate('newer wider', 12, seed => 6)), (3, llm_generate('low', 12, seed => 7))$$, 'prompt n is llm_generate''s with seed + n - 1');
+SELECT is_empty($$SELECT * FROM llm_generate_batch('{}')$$, 'no prompts, no rows');
+SELECT throws_ok($$SELECT * FROM llm_generate_batch(NULL)$$, '22004', NULL, 'prompts null');
+SELECT throws_ok($$SELECT * FROM llm_generate_batch('{low,NULL}')$$, '22004', NULL, 'a prompt null');
+SELECT throws_ok($$SELECT * FROM llm_generate_batch('{{low},{low}}')$$, '22023', NULL, 'a matrix of prompts');
+SELECT throws_ok($$SELECT * FROM llm_generate_batch('{low}', model_name => 'nope')$$, '42704', NULL, 'unknown model');
+
+-- llm_beam_search.
+SELECT volatility_is('llm_beam_search', '{text,integer,integer,"double precision",boolean,integer,text,integer[]}'::name[], 'stable');
+SELECT results_eq($$SELECT rank FROM llm_beam_search('low', 3, 5)$$, $$VALUES (1), (2), (3)$$, 'one row a beam, best first');
+SELECT is((SELECT array_agg(rank ORDER BY score DESC) FROM llm_beam_search('low', 3, 5)), '{1,2,3}', 'by score');
+SELECT is((SELECT token_ids FROM llm_beam_search('low', 1, 5, eos_token => -1)), llm_generate_tokens(llm_encode('low'), 5, 0, eos_token => -1), 'one beam is greedy');
+SELECT is((SELECT token_ids FROM llm_beam_search(prompt_ids => '{1,2}', model_name => 'ids', beam_width => 1, max_tokens => 5)), llm_generate_tokens('{1,2}', 5, 0, model_name => 'ids'), 'and works by ids');
+SELECT is((SELECT text FROM llm_beam_search(prompt_ids => '{1,2}', model_name => 'ids', max_tokens => 5) WHERE rank = 1), NULL, 'then without a text when there is no vocabulary');
+SELECT throws_ok(format('SELECT * FROM llm_beam_search(%s)', arguments), state, NULL, 'beam search: ' || arguments) FROM (VALUES
+    ('', '22023'), ('NULL', '22023'), ($$'low', 0$$, '22023'), ($$'low', NULL$$, '22004'), ($$'low', 4, -1$$, '22023'), ($$'low', 4, 1000$$, '22023'),
+    ($$'low', length_penalty => 'NaN'$$, '22023'), ($$'low', model_name => 'nope'$$, '42704'), ($$'low', eos_token => 999$$, '22023')) AS v (arguments, state);
+
+-- llm_next_token.
+SELECT volatility_is('llm_next_token', '{text,integer,"double precision",text}'::name[], 'stable');
+SELECT is((SELECT array_agg(rank) FROM llm_next_token('low')), '{1,2,3,4,5,6,7,8,9,10}', '10 tokens by default');
+SELECT is((SELECT array_agg(token_id ORDER BY logit DESC) FROM llm_next_token('low')), (SELECT array_agg(token_id ORDER BY rank) FROM llm_next_token('low')), 'by logit');
+SELECT is((SELECT token_id FROM llm_next_token('low', 1)), (llm_generate_tokens(llm_encode('low'), 1, 0))[1], 'the first is what greedy takes');
+SELECT is((SELECT count(*) FROM llm_next_token('low', 1000)), 270::bigint, 'at most the vocabulary');
+SELECT is((SELECT round(sum(probability)::numeric, 6) FROM llm_next_token('low', 270)), 1.0, 'probabilities add up to 1');
+SELECT is((SELECT round(sum(probability)::numeric, 6) FROM llm_next_token('low', 270, 5)), 1.0, 'at another temperature, too');
+SELECT is((SELECT round(probability::numeric, 6) FROM llm_next_token('low', 1, 1e-300)), 1.0, 'next to 0 the best has all');
+SELECT is((SELECT count(*) FROM llm_next_token('', 3)), 3::bigint, 'after an empty prompt, too');
+SELECT throws_ok(format('SELECT * FROM llm_next_token(%s)', arguments), state, NULL, arguments) FROM (VALUES
+    ('NULL', '22004'), ($$'low', NULL$$, '22004'), ($$'low', 0$$, '22023'), ($$'low', 1, NULL$$, '22004'), ($$'low', 1, 0$$, '22023'), ($$'low', 1, 'NaN'$$, '22023'),
+    ($$'low', model_name => 'nope'$$, '42704'), ($$'low', model_name => 'ids'$$, '55000')) AS v (arguments, state);
+
+SELECT * FROM finish();
+ROLLBACK;

@@ -1,0 +1,51 @@
+-- Scoring: llm_logprobs, llm_perplexity, llm_text_embedding.
+BEGIN;
+SELECT plan(36);
+SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
+SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
+SELECT llm_init_model('ids', 2, 2, 8, 16, 50);
+SET LOCAL pg_gpt2.model = 't';
+
+-- llm_logprobs.
+SELECT volatility_is('llm_logprobs', '{text,text}'::name[], 'stable');
+SELECT is((SELECT array_agg(token_id ORDER BY "position") FROM llm_logprobs('lower wider')), llm_encode('lower wider'), 'one row a token');
+SELECT results_eq($$SELECT "position", logprob, rank FROM llm_logprobs('lower wider') WHERE logprob IS NULL OR rank IS NULL$$, $$VALUES (0, NULL::double precision, NULL::integer)$$, 'the first has nothing before it');
+SELECT ok((SELECT bool_and(logprob < 0 AND rank BETWEEN 1 AND 270) FROM llm_logprobs('lower wider') WHERE "position" > 0), 'logprob and rank');
+SELECT is((SELECT (round(logprob::numeric, 5), rank)::text FROM llm_logprobs('lower' || ' ') WHERE "position" = 2),
+          (SELECT (round(ln(probability)::numeric, 5), rank)::text FROM llm_next_token('lower', 270) WHERE token = ' '), 'they agree with llm_next_token');
+SELECT is((SELECT count(*) FROM llm_logprobs(repeat('low ', 50))), llm_token_count(repeat('low ', 50))::bigint, 'past the window, too');
+SELECT is_empty($$SELECT * FROM llm_logprobs(NULL)$$, 'no rows of null');
+SELECT is_empty($$SELECT * FROM llm_logprobs('')$$, 'no rows of an empty text');
+SELECT throws_ok($$SELECT * FROM llm_logprobs('low', 'nope')$$, '42704', NULL, 'unknown model');
+SELECT throws_ok($$SELECT * FROM llm_logprobs('low', 'ids')$$, '55000', NULL, 'no vocabulary');
+SELECT throws_ok($$SELECT * FROM llm_logprobs('low', 'gpt2-small')$$, '55000', NULL, 'no weights');
+
+-- llm_perplexity.
+SELECT volatility_is('llm_perplexity', '{text,text}'::name[], 'stable');
+SELECT is(round(llm_perplexity('lower wider')::numeric, 4), (SELECT round(exp(-avg(logprob))::numeric, 4) FROM llm_logprobs('lower wider')), 'exp of the mean negative logprob');
+SELECT is(llm_perplexity(NULL), NULL, 'null of null');
+SELECT throws_ok($$SELECT llm_perplexity('low')$$, '22023', NULL, 'a single token');
+SELECT throws_ok($$SELECT llm_perplexity('')$$, '22023', NULL, 'no token');
+SELECT throws_ok($$SELECT llm_perplexity('lower', 'nope')$$, '42704', NULL, 'unknown model');
+
+-- llm_text_embedding.
+SELECT volatility_is('llm_text_embedding', '{text,integer,text,text}'::name[], 'stable');
+SELECT is(cardinality(llm_text_embedding('lower wider')), 8, 'd_model numbers');
+SELECT is(llm_text_embedding('lower wider'), llm_text_embedding('lower wider', NULL, 'mean', 't'), 'the mean of the last layer by default');
+SELECT isnt(llm_text_embedding('lower wider', pooling => 'last'), llm_text_embedding('lower wider'), 'or the last token');
+SELECT is(llm_text_embedding('low', pooling => 'last'), llm_text_embedding('low', pooling => 'mean'), 'the same for one token');
+SELECT is(llm_text_embedding('lower wider', -1), llm_text_embedding('lower wider'), 'layer -1 is the last');
+SELECT is(llm_text_embedding('lower wider', 0), llm_text_embedding('lower wider', -3), 'layer 0 the embeddings');
+SELECT isnt(llm_text_embedding('lower wider', 1), llm_text_embedding('lower wider', 2), 'layers differ');
+SELECT is(llm_text_embedding('low', 0, 'last'), ARRAY(
+    SELECT (a + b)::real FROM unnest((SELECT pg_llm_values(substr(data, 1 + 32 * (llm_encode('low'))[1], 32)) FROM llm_param WHERE model = 't' AND name = 'wte'),
+                                     (SELECT pg_llm_values(substr(data, 1, 32)) FROM llm_param WHERE model = 't' AND name = 'wpe')) AS sum (a, b)), 'which are wte + wpe');
+SELECT is(llm_text_embedding(NULL), NULL, 'null of null');
+SELECT lives_ok($$SELECT llm_text_embedding(repeat('low ', 8))$$, 'as long as the window');
+SELECT throws_ok(format('SELECT llm_text_embedding(%s)', arguments), state, NULL, arguments) FROM (VALUES
+    ($$''$$, '22023'), ($$'low', 3$$, '22023'), ($$'low', -4$$, '22023'), ($$'low', pooling => 'max'$$, '22023'), ($$'low', pooling => NULL$$, '22004'),
+    ($$'low', model_name => 'nope'$$, '42704'), ($$'low', model_name => 'ids'$$, '55000')) AS v (arguments, state);
+SELECT throws_ok($$SELECT llm_text_embedding('low', model_name => 'gpt2-small')$$, '55000', NULL, 'no weights');
+
+SELECT * FROM finish();
+ROLLBACK;

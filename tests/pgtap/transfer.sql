@@ -1,0 +1,58 @@
+-- Weights in and out without files: llm_export_safetensors, llm_import_safetensors; the file functions' arguments.
+BEGIN;
+SELECT plan(40);
+SELECT llm_init_model('a', 2, 2, 8, 16, 50, seed => 3);
+CREATE FUNCTION pg_temp.file(model text) RETURNS bytea LANGUAGE sql AS $$ SELECT string_agg(chunk, '') FROM llm_export_safetensors(model) AS chunk $$;
+CREATE FUNCTION pg_temp.header(file bytea) RETURNS jsonb LANGUAGE sql AS $$
+    SELECT convert_from(substr(file, 9, get_byte(file, 0) + 256 * get_byte(file, 1)), 'UTF8')::jsonb $$;
+
+-- llm_export_safetensors.
+SELECT volatility_is('llm_export_safetensors', '{text}'::name[], 'stable');
+SELECT is(pg_temp.header(pg_temp.file('a')) -> 'transformer.wte.weight' ->> 'shape', '[50, 8]', 'the names are those of transformers');
+SELECT is(pg_temp.header(pg_temp.file('a')) -> 'transformer.h.1.attn.c_attn.weight' ->> 'dtype', 'F32', 'the numbers are float32');
+SELECT is((SELECT count(*) FROM jsonb_object_keys(pg_temp.header(pg_temp.file('a'))) AS k WHERE k <> '__metadata__'), 28::bigint, 'all tensors are there');
+SELECT throws_ok($$SELECT pg_temp.file('nope')$$, '42704', NULL, 'unknown model');
+SELECT throws_ok($$SELECT pg_temp.file('gpt2-small')$$, '55000', NULL, 'no weights');
+SELECT throws_ok($$SELECT pg_temp.file(NULL)$$, '22004', NULL, 'model null');
+
+-- llm_import_safetensors.
+SELECT volatility_is('llm_import_safetensors', '{bytea,text,boolean}'::name[], 'volatile');
+SELECT is(llm_import_safetensors(pg_temp.file('a'), 'b'), 28, 'llm_import_safetensors returns the number of tensors');
+SELECT ok(NOT EXISTS (SELECT name, token_id, shape, data FROM llm_param WHERE model = 'a' EXCEPT SELECT name, token_id, shape, data FROM llm_param WHERE model = 'b'), 'the same weights');
+SELECT is((SELECT to_jsonb(c) - 'model' FROM llm_model_config c WHERE model = 'b'), (SELECT to_jsonb(c) - 'model' FROM llm_model_config c WHERE model = 'a'), 'our files bring the configuration');
+SELECT throws_ok($$SELECT llm_import_safetensors(pg_temp.file('a'), 'b')$$, '42710', NULL, 'a model that has weights keeps them');
+SELECT throws_ok($$SELECT llm_import_safetensors(pg_temp.file('a'), 'b', NULL)$$, '42710', NULL, 'replace null is false');
+SELECT llm_init_model('c', 2, 2, 8, 16, 50, seed => 4);
+SELECT is(llm_import_safetensors(pg_temp.file('c'), 'b', replace => true), 28, 'unless replace is true');
+SELECT is(llm_logits('{1}', 'b'), llm_logits('{1}', 'c'), 'then the weights are the new ones');
+INSERT INTO llm_model_config VALUES ('other', 2, 2, 8, 17, 50), ('heads', 2, 4, 8, 16, 50);
+SELECT throws_matching($$SELECT llm_import_safetensors(pg_temp.file('a'), 'other')$$, 'wpe', 'a shape that is not the configuration''s is an error that names the tensor');
+SELECT throws_ok($$SELECT llm_import_safetensors(pg_temp.file('a'), 'gpt2-small')$$, '22000', NULL, 'also that of a preset');
+SELECT is(llm_import_safetensors(pg_temp.file('a'), 'heads'), 28, 'a configuration that fits is kept');
+SELECT is((SELECT n_head FROM llm_model_config WHERE model = 'heads'), 4, 'with its number of heads');
+SELECT throws_ok($$SELECT llm_import_safetensors('', 'x')$$, '22P02', NULL, 'no bytes');
+SELECT throws_ok($$SELECT llm_import_safetensors('PK', 'x')$$, '22P02', NULL, 'no safetensors');
+SELECT throws_ok($$SELECT llm_import_safetensors('\xffffffffffffffff00', 'x')$$, '22P02', NULL, 'an impossible header');
+SELECT throws_ok($$SELECT llm_import_safetensors(substr(pg_temp.file('a'), 1, 5000), 'x')$$, '22P02', NULL, 'truncated');
+SELECT throws_ok($$SELECT llm_import_safetensors(NULL, 'x')$$, '22004', NULL, 'data null');
+SELECT throws_ok($$SELECT llm_import_safetensors('', NULL)$$, '22004', NULL, 'model null');
+SELECT throws_ok($$SELECT llm_import_safetensors(pg_temp.file('a'), '')$$, '22023', NULL, 'model empty');
+SELECT is((SELECT count(*) FROM llm_models WHERE model IN ('x', '') OR model IN ('other', 'gpt2-small') AND n_params > 0), 0::bigint, 'what failed left nothing');
+
+-- Files of the server; tests/server/test_files.py reads and writes real ones.
+SELECT throws_ok($$SELECT pg_llm_import_safetensors('/no/such', 'x')$$, '58P01', NULL, 'no such file');
+SELECT throws_ok($$SELECT pg_llm_import_npz('/no/such', 'x')$$, '58P01', NULL, 'no such file');
+SELECT throws_ok($$SELECT pg_llm_export_safetensors('/no/such/file', 'a')$$, '58P01', NULL, 'no such directory');
+SELECT throws_ok($$SELECT pg_llm_export_npz('/no/such/file', 'a')$$, '58P01', NULL, 'no such directory');
+SELECT throws_ok($$SELECT pg_llm_import_safetensors('x', 'x')$$, '22023', NULL, 'a relative path');
+SELECT throws_ok($$SELECT pg_llm_import_npz('', 'x')$$, '22023', NULL, 'an empty path');
+SELECT throws_ok($$SELECT pg_llm_export_safetensors('x', 'a')$$, '22023', NULL, 'a relative path');
+SELECT throws_ok($$SELECT pg_llm_export_npz(NULL, 'a')$$, '22004', NULL, 'path null');
+SELECT throws_ok($$SELECT pg_llm_import_safetensors('/etc/passwd', NULL)$$, '22004', NULL, 'model null');
+SELECT throws_ok($$SELECT pg_llm_import_npz('/etc/passwd', NULL)$$, '22004', NULL, 'model null');
+SELECT throws_ok($$SELECT pg_llm_export_npz('/tmp/x.npz', 'nope')$$, '42704', NULL, 'unknown model');
+SELECT throws_ok($$SELECT pg_llm_export_safetensors('/tmp/x.safetensors', 'gpt2-small')$$, '55000', NULL, 'no weights');
+SELECT volatility_is(f, a::name[], 'volatile') FROM (VALUES ('pg_llm_import_safetensors'::name, '{text,text,boolean}')) AS v (f, a);
+
+SELECT * FROM finish();
+ROLLBACK;
