@@ -23,7 +23,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 1a71e63db842 @extschema@'] = importer['load'](sources, 'pg_gpt2 1a71e63db842 @extschema@', '@extschema@')
+GD['pg_gpt2 432f9c7917ab @extschema@'] = importer['load'](sources, 'pg_gpt2 432f9c7917ab @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -320,12 +320,7 @@ def embed(tokens: list[int], model: str | None, d: int | None) -> bytes:
     store.check_overrides(loaded.config, None, None, d, None)
     gpt2.check_window(len(tokens), loaded.config)
     ids = np.asarray(tokens, np.int64)
-    if not recording.enabled():
-        return to_bytes(gpt2.embed(Eager(), loaded.params, ids))
-    recorder = Recorder()
-    result = gpt2.embed(recorder, recorder.params(loaded), ids)
-    recorder.flush()
-    return to_bytes(result.data)
+    return to_bytes(recording.on_tape(loaded, lambda run, params: gpt2.embed(run, params, ids)))
 
 
 @entry
@@ -436,16 +431,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import batch, beam, db, gpt2, host, resources, store, vocabularies
+from .. import batch, beam, db, gpt2, host, recording, resources, store, vocabularies
 from ..bpe import Tokenizer
 from ..config import GPT2Config
 from ..db import entry
 from ..decode import Decoder, check_ids
 from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, require, require_positive
 from ..generation import Options, TextStream, Token, tokens
-from ..ops.products import product
 from ..sampling import Sampling, softmax
-from ..tape import Eager
 from ..tensor import to_bytes
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
@@ -779,8 +772,8 @@ def logits(
         raise OutOfMemory(
             f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
         )
-    hidden = gpt2.hidden(Eager(), model.params, np.asarray([token_ids], np.int64), model.config)
-    return to_bytes(product(hidden[0], model.params["wte"].T))
+    ids = np.asarray([token_ids], np.int64)
+    return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.kernels', $pg_gpt2_source$"""The kernels `pg_llm_*`: engine-side `kernels` behind SQL, with seeds and settings resolved."""
 
@@ -1151,12 +1144,12 @@ import math
 
 import numpy as np
 
-from .. import datasets, db, gpt2, resources, runs, store, training, vocabularies
+from .. import datasets, db, gpt2, recording, resources, runs, store, training, vocabularies
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
 from ..ops.dropout import check_p
-from ..tape import Eager
+from ..tape import Handle, Runner
 from .generation import draw_seed
 
 
@@ -1199,10 +1192,16 @@ def loss(
     for ids in (tokens, targets):
         check_ids(ids, loaded.config, loaded.name)
     check_p(dropout_p)
-    drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed) if train and dropout_p else None
+    drop = None
+    if train and dropout_p:  # the masks of the model's next step
+        drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed, store.last_step(loaded.name) + 1)
     chunk = resources.attention_chunk()
     arrays = np.asarray([tokens], np.int64), np.asarray([targets], np.int64)
-    return float(gpt2.loss(Eager(), loaded.params, *arrays, loaded.config, drop=drop, chunk=chunk))
+
+    def work(run: Runner, params: dict[str, Handle]) -> Handle:
+        return gpt2.loss(run, params, *arrays, loaded.config, drop=drop, chunk=chunk)
+
+    return float(recording.on_tape(loaded, work))
 
 
 @entry
@@ -4305,7 +4304,7 @@ def layer_params(params: Params, layer: int) -> dict[str, Handle]:
 
 def project(run: Runner, params: Params, x: Handle) -> Handle:  # [.., D] -> [.., V]
     """Logits: x @ wte'."""
-    return run.apply("matmul", x, run.apply("transpose", params["wte"]))
+    return run.apply("lm_head", x, params["wte"])
 
 
 def logits(run: Runner, params: Params, ids: np.ndarray, config: GPT2Config, **options: Any) -> Handle:
@@ -5506,7 +5505,7 @@ def embedding_backward(
 
 register("embedding", embedding, embedding_backward, "table")
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.linear', $pg_gpt2_source$"""Products: matmul, the linear layer, and the GPT-2 MLP composed of linear, gelu, linear.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.linear', $pg_gpt2_source$"""Products: matmul, the linear layer, the tied output layer, and the GPT-2 MLP composed of linear, gelu, linear.
 
 Weights keep the checkpoint's (in, out) orientation: y = x @ w + b.
 """
@@ -5585,6 +5584,33 @@ def linear_backward(
 
 
 register("linear", linear, linear_backward, "x w b", reads=(0, 1))
+
+
+def lm_head(x: np.ndarray, wte: np.ndarray) -> np.ndarray:  # [.., D], [V, D] -> [.., V]
+    """Logits by the tied embedding: x @ wte'."""
+    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
+        raise misfit("lm_head", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
+    return product(as_rows(x), wte.T).reshape(*x.shape[:-1], len(wte))
+
+
+def lm_head_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    wte: np.ndarray,
+    *,
+    saved: Any = None,
+    sinks: Sequence[Sink | None] = (None, None),
+) -> Grads:
+    """dx = dy @ wte, dwte = dy' @ x."""
+    rows = as_rows(dy)
+    dx = buffers.empty(x.shape, dy.dtype)
+    dwte, add = gradient_buffer(sinks[1], wte.shape, dy.dtype)
+    run_all(product_tasks(rows, wte, as_rows(dx)), product_tasks(rows.T, as_rows(x), dwte, accumulate=add))
+    return dx, dwte
+
+
+register("lm_head", lm_head, lm_head_backward, "x wte", reads=(0, 1))
 
 
 def mlp(
@@ -6468,7 +6494,7 @@ A parameter is the handle that this session mapped for it, else one made from th
 given as bytes has no identity: it is the latest value of this session with the same bytes, else a new one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -6478,6 +6504,8 @@ from . import db, host, resources, store
 from .config import block_shapes
 from .errors import InvalidParameter, WrongState
 from .ops import lookup
+from .ops.elementwise import contiguous
+from .tape import Eager, Handle, Runner
 from .tape_rows import Writer, _checked, session_tape
 from .tensor import to_bytes
 
@@ -6513,7 +6541,7 @@ class Recorder:
     def apply(self, name: str, *inputs: Recorded, **attrs: Any) -> Recorded:
         """The result of an op, recorded."""
         host.check_interrupts()
-        data = lookup(name)(*(value.data for value in inputs), **attrs)
+        data = contiguous(lookup(name)(*(value.data for value in inputs), **attrs))  # as the next op would read it
         if 0 in data.shape:
             raise InvalidParameter(f"{name}: the result of shape {list(data.shape)} has no values")
         found = self.leaf(data, any(value.requires_grad for value in inputs))
@@ -6547,6 +6575,16 @@ class Recorder:
                 hint="Map every block of it, or SELECT llm_materialize_params(model) to map all anew.",
             )
         return whole
+
+
+def on_tape(model: store.Model, work: Callable[[Runner, dict[str, Handle]], Handle]) -> np.ndarray:
+    """The result of `work(run, params)`, recorded while recording is on."""
+    if not enabled():
+        return work(Eager(), model.params)
+    recorder = Recorder()
+    result = work(recorder, recorder.params(model))
+    recorder.flush()
+    return result.data
 
 
 def materialize(recorder: Recorder, model: store.Model, names: Sequence[str]) -> dict[str, Recorded]:
@@ -7407,7 +7445,7 @@ class Draws:
 def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> int:
     """Id of the next token for `logits` [vocab] after the tokens `seen`; `draw` in [0, 1) decides among those kept."""
     scores = penalize(logits, seen, how.repetition_penalty)
-    if how.temperature == 0:
+    if how.temperature < _COLDEST:
         return int(np.argmax(scores))
     ids, probabilities = distribution(scores, how)
     cumulative = np.cumsum(probabilities, dtype=np.float64)
@@ -7419,7 +7457,7 @@ def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[i
     """Whether `choose` gives the same token for all logits that differ from these by no more than rounding."""
     scores = penalize(logits, seen, how.repetition_penalty)
     margin = ROUNDING * max(1.0, float(np.abs(logits).max())) * max(1.0, how.repetition_penalty)
-    if how.temperature == 0:
+    if how.temperature < _COLDEST:
         return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > margin)
     if 0 < how.topk < len(scores):
         ordered = np.partition(scores, (-how.topk - 1, -how.topk))
@@ -7879,6 +7917,12 @@ CACHE_ROOM = 4 << 30  # bytes of weights that a session keeps
 def size(model: Model) -> int:
     """Bytes of a model's weights."""
     return sum(array.nbytes for array in model.params.values())
+
+
+def last_step(model: str) -> int:
+    """AdamW updates that the model has had."""
+    row = db.row("SELECT max(step) AS step FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+    return (row or {})["step"] or 0
 
 
 def weights_version(model: str) -> str:
@@ -9483,8 +9527,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -9510,8 +9554,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 1a71e63db842 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 432f9c7917ab @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -9521,8 +9565,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 1a71e63db842 @extschema@'].models.copy_model(source, target)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 432f9c7917ab @extschema@'].models.copy_model(source, target)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name.';
@@ -9532,8 +9576,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 1a71e63db842 @extschema@'].models.drop_model(model)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 432f9c7917ab @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs and logs. A preset''s configuration stays.';
@@ -9583,8 +9627,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -9594,8 +9638,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -9605,8 +9649,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -9615,8 +9659,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -9626,8 +9670,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -9636,8 +9680,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -9652,8 +9696,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -9663,8 +9707,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -9674,8 +9718,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -9689,8 +9733,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -9700,8 +9744,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -9711,8 +9755,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -9722,8 +9766,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -9733,8 +9777,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -9744,8 +9788,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -9772,8 +9816,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -9805,8 +9849,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -9829,8 +9873,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -9854,8 +9898,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -9875,8 +9919,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -9891,8 +9935,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -9906,14 +9950,14 @@ CREATE FUNCTION llm_logits(
     vocab_size integer DEFAULT NULL
 )
 RETURNS bytea
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
-    'Logits of every position, a float32 tensor (number of ids, vocab). The shape parameters are checks: null, or what the model has.';
+    'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
 
 -- sql/scoring.sql
 
@@ -9924,8 +9968,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -9935,8 +9979,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -9951,8 +9995,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -9973,8 +10017,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -9995,8 +10039,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed. The shape parameters are checks: null, or what the model has.';
@@ -10011,8 +10055,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -10043,8 +10087,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].training.train_step(
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed)
 $$;
@@ -10081,8 +10125,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].training.train(
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every)
 $$;
@@ -10121,8 +10165,8 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 1a71e63db842 @extschema@'].training.train_run(
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 432f9c7917ab @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait)
 $$;
@@ -10137,8 +10181,8 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].training.train_stop(model)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -10178,8 +10222,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -10189,8 +10233,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.values(data)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -10208,8 +10252,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -10218,8 +10262,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -10229,8 +10273,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -10240,8 +10284,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -10251,8 +10295,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -10261,8 +10305,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -10277,8 +10321,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -10293,8 +10337,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -10304,8 +10348,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -10315,8 +10359,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -10331,8 +10375,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -10348,8 +10392,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -10359,8 +10403,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -10369,8 +10413,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -10379,8 +10423,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -10398,8 +10442,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -10419,8 +10463,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -10439,8 +10483,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -10463,8 +10507,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -10474,8 +10518,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -10490,8 +10534,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -10507,8 +10551,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -10528,8 +10572,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -10547,8 +10591,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.tape_id()
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -10558,8 +10602,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -10569,8 +10613,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -10580,8 +10624,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.value(handle)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -10590,8 +10634,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -10601,8 +10645,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -10614,8 +10658,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.embed(tokens, model, d)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -10645,8 +10689,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -10667,8 +10711,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -10691,8 +10735,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.enabled()
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -10702,8 +10746,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
 
@@ -10718,8 +10762,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -10729,8 +10773,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -10740,8 +10784,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -10751,8 +10795,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 1a71e63db842 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 1a71e63db842 @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

@@ -152,11 +152,11 @@ CREATE FUNCTION llm_logits(
     vocab_size integer DEFAULT NULL
 )
 RETURNS bytea
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
-    'Logits of every position, a float32 tensor (number of ids, vocab). The shape parameters are checks: null, or what the model has.';
+    'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';

@@ -139,7 +139,7 @@ def layer_params(params: Params, layer: int) -> dict[str, Handle]:
 
 def project(run: Runner, params: Params, x: Handle) -> Handle:  # [.., D] -> [.., V]
     """Logits: x @ wte'."""
-    return run.apply("matmul", x, run.apply("transpose", params["wte"]))
+    return run.apply("lm_head", x, params["wte"])
 
 
 def logits(run: Runner, params: Params, ids: np.ndarray, config: GPT2Config, **options: Any) -> Handle:

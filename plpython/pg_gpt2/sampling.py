@@ -14,7 +14,7 @@ from .errors import InvalidParameter, NullNotAllowed
 
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
-_COLDEST = 1e-30  # below it logits / temperature may overflow float32: any difference decides, which is greedy
+_COLDEST = 1e-30  # below it logits / temperature may overflow float32; any difference decides: only the best are left
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Draws:
 def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> int:
     """Id of the next token for `logits` [vocab] after the tokens `seen`; `draw` in [0, 1) decides among those kept."""
     scores = penalize(logits, seen, how.repetition_penalty)
-    if how.temperature == 0:
+    if how.temperature < _COLDEST:
         return int(np.argmax(scores))
     ids, probabilities = distribution(scores, how)
     cumulative = np.cumsum(probabilities, dtype=np.float64)
@@ -78,7 +78,7 @@ def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[i
     """Whether `choose` gives the same token for all logits that differ from these by no more than rounding."""
     scores = penalize(logits, seen, how.repetition_penalty)
     margin = ROUNDING * max(1.0, float(np.abs(logits).max())) * max(1.0, how.repetition_penalty)
-    if how.temperature == 0:
+    if how.temperature < _COLDEST:
         return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > margin)
     if 0 < how.topk < len(scores):
         ordered = np.partition(scores, (-how.topk - 1, -how.topk))
@@ -112,8 +112,11 @@ def penalize(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.ndar
 
 
 def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Kept ids, ascending, and their probabilities; temperature must not be 0 or next to it."""
-    scores = scores / np.float32(how.temperature)
+    """Kept ids, ascending, and their probabilities; temperature must not be 0."""
+    if how.temperature < _COLDEST:
+        scores = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
+    else:
+        scores = scores / np.float32(how.temperature)
     ids = np.arange(len(scores))
     if 0 < how.topk < len(scores):
         least = np.partition(scores, -how.topk)[-how.topk]

@@ -194,6 +194,12 @@ def size(model: Model) -> int:
     return sum(array.nbytes for array in model.params.values())
 
 
+def last_step(model: str) -> int:
+    """AdamW updates that the model has had."""
+    row = db.row("SELECT max(step) AS step FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+    return (row or {})["step"] or 0
+
+
 def weights_version(model: str) -> str:
     """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
     row = db.row(

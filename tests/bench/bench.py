@@ -42,6 +42,8 @@ class Bench:
     rates: dict[str, list[float]] = field(default_factory=lambda: {"read": [], "sgemm": []})
     checks: dict[str, Any] = field(default_factory=dict)
     rng: random.Random = field(default_factory=lambda: random.Random(SEED))
+    patience: float = 0.0
+    disturbed: list[bool] = field(default_factory=list)
 
     def ids(self, count: int) -> list[int]:
         """Random ids, other ones at each call, so that nothing can be reused."""
@@ -56,14 +58,27 @@ class Bench:
         self.rates[kind].append(getattr(self.bounds, kind)())
         return self.rates[kind][-1]
 
-    def compare(self, row: Row, bound: float, ours: Callable[[], Any], others: Sequence[tuple[str, Callable]]) -> list:
-        """One round: the bound, we, everybody else; what each returned."""
-        row.add(BOUND, bound)
+    def timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
+        """Seconds and result of `work`, once the machine is idle."""
+        self.wait()
+        return timed(work)
+
+    def wait(self) -> None:
+        """Wait until the machine is idle, as long as patience lasts."""
+        self.disturbed.append(not machine.wait_until_idle(self.patience))
+
+    def compare(
+        self, row: Row, kind: str, demand: float, parties: Sequence[tuple[str, Callable[[], Any]]]
+    ) -> list[Any]:
+        """One round: every party between two measurements of the bound on `demand`; what each returned."""
+        rates = [self.rate(kind)]
         results = []
-        for party, work in ((US, ours), *others):
-            seconds, result = timed(work)
+        for party, work in parties:
+            seconds, result = self.timed(work)
             row.add(party, seconds)
             results.append(result)
+        rates.append(self.rate(kind))
+        row.add(BOUND, demand / max(rates))
         return results
 
 
@@ -73,11 +88,11 @@ def decode(bench: Bench) -> None:
         "decode", f"decode, one stream, prompt {PROMPT}, {NEW_TOKENS} new", "tokens/s", NEW_TOKENS, rate=True
     )
     ids = bench.ids(PROMPT)
-    bound = NEW_TOKENS * bench.shape.decode_bytes() / bench.rate("read")
-    all_others = [*([bench.torch] if bench.torch else []), *bench.others]
-    others = [(other.name, lambda other=other: other.generate(ids, NEW_TOKENS)) for other in all_others]
-    ours, *theirs = bench.compare(row, bound, lambda: bench.server.generate(ids, NEW_TOKENS), others)
-    for other, ids_of_other in zip(all_others, theirs, strict=True):
+    others = [*([bench.torch] if bench.torch else []), *bench.others]
+    parties = [(US, lambda: bench.server.generate(ids, NEW_TOKENS))]
+    parties += [(other.name, lambda other=other: other.generate(ids, NEW_TOKENS)) for other in others]
+    ours, *theirs = bench.compare(row, "read", NEW_TOKENS * bench.shape.decode_bytes(), parties)
+    for other, ids_of_other in zip(others, theirs, strict=True):
         bench.checks.setdefault(f"decode: same ids as {other.name}", []).append(ours == ids_of_other)
 
 
@@ -85,11 +100,12 @@ def prefill(bench: Bench) -> None:
     """A prompt of nearly the window, to the token that follows it."""
     row = bench.row("prefill", f"prefill of {LONG_PROMPT:,} tokens", "s")
     ids = bench.ids(LONG_PROMPT)
-    bound = bench.shape.prefill_flops(LONG_PROMPT) / bench.rate("sgemm")
-    others = [("transformers", lambda: bench.torch.prefill(ids))] if bench.torch else []
-    results = bench.compare(row, bound, lambda: bench.server.generate(ids, 1)[0], others)
-    if others:
-        bench.checks.setdefault("prefill: same id as transformers", []).append(len(set(results)) == 1)
+    parties = [(US, lambda: bench.server.generate(ids, 1)[0])]
+    if bench.torch:
+        parties.append((bench.torch.name, lambda: bench.torch.prefill(ids)))
+    results = bench.compare(row, "sgemm", bench.shape.prefill_flops(LONG_PROMPT), parties)
+    if bench.torch:
+        bench.checks.setdefault(f"prefill: same id as {bench.torch.name}", []).append(len(set(results)) == 1)
 
 
 def train(bench: Bench, batch: int, length: int, steps: int, dropout: float = 0.0) -> None:
@@ -101,23 +117,28 @@ def train(bench: Bench, batch: int, length: int, steps: int, dropout: float = 0.
     whole = bench.row(f"{key} call", f"  a step of the call of {steps + 1}, with loading and saving", "s")
     stream = [bench.ids(length + 1) for _ in range(batch)]
     tokens, targets = [line[:-1] for line in stream], [line[1:] for line in stream]
-    row.add(BOUND, bench.shape.step_flops(batch * length) / bench.rate("sgemm"))
+    rates = [bench.rate("sgemm")]
+    bench.wait()
     ours, whole_call = bench.server.train(tokens, targets, steps, dropout)
     row.add(US, ours)
     whole.add(US, whole_call)
     if bench.torch:
         bench.torch.train(tokens, targets, dropout)  # as our first step, not timed
-        seconds, _ = timed(lambda: [bench.torch.train(tokens, targets, dropout) for _ in range(steps)])
-        row.add("transformers", seconds / steps)
+        seconds, _ = bench.timed(lambda: [bench.torch.train(tokens, targets, dropout) for _ in range(steps)])
+        row.add(bench.torch.name, seconds / steps)
+    rates.append(bench.rate("sgemm"))
+    row.add(BOUND, bench.shape.step_flops(batch * length) / max(rates))
 
 
 def first_token(bench: Bench) -> None:
     """A new session: connecting, loading the package and the weights, a short prompt."""
+    bench.wait()
     bench.row("first", "first token of a new session", "s").add(US, bench.server.first_token(bench.ids(PROMPT)))
 
 
 def tokenize(bench: Bench, text: str) -> None:
     """1 MB of English, in a session that has seen no text, and again."""
+    bench.wait()
     cold, warm, ids = bench.server.encode(text)
     megabytes = TEXT_BYTES / 1e6
     rows = [
@@ -129,7 +150,7 @@ def tokenize(bench: Bench, text: str) -> None:
     if find_spec("tokenizers"):
         rival = rivals.Tokenizers(*bench.server.vocabulary())
         for row in rows:
-            seconds, theirs = timed(lambda: rival.encode(text))
+            seconds, theirs = bench.timed(lambda: rival.encode(text))
             row.add(rival.name, seconds)
         bench.checks.setdefault("llm_encode: same ids as tokenizers", []).append(ids == theirs)
 
@@ -176,7 +197,7 @@ def run(args: argparse.Namespace) -> None:
         torch, others = rivals_of(args, server, Path(scratch), shape)
         for rival in [*([torch] if torch else []), *others]:
             facts |= rival.versions
-        bench = Bench(shape, server, torch, others, Bounds(args.threads))
+        bench = Bench(shape, server, torch, others, Bounds(args.threads), patience=args.patience)
         topics = rounds_of(args, bench, text)
         wanted = {topic for topic, _, _ in topics}
         if "tokenize" in wanted:
@@ -190,7 +211,12 @@ def run(args: argparse.Namespace) -> None:
         say("")
     show(bench, facts)
     if args.json:
-        write_json(args.json, list(bench.rows.values()), facts | {"checks": bench.checks}, bench.rates)
+        write_json(
+            args.json,
+            list(bench.rows.values()),
+            facts | {"checks": bench.checks, "disturbed": bench.disturbed},
+            bench.rates,
+        )
 
 
 def rivals_of(args: argparse.Namespace, server: Server, scratch: Path, shape: Shape) -> tuple[Any, list[Any]]:
@@ -225,8 +251,8 @@ def show(bench: Bench, facts: dict[str, Any]) -> None:
     for where, environment in (("here", os.environ), ("in the server", facts["server"]["environment"])):
         if "OPENBLAS_CORETYPE" in environment:
             print(f"note: OPENBLAS_CORETYPE is set {where}: NumPy may be slowed")
-    if facts["load"] > 0.5:
-        print(f"note: the machine was busy at the start (load {facts['load']:.1f})")
+    if any(bench.disturbed):
+        print(f"note: the machine was busy before {sum(bench.disturbed)} of {len(bench.disturbed)} measurements")
 
 
 class Progress:
@@ -253,6 +279,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     length.add_argument("--full", action="store_true", help="more rounds, and training with T=256 and with dropout")
     parser.add_argument("--rounds", type=int, help="rounds of everything")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for every party")
+    parser.add_argument(
+        "--patience", type=float, default=5.0, metavar="SECONDS", help="wait so long for an idle machine, each time"
+    )
     parser.add_argument("--only", action="append", choices=("decode", "prefill", "train", "tokenize", "first"))
     parser.add_argument("--alone", action="store_true", help="without rivals")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")

@@ -67,6 +67,7 @@ GRADCHECKS = {
     "softmax": (check_grads("softmax"), [(3, 7)]),
     "layernorm": (check_grads("layernorm", eps=1e-5), [(2, 3, 6), (6,), (6,)]),
     "linear": (check_grads("linear"), [(2, 3, 4), (4, 5), (5,)]),
+    "lm_head": (check_grads("lm_head"), [(2, 3, 4), (7, 4)]),
     "mlp": (check_grads("mlp"), [(3, 4), (4, 8), (8,), (8, 4), (4,)]),
     "causal_attention": (check_grads("causal_attention", n_head=2), [(2, 5, 12)]),
     "causal_attention in chunks": (check_grads("causal_attention", n_head=2, chunk=2), [(7, 12)]),
@@ -109,6 +110,7 @@ def test_every_op_is_checked() -> None:
     ("name", "shapes", "attrs"),
     [
         ("linear", [(3, 4), (4, 5), (5,)], {}),
+        ("lm_head", [(3, 4), (7, 4)], {}),
         ("embedding", [(5, 4)], {"ids": [3, 1, 3, 0]}),
         ("lm_head_loss", [(3, 4), (7, 4)], {"target": [1, 0, 6]}),
     ],

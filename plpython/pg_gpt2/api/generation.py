@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import batch, beam, db, gpt2, host, resources, store, vocabularies
+from .. import batch, beam, db, gpt2, host, recording, resources, store, vocabularies
 from ..bpe import Tokenizer
 from ..config import GPT2Config
 from ..db import entry
 from ..decode import Decoder, check_ids
 from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, require, require_positive
 from ..generation import Options, TextStream, Token, tokens
-from ..ops.products import product
 from ..sampling import Sampling, softmax
-from ..tape import Eager
 from ..tensor import to_bytes
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
@@ -349,5 +347,5 @@ def logits(
         raise OutOfMemory(
             f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
         )
-    hidden = gpt2.hidden(Eager(), model.params, np.asarray([token_ids], np.int64), model.config)
-    return to_bytes(product(hidden[0], model.params["wte"].T))
+    ids = np.asarray([token_ids], np.int64)
+    return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))

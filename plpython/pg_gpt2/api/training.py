@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from .. import datasets, db, gpt2, resources, runs, store, training, vocabularies
+from .. import datasets, db, gpt2, recording, resources, runs, store, training, vocabularies
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
 from ..ops.dropout import check_p
-from ..tape import Eager
+from ..tape import Handle, Runner
 from .generation import draw_seed
 
 
@@ -52,10 +52,16 @@ def loss(
     for ids in (tokens, targets):
         check_ids(ids, loaded.config, loaded.name)
     check_p(dropout_p)
-    drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed) if train and dropout_p else None
+    drop = None
+    if train and dropout_p:  # the masks of the model's next step
+        drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed, store.last_step(loaded.name) + 1)
     chunk = resources.attention_chunk()
     arrays = np.asarray([tokens], np.int64), np.asarray([targets], np.int64)
-    return float(gpt2.loss(Eager(), loaded.params, *arrays, loaded.config, drop=drop, chunk=chunk))
+
+    def work(run: Runner, params: dict[str, Handle]) -> Handle:
+        return gpt2.loss(run, params, *arrays, loaded.config, drop=drop, chunk=chunk)
+
+    return float(recording.on_tape(loaded, work))
 
 
 @entry

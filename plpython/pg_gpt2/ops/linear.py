@@ -1,4 +1,4 @@
-"""Products: matmul, the linear layer, and the GPT-2 MLP composed of linear, gelu, linear.
+"""Products: matmul, the linear layer, the tied output layer, and the GPT-2 MLP composed of linear, gelu, linear.
 
 Weights keep the checkpoint's (in, out) orientation: y = x @ w + b.
 """
@@ -77,6 +77,33 @@ def linear_backward(
 
 
 register("linear", linear, linear_backward, "x w b", reads=(0, 1))
+
+
+def lm_head(x: np.ndarray, wte: np.ndarray) -> np.ndarray:  # [.., D], [V, D] -> [.., V]
+    """Logits by the tied embedding: x @ wte'."""
+    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
+        raise misfit("lm_head", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
+    return product(as_rows(x), wte.T).reshape(*x.shape[:-1], len(wte))
+
+
+def lm_head_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    wte: np.ndarray,
+    *,
+    saved: Any = None,
+    sinks: Sequence[Sink | None] = (None, None),
+) -> Grads:
+    """dx = dy @ wte, dwte = dy' @ x."""
+    rows = as_rows(dy)
+    dx = buffers.empty(x.shape, dy.dtype)
+    dwte, add = gradient_buffer(sinks[1], wte.shape, dy.dtype)
+    run_all(product_tasks(rows, wte, as_rows(dx)), product_tasks(rows.T, as_rows(x), dwte, accumulate=add))
+    return dx, dwte
+
+
+register("lm_head", lm_head, lm_head_backward, "x wte", reads=(0, 1))
 
 
 def mlp(

@@ -1,0 +1,113 @@
+-- Learning: llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train, llm_train_stop. tests/server holds what needs commits.
+BEGIN;
+SELECT plan(124);
+SET LOCAL client_min_messages = warning;
+CREATE TEMPORARY TABLE documents (id integer, body text);
+INSERT INTO documents SELECT i, repeat('low lower lowest newer wider ', i) FROM generate_series(1, 12) AS i;
+SELECT llm_train_bpe('SELECT body FROM documents ORDER BY id', 270, 't');
+SELECT llm_init_model('t', 1, 2, 8, 16, seed => 3);
+SELECT llm_init_model('bare', 1, 2, 8, 16, 50);
+
+-- llm_dataset_load.
+SELECT volatility_is('llm_dataset_load', '{text,text,integer,text,"double precision",text}'::name[], 'volatile');
+CREATE TEMPORARY TABLE loaded AS SELECT llm_dataset_load('SELECT body FROM documents ORDER BY id', 't', 8) AS rows;
+SELECT is((SELECT count(*) FROM llm_dataset WHERE model = 't' AND split = 'train'), (SELECT rows::bigint FROM loaded), 'llm_dataset_load returns the number of rows');
+SELECT is((SELECT count(*) FROM llm_dataset WHERE cardinality(tokens) <> 8 OR cardinality(target) <> 8), 0::bigint, 'each has block_size tokens and targets');
+SELECT is((SELECT count(*) FROM llm_dataset WHERE tokens[2:] <> target[:7]), 0::bigint, 'targets are the tokens shifted by one');
+SELECT is((SELECT array_agg(t ORDER BY d.id, n) FROM llm_dataset d, unnest(tokens) WITH ORDINALITY AS u (t, n)),
+          (SELECT (array_agg(t ORDER BY d.id, n))[:8 * (SELECT rows FROM loaded)] FROM documents d, unnest(llm_encode(body, 't') || 269) WITH ORDINALITY AS u (t, n)),
+          'the rows are the texts, an end-of-text token after each, without seams');
+SELECT llm_drop_model('bare'); SELECT llm_init_model('bare', 1, 2, 8, 16, 50);
+DELETE FROM llm_dataset;
+SELECT is(llm_dataset_load('SELECT body FROM documents ORDER BY id', 't', 8, val_fraction => 0.25), (SELECT rows FROM loaded), 'val_fraction does not change the number');
+SELECT is((SELECT count(*) FROM llm_dataset WHERE split = 'val'), (SELECT round(rows * 0.25)::bigint FROM loaded), 'of which that fraction');
+SELECT ok((SELECT min(id) FROM llm_dataset WHERE split = 'val') > (SELECT max(id) FROM llm_dataset WHERE split = 'train'), 'the last rows, are for validation');
+SELECT lives_ok($$SELECT llm_dataset_load('SELECT body FROM documents', 't', 8, 'val')$$, 'or all of them');
+SELECT throws_ok(format('SELECT llm_dataset_load(%s)', arguments), state, NULL, arguments) FROM (VALUES
+    ($$NULL, 't', 8$$, '22004'), ($$'SELECT body FROM documents', NULL, 8$$, '22004'), ($$'SELECT body FROM documents', 't', NULL$$, '22004'),
+    ($$'SELECT body FROM documents', 't', 0$$, '22023'), ($$'SELECT body FROM documents', 't', -1$$, '22023'), ($$'SELECT body FROM documents', 't', 1000000$$, '22023'),
+    ($$'SELECT body FROM documents', 't', 8, 'test'$$, '22023'), ($$'SELECT body FROM documents', 't', 8, NULL$$, '22004'),
+    ($$'SELECT body FROM documents', 't', 8, 'train', 1$$, '22023'), ($$'SELECT body FROM documents', 't', 8, 'train', -0.1$$, '22023'), ($$'SELECT body FROM documents', 't', 8, 'train', 'NaN'$$, '22023'), ($$'SELECT body FROM documents', 't', 8, 'train', NULL$$, '22004'),
+    ($$'SELECT body FROM documents', 'bare', 8$$, '55000'), ($$'SELECT id FROM documents', 't', 8$$, '22023'),
+    ($$'SELECT body FROM nope', 't', 8$$, '42P01'), ($$'SELECT body FROM documents WHERE false', 't', 8$$, '22023')) AS v (arguments, state);
+SELECT throws_ok($$INSERT INTO llm_dataset (tokens, target) VALUES ('{1,2}', '{1}')$$, '23514', NULL, 'tokens and target have the same length');
+SELECT throws_ok($$INSERT INTO llm_dataset (split, tokens, target) VALUES ('x', '{1}', '{1}')$$, '23514', NULL, 'a split is train or val');
+SELECT throws_ok($$INSERT INTO llm_dataset (tokens, target) VALUES ('{}', '{}')$$, '23514', NULL, 'a row has tokens');
+
+-- llm_loss.
+SELECT volatility_is('llm_loss', '{text,integer[],integer[],integer,integer,integer,integer,"double precision",boolean,bigint}'::name[], 'volatile');
+SELECT ok(abs(llm_loss('t', '{1,2,3}', '{2,3,4}', training => false) - ln(270)) < 0.2, 'an untrained model knows nothing: ln(vocab)');
+SELECT is(llm_loss('t', '{1,2,3}', '{2,3,4}', training => false)::real,
+          (SELECT avg(pg_llm_cross_entropy(substr(llm_logits('{1,2,3}', 't'), 1 + 1080 * i, 1080), i + 2))::real FROM generate_series(0, 2) AS i), 'the mean cross entropy of the logits');
+SELECT is(llm_loss('t', '{1,2,3}', '{2,3,4}', dropout_p => 0), llm_loss('t', '{1,2,3}', '{2,3,4}', training => false), 'without dropout, training is the same');
+SELECT is(llm_loss('t', '{1,2,3}', '{2,3,4}', seed => 5), llm_loss('t', '{1,2,3}', '{2,3,4}', seed => 5), 'a seed draws the same dropout');
+SELECT isnt(llm_loss('t', '{1,2,3}', '{2,3,4}', seed => 5), llm_loss('t', '{1,2,3}', '{2,3,4}', seed => 6), 'another another');
+SELECT is(llm_loss('t', '{1,2,3}', '{2,3,4}', 1, 2, 8, 270, training => false), llm_loss('t', '{1,2,3}', '{2,3,4}', training => false), 'the shape may be repeated');
+SELECT throws_ok(format('SELECT llm_loss(%s)', arguments), state, NULL, arguments) FROM (VALUES
+    ($$'t', NULL, '{1}'$$, '22004'), ($$'t', '{1}', NULL$$, '22004'), ($$'t', '{}', '{}'$$, '22023'), ($$'t', '{1,2}', '{1}'$$, '22023'),
+    ($$'t', '{270}', '{1}'$$, '22023'), ($$'t', '{1}', '{270}'$$, '22023'), ($$'t', '{1}', '{-1}'$$, '22023'), ($$'t', '{NULL}', '{1}'$$, '22023'), ($$'t', '{{1},{2}}', '{{1},{2}}'$$, '22023'),
+    ($$'t', array_fill(1, '{17}'), array_fill(1, '{17}')$$, '22023'),
+    ($$'t', '{1}', '{1}', n_layer => 3$$, '22023'), ($$'t', '{1}', '{1}', d => 3$$, '22023'), ($$'t', '{1}', '{1}', dropout_p => 1$$, '22023'), ($$'t', '{1}', '{1}', dropout_p => -0.1$$, '22023'),
+    ($$'t', '{1}', '{1}', dropout_p => 'NaN'$$, '22023'), ($$'t', '{1}', '{1}', dropout_p => NULL$$, '22004'), ($$'t', '{1}', '{1}', training => NULL$$, '22004'),
+    ($$'nope', '{1}', '{1}'$$, '42704'), ($$'gpt2-small', '{1}', '{1}'$$, '55000')) AS v (arguments, state);
+
+-- llm_evaluate.
+SELECT volatility_is('llm_evaluate', '{text,text,integer,integer}'::name[], 'stable');
+SELECT is((SELECT tokens FROM llm_evaluate('t')), (SELECT sum(cardinality(target)) FROM llm_dataset WHERE split = 'val'), 'the split val by default');
+SELECT is((SELECT tokens FROM llm_evaluate('t', 'train')), (SELECT sum(cardinality(target)) FROM llm_dataset WHERE split = 'train'), 'or train');
+SELECT is((SELECT tokens FROM llm_evaluate('t', max_rows => 2)), 16::bigint, 'or its first rows');
+SELECT is((SELECT round(loss::numeric, 5) FROM llm_evaluate('t')), (SELECT round(avg(llm_loss('t', tokens, target, training => false))::numeric, 5) FROM llm_dataset WHERE split = 'val'), 'the mean of llm_loss');
+SELECT is((SELECT round(perplexity::numeric, 4) FROM llm_evaluate('t')), (SELECT round(exp(loss)::numeric, 4) FROM llm_evaluate('t')), 'perplexity is its exp');
+SELECT is((SELECT round(loss::numeric, 5) FROM llm_evaluate('t', batch_size => 3)), (SELECT round(loss::numeric, 5) FROM llm_evaluate('t')), 'batches do not matter');
+SELECT throws_ok(format('SELECT * FROM llm_evaluate(%s)', arguments), state, NULL, arguments) FROM (VALUES
+    ($$'t', NULL$$, '22004'), ($$'t', 'nope'$$, '55000'), ($$'t', max_rows => 0$$, '22023'), ($$'t', batch_size => 0$$, '22023'), ($$'t', batch_size => NULL$$, '22004'),
+    ($$'bare'$$, '55000'), ($$'nope'$$, '42704'), ($$'gpt2-small'$$, '55000')) AS v (arguments, state);
+
+-- llm_train_step.
+SELECT volatility_is('llm_train_step', '{text,integer,integer,integer,integer,integer,"double precision","double precision","double precision","double precision","double precision","double precision",integer,integer,"double precision",integer,integer,integer[],"double precision",bigint}'::name[], 'volatile');
+CREATE TEMPORARY TABLE one AS SELECT min(id)::integer AS id FROM llm_dataset WHERE split = 'train';
+CREATE TEMPORARY TABLE before AS SELECT llm_loss('t', tokens, target, training => false) AS loss FROM llm_dataset d JOIN one USING (id);
+SELECT is(llm_train_step('t', (SELECT id FROM one), dropout_p => 0, lr_max => 0.01)::real, (SELECT loss::real FROM before), 'the loss before the update');
+SELECT ok((SELECT llm_loss('t', tokens, target, training => false) FROM llm_dataset d JOIN one USING (id)) < (SELECT loss FROM before), 'which lowers it');
+SELECT is((SELECT step FROM llm_models WHERE model = 't'), 1::bigint, 'the model has had one step');
+SELECT is((SELECT count(*) FROM llm_param WHERE model = 't' AND (m IS NULL OR v IS NULL OR step <> 1)), 0::bigint, 'with optimizer state for every tensor');
+SELECT results_eq($$SELECT l.step, l.batch, r.status FROM llm_train_log l JOIN llm_run r USING (run_id) WHERE l.model = 't'$$,
+    $$SELECT 1::bigint, ARRAY[id::bigint], 'manual' FROM one$$, 'it is logged under the manual run');
+SELECT lives_ok($$SELECT llm_train_step('t', batch => ARRAY(SELECT id::integer FROM llm_dataset WHERE split = 'train' ORDER BY id LIMIT 3))$$, 'several rows as one batch');
+SELECT lives_ok($$SELECT llm_train_step('t')$$, 'or the next row');
+SELECT is((SELECT array_agg(step ORDER BY step) FROM llm_train_log WHERE model = 't'), '{1,2,3}', 'steps count on');
+SELECT throws_ok(format('SELECT llm_train_step(%s)', arguments), state, NULL, arguments) FROM (VALUES
+    ('NULL', '22004'), ($$'nope'$$, '42704'), ($$'gpt2-small'$$, '55000'), ($$'bare'$$, '55000'), ($$'t', -1$$, '42704'), ($$'t', batch => '{}'$$, '22023'), ($$'t', batch => '{NULL}'$$, '22023'),
+    ($$'t', 1, batch => '{1}'$$, '22023'), ($$'t', dropout_p => 1$$, '22023'), ($$'t', beta1 => 1$$, '22023'), ($$'t', beta2 => -1$$, '22023'), ($$'t', eps => -1$$, '22023'), ($$'t', wd => -1$$, '22023'),
+    ($$'t', lr_max => -1$$, '22023'), ($$'t', lr_max => 'NaN'$$, '22023'), ($$'t', lr_max => NULL$$, '22004'), ($$'t', warmup => -1$$, '22023'), ($$'t', total_steps => 0$$, '22023'), ($$'t', grad_clip => 0$$, '22023'),
+    ($$'t', grad_workers => 0$$, '22023'), ($$'t', prune_workers => NULL$$, '22004'), ($$'t', n_layer => 2$$, '22023'), ($$'t', seed => NULL$$, '22004'), ($$'t', min_lr => 'Infinity'$$, '22023')) AS v (arguments, state);
+SELECT is((SELECT step FROM llm_models WHERE model = 't'), 3::bigint, 'what failed changed nothing');
+
+-- llm_train.
+SELECT volatility_is('llm_train', '{text,integer,integer,integer,integer,integer,"double precision","double precision","double precision","double precision","double precision","double precision",integer,"double precision",integer,integer,integer,integer,"double precision",bigint,integer,integer}'::name[], 'volatile');
+CREATE TEMPORARY TABLE run AS SELECT llm_train('t', 12, batch_size => 2, lr_max => 0.01, eval_every => 6) AS id;
+SELECT results_eq($$SELECT model, status, seed, n_steps, first_step FROM llm_run JOIN run ON id = run_id$$, $$VALUES ('t', 'finished', 0::bigint, 12, 3::bigint)$$, 'llm_train returns the run, which llm_run describes');
+SELECT is((SELECT array_agg(step ORDER BY step) FROM llm_train_log JOIN run ON id = run_id), ARRAY(SELECT generate_series(1, 12)::bigint), 'one row a step');
+SELECT is((SELECT array_agg(step ORDER BY step) FROM llm_train_log JOIN run ON id = run_id WHERE val_loss IS NOT NULL), '{6,12}', 'validation every eval_every steps');
+SELECT is((SELECT bool_and(cardinality(batch) = 2 AND tokens = 16) FROM llm_train_log JOIN run ON id = run_id), true, 'batch_size rows a step');
+SELECT ok((SELECT max(loss) FILTER (WHERE step > 9) < min(loss) FILTER (WHERE step < 3) FROM llm_train_log JOIN run ON id = run_id), 'the loss falls');
+SELECT is((SELECT lr FROM llm_train_log JOIN run ON id = run_id WHERE step = 1), 0.01::double precision, 'a warmup longer than a tenth of the run is cut');
+SELECT ok(abs((SELECT lr FROM llm_train_log JOIN run ON id = run_id WHERE step = 12)) < 1e-12, 'and the cosine ends at min_lr');
+SELECT is((SELECT step FROM llm_models WHERE model = 't'), 15::bigint, 'the model''s steps count on');
+SELECT is((SELECT count(*) FROM llm_train_progress JOIN run ON id = run_id WHERE status = 'finished' AND step = 12 AND eta IS NULL), 1::bigint, 'llm_train_progress has it');
+SELECT throws_ok(format('SELECT llm_train(%s)', arguments), state, NULL, 'train: ' || arguments) FROM (VALUES
+    ($$NULL, 1$$, '22004'), ($$'t', NULL$$, '22004'), ($$'t', 0$$, '22023'), ($$'t', -1$$, '22023'), ($$'nope', 1$$, '42704'), ($$'gpt2-small', 1$$, '55000'), ($$'bare', 1$$, '55000'),
+    ($$'t', 1, batch_size => 0$$, '22023'), ($$'t', 1, grad_accum => 0$$, '22023'), ($$'t', 1, eval_every => -1$$, '22023'), ($$'t', 1, n_head => 4$$, '22023'), ($$'t', 1, vocab => 4$$, '22023'),
+    ($$'t', 1, batch_size => 2000000000$$, '53200'), ($$'t', 1, grad_accum => NULL$$, '22004')) AS v (arguments, state);
+INSERT INTO llm_dataset (model, tokens, target) VALUES ('bare', array_fill(1, '{17}'), array_fill(1, '{17}'));
+SELECT throws_matching($$SELECT llm_train('bare', 1)$$, 'n_positions|positions', 'a row longer than the window');
+SELECT is((SELECT max(run_id) FROM llm_run), (SELECT id FROM run), 'what failed left no run');
+
+-- llm_train_run and llm_train_stop.
+SELECT throws_ok($$CALL llm_train_run('t', 1)$$, '2D000', NULL, 'llm_train_run commits, so not in a transaction');
+SELECT volatility_is('llm_train_stop', '{text}'::name[], 'volatile');
+SELECT is(llm_train_stop('t'), false, 'nothing to stop');
+SELECT throws_ok($$SELECT llm_train_stop(NULL)$$, '22004', NULL, 'model null');
+
+SELECT * FROM finish();
+ROLLBACK;

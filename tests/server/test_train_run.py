@@ -1,0 +1,204 @@
+"""CALL llm_train_run: what is committed stays, what is interrupted goes on, and the end is that of an uninterrupted run."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+CALL = (
+    "CALL llm_train_run(%s, 40, batch_size => 4, lr_max => 1e-3, commit_every => 4, flush_seconds => 0, log_every => 0)"
+)
+STATE = """
+    SELECT md5(string_agg(concat_ws(' ', name, token_id, md5(data), md5(m), md5(v), step), ',' ORDER BY name, token_id))
+    FROM llm_param WHERE model = %s
+"""
+LOG = "SELECT step, lr, loss, grad_norm, tokens FROM llm_train_log WHERE model = %s ORDER BY step"
+
+
+def make_model(conn: psycopg.Connection, name: str) -> None:
+    """Models of any name begin with the same weights and have the same data."""
+    if conn.execute("SELECT to_regclass('docs')").fetchone() == (None,):
+        conn.execute(
+            "CREATE TABLE docs AS SELECT string_agg('row ' || i * i, ' ') AS body FROM generate_series(1, 900) i"
+        )
+    conn.execute("SELECT llm_train_bpe('SELECT body FROM docs', 280, %s)", [name])
+    conn.execute("SELECT llm_init_model(%s, 2, 2, 32, 32, seed => 5)", [name])
+    conn.execute("SELECT llm_dataset_load('SELECT body FROM docs', %s, 16)", [name])
+
+
+def one(conn: psycopg.Connection, query: str, *values: object) -> object:
+    return conn.execute(query, values).fetchone()[0]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(module_conn) -> tuple[object, list]:
+    make_model(module_conn, "whole")
+    module_conn.execute(CALL, ["whole"])
+    return one(module_conn, STATE, "whole"), module_conn.execute(LOG, ["whole"]).fetchall()
+
+
+def steps(conn: psycopg.Connection, model: str) -> int:
+    return one(conn, "SELECT coalesce(max(step), 0) FROM llm_train_progress WHERE model = %s", model)
+
+
+def start(connect: Callable[[], psycopg.Connection], model: str) -> tuple[psycopg.Connection, threading.Thread]:
+    """Call llm_train_run in a session and thread of its own; how it ends shows in the tables."""
+    session = connect()
+
+    def call() -> None:
+        with contextlib.suppress(psycopg.Error):
+            session.execute(CALL, [model])
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    return session, thread
+
+
+def wait_for_steps(conn: psycopg.Connection, model: str, count: int) -> None:
+    while steps(conn, model) < count:
+        time.sleep(0.005)
+
+
+def cancel(conn: psycopg.Connection, pid: int) -> None:
+    conn.execute("SELECT pg_cancel_backend(%s)", [pid])
+
+
+def terminate(conn: psycopg.Connection, pid: int) -> None:
+    conn.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+
+@pytest.mark.parametrize("end", [cancel, terminate], ids=["cancel", "terminate"])
+@pytest.mark.parametrize("after", [4, 12, 24])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(conn, connect, uninterrupted, end, after):
+    model = f"{end.__name__}{after}"
+    make_model(conn, model)
+    session, thread = start(connect, model)
+    wait_for_steps(conn, model, after)
+    end(conn, session.info.backend_pid)
+    thread.join()
+    made = steps(conn, model)
+    assert after <= made < 40
+    assert made % 4 == 0
+    connect().execute(CALL, [model])
+    assert one(conn, "SELECT count(*) FROM llm_run WHERE model = %s", model) == 1
+    assert (one(conn, STATE, model), conn.execute(LOG, [model]).fetchall()) == uninterrupted
+
+
+def test_a_finished_run_is_not_resumed(conn, uninterrupted):
+    make_model(conn, "again")
+    conn.execute(CALL, ["again"])
+    conn.execute(CALL, ["again"])
+    assert one(conn, "SELECT array_agg(status) FROM llm_run WHERE model = 'again'") == ["finished", "finished"]
+
+
+def test_a_run_whose_data_changed_is_not_resumed(conn, connect):
+    make_model(conn, "changed")
+    session, thread = start(connect, "changed")
+    wait_for_steps(conn, "changed", 4)
+    cancel(conn, session.info.backend_pid)
+    thread.join()
+    conn.execute("DELETE FROM llm_dataset WHERE id = (SELECT max(id) FROM llm_dataset WHERE model = 'changed')")
+    conn.execute(CALL, ["changed"])
+    assert one(conn, "SELECT array_agg(status ORDER BY run_id) FROM llm_run WHERE model = 'changed'") == [
+        "abandoned",
+        "finished",
+    ]
+
+
+def test_a_stopped_run_ends_cleanly_and_goes_on(conn, connect, uninterrupted):
+    make_model(conn, "stopped")
+    conn.execute("SET pg_gpt2.threads = 1")
+    slow = CALL.replace("40, ", "4000, ")
+    session = connect()
+    thread = threading.Thread(target=lambda: session.execute(slow, ["stopped"]))
+    thread.start()
+    wait_for_steps(conn, "stopped", 4)
+    assert one(conn, "SELECT llm_train_stop('stopped')") is True
+    thread.join()
+    assert one(conn, "SELECT status FROM llm_run WHERE model = 'stopped'") == "stopped"
+    assert 4 <= steps(conn, "stopped") < 4000
+    assert one(conn, "SELECT llm_train_stop('stopped')") is False
+
+
+def test_a_second_trainer_is_told_and_readers_go_on(conn, connect):
+    make_model(conn, "busy")
+    session = connect()
+    thread = threading.Thread(target=lambda: session.execute(CALL.replace("40, ", "4000, "), ["busy"]))
+    thread.start()
+    wait_for_steps(conn, "busy", 4)
+    with pytest.raises(psycopg.errors.LockNotAvailable, match="being trained by another session"):
+        conn.execute(CALL, ["busy"])
+    assert one(conn, "SELECT count(*) FROM llm_generate_tokens(ARRAY[1, 2], 3, model_name => 'busy', seed => 1)") == 1
+    conn.execute("SELECT llm_train_stop('busy')")
+    thread.join()
+
+
+def test_a_call_inside_a_transaction_block_fails_at_once(connect):
+    conn = connect()
+    conn.execute("BEGIN")
+    with pytest.raises(psycopg.errors.InvalidTransactionTermination) as caught:
+        conn.execute(CALL, ["whole"])
+    assert "autocommit" in caught.value.diag.message_hint
+
+
+def test_weights_changed_by_somebody_else_end_the_run_and_are_kept(conn, connect):
+    make_model(conn, "touched")
+    session = connect()
+    errors: list[psycopg.Error] = []
+
+    def call() -> None:
+        try:
+            session.execute(CALL.replace("40, ", "4000, "), ["touched"])
+        except psycopg.Error as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    wait_for_steps(conn, "touched", 4)
+    conn.execute("UPDATE llm_param SET data = data WHERE model = 'touched' AND name = 'ln_f.bias'")
+    thread.join()
+    assert [error.sqlstate for error in errors] == ["22000"]
+    assert "changed by somebody else" in str(errors[0])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the server's process")
+def test_kill_9_of_the_backend_loses_only_the_steps_since_the_last_commit(new_database, cluster_dsn):
+    """The whole server restarts after it, so it comes with a database of its own."""
+    dsn = new_database()
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        make_model(conn, "whole")
+        conn.execute(CALL, ["whole"])
+        wanted = one(conn, STATE, "whole")
+        make_model(conn, "killed")
+
+    def connect() -> psycopg.Connection:
+        """Throw-away clusters have it off, and then a commit may be lost."""
+        return psycopg.connect(dsn, autocommit=True, options="-c synchronous_commit=on")
+
+    with connect() as watcher:
+        session, thread = start(connect, "killed")
+        wait_for_steps(watcher, "killed", 8)
+        os.kill(session.info.backend_pid, signal.SIGKILL)
+        thread.join()
+    conn = reconnect(dsn)
+    assert 8 <= steps(conn, "killed") < 40
+    conn.execute(CALL, ["killed"])
+    assert one(conn, STATE, "killed") == wanted
+    conn.close()
+
+
+def reconnect(dsn: str) -> psycopg.Connection:
+    """A session as soon as the server is back; one that it ends while it goes down does not count."""
+    for _ in range(200):
+        try:
+            conn = psycopg.connect(dsn, autocommit=True)
+            conn.execute("SELECT pg_sleep(0.2)")
+            return conn
+        except psycopg.OperationalError:
+            time.sleep(0.05)
+    raise TimeoutError("the server did not come back")
