@@ -25,8 +25,11 @@ TOPICS = (
     "generation",
     "scoring",
     "training",
+    "checkpoints",
     "kernels",
     "autograd",
+    "inspect",
+    "admin",
     "compatibility",
     "privileges",
 )

@@ -23,7 +23,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 432f9c7917ab @extschema@'] = importer['load'](sources, 'pg_gpt2 432f9c7917ab @extschema@', '@extschema@')
+GD['pg_gpt2 b97811255a2b @extschema@'] = importer['load'](sources, 'pg_gpt2 b97811255a2b @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -48,6 +48,179 @@ def __getattr__(name: str) -> ModuleType:
     if name.startswith("_"):
         raise AttributeError(name)
     return importlib.import_module(f"{__name__}.{name}")
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.admin', $pg_gpt2_source$"""llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from .. import __version__, db, resources, store, threads, vocabularies
+from ..db import entry
+from ..errors import InvalidParameter, UndefinedObject, require
+
+Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
+SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
+
+
+@entry
+def doctor() -> list[Finding]:
+    """Rows (item, value, status, hint)."""
+    resources.apply_threads()
+    return [*_software(), *_hardware(), *_database()]
+
+
+def _software() -> Iterator[Finding]:
+    yield "pg_gpt2", f"{__version__} ({db.sources_digest})", "ok", None
+    yield "PostgreSQL", (db.row("SELECT current_setting('server_version') AS v") or {})["v"], "ok", None
+    yield "Python", f"{platform.python_version()} in {sys.base_prefix}", "ok", None
+    old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 24)
+    yield "NumPy", np.__version__, *(("warn", "Upgrade to NumPy 2.") if old else ("ok", None))
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    name = f"{blas.get('name')} {blas.get('version')}"
+    if threads.set_blas_threads(1):
+        yield "BLAS", name, "ok", None
+    else:
+        yield "BLAS", name, "warn", "Its threads cannot be set; NumPy from PyPI brings OpenBLAS, which is fast."
+    if core := os.environ.get("OPENBLAS_CORETYPE"):
+        yield (
+            "OPENBLAS_CORETYPE",
+            core,
+            "warn",
+            "Unset it for the server, unless this processor needs it: it may cost half the speed.",
+        )
+
+
+def _hardware() -> Iterator[Finding]:
+    rate = _gflops()
+    slow = (
+        ("warn", "Install NumPy from PyPI for the server's Python: it brings OpenBLAS.")
+        if rate < SLOW_GFLOPS
+        else ("ok", None)
+    )
+    yield "matrix product", f"{rate:.0f} GFLOP/s on one core", *slow
+    yield "threads", f"{threads.threads()} of {len(os.sched_getaffinity(0))} cores", "ok", None
+    limit = resources.memory_limit()
+    available = resources.available_memory()
+    yield "max_memory", resources.megabytes(limit), "ok", None
+    if available is not None:
+        yield "memory available", resources.megabytes(available), "ok", None
+    yield "cached weights", resources.megabytes(store.cache.bytes()), "ok", None
+
+
+def _gflops(n: int = 512) -> float:
+    a = np.ones((n, n), np.float32)
+    a @ a
+    began = time.perf_counter()
+    for _ in range(4):
+        a @ a
+    return 8e-9 * n**3 / (time.perf_counter() - began)
+
+
+def _database() -> Iterator[Finding]:
+    encoding = (db.row("SELECT current_setting('server_encoding') AS v") or {})["v"]
+    good = encoding == "UTF8"
+    yield (
+        "encoding",
+        encoding,
+        *(("ok", None) if good else ("error", "Text functions need a database with ENCODING 'UTF8'.")),
+    )
+    models = db.query(
+        "SELECT model, n_params, tokenizer_tokens FROM {schema}.llm_models WHERE n_params > 0 ORDER BY model"
+    )
+    if not models:
+        yield (
+            "models",
+            "none",
+            "warn",
+            "llm_init_model, the import functions and python -m loaders.load_model make one.",
+        )
+    for row in models:
+        has_vocabulary = row["tokenizer_tokens"] > 0
+        value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens"
+        hint = None if has_vocabulary else "It has no vocabulary: only functions on token ids work."
+        yield f"model {row['model']}", value, "ok" if has_vocabulary else "warn", hint
+    default = store.model_name(None)
+    known = any(row["model"] == default for row in models)
+    hint = None if known else "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
+    yield "pg_gpt2.model", default, "ok" if known else "warn", hint
+
+
+@entry
+def cache_status() -> list[tuple[str, str, str, int | None]]:
+    """Rows (kind, model, version, bytes)."""
+    weights = [("weights", m.name, m.version, store.size(m)) for m in store.cache.models.values()]
+    return weights + [("tokenizer", name, version, None) for name, version in vocabularies.cached()]
+
+
+@entry
+def cache_clear() -> int:
+    """Bytes of weights given up."""
+    freed = store.cache.bytes()
+    store.cache.models.clear()
+    vocabularies.forget()
+    return freed
+
+
+CHANGED_BY_TRAINING = {
+    "llm_param": "UPDATE",
+    "llm_dataset": "INSERT, UPDATE, DELETE",
+    "llm_run": "INSERT, UPDATE",
+    "llm_train_log": "INSERT",
+    "llm_bpe_vocab": "INSERT",
+    "llm_bpe_merges": "INSERT",
+}
+NOBODYS = ("llm_module", "llm_limit", "llm_bpe_version")  # granted at installation, to PUBLIC, as far as they may be
+TRAINING = "^llm_(train|dataset)"  # names of functions that train or load data
+
+
+@entry
+def grant_usage(role: str, level: str) -> None:
+    """GRANT what `level` needs; each level includes those before it."""
+    require(role=role, level=level)
+    if level not in ("read", "train", "admin"):
+        raise InvalidParameter(f"level must be 'read', 'train' or 'admin', not '{level}'")
+    if role != "public" and not db.row("SELECT 1 FROM pg_roles WHERE rolname = $1", ["text"], role):
+        raise UndefinedObject(f'role "{role}" does not exist', hint=f'CREATE ROLE "{role}" first.')
+    grantee = "PUBLIC" if role == "public" else db.quote_identifier(role)
+    db.command(f"GRANT USAGE ON SCHEMA {{schema}} TO {grantee}")
+    for name, kind in _members():
+        if kind == "sequence":
+            if level != "read":
+                db.command(f"GRANT USAGE ON SEQUENCE {name} TO {grantee}")
+        elif kind == "table":
+            plain = name.rsplit(".", 1)[-1]
+            if plain in NOBODYS:
+                continue
+            more = {
+                "read": "",
+                "train": CHANGED_BY_TRAINING.get(plain, ""),
+                "admin": "INSERT, UPDATE, DELETE, TRUNCATE",
+            }[level]
+            db.command(f"GRANT SELECT{', ' if more else ''}{more} ON {name} TO {grantee}")
+        elif level == "admin" or (level == "train" and kind == "training"):
+            db.command(f"GRANT EXECUTE ON ROUTINE {name} TO {grantee}")
+
+
+def _members() -> list[tuple[str, str]]:
+    """(qualified name, kind) of the extension's relations and routines; kind is table, sequence, routine or training."""
+    rows = db.query(
+        "SELECT d.objid::regclass::text AS name, CASE c.relkind WHEN 'S' THEN 'sequence' ELSE 'table' END AS kind"
+        " FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND d.classid = 'pg_class'::regclass"
+        " JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass"
+        " WHERE e.extname = 'pg_gpt2' AND d.deptype = 'e' AND c.relkind IN ('r', 'v', 'S')"
+        " UNION ALL SELECT d.objid::regprocedure::text, CASE WHEN p.proname ~ $1 THEN 'training' ELSE 'routine' END"
+        " FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid AND d.classid = 'pg_proc'::regclass"
+        " JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass"
+        " WHERE e.extname = 'pg_gpt2' AND d.deptype = 'e'",
+        ["text"],
+        TRAINING,
+    )
+    return [(row["name"], row["kind"]) for row in rows]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.autograd', $pg_gpt2_source$"""llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated; and the model in pieces."""
 
@@ -423,6 +596,78 @@ def forward_gpt2(
 def _drop(p: float, training: bool) -> Dropout | None:
     return Dropout(p, draw_seed()) if training and p else None
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.checkpoints', $pg_gpt2_source$"""llm_checkpoint_save, _load, _drop, _prune, _diff, llm_param_history: arguments from SQL, checked."""
+
+from collections.abc import Iterator
+
+from .. import checkpoints, db, store, tensor_versions
+from ..db import entry
+from ..errors import InvalidParameter, UndefinedObject, require, require_positive
+
+
+@entry
+def save(model: str, note: str, file_path: str | None) -> int:
+    """A new checkpoint, in the database or in a file; its id."""
+    require(model=model, note=note)
+    return checkpoints.save(model, note) if file_path is None else checkpoints.save_file(model, note, file_path)
+
+
+@entry
+def load(model: str, checkpoint_id: int) -> int:
+    """Back to a checkpoint of the model; its step."""
+    require(model=model, checkpoint_id=checkpoint_id)
+    return checkpoints.load(model, checkpoint_id).step
+
+
+@entry
+def drop(checkpoint_id: int) -> None:
+    """Remove one; 42704 when there is none."""
+    require(checkpoint_id=checkpoint_id)
+    found = checkpoints.find(checkpoint_id)
+    if not checkpoints.drop([checkpoint_id]):
+        raise UndefinedObject(f"checkpoint {checkpoint_id} does not exist", hint="Another session dropped it.")
+    if found.file_path is not None:
+        db.notice(f'the file "{found.file_path}" stays where it is')
+
+
+@entry
+def prune(model: str, keep_last: int, keep_every: int | None) -> int:
+    """Remove old ones; how many."""
+    require(model=model, keep_last=keep_last)
+    if keep_last < 0:
+        raise InvalidParameter(f"keep_last must be 0 or more, not {keep_last}")
+    if keep_every is not None:
+        require_positive(keep_every=keep_every)
+    known = db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE model = $1 LIMIT 1", ["text"], model)
+    if not known:
+        store.config(model)
+    return checkpoints.drop(checkpoints.prunable(model, keep_last, keep_every))
+
+
+@entry
+def diff(a: int, b: int | None) -> Iterator[tuple]:
+    """Rows (name, changed, max_abs_diff, l2_norm, relative)."""
+    require(a=a)
+    return _diff(a, b)
+
+
+def _diff(a: int, b: int | None) -> Iterator[tuple]:
+    first = checkpoints.find(a)
+    second = None if b is None else checkpoints.find(b)
+    with (
+        tensor_versions.State(first, first.model) as before,
+        tensor_versions.State(second, first.model) as after,
+    ):
+        for name, difference in tensor_versions.diff(before, after):
+            yield (name, *difference)
+
+
+@entry
+def history(model: str, name: str) -> list[tuple]:
+    """Rows of llm_param_history."""
+    require(model=model, name=name)
+    return list(tensor_versions.history(model, name))
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.generation', $pg_gpt2_source$"""llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
 
 from collections.abc import Iterator, Sequence
@@ -775,6 +1020,182 @@ def logits(
     ids = np.asarray([token_ids], np.int64)
     return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.inspect', $pg_gpt2_source$"""Looking inside: llm_trace and its family for a forward pass, llm_replay_tape and its family for a recorded one."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .. import db, replay, resources, store, tape_dot, tape_rows, tracing, vocabularies
+from ..db import entry
+from ..decode import check_ids
+from ..errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState, require, require_positive
+from ..gpt2 import check_window
+from ..replay import Application, Tensor
+from ..tensor import FLOAT32, to_bytes
+from .generation import _prompt_ids
+
+# --- a forward pass -------------------------------------------------------------------------------------------------
+
+
+def _ids_of(prompt: str, model: store.Model) -> list[int]:
+    """Ids of a prompt; of one longer than the window, its tail."""
+    require(prompt=prompt)
+    return _prompt_ids(prompt, model, vocabularies.load(model.name))[-model.config.n_positions :]
+
+
+@entry
+def trace_text(prompt: str, model: str | None) -> Iterator[tuple[Any, ...]]:
+    """Rows (seq, layer, op, name, shape, data)."""
+    loaded = store.load(model)
+    return _trace(loaded, _ids_of(prompt, loaded))
+
+
+@entry
+def trace_ids(ids: list[int], model: str | None) -> Iterator[tuple[Any, ...]]:
+    """The same for token ids."""
+    require(ids=ids)
+    loaded = store.load(model)
+    check_window(len(ids), loaded.config)
+    check_ids(ids, loaded.config, loaded.name)
+    return _trace(loaded, ids)
+
+
+def _trace(model: store.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
+    config, t = model.config, len(ids)
+    layer = t * 22 * config.d_model + t * t * config.n_head
+    resources.require_memory(4 * (config.n_layer * layer + 3 * t * config.vocab), f"a trace of {t} tokens")
+    steps = tracing.trace(model.params, config, ids)
+    return (
+        (seq, step.layer, step.op, step.name, list(step.data.shape), to_bytes(step.data))
+        for seq, step in enumerate(steps, 1)
+    )
+
+
+@entry
+def attention_weights(prompt: str, layer: int, head: int, model: str | None) -> list[tuple[Any, ...]]:
+    """Rows (query_position, query_token, key_position, key_token, weight)."""
+    require(layer=layer, head=head)
+    loaded = store.load(model)
+    for name, value, limit in (("layer", layer, loaded.config.n_layer), ("head", head, loaded.config.n_head)):
+        if not 0 <= value < limit:
+            raise InvalidParameter(
+                f'{name} {value} is not in 0..{limit - 1}, the {name}s of model "{loaded.name}"',
+                hint="Layers and heads count from 0, as in the names of parameters.",
+            )
+    ids = _ids_of(prompt, loaded)
+    weights = tracing.layer_attention(loaded.params, loaded.config, ids, layer)[head].tolist()
+    tokenizer = vocabularies.load(loaded.name)
+    tokens = [db.storable(tokenizer.decode([token])) for token in ids]
+    return [(q, tokens[q], k, tokens[k], weights[q][k]) for q in range(len(ids)) for k in range(q + 1)]
+
+
+@entry
+def logit_lens(prompt: str, model: str | None, n: int) -> list[tuple[Any, ...]]:
+    """Rows (layer, rank, token, probability, token_id)."""
+    require_positive(n=n)
+    loaded = store.load(model)
+    ids = _ids_of(prompt, loaded)
+    tokenizer = vocabularies.load(loaded.name)
+    rows = []
+    for layer, probabilities in tracing.logit_lens(loaded.params, loaded.config, ids):
+        for rank, token in enumerate(np.argsort(-probabilities, kind="stable")[:n].tolist(), 1):
+            rows.append((layer, rank, db.storable(tokenizer.decode([token])), float(probabilities[token]), token))
+    return rows
+
+
+@entry
+def token_embedding(token_id: int, model: str | None) -> list[float]:
+    """A row of wte, read from its block alone."""
+    require(token_id=token_id)
+    name = store.model_name(model)
+    config = store.config(name)
+    check_ids([token_id], config, name)
+    row = db.row(
+        "SELECT substring(data FROM 1 + ($2 - token_id) * 4 * shape[2] FOR 4 * shape[2]) AS data, shape[2] AS width"
+        " FROM {schema}.llm_param WHERE model = $1 AND name = 'wte' AND token_id <= $2 ORDER BY token_id DESC LIMIT 1",
+        ["text", "int4"],
+        *(name, token_id),
+    )
+    if row is None:
+        raise store.no_weights(name)
+    if len(row["data"]) != 4 * config.d_model:
+        raise InconsistentData(f'model "{name}" has no row {token_id} of "wte"', hint="Import the model again.")
+    return np.frombuffer(row["data"], FLOAT32).tolist()
+
+
+# --- a tape ---------------------------------------------------------------------------------------------------------
+
+
+def _tape(tape_id: int | None) -> tuple[int, list[Application], dict[int, Tensor]]:
+    """A tape (null: this session's) and the shapes on it; 42704 when there is none."""
+    number = tape_rows.session_tape() if tape_id is None else tape_id
+    recorded = tape_rows.applications(number)
+    if not recorded:
+        raise UndefinedObject(
+            f"tape {number} has no ops", hint="SELECT DISTINCT tape_id, run_id, step FROM llm_tape lists the tapes."
+        )
+    return number, recorded, tape_rows.tensors(number)
+
+
+@entry
+def dot(tape_id: int | None) -> str:
+    """DOT text."""
+    number, recorded, tensors = _tape(tape_id)
+    rows = db.query(
+        "SELECT tensor_id, min(name) AS name FROM {schema}.llm_tensor_map WHERE tape_id = $1 GROUP BY 1",
+        ["int8"],
+        number,
+    )
+    return tape_dot.dot(number, recorded, tensors, {row["tensor_id"]: row["name"] for row in rows})
+
+
+@entry
+def replay_tape(tape_id: int | None) -> list[tuple[Any, ...]]:
+    """Rows (tape_row, name, handle, what, max_difference) of what comes out otherwise."""
+    number, recorded, tensors = _tape(tape_id)
+    resources.apply_threads()
+    replay.check_complete(recorded, tensors)
+    data = tape_rows.data(number, tensors)
+    if not data:
+        raise WrongState(
+            f"tape {number} keeps no values", hint="Audit level 'tape' records ops only; train with audit => 'full'."
+        )
+    replay.require_kept({h for a in recorded for h in (*a.inputs, a.output)}, data)
+    grads = tape_rows.data(number, tensors, "grad")
+    return [
+        (found.application.id, found.application.name, found.handle, found.what, found.max_difference)
+        for found in replay.compare(recorded, tensors, data, grads)
+    ]
+
+
+@entry
+def gradcheck(handle: int, epsilon: float, max_elements: int) -> list[tuple[Any, ...]]:
+    """Rows (handle, checked, max_error, max_gradient, ok)."""
+    require(handle=handle, epsilon=epsilon)
+    require_positive(max_elements=max_elements)
+    if not 0 < epsilon < 1:
+        raise InvalidParameter(f"epsilon must be above 0 and below 1, not {epsilon}")
+    tape_rows.value(handle)
+    recorded = replay.ancestors(tape_rows.applications(tape_rows.session_tape()), handle)
+    tensors = tape_rows.tensors(tape_rows.session_tape())
+    replay.check_complete(recorded, tensors)
+    needed = {h for a in recorded for h in (*a.inputs, a.output)} | {handle}
+    data = tape_rows.data(tape_rows.session_tape(), needed)
+    replay.require_kept(needed, data)
+    checked = replay.gradcheck(recorded, tensors, data, handle, epsilon=epsilon, most=max_elements)
+    return [
+        (
+            each.handle,
+            each.n_checked,
+            each.max_error,
+            each.max_gradient,
+            each.max_error <= 1e-6 * (1 + each.max_gradient),
+        )
+        for each in checked
+    ]
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.kernels', $pg_gpt2_source$"""The kernels `pg_llm_*`: engine-side `kernels` behind SQL, with seeds and settings resolved."""
 
 import functools
@@ -871,7 +1292,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.models', $pg_gpt2_sou
 
 from dataclasses import replace
 
-from .. import db, gpt2, resources, store
+from .. import checkpoints, db, gpt2, resources, store
 from ..config import GPT2Config
 from ..db import entry
 from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
@@ -946,22 +1367,26 @@ def _vocabulary(model: str) -> tuple[int, int | None]:
 
 
 @entry
-def copy_model(source: str, target: str) -> None:
-    """Configuration, weights, optimizer state and vocabulary under a new name, all in SQL."""
+def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
+    """Configuration, weights, optimizer state, now or at a checkpoint, and vocabulary under a new name, all in SQL."""
     require(source=source, target=target)
     config = store.config(source)
-    if not store.has_weights(source):
+    saved = None if checkpoint_id is None else checkpoints.find(checkpoint_id, source, lock=True)
+    if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
     store.require_no_weights(target)
-    store.register(target, config)
-    db.run(
-        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, grad, m, v, step)"
-        " SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {schema}.llm_param WHERE model = $1",
-        ["text", "text"],
-        source,
-        target,
-    )
+    if saved is not None:
+        checkpoints.restore(saved, target)
+    else:
+        store.register(target, config)
+        db.run(
+            "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, grad, m, v, step)"
+            " SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {schema}.llm_param WHERE model = $1",
+            ["text", "text"],
+            source,
+            target,
+        )
     if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], target):
         return
     db.run(
@@ -980,7 +1405,7 @@ def copy_model(source: str, target: str) -> None:
     )
 
 
-TABLES = ("llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_vocab", "llm_param")
+TABLES = ("llm_checkpoint", "llm_checkpoint_restore", "llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_vocab", "llm_param")
 
 
 @entry
@@ -988,6 +1413,7 @@ def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
+    checkpoints.sweep()
     dropped += db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if not dropped:
         if store.find_config(model) is not None:
@@ -2266,6 +2692,535 @@ class _PairCounts:
         self.words[n] = result + word[start:]
         return new_pairs
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.checkpoint_files', $pg_gpt2_source$"""A checkpoint as one file of the server: `.safetensors` or `.npz`, with weights, moments, and a digest of its manifest.
+
+Weights have the names that transformers knows; moments stand after them as `adamw.m.NAME` and `adamw.v.NAME`. The database
+keeps the manifest, with the SHA-256 of every block: a file that is incomplete, damaged or of something else is refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from math import prod
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from . import db, host, server_files, store
+from .config import GPT2Config
+from .errors import InconsistentData, InvalidParameter
+from .formats import NpzReader, SafetensorsReader, TensorReader, hub_metadata, hub_name, write_npz, write_safetensors
+from .tensor import FLOAT32, to_bytes
+
+KINDS = ("data", "m", "v")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block: its place, its step, and digests of its weights and moments."""
+
+    name: str
+    token_id: int
+    shape: list[int]
+    step: int
+    data: bytes
+    m: bytes | None
+    v: bytes | None
+
+    def digest(self, kind: str) -> bytes | None:
+        """Digest of "data", "m" or "v"."""
+        return getattr(self, kind)
+
+    def nbytes(self) -> int:
+        """Bytes of weights and moments."""
+        return 4 * prod(self.shape) * sum(self.digest(kind) is not None for kind in KINDS)
+
+    def to_json(self) -> list[Any]:
+        """As an element of a manifest."""
+        digests = [digest and digest.hex() for digest in (self.data, self.m, self.v)]
+        return [self.name, self.token_id, self.shape, self.step, *digests]
+
+    @classmethod
+    def from_json(cls, values: list[Any]) -> "Part":
+        """Back from a manifest."""
+        return cls(*values[:4], *(digest and bytes.fromhex(digest) for digest in values[4:]))
+
+
+def require_suffix(path: str) -> None:
+    """22023 unless the name says which format it shall have."""
+    if not path.endswith((".safetensors", ".npz")):
+        raise InvalidParameter(
+            f'file_path "{path}" must end in .safetensors or .npz', hint="The name decides the format of the file."
+        )
+
+
+def tensor_name(kind: str, name: str) -> str:
+    """Name of a tensor in the file."""
+    return hub_name(name) if kind == "data" else f"adamw.{kind}.{name}"
+
+
+def manifest_digest(manifest: Sequence[Part]) -> str:
+    """SHA-256 of a manifest as text, and so of everything in the checkpoint."""
+    text = json.dumps([part.to_json() for part in manifest], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def damaged(checkpoint_id: int, name: str, token_id: int, where: str) -> InconsistentData:
+    """The error for a block that is not what was saved."""
+    return InconsistentData(
+        f'checkpoint {checkpoint_id} is damaged: tensor "{name}", block {token_id}, is not what was saved',
+        hint=f"Its SHA-256 differs from that {where}. Load another checkpoint; nothing was changed.",
+    )
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------------
+
+
+def write(path: str, checkpoint_id: int, model: str, config: GPT2Config, manifest: Sequence[Part]) -> None:
+    """Write what `model` has now, which must be what `manifest` says."""
+    shapes = _file_shapes(config, manifest)
+    metadata = hub_metadata(config) | {
+        "pg_gpt2.checkpoint": str(checkpoint_id),
+        "pg_gpt2.model": model,
+        "pg_gpt2.step": str(max(part.step for part in manifest)),
+        "pg_gpt2.config": json.dumps(asdict(config)),
+        "pg_gpt2.sha256": manifest_digest(manifest),
+    }
+    blocks = _stored_blocks(model, manifest)
+
+    def fill(file: BinaryIO) -> None:
+        if path.endswith(".npz"):
+            write_npz(file, shapes, blocks, metadata)
+            return
+        for chunk in write_safetensors(shapes, blocks, metadata):
+            file.write(chunk)
+
+    server_files.write(path, fill)
+
+
+def _file_shapes(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, tuple[int, ...]]:
+    """Names in the file -> shapes, in file order; moments that are null throughout are left out."""
+    names = sorted(config.param_shapes())
+    return {
+        tensor_name(kind, name): config.param_shapes()[name]
+        for kind in KINDS
+        for name in names
+        if any(part.name == name and part.digest(kind) for part in manifest)
+    }
+
+
+def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iterator[np.ndarray]]:
+    """A function that gives the blocks of the next tensor in file order, through one cursor, checked."""
+    digests = {(part.name, part.token_id): part for part in manifest}
+    present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind)}
+    rows = db.cursor(
+        "SELECT k.kind, p.name, p.token_id, p.shape, CASE k.kind WHEN 'data' THEN data WHEN 'm' THEN m ELSE v END AS bytes"
+        " FROM {schema}.llm_param AS p CROSS JOIN (VALUES (1, 'data'), (2, 'm'), (3, 'v')) AS k (place, kind)"
+        ' WHERE model = $1 ORDER BY k.place, p.name COLLATE "C", p.token_id',
+        ["text"],
+        model,
+    )
+    tensors = groupby(
+        (row for row in rows if (row["kind"], row["name"]) in present), lambda row: (row["kind"], row["name"])
+    )
+
+    def blocks(wanted: str) -> Iterator[np.ndarray]:
+        (kind, name), found = next(tensors, (("", ""), iter(())))
+        for row in found:
+            part = digests.get((name, row["token_id"]))
+            digest = row["bytes"] and hashlib.sha256(row["bytes"]).digest()
+            if tensor_name(kind, name) != wanted or part is None or digest != part.digest(kind):
+                raise InconsistentData(
+                    f'tensor "{name}" of model "{model}" was changed while it was saved', hint="Save it again."
+                )
+            host.check_interrupts()
+            yield np.frombuffer(row["bytes"] or bytes(4 * prod(row["shape"])), FLOAT32).reshape(row["shape"])
+
+    return blocks
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------
+
+
+def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Sequence[Part]) -> TensorReader:
+    """Reader of a checkpoint's file; 22000 when it is not the one that was written, 22P02 when it is cut short."""
+    file = server_files.open_to_read(path)
+    try:
+        most = 12 * config.n_params() + (1 << 20)
+        reader: TensorReader = NpzReader(file, most) if path.endswith(".npz") else SafetensorsReader(file)
+        wanted = _file_shapes(config, manifest)
+        found = {name: reader.shape(name) for name in reader.names()}
+        if reader.metadata.get("pg_gpt2.sha256") != manifest_digest(manifest) or found != wanted:
+            raise InconsistentData(
+                f'"{path}" is not the file that was written as checkpoint {checkpoint_id}',
+                hint="Put the original file back; llm_checkpoint_drop forgets the checkpoint.",
+            )
+        return reader
+    except Exception:
+        file.close()
+        raise
+
+
+def read_block(reader: TensorReader, part: Part, kind: str, checkpoint_id: int) -> bytes | None:
+    """Bytes of one block, compared with its digest; None where it was null."""
+    if part.digest(kind) is None:
+        return None
+    data = to_bytes(reader.rows(tensor_name(kind, part.name), part.token_id, part.token_id + part.shape[0]))
+    if hashlib.sha256(data).digest() != part.digest(kind):
+        raise damaged(checkpoint_id, part.name, part.token_id, "in llm_checkpoint.manifest")
+    return data
+
+
+def read_into(model: str, path: str, checkpoint_id: int, config: GPT2Config, manifest: Sequence[Part]) -> None:
+    """Rows of llm_param from the file, which is read once and in order; `model` has none before."""
+    reader = open_file(path, checkpoint_id, config, manifest)
+    try:
+        for batch in _batches(reader, manifest, "data", checkpoint_id):
+            _insert(model, batch)
+        for kind in KINDS[1:]:
+            for batch in _batches(reader, manifest, kind, checkpoint_id):
+                _update(model, kind, batch)
+    finally:
+        reader.close()
+
+
+def _batches(
+    reader: TensorReader, manifest: Iterable[Part], kind: str, checkpoint_id: int
+) -> Iterator[list[tuple[Part, bytes]]]:
+    batch: list[tuple[Part, bytes]] = []
+    held = 0
+    for part in manifest:
+        data = read_block(reader, part, kind, checkpoint_id)
+        host.check_interrupts()
+        if data is None:
+            continue
+        batch.append((part, data))
+        held += len(data)
+        if held >= store.FLUSH_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _insert(model: str, batch: list[tuple[Part, bytes]]) -> None:
+    db.run(
+        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data)"
+        " SELECT $1, name, first, shape::integer[], step, data"
+        " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, shape, step, data)",
+        ["text", "text[]", "int4[]", "text[]", "int8[]", "bytea[]"],
+        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
+        [f"{{{','.join(map(str, part.shape))}}}" for part, _ in batch],
+        *([part.step for part, _ in batch], [data for _, data in batch]),
+    )
+
+
+def _update(model: str, kind: str, batch: list[tuple[Part, bytes]]) -> None:
+    """A moment of rows that are there: their other columns are not written again."""
+    db.run(
+        f"UPDATE {{schema}}.llm_param AS p SET {kind} = block.data FROM unnest($2, $3, $4) AS block (name, token_id, data)"
+        " WHERE p.model = $1 AND p.name = block.name AND p.token_id = block.token_id",
+        ["text", "text[]", "int4[]", "bytea[]"],
+        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch], [data for _, data in batch]),
+    )
+
+
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.checkpoints', $pg_gpt2_source$"""Checkpoints: a model's whole state at one moment, as rows that share equal blocks, or as a file with its manifest.
+
+Saving into the database is one statement: of one snapshot, whatever is committed beside it, and no weight passes through
+Python. A block is stored under its SHA-256 and compared with it when it is loaded. The order of locks is in
+sql/checkpoints.sql.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from . import checkpoint_files, db, store
+from .checkpoint_files import Part
+from .config import GPT2Config
+from .errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
+
+# The run that last changed a model: the latest one that began after the latest load, else that of what was loaded.
+LAST_RUN = """
+    SELECT coalesce(
+        (SELECT max(run_id) FROM {schema}.llm_run AS r
+         WHERE r.model = $1 AND r.run_id > coalesce(load.after_run, 0)
+           AND (r.status <> 'running' OR EXISTS (SELECT FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id))),
+        load.run_id)
+    FROM (VALUES (1)) AS always
+    LEFT JOIN (
+        SELECT after_run, run_id FROM {schema}.llm_checkpoint_restore WHERE model = $1 ORDER BY id DESC LIMIT 1
+    ) AS load ON true
+"""
+CONFIG = "to_jsonb(c) - 'model' - 'preset'"
+MOMENTS = "coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A row of llm_checkpoint; `manifest` is that of a file, else None."""
+
+    id: int
+    model: str
+    step: int
+    run_id: int | None
+    config: GPT2Config
+    file_path: str | None
+    manifest: list[Part] | None
+
+
+def find(checkpoint_id: int, model: str | None = None, lock: bool = False) -> Checkpoint:
+    """The checkpoint; 42704 when there is none, 22023 when it is not of `model`. `lock` keeps it from being dropped."""
+    row = db.row(
+        "SELECT id, model, step, run_id, config, file_path, manifest FROM {schema}.llm_checkpoint WHERE id = $1"
+        + (" FOR KEY SHARE" if lock else ""),
+        ["int4"],
+        checkpoint_id,
+    )
+    if row is None:
+        raise UndefinedObject(
+            f"checkpoint {checkpoint_id} does not exist", hint="SELECT * FROM llm_checkpoint_list() lists them."
+        )
+    if model is not None and row["model"] != model:
+        raise InvalidParameter(
+            f'checkpoint {checkpoint_id} is of model "{row["model"]}", not of "{model}"',
+            hint="llm_copy_model(source, target, checkpoint_id) makes another model from a checkpoint.",
+        )
+    manifest = row["manifest"] and [Part.from_json(values) for values in json.loads(row["manifest"])]
+    config = GPT2Config(**json.loads(row["config"]))
+    return Checkpoint(row["id"], row["model"], row["step"], row["run_id"], config, row["file_path"], manifest)
+
+
+def parts(checkpoint: Checkpoint) -> list[Part]:
+    """What a checkpoint consists of, ordered by name and first row."""
+    if checkpoint.manifest is not None:
+        return checkpoint.manifest
+    rows = db.query(
+        'SELECT name, token_id, shape, step, data, m, v FROM {schema}.llm_checkpoint_part WHERE checkpoint_id = $1'
+        ' ORDER BY name COLLATE "C", token_id',
+        ["int4"],
+        checkpoint.id,
+    )
+    return [Part(**row) for row in rows]
+
+
+def current_parts(model: str) -> list[Part]:
+    """The same of what `model` has now."""
+    rows = db.query(
+        "SELECT name, token_id, shape, step, sha256(data) AS data, sha256(m) AS m, sha256(v) AS v"
+        ' FROM {schema}.llm_param WHERE model = $1 ORDER BY name COLLATE "C", token_id',
+        ["text"],
+        model,
+    )
+    return [Part(**row) for row in rows]
+
+
+def check_layout(model: str, config: GPT2Config, found: Iterable[Part]) -> None:
+    """22000 unless the blocks cover exactly the tensors of `config`: only what can be loaded is saved."""
+    rows = dict.fromkeys(config.param_shapes(), 0)
+    for part in found:
+        wanted = config.param_shapes().get(part.name, ())
+        if tuple(part.shape[1:]) != wanted[1:] or part.token_id != rows.get(part.name):
+            raise _layout_error(model, part.name)
+        rows[part.name] += part.shape[0]
+    for name, shape in config.param_shapes().items():
+        if rows[name] != shape[0]:
+            raise _layout_error(model, name)
+
+
+def _layout_error(model: str, name: str) -> InconsistentData:
+    return InconsistentData(
+        f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
+        hint="Import the model again, or llm_checkpoint_load an earlier state.",
+    )
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------------
+
+
+def save(model: str, note: str) -> int:
+    """The state of `model` into the database; the id."""
+    config = store.config(model)
+    row = db.row(
+        f"""
+        WITH state AS MATERIALIZED (
+            SELECT name, token_id, shape, step, data, m, v,
+                   sha256(data) AS data_digest, sha256(m) AS m_digest, sha256(v) AS v_digest
+            FROM {{schema}}.llm_param WHERE model = $1
+        ), new AS (
+            INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config)
+            SELECT $1, t.step, ({LAST_RUN}), $2, t.data / 4, t.data + t.moments, {CONFIG}
+            FROM {{schema}}.llm_model_config AS c, (
+                SELECT max(step) AS step, sum(octet_length(data)) AS data, sum({MOMENTS}) AS moments FROM state
+            ) AS t
+            WHERE c.model = $1 AND t.step IS NOT NULL
+            RETURNING id
+        ), blobs AS (
+            INSERT INTO {{schema}}.llm_checkpoint_blob (digest, data)
+            SELECT DISTINCT ON (digest) digest, data
+            FROM (
+                SELECT data_digest, data FROM state
+                UNION ALL SELECT m_digest, m FROM state WHERE m IS NOT NULL
+                UNION ALL SELECT v_digest, v FROM state WHERE v IS NOT NULL
+            ) AS block (digest, data)
+            ORDER BY digest -- of those who insert the same blocks, one waits for the other
+            ON CONFLICT (digest) DO NOTHING
+        ), parts AS (
+            INSERT INTO {{schema}}.llm_checkpoint_part (checkpoint_id, name, token_id, shape, step, data, m, v)
+            SELECT new.id, name, token_id, shape, step, data_digest, m_digest, v_digest FROM state, new
+        )
+        SELECT id FROM new
+        """,
+        ["text", "text"],
+        *(model, note),
+    )
+    if row is None:
+        raise store.no_weights(model)
+    saved = find(row["id"])
+    check_layout(model, config, parts(saved))
+    return saved.id
+
+
+def save_file(model: str, note: str, path: str) -> int:
+    """The state of `model` into a file of the server; the id."""
+    checkpoint_files.require_suffix(path)
+    real = os.path.realpath(path)
+    config = store.config(model)
+    if db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE file_path = $1", ["text"], real):
+        raise DuplicateObject(
+            f'"{path}" already holds a checkpoint', hint="Choose another path, or llm_checkpoint_drop that one first."
+        )
+    manifest = current_parts(model)
+    if not manifest:
+        raise store.no_weights(model)
+    check_layout(model, config, manifest)
+    # First the row: whoever saves to the same path meanwhile waits for the unique index, and then fails before writing.
+    row = db.row(
+        f"""
+        INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config, file_path, manifest)
+        SELECT $1, $4, ({LAST_RUN}), $2, $5, $6, {CONFIG}, $3, $7 FROM {{schema}}.llm_model_config AS c WHERE model = $1
+        RETURNING id
+        """,
+        ["text", "text", "text", "int8", "int8", "int8", "jsonb"],
+        *(model, note, real, max(part.step for part in manifest), config.n_params()),
+        sum(part.nbytes() for part in manifest),
+        json.dumps([part.to_json() for part in manifest]),
+    )
+    saved = find((row or {})["id"])
+    checkpoint_files.write(path, saved.id, model, config, manifest)
+    return saved.id
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------------
+
+
+def load(model: str, checkpoint_id: int) -> Checkpoint:
+    """Put `model` back to a checkpoint of its own."""
+    store.lock(model)
+    saved = find(checkpoint_id, model, lock=True)
+    restore(saved, model)
+    return saved
+
+
+def restore(saved: Checkpoint, model: str) -> None:
+    """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved."""
+    if store.find_config(model) != saved.config:
+        store.register(model, saved.config)
+    if saved.manifest is None:
+        _restore_rows(saved, model)
+    else:
+        db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+        checkpoint_files.read_into(model, str(saved.file_path), saved.id, saved.config, saved.manifest)
+    # A manual run logs under the model's own step, which goes back: the next step by hand begins another.
+    db.run(
+        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp()"
+        " WHERE model = $1 AND status = 'manual'",
+        ["text"],
+        model,
+    )
+    db.run(
+        "INSERT INTO {schema}.llm_checkpoint_restore (model, checkpoint_id, source, step, run_id, after_run)"
+        " SELECT $1, $2, $3, $4, $5, coalesce(max(run_id), 0) FROM {schema}.llm_run WHERE model = $1",
+        ["text", "int4", "text", "int8", "int8"],
+        *(model, saved.id, saved.model, saved.step, saved.run_id),
+    )
+
+
+def _restore_rows(saved: Checkpoint, model: str) -> None:
+    """Rows that are as saved stay; the others are replaced, and then compared with their digests."""
+    as_saved = (
+        "c.checkpoint_id = $2 AND c.name = p.name AND c.token_id = p.token_id AND c.shape = p.shape AND c.step = p.step"
+        " AND c.data = sha256(p.data) AND c.m IS NOT DISTINCT FROM sha256(p.m) AND c.v IS NOT DISTINCT FROM sha256(p.v)"
+    )
+    db.run(
+        "DELETE FROM {schema}.llm_param AS p WHERE model = $1 AND (grad IS NOT NULL"
+        f" OR NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS c WHERE {as_saved}))",
+        ["text", "int4"],
+        *(model, saved.id),
+    )
+    db.run(
+        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data, m, v)"
+        " SELECT $1, c.name, c.token_id, c.shape, c.step, data.data, m.data, v.data"
+        " FROM {schema}.llm_checkpoint_part AS c"
+        " JOIN {schema}.llm_checkpoint_blob AS data ON data.digest = c.data"
+        " LEFT JOIN {schema}.llm_checkpoint_blob AS m ON m.digest = c.m"
+        " LEFT JOIN {schema}.llm_checkpoint_blob AS v ON v.digest = c.v"
+        " WHERE c.checkpoint_id = $2"
+        " AND NOT EXISTS (SELECT FROM {schema}.llm_param AS p WHERE p.model = $1 AND p.name = c.name AND p.token_id = c.token_id)"
+        ' ORDER BY c.name COLLATE "C", c.token_id',
+        ["text", "int4"],
+        *(model, saved.id),
+    )
+    wrong = db.row(
+        "SELECT c.name, c.token_id FROM {schema}.llm_checkpoint_part AS c"
+        " LEFT JOIN {schema}.llm_param AS p ON p.model = $1 AND p.name = c.name AND p.token_id = c.token_id"
+        f" WHERE c.checkpoint_id = $2 AND ({as_saved}) IS NOT TRUE"
+        ' ORDER BY c.name COLLATE "C", c.token_id LIMIT 1',
+        ["text", "int4"],
+        *(model, saved.id),
+    )
+    if wrong:
+        raise checkpoint_files.damaged(saved.id, wrong["name"], wrong["token_id"], "in llm_checkpoint_blob")
+
+
+# --- removing ---------------------------------------------------------------------------------------------------------------
+
+
+def drop(checkpoint_ids: Sequence[int]) -> int:
+    """Remove checkpoints, and the blocks that none is left to need; how many there were."""
+    dropped = db.run("DELETE FROM {schema}.llm_checkpoint WHERE id = ANY ($1)", ["int4[]"], list(checkpoint_ids))
+    if dropped:
+        sweep()
+    return dropped
+
+
+def sweep() -> None:
+    """Delete the blocks that no checkpoint has."""
+    db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN SHARE ROW EXCLUSIVE MODE")
+    used = " AND ".join(
+        f"NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS c WHERE c.{column} = b.digest)"
+        for column in ("data", "m", "v")
+    )
+    db.run(f"DELETE FROM {{schema}}.llm_checkpoint_blob AS b WHERE {used}")
+
+
+def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
+    """Ids of the checkpoints in the database beyond the last `keep_last`, whose step is no multiple of `keep_every`."""
+    rows = db.query(
+        "SELECT id FROM {schema}.llm_checkpoint WHERE model = $1 AND file_path IS NULL"
+        " AND ($3 IS NULL OR step % $3 <> 0) AND id NOT IN ("
+        "SELECT id FROM {schema}.llm_checkpoint WHERE model = $1 AND file_path IS NULL ORDER BY id DESC LIMIT $2)",
+        ["text", "int4", "int4"],
+        *(model, keep_last, keep_every),
+    )
+    return [row["id"] for row in rows]
+
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.config', $pg_gpt2_source$"""The shape of a GPT-2: hyperparameters, and the names and shapes of the tensors that follow from them.
 
 Names are those of the Hugging Face checkpoints without `transformer.`; linear weights are (in, out).
@@ -2498,6 +3453,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 import plpy
 
 from . import host
@@ -2558,7 +3514,8 @@ def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
     while True:
         _in_set = True
         try:
-            row = next(rows, _END)
+            with np.errstate(all="ignore"):
+                row = next(rows, _END)
         except Exception as error:
             raise _for_sql(error) from None
         finally:
@@ -2618,6 +3575,16 @@ def row(sql: str, types: Sequence[str] = (), *args: Any) -> Row | None:
     """The first row, or None."""
     rows = plpy.execute(_plan(sql, types), list(args), 1)
     return rows[0] if rows.nrows() else None
+
+
+def command(sql: str) -> None:
+    """Execute a statement that cannot be prepared, such as GRANT; names in it are quoted by `quote_identifier`."""
+    plpy.execute(sql.replace("{schema}", _schema))
+
+
+def quote_identifier(name: str) -> str:
+    """`name` as an identifier in SQL text."""
+    return plpy.quote_ident(name)
 
 
 def cursor(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
@@ -7003,24 +7970,33 @@ def _integer(name: str, default: int) -> int:
     return int(text)
 
 
+def memory_limit() -> int:
+    """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of the machine."""
+    row = db.row(
+        "SELECT least(pg_size_bytes(nullif(current_setting('pg_gpt2.max_memory', true), '')),"
+        " (SELECT pg_size_bytes(value) FROM {schema}.llm_limit WHERE name = 'max_memory')) AS bytes"
+    )
+    limit = (row or {}).get("bytes")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4 if limit is None else limit
+
+
 def require_memory(wanted: int, purpose: str) -> None:
-    """53200 when `wanted` bytes are more than the machine has left, or than pg_gpt2.max_memory allows."""
-    limit = db.row("SELECT pg_size_bytes(nullif(current_setting('pg_gpt2.max_memory', true), '')) AS bytes")
-    allowed = (limit or {}).get("bytes")
-    if allowed is not None and wanted > allowed:
+    """53200 when `wanted` bytes are more than pg_gpt2.max_memory allows, or than the machine has left."""
+    limit = memory_limit()
+    if wanted > limit:
         raise OutOfMemory(
-            f"{purpose} needs {_megabytes(wanted)}, more than pg_gpt2.max_memory allows ({_megabytes(allowed)})",
+            f"{purpose} needs {megabytes(wanted)}, more than pg_gpt2.max_memory allows ({megabytes(limit)})",
             hint="Use a smaller batch or a shorter block, or raise pg_gpt2.max_memory.",
         )
-    available = _available()
+    available = available_memory()
     if available is not None and wanted > available - RESERVE:
         raise OutOfMemory(
-            f"{purpose} needs {_megabytes(wanted)}, and the server has {_megabytes(available)} left",
+            f"{purpose} needs {megabytes(wanted)}, and the server has {megabytes(available)} left",
             hint="Use a smaller batch, a shorter block or a smaller model.",
         )
 
 
-def _available() -> int | None:
+def available_memory() -> int | None:
     """Bytes that the kernel can give without swapping, where it says so."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -7030,8 +8006,9 @@ def _available() -> int | None:
         return None
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 2**20:,.0f} MB"
+def megabytes(count: int) -> str:
+    """A number of bytes for the reader."""
+    return f"{count / 2**20:,.0f} MB" if count >= 10 << 20 else f"{count / 2**10:,.0f} kB"
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.rng', $pg_gpt2_source$"""Counter-based random numbers: a draw is addressed by (seed, step, site, row, tick), never by what was drawn before.
 
@@ -7393,7 +8370,7 @@ from .errors import InvalidParameter, NullNotAllowed
 
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
-_COLDEST = 1e-30  # below it logits / temperature may overflow float32: any difference decides, which is greedy
+_COLDEST = 1e-30  # below it logits / temperature may overflow float32; any difference decides: only the best are left
 
 
 @dataclass(frozen=True)
@@ -7491,8 +8468,11 @@ def penalize(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.ndar
 
 
 def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Kept ids, ascending, and their probabilities; temperature must not be 0 or next to it."""
-    scores = scores / np.float32(how.temperature)
+    """Kept ids, ascending, and their probabilities; temperature must not be 0."""
+    if how.temperature < _COLDEST:
+        scores = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
+    else:
+        scores = scores / np.float32(how.temperature)
     ids = np.arange(len(scores))
     if 0 < how.topk < len(scores):
         least = np.partition(scores, -how.topk)[-how.topk]
@@ -7900,10 +8880,13 @@ class _Cache:
         self.models.move_to_end(name)
         return found
 
-    def put(self, model: Model, room: int) -> None:
-        self.models.pop(model.name, None)
-        while self.models and self.bytes() + size(model) > room:
+    def make_room(self, name: str, wanted: int, room: int) -> None:
+        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`."""
+        self.models.pop(name, None)
+        while self.models and self.bytes() + wanted > room:
             self.models.popitem(last=False)
+
+    def put(self, model: Model) -> None:
         self.models[model.name] = model
 
     def bytes(self) -> int:
@@ -7911,7 +8894,6 @@ class _Cache:
 
 
 cache = _Cache()
-CACHE_ROOM = 4 << 30  # bytes of weights that a session keeps
 
 
 def size(model: Model) -> int:
@@ -7943,9 +8925,10 @@ def load(model: str | None) -> Model:
     resources.apply_threads()
     found = cache.get(name, weights_version(name))
     if found is None or found.config != wanted:
+        cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
         version, params = _read_params(name, wanted)
         found = Model(name, wanted, version, params)
-        cache.put(found, CACHE_ROOM)
+        cache.put(found)
     return found
 
 
@@ -8260,6 +9243,62 @@ def _add_gradient(value: Value, grad: np.ndarray, dy: np.ndarray | None) -> None
     else:
         value.grad = value.grad + grad  # an op may pass on a view of dy, which is not ours to change
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tape_dot', $pg_gpt2_source$"""A tape as a picture: DOT text for Graphviz. Ops are boxes, values from outside are ellipses, parameters by name."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+from .replay import Application, Tensor
+
+STYLE = [
+    "  rankdir=TB; nodesep=0.25; ranksep=0.3;",
+    '  node [fontname="Helvetica", fontsize=10]; edge [arrowsize=0.6];',
+]
+SHOWN = 24  # characters of an attribute
+
+
+def dot(
+    tape_id: int, applications: Sequence[Application], tensors: Mapping[int, Tensor], names: Mapping[int, str]
+) -> str:
+    """`names` are those of parameters, by handle."""
+    lines = [f'digraph "tape {tape_id}" {{', *STYLE, *_nodes(applications, tensors, names), *_edges(applications), "}"]
+    return "\n".join(lines) + "\n"
+
+
+def _nodes(
+    applications: Sequence[Application], tensors: Mapping[int, Tensor], names: Mapping[int, str]
+) -> Iterator[str]:
+    produced = {application.output for application in applications}
+    outside = sorted({handle for application in applications for handle in application.inputs} - produced)
+    for handle in outside:
+        fill = "#dbe9f6" if handle in tensors and tensors[handle].requires_grad else "#eeeeee"
+        label = _label(names.get(handle, f"variable {handle}"), _shape(tensors, handle))
+        yield f'  t{handle} [shape=ellipse, style=filled, fillcolor="{fill}", label={label}];'
+    for application in applications:
+        attrs = [f"{name}={_short(value)}" for name, value in application.attrs.items()]
+        label = _label(application.name, *attrs, _shape(tensors, application.output))
+        yield f'  t{application.output} [shape=box, style="rounded,filled", fillcolor="#fdf3dc", label={label}];'
+
+
+def _edges(applications: Sequence[Application]) -> Iterator[str]:
+    for application in applications:
+        for handle in application.inputs:
+            yield f"  t{handle} -> t{application.output};"
+
+
+def _label(*lines: str) -> str:
+    """A quoted DOT string of several lines."""
+    return json.dumps("\n".join(lines), ensure_ascii=False)
+
+
+def _shape(tensors: Mapping[int, Tensor], handle: int) -> str:
+    return " × ".join(map(str, tensors[handle].shape)) or "scalar" if handle in tensors else "missing"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tape_rows', $pg_gpt2_source$"""Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `replay`.
 
 A session has one tape, with a number that no other session ever has; its functions touch the rows of that number only.
@@ -8526,6 +9565,179 @@ def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
     if any(dim is None or dim <= 0 for dim in shape):
         raise InvalidParameter(f"{name} has shape {list(shape)}; every dimension must be positive")
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tensor_versions', $pg_gpt2_source$"""Weights of a model at its checkpoints and now, tensor by tensor: what differs between two states, what became of a tensor.
+
+Only what differs by digest is read. Numbers are float64; whether a tensor changed is a question of bits.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import groupby
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from . import checkpoint_files, checkpoints, db, host, resources, store
+from .checkpoint_files import Part
+from .checkpoints import Checkpoint
+from .errors import InconsistentData, UndefinedObject
+from .tensor import FLOAT32
+
+CHUNK = 1 << 18  # values at a time in float64
+
+
+class Difference(NamedTuple):
+    """A row of llm_checkpoint_diff without the name."""
+
+    changed: bool
+    max_abs: float | None
+    l2: float | None
+    relative: float | None
+
+
+class State:
+    """The weights of a checkpoint, or of a model now (`checkpoint` None). Use as a context manager: it may hold a file."""
+
+    def __init__(self, checkpoint: Checkpoint | None, model: str) -> None:
+        self.checkpoint = checkpoint
+        self.model = model
+        found = checkpoints.current_parts(model) if checkpoint is None else checkpoints.parts(checkpoint)
+        self.tensors: dict[str, list[Part]] = {name: list(group) for name, group in groupby(found, lambda p: p.name)}
+        self._open = ExitStack()
+
+    def __enter__(self) -> "State":
+        found = self.checkpoint
+        if found is not None and found.manifest is not None:
+            self._reader = checkpoint_files.open_file(str(found.file_path), found.id, found.config, found.manifest)
+            self._open.callback(self._reader.close)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    def digests(self, name: str) -> list[tuple[int, bytes]]:
+        """What tells two versions of a tensor apart."""
+        return [(part.token_id, part.data) for part in self.tensors.get(name, ())]
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of the whole tensor; None where it is not."""
+        found = self.tensors.get(name)
+        return found and (sum(part.shape[0] for part in found), *found[0].shape[1:]) or None
+
+    def tensor(self, name: str) -> np.ndarray:
+        """All values of a tensor, flat."""
+        resources.require_memory(2 * 4 * prod(self.shape(name) or (0,)), f'comparing tensor "{name}"')
+        blocks = []
+        for part in self.tensors[name]:
+            blocks.append(np.frombuffer(self._block(part), FLOAT32))
+            host.check_interrupts()
+        return np.concatenate(blocks)
+
+    def _block(self, part: Part) -> bytes:
+        found = self.checkpoint
+        if found is None:
+            row = db.row(
+                "SELECT data FROM {schema}.llm_param WHERE model = $1 AND name = $2 AND token_id = $3",
+                ["text", "text", "int4"],
+                *(self.model, part.name, part.token_id),
+            )
+        elif found.manifest is not None:
+            return checkpoint_files.read_block(self._reader, part, "data", found.id) or b""
+        else:
+            row = db.row("SELECT data FROM {schema}.llm_checkpoint_blob WHERE digest = $1", ["bytea"], part.data)
+        if row is None:
+            raise InconsistentData(f'block {part.token_id} of tensor "{part.name}" is missing', hint="Was it deleted?")
+        return row["data"]
+
+
+def diff(a: State, b: State) -> Iterator[tuple[str, Difference]]:
+    """Each tensor of either, by name."""
+    for name in sorted(a.tensors | b.tensors):
+        yield name, compare(a, b, name)
+        host.check_interrupts()
+
+
+def compare(a: State, b: State, name: str) -> Difference:
+    """How a tensor in `b` differs from that in `a`."""
+    if a.shape(name) != b.shape(name):
+        return Difference(True, None, None, None)
+    if a.digests(name) == b.digests(name):
+        return Difference(False, 0.0, 0.0, 0.0)
+    x, y = a.tensor(name), b.tensor(name)
+    largest = squares = norm = 0.0
+    for start in range(0, x.size, CHUNK):
+        before = x[start : start + CHUNK].astype(np.float64)
+        change = y[start : start + CHUNK] - before
+        largest = max(largest, float(np.abs(change).max()))
+        squares += float(change @ change)
+        norm += float(before @ before)
+        host.check_interrupts()
+    changed = not np.array_equal(x.view(np.uint32), y.view(np.uint32))
+    return Difference(changed, largest, squares**0.5, (squares / norm) ** 0.5 if norm else None)
+
+
+def norm(state: State, name: str) -> float:
+    """L2 norm of a tensor."""
+    values = state.tensor(name)
+    parts = (values[start : start + CHUNK].astype(np.float64) for start in range(0, values.size, CHUNK))
+    return sum(float(part @ part) for part in parts) ** 0.5
+
+
+# --- history ----------------------------------------------------------------------------------------------------------------
+
+# What happened to a model, in the order of time: training, saving, loading, and what it has now.
+EVENTS = """
+    SELECT r.started_at AS at, CASE WHEN r.n_steps IS NULL THEN 'steps by hand' ELSE 'run' END AS event, r.run_id,
+           NULL::integer AS checkpoint_id, r.first_step + 1 AS first_step,
+           CASE WHEN r.n_steps IS NULL THEN l.step ELSE r.first_step + l.step END AS last_step
+    FROM {schema}.llm_run AS r
+    JOIN (SELECT run_id, max(step) AS step FROM {schema}.llm_train_log WHERE model = $1 GROUP BY run_id) AS l USING (run_id)
+    UNION ALL
+    SELECT created_at, 'checkpoint', run_id, id, NULL, step FROM {schema}.llm_checkpoint WHERE model = $1
+    UNION ALL
+    SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore WHERE model = $1
+    UNION ALL
+    SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {schema}.llm_param WHERE model = $1 AND name = $2 HAVING count(*) > 0
+    ORDER BY at, run_id, checkpoint_id
+"""
+
+
+def history(model: str, name: str) -> Iterator[tuple]:
+    """Events of `model` with the norm of a tensor at each that has its values, and its change since the one before."""
+    before: State | None = None
+    found = False
+    for row in db.query(EVENTS, ["text", "text"], model, name):
+        size = change = relative = changed = None
+        if row["event"] in ("checkpoint", "now"):
+            saved = checkpoints.find(row["checkpoint_id"]) if row["event"] == "checkpoint" else None
+            with State(saved, model) as state:
+                if name in state.tensors:
+                    found = True
+                    size = norm(state, name)
+                    if before is not None:
+                        with before:
+                            changed, _, change, relative = compare(before, state, name)
+                    before = state
+        elif row["event"] == "load":
+            before = _state_of(row["checkpoint_id"], model) or before
+        yield (
+            *(row["at"], row["event"], row["run_id"], row["checkpoint_id"], row["first_step"], row["last_step"]),
+            *(size, changed, change, relative),
+        )
+    if not found:
+        store.config(model)
+        raise UndefinedObject(
+            f'model "{model}" has no tensor "{name}", and no checkpoint of it has',
+            hint="SELECT DISTINCT name FROM llm_param WHERE model = ... lists the names.",
+        )
+
+
+def _state_of(checkpoint_id: int, model: str) -> State | None:
+    """The state that a load brought back, unless the checkpoint was dropped since."""
+    row: Sequence = db.query("SELECT 1 FROM {schema}.llm_checkpoint WHERE id = $1", ["int4"], checkpoint_id)
+    return State(checkpoints.find(checkpoint_id), model) if row else None
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.threads', $pg_gpt2_source$"""Parallel work on the cores of one backend: Python threads over single-threaded BLAS.
 
 NumPy releases the GIL in products and large ufuncs, so plain threads suffice. BLAS itself is kept at one thread,
@@ -8621,6 +9833,9 @@ class Pool:
             self._started += 1
 
     def _serve(self) -> None:
+        import numpy
+
+        numpy.seterr(all="ignore")  # holds for this thread only
         while (batch := self._tasks.get()) is not None:
             batch.work()
 
@@ -8690,6 +9905,117 @@ def pieces(total: int, size: int) -> list[slice]:
 def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
     """Call `work(rows)` for slices of at most `size` of `total` rows, on all cores."""
     run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tracing', $pg_gpt2_source$"""A forward pass with everything it computes on the way, under names that say where it belongs.
+
+The pass is that of `gpt2`, run by a `Runner` that keeps what goes by: names follow from the parameters that an op takes. Two
+things that the ops never form are added for the reader: q, k and v of each head, and the attention matrix.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import gpt2, host
+from .config import GPT2Config
+from .ops import lookup
+from .ops.attention import split_qkv
+
+Params = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One intermediate value. `layer` is None outside the blocks."""
+
+    layer: int | None
+    op: str
+    name: str
+    data: np.ndarray
+
+
+class Tracer:
+    """Runs ops and keeps every result."""
+
+    def __init__(self, params: Params, n_head: int) -> None:
+        self.steps: list[Step] = []
+        self._names = {id(array): name for name, array in params.items()}
+        self._n_head = n_head
+        self._layer: int | None = None
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
+        """data."""
+        return data
+
+    def forget(self, handle: np.ndarray) -> None:
+        """Nothing to do: everything is kept."""
+
+    def apply(self, name: str, *inputs: np.ndarray, **attrs: Any) -> np.ndarray:
+        """The op's result."""
+        host.check_interrupts()
+        y = lookup(name)(*inputs, **attrs)
+        parameter = next((self._names[id(array)] for array in inputs if id(array) in self._names), None)
+        if parameter is not None:
+            self._layer = int(parameter.split(".")[1]) if parameter.startswith("h.") else None
+        if name == "causal_attention":
+            self._keep("softmax", "attn.weights", attention_weights(inputs[0], self._n_head))
+        self._keep(name, self._name(name, parameter), y)
+        if parameter is not None and parameter.endswith("attn.c_attn.weight"):
+            for part, heads in zip("qkv", split_qkv(y[None], self._n_head), strict=True):
+                self._keep("slice", f"attn.{part}", heads[0])
+        return y
+
+    def _name(self, op: str, parameter: str | None) -> str:
+        """The name without `h.{i}.`."""
+        if op == "lm_head":
+            return "logits"
+        if parameter is not None:
+            return parameter.removeprefix(f"h.{self._layer}.").removesuffix(".weight")
+        if op != "add":
+            return {"causal_attention": "attn.heads", "gelu": "mlp.gelu"}.get(op, op)
+        if self._layer is None:
+            return "embeddings"
+        return "attn.residual" if self.steps[-1].name == "attn.c_proj" else "output"
+
+    def _keep(self, op: str, name: str, data: np.ndarray) -> None:
+        full = name if self._layer is None else f"h.{self._layer}.{name}"
+        self.steps.append(Step(self._layer, op, full, data))
+
+
+def attention_weights(qkv: np.ndarray, n_head: int) -> np.ndarray:  # [T, 3D] -> [H, T, T]
+    """softmax(q k' / sqrt(d)) of each head, 0 where the key comes after the query."""
+    q, k, _ = split_qkv(qkv[None], n_head)
+    scores = (q[0] * q.shape[-1] ** -0.5) @ k[0].swapaxes(-1, -2)
+    scores += np.triu(np.full(scores.shape[-2:], -np.inf, scores.dtype), 1)
+    return lookup("softmax")(scores)
+
+
+def trace(params: Params, config: GPT2Config, ids: Sequence[int]) -> list[Step]:
+    """Every intermediate value of a forward pass over `ids`, logits and probabilities included."""
+    run = Tracer(params, config.n_head)
+    logits = gpt2.logits(run, params, np.asarray(ids, np.int64), config)
+    run.steps.append(Step(None, "softmax", "probabilities", lookup("softmax")(logits)))
+    return run.steps
+
+
+def layer_attention(params: Params, config: GPT2Config, ids: Sequence[int], layer: int) -> np.ndarray:  # -> [H, T, T]
+    """The attention matrices of one layer."""
+    run = Tracer(params, config.n_head)
+    gpt2.hidden(run, params, np.asarray(ids, np.int64), config)
+    return next(step.data for step in run.steps if step.name == f"h.{layer}.attn.weights")
+
+
+def logit_lens(params: Params, config: GPT2Config, ids: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(layer, probabilities [V] of the next token), as if the blocks ended there; layer 0 is the embeddings."""
+    run = Tracer(params, config.n_head)
+    gpt2.hidden(run, params, np.asarray(ids, np.int64), config)
+    ends = ["embeddings", *(f"h.{i}.output" for i in range(config.n_layer))]
+    streams = [step.data[-1:] for step in run.steps if step.name in ends]
+    for layer, x in enumerate(streams):
+        normed = lookup("layernorm")(x, params["ln_f.weight"], params["ln_f.bias"])
+        yield layer, lookup("softmax")(lookup("lm_head")(normed, params["wte"]))[0]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.trainer', $pg_gpt2_source$"""A training step in memory: forward and backward of each micro-batch on a tape, clipping, AdamW in place.
 
@@ -9180,6 +10506,16 @@ def find(model: str) -> Tokenizer | None:
     return found[1]
 
 
+def cached() -> list[tuple[str, str]]:
+    """(model, version) of the tokenizers in memory, least recently used first."""
+    return [(model, version) for model, (version, _) in _cache.items()]
+
+
+def forget() -> None:
+    """Give up all tokenizers in memory."""
+    _cache.clear()
+
+
 def _check_encoding() -> None:
     row = db.row("SELECT current_setting('server_encoding') AS encoding")
     if row is not None and row["encoding"] != "UTF8":
@@ -9527,8 +10863,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -9554,33 +10890,33 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 432f9c7917ab @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b97811255a2b @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
 
-CREATE FUNCTION llm_copy_model(source text, target text)
+CREATE FUNCTION llm_copy_model(source text, target text, checkpoint_id integer DEFAULT NULL)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 432f9c7917ab @extschema@'].models.copy_model(source, target)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b97811255a2b @extschema@'].models.copy_model(source, target, checkpoint_id)
 $$;
-COMMENT ON FUNCTION llm_copy_model(text, text) IS
-    'Copy configuration, weights, optimizer state and vocabulary of a model to a new name.';
+COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
+    'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
 
 CREATE FUNCTION llm_drop_model(model text)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 432f9c7917ab @extschema@'].models.drop_model(model)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b97811255a2b @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
-    'Remove everything of a model: configuration, weights, vocabulary, data, runs and logs. A preset''s configuration stays.';
+    'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays.';
 
 CREATE VIEW llm_models AS
 SELECT
@@ -9627,8 +10963,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -9638,8 +10974,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -9649,8 +10985,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -9659,8 +10995,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -9670,8 +11006,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -9680,8 +11016,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -9696,8 +11032,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -9707,8 +11043,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -9718,8 +11054,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -9733,8 +11069,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -9744,8 +11080,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -9755,8 +11091,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -9766,8 +11102,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -9777,8 +11113,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -9788,8 +11124,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -9816,8 +11152,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -9849,8 +11185,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -9873,8 +11209,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -9898,8 +11234,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -9919,8 +11255,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -9935,8 +11271,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -9953,8 +11289,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -9968,8 +11304,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -9979,8 +11315,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -9995,8 +11331,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -10017,8 +11353,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -10039,8 +11375,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed. The shape parameters are checks: null, or what the model has.';
@@ -10055,8 +11391,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -10087,8 +11423,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].training.train_step(
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed)
 $$;
@@ -10125,8 +11461,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].training.train(
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every)
 $$;
@@ -10165,8 +11501,8 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 432f9c7917ab @extschema@'].training.train_run(
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b97811255a2b @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait)
 $$;
@@ -10181,8 +11517,8 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].training.train_stop(model)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -10203,6 +11539,209 @@ WHERE r.status <> 'manual';
 COMMENT ON VIEW llm_train_progress IS
     'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes.';
 
+-- sql/checkpoints.sql
+
+-- Versions of a model: checkpoints, what changed between them, and what became of a tensor.
+--
+-- Order of locks: the model's row of llm_model_config, rows of llm_checkpoint, then the table llm_checkpoint_blob. Removing what
+-- no checkpoint needs any more takes the last in SHARE ROW EXCLUSIVE mode, so that it waits for checkpoints being saved and they
+-- for it; saving several at a time, and loading, do not wait.
+
+CREATE TABLE llm_checkpoint (
+    id         integer GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+    model      text NOT NULL,
+    step       bigint NOT NULL,
+    run_id     bigint,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    note       text NOT NULL DEFAULT '',
+    n_params   bigint NOT NULL,
+    bytes      bigint NOT NULL,
+    config     jsonb NOT NULL,
+    file_path  text UNIQUE,
+    manifest   jsonb,
+    CHECK (manifest IS NULL OR file_path IS NOT NULL)
+);
+CREATE INDEX llm_checkpoint_model ON llm_checkpoint (model, id);
+COMMENT ON TABLE llm_checkpoint IS 'One row a checkpoint: a model''s configuration, weights and optimizer state at one moment.';
+COMMENT ON COLUMN llm_checkpoint.id IS 'Number of the checkpoint.';
+COMMENT ON COLUMN llm_checkpoint.model IS 'Name of the model.';
+COMMENT ON COLUMN llm_checkpoint.step IS 'AdamW updates that the model had had.';
+COMMENT ON COLUMN llm_checkpoint.run_id IS 'The run that had last changed it, see llm_run; null = none.';
+COMMENT ON COLUMN llm_checkpoint.created_at IS 'When it was saved.';
+COMMENT ON COLUMN llm_checkpoint.note IS 'What the user said of it.';
+COMMENT ON COLUMN llm_checkpoint.n_params IS 'Number of weights.';
+COMMENT ON COLUMN llm_checkpoint.bytes IS 'Bytes of weights and optimizer state. Tensors that other checkpoints have, too, are stored once.';
+COMMENT ON COLUMN llm_checkpoint.config IS 'The configuration, as in llm_model_config.';
+COMMENT ON COLUMN llm_checkpoint.file_path IS 'The file on the server that holds it; null = the database does.';
+COMMENT ON COLUMN llm_checkpoint.manifest IS 'Of a file, what llm_checkpoint_part has of the others: an array [name, token_id, shape, step, SHA-256 of data, of m, of v] a block.';
+
+CREATE TABLE llm_checkpoint_blob (
+    digest bytea PRIMARY KEY,
+    data   bytea NOT NULL
+);
+ALTER TABLE llm_checkpoint_blob ALTER data SET STORAGE EXTERNAL;
+COMMENT ON TABLE llm_checkpoint_blob IS 'Contents of checkpoints: blocks of weights or moments, each once, whichever checkpoints and models have it.';
+COMMENT ON COLUMN llm_checkpoint_blob.digest IS 'SHA-256 of data.';
+COMMENT ON COLUMN llm_checkpoint_blob.data IS 'A block as in llm_param: little-endian float32, row-major.';
+
+CREATE TABLE llm_checkpoint_part (
+    checkpoint_id integer NOT NULL REFERENCES llm_checkpoint ON DELETE CASCADE,
+    name          text NOT NULL,
+    token_id      integer NOT NULL,
+    shape         integer[] NOT NULL,
+    step          bigint NOT NULL,
+    data          bytea NOT NULL REFERENCES llm_checkpoint_blob,
+    m             bytea REFERENCES llm_checkpoint_blob,
+    v             bytea REFERENCES llm_checkpoint_blob,
+    PRIMARY KEY (checkpoint_id, name, token_id)
+);
+CREATE INDEX llm_checkpoint_part_data ON llm_checkpoint_part (data);
+CREATE INDEX llm_checkpoint_part_m ON llm_checkpoint_part (m);
+CREATE INDEX llm_checkpoint_part_v ON llm_checkpoint_part (v);
+COMMENT ON TABLE llm_checkpoint_part IS 'What a checkpoint consists of: a row for each that llm_param had, with digests in place of bytes.';
+COMMENT ON COLUMN llm_checkpoint_part.checkpoint_id IS 'The checkpoint.';
+COMMENT ON COLUMN llm_checkpoint_part.name IS 'Name of the tensor.';
+COMMENT ON COLUMN llm_checkpoint_part.token_id IS 'First row of the block, as in llm_param.';
+COMMENT ON COLUMN llm_checkpoint_part.shape IS 'Shape of the block.';
+COMMENT ON COLUMN llm_checkpoint_part.step IS 'AdamW updates that it had had.';
+COMMENT ON COLUMN llm_checkpoint_part.data IS 'Digest of the weights, see llm_checkpoint_blob.';
+COMMENT ON COLUMN llm_checkpoint_part.m IS 'Digest of the first moment; null = zeros.';
+COMMENT ON COLUMN llm_checkpoint_part.v IS 'Digest of the second moment; null = zeros.';
+
+CREATE TABLE llm_checkpoint_restore (
+    id            bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+    model         text NOT NULL,
+    checkpoint_id integer NOT NULL,
+    source        text NOT NULL,
+    step          bigint NOT NULL,
+    run_id        bigint,
+    after_run     bigint NOT NULL,
+    at            timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX llm_checkpoint_restore_model ON llm_checkpoint_restore (model, id);
+COMMENT ON TABLE llm_checkpoint_restore IS 'Log of checkpoints loaded and of models copied from one: with llm_run, what a model''s weights came from.';
+COMMENT ON COLUMN llm_checkpoint_restore.id IS 'Order of the loads.';
+COMMENT ON COLUMN llm_checkpoint_restore.model IS 'The model that was loaded into.';
+COMMENT ON COLUMN llm_checkpoint_restore.checkpoint_id IS 'The checkpoint; it may have been dropped since.';
+COMMENT ON COLUMN llm_checkpoint_restore.source IS 'The model that the checkpoint was saved from.';
+COMMENT ON COLUMN llm_checkpoint_restore.step IS 'Step of the checkpoint.';
+COMMENT ON COLUMN llm_checkpoint_restore.run_id IS 'Run of the checkpoint.';
+COMMENT ON COLUMN llm_checkpoint_restore.after_run IS 'Last run_id in use by the model at that time, or 0: later runs continue from the checkpoint.';
+COMMENT ON COLUMN llm_checkpoint_restore.at IS 'When it was loaded.';
+
+SELECT pg_extension_config_dump('llm_checkpoint', '');
+SELECT pg_extension_config_dump('llm_checkpoint_id_seq', '');
+SELECT pg_extension_config_dump('llm_checkpoint_blob', '');
+SELECT pg_extension_config_dump('llm_checkpoint_part', '');
+SELECT pg_extension_config_dump('llm_checkpoint_restore', '');
+SELECT pg_extension_config_dump('llm_checkpoint_restore_id_seq', '');
+
+CREATE FUNCTION llm_checkpoint_save(model text, note text DEFAULT '', file_path text DEFAULT NULL)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].checkpoints.save(model, note, file_path)
+$$;
+COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
+    'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
+
+CREATE FUNCTION llm_checkpoint_load(model text, checkpoint_id integer)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].checkpoints.load(model, checkpoint_id)
+$$;
+COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
+    'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
+
+CREATE FUNCTION llm_checkpoint_list(model text DEFAULT NULL)
+RETURNS TABLE (
+    id integer,
+    model text,
+    step bigint,
+    run_id bigint,
+    created_at timestamptz,
+    note text,
+    n_params bigint,
+    bytes bigint,
+    file_path text
+)
+LANGUAGE sql STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT c.id, c.model, c.step, c.run_id, c.created_at, c.note, c.n_params, c.bytes, c.file_path
+FROM @extschema@.llm_checkpoint AS c
+WHERE llm_checkpoint_list.model IS NULL OR c.model = llm_checkpoint_list.model
+ORDER BY c.id
+$$;
+COMMENT ON FUNCTION llm_checkpoint_list(text) IS
+    'The checkpoints of a model, or of all, in the order of saving. bytes counts what a checkpoint holds; what it shares with others is stored once.';
+
+CREATE FUNCTION llm_checkpoint_drop(checkpoint_id integer)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b97811255a2b @extschema@'].checkpoints.drop(checkpoint_id)
+$$;
+COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
+    'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
+
+CREATE FUNCTION llm_checkpoint_prune(model text, keep_last integer, keep_every integer DEFAULT NULL)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+$$;
+COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
+    'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
+
+CREATE FUNCTION llm_checkpoint_diff(a integer, b integer DEFAULT NULL)
+RETURNS TABLE (
+    name text,
+    changed boolean,
+    max_abs_diff double precision,
+    l2_norm double precision,
+    relative double precision
+)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].checkpoints.diff(a, b)
+$$;
+COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
+    'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
+
+CREATE FUNCTION llm_param_history(model text, name text)
+RETURNS TABLE (
+    at timestamptz,
+    event text,
+    run_id bigint,
+    checkpoint_id integer,
+    first_step bigint,
+    last_step bigint,
+    l2_norm double precision,
+    changed boolean,
+    l2_change double precision,
+    relative double precision
+)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].checkpoints.history(model, name)
+$$;
+COMMENT ON FUNCTION llm_param_history(text, text) IS
+    'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
+
 -- sql/kernels.sql
 
 -- Kernels: the ops on bytes. A tensor is contiguous little-endian row-major float32 without a header; shapes are arguments.
@@ -10222,8 +11761,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -10233,8 +11772,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.values(data)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -10252,8 +11791,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -10262,8 +11801,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -10273,8 +11812,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -10284,8 +11823,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -10295,8 +11834,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -10305,8 +11844,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -10321,8 +11860,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -10337,8 +11876,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -10348,8 +11887,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -10359,8 +11898,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -10375,8 +11914,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -10392,8 +11931,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -10403,8 +11942,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -10413,8 +11952,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -10423,8 +11962,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -10442,8 +11981,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -10463,8 +12002,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -10483,8 +12022,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -10507,8 +12046,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -10518,8 +12057,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -10534,8 +12073,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -10551,8 +12090,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -10572,8 +12111,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -10591,8 +12130,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.tape_id()
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -10602,8 +12141,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -10613,8 +12152,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -10624,8 +12163,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.value(handle)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -10634,8 +12173,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b97811255a2b @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -10645,8 +12184,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -10658,8 +12197,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.embed(tokens, model, d)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -10689,8 +12228,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -10711,11 +12250,165 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
+
+-- sql/inspect.sql
+
+-- Looking inside: every value of a forward pass, and tapes as graphs.
+
+CREATE FUNCTION llm_trace(prompt text, model text DEFAULT NULL)
+RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], data bytea)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.trace_text(prompt, model)
+$$;
+COMMENT ON FUNCTION llm_trace(text, text) IS
+    'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
+
+CREATE FUNCTION llm_trace(ids integer[], model text DEFAULT NULL)
+RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], data bytea)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.trace_ids(ids, model)
+$$;
+COMMENT ON FUNCTION llm_trace(integer[], text) IS
+    'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
+
+CREATE FUNCTION llm_attention_weights(
+    prompt text,
+    layer integer,
+    head integer,
+    model text DEFAULT NULL
+)
+RETURNS TABLE (query_position integer, query_token text, key_position integer, key_token text, weight real)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+$$;
+COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
+    'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
+
+CREATE FUNCTION llm_logit_lens(prompt text, model text DEFAULT NULL, n integer DEFAULT 5)
+RETURNS TABLE (layer integer, rank integer, token text, probability double precision, token_id integer)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.logit_lens(prompt, model, n)
+$$;
+COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
+    'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
+
+CREATE FUNCTION llm_token_embedding(token_id integer, model text DEFAULT NULL)
+RETURNS real[]
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.token_embedding(token_id, model)
+$$;
+COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token: a row of wte.';
+
+CREATE FUNCTION llm_tape_dot(tape_id bigint DEFAULT NULL)
+RETURNS text
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.dot(tape_id)
+$$;
+COMMENT ON FUNCTION llm_tape_dot(bigint) IS
+    'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
+
+CREATE FUNCTION llm_replay_tape(tape_id bigint DEFAULT NULL)
+RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_difference double precision)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.replay_tape(tape_id)
+$$;
+COMMENT ON FUNCTION llm_replay_tape(bigint) IS
+    'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
+
+CREATE FUNCTION llm_gradcheck(handle bigint, epsilon double precision DEFAULT 1e-5, max_elements integer DEFAULT 64)
+RETURNS TABLE (variable bigint, checked integer, max_error double precision, max_gradient double precision, ok boolean)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+$$;
+COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
+    'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
+
+-- sql/admin.sql
+
+-- For whoever runs the server: what is there, what is cached, who may use it.
+
+CREATE TABLE llm_limit (
+    name  text PRIMARY KEY CHECK (name IN ('max_memory')),
+    value text NOT NULL
+);
+COMMENT ON TABLE llm_limit IS
+    'Caps that only the owner sets, for settings that any user may SET: INSERT INTO llm_limit VALUES (''max_memory'', ''8GB'').';
+COMMENT ON COLUMN llm_limit.name IS 'Name of the setting without pg_gpt2.; so far max_memory.';
+COMMENT ON COLUMN llm_limit.value IS 'Its largest value.';
+GRANT SELECT ON llm_limit TO PUBLIC;
+SELECT pg_extension_config_dump('llm_limit', '');
+
+CREATE FUNCTION llm_doctor()
+RETURNS TABLE (item text, value text, status text, hint text)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].admin.doctor()
+$$;
+COMMENT ON FUNCTION llm_doctor() IS
+    'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
+
+CREATE FUNCTION llm_cache_status()
+RETURNS TABLE (kind text, model text, version text, bytes bigint)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].admin.cache_status()
+$$;
+COMMENT ON FUNCTION llm_cache_status() IS
+    'Weights and tokenizers that this session keeps in memory, the next to be given up first. They are bounded by pg_gpt2.max_memory.';
+
+CREATE FUNCTION llm_cache_clear()
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].admin.cache_clear()
+$$;
+COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again.';
+
+CREATE FUNCTION llm_grant_usage(role text, level text DEFAULT 'read')
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b97811255a2b @extschema@'].admin.grant_usage(role, level)
+$$;
+COMMENT ON FUNCTION llm_grant_usage(text, text) IS
+    'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code and the caps). Server files need pg_read_server_files or pg_write_server_files besides.';
 
 -- sql/compatibility.sql
 
@@ -10735,8 +12428,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.enabled()
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -10746,8 +12439,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
 
@@ -10762,8 +12455,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -10773,8 +12466,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -10784,8 +12477,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -10795,8 +12488,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 432f9c7917ab @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 432f9c7917ab @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';
@@ -10808,7 +12501,7 @@ COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
 
 REVOKE EXECUTE ON FUNCTION
     llm_init_model(text, integer, integer, integer, integer, integer, bigint),
-    llm_copy_model(text, text),
+    llm_copy_model(text, text, integer),
     llm_drop_model(text),
     llm_train_bpe(text, integer, text, text),
     pg_llm_load_bpe_vocab(text, text),
@@ -10818,6 +12511,10 @@ REVOKE EXECUTE ON FUNCTION
     llm_import_safetensors(bytea, text, boolean),
     pg_llm_export_safetensors(text, text),
     pg_llm_export_npz(text, text),
+    llm_checkpoint_save(text, text, text),
+    llm_checkpoint_load(text, integer),
+    llm_checkpoint_drop(integer),
+    llm_checkpoint_prune(text, integer, integer),
     llm_dataset_load(text, text, integer, text, double precision, text),
     llm_train_step(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
@@ -10827,7 +12524,8 @@ REVOKE EXECUTE ON FUNCTION
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
         double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
         double precision, bigint, integer, integer),
-    llm_train_stop(text)
+    llm_train_stop(text),
+    llm_grant_usage(text, text)
 FROM PUBLIC;
 
 REVOKE EXECUTE ON PROCEDURE

@@ -38,16 +38,16 @@ $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
 
-CREATE FUNCTION llm_copy_model(source text, target text)
+CREATE FUNCTION llm_copy_model(source text, target text, checkpoint_id integer DEFAULT NULL)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['@package@'].models.copy_model(source, target)
+GD['@package@'].models.copy_model(source, target, checkpoint_id)
 $$;
-COMMENT ON FUNCTION llm_copy_model(text, text) IS
-    'Copy configuration, weights, optimizer state and vocabulary of a model to a new name.';
+COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
+    'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
 
 CREATE FUNCTION llm_drop_model(model text)
 RETURNS void
@@ -58,7 +58,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 GD['@package@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
-    'Remove everything of a model: configuration, weights, vocabulary, data, runs and logs. A preset''s configuration stays.';
+    'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays.';
 
 CREATE VIEW llm_models AS
 SELECT

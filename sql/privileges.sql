@@ -3,7 +3,7 @@
 
 REVOKE EXECUTE ON FUNCTION
     llm_init_model(text, integer, integer, integer, integer, integer, bigint),
-    llm_copy_model(text, text),
+    llm_copy_model(text, text, integer),
     llm_drop_model(text),
     llm_train_bpe(text, integer, text, text),
     pg_llm_load_bpe_vocab(text, text),
@@ -13,6 +13,10 @@ REVOKE EXECUTE ON FUNCTION
     llm_import_safetensors(bytea, text, boolean),
     pg_llm_export_safetensors(text, text),
     pg_llm_export_npz(text, text),
+    llm_checkpoint_save(text, text, text),
+    llm_checkpoint_load(text, integer),
+    llm_checkpoint_drop(integer),
+    llm_checkpoint_prune(text, integer, integer),
     llm_dataset_load(text, text, integer, text, double precision, text),
     llm_train_step(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
@@ -22,7 +26,8 @@ REVOKE EXECUTE ON FUNCTION
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
         double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
         double precision, bigint, integer, integer),
-    llm_train_stop(text)
+    llm_train_stop(text),
+    llm_grant_usage(text, text)
 FROM PUBLIC;
 
 REVOKE EXECUTE ON PROCEDURE

@@ -25,13 +25,13 @@ class Size:
 
     sections: int | None = None  # None = all
     vocab: int = 2048
-    n_layer: int = 4
+    n_layer: int = 3
     n_head: int = 4
     d_model: int = 256
     n_positions: int = 128
     batch_size: int = 4
-    n_steps: int = 1000
-    lr_max: float = 2e-3
+    n_steps: int = 1200
+    lr_max: float = 1e-3
     tokens: int = 80  # of a generation
     rehearsals: int = 20  # steps of the training that is rolled back
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 import plpy
 
 from . import host
@@ -72,7 +73,8 @@ def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
     while True:
         _in_set = True
         try:
-            row = next(rows, _END)
+            with np.errstate(all="ignore"):
+                row = next(rows, _END)
         except Exception as error:
             raise _for_sql(error) from None
         finally:
@@ -132,6 +134,16 @@ def row(sql: str, types: Sequence[str] = (), *args: Any) -> Row | None:
     """The first row, or None."""
     rows = plpy.execute(_plan(sql, types), list(args), 1)
     return rows[0] if rows.nrows() else None
+
+
+def command(sql: str) -> None:
+    """Execute a statement that cannot be prepared, such as GRANT; names in it are quoted by `quote_identifier`."""
+    plpy.execute(sql.replace("{schema}", _schema))
+
+
+def quote_identifier(name: str) -> str:
+    """`name` as an identifier in SQL text."""
+    return plpy.quote_ident(name)
 
 
 def cursor(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:

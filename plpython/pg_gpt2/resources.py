@@ -33,24 +33,33 @@ def _integer(name: str, default: int) -> int:
     return int(text)
 
 
+def memory_limit() -> int:
+    """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of the machine."""
+    row = db.row(
+        "SELECT least(pg_size_bytes(nullif(current_setting('pg_gpt2.max_memory', true), '')),"
+        " (SELECT pg_size_bytes(value) FROM {schema}.llm_limit WHERE name = 'max_memory')) AS bytes"
+    )
+    limit = (row or {}).get("bytes")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4 if limit is None else limit
+
+
 def require_memory(wanted: int, purpose: str) -> None:
-    """53200 when `wanted` bytes are more than the machine has left, or than pg_gpt2.max_memory allows."""
-    limit = db.row("SELECT pg_size_bytes(nullif(current_setting('pg_gpt2.max_memory', true), '')) AS bytes")
-    allowed = (limit or {}).get("bytes")
-    if allowed is not None and wanted > allowed:
+    """53200 when `wanted` bytes are more than pg_gpt2.max_memory allows, or than the machine has left."""
+    limit = memory_limit()
+    if wanted > limit:
         raise OutOfMemory(
-            f"{purpose} needs {_megabytes(wanted)}, more than pg_gpt2.max_memory allows ({_megabytes(allowed)})",
+            f"{purpose} needs {megabytes(wanted)}, more than pg_gpt2.max_memory allows ({megabytes(limit)})",
             hint="Use a smaller batch or a shorter block, or raise pg_gpt2.max_memory.",
         )
-    available = _available()
+    available = available_memory()
     if available is not None and wanted > available - RESERVE:
         raise OutOfMemory(
-            f"{purpose} needs {_megabytes(wanted)}, and the server has {_megabytes(available)} left",
+            f"{purpose} needs {megabytes(wanted)}, and the server has {megabytes(available)} left",
             hint="Use a smaller batch, a shorter block or a smaller model.",
         )
 
 
-def _available() -> int | None:
+def available_memory() -> int | None:
     """Bytes that the kernel can give without swapping, where it says so."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -60,5 +69,6 @@ def _available() -> int | None:
         return None
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 2**20:,.0f} MB"
+def megabytes(count: int) -> str:
+    """A number of bytes for the reader."""
+    return f"{count / 2**20:,.0f} MB" if count >= 10 << 20 else f"{count / 2**10:,.0f} kB"

@@ -175,10 +175,13 @@ class _Cache:
         self.models.move_to_end(name)
         return found
 
-    def put(self, model: Model, room: int) -> None:
-        self.models.pop(model.name, None)
-        while self.models and self.bytes() + size(model) > room:
+    def make_room(self, name: str, wanted: int, room: int) -> None:
+        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`."""
+        self.models.pop(name, None)
+        while self.models and self.bytes() + wanted > room:
             self.models.popitem(last=False)
+
+    def put(self, model: Model) -> None:
         self.models[model.name] = model
 
     def bytes(self) -> int:
@@ -186,7 +189,6 @@ class _Cache:
 
 
 cache = _Cache()
-CACHE_ROOM = 4 << 30  # bytes of weights that a session keeps
 
 
 def size(model: Model) -> int:
@@ -218,9 +220,10 @@ def load(model: str | None) -> Model:
     resources.apply_threads()
     found = cache.get(name, weights_version(name))
     if found is None or found.config != wanted:
+        cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
         version, params = _read_params(name, wanted)
         found = Model(name, wanted, version, params)
-        cache.put(found, CACHE_ROOM)
+        cache.put(found)
     return found
 
 

@@ -93,6 +93,9 @@ class Pool:
             self._started += 1
 
     def _serve(self) -> None:
+        import numpy
+
+        numpy.seterr(all="ignore")  # holds for this thread only
         while (batch := self._tasks.get()) is not None:
             batch.work()
 

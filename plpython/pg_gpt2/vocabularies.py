@@ -44,6 +44,16 @@ def find(model: str) -> Tokenizer | None:
     return found[1]
 
 
+def cached() -> list[tuple[str, str]]:
+    """(model, version) of the tokenizers in memory, least recently used first."""
+    return [(model, version) for model, (version, _) in _cache.items()]
+
+
+def forget() -> None:
+    """Give up all tokenizers in memory."""
+    _cache.clear()
+
+
 def _check_encoding() -> None:
     row = db.row("SELECT current_setting('server_encoding') AS encoding")
     if row is not None and row["encoding"] != "UTF8":

@@ -25,7 +25,7 @@ def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:
 
 
 def chi_square_limit(freedom: int) -> float:
-    """What chi-square exceeds with a probability of 1e-6 (Wilson and Hilferty's approximation; 4.75 is that quantile of N(0, 1))."""
+    """What chi-square exceeds once in a million (Wilson and Hilferty; 4.75 is that quantile of the normal distribution)."""
     return freedom * (1 - 2 / (9 * freedom) + 4.75 * math.sqrt(2 / (9 * freedom))) ** 3
 
 

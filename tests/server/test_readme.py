@@ -2,7 +2,8 @@
 
 A ```sql block runs in a fresh database without the extension, and the ```text block after it is the output, NOTICEs and
 errors included; a block without one may print anything but an error. A comment before the ```text block loosens that:
-`<!-- numbers vary -->` lets numbers (and the width of columns) differ, `<!-- output varies -->` compares nothing.
+`<!-- numbers vary -->` lets numbers (and the width of columns) differ, `<!-- output varies -->` compares nothing
+but whether there is an error.
 
     docker/cluster.sh run .venv/test/bin/python tests/server/test_readme.py --update    writes the outputs anew
 """
@@ -80,8 +81,13 @@ def blurred(output: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def outputs(new_database: Callable[..., str]) -> list[str]:
-    return run(new_database("template0"))
+def database(new_database: Callable[..., str]) -> str:
+    return new_database("template0")
+
+
+@pytest.fixture(scope="module")
+def outputs(database: str) -> list[str]:
+    return run(database)
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)), ids=[f"line{block.line}" for block in BLOCKS])
@@ -95,6 +101,12 @@ def test_block_prints_what_the_readme_says(outputs: list[str], number: int) -> N
         assert ("ERROR:" in output) == ("ERROR:" in block.output)
     else:
         assert output == tidy(block.output)
+
+
+def test_python_runs(outputs: list[str], database: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (program,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    exec(program.replace("dbname=mine", database), {})
+    assert capsys.readouterr().out
 
 
 def test_reference_names_every_public_function_and_table(conn: psycopg.Connection) -> None:

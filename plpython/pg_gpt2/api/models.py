@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .. import db, gpt2, resources, store
+from .. import checkpoints, db, gpt2, resources, store
 from ..config import GPT2Config
 from ..db import entry
 from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
@@ -77,22 +77,26 @@ def _vocabulary(model: str) -> tuple[int, int | None]:
 
 
 @entry
-def copy_model(source: str, target: str) -> None:
-    """Configuration, weights, optimizer state and vocabulary under a new name, all in SQL."""
+def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
+    """Configuration, weights, optimizer state, now or at a checkpoint, and vocabulary under a new name, all in SQL."""
     require(source=source, target=target)
     config = store.config(source)
-    if not store.has_weights(source):
+    saved = None if checkpoint_id is None else checkpoints.find(checkpoint_id, source, lock=True)
+    if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
     store.require_no_weights(target)
-    store.register(target, config)
-    db.run(
-        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, grad, m, v, step)"
-        " SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {schema}.llm_param WHERE model = $1",
-        ["text", "text"],
-        source,
-        target,
-    )
+    if saved is not None:
+        checkpoints.restore(saved, target)
+    else:
+        store.register(target, config)
+        db.run(
+            "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, grad, m, v, step)"
+            " SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {schema}.llm_param WHERE model = $1",
+            ["text", "text"],
+            source,
+            target,
+        )
     if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], target):
         return
     db.run(
@@ -111,7 +115,7 @@ def copy_model(source: str, target: str) -> None:
     )
 
 
-TABLES = ("llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_vocab", "llm_param")
+TABLES = ("llm_checkpoint", "llm_checkpoint_restore", "llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_vocab", "llm_param")
 
 
 @entry
@@ -119,6 +123,7 @@ def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
+    checkpoints.sweep()
     dropped += db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if not dropped:
         if store.find_config(model) is not None:

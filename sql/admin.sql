@@ -1,0 +1,55 @@
+-- For whoever runs the server: what is there, what is cached, who may use it.
+
+CREATE TABLE llm_limit (
+    name  text PRIMARY KEY CHECK (name IN ('max_memory')),
+    value text NOT NULL
+);
+COMMENT ON TABLE llm_limit IS
+    'Caps that only the owner sets, for settings that any user may SET: INSERT INTO llm_limit VALUES (''max_memory'', ''8GB'').';
+COMMENT ON COLUMN llm_limit.name IS 'Name of the setting without pg_gpt2.; so far max_memory.';
+COMMENT ON COLUMN llm_limit.value IS 'Its largest value.';
+GRANT SELECT ON llm_limit TO PUBLIC;
+SELECT pg_extension_config_dump('llm_limit', '');
+
+CREATE FUNCTION llm_doctor()
+RETURNS TABLE (item text, value text, status text, hint text)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].admin.doctor()
+$$;
+COMMENT ON FUNCTION llm_doctor() IS
+    'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
+
+CREATE FUNCTION llm_cache_status()
+RETURNS TABLE (kind text, model text, version text, bytes bigint)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].admin.cache_status()
+$$;
+COMMENT ON FUNCTION llm_cache_status() IS
+    'Weights and tokenizers that this session keeps in memory, the next to be given up first. They are bounded by pg_gpt2.max_memory.';
+
+CREATE FUNCTION llm_cache_clear()
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].admin.cache_clear()
+$$;
+COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again.';
+
+CREATE FUNCTION llm_grant_usage(role text, level text DEFAULT 'read')
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['@package@'].admin.grant_usage(role, level)
+$$;
+COMMENT ON FUNCTION llm_grant_usage(text, text) IS
+    'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code and the caps). Server files need pg_read_server_files or pg_write_server_files besides.';
