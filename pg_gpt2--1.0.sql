@@ -23,7 +23,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 b97811255a2b @extschema@'] = importer['load'](sources, 'pg_gpt2 b97811255a2b @extschema@', '@extschema@')
+GD['pg_gpt2 577dea337fec @extschema@'] = importer['load'](sources, 'pg_gpt2 577dea337fec @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -183,7 +183,9 @@ def grant_usage(role: str, level: str) -> None:
     """GRANT what `level` needs; each level includes those before it."""
     require(role=role, level=level)
     if level not in ("read", "train", "admin"):
-        raise InvalidParameter(f"level must be 'read', 'train' or 'admin', not '{level}'")
+        raise InvalidParameter(
+            f"level must be 'read', 'train' or 'admin', not '{level}'", hint="Each level includes those before it."
+        )
     if role != "public" and not db.row("SELECT 1 FROM pg_roles WHERE rolname = $1", ["text"], role):
         raise UndefinedObject(f'role "{role}" does not exist', hint=f'CREATE ROLE "{role}" first.')
     grantee = "PUBLIC" if role == "public" else db.quote_identifier(role)
@@ -839,7 +841,10 @@ def beam_search(
     require(length_penalty=length_penalty, early_stopping=early_stopping)
     require_positive(beam_width=beam_width, max_tokens=max_tokens)
     if not abs(length_penalty) < 100:
-        raise InvalidParameter(f"length_penalty must be between -100 and 100, not {length_penalty}")
+        raise InvalidParameter(
+            f"length_penalty must be between -100 and 100, not {length_penalty}",
+            hint="Above 0 favours longer continuations; Hugging Face's default is 1.",
+        )
     model = store.load(model_name)
     tokenizer = vocabularies.find(model.name)
     if prompt is None:
@@ -1405,7 +1410,10 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     )
 
 
-TABLES = ("llm_checkpoint", "llm_checkpoint_restore", "llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_vocab", "llm_param")
+TABLES = (
+    *("llm_checkpoint_restore", "llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_vocab"),
+    "llm_param",
+)
 
 
 @entry
@@ -1413,7 +1421,7 @@ def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
-    checkpoints.sweep()
+    dropped += checkpoints.drop_all(model)
     dropped += db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if not dropped:
         if store.find_config(model) is not None:
@@ -1585,9 +1593,14 @@ def load_dataset(source: str, model: str, block_size: int, split: str, val_fract
     require(source=source, model=model, split=split, val_fraction=val_fraction)
     require_positive(block_size=block_size)
     if split not in ("train", "val"):
-        raise InvalidParameter(f"split must be 'train' or 'val', not '{split}'")
+        raise InvalidParameter(
+            f"split must be 'train' or 'val', not '{split}'", hint="train is learned from, val is only measured on."
+        )
     if not 0 <= val_fraction < 1:
-        raise InvalidParameter(f"val_fraction must be at least 0 and below 1, not {val_fraction}")
+        raise InvalidParameter(
+            f"val_fraction must be at least 0 and below 1, not {val_fraction}",
+            hint="0.1 keeps a tenth of the rows for validation.",
+        )
     return datasets.load(
         db.source_texts(source, source_path), vocabularies.load(model), model, block_size, split, val_fraction
     )
@@ -1755,7 +1768,10 @@ def train_run(
     require_positive(commit_every=commit_every)
     require(flush_seconds=flush_seconds, wait=wait)
     if not 0 <= flush_seconds < float("inf"):
-        raise InvalidParameter(f"flush_seconds must be 0 or more, not {flush_seconds}")
+        raise InvalidParameter(
+            f"flush_seconds must be 0 or more, not {flush_seconds}",
+            hint="0 commits every commit_every steps, however short.",
+        )
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     with store.session_lock(model, wait):
         runs.train_committing(training.Session(model, grad_workers), plan, commit_every, flush_seconds)
@@ -2102,7 +2118,9 @@ class BatchOrder:
     def rows(self, step: int, batch_size: int) -> np.ndarray:
         """Row numbers [batch_size] of step 1, 2, ..; a batch may reach into the next epoch."""
         if step < 1 or batch_size < 1:
-            raise InvalidParameter(f"step {step} and batch size {batch_size} must be at least 1")
+            raise InvalidParameter(
+                f"step {step} and batch size {batch_size} must be at least 1", hint="Steps and batches count from 1."
+            )
         first = (step - 1) * batch_size
         return np.array([self._row(i) for i in range(first, first + batch_size)], np.int64)
 
@@ -2925,8 +2943,6 @@ def _update(model: str, kind: str, batch: list[tuple[Part, bytes]]) -> None:
         ["text", "text[]", "int4[]", "bytea[]"],
         *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch], [data for _, data in batch]),
     )
-
-
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.checkpoints', $pg_gpt2_source$"""Checkpoints: a model's whole state at one moment, as rows that share equal blocks, or as a file with its manifest.
 
@@ -3001,7 +3017,7 @@ def parts(checkpoint: Checkpoint) -> list[Part]:
     if checkpoint.manifest is not None:
         return checkpoint.manifest
     rows = db.query(
-        'SELECT name, token_id, shape, step, data, m, v FROM {schema}.llm_checkpoint_part WHERE checkpoint_id = $1'
+        "SELECT name, token_id, shape, step, data, m, v FROM {schema}.llm_checkpoint_part WHERE checkpoint_id = $1"
         ' ORDER BY name COLLATE "C", token_id',
         ["int4"],
         checkpoint.id,
@@ -3199,6 +3215,12 @@ def drop(checkpoint_ids: Sequence[int]) -> int:
     return dropped
 
 
+def drop_all(model: str) -> int:
+    """Remove all checkpoints of `model`; how many there were."""
+    rows = db.query("SELECT id FROM {schema}.llm_checkpoint WHERE model = $1", ["text"], model)
+    return drop([row["id"] for row in rows])
+
+
 def sweep() -> None:
     """Delete the blocks that no checkpoint has."""
     db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN SHARE ROW EXCLUSIVE MODE")
@@ -3219,7 +3241,6 @@ def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
         *(model, keep_last, keep_every),
     )
     return [row["id"] for row in rows]
-
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.config', $pg_gpt2_source$"""The shape of a GPT-2: hyperparameters, and the names and shapes of the tensors that follow from them.
 
@@ -4030,7 +4051,10 @@ class Checkpoint:
             if ours is None:
                 continue
             if ours in self._names:
-                raise InconsistentData(f"{self._names[ours]} and {name} in the file are both tensor {ours}")
+                raise InconsistentData(
+                    f"{self._names[ours]} and {name} in the file are both tensor {ours}",
+                    hint="Keep one of the two in the file.",
+                )
             self._names[ours] = name
 
     def __enter__(self) -> "Checkpoint":
@@ -4078,7 +4102,10 @@ class Checkpoint:
             if name not in self._names:
                 raise InconsistentData(f"tensor {name} is missing", hint="Is this the checkpoint of a GPT-2?")
             if len(self.shape(name)) != 2:
-                raise InconsistentData(f"tensor {name} has shape {list(self.shape(name))}, not two dimensions")
+                raise InconsistentData(
+                    f"tensor {name} has shape {list(self.shape(name))}, not two dimensions",
+                    hint="Is this the checkpoint of a GPT-2?",
+                )
         (vocab, d_model), (n_positions, _) = self.shape("wte"), self.shape("wpe")
         blocks = {name.split(".")[1] for name in self._names if re.match(r"h\.\d+\.", name)}
         try:
@@ -4091,7 +4118,10 @@ class Checkpoint:
         if text is None:
             return None
         if not re.fullmatch(r"[0-9]{1,9}", text):
-            raise MalformedData(f"the file's metadata says {key} = {text!r:.80}, which is not a count")
+            raise MalformedData(
+                f"the file's metadata says {key} = {text!r:.80}, which is not a count",
+                hint="Export the file again, or remove its metadata.",
+            )
         return int(text)
 
     def check(self, config: GPT2Config) -> None:
@@ -4194,7 +4224,9 @@ class GzipNpzReader:
         total = 0
         while (name := self._entry_name()) is not None:
             if name in self._entries:
-                raise MalformedData(f"tensor {name:.80} stands twice in the file")
+                raise MalformedData(
+                    f"tensor {name:.80} stands twice in the file", hint="Write the file again, each tensor once."
+                )
             header = read_npy_header(self._stream, name)
             if header.fortran_order and len(header.shape) > 1:
                 raise FeatureNotSupported(
@@ -4205,7 +4237,9 @@ class GzipNpzReader:
             if total > max_bytes:
                 raise too_large(total, max_bytes)
             if len(self._entries) == MAX_TENSORS:
-                raise MalformedData(f"the file has more than {MAX_TENSORS} tensors")
+                raise MalformedData(
+                    f"the file has more than {MAX_TENSORS} tensors", hint="Is this the checkpoint of a GPT-2?"
+                )
             self._position += 2 + len(name.encode()) + header.size
             self._entries[name] = header, self._position
             skip(self._stream, header.nbytes, f"tensor {name}")
@@ -4298,28 +4332,44 @@ def read_npy_header(file: BinaryIO, name: str) -> NpyHeader:
         raise MalformedData(f"{what} is not a .npy array", hint="Write the file with numpy.savez.")
     major = start[6]
     if major not in (1, 2, 3):
-        raise MalformedData(f"{what} has .npy version {major}.{start[7]}; 1, 2 and 3 are known")
+        raise MalformedData(
+            f"{what} has .npy version {major}.{start[7]}; 1, 2 and 3 are known",
+            hint="Write the file again with numpy.savez.",
+        )
     width = 2 if major == 1 else 4
     length = int.from_bytes(read_exactly(file, width, what), "little")
     if length > MAX_HEADER_BYTES:
-        raise MalformedData(f"{what} has a .npy header of {length} bytes, over the limit of {MAX_HEADER_BYTES}")
+        raise MalformedData(
+            f"{what} has a .npy header of {length} bytes, over the limit of {MAX_HEADER_BYTES}",
+            hint="Write the file again with numpy.savez.",
+        )
     text = read_exactly(file, length, what)
     with reading(what):
         try:
             fields = ast.literal_eval(text.decode("utf-8" if major == 3 else "latin1").strip())
         except (SyntaxError, TypeError, MemoryError) as error:  # MemoryError is how the parser says: too deep
-            raise MalformedData(f"{what} has an unreadable .npy header") from error
+            raise MalformedData(
+                f"{what} has an unreadable .npy header", hint="Copy or export the file again."
+            ) from error
     if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
-        raise MalformedData(f"{what} has a .npy header without exactly descr, fortran_order and shape")
+        raise MalformedData(
+            f"{what} has a .npy header without exactly descr, fortran_order and shape",
+            hint="Write the file again with numpy.savez.",
+        )
     shape, fortran_order = fields["shape"], fields["fortran_order"]
     if (
         not isinstance(shape, tuple)
         or len(shape) > 32
         or not all(type(dim) is int and 0 <= dim < 1 << 63 for dim in shape)
     ):
-        raise MalformedData(f"{what} has shape {shape!r:.80}, not a tuple of sizes")
+        raise MalformedData(
+            f"{what} has shape {shape!r:.80}, not a tuple of sizes", hint="Write the file again with numpy.savez."
+        )
     if not isinstance(fortran_order, bool):
-        raise MalformedData(f"{what} has fortran_order {fortran_order!r:.80}, not a truth value")
+        raise MalformedData(
+            f"{what} has fortran_order {fortran_order!r:.80}, not a truth value",
+            hint="Write the file again with numpy.savez.",
+        )
     itemsize = _itemsize(fields["descr"], what)
     return NpyHeader(fields["descr"], fortran_order, shape, itemsize, 8 + width + length)
 
@@ -4332,10 +4382,14 @@ def _itemsize(descr: object, what: str) -> int:
         )
     match = DESCR.fullmatch(descr) if isinstance(descr, str) else None
     if match is None:
-        raise MalformedData(f"{what} has dtype {descr!r:.80}, which is not a plain number")
+        raise MalformedData(
+            f"{what} has dtype {descr!r:.80}, which is not a plain number", hint="Convert the array to float32."
+        )
     size = int(match[3] or 1)
     if not 1 <= size <= 32:
-        raise MalformedData(f"{what} has dtype {descr!r:.80}, which does not exist")
+        raise MalformedData(
+            f"{what} has dtype {descr!r:.80}, which does not exist", hint="Convert the array to float32."
+        )
     return size
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.npz', $pg_gpt2_source$"""The standard `.npz`: a zip file of `.npy` arrays, stored or deflated, as numpy.savez and savez_compressed write it.
@@ -4376,14 +4430,22 @@ class NpzReader:
         """Members by tensor name, refusing by their declared sizes before anything is inflated."""
         infos = self._zip.infolist()
         if len(infos) > MAX_TENSORS:
-            raise MalformedData(f"the .npz file has {len(infos)} members, over the limit of {MAX_TENSORS}")
+            raise MalformedData(
+                f"the .npz file has {len(infos)} members, over the limit of {MAX_TENSORS}",
+                hint="Is this the checkpoint of a GPT-2?",
+            )
         members: dict[str, zipfile.ZipInfo] = {}
         for info in infos:
             name = info.filename.removesuffix(".npy")
             if name == info.filename:
-                raise MalformedData(f"member {name!r:.80} of the .npz file is not a .npy array")
+                raise MalformedData(
+                    f"member {name!r:.80} of the .npz file is not a .npy array",
+                    hint="Write the file with numpy.savez, one array a tensor.",
+                )
             if name in members:
-                raise MalformedData(f"tensor {name:.80} stands twice in the .npz file")
+                raise MalformedData(
+                    f"tensor {name:.80} stands twice in the .npz file", hint="Write the file again, each tensor once."
+                )
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
                 raise MalformedData(
                     f"tensor {name:.80} is encrypted or compressed by another method than deflate",
@@ -4402,7 +4464,8 @@ class NpzReader:
         if header.size + header.nbytes != declared:
             raise MalformedData(
                 f"tensor {name} of shape {list(header.shape)} and dtype {header.descr} needs "
-                f"{header.size + header.nbytes} bytes, its zip member has {declared}"
+                f"{header.size + header.nbytes} bytes, its zip member has {declared}",
+                hint="The file is damaged: copy or export it again.",
             )
         return header
 
@@ -4701,7 +4764,10 @@ def exact_blocks(name: str, shape: Sequence[int], blocks: Iterable[np.ndarray]) 
             break
         yield data
     if left:
-        raise InconsistentData(f"the stored blocks of tensor {name} do not add up to its shape {list(shape)}")
+        raise InconsistentData(
+            f"the stored blocks of tensor {name} do not add up to its shape {list(shape)}",
+            hint="Import the model again, or restore the rows of llm_param.",
+        )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.source', $pg_gpt2_source$"""What the readers share: the protocol, exact reads, float conversion, and typed errors for damaged files.
 
@@ -4761,7 +4827,9 @@ def reading(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (None, errno.EINVAL):  # a seek to where a damaged directory points
             raise MalformedData(f"{what} is damaged: {error}", hint="Copy or export the file again.") from error
-        raise FileAccessError(f"{what} cannot be read: {error.strerror}") from error
+        raise FileAccessError(
+            f"{what} cannot be read: {error.strerror}", hint="Check the disk and the file's permissions."
+        ) from error
 
 
 def read_exactly(file: BinaryIO, count: int, what: str) -> bytes:
@@ -4813,9 +4881,14 @@ def to_float32(values: np.ndarray) -> np.ndarray:
 def check_rows(name: str, shape: Sequence[int], start: int, stop: int) -> int:
     """Scalars in one row of `shape`; 22023 when start..stop are not rows of it, 22000 when it has no values."""
     if shape and not prod(shape):  # NumPy cannot even say some empty shapes
-        raise InconsistentData(f"tensor {name} of shape {list(shape)} is empty")
+        raise InconsistentData(
+            f"tensor {name} of shape {list(shape)} is empty", hint="Is this the checkpoint of a GPT-2?"
+        )
     if not shape or not 0 <= start <= stop <= shape[0]:
-        raise InvalidParameter(f"tensor {name} of shape {list(shape)} has no rows {start} to {stop}")
+        raise InvalidParameter(
+            f"tensor {name} of shape {list(shape)} has no rows {start} to {stop}",
+            hint="Ask for rows that the tensor has.",
+        )
     return prod(shape[1:])
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.vocab', $pg_gpt2_source$"""Vocabulary files: `vocab.json` and `merges.txt` as GPT-2 ships them, and the `tokenizer.json` of Hugging Face.
@@ -6244,7 +6317,10 @@ Grads = tuple[np.ndarray | None, ...]
 def check_p(p: float) -> None:
     """22023 unless 0 <= p < 1."""
     if not 0.0 <= p < 1.0:
-        raise InvalidParameter(f"dropout probability must be at least 0 and below 1, not {p}")
+        raise InvalidParameter(
+            f"dropout probability must be at least 0 and below 1, not {p}",
+            hint="0 switches dropout off; GPT-2 was trained with 0.1.",
+        )
 
 
 def dropout(x: np.ndarray, *, p: float, seed: int = 0, step: int = 0, site: int = 0) -> np.ndarray:  # [..] -> [..]
@@ -6429,7 +6505,7 @@ def checked_ids(op: str, ids: Any, limit: int) -> np.ndarray:
     """`ids` as integers; 22023 when one is not in 0 .. limit - 1."""
     array = np.asarray(ids)
     if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise InvalidParameter(f"{op}: ids must be integers, not {array.dtype}")
+        raise InvalidParameter(f"{op}: ids must be integers, not {array.dtype}", hint="ids are token numbers from 0.")
     array = array.astype(np.int64, copy=False)
     if array.size and not (array.min() >= 0 and array.max() < limit):
         bad = array[(array < 0) | (array >= limit)][0]
@@ -6914,7 +6990,8 @@ class Op:
         """(y, saved); saved is None when the op saves nothing. 22023 when the number of inputs is wrong."""
         if len(arrays) != len(self.inputs) and not (self.variadic and arrays):
             raise InvalidParameter(
-                f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {len(arrays)}"
+                f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {len(arrays)}",
+                hint="Give one array for each of them, in this order.",
             )
         try:
             result = self.forward(*arrays, **attrs)
@@ -6937,7 +7014,10 @@ class Op:
             depth, trace = depth + 1, trace.tb_next
         if depth > 1:
             return error
-        return InvalidParameter(f"op {self.name} does not accept attributes {sorted(attrs)}: {error}")
+        return InvalidParameter(
+            f"op {self.name} does not accept attributes {sorted(attrs)}: {error}",
+            hint="An attribute is missing, or is not one of this op's.",
+        )
 
 
 registry: dict[str, Op] = {}
@@ -6973,7 +7053,10 @@ def misfit(op: str, rule: str, **shapes: Shape) -> InvalidParameter:
 def normal_axis(op: str, axis: int, ndim: int) -> int:
     """`axis` counted from the front; 22023 when there is no such axis."""
     if not -ndim <= axis < ndim:
-        raise InvalidParameter(f"{op}: axis {axis} does not exist in a tensor of {ndim} dimensions")
+        raise InvalidParameter(
+            f"{op}: axis {axis} does not exist in a tensor of {ndim} dimensions",
+            hint="Axes count from 0; negative ones from the end.",
+        )
     return axis % ndim
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.products', $pg_gpt2_source$"""Matrix products on all cores: the result is cut into fixed pieces, each one BLAS call on views of the operands.
@@ -7085,7 +7168,10 @@ def transpose(x: np.ndarray, *, axes: Sequence[int] | None = None) -> np.ndarray
         return x.swapaxes(-1, -2)
     order = [normal_axis("transpose", axis, x.ndim) for axis in axes]
     if sorted(order) != list(range(x.ndim)):
-        raise InvalidParameter(f"transpose: axes {list(axes)} are not a permutation of the {x.ndim} dimensions")
+        raise InvalidParameter(
+            f"transpose: axes {list(axes)} are not a permutation of the {x.ndim} dimensions",
+            hint="Name every axis once, or leave axes out to swap the last two.",
+        )
     return x.transpose(order)
 
 
@@ -7264,10 +7350,16 @@ def check_adamw(lr: float, beta1: float, beta2: float, eps: float, weight_decay:
     """22023 when a hyperparameter is outside its domain."""
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
         if not (isfinite(value) and value >= 0):
-            raise InvalidParameter(f"{name} must be a finite number of at least 0, not {value}")
+            raise InvalidParameter(
+                f"{name} must be a finite number of at least 0, not {value}",
+                hint="torch's defaults are lr 1e-3, eps 1e-8 and weight_decay 0.01.",
+            )
     for name, value in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= value < 1:
-            raise InvalidParameter(f"{name} must be at least 0 and below 1, not {value}")
+            raise InvalidParameter(
+                f"{name} must be at least 0 and below 1, not {value}",
+                hint="torch's defaults are beta1 0.9 and beta2 0.999.",
+            )
     if step < 1:
         raise InvalidParameter(f"step must be at least 1, not {step}", hint="AdamW counts its steps from 1.")
 
@@ -7921,7 +8013,7 @@ def gradcheck(
             flat[place] = was + epsilon
             above = total()
             flat[place] = was - epsilon
-            worst = max(worst, abs((above - total()) / (2 * epsilon) - expected[place]))
+            worst = max(worst, abs(float((above - total()) / (2 * epsilon) - expected[place])))
             flat[place] = was
         yield Checked(handle, len(places), worst, float(np.abs(expected[places]).max()))
 
@@ -8579,7 +8671,10 @@ def embedding(params: Params, config: GPT2Config, ids: Sequence[int], layer: int
     """
     depth = _depth(layer, config)
     if pooling not in ("mean", "last"):
-        raise InvalidParameter(f"pooling must be 'mean' or 'last', not '{pooling}'")
+        raise InvalidParameter(
+            f"pooling must be 'mean' or 'last', not '{pooling}'",
+            hint="mean averages all tokens, last takes the last one.",
+        )
     tokens = np.asarray(ids, np.int64)
     if pooling == "last":
         return _states(params, config, tokens[-config.n_positions :], depth)[-1]
@@ -9150,7 +9245,10 @@ class Tape:
     def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:
         """Gradients of sum(seed * start) for everything before `start` that requires one."""
         if start.node is None or not start.requires_grad:
-            raise InvalidParameter("the value to start from was not computed from anything that requires a gradient")
+            raise InvalidParameter(
+                "the value to start from was not computed from anything that requires a gradient",
+                hint="Start from a value that depends on a variable with requires_grad.",
+            )
         start.grad = np.array(np.broadcast_to(np.asarray(seed, start.dtype), start.shape), order="C")
         self._sweep(self.nodes.index(start.node), start)
 
@@ -9208,7 +9306,10 @@ def _data(value: Value) -> np.ndarray:
     if value.data is None:
         node = value.node
         if node is None:
-            raise InvalidParameter("a value of this tape is gone: a tape that does not keep runs backward once")
+            raise InvalidParameter(
+                "a value of this tape is gone: a tape that does not keep runs backward once",
+                hint="Run the forward pass again.",
+            )
         value.data = node.op(*(_data(inner) for inner in node.inputs), **node.attrs)
     return value.data
 
@@ -9563,7 +9664,10 @@ def to_bytes(values: np.ndarray) -> bytes:
 def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
     """22023 unless every dimension is a positive integer."""
     if any(dim is None or dim <= 0 for dim in shape):
-        raise InvalidParameter(f"{name} has shape {list(shape)}; every dimension must be positive")
+        raise InvalidParameter(
+            f"{name} has shape {list(shape)}; every dimension must be positive",
+            hint="Example: ARRAY[2, 3] for two rows of three.",
+        )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tensor_versions', $pg_gpt2_source$"""Weights of a model at its checkpoints and now, tensor by tensor: what differs between two states, what became of a tensor.
 
@@ -9977,7 +10081,7 @@ class Tracer:
             return {"causal_attention": "attn.heads", "gelu": "mlp.gelu"}.get(op, op)
         if self._layer is None:
             return "embeddings"
-        return "attn.residual" if self.steps[-1].name == "attn.c_proj" else "output"
+        return "attn.residual" if self.steps[-1].name.endswith("attn.c_proj") else "output"
 
     def _keep(self, op: str, name: str, data: np.ndarray) -> None:
         full = name if self._layer is None else f"h.{self._layer}.{name}"
@@ -10138,7 +10242,9 @@ class Trainer:
         """Fill `grads` with those of the mean loss over all tokens; (loss, tokens)."""
         check_p(dropout_p)
         if not batches:
-            raise InvalidParameter("a training step needs at least one micro-batch")
+            raise InvalidParameter(
+                "a training step needs at least one micro-batch", hint="Load data with llm_dataset_load."
+            )
         for sink in self._sinks.values():
             sink.filled = False
         n_tokens = sum(int(np.size(targets)) for _, targets in batches)
@@ -10247,7 +10353,9 @@ class Settings:
                 raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default.")
         for name in ("lr_max", "warmup", "min_lr"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise InvalidParameter(f"{name} must be 0 or more, not {getattr(self, name)}")
+                raise InvalidParameter(
+                    f"{name} must be 0 or more, not {getattr(self, name)}", hint="Leave it out to get its default."
+                )
         if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
             raise InvalidParameter(f"grad_clip must be above 0, not {self.grad_clip}", hint="null = no clipping.")
 
@@ -10863,8 +10971,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -10890,8 +10998,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b97811255a2b @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 577dea337fec @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -10901,8 +11009,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b97811255a2b @extschema@'].models.copy_model(source, target, checkpoint_id)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 577dea337fec @extschema@'].models.copy_model(source, target, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -10912,8 +11020,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b97811255a2b @extschema@'].models.drop_model(model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 577dea337fec @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays.';
@@ -10963,8 +11071,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -10974,8 +11082,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -10985,8 +11093,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -10995,8 +11103,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -11006,8 +11114,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -11016,8 +11124,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -11032,8 +11140,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -11043,8 +11151,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -11054,8 +11162,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -11069,8 +11177,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -11080,8 +11188,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -11091,8 +11199,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -11102,8 +11210,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -11113,8 +11221,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -11124,8 +11232,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -11152,8 +11260,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -11185,8 +11293,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -11209,8 +11317,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -11234,8 +11342,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -11255,8 +11363,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -11271,8 +11379,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -11289,8 +11397,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -11304,8 +11412,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -11315,8 +11423,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -11331,8 +11439,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -11353,8 +11461,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -11375,8 +11483,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed. The shape parameters are checks: null, or what the model has.';
@@ -11391,8 +11499,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -11423,8 +11531,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].training.train_step(
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed)
 $$;
@@ -11461,8 +11569,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].training.train(
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every)
 $$;
@@ -11501,8 +11609,8 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b97811255a2b @extschema@'].training.train_run(
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 577dea337fec @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait)
 $$;
@@ -11517,8 +11625,8 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].training.train_stop(model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -11641,8 +11749,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].checkpoints.save(model, note, file_path)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].checkpoints.save(model, note, file_path)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -11652,8 +11760,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].checkpoints.load(model, checkpoint_id)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].checkpoints.load(model, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -11686,8 +11794,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b97811255a2b @extschema@'].checkpoints.drop(checkpoint_id)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 577dea337fec @extschema@'].checkpoints.drop(checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -11697,8 +11805,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].checkpoints.prune(model, keep_last, keep_every)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -11714,8 +11822,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].checkpoints.diff(a, b)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].checkpoints.diff(a, b)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -11736,8 +11844,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].checkpoints.history(model, name)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].checkpoints.history(model, name)
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -11761,8 +11869,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -11772,8 +11880,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.values(data)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -11791,8 +11899,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -11801,8 +11909,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -11812,8 +11920,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -11823,8 +11931,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -11834,8 +11942,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -11844,8 +11952,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -11860,8 +11968,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -11876,8 +11984,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -11887,8 +11995,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -11898,8 +12006,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -11914,8 +12022,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -11931,8 +12039,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -11942,8 +12050,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -11952,8 +12060,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -11962,8 +12070,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -11981,8 +12089,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -12002,8 +12110,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -12022,8 +12130,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -12046,8 +12154,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -12057,8 +12165,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -12073,8 +12181,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -12090,8 +12198,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -12111,8 +12219,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -12130,8 +12238,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.tape_id()
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -12141,8 +12249,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -12152,8 +12260,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -12163,8 +12271,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.value(handle)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -12173,8 +12281,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b97811255a2b @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 577dea337fec @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -12184,8 +12292,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -12197,8 +12305,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.embed(tokens, model, d)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -12228,8 +12336,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -12250,8 +12358,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -12265,8 +12373,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.trace_text(prompt, model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].inspect.trace_text(prompt, model)
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -12276,8 +12384,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.trace_ids(ids, model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].inspect.trace_ids(ids, model)
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -12292,8 +12400,8 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].inspect.attention_weights(prompt, layer, head, model)
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -12303,8 +12411,8 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.logit_lens(prompt, model, n)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].inspect.logit_lens(prompt, model, n)
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -12314,8 +12422,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.token_embedding(token_id, model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].inspect.token_embedding(token_id, model)
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token: a row of wte.';
 
@@ -12324,8 +12432,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.dot(tape_id)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].inspect.dot(tape_id)
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -12335,8 +12443,8 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.replay_tape(tape_id)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].inspect.replay_tape(tape_id)
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -12346,8 +12454,8 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -12372,8 +12480,8 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].admin.doctor()
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].admin.doctor()
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -12383,8 +12491,8 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].admin.cache_status()
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session keeps in memory, the next to be given up first. They are bounded by pg_gpt2.max_memory.';
@@ -12394,8 +12502,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].admin.cache_clear()
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].admin.cache_clear()
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again.';
 
@@ -12404,8 +12512,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b97811255a2b @extschema@'].admin.grant_usage(role, level)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 577dea337fec @extschema@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code and the caps). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -12428,8 +12536,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.enabled()
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -12439,8 +12547,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
 
@@ -12455,8 +12563,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -12466,8 +12574,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -12477,8 +12585,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -12488,8 +12596,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b97811255a2b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b97811255a2b @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 577dea337fec @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

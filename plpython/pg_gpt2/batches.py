@@ -21,7 +21,9 @@ class BatchOrder:
     def rows(self, step: int, batch_size: int) -> np.ndarray:
         """Row numbers [batch_size] of step 1, 2, ..; a batch may reach into the next epoch."""
         if step < 1 or batch_size < 1:
-            raise InvalidParameter(f"step {step} and batch size {batch_size} must be at least 1")
+            raise InvalidParameter(
+                f"step {step} and batch size {batch_size} must be at least 1", hint="Steps and batches count from 1."
+            )
         first = (step - 1) * batch_size
         return np.array([self._row(i) for i in range(first, first + batch_size)], np.int64)
 

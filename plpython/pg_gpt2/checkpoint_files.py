@@ -231,5 +231,3 @@ def _update(model: str, kind: str, batch: list[tuple[Part, bytes]]) -> None:
         ["text", "text[]", "int4[]", "bytea[]"],
         *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch], [data for _, data in batch]),
     )
-
-

@@ -71,7 +71,7 @@ def parts(checkpoint: Checkpoint) -> list[Part]:
     if checkpoint.manifest is not None:
         return checkpoint.manifest
     rows = db.query(
-        'SELECT name, token_id, shape, step, data, m, v FROM {schema}.llm_checkpoint_part WHERE checkpoint_id = $1'
+        "SELECT name, token_id, shape, step, data, m, v FROM {schema}.llm_checkpoint_part WHERE checkpoint_id = $1"
         ' ORDER BY name COLLATE "C", token_id',
         ["int4"],
         checkpoint.id,
@@ -269,6 +269,12 @@ def drop(checkpoint_ids: Sequence[int]) -> int:
     return dropped
 
 
+def drop_all(model: str) -> int:
+    """Remove all checkpoints of `model`; how many there were."""
+    rows = db.query("SELECT id FROM {schema}.llm_checkpoint WHERE model = $1", ["text"], model)
+    return drop([row["id"] for row in rows])
+
+
 def sweep() -> None:
     """Delete the blocks that no checkpoint has."""
     db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN SHARE ROW EXCLUSIVE MODE")
@@ -289,4 +295,3 @@ def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
         *(model, keep_last, keep_every),
     )
     return [row["id"] for row in rows]
-

@@ -62,10 +62,16 @@ def check_adamw(lr: float, beta1: float, beta2: float, eps: float, weight_decay:
     """22023 when a hyperparameter is outside its domain."""
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
         if not (isfinite(value) and value >= 0):
-            raise InvalidParameter(f"{name} must be a finite number of at least 0, not {value}")
+            raise InvalidParameter(
+                f"{name} must be a finite number of at least 0, not {value}",
+                hint="torch's defaults are lr 1e-3, eps 1e-8 and weight_decay 0.01.",
+            )
     for name, value in (("beta1", beta1), ("beta2", beta2)):
         if not 0 <= value < 1:
-            raise InvalidParameter(f"{name} must be at least 0 and below 1, not {value}")
+            raise InvalidParameter(
+                f"{name} must be at least 0 and below 1, not {value}",
+                hint="torch's defaults are beta1 0.9 and beta2 0.999.",
+            )
     if step < 1:
         raise InvalidParameter(f"step must be at least 1, not {step}", hint="AdamW counts its steps from 1.")
 

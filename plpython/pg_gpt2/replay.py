@@ -273,7 +273,7 @@ def gradcheck(
             flat[place] = was + epsilon
             above = total()
             flat[place] = was - epsilon
-            worst = max(worst, abs((above - total()) / (2 * epsilon) - expected[place]))
+            worst = max(worst, abs(float((above - total()) / (2 * epsilon) - expected[place])))
             flat[place] = was
         yield Checked(handle, len(places), worst, float(np.abs(expected[places]).max()))
 

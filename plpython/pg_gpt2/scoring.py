@@ -65,7 +65,10 @@ def embedding(params: Params, config: GPT2Config, ids: Sequence[int], layer: int
     """
     depth = _depth(layer, config)
     if pooling not in ("mean", "last"):
-        raise InvalidParameter(f"pooling must be 'mean' or 'last', not '{pooling}'")
+        raise InvalidParameter(
+            f"pooling must be 'mean' or 'last', not '{pooling}'",
+            hint="mean averages all tokens, last takes the last one.",
+        )
     tokens = np.asarray(ids, np.int64)
     if pooling == "last":
         return _states(params, config, tokens[-config.n_positions :], depth)[-1]

@@ -108,7 +108,10 @@ class Tape:
     def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:
         """Gradients of sum(seed * start) for everything before `start` that requires one."""
         if start.node is None or not start.requires_grad:
-            raise InvalidParameter("the value to start from was not computed from anything that requires a gradient")
+            raise InvalidParameter(
+                "the value to start from was not computed from anything that requires a gradient",
+                hint="Start from a value that depends on a variable with requires_grad.",
+            )
         start.grad = np.array(np.broadcast_to(np.asarray(seed, start.dtype), start.shape), order="C")
         self._sweep(self.nodes.index(start.node), start)
 
@@ -166,7 +169,10 @@ def _data(value: Value) -> np.ndarray:
     if value.data is None:
         node = value.node
         if node is None:
-            raise InvalidParameter("a value of this tape is gone: a tape that does not keep runs backward once")
+            raise InvalidParameter(
+                "a value of this tape is gone: a tape that does not keep runs backward once",
+                hint="Run the forward pass again.",
+            )
         value.data = node.op(*(_data(inner) for inner in node.inputs), **node.attrs)
     return value.data
 

@@ -37,4 +37,7 @@ def to_bytes(values: np.ndarray) -> bytes:
 def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
     """22023 unless every dimension is a positive integer."""
     if any(dim is None or dim <= 0 for dim in shape):
-        raise InvalidParameter(f"{name} has shape {list(shape)}; every dimension must be positive")
+        raise InvalidParameter(
+            f"{name} has shape {list(shape)}; every dimension must be positive",
+            hint="Example: ARRAY[2, 3] for two rows of three.",
+        )

@@ -69,7 +69,7 @@ class Tracer:
             return {"causal_attention": "attn.heads", "gelu": "mlp.gelu"}.get(op, op)
         if self._layer is None:
             return "embeddings"
-        return "attn.residual" if self.steps[-1].name == "attn.c_proj" else "output"
+        return "attn.residual" if self.steps[-1].name.endswith("attn.c_proj") else "output"
 
     def _keep(self, op: str, name: str, data: np.ndarray) -> None:
         full = name if self._layer is None else f"h.{self._layer}.{name}"

@@ -119,7 +119,9 @@ class Trainer:
         """Fill `grads` with those of the mean loss over all tokens; (loss, tokens)."""
         check_p(dropout_p)
         if not batches:
-            raise InvalidParameter("a training step needs at least one micro-batch")
+            raise InvalidParameter(
+                "a training step needs at least one micro-batch", hint="Load data with llm_dataset_load."
+            )
         for sink in self._sinks.values():
             sink.filled = False
         n_tokens = sum(int(np.size(targets)) for _, targets in batches)

@@ -37,7 +37,9 @@ class Settings:
                 raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default.")
         for name in ("lr_max", "warmup", "min_lr"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise InvalidParameter(f"{name} must be 0 or more, not {getattr(self, name)}")
+                raise InvalidParameter(
+                    f"{name} must be 0 or more, not {getattr(self, name)}", hint="Leave it out to get its default."
+                )
         if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
             raise InvalidParameter(f"grad_clip must be above 0, not {self.grad_clip}", hint="null = no clipping.")
 

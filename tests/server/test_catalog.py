@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -51,6 +52,13 @@ def test_wrappers_are_a_few_lines(functions):
 
 def test_every_function_has_a_comment(functions):
     assert not offenders(functions, lambda f: not f["comment"])
+
+
+def test_every_function_is_tested_by_pgtap(functions):
+    tests = "".join(path.read_text() for path in (Path(__file__).parents[1] / "pgtap").rglob("*.sql"))
+    internal = ("llm_boot", "llm_bpe_changed", "llm_model_config_replaces_preset")
+    names = {f["name"].split("(")[0].split(".")[-1] for f in functions} - set(internal)
+    assert sorted(name for name in names if name not in tests) == []
 
 
 def test_every_relation_and_column_has_a_comment(module_conn):

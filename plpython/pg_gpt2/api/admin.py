@@ -132,7 +132,9 @@ def grant_usage(role: str, level: str) -> None:
     """GRANT what `level` needs; each level includes those before it."""
     require(role=role, level=level)
     if level not in ("read", "train", "admin"):
-        raise InvalidParameter(f"level must be 'read', 'train' or 'admin', not '{level}'")
+        raise InvalidParameter(
+            f"level must be 'read', 'train' or 'admin', not '{level}'", hint="Each level includes those before it."
+        )
     if role != "public" and not db.row("SELECT 1 FROM pg_roles WHERE rolname = $1", ["text"], role):
         raise UndefinedObject(f'role "{role}" does not exist', hint=f'CREATE ROLE "{role}" first.')
     grantee = "PUBLIC" if role == "public" else db.quote_identifier(role)

@@ -169,7 +169,10 @@ def beam_search(
     require(length_penalty=length_penalty, early_stopping=early_stopping)
     require_positive(beam_width=beam_width, max_tokens=max_tokens)
     if not abs(length_penalty) < 100:
-        raise InvalidParameter(f"length_penalty must be between -100 and 100, not {length_penalty}")
+        raise InvalidParameter(
+            f"length_penalty must be between -100 and 100, not {length_penalty}",
+            hint="Above 0 favours longer continuations; Hugging Face's default is 1.",
+        )
     model = store.load(model_name)
     tokenizer = vocabularies.find(model.name)
     if prompt is None:

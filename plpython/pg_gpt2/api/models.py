@@ -115,7 +115,10 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     )
 
 
-TABLES = ("llm_checkpoint", "llm_checkpoint_restore", "llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_vocab", "llm_param")
+TABLES = (
+    *("llm_checkpoint_restore", "llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_vocab"),
+    "llm_param",
+)
 
 
 @entry
@@ -123,7 +126,7 @@ def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
-    checkpoints.sweep()
+    dropped += checkpoints.drop_all(model)
     dropped += db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if not dropped:
         if store.find_config(model) is not None:

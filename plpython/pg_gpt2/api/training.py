@@ -19,9 +19,14 @@ def load_dataset(source: str, model: str, block_size: int, split: str, val_fract
     require(source=source, model=model, split=split, val_fraction=val_fraction)
     require_positive(block_size=block_size)
     if split not in ("train", "val"):
-        raise InvalidParameter(f"split must be 'train' or 'val', not '{split}'")
+        raise InvalidParameter(
+            f"split must be 'train' or 'val', not '{split}'", hint="train is learned from, val is only measured on."
+        )
     if not 0 <= val_fraction < 1:
-        raise InvalidParameter(f"val_fraction must be at least 0 and below 1, not {val_fraction}")
+        raise InvalidParameter(
+            f"val_fraction must be at least 0 and below 1, not {val_fraction}",
+            hint="0.1 keeps a tenth of the rows for validation.",
+        )
     return datasets.load(
         db.source_texts(source, source_path), vocabularies.load(model), model, block_size, split, val_fraction
     )
@@ -189,7 +194,10 @@ def train_run(
     require_positive(commit_every=commit_every)
     require(flush_seconds=flush_seconds, wait=wait)
     if not 0 <= flush_seconds < float("inf"):
-        raise InvalidParameter(f"flush_seconds must be 0 or more, not {flush_seconds}")
+        raise InvalidParameter(
+            f"flush_seconds must be 0 or more, not {flush_seconds}",
+            hint="0 commits every commit_every steps, however short.",
+        )
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     with store.session_lock(model, wait):
         runs.train_committing(training.Session(model, grad_workers), plan, commit_every, flush_seconds)

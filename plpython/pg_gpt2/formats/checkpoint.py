@@ -64,7 +64,10 @@ class Checkpoint:
             if ours is None:
                 continue
             if ours in self._names:
-                raise InconsistentData(f"{self._names[ours]} and {name} in the file are both tensor {ours}")
+                raise InconsistentData(
+                    f"{self._names[ours]} and {name} in the file are both tensor {ours}",
+                    hint="Keep one of the two in the file.",
+                )
             self._names[ours] = name
 
     def __enter__(self) -> "Checkpoint":
@@ -112,7 +115,10 @@ class Checkpoint:
             if name not in self._names:
                 raise InconsistentData(f"tensor {name} is missing", hint="Is this the checkpoint of a GPT-2?")
             if len(self.shape(name)) != 2:
-                raise InconsistentData(f"tensor {name} has shape {list(self.shape(name))}, not two dimensions")
+                raise InconsistentData(
+                    f"tensor {name} has shape {list(self.shape(name))}, not two dimensions",
+                    hint="Is this the checkpoint of a GPT-2?",
+                )
         (vocab, d_model), (n_positions, _) = self.shape("wte"), self.shape("wpe")
         blocks = {name.split(".")[1] for name in self._names if re.match(r"h\.\d+\.", name)}
         try:
@@ -125,7 +131,10 @@ class Checkpoint:
         if text is None:
             return None
         if not re.fullmatch(r"[0-9]{1,9}", text):
-            raise MalformedData(f"the file's metadata says {key} = {text!r:.80}, which is not a count")
+            raise MalformedData(
+                f"the file's metadata says {key} = {text!r:.80}, which is not a count",
+                hint="Export the file again, or remove its metadata.",
+            )
         return int(text)
 
     def check(self, config: GPT2Config) -> None:

@@ -36,7 +36,9 @@ class GzipNpzReader:
         total = 0
         while (name := self._entry_name()) is not None:
             if name in self._entries:
-                raise MalformedData(f"tensor {name:.80} stands twice in the file")
+                raise MalformedData(
+                    f"tensor {name:.80} stands twice in the file", hint="Write the file again, each tensor once."
+                )
             header = read_npy_header(self._stream, name)
             if header.fortran_order and len(header.shape) > 1:
                 raise FeatureNotSupported(
@@ -47,7 +49,9 @@ class GzipNpzReader:
             if total > max_bytes:
                 raise too_large(total, max_bytes)
             if len(self._entries) == MAX_TENSORS:
-                raise MalformedData(f"the file has more than {MAX_TENSORS} tensors")
+                raise MalformedData(
+                    f"the file has more than {MAX_TENSORS} tensors", hint="Is this the checkpoint of a GPT-2?"
+                )
             self._position += 2 + len(name.encode()) + header.size
             self._entries[name] = header, self._position
             skip(self._stream, header.nbytes, f"tensor {name}")

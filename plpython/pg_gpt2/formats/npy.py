@@ -52,28 +52,44 @@ def read_npy_header(file: BinaryIO, name: str) -> NpyHeader:
         raise MalformedData(f"{what} is not a .npy array", hint="Write the file with numpy.savez.")
     major = start[6]
     if major not in (1, 2, 3):
-        raise MalformedData(f"{what} has .npy version {major}.{start[7]}; 1, 2 and 3 are known")
+        raise MalformedData(
+            f"{what} has .npy version {major}.{start[7]}; 1, 2 and 3 are known",
+            hint="Write the file again with numpy.savez.",
+        )
     width = 2 if major == 1 else 4
     length = int.from_bytes(read_exactly(file, width, what), "little")
     if length > MAX_HEADER_BYTES:
-        raise MalformedData(f"{what} has a .npy header of {length} bytes, over the limit of {MAX_HEADER_BYTES}")
+        raise MalformedData(
+            f"{what} has a .npy header of {length} bytes, over the limit of {MAX_HEADER_BYTES}",
+            hint="Write the file again with numpy.savez.",
+        )
     text = read_exactly(file, length, what)
     with reading(what):
         try:
             fields = ast.literal_eval(text.decode("utf-8" if major == 3 else "latin1").strip())
         except (SyntaxError, TypeError, MemoryError) as error:  # MemoryError is how the parser says: too deep
-            raise MalformedData(f"{what} has an unreadable .npy header") from error
+            raise MalformedData(
+                f"{what} has an unreadable .npy header", hint="Copy or export the file again."
+            ) from error
     if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
-        raise MalformedData(f"{what} has a .npy header without exactly descr, fortran_order and shape")
+        raise MalformedData(
+            f"{what} has a .npy header without exactly descr, fortran_order and shape",
+            hint="Write the file again with numpy.savez.",
+        )
     shape, fortran_order = fields["shape"], fields["fortran_order"]
     if (
         not isinstance(shape, tuple)
         or len(shape) > 32
         or not all(type(dim) is int and 0 <= dim < 1 << 63 for dim in shape)
     ):
-        raise MalformedData(f"{what} has shape {shape!r:.80}, not a tuple of sizes")
+        raise MalformedData(
+            f"{what} has shape {shape!r:.80}, not a tuple of sizes", hint="Write the file again with numpy.savez."
+        )
     if not isinstance(fortran_order, bool):
-        raise MalformedData(f"{what} has fortran_order {fortran_order!r:.80}, not a truth value")
+        raise MalformedData(
+            f"{what} has fortran_order {fortran_order!r:.80}, not a truth value",
+            hint="Write the file again with numpy.savez.",
+        )
     itemsize = _itemsize(fields["descr"], what)
     return NpyHeader(fields["descr"], fortran_order, shape, itemsize, 8 + width + length)
 
@@ -86,8 +102,12 @@ def _itemsize(descr: object, what: str) -> int:
         )
     match = DESCR.fullmatch(descr) if isinstance(descr, str) else None
     if match is None:
-        raise MalformedData(f"{what} has dtype {descr!r:.80}, which is not a plain number")
+        raise MalformedData(
+            f"{what} has dtype {descr!r:.80}, which is not a plain number", hint="Convert the array to float32."
+        )
     size = int(match[3] or 1)
     if not 1 <= size <= 32:
-        raise MalformedData(f"{what} has dtype {descr!r:.80}, which does not exist")
+        raise MalformedData(
+            f"{what} has dtype {descr!r:.80}, which does not exist", hint="Convert the array to float32."
+        )
     return size

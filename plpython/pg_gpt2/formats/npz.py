@@ -36,14 +36,22 @@ class NpzReader:
         """Members by tensor name, refusing by their declared sizes before anything is inflated."""
         infos = self._zip.infolist()
         if len(infos) > MAX_TENSORS:
-            raise MalformedData(f"the .npz file has {len(infos)} members, over the limit of {MAX_TENSORS}")
+            raise MalformedData(
+                f"the .npz file has {len(infos)} members, over the limit of {MAX_TENSORS}",
+                hint="Is this the checkpoint of a GPT-2?",
+            )
         members: dict[str, zipfile.ZipInfo] = {}
         for info in infos:
             name = info.filename.removesuffix(".npy")
             if name == info.filename:
-                raise MalformedData(f"member {name!r:.80} of the .npz file is not a .npy array")
+                raise MalformedData(
+                    f"member {name!r:.80} of the .npz file is not a .npy array",
+                    hint="Write the file with numpy.savez, one array a tensor.",
+                )
             if name in members:
-                raise MalformedData(f"tensor {name:.80} stands twice in the .npz file")
+                raise MalformedData(
+                    f"tensor {name:.80} stands twice in the .npz file", hint="Write the file again, each tensor once."
+                )
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
                 raise MalformedData(
                     f"tensor {name:.80} is encrypted or compressed by another method than deflate",
@@ -62,7 +70,8 @@ class NpzReader:
         if header.size + header.nbytes != declared:
             raise MalformedData(
                 f"tensor {name} of shape {list(header.shape)} and dtype {header.descr} needs "
-                f"{header.size + header.nbytes} bytes, its zip member has {declared}"
+                f"{header.size + header.nbytes} bytes, its zip member has {declared}",
+                hint="The file is damaged: copy or export it again.",
             )
         return header
 

@@ -184,4 +184,7 @@ def exact_blocks(name: str, shape: Sequence[int], blocks: Iterable[np.ndarray]) 
             break
         yield data
     if left:
-        raise InconsistentData(f"the stored blocks of tensor {name} do not add up to its shape {list(shape)}")
+        raise InconsistentData(
+            f"the stored blocks of tensor {name} do not add up to its shape {list(shape)}",
+            hint="Import the model again, or restore the rows of llm_param.",
+        )

@@ -56,7 +56,9 @@ def reading(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (None, errno.EINVAL):  # a seek to where a damaged directory points
             raise MalformedData(f"{what} is damaged: {error}", hint="Copy or export the file again.") from error
-        raise FileAccessError(f"{what} cannot be read: {error.strerror}") from error
+        raise FileAccessError(
+            f"{what} cannot be read: {error.strerror}", hint="Check the disk and the file's permissions."
+        ) from error
 
 
 def read_exactly(file: BinaryIO, count: int, what: str) -> bytes:
@@ -108,7 +110,12 @@ def to_float32(values: np.ndarray) -> np.ndarray:
 def check_rows(name: str, shape: Sequence[int], start: int, stop: int) -> int:
     """Scalars in one row of `shape`; 22023 when start..stop are not rows of it, 22000 when it has no values."""
     if shape and not prod(shape):  # NumPy cannot even say some empty shapes
-        raise InconsistentData(f"tensor {name} of shape {list(shape)} is empty")
+        raise InconsistentData(
+            f"tensor {name} of shape {list(shape)} is empty", hint="Is this the checkpoint of a GPT-2?"
+        )
     if not shape or not 0 <= start <= stop <= shape[0]:
-        raise InvalidParameter(f"tensor {name} of shape {list(shape)} has no rows {start} to {stop}")
+        raise InvalidParameter(
+            f"tensor {name} of shape {list(shape)} has no rows {start} to {stop}",
+            hint="Ask for rows that the tensor has.",
+        )
     return prod(shape[1:])

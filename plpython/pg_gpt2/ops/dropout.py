@@ -20,7 +20,10 @@ Grads = tuple[np.ndarray | None, ...]
 def check_p(p: float) -> None:
     """22023 unless 0 <= p < 1."""
     if not 0.0 <= p < 1.0:
-        raise InvalidParameter(f"dropout probability must be at least 0 and below 1, not {p}")
+        raise InvalidParameter(
+            f"dropout probability must be at least 0 and below 1, not {p}",
+            hint="0 switches dropout off; GPT-2 was trained with 0.1.",
+        )
 
 
 def dropout(x: np.ndarray, *, p: float, seed: int = 0, step: int = 0, site: int = 0) -> np.ndarray:  # [..] -> [..]

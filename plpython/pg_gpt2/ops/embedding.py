@@ -17,7 +17,7 @@ def checked_ids(op: str, ids: Any, limit: int) -> np.ndarray:
     """`ids` as integers; 22023 when one is not in 0 .. limit - 1."""
     array = np.asarray(ids)
     if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise InvalidParameter(f"{op}: ids must be integers, not {array.dtype}")
+        raise InvalidParameter(f"{op}: ids must be integers, not {array.dtype}", hint="ids are token numbers from 0.")
     array = array.astype(np.int64, copy=False)
     if array.size and not (array.min() >= 0 and array.max() < limit):
         bad = array[(array < 0) | (array >= limit)][0]

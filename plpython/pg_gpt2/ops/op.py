@@ -49,7 +49,8 @@ class Op:
         """(y, saved); saved is None when the op saves nothing. 22023 when the number of inputs is wrong."""
         if len(arrays) != len(self.inputs) and not (self.variadic and arrays):
             raise InvalidParameter(
-                f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {len(arrays)}"
+                f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {len(arrays)}",
+                hint="Give one array for each of them, in this order.",
             )
         try:
             result = self.forward(*arrays, **attrs)
@@ -72,7 +73,10 @@ class Op:
             depth, trace = depth + 1, trace.tb_next
         if depth > 1:
             return error
-        return InvalidParameter(f"op {self.name} does not accept attributes {sorted(attrs)}: {error}")
+        return InvalidParameter(
+            f"op {self.name} does not accept attributes {sorted(attrs)}: {error}",
+            hint="An attribute is missing, or is not one of this op's.",
+        )
 
 
 registry: dict[str, Op] = {}
@@ -108,5 +112,8 @@ def misfit(op: str, rule: str, **shapes: Shape) -> InvalidParameter:
 def normal_axis(op: str, axis: int, ndim: int) -> int:
     """`axis` counted from the front; 22023 when there is no such axis."""
     if not -ndim <= axis < ndim:
-        raise InvalidParameter(f"{op}: axis {axis} does not exist in a tensor of {ndim} dimensions")
+        raise InvalidParameter(
+            f"{op}: axis {axis} does not exist in a tensor of {ndim} dimensions",
+            hint="Axes count from 0; negative ones from the end.",
+        )
     return axis % ndim

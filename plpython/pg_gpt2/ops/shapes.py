@@ -19,7 +19,10 @@ def transpose(x: np.ndarray, *, axes: Sequence[int] | None = None) -> np.ndarray
         return x.swapaxes(-1, -2)
     order = [normal_axis("transpose", axis, x.ndim) for axis in axes]
     if sorted(order) != list(range(x.ndim)):
-        raise InvalidParameter(f"transpose: axes {list(axes)} are not a permutation of the {x.ndim} dimensions")
+        raise InvalidParameter(
+            f"transpose: axes {list(axes)} are not a permutation of the {x.ndim} dimensions",
+            hint="Name every axis once, or leave axes out to swap the last two.",
+        )
     return x.transpose(order)
 
 
