@@ -8,6 +8,8 @@ PG_CONFIG ?= pg_config
 SYSTEM_PYTHON = /usr/bin/python3
 # Passed on to pytest, for example PYTEST_ARGS='-k tokenizer -x'.
 PYTEST_ARGS =
+# Passed on to tests/bench/bench.py, for example BENCH_ARGS='--full --json bench.json'.
+BENCH_ARGS =
 
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
@@ -23,7 +25,7 @@ help:
 	@echo 'make demo         learn a vocabulary and train a small GPT-2 on the PostgreSQL documentation, in that cluster'
 	@echo 'make test         all tests that need no torch, in a throw-away cluster'
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
-	@echo 'make bench        time decoding and training beside torch'
+	@echo 'make bench        time decoding and training beside torch; BENCH_ARGS=--full for more'
 	@echo 'make lint         ruff, mypy, shellcheck, and whether the install script is current'
 	@echo 'make build        write the install script (pg_gpt2--*.sql) from sql/ and plpython/'
 	@echo 'make install      install into the server that pg_config names (PG_CONFIG=...); may need root'
@@ -77,7 +79,7 @@ test-oracle: provision build .venv/oracle/complete
 
 .PHONY: bench
 bench: .venv/oracle/complete
-	@dsn=$$($(MAKE) up | tail -n 1) && .venv/oracle/bin/python tests/bench/bench.py --dsn "$$dsn"
+	@dsn=$$($(MAKE) up | tail -n 1) && .venv/oracle/bin/python tests/bench/bench.py --dsn "$$dsn" $(BENCH_ARGS)
 
 .PHONY: lint
 lint: .venv/lint/complete

@@ -26,6 +26,7 @@ TOPICS = (
     "scoring",
     "training",
     "checkpoints",
+    "retention",
     "kernels",
     "autograd",
     "inspect",

@@ -23,7 +23,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 577dea337fec @extschema@'] = importer['load'](sources, 'pg_gpt2 577dea337fec @extschema@', '@extschema@')
+GD['pg_gpt2 985dcc4cc5c3 @extschema@'] = importer['load'](sources, 'pg_gpt2 985dcc4cc5c3 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -171,11 +171,14 @@ CHANGED_BY_TRAINING = {
     "llm_dataset": "INSERT, UPDATE, DELETE",
     "llm_run": "INSERT, UPDATE",
     "llm_train_log": "INSERT",
+    "llm_tape": "INSERT, DELETE",
+    "llm_tensor_rt": "INSERT, UPDATE, DELETE",
+    "llm_tensor_map": "INSERT, UPDATE, DELETE",
     "llm_bpe_vocab": "INSERT",
     "llm_bpe_merges": "INSERT",
 }
 NOBODYS = ("llm_module", "llm_limit", "llm_bpe_version")  # granted at installation, to PUBLIC, as far as they may be
-TRAINING = "^llm_(train|dataset)"  # names of functions that train or load data
+TRAINING = "^llm_(train|dataset|accumulate)"  # names of functions that train or load data
 
 
 @entry
@@ -406,7 +409,10 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
         )
     array = from_bytes(tensor, shape or row["shape"], name="tensor")
     if array.size != np.prod(row["shape"]):
-        raise InvalidParameter(f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}')
+        raise InvalidParameter(
+            f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}',
+            hint="Leave shape out to take the parameter's.",
+        )
     recorder = Recorder(room=1)
     handle = recorder.leaf(array, True).id
     recorder.flush()
@@ -436,44 +442,19 @@ def accumulate_grads(model: str, workers: int) -> int:
     require(model=model)
     require_positive(workers=workers)
     store.lock(model)
-    rows = db.cursor(
-        "SELECT p.name, p.token_id, p.shape, p.grad, t.grad AS new, t.id,"
-        " m.token_id - min(m.token_id) OVER (PARTITION BY m.tensor_id) AS first"
-        " FROM {schema}.llm_tensor_map AS m JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = m.tape_id"
-        " JOIN {schema}.llm_param AS p USING (model, name, token_id)"
-        " WHERE m.tape_id = $1 AND m.model = $2 AND t.grad IS NOT NULL",
+    return db.run(
+        "UPDATE {schema}.llm_param AS p SET grad ="
+        " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
+        " FROM (SELECT q.name, q.token_id, substring(t.grad FROM 1 + m.first * 4 * coalesce(q.shape[2], 1)"
+        "                                                   FOR octet_length(q.data)) AS part"
+        "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
+        "             FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2) AS m"
+        "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
+        "       JOIN {schema}.llm_param AS q ON q.model = $2 AND (q.name, q.token_id) = (m.name, m.token_id)"
+        "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
+        " WHERE p.model = $2 AND p.name = new.name AND p.token_id = new.token_id",
         ["int8", "text"],
         *(session_tape(), model),
-    )
-    batch: list[tuple[str, int, bytes]] = []
-    held = count = 0
-    for row in rows:
-        batch.append((row["name"], row["token_id"], _added(row)))
-        held, count = held + len(batch[-1][2]), count + 1
-        if held >= store.FLUSH_BYTES:
-            _store_grads(model, batch)
-            batch, held = [], 0
-    if batch:
-        _store_grads(model, batch)
-    return count
-
-
-def _added(row: db.Row) -> bytes:
-    """The block's part of the new gradient, added to what the block has."""
-    width = int(np.prod(row["shape"][1:]))
-    start = 4 * row["first"] * width
-    part = row["new"][start : start + 4 * row["shape"][0] * width]
-    if row["grad"] is None:
-        return part
-    return to_bytes(np.frombuffer(row["grad"], FLOAT32) + np.frombuffer(part, FLOAT32))
-
-
-def _store_grads(model: str, batch: list[tuple[str, int, bytes]]) -> None:
-    db.run(
-        "UPDATE {schema}.llm_param AS p SET grad = new.grad FROM unnest($2, $3, $4) AS new (name, token_id, grad)"
-        " WHERE p.model = $1 AND p.name = new.name AND p.token_id = new.token_id",
-        ["text", "text[]", "int4[]", "bytea[]"],
-        *(model, *map(list, zip(*batch, strict=True))),
     )
 
 
@@ -1181,7 +1162,7 @@ def gradcheck(handle: int, epsilon: float, max_elements: int) -> list[tuple[Any,
     require(handle=handle, epsilon=epsilon)
     require_positive(max_elements=max_elements)
     if not 0 < epsilon < 1:
-        raise InvalidParameter(f"epsilon must be above 0 and below 1, not {epsilon}")
+        raise InvalidParameter(f"epsilon must be above 0 and below 1, not {epsilon}", hint="Leave it out for 1e-5.")
     tape_rows.value(handle)
     recorded = replay.ancestors(tape_rows.applications(tape_rows.session_tape()), handle)
     tensors = tape_rows.tensors(tape_rows.session_tape())
@@ -1209,7 +1190,7 @@ from typing import Any
 
 from .. import kernels, resources
 from ..db import entry
-from ..errors import NullNotAllowed
+from ..errors import require
 from ..sampling import Sampling
 from .generation import draw_seed
 
@@ -1263,12 +1244,11 @@ def softmax_backward(y: bytes | None, dy: bytes | None, n: int | None) -> bytes 
 
 
 @kernel
-def dropout(data: bytes | None, p: float | None, training: bool | None, seed: int | None) -> bytes | None:
+def dropout(data: bytes | None, p: float, training: bool, seed: int | None) -> bytes | None:
     """Inverted dropout; without a seed, one is drawn."""
     if data is None:
         return None
-    if p is None or training is None:
-        raise NullNotAllowed(f"{'p' if p is None else 'training'} must not be null")
+    require(p=p, training=training)
     return kernels.drop(data, p, training, draw_seed() if training and seed is None else seed or 0)
 
 
@@ -1297,7 +1277,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.models', $pg_gpt2_sou
 
 from dataclasses import replace
 
-from .. import checkpoints, db, gpt2, resources, store
+from .. import audit, checkpoints, db, gpt2, resources, store
 from ..config import GPT2Config
 from ..db import entry
 from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
@@ -1412,7 +1392,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
 
 TABLES = (
     *("llm_checkpoint_restore", "llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_vocab"),
-    "llm_param",
+    *("llm_tensor_map", "llm_param"),
 )
 
 
@@ -1420,6 +1400,7 @@ TABLES = (
 def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
+    audit.drop_all(model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
     dropped += checkpoints.drop_all(model)
     dropped += db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
@@ -1430,6 +1411,36 @@ def drop_model(model: str) -> None:
                 hint="DELETE its row from llm_model_config if it shall not be listed.",
             )
         raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.retention', $pg_gpt2_source$"""llm_log_prune: the log thinned out by age."""
+
+from .. import db, store
+from ..db import entry
+from ..errors import InvalidParameter, require, require_positive
+
+
+@entry
+def prune_log(model: str | None, older_than: str, keep_every: int | None) -> int:
+    """Remove rows of llm_train_log; how many."""
+    require(older_than=older_than)
+    if keep_every is not None:
+        require_positive(keep_every=keep_every)
+    if (db.row("SELECT $1::interval < interval '0' AS future", ["text"], older_than) or {})["future"]:
+        raise InvalidParameter(f"older_than must not be negative: {older_than}", hint="interval '0' prunes all ages.")
+    if model is not None:
+        store.config(model)
+    return db.run(
+        "DELETE FROM {schema}.llm_train_log AS l USING ("
+        " SELECT run_id, min(step) AS first, max(step) AS last FROM {schema}.llm_train_log GROUP BY run_id"
+        ") AS ends"
+        " WHERE ends.run_id = l.run_id AND l.step NOT IN (ends.first, ends.last)"
+        " AND ($1 IS NULL OR l.model = $1) AND l.at < clock_timestamp() - $2::interval"
+        " AND ($3 IS NULL OR l.step % $3 <> 0) AND l.val_loss IS NULL AND l.weights_digest IS NULL"
+        " AND NOT EXISTS ("
+        "  SELECT FROM {schema}.llm_run AS r WHERE r.run_id = l.run_id AND r.status IN ('running', 'stopped'))",
+        ["text", "text", "int8"],
+        *(model, older_than, keep_every),
+    )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.scoring', $pg_gpt2_source$"""llm_logprobs, llm_perplexity, llm_text_embedding."""
 
@@ -1578,13 +1589,15 @@ import math
 
 import numpy as np
 
-from .. import datasets, db, gpt2, recording, resources, runs, store, training, vocabularies
+from .. import audit, datasets, db, gpt2, recording, resources, runs, store, training, vocabularies
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
 from ..ops.dropout import check_p
 from ..tape import Handle, Runner
 from .generation import draw_seed
+
+MOST_ROWS = 1 << 20  # a step: their order is drawn before anything else is done with them
 
 
 @entry
@@ -1618,9 +1631,12 @@ def loss(
     dropout_p: float,
     train: bool,
     seed: int | None,
+    level: str | None,
 ) -> float:
-    """Mean cross entropy of `targets`."""
+    """Mean cross entropy of `targets`, recorded at the audit `level`; None = as the mode is."""
     require(tokens=tokens, targets=targets, dropout_p=dropout_p, training=train)
+    if level is not None:
+        audit.check_level(level)
     if not tokens or len(tokens) != len(targets):
         raise InvalidParameter(
             f"tokens has {len(tokens)} ids and targets {len(targets)}; both must have the same number, at least one",
@@ -1640,7 +1656,7 @@ def loss(
     def work(run: Runner, params: dict[str, Handle]) -> Handle:
         return gpt2.loss(run, params, *arrays, loaded.config, drop=drop, chunk=chunk)
 
-    return float(recording.on_tape(loaded, work))
+    return float(recording.on_tape(loaded, work, level))
 
 
 @entry
@@ -1676,9 +1692,10 @@ def train_step(
     batch: list[int] | None,
     min_lr: float,
     seed: int,
+    level: str,
 ) -> float:
     """One AdamW step; the loss before it."""
-    require(model=model)
+    require(model=model, audit=level)
     require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
     if batch_id is not None and batch is not None:
         raise InvalidParameter(
@@ -1690,12 +1707,13 @@ def train_step(
         )
     if total_steps is not None:
         require_positive(total_steps=total_steps)
+    audit.check_level(level)
     settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
     store.config(model)
     store.lock(model)
     session = training.Session(model, grad_workers)
     store.check_overrides(session.config, n_layer, n_head, d, vocab)
-    return runs.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps)
+    return runs.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
 
 
 @entry
@@ -1722,10 +1740,11 @@ def train(
     seed: int,
     eval_every: int | None,
     log_every: int | None,
+    level: str,
 ) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
     settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every)
+    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
     _check_run(model, plan, grad_workers, prune_workers)
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     store.lock(model)
@@ -1759,11 +1778,12 @@ def train_run(
     commit_every: int,
     flush_seconds: float,
     wait: bool,
+    level: str,
 ) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
     db.start_committing("llm_train_run")
     settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every)
+    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
     _check_run(model, plan, grad_workers, prune_workers)
     require_positive(commit_every=commit_every)
     require(flush_seconds=flush_seconds, wait=wait)
@@ -1778,9 +1798,15 @@ def train_run(
 
 
 def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: int) -> None:
-    require(model=model)
+    require(model=model, audit=plan.audit)
+    audit.check_level(plan.audit)
     require_positive(n_steps=plan.n_steps, batch_size=plan.batch_size, grad_accum=plan.grad_accum)
     require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    if plan.batch_size * plan.grad_accum > MOST_ROWS:
+        raise InvalidParameter(
+            f"a step of batch_size {plan.batch_size} x grad_accum {plan.grad_accum} rows is more than {MOST_ROWS}",
+            hint="GPT-2 itself was trained with 512 rows a step.",
+        )
     for name, value in (("eval_every", plan.eval_every), ("log_every", plan.log_every)):
         if value is not None and value < 0:
             raise InvalidParameter(f"{name} must be 0 or more, not {value}", hint="0 turns it off.")
@@ -1966,12 +1992,15 @@ def _check(op: str, name: str, value: Any) -> None:
     else:
         single = name in ("ids", "target")
         good, kind = _is_list(value, nested=single) or (single and _is_integer(value)), "a list of integers"
+    if good and name in ("chunk", "n_head"):
+        good, kind = value >= 1, "1 or more"
+    if good and name == "eps":
+        good, kind = value >= 0, "0 or more"
     if not good:
-        raise InvalidParameter(f'{op}: extra."{name}" must be {kind}, not {json.dumps(value)}')
-    if name in ("chunk", "n_head") and value < 1:
-        raise InvalidParameter(f'{op}: extra."{name}" must be 1 or more, not {value}')
-    if name == "eps" and value < 0:
-        raise InvalidParameter(f'{op}: extra."eps" must be 0 or more, not {value}')
+        raise InvalidParameter(
+            f'{op}: extra."{name}" must be {kind}, not {json.dumps(value)}',
+            hint="\\df+ llm_op lists what each op takes.",
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -2000,6 +2029,171 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.audit', $pg_gpt2_source$"""Audited training steps: their ops as rows of llm_tape, and at level 'full' every value and gradient in llm_tensor_rt.
+
+It only looks on: a step calls it after each op, forward and backward, and computes the same bits at every level. What
+pg_gpt2.audit_keep would prune at once is not recorded in the first place, where that can be known.
+"""
+
+from collections import deque
+
+import numpy as np
+
+from . import db
+from .errors import InvalidParameter
+from .ops import Sink
+from .tape import Node, Value
+from .tape_rows import FLUSH_BYTES, Writer, drop, new_tape, update_grads
+from .tensor import to_bytes
+from .trainer import Trainer
+
+LEVELS = ("none", "tape", "full")
+ROOM = 512  # handles drawn at a time
+
+
+def check_level(level: str) -> None:
+    """22023 unless `level` is one."""
+    if level not in LEVELS:
+        raise InvalidParameter(
+            f"audit must be one of {', '.join(LEVELS)}, not {level!r}",
+            hint="tape: one row an op; full: values and gradients as well.",
+        )
+
+
+def steps_kept() -> int | None:
+    """How many steps of a model stay (pg_gpt2.audit_keep); None = all."""
+    text = db.setting("audit_keep", "1") or "1"
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise InvalidParameter(
+            f"pg_gpt2.audit_keep must be a number of steps, not '{text}'", hint="1 is the default, 0 keeps all."
+        )
+    return int(text) or None
+
+
+def drop_all(model: str) -> None:
+    """Delete the tapes of all runs of a model."""
+    rows = db.query(
+        "SELECT DISTINCT t.tape_id FROM {schema}.llm_tape AS t JOIN {schema}.llm_run AS r USING (run_id) WHERE r.model = $1",
+        ["text"],
+        model,
+    )
+    if rows:
+        drop([row["tape_id"] for row in rows])
+
+
+class StepTape:
+    """The tape of one step; called by the trainer's tape after each op."""
+
+    def __init__(self, level: str, run_id: int, step: int) -> None:
+        self.full = level == "full"
+        self.writer = Writer(new_tape(), run_id=run_id, step=step, room=ROOM)
+        self._handles: dict[int, int] = {}  # of values by id(); of parameters by that of their sink
+        self._seen: list[Value | Sink] = []  # held, so that an id() means one object
+        self._grads: list[tuple[int, bytes]] = []
+        self._held = 0
+
+    @property
+    def tape_id(self) -> int:
+        """Its number."""
+        return self.writer.tape_id
+
+    def __call__(self, phase: str, node: Node) -> None:
+        """After an op ran (forward), or passed its gradient on (backward)."""
+        if phase == "forward":
+            inputs = [self._handle(value) for value in node.inputs]
+            self.writer.op(node.name, inputs, self._handle(node.output), node.attrs)
+        elif self.full and node.output.grad is not None:
+            self._grad(self._handle(node.output), node.output.grad)
+
+    def _handle(self, value: Value) -> int:
+        key = value if value.sink is None else value.sink
+        if id(key) not in self._handles:
+            data = to_bytes(value.data) if self.full and value.data is not None else None
+            self._handles[id(key)] = self.writer.tensor(value.shape, value.requires_grad, data)
+            self._seen.append(key)
+        return self._handles[id(key)]
+
+    def _grad(self, handle: int, grad: np.ndarray) -> None:
+        self._grads.append((handle, to_bytes(grad)))
+        self._held += grad.nbytes
+        if self._held >= FLUSH_BYTES:
+            self._flush_grads()
+
+    def _flush_grads(self) -> None:
+        self.writer.flush()
+        update_grads(self.tape_id, self._grads)
+        self._grads.clear()
+        self._held = 0
+
+    def finish(self, trainer: Trainer) -> dict[str, int]:
+        """After the step: gradients of the parameters; their handles by name."""
+        names = {id(sink): name for name, sink in trainer.sinks.items()}
+        params = {names[key]: handle for key, handle in self._handles.items() if key in names}
+        if self.full:
+            for name, grad in trainer.grads.items():
+                self._grad(params[name], grad)
+            self._flush_grads()
+        self._seen.clear()
+        self._handles.clear()
+        return params
+
+
+class Auditor:
+    """Audits the steps of a run: `begin` and `end` around each, `write` when the weights are written."""
+
+    def __init__(self, model: str, level: str) -> None:
+        check_level(level)
+        self.model, self.level = model, level
+        self._keep = steps_kept()
+        self._kept: deque[tuple[StepTape, dict[str, int]]] = deque(maxlen=self._keep)
+        self._tape: StepTape | None = None
+
+    def begin(self, run_id: int, step: int, steps_left: int = 0) -> StepTape | None:
+        """What watches this step; None when nobody does, as when more than enough steps are still to come."""
+        self._tape = None
+        if self.level != "none" and (self._keep is None or steps_left < self._keep):
+            self._tape = StepTape(self.level, run_id, step)
+        return self._tape
+
+    def end(self, trainer: Trainer) -> None:
+        """The step is done."""
+        if self._tape is None:
+            return
+        if self.level == "full" and self._keep is not None and len(self._kept) == self._keep:
+            drop([self._kept[0][0].tape_id])  # values were written as they came
+        self._kept.append((self._tape, self._tape.finish(trainer)))
+        self._tape = None
+        if self._keep is None:
+            self._flush()
+
+    def write(self) -> None:
+        """Insert what is kept, and delete the model's older steps."""
+        tapes = [tape.tape_id for tape, _ in self._kept]
+        self._flush()
+        if not tapes or self._keep is None:
+            return
+        rows = db.query(
+            "SELECT t.tape_id FROM {schema}.llm_tape AS t JOIN {schema}.llm_run AS r USING (run_id)"
+            " WHERE r.model = $1 GROUP BY t.tape_id ORDER BY t.tape_id DESC OFFSET $2",
+            ["text", "int4"],
+            self.model,
+            self._keep,
+        )
+        if rows:
+            drop([row["tape_id"] for row in rows])
+
+    def _flush(self) -> None:
+        for tape, params in self._kept:
+            tape.writer.flush()
+            db.run(
+                "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
+                " SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {schema}.llm_param AS p"
+                " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name WHERE p.model = $2",
+                ["int8", "text", "text[]", "int8[]"],
+                *(tape.tape_id, self.model, list(params), list(params.values())),
+            )
+        self._kept.clear()
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.batch', $pg_gpt2_source$"""Several prompts at once: one pass of the model a step for all of them, and the tokens that each would get alone.
 
@@ -3062,6 +3256,7 @@ def _layout_error(model: str, name: str) -> InconsistentData:
 def save(model: str, note: str) -> int:
     """The state of `model` into the database; the id."""
     config = store.config(model)
+    db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN ROW EXCLUSIVE MODE")  # before the snapshot: see sweep()
     row = db.row(
         f"""
         WITH state AS MATERIALIZED (
@@ -3222,10 +3417,17 @@ def drop_all(model: str) -> int:
 
 
 def sweep() -> None:
-    """Delete the blocks that no checkpoint has."""
+    """Delete what no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved."""
+    isolation = db.row("SELECT current_setting('transaction_isolation') AS level")
+    if (isolation or {})["level"] not in ("read committed", "read uncommitted"):
+        return  # an older snapshot misses the latest; the next drop will do it
     db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN SHARE ROW EXCLUSIVE MODE")
+    db.run(
+        "DELETE FROM {schema}.llm_checkpoint_part AS p"
+        " WHERE NOT EXISTS (SELECT FROM {schema}.llm_checkpoint AS c WHERE c.id = p.checkpoint_id)"
+    )
     used = " AND ".join(
-        f"NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS c WHERE c.{column} = b.digest)"
+        f"NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS p WHERE p.{column} = b.digest)"
         for column in ("data", "m", "v")
     )
     db.run(f"DELETE FROM {{schema}}.llm_checkpoint_blob AS b WHERE {used}")
@@ -5501,13 +5703,13 @@ def require_dims(**dims: int) -> None:
     """22023 naming the first dimension below 1."""
     for name, value in dims.items():
         if value < 1:
-            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
+            raise InvalidParameter(f"{name} must be 1 or more, not {value}", hint="It is a dimension of a tensor.")
 
 
 def require_eps(eps: float) -> None:
     """22023 unless `eps` is a finite number of at least 0."""
     if not (isfinite(eps) and eps >= 0):
-        raise InvalidParameter(f"eps must be a finite number of at least 0, not {eps}")
+        raise InvalidParameter(f"eps must be a finite number of at least 0, not {eps}", hint="GPT-2 has 1e-5.")
 
 
 def _vector(data: bytes, name: str) -> np.ndarray:
@@ -5522,7 +5724,10 @@ def _same_length(**tensors: np.ndarray) -> None:
     (first, wanted), *others = tensors.items()
     for name, array in others:
         if array.size != wanted.size:
-            raise InvalidParameter(f"{name} has {array.size} values and {first} {wanted.size}; they must be equal")
+            raise InvalidParameter(
+                f"{name} has {array.size} values, and {first} has {wanted.size}",
+                hint=f"{name} and {first} must have the same length.",
+            )
 
 
 def tensor(values: Sequence[Any]) -> bytes:
@@ -5716,11 +5921,12 @@ def adamw_step(
 ) -> tuple[bytes, ...]:
     """weight, m and v after one step; missing moments are zeros."""
     if weight is None or grad is None:
-        raise NullNotAllowed(f"{'weight' if weight is None else 'grad'} must not be null")
+        missing = "weight" if weight is None else "grad"
+        raise NullNotAllowed(f"{missing} must not be null", hint="Only m and v may be null, for zeros.")
     hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "step": step}
     for name, value in hyper.items():
         if value is None:
-            raise NullNotAllowed(f"{name} must not be null")
+            raise NullNotAllowed(f"{name} must not be null", hint="Only m and v may be null, for zeros.")
     optim.check_adamw(**hyper)  # type: ignore[arg-type]
     w, g = _vector(weight, "weight").copy(), _vector(grad, "grad")
     moments = {
@@ -5736,7 +5942,7 @@ def grad_clip(grad: bytes, clip: float) -> bytes:
     """The gradient, scaled so that its L2 norm is at most `clip`."""
     array = _vector(grad, "grad")
     if not (isfinite(clip) and clip > 0):
-        raise InvalidParameter(f"clip must be a finite number above 0, not {clip}")
+        raise InvalidParameter(f"clip must be a finite number above 0, not {clip}", hint="1.0 is a usual one.")
     scale = optim.clip_scale(optim.global_norm([array]), clip)
     return grad if scale == 1.0 else to_bytes(array * FLOAT32.type(scale))
 
@@ -5745,7 +5951,9 @@ def lr_schedule(step: int, warmup: int, total: int, lr_max: float) -> float:
     """Linear warm-up, then half a cosine."""
     for name, value in (("step", step), ("warmup", warmup), ("total", total), ("lr_max", lr_max)):
         if not (isfinite(value) and value >= 0):
-            raise InvalidParameter(f"{name} must be a finite number of at least 0, not {value}")
+            raise InvalidParameter(
+                f"{name} must be a finite number of at least 0, not {value}", hint="Steps count from 0 to total."
+            )
     return optim.lr_schedule(step, warmup, total, lr_max)
 
 
@@ -5753,7 +5961,10 @@ def sample(logits: bytes, how: Sampling, seed: int) -> int:
     """Id of a token."""
     array = _vector(logits, "logits")
     if not np.isfinite(array.max()):
-        raise InvalidParameter("logits have NaN, or a largest value that is not finite")
+        raise InvalidParameter(
+            "logits have NaN, or a largest value that is not finite",
+            hint="Give finite numbers; -infinity excludes a token.",
+        )
     return choose(array, how, Draws(seed).next())
 
 
@@ -5767,7 +5978,9 @@ def _rows(data: bytes, n: int | None, name: str) -> np.ndarray:
         return flat.reshape(1, -1)
     require_dims(n=n)
     if flat.size % n:
-        raise InvalidParameter(f"{name} has {flat.size} values, which are not rows of {n}")
+        raise InvalidParameter(
+            f"{name} has {flat.size} values, which are not rows of {n}", hint=f"Its length must be a multiple of {n}."
+        )
     return flat.reshape(-1, n)
 
 
@@ -7590,19 +7803,24 @@ class Recorded:
 class Recorder:
     """Runs ops and writes them to the session's tape. Call `flush` at the end."""
 
-    def __init__(self, *, room: int = 64) -> None:
+    def __init__(self, *, room: int = 64, values: bool = True) -> None:
+        """`values`: whether data are kept; without them a tape shows what was done and cannot be differentiated."""
         self.writer = Writer(session_tape(), room=room)
+        self._values = values
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Recorded:
         """A new value."""
-        return Recorded(self.writer.tensor(data.shape, requires_grad, to_bytes(data)), data, requires_grad)
+        content = to_bytes(data) if self._values else None
+        return Recorded(self.writer.tensor(data.shape, requires_grad, content), data, requires_grad)
 
     def apply(self, name: str, *inputs: Recorded, **attrs: Any) -> Recorded:
         """The result of an op, recorded."""
         host.check_interrupts()
         data = contiguous(lookup(name)(*(value.data for value in inputs), **attrs))  # as the next op would read it
         if 0 in data.shape:
-            raise InvalidParameter(f"{name}: the result of shape {list(data.shape)} has no values")
+            raise InvalidParameter(
+                f"{name}: the result of shape {list(data.shape)} has no values", hint="Give at least one id."
+            )
         found = self.leaf(data, any(value.requires_grad for value in inputs))
         self.writer.op(name, [value.id for value in inputs], found.id, attrs)
         return found
@@ -7636,11 +7854,15 @@ class Recorder:
         return whole
 
 
-def on_tape(model: store.Model, work: Callable[[Runner, dict[str, Handle]], Handle]) -> np.ndarray:
-    """The result of `work(run, params)`, recorded while recording is on."""
-    if not enabled():
+def on_tape(
+    model: store.Model, work: Callable[[Runner, dict[str, Handle]], Handle], level: str | None = None
+) -> np.ndarray:
+    """The result of `work(run, params)`, recorded while recording is on, or as the audit level says."""
+    if level is None:
+        level = "full" if enabled() else "none"
+    if level == "none":
         return work(Eager(), model.params)
-    recorder = Recorder()
+    recorder = Recorder(values=level == "full")
     result = work(recorder, recorder.params(model))
     recorder.flush()
     return result.data
@@ -7654,7 +7876,8 @@ def materialize(recorder: Recorder, model: store.Model, names: Sequence[str]) ->
     db.run(
         "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
         " SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {schema}.llm_param AS p"
-        " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name WHERE p.model = $2",
+        " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name WHERE p.model = $2"
+        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
         ["int8", "text", "text[]", "int8[]"],
         *(session_tape(), model.name, list(found), [value.id for value in found.values()]),
     )
@@ -8152,6 +8375,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from . import __version__, datasets, db, host, threads
+from .audit import Auditor
 from .batches import BatchOrder
 from .optim import lr_schedule, run_lr
 from .trainer import StepResult
@@ -8163,7 +8387,7 @@ STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to do. `eval_every` and `log_every` change what is reported, not what is learned."""
+    """What a run is to do. `eval_every`, `log_every` and `audit` change what is reported, not what is learned."""
 
     settings: Settings
     n_steps: int
@@ -8171,6 +8395,7 @@ class Plan:
     grad_accum: int
     eval_every: int | None
     log_every: int | None
+    audit: str = "tape"
 
 
 @dataclass
@@ -8226,9 +8451,11 @@ class Log:
 class Run:
     """A run in progress: `step` makes and logs one step, `commit_point` writes what has been learned."""
 
-    def __init__(self, session: Session, plan: Plan) -> None:
+    def __init__(self, session: Session, plan: Plan, *, commits: bool = False) -> None:
         self.session = session
         self.plan = plan
+        self._audit = Auditor(session.model, plan.audit)
+        self._commits = commits
         self._rows = datasets.row_ids(session.model, session.config, "train")
         self._val_rows = datasets.row_ids(session.model, session.config, "val") if plan.eval_every else None
         self._order = BatchOrder(plan.settings.seed, len(self._rows))
@@ -8292,7 +8519,10 @@ class Run:
         settings = plan.settings
         lr = run_lr(step, plan.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
         batches = session.batches(ids, plan.batch_size)
-        result = session.trainer.step(batches, lr=lr, step_no=step, **settings.arguments())  # type: ignore[arg-type]
+        # Any step of a committing run may be the last before a commit; of another, only the last stay.
+        audit = self._audit.begin(self.run_id, step, 0 if self._commits else plan.n_steps - step)
+        result = session.trainer.step(batches, lr=lr, step_no=step, audit=audit, **settings.arguments())  # type: ignore[arg-type]
+        self._audit.end(session.trainer)
         seconds = time.perf_counter() - began
         val_loss = self._evaluate(step)
         self._log.add(step, lr, result, seconds, ids, val_loss)
@@ -8309,6 +8539,7 @@ class Run:
     def commit_point(self, status: str = "running") -> None:
         """Write weights and log; the caller commits."""
         self.session.write()
+        self._audit.write()
         self._log.write(self.session.digest())
         db.run(
             "UPDATE {schema}.llm_run SET status = $2, finished_at = CASE WHEN $2 <> 'running' THEN clock_timestamp() END"
@@ -8336,7 +8567,7 @@ def train(session: Session, plan: Plan) -> int:
 
 def train_committing(session: Session, plan: Plan, commit_every: int, flush_seconds: float) -> None:
     """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed."""
-    run = Run(session, plan)
+    run = Run(session, plan, commits=True)
     if not run.resume():
         run.begin()
     db.commit()
@@ -8403,7 +8634,9 @@ def _processor() -> str | None:
         return None
 
 
-def train_step(session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None) -> float:
+def train_step(
+    session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None, audit: str
+) -> float:
     """One step by hand, on the rows `ids`, else on the next row of the training data; the loss before it."""
     step = session.step + 1
     if ids is None:
@@ -8414,12 +8647,16 @@ def train_step(session: Session, ids: Sequence[int] | None, settings: Settings, 
         lr = lr_schedule(step, settings.warmup, total_steps, settings.lr_max, settings.min_lr)
     else:
         lr = settings.lr_max * min(1.0, step / settings.warmup) if settings.warmup else settings.lr_max
-    began = time.perf_counter()
-    result = session.trainer.step(batches, lr=lr, step_no=step, **settings.arguments())  # type: ignore[arg-type]
     log = Log(_manual_run(session, settings.seed), session.model)
+    auditor = Auditor(session.model, audit)
+    began = time.perf_counter()
+    watch = auditor.begin(log.run_id, step)
+    result = session.trainer.step(batches, lr=lr, step_no=step, audit=watch, **settings.arguments())  # type: ignore[arg-type]
+    auditor.end(session.trainer)
     log.add(step, lr, result, time.perf_counter() - began, ids)
     log.write()
     session.write()
+    auditor.write()
     return result.loss
 
 
@@ -8924,7 +9161,9 @@ def session_lock(model: str, wait: bool) -> Iterator[None]:
 
 
 def register(model: str, wanted: GPT2Config) -> None:
-    """Insert or replace the configuration of a model that has no weights."""
+    """Insert or replace the configuration of a model that has no weights. A preset that fits stays one."""
+    if find_config(model) == wanted:
+        return
     db.run(
         "INSERT INTO {schema}.llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab,"
@@ -9127,13 +9366,22 @@ def insert_params(model: str, tensors: Iterable[tuple[str, tuple[int, ...], RowR
 
 def _insert(model: str, batch: list[tuple[str, int, int, int | None, bytes]]) -> None:
     names, firsts, rows, columns, data = map(list, zip(*batch))
+    whole, places = joined(data)
     db.run(
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data)"
-        " SELECT $1, name, first, CASE WHEN columns IS NULL THEN ARRAY[rows] ELSE ARRAY[rows, columns] END, data"
-        " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, rows, columns, data)",
-        ["text", "text[]", "int4[]", "int4[]", "int4[]", "bytea[]"],
-        *(model, names, firsts, rows, columns, data),
+        " SELECT $1, name, first, CASE WHEN columns IS NULL THEN ARRAY[rows] ELSE ARRAY[rows, columns] END,"
+        " substring($7 FROM place FOR 4 * rows * coalesce(columns, 1))"
+        " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, rows, columns, place)",
+        ["text", "text[]", "int4[]", "int4[]", "int4[]", "int4[]", "bytea"],
+        *(model, names, firsts, rows, columns, places, whole),
     )
+
+
+def joined(parts: list[bytes]) -> tuple[bytes, list[int]]:
+    """`parts` as one value, and where each begins in it, from 1: PL/Python keeps the elements of a bytea[] until the
+    function ends, which for a whole model is its size once more."""
+    places = np.cumsum([1, *map(len, parts)])[:-1]
+    return b"".join(parts), places.tolist()
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tape', $pg_gpt2_source$"""Running ops: on a tape that can be differentiated, or eagerly. Model code is written once against `Runner`.
 
@@ -9263,6 +9511,7 @@ class Tape:
         arrays = [_data(value) for value in inputs]
         y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **attrs)
         loss = self._record(op, inputs, attrs, y, None)
+        loss.grad = np.asarray(seed, loss.dtype)  # for the audit
         self._collect(self.nodes[-1], grads)
         self._sweep(len(self.nodes) - 2, loss)
         return loss
@@ -9290,6 +9539,8 @@ class Tape:
                 node.output.grad = node.saved = None
                 node.output.data = start.data if node.output is start else None
         if not self.keep:
+            for node in self.nodes:
+                node.output.node = None  # a cycle would hold the parameters until Python's collector happens to run
             self.nodes.clear()
 
     def _collect(self, node: Node, grads: Sequence[np.ndarray | None]) -> None:
@@ -9602,13 +9853,15 @@ def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
         batch.append((handle, to_bytes(grad)))
         held += len(batch[-1][1])
         if held >= FLUSH_BYTES:
-            _update_grads(tape_id, batch)
+            update_grads(tape_id, batch)
             batch, held = [], 0
-    if batch:
-        _update_grads(tape_id, batch)
+    update_grads(tape_id, batch)
 
 
-def _update_grads(tape_id: int, batch: list[tuple[int, bytes]]) -> None:
+def update_grads(tape_id: int, batch: list[tuple[int, bytes]]) -> None:
+    """Set some gradients, given as (handle, bytes), in one statement."""
+    if not batch:
+        return
     db.run(
         "UPDATE {schema}.llm_tensor_rt AS t SET grad = new.grad FROM unnest($2, $3) AS new (id, grad)"
         " WHERE t.tape_id = $1 AND t.id = new.id",
@@ -9727,7 +9980,7 @@ class State:
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of the whole tensor; None where it is not."""
         found = self.tensors.get(name)
-        return found and (sum(part.shape[0] for part in found), *found[0].shape[1:]) or None
+        return (found and (sum(part.shape[0] for part in found), *found[0].shape[1:])) or None
 
     def tensor(self, name: str) -> np.ndarray:
         """All values of a tensor, flat."""
@@ -9793,10 +10046,13 @@ def norm(state: State, name: str) -> float:
 # What happened to a model, in the order of time: training, saving, loading, and what it has now.
 EVENTS = """
     SELECT r.started_at AS at, CASE WHEN r.n_steps IS NULL THEN 'steps by hand' ELSE 'run' END AS event, r.run_id,
-           NULL::integer AS checkpoint_id, r.first_step + 1 AS first_step,
-           CASE WHEN r.n_steps IS NULL THEN l.step ELSE r.first_step + l.step END AS last_step
+           NULL::integer AS checkpoint_id,
+           CASE WHEN r.n_steps IS NULL THEN least(r.first_step + 1, l.low) ELSE r.first_step + 1 END AS first_step,
+           CASE WHEN r.n_steps IS NULL THEN l.high ELSE r.first_step + l.high END AS last_step
     FROM {schema}.llm_run AS r
-    JOIN (SELECT run_id, max(step) AS step FROM {schema}.llm_train_log WHERE model = $1 GROUP BY run_id) AS l USING (run_id)
+    JOIN (
+        SELECT run_id, min(step) AS low, max(step) AS high FROM {schema}.llm_train_log WHERE model = $1 GROUP BY run_id
+    ) AS l USING (run_id)
     UNION ALL
     SELECT created_at, 'checkpoint', run_id, id, NULL, step FROM {schema}.llm_checkpoint WHERE model = $1
     UNION ALL
@@ -10187,6 +10443,11 @@ class Trainer:
         self._pool = buffers.Pool()
 
     @property
+    def sinks(self) -> Mapping[str, Sink]:
+        """Where gradients are collected, by name."""
+        return self._sinks
+
+    @property
     def grads(self) -> dict[str, np.ndarray]:
         """Gradients of the last step by name, before clipping; a parameter without gradient is absent."""
         return {name: sink.array for name, sink in self._sinks.items() if sink.filled}
@@ -10451,12 +10712,16 @@ class Session:
         return found.hexdigest()
 
     def _update(self, batch: list[tuple[str, int, bytes, bytes, bytes, int]]) -> None:
+        names, firsts, data, m, v, steps = map(list, zip(*batch))
+        whole, places = store.joined(data)
         updated = db.run(
-            "UPDATE {schema}.llm_param AS p SET data = new.data, m = new.m, v = new.v, step = new.step, grad = NULL"
-            " FROM unnest($2, $3, $4, $5, $6, $7) AS new (name, token_id, data, m, v, step)"
+            "UPDATE {schema}.llm_param AS p SET data = substring($5 FROM place FOR size),"
+            " m = substring($6 FROM place FOR size), v = substring($7 FROM place FOR size), step = new.step, grad = NULL"
+            " FROM unnest($2, $3, $4, $8, $9) AS new (name, token_id, place, size, step)"
             " WHERE p.model = $1 AND p.name = new.name AND p.token_id = new.token_id",
-            ["text", "text[]", "int4[]", "bytea[]", "bytea[]", "bytea[]", "int8[]"],
-            *(self.model, *map(list, zip(*batch))),
+            ["text", "text[]", "int4[]", "int4[]", "bytea", "bytea", "bytea", "int4[]", "int8[]"],
+            *(self.model, names, firsts, places, whole, store.joined(m)[0], store.joined(v)[0]),
+            *(list(map(len, data)), steps),
         )
         if updated != len(batch):
             raise self._changed()
@@ -10971,8 +11236,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -10998,8 +11263,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 577dea337fec @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 985dcc4cc5c3 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -11009,8 +11274,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 577dea337fec @extschema@'].models.copy_model(source, target, checkpoint_id)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 985dcc4cc5c3 @extschema@'].models.copy_model(source, target, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -11020,8 +11285,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 577dea337fec @extschema@'].models.drop_model(model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 985dcc4cc5c3 @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays.';
@@ -11071,8 +11336,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -11082,8 +11347,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -11093,8 +11358,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -11103,8 +11368,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -11114,8 +11379,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -11124,8 +11389,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -11140,8 +11405,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -11151,8 +11416,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -11162,8 +11427,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -11177,8 +11442,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -11188,8 +11453,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -11199,8 +11464,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -11210,8 +11475,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -11221,8 +11486,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -11232,8 +11497,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -11260,8 +11525,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -11293,8 +11558,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -11317,8 +11582,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -11342,8 +11607,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -11363,8 +11628,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -11379,8 +11644,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -11397,8 +11662,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -11412,8 +11677,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -11423,8 +11688,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -11439,8 +11704,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -11461,8 +11726,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -11477,17 +11742,18 @@ CREATE FUNCTION llm_loss(
     vocab integer DEFAULT NULL,
     dropout_p double precision DEFAULT 0.1,
     training boolean DEFAULT true,
-    seed bigint DEFAULT NULL
+    seed bigint DEFAULT NULL,
+    audit text DEFAULT NULL
 )
 RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
 $$;
-COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint) IS
-    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed. The shape parameters are checks: null, or what the model has.';
+COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
+    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
 
 CREATE FUNCTION llm_evaluate(
     model text,
@@ -11499,8 +11765,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -11525,21 +11791,23 @@ CREATE FUNCTION llm_train_step(
     prune_workers integer DEFAULT 1,
     batch integer[] DEFAULT NULL,
     min_lr double precision DEFAULT 0,
-    seed bigint DEFAULT 0
+    seed bigint DEFAULT 0,
+    audit text DEFAULT 'tape'
 )
 RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].training.train_step(
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
-    grad_workers, prune_workers, batch, min_lr, seed)
+    grad_workers, prune_workers, batch, min_lr, seed, audit)
 $$;
 COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
-    double precision, double precision, integer, integer, double precision, integer, integer, integer[], double precision, bigint) IS
-    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the next row of the split train; returns the loss before the update. The learning rate follows the model''s own step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when total_steps is null.';
+    double precision, double precision, integer, integer, double precision, integer, integer, integer[], double precision, bigint,
+    text) IS
+    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the next row of the split train; returns the loss before the update. The learning rate follows the model''s own step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when total_steps is null. audit: none, tape (one row of llm_tape an op), or full (values and gradients in llm_tensor_rt as well); the last pg_gpt2.audit_keep steps stay (1; 0 = all). The level changes no result.';
 
 CREATE FUNCTION llm_train(
     model text,
@@ -11563,22 +11831,23 @@ CREATE FUNCTION llm_train(
     min_lr double precision DEFAULT 0,
     seed bigint DEFAULT 0,
     eval_every integer DEFAULT NULL,
-    log_every integer DEFAULT NULL
+    log_every integer DEFAULT NULL,
+    audit text DEFAULT 'tape'
 )
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].training.train(
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
-    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every)
+    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
-    integer, integer) IS
-    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. grad_clip bounds the gradient''s global norm. NOTICEs show progress every log_every steps; eval_every measures the loss on the split val.';
+    integer, integer, text) IS
+    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. grad_clip bounds the gradient''s global norm. NOTICEs show progress every log_every steps; eval_every measures the loss on the split val. audit as in llm_train_step.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -11605,28 +11874,29 @@ CREATE PROCEDURE llm_train_run(
     log_every integer DEFAULT NULL,
     commit_every integer DEFAULT 100,
     flush_seconds double precision DEFAULT 1,
-    wait boolean DEFAULT false
+    wait boolean DEFAULT false,
+    audit text DEFAULT 'tape'
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 577dea337fec @extschema@'].training.train_run(
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
-    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait)
+    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
-    integer, integer, integer, double precision, boolean) IS
-    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error, or with wait => true waits. Call it in autocommit mode.';
+    integer, integer, integer, double precision, boolean, text) IS
+    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error, or with wait => true waits. Call it in autocommit mode. audit as in llm_train_step.';
 
 CREATE FUNCTION llm_train_stop(model text)
 RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].training.train_stop(model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -11651,9 +11921,10 @@ COMMENT ON VIEW llm_train_progress IS
 
 -- Versions of a model: checkpoints, what changed between them, and what became of a tensor.
 --
--- Order of locks: the model's row of llm_model_config, rows of llm_checkpoint, then the table llm_checkpoint_blob. Removing what
+-- Order of locks: the model's lock (store.lock), rows of llm_checkpoint, then the table llm_checkpoint_blob. Removing what
 -- no checkpoint needs any more takes the last in SHARE ROW EXCLUSIVE mode, so that it waits for checkpoints being saved and they
--- for it; saving several at a time, and loading, do not wait.
+-- for it; saving several at a time, and loading, do not wait. There are no foreign keys: a parallel pg_restore loads an
+-- extension's tables in any order, and fails on them (tried).
 
 CREATE TABLE llm_checkpoint (
     id         integer GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
@@ -11693,14 +11964,14 @@ COMMENT ON COLUMN llm_checkpoint_blob.digest IS 'SHA-256 of data.';
 COMMENT ON COLUMN llm_checkpoint_blob.data IS 'A block as in llm_param: little-endian float32, row-major.';
 
 CREATE TABLE llm_checkpoint_part (
-    checkpoint_id integer NOT NULL REFERENCES llm_checkpoint ON DELETE CASCADE,
+    checkpoint_id integer NOT NULL,
     name          text NOT NULL,
     token_id      integer NOT NULL,
     shape         integer[] NOT NULL,
     step          bigint NOT NULL,
-    data          bytea NOT NULL REFERENCES llm_checkpoint_blob,
-    m             bytea REFERENCES llm_checkpoint_blob,
-    v             bytea REFERENCES llm_checkpoint_blob,
+    data          bytea NOT NULL,
+    m             bytea,
+    v             bytea,
     PRIMARY KEY (checkpoint_id, name, token_id)
 );
 CREATE INDEX llm_checkpoint_part_data ON llm_checkpoint_part (data);
@@ -11749,8 +12020,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].checkpoints.save(model, note, file_path)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].checkpoints.save(model, note, file_path)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -11760,8 +12031,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].checkpoints.load(model, checkpoint_id)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].checkpoints.load(model, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -11794,8 +12065,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 577dea337fec @extschema@'].checkpoints.drop(checkpoint_id)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 985dcc4cc5c3 @extschema@'].checkpoints.drop(checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -11805,8 +12076,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -11822,8 +12093,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].checkpoints.diff(a, b)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].checkpoints.diff(a, b)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -11844,11 +12115,78 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].checkpoints.history(model, name)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].checkpoints.history(model, name)
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
+
+-- sql/retention.sql
+
+-- Keeping an eye on it: a log that does not grow for ever, and metrics for monitoring.
+
+CREATE FUNCTION llm_log_prune(
+    model text DEFAULT NULL,
+    older_than interval DEFAULT '30 days',
+    keep_every integer DEFAULT 100
+)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].retention.prune_log(model, older_than, keep_every)
+$$;
+COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
+    'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
+
+CREATE INDEX llm_train_log_val_loss ON llm_train_log (model, run_id, step) WHERE val_loss IS NOT NULL;
+
+CREATE VIEW llm_metrics AS
+WITH latest AS (
+    SELECT m.model, m.n_params, m.bytes, m.step, l.lr, l.loss, l.grad_norm, l.tokens / nullif(l.seconds, 0) AS speed, l.at, v.val_loss
+    FROM llm_models AS m
+    LEFT JOIN LATERAL (
+        SELECT * FROM llm_train_log AS t WHERE t.model = m.model ORDER BY t.run_id DESC, t.step DESC LIMIT 1
+    ) AS l ON true
+    LEFT JOIN LATERAL (
+        SELECT t.val_loss FROM llm_train_log AS t
+        WHERE t.model = m.model AND t.val_loss IS NOT NULL ORDER BY t.run_id DESC, t.step DESC LIMIT 1
+    ) AS v ON true
+    WHERE m.n_params > 0
+), saved AS (
+    SELECT model, count(*) AS checkpoints, max(created_at) AS at FROM llm_checkpoint GROUP BY model
+), metrics AS (
+    SELECT
+        l.*, coalesce(s.checkpoints, 0) AS checkpoints, s.at AS saved_at,
+        -- Whoever changes a model holds this lock: see store.lock.
+        EXISTS (
+            SELECT FROM pg_locks AS k
+            WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2
+                AND k.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                AND k.classid = 'llm_param'::regclass AND k.objid = hashtext(l.model)::oid
+        ) AS busy
+    FROM latest AS l LEFT JOIN saved AS s USING (model)
+)
+SELECT 'pg_gpt2_' || metric.name AS metric, metric.type, metric.help, m.model, metric.value
+FROM metrics AS m, LATERAL (VALUES
+    ('parameters', 'gauge', 'Weights of the model.', m.n_params::double precision),
+    ('bytes', 'gauge', 'Bytes of weights, gradients and optimizer state.', m.bytes::double precision),
+    ('step', 'gauge', 'AdamW updates of the weights that are committed.', m.step::double precision),
+    ('training', 'gauge', '1 while a session trains or loads the model.', m.busy::integer::double precision),
+    ('loss', 'gauge', 'Loss of the last step logged, in nats a token.', m.loss),
+    ('validation_loss', 'gauge', 'Last loss measured on the split val, in nats a token.', m.val_loss),
+    ('learning_rate', 'gauge', 'Learning rate of the last step logged.', m.lr),
+    ('gradient_norm', 'gauge', 'Norm of the gradient of the last step logged, before clipping.', m.grad_norm),
+    ('tokens_per_second', 'gauge', 'Speed of the last step logged.', m.speed),
+    ('last_step_timestamp_seconds', 'gauge', 'When the last step was logged, in seconds since 1970.', extract(epoch FROM m.at)::double precision),
+    ('checkpoints', 'gauge', 'Checkpoints kept.', m.checkpoints::double precision),
+    ('last_checkpoint_timestamp_seconds', 'gauge', 'When the last checkpoint was saved, in seconds since 1970.',
+     extract(epoch FROM m.saved_at)::double precision)
+) AS metric (name, type, help, value)
+WHERE metric.value IS NOT NULL;
+COMMENT ON VIEW llm_metrics IS
+    'Numbers for monitoring, a row a metric and model: for a Prometheus SQL exporter, metric is the name, model the label, value the value. It reads the ends of indexes and the sizes of weights, not the weights.';
 
 -- sql/kernels.sql
 
@@ -11869,8 +12207,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -11880,8 +12218,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.values(data)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -11899,8 +12237,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -11909,8 +12247,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -11920,8 +12258,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -11931,8 +12269,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -11942,8 +12280,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -11952,8 +12290,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -11968,8 +12306,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -11984,8 +12322,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -11995,8 +12333,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -12006,8 +12344,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -12022,8 +12360,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -12039,8 +12377,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -12050,8 +12388,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -12060,8 +12398,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -12070,8 +12408,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -12089,8 +12427,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -12110,8 +12448,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -12130,8 +12468,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -12154,8 +12492,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -12165,8 +12503,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -12181,8 +12519,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -12198,8 +12536,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -12219,8 +12557,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -12238,8 +12576,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.tape_id()
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -12249,8 +12587,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -12260,8 +12598,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -12271,8 +12609,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.value(handle)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -12281,8 +12619,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 577dea337fec @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -12292,8 +12630,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -12305,8 +12643,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.embed(tokens, model, d)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -12336,8 +12674,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -12358,8 +12696,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -12373,8 +12711,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].inspect.trace_text(prompt, model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.trace_text(prompt, model)
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -12384,8 +12722,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].inspect.trace_ids(ids, model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.trace_ids(ids, model)
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -12400,8 +12738,8 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -12411,8 +12749,8 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].inspect.logit_lens(prompt, model, n)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.logit_lens(prompt, model, n)
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -12422,8 +12760,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].inspect.token_embedding(token_id, model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.token_embedding(token_id, model)
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token: a row of wte.';
 
@@ -12432,8 +12770,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].inspect.dot(tape_id)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.dot(tape_id)
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -12443,8 +12781,8 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].inspect.replay_tape(tape_id)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.replay_tape(tape_id)
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -12454,8 +12792,8 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -12480,8 +12818,8 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].admin.doctor()
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].admin.doctor()
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -12491,8 +12829,8 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].admin.cache_status()
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session keeps in memory, the next to be given up first. They are bounded by pg_gpt2.max_memory.';
@@ -12502,8 +12840,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].admin.cache_clear()
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].admin.cache_clear()
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again.';
 
@@ -12512,8 +12850,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 577dea337fec @extschema@'].admin.grant_usage(role, level)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 985dcc4cc5c3 @extschema@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code and the caps). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -12536,8 +12874,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.enabled()
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -12547,8 +12885,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
 
@@ -12563,8 +12901,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -12574,8 +12912,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -12585,8 +12923,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -12596,8 +12934,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 577dea337fec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 577dea337fec @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';
@@ -12623,15 +12961,17 @@ REVOKE EXECUTE ON FUNCTION
     llm_checkpoint_load(text, integer),
     llm_checkpoint_drop(integer),
     llm_checkpoint_prune(text, integer, integer),
+    llm_log_prune(text, interval, integer),
     llm_dataset_load(text, text, integer, text, double precision, text),
+    llm_accumulate_grads(text, integer),
     llm_train_step(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
         double precision, double precision, double precision, integer, integer, double precision, integer, integer, integer[],
-        double precision, bigint),
+        double precision, bigint, text),
     llm_train(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
         double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
-        double precision, bigint, integer, integer),
+        double precision, bigint, integer, integer, text),
     llm_train_stop(text),
     llm_grant_usage(text, text)
 FROM PUBLIC;
@@ -12640,5 +12980,5 @@ REVOKE EXECUTE ON PROCEDURE
     llm_train_run(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
         double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
-        double precision, bigint, integer, integer, integer, double precision, boolean)
+        double precision, bigint, integer, integer, integer, double precision, boolean, text)
 FROM PUBLIC;

@@ -17,15 +17,17 @@ REVOKE EXECUTE ON FUNCTION
     llm_checkpoint_load(text, integer),
     llm_checkpoint_drop(integer),
     llm_checkpoint_prune(text, integer, integer),
+    llm_log_prune(text, interval, integer),
     llm_dataset_load(text, text, integer, text, double precision, text),
+    llm_accumulate_grads(text, integer),
     llm_train_step(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
         double precision, double precision, double precision, integer, integer, double precision, integer, integer, integer[],
-        double precision, bigint),
+        double precision, bigint, text),
     llm_train(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
         double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
-        double precision, bigint, integer, integer),
+        double precision, bigint, integer, integer, text),
     llm_train_stop(text),
     llm_grant_usage(text, text)
 FROM PUBLIC;
@@ -34,5 +36,5 @@ REVOKE EXECUTE ON PROCEDURE
     llm_train_run(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
         double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
-        double precision, bigint, integer, integer, integer, double precision, boolean)
+        double precision, bigint, integer, integer, integer, double precision, boolean, text)
 FROM PUBLIC;

@@ -28,17 +28,18 @@ CREATE FUNCTION llm_loss(
     vocab integer DEFAULT NULL,
     dropout_p double precision DEFAULT 0.1,
     training boolean DEFAULT true,
-    seed bigint DEFAULT NULL
+    seed bigint DEFAULT NULL,
+    audit text DEFAULT NULL
 )
 RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed)
+return GD['@package@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
 $$;
-COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint) IS
-    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed. The shape parameters are checks: null, or what the model has.';
+COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
+    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
 
 CREATE FUNCTION llm_evaluate(
     model text,
@@ -76,7 +77,8 @@ CREATE FUNCTION llm_train_step(
     prune_workers integer DEFAULT 1,
     batch integer[] DEFAULT NULL,
     min_lr double precision DEFAULT 0,
-    seed bigint DEFAULT 0
+    seed bigint DEFAULT 0,
+    audit text DEFAULT 'tape'
 )
 RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
@@ -85,12 +87,13 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
-    grad_workers, prune_workers, batch, min_lr, seed)
+    grad_workers, prune_workers, batch, min_lr, seed, audit)
 $$;
 COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
-    double precision, double precision, integer, integer, double precision, integer, integer, integer[], double precision, bigint) IS
-    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the next row of the split train; returns the loss before the update. The learning rate follows the model''s own step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when total_steps is null.';
+    double precision, double precision, integer, integer, double precision, integer, integer, integer[], double precision, bigint,
+    text) IS
+    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the next row of the split train; returns the loss before the update. The learning rate follows the model''s own step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when total_steps is null. audit: none, tape (one row of llm_tape an op), or full (values and gradients in llm_tensor_rt as well); the last pg_gpt2.audit_keep steps stay (1; 0 = all). The level changes no result.';
 
 CREATE FUNCTION llm_train(
     model text,
@@ -114,7 +117,8 @@ CREATE FUNCTION llm_train(
     min_lr double precision DEFAULT 0,
     seed bigint DEFAULT 0,
     eval_every integer DEFAULT NULL,
-    log_every integer DEFAULT NULL
+    log_every integer DEFAULT NULL,
+    audit text DEFAULT 'tape'
 )
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
@@ -123,13 +127,13 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
-    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every)
+    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
-    integer, integer) IS
-    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. grad_clip bounds the gradient''s global norm. NOTICEs show progress every log_every steps; eval_every measures the loss on the split val.';
+    integer, integer, text) IS
+    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. grad_clip bounds the gradient''s global norm. NOTICEs show progress every log_every steps; eval_every measures the loss on the split val. audit as in llm_train_step.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -156,20 +160,21 @@ CREATE PROCEDURE llm_train_run(
     log_every integer DEFAULT NULL,
     commit_every integer DEFAULT 100,
     flush_seconds double precision DEFAULT 1,
-    wait boolean DEFAULT false
+    wait boolean DEFAULT false,
+    audit text DEFAULT 'tape'
 )
 LANGUAGE plpython3u
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 GD['@package@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
-    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait)
+    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
-    integer, integer, integer, double precision, boolean) IS
-    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error, or with wait => true waits. Call it in autocommit mode.';
+    integer, integer, integer, double precision, boolean, text) IS
+    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error, or with wait => true waits. Call it in autocommit mode. audit as in llm_train_step.';
 
 CREATE FUNCTION llm_train_stop(model text)
 RETURNS boolean

@@ -16,7 +16,7 @@ from .console import BOLD, CYAN, DIM, GREEN, Console, sparkline
 
 TEXT = Path(__file__).resolve().parents[1] / "data" / "postgresql_docs.txt"
 SECTION_END = "\n====\n"
-PROMPTS = ("A transaction", "The index")
+PROMPTS = ("A transaction", "If two transactions update the same row,")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Size:
     d_model: int = 256
     n_positions: int = 128
     batch_size: int = 4
+    copies: int = 12
     n_steps: int = 1200
     lr_max: float = 1e-3
     tokens: int = 80  # of a generation
@@ -43,6 +44,7 @@ QUICK = Size(
     n_head=2,
     d_model=32,
     n_positions=64,
+    copies=2,
     n_steps=20,
     tokens=12,
     rehearsals=4,
@@ -92,8 +94,7 @@ def read(console: Console, size: Size) -> None:
     console.copy("COPY postgresql_docs (body) FROM STDIN", sections)
     console.run(
         """
-        SELECT count(*) AS sections, pg_size_pretty(sum(octet_length(body))) AS size, max(split_part(body, E'\\n', 1)) AS last
-        FROM postgresql_docs
+        SELECT count(*) AS sections, pg_size_pretty(sum(octet_length(body))) AS size FROM postgresql_docs
         """
     )
 
@@ -156,14 +157,15 @@ def learn(console: Console, size: Size) -> None:
     console.title("Learning")
     console.say(
         f"""
-        The text is cut into rows of {size.n_positions} tokens. A training step takes {size.batch_size} of them, measures
-        how surprised the model is by each next token (the loss), and moves every weight a little so that it will be less
-        so. {size.n_steps:,} steps are one statement, and one transaction.
+        The text, {size.copies} times over in different orders, is cut into rows of {size.n_positions} tokens. A training
+        step takes {size.batch_size} rows, measures how surprised the model is by each next token (the loss), and moves
+        every weight a little so that it will be less so. {size.n_steps:,} steps are one statement, and one transaction.
         """
     )
     console.run(
         f"""
-        SELECT llm_dataset_load('SELECT body FROM postgresql_docs ORDER BY id', 'demo', {size.n_positions}) AS rows
+        SELECT llm_dataset_load($$SELECT body FROM postgresql_docs, generate_series(1, {size.copies}) AS n
+                                  ORDER BY md5(n || body)$$, 'demo', {size.n_positions}) AS rows
         """
     )
     progress = Progress(console, size.n_steps)
@@ -272,7 +274,7 @@ def farewell(console: Console, seconds: float) -> None:
     console.say(f"That took {seconds:.0f} seconds. The model stays; `make psql` opens its database. Try for example:")
     for statement in (
         "SELECT llm_generate('The server', temperature => 0.6)",
-        "SELECT * FROM llm_next_token('VACUUM')",
+        "SELECT * FROM llm_next_token('A transaction is')",
         "SELECT name, shape, step FROM llm_param WHERE model = 'demo'",
     ):
         console.statement(statement)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -57,7 +57,8 @@ class AsyncPGLLMClient:
         """Continue `prompt`: prompt and completion, or with `echo=False` the completion.
 
         temperature 0 is greedy; topk 0, topp 1 and min_p 0 keep all tokens; eos_token None = the model's, -1 = none.
-        The same seed gives the same text. With num_beams above 1, the best continuation that beam search finds.
+        The same seed gives the same text. Hugging Face's names are taken as well: max_new_tokens, top_k, top_p, do_sample,
+        and num_beams, which above 1 makes this the best continuation that `beam_search` finds.
         """
         if beams:
             found = await self.beam_search(
@@ -184,17 +185,29 @@ class AsyncPGLLMClient:
         source: str | None = None,
         block_size: int | None = None,
         val_fraction: float = 0.0,
+        commit_every: int | None = None,
         progress: bool | None = None,
         **options: Unpack[TrainingOptions],
     ) -> int:
-        """Train for `n_steps` AdamW steps in one transaction; the run_id under which the server logged them.
+        """Train for `n_steps` AdamW steps; the run_id under which the server logged them.
 
         The data are the rows of llm_dataset; `source`, a query of one text column such as 'SELECT body FROM posts', is
         first tokenized into blocks of `block_size`. `progress` shows a bar: None = on a terminal only.
+
+        All is one transaction, which on a connection that is not in autocommit mode is the caller's to commit. With
+        `commit_every`, for long runs in autocommit mode, the server commits as it goes (llm_train_run), and the same call
+        goes on with a run that was cut short.
         """
-        check_options(dict(options))
+        check_options(dict(options), source, commit_every)
         model = model or self.model
-        async with self.conn.transaction():
+        if commit_every is not None:
+            run = (await self._statements()).procedure(
+                "llm_train_run", model=model, n_steps=n_steps, commit_every=commit_every, **options
+            )
+            with progress_bar(self.conn, n_steps, model, progress):
+                await self._execute(run)
+            return await self._value((await self._statements()).ended_run(model))
+        async with self.conn.transaction() if self.conn.autocommit else nullcontext():
             if source is not None:
                 data = {"source": source, "model": model, "block_size": block_size, "val_fraction": val_fraction}
                 await self._value((await self._statements()).value("llm_dataset_load", **data))
@@ -211,6 +224,10 @@ class AsyncPGLLMClient:
                 found = await (await cursor.execute(FIND_SCHEMA)).fetchone()
             self._found = Statements(found, self.conn.info.dbname)
         return self._found
+
+    async def _execute(self, statement: Statement) -> None:
+        async with self.conn.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(*statement)
 
     async def _rows(self, statement: Statement) -> list[tuple[Any, ...]]:
         async with self.conn.cursor(row_factory=tuple_row) as cursor:

@@ -15,7 +15,9 @@ FIND_SCHEMA = (
 INTEGERS = ("max_tokens", "topk", "eos_token", "beam_width", "layer", "n_steps", "warmup", "batch_size", "grad_accum")
 FLOATS = ("temperature", "topp", "repetition_penalty", "min_p", "length_penalty", "val_fraction")
 TYPES = (
-    dict.fromkeys((*INTEGERS, "eval_every", "log_every", "grad_workers", "block_size"), "int4")
+    dict.fromkeys(
+        (*INTEGERS, "eval_every", "log_every", "commit_every", "grad_workers", "prune_workers", "block_size"), "int4"
+    )
     | dict.fromkeys((*FLOATS, "dropout_p", "beta1", "beta2", "eps", "wd", "lr_max", "min_lr", "grad_clip"), "float8")
     | dict.fromkeys(("echo", "early_stopping"), "bool")
     | {"seed": "int8", "stop": "text[]", "prompts": "text[]", "prompt_ids": "int4[]"}
@@ -38,6 +40,16 @@ class Statements:
         """SELECT function(...)"""
         return sql.SQL("SELECT ") + self._call(function, arguments), arguments
 
+    def procedure(self, name: str, **arguments: Any) -> Statement:
+        """CALL name(...)"""
+        return sql.SQL("CALL ") + self._call(name, arguments), arguments
+
+    def ended_run(self, model: str | None) -> Statement:
+        """The run_id of the run of the model that ended last."""
+        query = "SELECT run_id FROM {} WHERE model = %(model)s AND status IN ('finished', 'stopped')"
+        latest = " ORDER BY finished_at DESC NULLS LAST LIMIT 1"
+        return sql.SQL(query + latest).format(sql.SQL(self._name("llm_run"))), {"model": model}
+
     def rows(self, function: str, **arguments: Any) -> Statement:
         """SELECT * FROM function(...), in the order of its first column."""
         return sql.SQL("SELECT * FROM ") + self._call(function, arguments) + sql.SQL(" ORDER BY 1"), arguments
@@ -47,12 +59,14 @@ class Statements:
         return sql.SQL("SELECT (") + self._call(function, arguments) + sql.SQL(").*"), arguments
 
     def _call(self, function: str, names: Iterable[str]) -> sql.Composed:
-        name = sql.Identifier(self.schema, function).as_string(None).replace("%", "%%")
         given = sql.SQL(", ").join(
             sql.SQL("{} => {}::{}").format(sql.Identifier(n), sql.Placeholder(n), sql.SQL(TYPES.get(n, "text")))
             for n in names
         )
-        return sql.SQL(name) + sql.SQL("({})").format(given)
+        return sql.SQL(self._name(function)) + sql.SQL("({})").format(given)
+
+    def _name(self, name: str) -> str:
+        return sql.Identifier(self.schema, name).as_string(None).replace("%", "%%")  # % would start a parameter
 
 
 def generation(

@@ -29,12 +29,18 @@ class TrainingOptions(TypedDict, total=False):
     eval_every: int | None
     log_every: int | None
     grad_workers: int
+    prune_workers: int
+    audit: str
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """TypeError for a name that is not one of TrainingOptions."""
+def check_options(options: dict[str, Any], source: str | None, commit_every: int | None) -> None:
+    """TypeError for a name that is not one of TrainingOptions, and for what does not go together."""
     for name in options.keys() - TrainingOptions.__annotations__.keys():
         raise TypeError(f"train() got an unexpected keyword argument '{name}'")
+    if source is not None and commit_every is not None:
+        raise TypeError(
+            "train() got source and commit_every: a repeated call would load the texts again; load them first"
+        )
 
 
 @contextmanager

@@ -47,12 +47,15 @@ def _check(op: str, name: str, value: Any) -> None:
     else:
         single = name in ("ids", "target")
         good, kind = _is_list(value, nested=single) or (single and _is_integer(value)), "a list of integers"
+    if good and name in ("chunk", "n_head"):
+        good, kind = value >= 1, "1 or more"
+    if good and name == "eps":
+        good, kind = value >= 0, "0 or more"
     if not good:
-        raise InvalidParameter(f'{op}: extra."{name}" must be {kind}, not {json.dumps(value)}')
-    if name in ("chunk", "n_head") and value < 1:
-        raise InvalidParameter(f'{op}: extra."{name}" must be 1 or more, not {value}')
-    if name == "eps" and value < 0:
-        raise InvalidParameter(f'{op}: extra."eps" must be 0 or more, not {value}')
+        raise InvalidParameter(
+            f'{op}: extra."{name}" must be {kind}, not {json.dumps(value)}',
+            hint="\\df+ llm_op lists what each op takes.",
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -116,6 +116,7 @@ def _layout_error(model: str, name: str) -> InconsistentData:
 def save(model: str, note: str) -> int:
     """The state of `model` into the database; the id."""
     config = store.config(model)
+    db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN ROW EXCLUSIVE MODE")  # before the snapshot: see sweep()
     row = db.row(
         f"""
         WITH state AS MATERIALIZED (
@@ -276,10 +277,17 @@ def drop_all(model: str) -> int:
 
 
 def sweep() -> None:
-    """Delete the blocks that no checkpoint has."""
+    """Delete what no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved."""
+    isolation = db.row("SELECT current_setting('transaction_isolation') AS level")
+    if (isolation or {})["level"] not in ("read committed", "read uncommitted"):
+        return  # an older snapshot misses the latest; the next drop will do it
     db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN SHARE ROW EXCLUSIVE MODE")
+    db.run(
+        "DELETE FROM {schema}.llm_checkpoint_part AS p"
+        " WHERE NOT EXISTS (SELECT FROM {schema}.llm_checkpoint AS c WHERE c.id = p.checkpoint_id)"
+    )
     used = " AND ".join(
-        f"NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS c WHERE c.{column} = b.digest)"
+        f"NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS p WHERE p.{column} = b.digest)"
         for column in ("data", "m", "v")
     )
     db.run(f"DELETE FROM {{schema}}.llm_checkpoint_blob AS b WHERE {used}")

@@ -25,13 +25,13 @@ def require_dims(**dims: int) -> None:
     """22023 naming the first dimension below 1."""
     for name, value in dims.items():
         if value < 1:
-            raise InvalidParameter(f"{name} must be 1 or more, not {value}")
+            raise InvalidParameter(f"{name} must be 1 or more, not {value}", hint="It is a dimension of a tensor.")
 
 
 def require_eps(eps: float) -> None:
     """22023 unless `eps` is a finite number of at least 0."""
     if not (isfinite(eps) and eps >= 0):
-        raise InvalidParameter(f"eps must be a finite number of at least 0, not {eps}")
+        raise InvalidParameter(f"eps must be a finite number of at least 0, not {eps}", hint="GPT-2 has 1e-5.")
 
 
 def _vector(data: bytes, name: str) -> np.ndarray:
@@ -46,7 +46,10 @@ def _same_length(**tensors: np.ndarray) -> None:
     (first, wanted), *others = tensors.items()
     for name, array in others:
         if array.size != wanted.size:
-            raise InvalidParameter(f"{name} has {array.size} values and {first} {wanted.size}; they must be equal")
+            raise InvalidParameter(
+                f"{name} has {array.size} values, and {first} has {wanted.size}",
+                hint=f"{name} and {first} must have the same length.",
+            )
 
 
 def tensor(values: Sequence[Any]) -> bytes:
@@ -240,11 +243,12 @@ def adamw_step(
 ) -> tuple[bytes, ...]:
     """weight, m and v after one step; missing moments are zeros."""
     if weight is None or grad is None:
-        raise NullNotAllowed(f"{'weight' if weight is None else 'grad'} must not be null")
+        missing = "weight" if weight is None else "grad"
+        raise NullNotAllowed(f"{missing} must not be null", hint="Only m and v may be null, for zeros.")
     hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "step": step}
     for name, value in hyper.items():
         if value is None:
-            raise NullNotAllowed(f"{name} must not be null")
+            raise NullNotAllowed(f"{name} must not be null", hint="Only m and v may be null, for zeros.")
     optim.check_adamw(**hyper)  # type: ignore[arg-type]
     w, g = _vector(weight, "weight").copy(), _vector(grad, "grad")
     moments = {
@@ -260,7 +264,7 @@ def grad_clip(grad: bytes, clip: float) -> bytes:
     """The gradient, scaled so that its L2 norm is at most `clip`."""
     array = _vector(grad, "grad")
     if not (isfinite(clip) and clip > 0):
-        raise InvalidParameter(f"clip must be a finite number above 0, not {clip}")
+        raise InvalidParameter(f"clip must be a finite number above 0, not {clip}", hint="1.0 is a usual one.")
     scale = optim.clip_scale(optim.global_norm([array]), clip)
     return grad if scale == 1.0 else to_bytes(array * FLOAT32.type(scale))
 
@@ -269,7 +273,9 @@ def lr_schedule(step: int, warmup: int, total: int, lr_max: float) -> float:
     """Linear warm-up, then half a cosine."""
     for name, value in (("step", step), ("warmup", warmup), ("total", total), ("lr_max", lr_max)):
         if not (isfinite(value) and value >= 0):
-            raise InvalidParameter(f"{name} must be a finite number of at least 0, not {value}")
+            raise InvalidParameter(
+                f"{name} must be a finite number of at least 0, not {value}", hint="Steps count from 0 to total."
+            )
     return optim.lr_schedule(step, warmup, total, lr_max)
 
 
@@ -277,7 +283,10 @@ def sample(logits: bytes, how: Sampling, seed: int) -> int:
     """Id of a token."""
     array = _vector(logits, "logits")
     if not np.isfinite(array.max()):
-        raise InvalidParameter("logits have NaN, or a largest value that is not finite")
+        raise InvalidParameter(
+            "logits have NaN, or a largest value that is not finite",
+            hint="Give finite numbers; -infinity excludes a token.",
+        )
     return choose(array, how, Draws(seed).next())
 
 
@@ -291,7 +300,9 @@ def _rows(data: bytes, n: int | None, name: str) -> np.ndarray:
         return flat.reshape(1, -1)
     require_dims(n=n)
     if flat.size % n:
-        raise InvalidParameter(f"{name} has {flat.size} values, which are not rows of {n}")
+        raise InvalidParameter(
+            f"{name} has {flat.size} values, which are not rows of {n}", hint=f"Its length must be a multiple of {n}."
+        )
     return flat.reshape(-1, n)
 
 

@@ -41,19 +41,24 @@ class Recorded:
 class Recorder:
     """Runs ops and writes them to the session's tape. Call `flush` at the end."""
 
-    def __init__(self, *, room: int = 64) -> None:
+    def __init__(self, *, room: int = 64, values: bool = True) -> None:
+        """`values`: whether data are kept; without them a tape shows what was done and cannot be differentiated."""
         self.writer = Writer(session_tape(), room=room)
+        self._values = values
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Recorded:
         """A new value."""
-        return Recorded(self.writer.tensor(data.shape, requires_grad, to_bytes(data)), data, requires_grad)
+        content = to_bytes(data) if self._values else None
+        return Recorded(self.writer.tensor(data.shape, requires_grad, content), data, requires_grad)
 
     def apply(self, name: str, *inputs: Recorded, **attrs: Any) -> Recorded:
         """The result of an op, recorded."""
         host.check_interrupts()
         data = contiguous(lookup(name)(*(value.data for value in inputs), **attrs))  # as the next op would read it
         if 0 in data.shape:
-            raise InvalidParameter(f"{name}: the result of shape {list(data.shape)} has no values")
+            raise InvalidParameter(
+                f"{name}: the result of shape {list(data.shape)} has no values", hint="Give at least one id."
+            )
         found = self.leaf(data, any(value.requires_grad for value in inputs))
         self.writer.op(name, [value.id for value in inputs], found.id, attrs)
         return found
@@ -87,11 +92,15 @@ class Recorder:
         return whole
 
 
-def on_tape(model: store.Model, work: Callable[[Runner, dict[str, Handle]], Handle]) -> np.ndarray:
-    """The result of `work(run, params)`, recorded while recording is on."""
-    if not enabled():
+def on_tape(
+    model: store.Model, work: Callable[[Runner, dict[str, Handle]], Handle], level: str | None = None
+) -> np.ndarray:
+    """The result of `work(run, params)`, recorded while recording is on, or as the audit level says."""
+    if level is None:
+        level = "full" if enabled() else "none"
+    if level == "none":
         return work(Eager(), model.params)
-    recorder = Recorder()
+    recorder = Recorder(values=level == "full")
     result = work(recorder, recorder.params(model))
     recorder.flush()
     return result.data
@@ -105,7 +114,8 @@ def materialize(recorder: Recorder, model: store.Model, names: Sequence[str]) ->
     db.run(
         "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
         " SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {schema}.llm_param AS p"
-        " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name WHERE p.model = $2",
+        " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name WHERE p.model = $2"
+        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
         ["int8", "text", "text[]", "int8[]"],
         *(session_tape(), model.name, list(found), [value.id for value in found.values()]),
     )

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from . import __version__, datasets, db, host, threads
+from .audit import Auditor
 from .batches import BatchOrder
 from .optim import lr_schedule, run_lr
 from .trainer import StepResult
@@ -25,7 +26,7 @@ STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to do. `eval_every` and `log_every` change what is reported, not what is learned."""
+    """What a run is to do. `eval_every`, `log_every` and `audit` change what is reported, not what is learned."""
 
     settings: Settings
     n_steps: int
@@ -33,6 +34,7 @@ class Plan:
     grad_accum: int
     eval_every: int | None
     log_every: int | None
+    audit: str = "tape"
 
 
 @dataclass
@@ -88,9 +90,11 @@ class Log:
 class Run:
     """A run in progress: `step` makes and logs one step, `commit_point` writes what has been learned."""
 
-    def __init__(self, session: Session, plan: Plan) -> None:
+    def __init__(self, session: Session, plan: Plan, *, commits: bool = False) -> None:
         self.session = session
         self.plan = plan
+        self._audit = Auditor(session.model, plan.audit)
+        self._commits = commits
         self._rows = datasets.row_ids(session.model, session.config, "train")
         self._val_rows = datasets.row_ids(session.model, session.config, "val") if plan.eval_every else None
         self._order = BatchOrder(plan.settings.seed, len(self._rows))
@@ -154,7 +158,10 @@ class Run:
         settings = plan.settings
         lr = run_lr(step, plan.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
         batches = session.batches(ids, plan.batch_size)
-        result = session.trainer.step(batches, lr=lr, step_no=step, **settings.arguments())  # type: ignore[arg-type]
+        # Any step of a committing run may be the last before a commit; of another, only the last stay.
+        audit = self._audit.begin(self.run_id, step, 0 if self._commits else plan.n_steps - step)
+        result = session.trainer.step(batches, lr=lr, step_no=step, audit=audit, **settings.arguments())  # type: ignore[arg-type]
+        self._audit.end(session.trainer)
         seconds = time.perf_counter() - began
         val_loss = self._evaluate(step)
         self._log.add(step, lr, result, seconds, ids, val_loss)
@@ -171,6 +178,7 @@ class Run:
     def commit_point(self, status: str = "running") -> None:
         """Write weights and log; the caller commits."""
         self.session.write()
+        self._audit.write()
         self._log.write(self.session.digest())
         db.run(
             "UPDATE {schema}.llm_run SET status = $2, finished_at = CASE WHEN $2 <> 'running' THEN clock_timestamp() END"
@@ -198,7 +206,7 @@ def train(session: Session, plan: Plan) -> int:
 
 def train_committing(session: Session, plan: Plan, commit_every: int, flush_seconds: float) -> None:
     """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed."""
-    run = Run(session, plan)
+    run = Run(session, plan, commits=True)
     if not run.resume():
         run.begin()
     db.commit()
@@ -265,7 +273,9 @@ def _processor() -> str | None:
         return None
 
 
-def train_step(session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None) -> float:
+def train_step(
+    session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None, audit: str
+) -> float:
     """One step by hand, on the rows `ids`, else on the next row of the training data; the loss before it."""
     step = session.step + 1
     if ids is None:
@@ -276,12 +286,16 @@ def train_step(session: Session, ids: Sequence[int] | None, settings: Settings, 
         lr = lr_schedule(step, settings.warmup, total_steps, settings.lr_max, settings.min_lr)
     else:
         lr = settings.lr_max * min(1.0, step / settings.warmup) if settings.warmup else settings.lr_max
-    began = time.perf_counter()
-    result = session.trainer.step(batches, lr=lr, step_no=step, **settings.arguments())  # type: ignore[arg-type]
     log = Log(_manual_run(session, settings.seed), session.model)
+    auditor = Auditor(session.model, audit)
+    began = time.perf_counter()
+    watch = auditor.begin(log.run_id, step)
+    result = session.trainer.step(batches, lr=lr, step_no=step, audit=watch, **settings.arguments())  # type: ignore[arg-type]
+    auditor.end(session.trainer)
     log.add(step, lr, result, time.perf_counter() - began, ids)
     log.write()
     session.write()
+    auditor.write()
     return result.loss
 
 

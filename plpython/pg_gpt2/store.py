@@ -124,7 +124,9 @@ def session_lock(model: str, wait: bool) -> Iterator[None]:
 
 
 def register(model: str, wanted: GPT2Config) -> None:
-    """Insert or replace the configuration of a model that has no weights."""
+    """Insert or replace the configuration of a model that has no weights. A preset that fits stays one."""
+    if find_config(model) == wanted:
+        return
     db.run(
         "INSERT INTO {schema}.llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab,"
@@ -327,10 +329,19 @@ def insert_params(model: str, tensors: Iterable[tuple[str, tuple[int, ...], RowR
 
 def _insert(model: str, batch: list[tuple[str, int, int, int | None, bytes]]) -> None:
     names, firsts, rows, columns, data = map(list, zip(*batch))
+    whole, places = joined(data)
     db.run(
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data)"
-        " SELECT $1, name, first, CASE WHEN columns IS NULL THEN ARRAY[rows] ELSE ARRAY[rows, columns] END, data"
-        " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, rows, columns, data)",
-        ["text", "text[]", "int4[]", "int4[]", "int4[]", "bytea[]"],
-        *(model, names, firsts, rows, columns, data),
+        " SELECT $1, name, first, CASE WHEN columns IS NULL THEN ARRAY[rows] ELSE ARRAY[rows, columns] END,"
+        " substring($7 FROM place FOR 4 * rows * coalesce(columns, 1))"
+        " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, rows, columns, place)",
+        ["text", "text[]", "int4[]", "int4[]", "int4[]", "int4[]", "bytea"],
+        *(model, names, firsts, rows, columns, places, whole),
     )
+
+
+def joined(parts: list[bytes]) -> tuple[bytes, list[int]]:
+    """`parts` as one value, and where each begins in it, from 1: PL/Python keeps the elements of a bytea[] until the
+    function ends, which for a whole model is its size once more."""
+    places = np.cumsum([1, *map(len, parts)])[:-1]
+    return b"".join(parts), places.tolist()

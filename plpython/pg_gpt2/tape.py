@@ -126,6 +126,7 @@ class Tape:
         arrays = [_data(value) for value in inputs]
         y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **attrs)
         loss = self._record(op, inputs, attrs, y, None)
+        loss.grad = np.asarray(seed, loss.dtype)  # for the audit
         self._collect(self.nodes[-1], grads)
         self._sweep(len(self.nodes) - 2, loss)
         return loss
@@ -153,6 +154,8 @@ class Tape:
                 node.output.grad = node.saved = None
                 node.output.data = start.data if node.output is start else None
         if not self.keep:
+            for node in self.nodes:
+                node.output.node = None  # a cycle would hold the parameters until Python's collector happens to run
             self.nodes.clear()
 
     def _collect(self, node: Node, grads: Sequence[np.ndarray | None]) -> None:

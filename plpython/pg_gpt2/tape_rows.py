@@ -200,13 +200,15 @@ def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
         batch.append((handle, to_bytes(grad)))
         held += len(batch[-1][1])
         if held >= FLUSH_BYTES:
-            _update_grads(tape_id, batch)
+            update_grads(tape_id, batch)
             batch, held = [], 0
-    if batch:
-        _update_grads(tape_id, batch)
+    update_grads(tape_id, batch)
 
 
-def _update_grads(tape_id: int, batch: list[tuple[int, bytes]]) -> None:
+def update_grads(tape_id: int, batch: list[tuple[int, bytes]]) -> None:
+    """Set some gradients, given as (handle, bytes), in one statement."""
+    if not batch:
+        return
     db.run(
         "UPDATE {schema}.llm_tensor_rt AS t SET grad = new.grad FROM unnest($2, $3) AS new (id, grad)"
         " WHERE t.tape_id = $1 AND t.id = new.id",

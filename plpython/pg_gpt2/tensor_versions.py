@@ -56,7 +56,7 @@ class State:
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of the whole tensor; None where it is not."""
         found = self.tensors.get(name)
-        return found and (sum(part.shape[0] for part in found), *found[0].shape[1:]) or None
+        return (found and (sum(part.shape[0] for part in found), *found[0].shape[1:])) or None
 
     def tensor(self, name: str) -> np.ndarray:
         """All values of a tensor, flat."""
@@ -122,10 +122,13 @@ def norm(state: State, name: str) -> float:
 # What happened to a model, in the order of time: training, saving, loading, and what it has now.
 EVENTS = """
     SELECT r.started_at AS at, CASE WHEN r.n_steps IS NULL THEN 'steps by hand' ELSE 'run' END AS event, r.run_id,
-           NULL::integer AS checkpoint_id, r.first_step + 1 AS first_step,
-           CASE WHEN r.n_steps IS NULL THEN l.step ELSE r.first_step + l.step END AS last_step
+           NULL::integer AS checkpoint_id,
+           CASE WHEN r.n_steps IS NULL THEN least(r.first_step + 1, l.low) ELSE r.first_step + 1 END AS first_step,
+           CASE WHEN r.n_steps IS NULL THEN l.high ELSE r.first_step + l.high END AS last_step
     FROM {schema}.llm_run AS r
-    JOIN (SELECT run_id, max(step) AS step FROM {schema}.llm_train_log WHERE model = $1 GROUP BY run_id) AS l USING (run_id)
+    JOIN (
+        SELECT run_id, min(step) AS low, max(step) AS high FROM {schema}.llm_train_log WHERE model = $1 GROUP BY run_id
+    ) AS l USING (run_id)
     UNION ALL
     SELECT created_at, 'checkpoint', run_id, id, NULL, step FROM {schema}.llm_checkpoint WHERE model = $1
     UNION ALL

@@ -64,6 +64,11 @@ class Trainer:
         self._pool = buffers.Pool()
 
     @property
+    def sinks(self) -> Mapping[str, Sink]:
+        """Where gradients are collected, by name."""
+        return self._sinks
+
+    @property
     def grads(self) -> dict[str, np.ndarray]:
         """Gradients of the last step by name, before clipping; a parameter without gradient is absent."""
         return {name: sink.array for name, sink in self._sinks.items() if sink.filled}

@@ -135,12 +135,16 @@ class Session:
         return found.hexdigest()
 
     def _update(self, batch: list[tuple[str, int, bytes, bytes, bytes, int]]) -> None:
+        names, firsts, data, m, v, steps = map(list, zip(*batch))
+        whole, places = store.joined(data)
         updated = db.run(
-            "UPDATE {schema}.llm_param AS p SET data = new.data, m = new.m, v = new.v, step = new.step, grad = NULL"
-            " FROM unnest($2, $3, $4, $5, $6, $7) AS new (name, token_id, data, m, v, step)"
+            "UPDATE {schema}.llm_param AS p SET data = substring($5 FROM place FOR size),"
+            " m = substring($6 FROM place FOR size), v = substring($7 FROM place FOR size), step = new.step, grad = NULL"
+            " FROM unnest($2, $3, $4, $8, $9) AS new (name, token_id, place, size, step)"
             " WHERE p.model = $1 AND p.name = new.name AND p.token_id = new.token_id",
-            ["text", "text[]", "int4[]", "bytea[]", "bytea[]", "bytea[]", "int8[]"],
-            *(self.model, *map(list, zip(*batch))),
+            ["text", "text[]", "int4[]", "int4[]", "bytea", "bytea", "bytea", "int4[]", "int8[]"],
+            *(self.model, names, firsts, places, whole, store.joined(m)[0], store.joined(v)[0]),
+            *(list(map(len, data)), steps),
         )
         if updated != len(batch):
             raise self._changed()

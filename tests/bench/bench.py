@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -89,8 +90,8 @@ def decode(bench: Bench) -> None:
     )
     ids = bench.ids(PROMPT)
     others = [*([bench.torch] if bench.torch else []), *bench.others]
-    parties = [(US, lambda: bench.server.generate(ids, NEW_TOKENS))]
-    parties += [(other.name, lambda other=other: other.generate(ids, NEW_TOKENS)) for other in others]
+    parties = [(US, partial(bench.server.generate, ids, NEW_TOKENS))]
+    parties += [(other.name, partial(other.generate, ids, NEW_TOKENS)) for other in others]
     ours, *theirs = bench.compare(row, "read", NEW_TOKENS * bench.shape.decode_bytes(), parties)
     for other, ids_of_other in zip(others, theirs, strict=True):
         bench.checks.setdefault(f"decode: same ids as {other.name}", []).append(ours == ids_of_other)
@@ -248,6 +249,8 @@ def show(bench: Bench, facts: dict[str, Any]) -> None:
             print(f"bound: {middle:.0f} {unit} on {facts['threads']} threads ({low:.0f} to {high:.0f} over rounds)")
     for check, found in bench.checks.items():
         print(f"check: {check}: {sum(found)} of {len(found)}")
+    if "vocabulary" in facts:
+        print(f"vocabulary: {facts['vocabulary']}")
     for where, environment in (("here", os.environ), ("in the server", facts["server"]["environment"])):
         if "OPENBLAS_CORETYPE" in environment:
             print(f"note: OPENBLAS_CORETYPE is set {where}: NumPy may be slowed")

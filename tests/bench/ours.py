@@ -85,7 +85,7 @@ class Server:
 
     def export(self, file: Path) -> None:
         """The model's weights as a safetensors file."""
-        with file.open("wb") as out, self.conn.transaction(), self.conn.cursor("export", row_factory=None) as cursor:
+        with file.open("wb") as out, self.conn.transaction(), self.conn.cursor("export") as cursor:
             cursor.itersize = 4
             cursor.execute("SELECT llm_export_safetensors(%s)", (MODEL,), binary=True)
             for (chunk,) in cursor:

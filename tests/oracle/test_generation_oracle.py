@@ -6,6 +6,7 @@ rounding of float32 the implementations may part; no such case is among these se
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,6 +21,15 @@ SHAPES = {
 }
 PADDING = 1
 shapes = pytest.mark.parametrize("config", SHAPES.values(), ids=list(SHAPES))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small lose by threads, and much on a machine that does other things."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def random_params(config: GPT2Config, seed: int) -> dict[str, np.ndarray]:
@@ -135,7 +145,7 @@ def test_logits_of_cached_decoding_are_those_of_a_full_pass(config: GPT2Config) 
 def test_beam_search(config: GPT2Config, width: int, early_stopping: bool) -> None:
     """Order, ids and scores of all beams; end-of-text tokens that occur often, and penalties that favour long and short."""
     ended = 0
-    for seed, length_penalty in itertools.product(range(3), (0.0, 1.0, 2.0, -1.0)):
+    for seed, length_penalty in itertools.product(range(2), (0.0, 1.0, 2.0, -1.0)):
         params, prompt = random_params(config, seed), random_ids(config, 5, seed)
         model = hugging_face(config, params)
         frequent = greedy(config, params, prompt, None)[4]

@@ -65,6 +65,7 @@ CASES: dict[str, Callable[[int, int, int, int], Case]] = {
         {"target": np.arange(t) * 5 % n},
         lambda z: F.cross_entropy(z, torch.arange(t) * 5 % n),
     ),
+    "lm_head": lambda b, t, d, n: ([(t, d), (n, d)], {}, lambda x, wte: x @ wte.T),
     "lm_head_loss": lambda b, t, d, n: (
         [(t, d), (n, d)],
         {"target": np.arange(t) * 5 % n},

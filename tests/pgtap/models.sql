@@ -66,7 +66,7 @@ SELECT throws_ok($$SELECT llm_init_model('w', 1, 2, 8, 16, 259)$$, '22023', NULL
 SELECT is((SELECT count(*) FROM llm_model_config WHERE model IN ('x', 'w')), 0::bigint, 'what failed left nothing');
 
 -- llm_copy_model.
-SELECT volatility_is('llm_copy_model', '{text,text}'::name[], 'volatile');
+SELECT volatility_is('llm_copy_model', '{text,text,integer}'::name[], 'volatile');
 UPDATE llm_param SET m = data, v = data, step = 7 WHERE model = 'v';
 SELECT llm_copy_model('v', 'copy');
 SELECT ok(NOT EXISTS (SELECT name, token_id, shape, data, grad, m, v, step FROM llm_param WHERE model = 'v'

@@ -68,7 +68,8 @@ def test_a_step_by_hand_is_llm_train_step_bit_for_bit(conn, model, dropout_p):
         for _ in range(3):
             expected = value(
                 conn,
-                "SELECT llm_train_step('engine', %s::int, dropout_p => %s, lr_max => %s, beta1 => %s, beta2 => %s, eps => %s, wd => %s)",
+                "SELECT llm_train_step('engine', %s::int, dropout_p => %s,"
+                " lr_max => %s, beta1 => %s, beta2 => %s, eps => %s, wd => %s)",
                 row,
                 dropout_p,
                 *ADAMW.values(),
@@ -140,10 +141,8 @@ def test_blocks_given_as_bytes_are_joined_to_one_graph(conn, model):
     conn.execute("SET pg_gpt2.autograd = on")
     conn.execute("SELECT llm_materialize_params('m')")
     params = dict(conn.execute("SELECT name, data FROM llm_param WHERE model = 'm'").fetchall())
-    names = (
-        "attn.c_attn.weight attn.c_attn.bias attn.c_proj.weight attn.c_proj.bias mlp.c_fc.weight mlp.c_fc.bias"
-        " mlp.c_proj.weight mlp.c_proj.bias ln_1.weight ln_1.bias ln_2.weight ln_2.bias"
-    ).split()
+    linears = "attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj ln_1 ln_2"
+    names = [f"{linear}.{part}" for linear in linears.split() for part in ("weight", "bias")]
     x = value(conn, "SELECT llm_embed(%s, 'm')", TOKENS)
     for layer in range(2):
         args = [params[f"h.{layer}.{name}"] for name in names]

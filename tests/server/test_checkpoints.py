@@ -11,8 +11,9 @@ from pg_gpt2.config import GPT2Config
 from psycopg import errors
 
 STATE = """
-    SELECT md5(string_agg(concat_ws(' ', name, token_id, shape, step, md5(data), md5(m), md5(v), md5(grad)), ',' ORDER BY name, token_id))
-    FROM llm_param WHERE model = %s
+    SELECT md5(string_agg(row, ',' ORDER BY name, token_id)) FROM (
+        SELECT name, token_id, concat_ws(' ', name, token_id, shape, step, md5(data), md5(m), md5(v), md5(grad)) AS row
+        FROM llm_param WHERE model = %s) AS rows
 """
 Sql = Callable[..., object]
 
@@ -33,16 +34,18 @@ def sql(conn: psycopg.Connection) -> Sql:
 def model(conn: psycopg.Connection, sql: Sql) -> Iterator[str]:
     """A small model that has been trained for two steps, in several blocks."""
     sql("SELECT llm_init_model('m', 2, 2, 16, 16, 50, seed => 3)")
-    sql(
-        "INSERT INTO llm_dataset (model, tokens, target) SELECT 'm', ARRAY[n, 1, 2, 3, 4], ARRAY[1, 2, 3, 4, 5] FROM generate_series(6, 20) n"
-    )
+    sql("""
+        INSERT INTO llm_dataset (model, tokens, target)
+        SELECT 'm', ARRAY[n, 1, 2, 3, 4], ARRAY[1, 2, 3, 4, 5] FROM generate_series(6, 20) n
+    """)
     sql("""
         INSERT INTO llm_param (model, name, token_id, shape, data)
         SELECT model, name, 20, '{30,16}', substr(data, 20 * 64 + 1) FROM llm_param WHERE model = 'm' AND name = 'wte'
     """)
-    sql(
-        "UPDATE llm_param SET shape = '{20,16}', data = substr(data, 1, 20 * 64) WHERE model = 'm' AND name = 'wte' AND token_id = 0"
-    )
+    sql("""
+        UPDATE llm_param SET shape = '{20,16}', data = substr(data, 1, 20 * 64)
+        WHERE model = 'm' AND name = 'wte' AND token_id = 0
+    """)
     train(sql, 2)
     yield "m"
     sql("SELECT llm_drop_model(model) FROM llm_models WHERE NOT preset")
@@ -93,9 +96,8 @@ def test_generation_follows_a_load_in_open_sessions(sql, connect, saved):
 def test_a_load_is_rolled_back_with_its_transaction(sql, conn, saved):
     train(sql, 1)
     now = sql(STATE, "m")
-    with pytest.raises(ZeroDivisionError), conn.transaction():
+    with conn.transaction(force_rollback=True):
         sql("SELECT llm_checkpoint_load('m', %s)", saved)
-        raise ZeroDivisionError
     assert sql(STATE, "m") == now
 
 
@@ -113,9 +115,10 @@ def test_a_fork_trains_as_the_original_did(sql, saved):
     train(sql, 3)
     sql("SELECT llm_copy_model('m', 'fork', %s)", saved)
     assert sql(STATE, "fork") == at_save
-    sql(
-        "INSERT INTO llm_dataset (model, tokens, target) SELECT 'fork', tokens, target FROM llm_dataset WHERE model = 'm' ORDER BY id"
-    )
+    sql("""
+        INSERT INTO llm_dataset (model, tokens, target)
+        SELECT 'fork', tokens, target FROM llm_dataset WHERE model = 'm' ORDER BY id
+    """)
     train(sql, 3, "fork")
     assert sql(STATE, "fork") == sql(STATE, "m")
 
@@ -263,6 +266,20 @@ def test_a_drop_waits_for_a_save_that_needs_the_same_blocks(sql, connect, model)
     assert sql("SELECT llm_checkpoint_load('m', %s)", two) == 2
 
 
+def test_a_drop_by_an_old_snapshot_removes_no_block_that_it_cannot_see_in_use(sql, connect, model):
+    one = save(sql, "m")
+    dropper = connect()
+    with dropper.transaction():
+        dropper.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        dropper.execute("SELECT 1 FROM llm_checkpoint")
+        two = save(sql, "m")
+        dropper.execute("SELECT llm_checkpoint_drop(%s)", [one])
+    train(sql, 1)
+    assert sql("SELECT llm_checkpoint_load('m', %s)", two) == 2
+    sql("SELECT llm_checkpoint_drop(%s)", two)
+    assert blobs(sql) == 0
+
+
 def test_saving_does_not_wait_for_training(sql, connect, model):
     """It saves what is committed."""
     before = sql(STATE, "m")
@@ -320,7 +337,7 @@ def test_a_file_that_is_not_the_checkpoint_is_refused(sql, conn, model, server_f
         return state
 
     for cut in (0, 7, len(whole) // 2, len(whole) - 1):
-        assert refused(whole[:cut]) == "22P02"
+        assert refused(whole[:cut]) in ("22P02", "22000")  # the last byte of a .npz is of its metadata
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     assert refused(bytes(flipped)) in ("22000", "22P02")

@@ -4,10 +4,12 @@ import asyncio
 import inspect
 import re
 from contextlib import aclosing, closing
+from itertools import pairwise
 
 import psycopg
 import pytest
 from pg_llm_client import AsyncPGLLMClient, Beam, PGLLMClient, StreamEvent
+from pg_llm_client.training import TrainingOptions
 from psycopg.rows import dict_row
 
 MODEL = "tiny"
@@ -169,6 +171,7 @@ def test_num_beams_searches_beams(client):
         ("generate", {"temprature": 1.0}, "unexpected keyword argument 'temprature'"),
         ("generate", {"beams": 1}, "unexpected keyword argument 'beams'"),
         ("beam_search", {"temperature": 1.0}, "unexpected keyword argument 'temperature'"),
+        ("train", {"source": "SELECT ''", "commit_every": 1}, "source and commit_every"),
         ("train", {"learning_rate": 1.0}, "unexpected keyword argument 'learning_rate'"),
     ],
 )
@@ -194,6 +197,17 @@ def test_stream_is_generate_in_steps(client):
     assert events[-1].text == client.generate(PROMPT, max_tokens=12, seed=5)
     assert all(event.logprob < 0 and 0 <= event.token_id < 300 for event in events)
     assert list(client.stream(PROMPT, max_tokens=0)) == []
+
+
+def test_characters_of_several_tokens_arrive_whole(client):
+    """At this temperature any byte may follow any other: some make characters, some do not."""
+    texts = [
+        event.text
+        for event in client.stream(PROMPT, max_tokens=600, temperature=100, topk=0, topp=1, seed=1, eos_token=-1)
+    ]
+    assert all(after.startswith(before) for before, after in pairwise(texts))
+    assert any(after == before for before, after in pairwise(texts)), "no bytes were held back"
+    assert texts[-1] == client.generate(PROMPT, max_tokens=600, temperature=100, topk=0, topp=1, seed=1, eos_token=-1)
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
@@ -291,6 +305,43 @@ def test_train_follows_the_notices_and_returns_the_run(connect, model, capsys):
         client.train(1, progress=False)
     assert conn.execute("SELECT count(*) FROM llm_run WHERE run_id = %s", [run]).fetchone() == (0,)
     assert capsys.readouterr().err == ""
+
+
+def test_train_takes_every_option_of_llm_train(conn, client):
+    (names,) = conn.execute("SELECT proargnames FROM pg_proc WHERE proname = 'llm_train'").fetchone()
+    assert set(names) - {"model", "n_steps", "n_layer", "n_head", "d", "vocab"} == set(TrainingOptions.__annotations__)
+    options = {"beta1": 0.8, "beta2": 0.9, "eps": 1e-7, "wd": 0.1, "lr_max": 1e-5, "warmup": 1, "grad_clip": 1.0}
+    options |= {"dropout_p": 0.0, "min_lr": 1e-6, "seed": 2**40}
+    others = {"batch_size": 2, "grad_accum": 2, "eval_every": 0, "log_every": 1, "grad_workers": 1, "prune_workers": 1}
+    with conn.transaction(force_rollback=True):
+        run = client.train(2, audit="none", progress=False, **options, **others)
+        (config,) = conn.execute("SELECT config FROM llm_run WHERE run_id = %s", [run]).fetchone()
+    options["weight_decay"] = options.pop("wd")
+    assert {name: config[name] for name in options} == options
+    assert (config["batch_size"], config["grad_accum"], config["n_steps"]) == (2, 2, 2)
+
+
+def test_train_that_commits_as_it_goes(new_database):
+    with psycopg.connect(new_database(), autocommit=True) as conn:
+        make_model(conn)
+        client = PGLLMClient(conn, model=MODEL)
+        run = client.train(3, commit_every=1, batch_size=2, progress=False)
+        assert conn.execute("SELECT count(*) FROM llm_train_log WHERE run_id = %s", [run]).fetchone() == (3,)
+        with conn.transaction(), pytest.raises(psycopg.Error, match="autocommit") as error:
+            client.train(3, commit_every=1, progress=False)
+        assert error.value.sqlstate == "2D000"
+
+
+def test_without_autocommit_training_is_the_callers_to_commit(connect, model):
+    conn = connect()
+    conn.autocommit = False
+    client = PGLLMClient(conn, model=MODEL)
+    before = client.perplexity(TEXT)
+    conn.rollback()
+    client.train(1, lr_max=1e-2, progress=False)
+    assert client.perplexity(TEXT) != before
+    conn.rollback()
+    assert client.perplexity(TEXT) == before
 
 
 # ---- connections of all kinds

@@ -18,7 +18,8 @@ def model(module_conn: psycopg.Connection) -> str:
     module_conn.execute("SELECT llm_train_bpe($$SELECT 'low lower lowest newer wider the quick brown fox'$$, 270, 'm')")
     module_conn.execute("SELECT llm_init_model('m', 2, 2, 16, 32, seed => 1)")
     module_conn.execute("""
-        UPDATE llm_param SET data = (SELECT pg_llm_tensor(array_agg(x * 8 ORDER BY n)) FROM unnest(pg_llm_values(data)) WITH ORDINALITY AS v (x, n))
+        UPDATE llm_param SET data = (
+            SELECT pg_llm_tensor(array_agg(x * 8 ORDER BY n)) FROM unnest(pg_llm_values(data)) WITH ORDINALITY AS v (x, n))
         WHERE model = 'm' AND name ~ 'c_|wte|wpe'
     """)
     return "m"
@@ -161,7 +162,8 @@ def test_a_tampered_parameter_or_attribute_is_found_at_its_op(tape):
     )
     row = value(
         tape,
-        "UPDATE llm_tape SET extra = jsonb_set(extra, '{seed}', '2') WHERE id = (SELECT max(id) FROM llm_tape WHERE name = 'dropout' AND tape_id = llm_tape_id()) RETURNING id",
+        "UPDATE llm_tape SET extra = jsonb_set(extra, '{seed}', '2') WHERE id ="
+        " (SELECT max(id) FROM llm_tape WHERE name = 'dropout' AND tape_id = llm_tape_id()) RETURNING id",
     )
     assert (row, "value") in differing(tape)
 

@@ -120,11 +120,14 @@ CHANGED_BY_TRAINING = {
     "llm_dataset": "INSERT, UPDATE, DELETE",
     "llm_run": "INSERT, UPDATE",
     "llm_train_log": "INSERT",
+    "llm_tape": "INSERT, DELETE",
+    "llm_tensor_rt": "INSERT, UPDATE, DELETE",
+    "llm_tensor_map": "INSERT, UPDATE, DELETE",
     "llm_bpe_vocab": "INSERT",
     "llm_bpe_merges": "INSERT",
 }
 NOBODYS = ("llm_module", "llm_limit", "llm_bpe_version")  # granted at installation, to PUBLIC, as far as they may be
-TRAINING = "^llm_(train|dataset)"  # names of functions that train or load data
+TRAINING = "^llm_(train|dataset|accumulate)"  # names of functions that train or load data
 
 
 @entry

@@ -180,7 +180,10 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
         )
     array = from_bytes(tensor, shape or row["shape"], name="tensor")
     if array.size != np.prod(row["shape"]):
-        raise InvalidParameter(f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}')
+        raise InvalidParameter(
+            f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}',
+            hint="Leave shape out to take the parameter's.",
+        )
     recorder = Recorder(room=1)
     handle = recorder.leaf(array, True).id
     recorder.flush()
@@ -210,44 +213,19 @@ def accumulate_grads(model: str, workers: int) -> int:
     require(model=model)
     require_positive(workers=workers)
     store.lock(model)
-    rows = db.cursor(
-        "SELECT p.name, p.token_id, p.shape, p.grad, t.grad AS new, t.id,"
-        " m.token_id - min(m.token_id) OVER (PARTITION BY m.tensor_id) AS first"
-        " FROM {schema}.llm_tensor_map AS m JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = m.tape_id"
-        " JOIN {schema}.llm_param AS p USING (model, name, token_id)"
-        " WHERE m.tape_id = $1 AND m.model = $2 AND t.grad IS NOT NULL",
+    return db.run(
+        "UPDATE {schema}.llm_param AS p SET grad ="
+        " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
+        " FROM (SELECT q.name, q.token_id, substring(t.grad FROM 1 + m.first * 4 * coalesce(q.shape[2], 1)"
+        "                                                   FOR octet_length(q.data)) AS part"
+        "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
+        "             FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2) AS m"
+        "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
+        "       JOIN {schema}.llm_param AS q ON q.model = $2 AND (q.name, q.token_id) = (m.name, m.token_id)"
+        "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
+        " WHERE p.model = $2 AND p.name = new.name AND p.token_id = new.token_id",
         ["int8", "text"],
         *(session_tape(), model),
-    )
-    batch: list[tuple[str, int, bytes]] = []
-    held = count = 0
-    for row in rows:
-        batch.append((row["name"], row["token_id"], _added(row)))
-        held, count = held + len(batch[-1][2]), count + 1
-        if held >= store.FLUSH_BYTES:
-            _store_grads(model, batch)
-            batch, held = [], 0
-    if batch:
-        _store_grads(model, batch)
-    return count
-
-
-def _added(row: db.Row) -> bytes:
-    """The block's part of the new gradient, added to what the block has."""
-    width = int(np.prod(row["shape"][1:]))
-    start = 4 * row["first"] * width
-    part = row["new"][start : start + 4 * row["shape"][0] * width]
-    if row["grad"] is None:
-        return part
-    return to_bytes(np.frombuffer(row["grad"], FLOAT32) + np.frombuffer(part, FLOAT32))
-
-
-def _store_grads(model: str, batch: list[tuple[str, int, bytes]]) -> None:
-    db.run(
-        "UPDATE {schema}.llm_param AS p SET grad = new.grad FROM unnest($2, $3, $4) AS new (name, token_id, grad)"
-        " WHERE p.model = $1 AND p.name = new.name AND p.token_id = new.token_id",
-        ["text", "text[]", "int4[]", "bytea[]"],
-        *(model, *map(list, zip(*batch, strict=True))),
     )
 
 

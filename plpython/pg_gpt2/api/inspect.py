@@ -154,7 +154,7 @@ def gradcheck(handle: int, epsilon: float, max_elements: int) -> list[tuple[Any,
     require(handle=handle, epsilon=epsilon)
     require_positive(max_elements=max_elements)
     if not 0 < epsilon < 1:
-        raise InvalidParameter(f"epsilon must be above 0 and below 1, not {epsilon}")
+        raise InvalidParameter(f"epsilon must be above 0 and below 1, not {epsilon}", hint="Leave it out for 1e-5.")
     tape_rows.value(handle)
     recorded = replay.ancestors(tape_rows.applications(tape_rows.session_tape()), handle)
     tensors = tape_rows.tensors(tape_rows.session_tape())

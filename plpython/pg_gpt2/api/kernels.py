@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import kernels, resources
 from ..db import entry
-from ..errors import NullNotAllowed
+from ..errors import require
 from ..sampling import Sampling
 from .generation import draw_seed
 
@@ -60,12 +60,11 @@ def softmax_backward(y: bytes | None, dy: bytes | None, n: int | None) -> bytes 
 
 
 @kernel
-def dropout(data: bytes | None, p: float | None, training: bool | None, seed: int | None) -> bytes | None:
+def dropout(data: bytes | None, p: float, training: bool, seed: int | None) -> bytes | None:
     """Inverted dropout; without a seed, one is drawn."""
     if data is None:
         return None
-    if p is None or training is None:
-        raise NullNotAllowed(f"{'p' if p is None else 'training'} must not be null")
+    require(p=p, training=training)
     return kernels.drop(data, p, training, draw_seed() if training and seed is None else seed or 0)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .. import checkpoints, db, gpt2, resources, store
+from .. import audit, checkpoints, db, gpt2, resources, store
 from ..config import GPT2Config
 from ..db import entry
 from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
@@ -117,7 +117,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
 
 TABLES = (
     *("llm_checkpoint_restore", "llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_vocab"),
-    "llm_param",
+    *("llm_tensor_map", "llm_param"),
 )
 
 
@@ -125,6 +125,7 @@ TABLES = (
 def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
+    audit.drop_all(model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
     dropped += checkpoints.drop_all(model)
     dropped += db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)

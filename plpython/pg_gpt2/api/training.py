@@ -4,13 +4,15 @@ import math
 
 import numpy as np
 
-from .. import datasets, db, gpt2, recording, resources, runs, store, training, vocabularies
+from .. import audit, datasets, db, gpt2, recording, resources, runs, store, training, vocabularies
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
 from ..ops.dropout import check_p
 from ..tape import Handle, Runner
 from .generation import draw_seed
+
+MOST_ROWS = 1 << 20  # a step: their order is drawn before anything else is done with them
 
 
 @entry
@@ -44,9 +46,12 @@ def loss(
     dropout_p: float,
     train: bool,
     seed: int | None,
+    level: str | None,
 ) -> float:
-    """Mean cross entropy of `targets`."""
+    """Mean cross entropy of `targets`, recorded at the audit `level`; None = as the mode is."""
     require(tokens=tokens, targets=targets, dropout_p=dropout_p, training=train)
+    if level is not None:
+        audit.check_level(level)
     if not tokens or len(tokens) != len(targets):
         raise InvalidParameter(
             f"tokens has {len(tokens)} ids and targets {len(targets)}; both must have the same number, at least one",
@@ -66,7 +71,7 @@ def loss(
     def work(run: Runner, params: dict[str, Handle]) -> Handle:
         return gpt2.loss(run, params, *arrays, loaded.config, drop=drop, chunk=chunk)
 
-    return float(recording.on_tape(loaded, work))
+    return float(recording.on_tape(loaded, work, level))
 
 
 @entry
@@ -102,9 +107,10 @@ def train_step(
     batch: list[int] | None,
     min_lr: float,
     seed: int,
+    level: str,
 ) -> float:
     """One AdamW step; the loss before it."""
-    require(model=model)
+    require(model=model, audit=level)
     require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
     if batch_id is not None and batch is not None:
         raise InvalidParameter(
@@ -116,12 +122,13 @@ def train_step(
         )
     if total_steps is not None:
         require_positive(total_steps=total_steps)
+    audit.check_level(level)
     settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
     store.config(model)
     store.lock(model)
     session = training.Session(model, grad_workers)
     store.check_overrides(session.config, n_layer, n_head, d, vocab)
-    return runs.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps)
+    return runs.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
 
 
 @entry
@@ -148,10 +155,11 @@ def train(
     seed: int,
     eval_every: int | None,
     log_every: int | None,
+    level: str,
 ) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
     settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every)
+    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
     _check_run(model, plan, grad_workers, prune_workers)
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     store.lock(model)
@@ -185,11 +193,12 @@ def train_run(
     commit_every: int,
     flush_seconds: float,
     wait: bool,
+    level: str,
 ) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
     db.start_committing("llm_train_run")
     settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every)
+    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
     _check_run(model, plan, grad_workers, prune_workers)
     require_positive(commit_every=commit_every)
     require(flush_seconds=flush_seconds, wait=wait)
@@ -204,9 +213,15 @@ def train_run(
 
 
 def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: int) -> None:
-    require(model=model)
+    require(model=model, audit=plan.audit)
+    audit.check_level(plan.audit)
     require_positive(n_steps=plan.n_steps, batch_size=plan.batch_size, grad_accum=plan.grad_accum)
     require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    if plan.batch_size * plan.grad_accum > MOST_ROWS:
+        raise InvalidParameter(
+            f"a step of batch_size {plan.batch_size} x grad_accum {plan.grad_accum} rows is more than {MOST_ROWS}",
+            hint="GPT-2 itself was trained with 512 rows a step.",
+        )
     for name, value in (("eval_every", plan.eval_every), ("log_every", plan.log_every)):
         if value is not None and value < 0:
             raise InvalidParameter(f"{name} must be 0 or more, not {value}", hint="0 turns it off.")

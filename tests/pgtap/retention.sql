@@ -1,0 +1,47 @@
+-- Retention and monitoring: llm_log_prune, llm_metrics.
+BEGIN;
+SELECT plan(17);
+
+SELECT volatility_is('llm_log_prune', '{text,interval,integer}'::name[], 'volatile');
+SELECT is(has_function_privilege('public', 'llm_log_prune(text, interval, integer)', 'EXECUTE'), false, 'PUBLIC may not prune the log');
+
+SELECT llm_init_model('a', 1, 2, 8, 16, 50);
+SELECT llm_init_model('b', 1, 2, 8, 16, 50);
+INSERT INTO llm_run (model, config, seed, status, first_step, environment)
+VALUES ('a', '{}', 0, 'finished', 0, '{}'), ('a', '{}', 0, 'running', 250, '{}'), ('b', '{}', 0, 'finished', 0, '{}');
+INSERT INTO llm_train_log (run_id, step, model, lr, loss, grad_norm, tokens, seconds, batch, val_loss, weights_digest, at)
+SELECT r.run_id, step, r.model, 0.1, step, 1, 100, 0.5, '{}', CASE WHEN step = 205 THEN 3.5 END, CASE WHEN step = 206 THEN 'x' END,
+    clock_timestamp() - CASE WHEN step < 240 THEN interval '40 days' ELSE interval '1 hour' END
+FROM llm_run AS r, generate_series(3, 250) AS step;
+
+SELECT is(llm_log_prune('a'), 232::bigint, 'llm_log_prune returns how many it removed');
+SELECT results_eq(
+    $$SELECT array_agg(l.step ORDER BY l.step) FROM llm_train_log l JOIN llm_run r USING (run_id, model) WHERE r.model = 'a' AND r.status = 'finished'$$,
+    $$VALUES (ARRAY[3, 100, 200, 205, 206]::bigint[] || ARRAY(SELECT generate_series(240, 250)::bigint))$$,
+    'ends, each 100th, measured and young steps stay'
+);
+SELECT is((SELECT count(*) FROM llm_train_log JOIN llm_run USING (run_id) WHERE status = 'running'), 248::bigint, 'a run that may be resumed is left alone');
+SELECT is((SELECT count(*) FROM llm_train_log WHERE model = 'b'), 248::bigint, 'so is another model');
+SELECT is(llm_log_prune(older_than => '0', keep_every => NULL), 12 + 244::bigint, 'all models, all ages');
+SELECT is(llm_log_prune(older_than => '0', keep_every => NULL), 0::bigint, 'once');
+SELECT is((SELECT array_agg(step ORDER BY step) FROM llm_train_log WHERE model = 'b'), ARRAY[3, 205, 206, 250]::bigint[], 'the ends stay');
+SELECT throws_ok($$SELECT llm_log_prune('nope')$$, '42704', NULL, 'an unknown model');
+SELECT throws_ok($$SELECT llm_log_prune(NULL, NULL)$$, '22004', NULL, 'older_than null');
+SELECT throws_ok($$SELECT llm_log_prune(NULL, '-1 day')$$, '22023', NULL, 'older_than negative');
+SELECT throws_ok($$SELECT llm_log_prune(NULL, '1 day', 0)$$, '22023', NULL, 'keep_every 0');
+
+SELECT results_eq(
+    $$SELECT metric, value FROM llm_metrics WHERE model = 'b' AND metric !~ 'timestamp' ORDER BY metric COLLATE "C"$$,
+    $$VALUES ('pg_gpt2_bytes', 5664::double precision), ('pg_gpt2_checkpoints', 0), ('pg_gpt2_gradient_norm', 1), ('pg_gpt2_learning_rate', 0.1),
+        ('pg_gpt2_loss', 250), ('pg_gpt2_parameters', 1416), ('pg_gpt2_step', 0), ('pg_gpt2_tokens_per_second', 200),
+        ('pg_gpt2_training', 0), ('pg_gpt2_validation_loss', 3.5)$$,
+    'llm_metrics'
+);
+SELECT llm_checkpoint_save('b');
+SELECT is((SELECT value FROM llm_metrics WHERE model = 'b' AND metric = 'pg_gpt2_checkpoints'), 1::double precision, 'a checkpoint counts');
+SELECT llm_checkpoint_load('b', (SELECT max(id) FROM llm_checkpoint));
+SELECT is((SELECT value FROM llm_metrics WHERE model = 'b' AND metric = 'pg_gpt2_training'), 1::double precision, 'a model that is being changed shows');
+SELECT is((SELECT count(DISTINCT model) FROM llm_metrics), 2::bigint, 'models without weights have no metrics');
+
+SELECT * FROM finish();
+ROLLBACK;

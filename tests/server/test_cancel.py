@@ -1,0 +1,105 @@
+"""Whatever takes long can be cancelled: the statement ends soon after its timeout, and the session goes on."""
+
+import threading
+import time
+
+import psycopg
+import pytest
+
+SOON = 1.5  # seconds; a cancel takes effect within 0.5, the rest is for a busy machine
+TIMEOUT = 0.3
+
+
+@pytest.fixture(autouse=True, scope="module")
+def models(module_conn):
+    module_conn.execute("SELECT llm_train_bpe($$SELECT 'low lower lowest newer wider'$$, 265, 'slow')")
+    module_conn.execute("SELECT llm_init_model('slow', 12, 8, 512, 1024, seed => 1)")
+    module_conn.execute("SELECT llm_dataset_load($$SELECT repeat('low lower ', 20000)$$, 'slow', 256, val_fraction => 0.5)")
+    module_conn.execute("CREATE TABLE words AS SELECT string_agg(md5(i::text), ' ') AS body FROM generate_series(1, 300000) AS i")
+
+
+LONG = {
+    "generation": "SELECT llm_generate('low', 100000, model_name => 'slow')",
+    "a stream": "SELECT count(*) FROM llm_generate_stream('low', 100000, model_name => 'slow')",
+    "a stream, row by row": "SELECT (llm_generate_stream('low', 100000, model_name => 'slow')).step",
+    "generation by ids": "SELECT llm_generate_tokens('{1}', 100000, model_name => 'slow')",
+    "a batch": "SELECT * FROM llm_generate_batch(array_fill('low'::text, '{8}'), 100000, model_name => 'slow')",
+    "beam search": "SELECT * FROM llm_beam_search('low', 16, 1000, model_name => 'slow')",
+    "logits": "SELECT llm_logits(array_fill(i, '{1024}'), 'slow') FROM generate_series(1, 100) AS i",
+    "tokenizing": "SELECT llm_token_count(body, 'slow') FROM words",
+    "tokenizing one long word": "SELECT llm_token_count(repeat('lower', 4000000), 'slow')",
+    "tokenizing unlike letters": "SELECT llm_token_count(translate(body, ' 0123456789', 'ghijklmnopq'), 'slow') FROM words",
+    "decoding": "SELECT llm_decode(array_fill(70, '{3000000}') || llm_encode(body, 'slow'), 'slow') FROM words",
+    "training a vocabulary": "SELECT llm_train_bpe('SELECT body FROM words', 50000, 'x')",
+    "loading data": "SELECT llm_dataset_load('SELECT body FROM words', 'slow', 64)",
+    "training": "SELECT llm_train('slow', 100)",
+    "a training step": "SELECT llm_train_step('slow', batch => ARRAY(SELECT id::integer FROM llm_dataset ORDER BY id LIMIT 64))",
+    "evaluation": "SELECT * FROM llm_evaluate('slow', 'train')",
+    "log-probabilities": "SELECT * FROM llm_logprobs(repeat('low lower ', 20000), 'slow')",
+    "making a model": "SELECT llm_init_model('x', 12, 16, 1024, 1024, 50000)",
+    "exporting": "SELECT count(*) FROM generate_series(1, 30), llm_export_safetensors('slow')",
+    "a slow source": "SELECT llm_train_bpe('SELECT pg_sleep(60)::text', 300, 'x')",
+}
+
+
+@pytest.fixture
+def rows(module_conn):
+    return module_conn.execute(
+        "SELECT (SELECT count(*) FROM llm_bpe_vocab), (SELECT count(*) FROM llm_param), (SELECT count(*) FROM llm_dataset), (SELECT count(*) FROM llm_run)"
+    ).fetchone()
+
+
+@pytest.mark.parametrize("statement", LONG.values(), ids=LONG)
+def test_a_timeout_ends_it_and_the_session_goes_on(module_conn, rows, statement):
+    conn = module_conn
+    conn.execute("SELECT llm_generate('low', 1, model_name => 'slow')")  # loads the model
+    (alive,) = conn.execute("SELECT pg_backend_pid()").fetchone()
+    conn.execute("SELECT set_config('statement_timeout', %s, false)", [f"{TIMEOUT}s"])
+    started = time.monotonic()
+    try:
+        with pytest.raises(psycopg.errors.QueryCanceled, match="statement timeout"):
+            conn.execute(statement)
+        took = time.monotonic() - started
+    finally:
+        conn.execute("RESET statement_timeout")
+    assert took < TIMEOUT + SOON
+    assert conn.execute("SELECT pg_backend_pid()").fetchone() == (alive,)
+    assert conn.execute("SELECT llm_generate('low', 2, 0, model_name => 'slow') LIKE 'low%'").fetchone() == (True,)
+    assert conn.execute("SELECT count(*) FROM llm_run").fetchone() == rows[3:]
+
+
+def test_a_cancel_from_outside_ends_it_too(connect, module_conn):
+    conn = connect()
+    conn.execute("SELECT llm_generate('low', 1, model_name => 'slow')")
+    threading.Timer(TIMEOUT, conn.cancel).start()
+    started = time.monotonic()
+    with pytest.raises(psycopg.errors.QueryCanceled, match="user request"):
+        conn.execute(LONG["generation"])
+    assert time.monotonic() - started < TIMEOUT + SOON
+    assert conn.execute("SELECT llm_generate('low', 0, model_name => 'slow')").fetchone() == ("low",)
+
+
+def test_termination_is_heeded(connect, module_conn):
+    conn = connect()
+    conn.execute("SELECT llm_generate('low', 1, model_name => 'slow')")
+    pid = conn.info.backend_pid
+    threading.Timer(TIMEOUT, lambda: module_conn.execute("SELECT pg_terminate_backend(%s)", [pid])).start()
+    started = time.monotonic()
+    with pytest.raises(psycopg.OperationalError):
+        conn.execute(LONG["training"])
+    assert time.monotonic() - started < TIMEOUT + SOON
+
+
+def test_a_caught_cancel_of_a_subtransaction_leaves_a_usable_session(module_conn):
+    """PL/pgSQL may catch a cancel by name; the package must not be left half-way."""
+    for _ in range(2):
+        module_conn.execute("SET statement_timeout = '300ms'")
+        caught = module_conn.execute("SELECT 1").fetchone()
+        try:
+            module_conn.execute(
+                "DO $$BEGIN PERFORM llm_generate('low', 100000, model_name => 'slow'); EXCEPTION WHEN query_canceled THEN NULL; END$$"
+            )
+        finally:
+            module_conn.execute("RESET statement_timeout")
+        assert caught == (1,)
+    assert module_conn.execute("SELECT llm_generate('low', 0, model_name => 'slow')").fetchone() == ("low",)

@@ -1,0 +1,130 @@
+"""CREATE and DROP EXTENSION: in any schema, under any search_path, undone by ROLLBACK, and leaving nothing behind."""
+
+import subprocess
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Everything that a database has beside system objects.
+OBJECTS = """
+    SELECT 'relation', c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+    UNION ALL SELECT 'function', p.oid::regprocedure::text FROM pg_proc p WHERE p.oid >= 16384
+    UNION ALL SELECT 'type', t.oid::regtype::text FROM pg_type t WHERE t.oid >= 16384
+    UNION ALL SELECT 'trigger', tgname::text FROM pg_trigger
+    UNION ALL SELECT 'schema', nspname::text FROM pg_namespace WHERE oid >= 16384 AND nspname !~ '^pg_(toast_)?temp_'
+    UNION ALL SELECT 'event trigger', evtname::text FROM pg_event_trigger
+    UNION ALL SELECT 'extension', extname::text FROM pg_extension
+    ORDER BY 1, 2
+"""
+
+
+@pytest.fixture
+def empty(new_database):
+    """A session in a database with PL/Python but without the extension."""
+    with psycopg.connect(new_database("template0"), autocommit=True) as conn:
+        conn.execute("CREATE EXTENSION plpython3u")
+        yield conn
+
+
+def use_it(conn: psycopg.Connection, schema: str | None) -> str:
+    """Learn, make, train, generate, export; with every name qualified when there is a schema. Returns what was written."""
+
+    def run(statement: str) -> str:
+        place = sql.SQL("") if schema is None else sql.Identifier(schema) + sql.SQL(".")
+        return conn.execute(sql.SQL(statement).format(place)).fetchone()[0]
+
+    run("SELECT {}llm_train_bpe($$VALUES ('low lower lowest newer wider')$$, 265, 'tiny')")
+    run("SELECT {}llm_init_model('tiny', 1, 2, 16, 32)")
+    run("SELECT {}llm_dataset_load($$VALUES (repeat('low lower ', 40))$$, 'tiny', 8)")
+    run("SELECT {}llm_train('tiny', 2, batch_size => 2)")
+    run("SELECT {0}llm_import_safetensors(string_agg(c, ''), 'copy') FROM {0}llm_export_safetensors('tiny') AS c")
+    assert run("SELECT count(*)::integer FROM {}llm_models WHERE n_params > 0") == 2
+    assert run("SELECT ({}llm_get_model_config('copy')).d_model") == 16
+    return run("SELECT {}llm_generate('low', 8, model_name => 'tiny', seed => 1)")
+
+
+@pytest.mark.parametrize("schema", ["public", "llm", "My llm", 'a b.c-d', "über"])
+def test_it_works_in_any_schema(empty, schema):
+    written = []
+    if schema != "public":
+        empty.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+    before = empty.execute(OBJECTS).fetchall()
+    for path in ("public", "pg_catalog", ""):
+        empty.execute(sql.SQL("CREATE EXTENSION pg_gpt2 SCHEMA {}").format(sql.Identifier(schema)))
+        empty.execute("SELECT set_config('search_path', %s, false)", [path])
+        written.append(use_it(empty, schema))
+        empty.execute("RESET search_path")
+        empty.execute("DROP EXTENSION pg_gpt2")
+        assert empty.execute(OBJECTS).fetchall() == before
+    assert len(set(written)) == 1
+
+
+def test_one_session_follows_it_to_another_schema(empty):
+    empty.execute("CREATE EXTENSION pg_gpt2")
+    first = use_it(empty, None)
+    empty.execute("DROP EXTENSION pg_gpt2")
+    with pytest.raises(psycopg.errors.UndefinedFunction):
+        empty.execute("SELECT llm_generate('low')")
+    empty.execute("CREATE SCHEMA llm")
+    empty.execute("CREATE EXTENSION pg_gpt2 SCHEMA llm")
+    assert use_it(empty, "llm") == first
+
+
+def test_a_rolled_back_create_and_drop_leave_what_was_there(empty):
+    before = empty.execute(OBJECTS).fetchall()
+    with empty.transaction(force_rollback=True):
+        empty.execute("CREATE EXTENSION pg_gpt2")
+        first = use_it(empty, None)
+    assert empty.execute(OBJECTS).fetchall() == before
+    empty.execute("CREATE SCHEMA llm")
+    empty.execute("CREATE EXTENSION pg_gpt2 SCHEMA llm")
+    assert use_it(empty, "llm") == first
+    with empty.transaction(force_rollback=True):
+        empty.execute("DROP EXTENSION pg_gpt2")
+    assert empty.execute("SELECT llm.llm_generate('low', 8, model_name => 'tiny', seed => 1)").fetchone()[0] == first
+
+
+def test_cascade_brings_plpython(new_database):
+    with psycopg.connect(new_database("template0"), autocommit=True) as conn:
+        conn.execute("CREATE EXTENSION pg_gpt2 CASCADE")
+        use_it(conn, None)
+
+
+def test_it_stays_in_its_schema(conn):
+    with pytest.raises(psycopg.errors.FeatureNotSupported):
+        conn.execute("ALTER EXTENSION pg_gpt2 SET SCHEMA pg_catalog")
+
+
+def test_only_a_superuser_creates_it(empty):
+    empty.execute("CREATE ROLE creator; GRANT ALL ON SCHEMA public TO creator")
+    empty.execute(sql.SQL("GRANT CREATE ON DATABASE {} TO creator").format(sql.Identifier(empty.info.dbname)))
+    try:
+        empty.execute("SET ROLE creator")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            empty.execute("CREATE EXTENSION pg_gpt2")
+    finally:
+        empty.execute("RESET ROLE")
+        empty.execute("DROP OWNED BY creator; DROP ROLE creator")
+
+
+# A session imports NumPy on its first call; a module of that name in the way is what a server without NumPy looks like.
+def test_a_server_without_numpy_says_what_to_install(new_database):
+    with psycopg.connect(new_database("template0"), autocommit=True) as conn:
+        conn.execute("CREATE EXTENSION plpython3u")
+        conn.execute("DO LANGUAGE plpython3u $$import sys; sys.modules['numpy'] = None$$")
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as raised:
+            conn.execute("CREATE EXTENSION pg_gpt2")
+    message, hint = raised.value.diag.message_primary, raised.value.diag.message_hint
+    assert "NumPy" in message
+    assert "/bin/python3" in message, "the interpreter is named"
+    assert "apt" in hint
+    assert "pip" in hint
+
+
+def test_the_installed_script_is_the_one_of_the_sources():
+    subprocess.run(["/usr/bin/python3", ROOT / "build.py", "--check"], check=True)

@@ -1,0 +1,485 @@
+"""Weights and vocabularies as files of the server: exact round trips, what is refused, and for whom.
+
+tests/server/test_loaders.py does the same from the client.
+"""
+
+import gzip
+import io
+import json
+import os
+import struct
+import zipfile
+
+import numpy as np
+import psycopg
+import pytest
+import safetensors.numpy
+
+SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 50}
+errors = psycopg.errors
+
+
+def shapes():
+    d, layers = SHAPE["n_embd"], SHAPE["n_layer"]
+    block = {
+        "ln_1.weight": (d,),
+        "ln_1.bias": (d,),
+        "attn.c_attn.weight": (d, 3 * d),
+        "attn.c_attn.bias": (3 * d,),
+        "attn.c_proj.weight": (d, d),
+        "attn.c_proj.bias": (d,),
+        "ln_2.weight": (d,),
+        "ln_2.bias": (d,),
+        "mlp.c_fc.weight": (d, 4 * d),
+        "mlp.c_fc.bias": (4 * d,),
+        "mlp.c_proj.weight": (4 * d, d),
+        "mlp.c_proj.bias": (d,),
+    }
+    found = {"wte.weight": (SHAPE["vocab_size"], d), "wpe.weight": (SHAPE["n_positions"], d)}
+    for layer in range(layers):
+        found |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
+    return found | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+
+
+def weights(seed=0):
+    """Random tensors by the names of the hub, without a prefix."""
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal(shape).astype("<f4") for name, shape in shapes().items()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def configuration(module_conn):
+    module_conn.execute("INSERT INTO llm_model_config VALUES ('model', 2, 2, 16, 32, 50), ('back', 2, 2, 16, 32, 50)")
+
+
+@pytest.fixture
+def sql(module_conn):
+    """The module's session; models that a test made are gone after it."""
+    with module_conn.transaction(force_rollback=True):
+        yield module_conn
+
+
+def stored(conn, model):
+    rows = conn.execute("SELECT name, token_id, shape, data FROM llm_param WHERE model = %s ORDER BY name, token_id", [model])
+    found: dict[str, list] = {}
+    for name, first, shape, data in rows:
+        assert first == sum(len(block) for block in found.get(name, []))
+        found.setdefault(name, []).append(np.frombuffer(data, "<f4").reshape(shape))
+    return {name: np.concatenate(blocks) for name, blocks in found.items()}
+
+
+def assert_stored(conn, model, tensors):
+    found = stored(conn, model)
+    expected = {name.replace("wte.weight", "wte").replace("wpe.weight", "wpe"): array for name, array in tensors.items()}
+    assert set(found) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array.astype("<f4"), err_msg=name)
+
+
+@pytest.fixture
+def put(server_files):
+    """`put(name, bytes)`: a file that the server can read; its path there."""
+    made = []
+
+    def write(name, data):
+        path = server_files / name
+        path.write_bytes(data)
+        path.chmod(0o644)
+        made.append(path)
+        return str(path)
+
+    yield write
+    for path in made:
+        path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def target(server_files):
+    """Path of a file that the server is to write."""
+    path = server_files / "written"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def safe(tensors, metadata=None):
+    return safetensors.numpy.save(tensors, metadata)
+
+
+def npz(tensors, compress=False):
+    file = io.BytesIO()
+    (np.savez_compressed if compress else np.savez)(file, **tensors)
+    return file.getvalue()
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def container(tensors):
+    """The older .npz: one gzip stream of (name length, name, .npy)."""
+    parts = [struct.pack("<H", len(name)) + name.encode() + npy(array) for name, array in tensors.items()]
+    return gzip.compress(b"".join(parts))
+
+
+def prefixed(tensors):
+    return {f"transformer.{name}": array for name, array in tensors.items()}
+
+
+# ---- round trips
+
+
+def test_safetensors_come_back_bit_for_bit_and_open_in_the_library(sql, put, target):
+    tensors = weights()
+    tensors["wte.weight"][0, 0] = -0.0
+    tensors["wte.weight"][0, 1] = np.float32(1e-45)
+    assert sql.execute("SELECT pg_llm_import_safetensors(%s, 'model')", [put("a", safe(prefixed(tensors)))]).fetchone() == (28,)
+    assert_stored(sql, "model", tensors)
+    (size,) = sql.execute("SELECT pg_llm_export_safetensors(%s, 'model')", [str(target)]).fetchone()
+    assert size == target.stat().st_size
+    written = safetensors.numpy.load_file(target)
+    assert {name: array.tobytes() for name, array in written.items()} == {
+        name: array.tobytes() for name, array in prefixed(tensors).items()
+    }
+    with safetensors.safe_open(target, "numpy") as file:
+        assert file.metadata()["format"] == "pt", "which transformers asks for"
+    sql.execute("SELECT pg_llm_import_safetensors(%s, 'back')", [str(target)])
+    assert_stored(sql, "back", tensors)
+    chunks = b"".join(row[0] for row in sql.execute("SELECT llm_export_safetensors('model')"))
+    assert chunks == target.read_bytes()
+
+
+@pytest.mark.parametrize("pack", [npz, lambda t: npz(t, True), container], ids=["npz", "compressed npz", "older container"])
+def test_npz_comes_back_bit_for_bit_and_opens_in_numpy(sql, put, target, pack):
+    tensors = weights(1)
+    sql.execute("SELECT pg_llm_import_npz(%s, 'model')", [put("a.npz", pack(tensors))])
+    assert_stored(sql, "model", tensors)
+    (size,) = sql.execute("SELECT pg_llm_export_npz(%s, 'model')", [str(target)]).fetchone()
+    assert size == target.stat().st_size
+    with np.load(target, allow_pickle=False) as written:
+        for name, array in stored(sql, "model").items():
+            np.testing.assert_array_equal(written[name], array)
+    sql.execute("SELECT pg_llm_import_npz(%s, 'back')", [str(target)])
+    assert_stored(sql, "back", tensors)
+
+
+def test_a_file_of_ours_brings_its_configuration(sql, put, target):
+    sql.execute("SELECT llm_init_model('a', 1, 4, 16, 8, 30)")
+    for export, load in (("safetensors", "safetensors"), ("npz", "npz")):
+        sql.execute(f"SELECT pg_llm_export_{export}(%s, 'a')", [str(target)])
+        sql.execute(f"SELECT pg_llm_import_{load}(%s, %s)", [str(target), f"new {load}"])
+        row = "SELECT n_layer, n_head, d_model, n_positions, vocab FROM llm_model_config WHERE model = %s"
+        assert sql.execute(row, [f"new {load}"]).fetchone() == (1, 4, 16, 8, 30)
+        assert stored(sql, f"new {load}").keys() == stored(sql, "a").keys()
+
+
+def half(array):
+    return array.astype("<f2")
+
+
+def test_names_buffers_head_and_types_that_checkpoints_have(sql, put):
+    tensors = weights(2)
+    other = prefixed(tensors)
+    other["transformer.h.0.attn.bias"] = np.ones((1, 1, 32, 32), np.uint8)
+    other["transformer.h.0.attn.masked_bias"] = np.float32([-1e4])
+    other["lm_head.weight"] = tensors["wte.weight"]
+    sql.execute("SELECT pg_llm_import_safetensors(%s, 'model')", [put("a", safe(other))])
+    assert_stored(sql, "model", tensors)
+    compiled = {f"_orig_mod.transformer.{name}": half(array) for name, array in tensors.items()}
+    sql.execute("SELECT pg_llm_import_safetensors(%s, 'model', true)", [put("b", safe(compiled))])
+    assert_stored(sql, "model", {name: half(array) for name, array in tensors.items()})
+
+
+def test_a_file_replaced_while_nothing_else_changes(sql, put):
+    sql.execute("SELECT pg_llm_import_safetensors(%s, 'model')", [put("a", safe(weights(1)))])
+    with pytest.raises(errors.DuplicateObject), sql.transaction():
+        sql.execute("SELECT pg_llm_import_safetensors(%s, 'model')", [put("b", safe(weights(2)))])
+    assert_stored(sql, "model", weights(1))
+    sql.execute("SELECT pg_llm_import_safetensors(%s, 'model', replace => true)", [put("b", safe(weights(2)))])
+    assert_stored(sql, "model", weights(2))
+
+
+# ---- what is refused
+
+
+def changed(name, value):
+    tensors = weights()
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name] = value
+    return tensors
+
+
+def nan_in(name, value=np.nan):
+    tensors = weights()
+    tensors[name].reshape(-1)[-1] = value
+    return tensors
+
+
+WRONG = {
+    "missing tensor": (changed("h.1.ln_2.bias", None), errors.DataException, "h.1.ln_2.bias"),
+    "extra tensor": (changed("h.2.ln_2.bias", np.zeros(16, "<f4")), errors.DataException, "h.2.ln_2.bias"),
+    "misshapen tensor": (changed("wpe.weight", np.zeros((31, 16), "<f4")), errors.DataException, "wpe"),
+    "transposed tensor": (
+        changed("h.0.attn.c_attn.weight", np.zeros((48, 16), "<f4")),
+        errors.DataException,
+        "h.0.attn.c_attn.weight",
+    ),
+    "another head": (changed("lm_head.weight", np.ones((50, 16), "<f4")), errors.DataException, "lm_head"),
+    "NaN": (nan_in("h.1.mlp.c_fc.weight"), errors.DataException, "h.1.mlp.c_fc.weight"),
+    "infinity": (nan_in("ln_f.bias", -np.inf), errors.DataException, "ln_f.bias"),
+    "integers": (
+        changed("ln_f.bias", np.zeros(16, np.int32)),
+        (errors.DataException, errors.InvalidTextRepresentation),
+        "ln_f.bias",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npz"])
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("replace", [False, True], ids=["new", "replacing"])
+def test_wrong_tensors_are_named_and_nothing_changes(sql, put, kind, wrong, replace):
+    tensors, error, name = WRONG[wrong]
+    if replace:
+        sql.execute("SELECT llm_import_safetensors(%s, 'model')", [safe(weights(9))])
+    path = put("wrong", (safe if kind == "safetensors" else npz)(tensors))
+    with pytest.raises(error, match=name) as raised, sql.transaction():
+        sql.execute(f"SELECT pg_llm_import_{kind}(%s, 'model', %s)", [path, replace])
+    assert raised.value.diag.message_hint
+    assert "Traceback" not in raised.value.diag.message_primary
+    if replace:
+        assert_stored(sql, "model", weights(9))
+    else:
+        assert stored(sql, "model") == {}
+
+
+GOOD = safe(weights())
+
+
+def header(change):
+    """GOOD with its header changed."""
+    length = int.from_bytes(GOOD[:8], "little")
+    text = json.dumps(change(json.loads(GOOD[8 : 8 + length]))).encode()
+    return len(text).to_bytes(8, "little") + text + GOOD[8 + length :]
+
+
+def overlapping(parsed):
+    parsed["ln_f.bias"]["data_offsets"] = parsed["ln_f.weight"]["data_offsets"]
+    return parsed
+
+
+def unknown_type(parsed):
+    parsed["ln_f.bias"]["dtype"] = "F8_E5M2"
+    return parsed
+
+
+def listed(parsed):
+    return list(parsed)
+
+
+BROKEN_SAFETENSORS = {
+    "empty": b"",
+    "text": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "truncated header": GOOD[:100],
+    "truncated data": GOOD[:-1],
+    "trailing data": GOOD + b"\0",
+    "header too long": (2**63).to_bytes(8, "little") + GOOD[8:],
+    "header is no object": header(listed),
+    "overlapping tensors": header(overlapping),
+    "unknown type": header(unknown_type),
+    "npz": npz(weights()),
+}
+
+
+@pytest.mark.parametrize("data", BROKEN_SAFETENSORS.values(), ids=BROKEN_SAFETENSORS)
+def test_a_broken_safetensors_file_is_refused(sql, put, data):
+    with pytest.raises((errors.InvalidTextRepresentation, errors.DataException)) as raised, sql.transaction():
+        sql.execute("SELECT pg_llm_import_safetensors(%s, 'model')", [put("broken", data)])
+    assert raised.value.diag.message_hint
+    assert "unexpected" not in raised.value.diag.message_primary
+    assert stored(sql, "model") == {}
+
+
+class Command:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, (Command.path,)
+
+    path = ""
+
+
+def test_nothing_is_unpickled(sql, put, server_files):
+    Command.path = str(server_files / "unpickled")
+    tensors = weights()
+    tensors["ln_f.bias"] = np.array([Command()], dtype=object)
+    for data in (npz(tensors), container(tensors)):
+        with pytest.raises((errors.InvalidTextRepresentation, errors.DataException), match=r"ln_f\.bias") as raised, sql.transaction():
+            sql.execute("SELECT pg_llm_import_npz(%s, 'model')", [put("pickled.npz", data)])
+        assert raised.value.diag.message_hint
+    assert not (server_files / "unpickled").exists()
+
+
+def archive(**members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, data in members.items():
+            made.writestr(name, data)
+    return file.getvalue()
+
+
+BROKEN_NPZ = {
+    "empty": b"",
+    "text": b"not a file of weights",
+    "truncated": npz(weights())[:-100],
+    "truncated in the middle": npz(weights())[:5000],
+    "no npy in it": archive(**{"wte.weight.npy": b"hello"}),
+    "an empty archive": archive(),
+    "a bomb": archive(**{"wte.weight.npy": npy(np.zeros((1 << 24,), "<f4"))}),
+    "truncated gzip": container(weights())[:-50],
+    "gzip of something": gzip.compress(b"something else"),
+    "Fortran order": container(changed("wpe.weight", np.asfortranarray(weights()["wpe.weight"]))),
+    "safetensors": GOOD,
+}
+
+
+@pytest.mark.parametrize("data", BROKEN_NPZ.values(), ids=BROKEN_NPZ)
+def test_a_broken_npz_file_is_refused(sql, put, data):
+    with pytest.raises((errors.InvalidTextRepresentation, errors.DataException)) as raised, sql.transaction():
+        sql.execute("SELECT pg_llm_import_npz(%s, 'model')", [put("broken.npz", data)])
+    assert raised.value.diag.message_hint
+    assert "unexpected" not in raised.value.diag.message_primary
+    assert stored(sql, "model") == {}
+
+
+def test_a_file_without_heads_needs_a_configuration(sql, put):
+    with pytest.raises(errors.UndefinedObject) as raised, sql.transaction():
+        sql.execute("SELECT pg_llm_import_safetensors(%s, 'unheard of')", [put("a", GOOD)])
+    assert "llm_model_config" in raised.value.diag.message_hint
+
+
+FUNCTIONS = {
+    "pg_llm_import_safetensors": ("pg_read_server_files", errors.UndefinedFile),
+    "pg_llm_import_npz": ("pg_read_server_files", errors.UndefinedFile),
+    "pg_llm_load_bpe_vocab": ("pg_read_server_files", errors.UndefinedFile),
+    "pg_llm_load_bpe_merges": ("pg_read_server_files", errors.UndefinedFile),
+    "pg_llm_export_safetensors": ("pg_write_server_files", errors.UndefinedFile),
+    "pg_llm_export_npz": ("pg_write_server_files", errors.UndefinedFile),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_files_are_for_the_roles_that_may_touch_them(sql, function):
+    """EXECUTE alone does not do, and of a NOINHERIT member's roles only the one that is set counts."""
+    needed, reached = FUNCTIONS[function]
+    call = f"SELECT {function}('/no/such/directory/file', 'model')"
+    sql.execute("SELECT llm_init_model('model')")
+    sql.execute("CREATE ROLE someone NOINHERIT; GRANT ALL ON ALL TABLES IN SCHEMA public TO someone")
+    sql.execute("SET LOCAL ROLE someone")
+    with pytest.raises(errors.InsufficientPrivilege, match="function"), sql.transaction():
+        sql.execute(call)
+    sql.execute("RESET ROLE; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO someone; SET LOCAL ROLE someone")
+    with pytest.raises(errors.InsufficientPrivilege, match="files on the server") as raised, sql.transaction():
+        sql.execute(call)
+    assert needed in raised.value.diag.message_hint
+    sql.execute(f"RESET ROLE; GRANT {needed} TO someone; SET LOCAL ROLE someone")
+    with pytest.raises(errors.InsufficientPrivilege, match="files on the server"), sql.transaction():
+        sql.execute(call)
+    sql.execute("RESET ROLE; ALTER ROLE someone INHERIT; SET LOCAL ROLE someone")
+    with pytest.raises(reached), sql.transaction():
+        sql.execute(call)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_paths_that_are_no_files(sql, server_files, function):
+    sql.execute("SELECT llm_init_model('model')")
+    for path, error in (
+        (str(server_files), (errors.IoError, errors.WrongObjectType)),
+        ("/etc/passwd/file", errors.UndefinedFile),
+        ("relative", errors.InvalidParameterValue),
+        ("", errors.InvalidParameterValue),
+        (None, errors.NullValueNotAllowed),
+    ):
+        with pytest.raises(error) as raised, sql.transaction():
+            sql.execute(f"SELECT {function}(%s, 'model')", [path])
+        assert raised.value.diag.message_hint
+
+
+def test_a_named_pipe_is_not_waited_for(sql, server_files):
+    pipe = server_files / "pipe"
+    os.mkfifo(pipe, 0o666)
+    try:
+        with sql.transaction(force_rollback=True):
+            sql.execute("SET LOCAL statement_timeout = '5s'")
+            with pytest.raises(errors.IoError, match="regular file"):
+                sql.execute("SELECT pg_llm_import_safetensors(%s, 'model')", [str(pipe)])
+    finally:
+        pipe.unlink()
+
+
+def test_an_export_that_fails_leaves_the_file_that_was_there(sql, put):
+    path = put("kept", b"kept")
+    sql.execute("SELECT llm_init_model('model'); DELETE FROM llm_param WHERE model = 'model' AND name = 'wte'")
+    for function in ("pg_llm_export_safetensors", "pg_llm_export_npz"):
+        with pytest.raises(errors.DataException, match="wte"), sql.transaction():
+            sql.execute(f"SELECT {function}(%s, 'model')", [path])
+    with open(path, "rb") as file:
+        assert file.read() == b"kept"
+    assert sorted(os.listdir(os.path.dirname(path))) == ["kept"]
+
+
+# ---- vocabularies
+
+
+def vocabulary():
+    """A tiny vocab.json and merges.txt in GPT-2's form."""
+    from pg_gpt2 import bpe_train
+
+    return bpe_train.train(iter(["# # low lower lowest"]), 262)
+
+
+def test_a_vocabulary_and_its_merges_are_loaded_and_replaced(sql, put):
+    vocab, merges = vocabulary()
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges), ""]
+    vocab_path, merges_path = put("vocab.json", json.dumps(vocab).encode()), put("merges.txt", "\n".join(lines).encode())
+    assert sql.execute("SELECT pg_llm_load_bpe_vocab(%s, 'v')", [vocab_path]).fetchone() == (len(vocab),)
+    assert sql.execute("SELECT pg_llm_load_bpe_merges(%s, 'v')", [merges_path]).fetchone() == (len(merges),)
+    sql.execute("SELECT llm_train_bpe($$VALUES ('# # low lower lowest')$$, 262, 'w')")
+    for table, columns in (("llm_bpe_vocab", "token_id, token, bytes"), ("llm_bpe_merges", 'rank, "left", "right", pair')):
+        query = f"SELECT {columns} FROM {table} WHERE model = %s ORDER BY 1"
+        assert sql.execute(query, ["v"]).fetchall() == sql.execute(query, ["w"]).fetchall()
+    # a merge whose left side starts with # is no comment
+    with_hash = ["#version: 0.2", "# #", *lines[1:]]
+    assert sql.execute("SELECT pg_llm_load_bpe_merges(%s, 'v')", [put("merges.txt", "\n".join(with_hash).encode())]).fetchone() == (
+        len(merges) + 1,
+    )
+    assert sql.execute("SELECT \"left\", \"right\" FROM llm_bpe_merges WHERE model = 'v' AND rank = 0").fetchone() == ("#", "#")
+
+
+@pytest.mark.parametrize(
+    ("function", "data"),
+    [
+        ("vocab", b""),
+        ("vocab", b"[]"),
+        ("vocab", b'{"a": "b"}'),
+        ("vocab", b'{"a": -1}'),
+        ("vocab", b'{"a": 1, "b": 1}'),
+        ("vocab", b'{"\xe6\x97\xa5": 1}'),
+        ("vocab", b"\xff\xfe"),
+        ("vocab", b'{"a": 99999999999}'),
+        ("merges", b"one\n"),
+        ("merges", b"one two three\n"),
+        ("merges", b"\xff \xfe\n"),
+    ],
+)
+def test_a_broken_vocabulary_is_refused_and_nothing_changes(sql, put, function, data):
+    sql.execute("SELECT llm_train_bpe($$VALUES ('low')$$, 258, 'v')")
+    before = sql.execute("SELECT llm_encode('low', 'v')").fetchone()
+    with pytest.raises((errors.InvalidTextRepresentation, errors.DataException)) as raised, sql.transaction():
+        sql.execute(f"SELECT pg_llm_load_bpe_{function}(%s, 'v')", [put("broken", data)])
+    assert raised.value.diag.message_hint
+    assert "unexpected" not in raised.value.diag.message_primary
+    assert sql.execute("SELECT llm_encode('low', 'v')").fetchone() == before

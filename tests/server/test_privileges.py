@@ -1,0 +1,224 @@
+"""Everything runs with the caller's rights and under nobody's search_path, also from a warm session."""
+
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+
+DENIED = psycopg.errors.InsufficientPrivilege
+TABLES = "llm_model_config, llm_param, llm_bpe_vocab, llm_bpe_merges, llm_dataset, llm_run, llm_train_log"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def models(module_conn):
+    module_conn.execute("SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider')$$, 265, 'tiny')")
+    module_conn.execute("SELECT llm_init_model('tiny', 1, 2, 16, 32, seed => 1)")
+    module_conn.execute("CREATE TABLE documents AS SELECT repeat('low lower ', 30) AS body")
+
+
+@pytest.fixture
+def role(module_conn):
+    """A new role that owns nothing and may do nothing beside what PUBLIC may."""
+    module_conn.execute("CREATE ROLE reader")
+    yield "reader"
+    module_conn.execute("DROP OWNED BY reader; DROP ROLE reader")
+
+
+@pytest.fixture
+def warm(module_conn):
+    """A session that has the model and its tokenizer in memory."""
+    module_conn.execute("SELECT llm_generate('low', 3, model_name => 'tiny', seed => 1)")
+    return module_conn
+
+
+@contextmanager
+def acting_as(conn, role):
+    conn.execute(f"SET ROLE {role}")
+    try:
+        yield
+    finally:
+        conn.execute("RESET ROLE")
+
+
+READING = {
+    "generate": "SELECT llm_generate('low', 3, model_name => 'tiny', seed => 1)",
+    "stream": "SELECT (llm_generate_stream('low', 3, model_name => 'tiny', seed => 1)).text",
+    "logits": "SELECT llm_logits('{1}', 'tiny')",
+    "encode": "SELECT llm_encode('low', 'tiny')",
+    "export": "SELECT llm_export_safetensors('tiny')",
+}
+
+
+@pytest.mark.parametrize("statement", READING.values(), ids=READING)
+def test_set_role_in_a_warm_session_loses_what_the_role_may_not_read(warm, role, statement):
+    expected = warm.execute(statement).fetchall()
+    with acting_as(warm, role), pytest.raises(DENIED):
+        warm.execute(statement)
+    warm.execute(f"GRANT SELECT ON {TABLES} TO {role}")
+    with acting_as(warm, role):
+        assert warm.execute(statement).fetchall() == expected
+    warm.execute(f"REVOKE ALL ON {TABLES} FROM {role}")
+    with acting_as(warm, role), pytest.raises(DENIED):
+        warm.execute(statement)
+
+
+@pytest.mark.parametrize("table", ["llm_model_config", "llm_param", "llm_bpe_vocab", "llm_bpe_merges"])
+def test_every_table_that_generation_reads_is_checked(warm, role, table):
+    warm.execute(f"GRANT SELECT ON {TABLES} TO {role}; REVOKE SELECT ON {table} FROM {role}")
+    with acting_as(warm, role), pytest.raises(DENIED, match=table):
+        warm.execute(READING["generate"])
+
+
+def test_a_security_definer_function_lends_its_rights(warm, role):
+    warm.execute(
+        "CREATE FUNCTION ask(text) RETURNS text LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog"
+        " AS $$SELECT public.llm_generate($1, 3, model_name => 'tiny', seed => 1)$$"
+    )
+    expected = warm.execute(READING["generate"]).fetchone()
+    with acting_as(warm, role):
+        assert warm.execute("SELECT ask('low')").fetchone() == expected
+        with pytest.raises(DENIED):
+            warm.execute(READING["generate"])
+    warm.execute("DROP FUNCTION ask")
+
+
+@pytest.mark.parametrize("table", ["llm_param", "llm_bpe_vocab", "llm_bpe_merges", "llm_model_config"])
+def test_row_level_security_hides_a_model_from_a_warm_session(warm, role, table):
+    warm.execute(f"GRANT SELECT ON {TABLES} TO {role}; GRANT SELECT, UPDATE ON llm_bpe_version TO {role}")
+    expected = warm.execute(READING["generate"]).fetchall()
+    with acting_as(warm, role):
+        assert warm.execute(READING["generate"]).fetchall() == expected
+    warm.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+    try:
+        with acting_as(warm, role):
+            if table == "llm_bpe_merges":  # without merges a vocabulary is one of bytes
+                assert warm.execute("SELECT cardinality(llm_encode('lower', 'tiny'))").fetchone() == (5,)
+            else:
+                with pytest.raises((psycopg.errors.ObjectNotInPrerequisiteState, psycopg.errors.UndefinedObject)):
+                    warm.execute(READING["generate"])
+        assert warm.execute(READING["generate"]).fetchall() == expected, "a superuser is not filtered"
+        warm.execute(f"CREATE POLICY all_of_it ON {table} TO {role} USING (model = 'tiny')")
+        with acting_as(warm, role):
+            assert warm.execute(READING["generate"]).fetchall() == expected
+    finally:
+        warm.execute(f"DROP POLICY IF EXISTS all_of_it ON {table}; ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
+
+
+def test_row_level_security_on_single_rows_counts(warm, role):
+    """A policy that shows only some of the rows is a model with missing tensors, or a vocabulary with fewer tokens."""
+    warm.execute(f"GRANT SELECT ON {TABLES} TO {role}")
+    warm.execute("ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY")
+    warm.execute(f"CREATE POLICY most ON llm_param TO {role} USING (name <> 'wpe')")
+    warm.execute("ALTER TABLE llm_bpe_vocab ENABLE ROW LEVEL SECURITY")
+    warm.execute(f"CREATE POLICY most ON llm_bpe_vocab TO {role} USING (token_id <> 64)")
+    try:
+        with acting_as(warm, role):
+            with pytest.raises(psycopg.errors.DataException, match="wpe"):
+                warm.execute(READING["logits"])
+            with pytest.raises(psycopg.errors.InvalidParameterValue):
+                warm.execute("SELECT llm_decode('{64}', 'tiny')")
+        assert warm.execute("SELECT llm_decode('{64}', 'tiny')").fetchone() == ("a",)
+    finally:
+        for table in ("llm_param", "llm_bpe_vocab"):
+            warm.execute(f"DROP POLICY most ON {table}; ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
+
+
+CHANGING = {
+    "init": "SELECT llm_init_model('mine', 1, 2, 8, 16, 50)",
+    "copy": "SELECT llm_copy_model('tiny', 'mine')",
+    "drop": "SELECT llm_drop_model('tiny')",
+    "train": "SELECT llm_train('tiny', 1)",
+    "step": "SELECT llm_train_step('tiny')",
+    "vocabulary": "SELECT llm_train_bpe('SELECT body FROM documents', 260, 'mine')",
+    "data": "SELECT llm_dataset_load('SELECT body FROM documents', 'tiny', 8)",
+}
+
+
+@pytest.mark.parametrize("statement", CHANGING.values(), ids=CHANGING)
+def test_what_changes_models_needs_execute_and_the_rights_to_write(warm, role, statement):
+    warm.execute(f"GRANT SELECT ON {TABLES}, documents TO {role}")
+    with acting_as(warm, role), pytest.raises(DENIED, match="permission denied for function"):
+        warm.execute(statement)
+    warm.execute(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}")
+    warm.execute("INSERT INTO llm_dataset (model, tokens, target) VALUES ('tiny', '{1,2}', '{2,3}')")
+    with acting_as(warm, role), pytest.raises(DENIED, match="permission denied for (table|view)"):
+        warm.execute(statement)
+    warm.execute(f"DELETE FROM llm_dataset; REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM {role}")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT llm_train_bpe('SELECT body FROM documents', 260, 'mine')",
+        "SELECT llm_dataset_load('SELECT body FROM documents', 'tiny', 8)",
+    ],
+)
+def test_a_source_is_read_with_the_callers_rights(warm, role, statement):
+    warm.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}")
+    warm.execute(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}; REVOKE ALL ON documents FROM {role}")
+    with warm.transaction(force_rollback=True):
+        warm.execute(f"SET LOCAL ROLE {role}")
+        with pytest.raises(DENIED, match="documents"), warm.transaction():
+            warm.execute(statement)
+        warm.execute("RESET ROLE")
+        warm.execute(f"GRANT SELECT ON documents TO {role}")
+        warm.execute(f"SET LOCAL ROLE {role}")
+        warm.execute(statement)
+
+
+def test_a_source_is_read_under_the_callers_search_path(warm):
+    with warm.transaction(force_rollback=True):
+        warm.execute("CREATE SCHEMA mine; CREATE TABLE mine.documents AS SELECT 'zzzz zzzz zzzz'::text AS body")
+        warm.execute("CREATE FUNCTION mine.lower(text) RETURNS text LANGUAGE sql AS $$SELECT 'qqqq qqqq'$$")
+        warm.execute("SET LOCAL search_path = mine, public, pg_catalog")
+        warm.execute("SELECT llm_train_bpe('SELECT body FROM documents', 258, 'mine')")
+        assert warm.execute("SELECT \"left\" FROM llm_bpe_merges WHERE model = 'mine'").fetchone() == ("z",)
+        warm.execute("SELECT llm_train_bpe('SELECT lower(body) FROM documents', 258, 'mine2')")
+        assert warm.execute("SELECT \"left\" FROM llm_bpe_merges WHERE model = 'mine2'").fetchone() == ("q",)
+        warm.execute("SELECT llm_dataset_load('SELECT body FROM documents', 'tiny', 4)")
+        assert "z" in warm.execute("SELECT llm_decode(tokens, 'tiny') FROM llm_dataset").fetchone()[0]
+        assert warm.execute("SHOW search_path").fetchone() == ("mine, public, pg_catalog",)
+
+
+def test_a_failing_source_leaves_the_search_path(warm):
+    warm.execute("SET search_path = public, pg_temp")
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        warm.execute("SELECT llm_train_bpe('SELECT (1 / (300 - x))::text FROM generate_series(1, 400) AS x', 260, 'x')")
+    assert warm.execute("SHOW search_path").fetchone() == ("public, pg_temp",)
+
+
+def test_objects_of_the_caller_earlier_in_the_search_path_have_no_effect(warm):
+    """Tables, operators, functions and casts of the caller, also temporary ones."""
+    expected = {name: warm.execute(statement).fetchall() for name, statement in READING.items()}
+    with warm.transaction(force_rollback=True):
+        warm.execute("CREATE SCHEMA trap")
+        for place in ("trap", "pg_temp"):
+            for table in TABLES.split(", "):
+                warm.execute(f"CREATE TABLE {place}.{table} (LIKE public.{table})")
+        for body, name, arguments in (
+            ("true", "eq", "text, text"),
+            ("true", "eq", "integer, integer"),
+        ):
+            warm.execute(f"CREATE FUNCTION trap.{name}({arguments}) RETURNS boolean LANGUAGE sql AS 'SELECT {body}'")
+            left, right = arguments.split(", ")
+            warm.execute(f"CREATE OPERATOR trap.= (FUNCTION = trap.{name}, LEFTARG = {left}, RIGHTARG = {right})")
+        warm.execute("CREATE FUNCTION trap.md5(text) RETURNS text LANGUAGE sql AS $$SELECT 'same'$$")
+        warm.execute("CREATE FUNCTION trap.concat_ws(text, VARIADIC text[]) RETURNS text LANGUAGE sql AS $$SELECT 'same'$$")
+        warm.execute("CREATE FUNCTION trap.current_setting(text, boolean) RETURNS text LANGUAGE sql AS $$SELECT 'nope'$$")
+        warm.execute("SET LOCAL search_path = pg_temp, trap, public, pg_catalog")
+        for name, statement in READING.items():
+            assert warm.execute(statement).fetchall() == expected[name]
+        warm.execute("UPDATE public.llm_param SET data = set_bit(data, 0, 1 - get_bit(data, 0)) WHERE model OPERATOR(pg_catalog.=) 'tiny'")
+        assert warm.execute(READING["logits"]).fetchall() != expected["logits"]
+        warm.execute("SELECT llm_copy_model('tiny', 'copy'); SELECT llm_drop_model('tiny')")
+        assert warm.execute("SELECT count(*) FROM public.llm_param WHERE model OPERATOR(pg_catalog.=) 'tiny'").fetchone() == (0,)
+
+
+def test_public_may_read_no_model(conn, role):
+    with acting_as(conn, role):
+        for table in TABLES.split(", "):
+            with pytest.raises(DENIED):
+                conn.execute(f"SELECT FROM {table}")
+        with pytest.raises(DENIED):
+            conn.execute("SELECT FROM llm_models")
+        assert conn.execute("SELECT count(*) > 0 FROM llm_module").fetchone() == (True,)

@@ -1,0 +1,200 @@
+"""Tables are the truth: what a session keeps in memory follows its rows, through every way in which rows change."""
+
+import psycopg
+import pytest
+
+TEXT = "low lower lowest newer wider naïve "
+
+
+@pytest.fixture(autouse=True, scope="module")
+def models(module_conn):
+    module_conn.execute("SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 'tiny')")
+    module_conn.execute("SELECT llm_init_model('tiny', 2, 2, 16, 32, seed => 1)")
+    module_conn.execute("SELECT llm_init_model('other', 2, 2, 16, 32, 270, seed => 2)")
+    module_conn.execute("SELECT llm_dataset_load(%s, 'tiny', 16)", [f"VALUES ('{TEXT * 20}')"])
+
+
+@pytest.fixture
+def warm(module_conn):
+    """A session that has the model and its tokenizer in memory."""
+    module_conn.execute("SET client_min_messages = warning")
+    answers(module_conn)
+    return module_conn
+
+
+def answers(conn: psycopg.Connection) -> tuple:
+    """What the model says: its logits, and a continuation."""
+    return conn.execute(
+        "SELECT llm_logits('{1,2,3}', 'tiny'), llm_generate('lower', 12, model_name => 'tiny', seed => 4)"
+    ).fetchone()
+
+
+CHANGES = {
+    "training": "SELECT llm_train('tiny', 2, batch_size => 2, lr_max => 0.1)",
+    "one step": "SELECT llm_train_step('tiny', lr_max => 0.1)",
+    "update by hand": "UPDATE llm_param SET data = (SELECT data FROM llm_param WHERE model = 'other' AND name = 'wte')"
+    " WHERE model = 'tiny' AND name = 'wte'",
+    # from 0 to 0.5 and back
+    "update of one byte": "UPDATE llm_param SET data = set_byte(data, 3, 63 - get_byte(data, 3)) WHERE model = 'tiny' AND name = 'ln_f.bias'",
+    "import": "SELECT llm_import_safetensors(string_agg(c, ''), 'tiny', true) FROM llm_export_safetensors('other') AS c",
+    "delete and insert": "WITH gone AS (DELETE FROM llm_param WHERE model = 'tiny' AND name = 'wpe' RETURNING *)"
+    " SELECT FROM gone; INSERT INTO llm_param (model, name, shape, data)"
+    " SELECT 'tiny', name, shape, data FROM llm_param WHERE model = 'other' AND name = 'wpe'",
+}
+changes = pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+
+
+@changes
+def test_a_change_is_seen_at_once_and_rollback_undoes_it(warm, change):
+    before = answers(warm)
+    with warm.transaction(force_rollback=True):
+        warm.execute(change)
+        during = answers(warm)
+        assert during[0] != before[0]
+        assert answers(warm) == during
+    assert answers(warm) == before
+
+
+@changes
+def test_rollback_to_a_savepoint_undoes_it(warm, change):
+    before = answers(warm)
+    with warm.transaction(force_rollback=True):
+        warm.execute("SAVEPOINT a")
+        warm.execute(change)
+        changed = answers(warm)
+        warm.execute("SAVEPOINT b")
+        warm.execute("UPDATE llm_param SET data = data WHERE model = 'tiny'")
+        warm.execute("UPDATE llm_param SET data = decode(repeat('00', octet_length(data)), 'hex') WHERE model = 'tiny' AND name = 'ln_f.weight'")
+        assert answers(warm)[0] not in (before[0], changed[0])
+        warm.execute("ROLLBACK TO b")
+        assert answers(warm) == changed
+        warm.execute("ROLLBACK TO a")
+        assert answers(warm) == before
+
+
+def test_a_failed_statement_leaves_the_model_as_it_was(warm):
+    before = answers(warm)
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        warm.execute("SELECT llm_train('tiny', 1), 1 / (SELECT count(*) FROM llm_run WHERE model = 'nope')")
+    assert answers(warm) == before
+    assert warm.execute("SELECT count(*) FROM llm_run").fetchone() == (0,)
+
+
+def test_truncate_and_refill_in_one_transaction_is_seen(warm):
+    """The new rows have the places and the transaction of the old ones."""
+    with warm.transaction(force_rollback=True):
+        warm.execute("CREATE TEMPORARY TABLE kept AS SELECT * FROM llm_param ORDER BY model, name")
+        seen = []
+        for byte in (0, 62, 63):
+            warm.execute("UPDATE kept SET data = set_byte(data, 3, %s) WHERE model = 'tiny' AND name = 'ln_f.bias'", [byte])
+            warm.execute("TRUNCATE llm_param")
+            warm.execute("INSERT INTO llm_param SELECT * FROM kept ORDER BY model, name")
+            seen.append(answers(warm)[0])
+        assert len(set(seen)) == 3
+
+
+def test_committed_weights_are_seen_by_other_sessions_and_uncommitted_are_not(warm, connect):
+    other = connect()
+    before = answers(other)
+    with warm.transaction():
+        warm.execute(CHANGES["update of one byte"])
+        changed = answers(warm)
+        assert answers(other) == before
+    assert answers(other) == changed != before
+    other.execute(CHANGES["update of one byte"])
+    assert answers(warm) == before
+
+
+def test_a_repeatable_read_transaction_keeps_its_weights(warm, connect):
+    other = connect()
+    other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    before = answers(other)
+    warm.execute(CHANGES["update of one byte"])
+    assert answers(other) == before
+    other.execute("COMMIT")
+    assert answers(other) == answers(warm) != before
+    warm.execute(CHANGES["update of one byte"])
+
+
+def test_a_dropped_and_remade_model_is_the_new_one(warm):
+    with warm.transaction(force_rollback=True):
+        before = answers(warm)
+        warm.execute("CREATE TEMPORARY TABLE vocab AS SELECT * FROM llm_bpe_vocab WHERE model = 'tiny'")
+        warm.execute("SELECT llm_drop_model('tiny')")
+        with pytest.raises(psycopg.errors.UndefinedObject), warm.transaction():
+            answers(warm)
+        warm.execute("INSERT INTO llm_bpe_vocab SELECT * FROM vocab")
+        warm.execute("SELECT llm_init_model('tiny', 1, 2, 16, 32, seed => 1)")
+        assert answers(warm)[0] != before[0]
+
+
+def test_a_changed_configuration_counts(warm):
+    with warm.transaction(force_rollback=True):
+        before = answers(warm)
+        warm.execute("UPDATE llm_model_config SET n_head = 4 WHERE model = 'tiny'")
+        assert answers(warm)[0] != before[0]
+
+
+def pieces(conn: psycopg.Connection, text: str = "lower") -> list[str]:
+    return [row[0] for row in conn.execute("SELECT token FROM llm_tokenize(%s, 'tiny') ORDER BY position", [text])]
+
+
+VOCABULARY_CHANGES = {
+    "delete a merge": "DELETE FROM llm_bpe_merges WHERE model = 'tiny' AND \"left\" = 'e' AND \"right\" = 'r'",
+    "update a merge": "UPDATE llm_bpe_merges SET \"right\" = 'zz' WHERE model = 'tiny' AND \"left\" = 'e' AND \"right\" = 'r'",
+    "truncate merges": "TRUNCATE llm_bpe_merges",
+    "merges in a writable CTE": "WITH gone AS (DELETE FROM llm_bpe_merges WHERE model = 'tiny' RETURNING 1) SELECT count(*) FROM gone",
+}
+
+
+@pytest.mark.parametrize("change", VOCABULARY_CHANGES.values(), ids=VOCABULARY_CHANGES)
+def test_a_changed_merge_changes_the_next_encoding_and_rollback_undoes_it(warm, change):
+    before = pieces(warm)
+    with warm.transaction(force_rollback=True):
+        warm.execute(change)
+        assert pieces(warm) != before
+        warm.execute("SAVEPOINT a")
+        assert pieces(warm, "ow") == ["o", "w"]
+        warm.execute("UPDATE llm_bpe_vocab SET token = 'ow', bytes = 'ow' WHERE model = 'tiny' AND token_id = 268")
+        warm.execute("INSERT INTO llm_bpe_merges (model, rank, \"left\", \"right\") VALUES ('tiny', 99, 'o', 'w')")
+        assert pieces(warm, "ow") == ["ow"]
+        warm.execute("ROLLBACK TO a")
+        assert pieces(warm, "ow") == ["o", "w"]
+    assert pieces(warm) == before
+
+
+def test_a_changed_token_changes_the_next_decoding(warm):
+    with warm.transaction(force_rollback=True):
+        assert warm.execute("SELECT llm_decode('{64}', 'tiny')").fetchone() == ("a",)
+        warm.execute("UPDATE llm_bpe_vocab SET bytes = 'XY' WHERE model = 'tiny' AND token_id = 64")
+        assert warm.execute("SELECT llm_decode('{64}', 'tiny')").fetchone() == ("XY",)
+    assert warm.execute("SELECT llm_decode('{64}', 'tiny')").fetchone() == ("a",)
+
+
+def test_a_vocabulary_changed_by_copy_or_with_triggers_as_replica_is_seen(warm):
+    """Logical replication applies changes with session_replication_role = replica."""
+    before = pieces(warm)
+    with warm.transaction(force_rollback=True):
+        warm.execute("SET LOCAL session_replication_role = replica")
+        warm.execute(VOCABULARY_CHANGES["delete a merge"])
+        assert pieces(warm) != before
+    with warm.transaction(force_rollback=True):
+        assert pieces(warm, "ow") == ["o", "w"]
+        warm.execute("UPDATE llm_bpe_vocab SET token = 'ow', bytes = 'ow' WHERE model = 'tiny' AND token_id = 268")
+        assert pieces(warm, "ow") == ["o", "w"]
+        with warm.cursor().copy('COPY llm_bpe_merges (model, rank, "left", "right") FROM STDIN') as copy:
+            copy.write_row(("tiny", 1000, "o", "w"))
+        assert pieces(warm, "ow") == ["ow"]
+    assert pieces(warm) == before
+
+
+def test_a_vocabulary_of_another_session_is_seen_when_it_commits(warm, connect):
+    before = pieces(warm)
+    other = connect()
+    with other.transaction():
+        other.execute("CREATE TABLE kept_merges AS SELECT * FROM llm_bpe_merges WHERE model = 'tiny'")
+        other.execute(VOCABULARY_CHANGES["delete a merge"])
+        assert pieces(warm) == before
+    assert pieces(warm) != before
+    other.execute("DELETE FROM llm_bpe_merges WHERE model = 'tiny'; INSERT INTO llm_bpe_merges SELECT * FROM kept_merges; DROP TABLE kept_merges")
+    assert pieces(warm) == before
