@@ -25,6 +25,7 @@ TOPICS = (
     "generation",
     "scoring",
     "training",
+    "sharing",
     "checkpoints",
     "retention",
     "kernels",

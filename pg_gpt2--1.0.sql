@@ -23,7 +23,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 985dcc4cc5c3 @extschema@'] = importer['load'](sources, 'pg_gpt2 985dcc4cc5c3 @extschema@', '@extschema@')
+GD['pg_gpt2 ea1f7006f6b0 @extschema@'] = importer['load'](sources, 'pg_gpt2 ea1f7006f6b0 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -163,6 +163,7 @@ def cache_clear() -> int:
     freed = store.cache.bytes()
     store.cache.models.clear()
     vocabularies.forget()
+    resources.release_memory()
     return freed
 
 
@@ -251,7 +252,7 @@ from ..ops.dropout import check_p
 from ..recording import Recorder
 from ..tape import Eager
 from ..tape_rows import session_tape
-from ..tensor import FLOAT32, from_bytes, to_bytes
+from ..tensor import from_bytes, to_bytes
 from .generation import draw_seed
 
 # --- the mode -------------------------------------------------------------------------------------------------------
@@ -1277,7 +1278,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.models', $pg_gpt2_sou
 
 from dataclasses import replace
 
-from .. import audit, checkpoints, db, gpt2, resources, store
+from .. import audit, checkpoints, db, gpt2, resources, sharing, store
 from ..config import GPT2Config
 from ..db import entry
 from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
@@ -1326,6 +1327,8 @@ def init_model(
     store.register(model, replace(wanted, eos_token_id=eos))
     params = gpt2.init_params(wanted, seed)
     store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in params.items()))
+    del params
+    resources.release_memory()
 
 
 def _given(name: str, value: int | None, model: str) -> int:
@@ -1367,7 +1370,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
         store.register(target, config)
         db.run(
             "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, grad, m, v, step)"
-            " SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {schema}.llm_param WHERE model = $1",
+            f" SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {store.resolved()} AS p",
             ["text", "text"],
             source,
             target,
@@ -1402,7 +1405,7 @@ def drop_model(model: str) -> None:
     require(model=model)
     audit.drop_all(model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
-    dropped += checkpoints.drop_all(model)
+    dropped += checkpoints.drop_all(model) + sharing.forget(model)
     dropped += db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if not dropped:
         if store.find_config(model) is not None:
@@ -1499,6 +1502,34 @@ def text_embedding(text: str | None, layer: int | None, pooling: str, model_name
     if not ids:
         raise InvalidParameter("an empty text has no embedding", hint="Leave empty texts out: WHERE body <> ''.")
     return scoring.embedding(model.params, model.config, ids, layer, pooling).tolist()
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.sharing', $pg_gpt2_source$"""llm_share_param, llm_unshare_param: arguments from SQL, checked."""
+
+from .. import sharing
+from ..db import entry
+from ..errors import require
+
+
+@entry
+def share(
+    source_model: str,
+    source_name: str,
+    source_token_id: int | None,
+    target_model: str,
+    target_name: str | None,
+    target_token_id: int | None,
+) -> int:
+    """Share a block, or all of a tensor."""
+    require(source_model=source_model, source_name=source_name, target_model=target_model)
+    name = source_name if target_name is None else target_name
+    return sharing.share(source_model, source_name, source_token_id, target_model, name, target_token_id)
+
+
+@entry
+def unshare(target_model: str, target_name: str, target_token_id: int | None, copy_optimizer_state: bool) -> int:
+    """Copies in place of shared blocks."""
+    require(target_model=target_model, target_name=target_name, copy_optimizer_state=copy_optimizer_state)
+    return sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.tokenizer', $pg_gpt2_source$"""llm_encode and its family, and where vocabularies come from."""
 
@@ -1713,7 +1744,10 @@ def train_step(
     store.lock(model)
     session = training.Session(model, grad_workers)
     store.check_overrides(session.config, n_layer, n_head, d, vocab)
-    return runs.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
+    loss = runs.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
+    del session
+    resources.release_memory()
+    return loss
 
 
 @entry
@@ -1748,7 +1782,9 @@ def train(
     _check_run(model, plan, grad_workers, prune_workers)
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     store.lock(model)
-    return runs.train(training.Session(model, grad_workers), plan)
+    run_id = runs.train(training.Session(model, grad_workers), plan)
+    resources.release_memory()
+    return run_id
 
 
 @entry
@@ -1795,6 +1831,7 @@ def train_run(
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     with store.session_lock(model, wait):
         runs.train_committing(training.Session(model, grad_workers), plan, commit_every, flush_seconds)
+    resources.release_memory()
 
 
 def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: int) -> None:
@@ -1831,7 +1868,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .. import db, host, server_files, store
+from .. import db, host, server_files, sharing, store
 from ..config import GPT2Config
 from ..db import entry
 from ..errors import InconsistentData, UndefinedObject, require
@@ -1874,6 +1911,7 @@ def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
             )
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+            sharing.forget(model)
         else:
             store.require_no_weights(model)
         if known is None:
@@ -1923,7 +1961,7 @@ class _Stored:
         self.shapes = dict(sorted(config.param_shapes().items()))
         self._model = model
         rows = db.cursor(
-            'SELECT name, shape, data FROM {schema}.llm_param WHERE model = $1 ORDER BY name COLLATE "C", token_id',
+            f'SELECT name, shape, data FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
             ["text"],
             model,
         )
@@ -2732,10 +2770,16 @@ def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[i
     """The same symbols as `merge_by_scan` leaves, in O(n log n). `symbols` is used up."""
     n = len(symbols)
     left, right = list(range(-1, n - 1)), list(range(1, n + 1))  # neighbours; n ends the word
-    rank_at = [ranks.get(pair, NEVER) for pair in pairwise(symbols)] + [NEVER]
-    # rank * n + place orders by rank, then from the left
-    heap = [rank * n + place for place, rank in enumerate(rank_at) if rank < NEVER]
+    rank_at: list[int] = []
+    heap: list[int] = []  # of rank * n + place, which orders by rank, then from the left
+    for start in range(0, n, MERGES_A_CHECK):
+        host.check_interrupts()
+        ranked = [ranks.get(pair, NEVER) for pair in pairwise(symbols[start : start + MERGES_A_CHECK + 1])]
+        rank_at += ranked
+        heap += [rank * n + place for place, rank in enumerate(ranked, start) if rank < NEVER]
+    rank_at.append(NEVER)
     heapify(heap)
+    host.check_interrupts()
 
     def join(place: int) -> None:
         """Looks at the pair that begins at `place`."""
@@ -3029,8 +3073,8 @@ def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iter
     present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind)}
     rows = db.cursor(
         "SELECT k.kind, p.name, p.token_id, p.shape, CASE k.kind WHEN 'data' THEN data WHEN 'm' THEN m ELSE v END AS bytes"
-        " FROM {schema}.llm_param AS p CROSS JOIN (VALUES (1, 'data'), (2, 'm'), (3, 'v')) AS k (place, kind)"
-        ' WHERE model = $1 ORDER BY k.place, p.name COLLATE "C", p.token_id',
+        f" FROM {store.resolved()} AS p CROSS JOIN (VALUES (1, 'data'), (2, 'm'), (3, 'v')) AS k (place, kind)"
+        ' ORDER BY k.place, p.name COLLATE "C", p.token_id',
         ["text"],
         model,
     )
@@ -3118,24 +3162,28 @@ def _batches(
 
 
 def _insert(model: str, batch: list[tuple[Part, bytes]]) -> None:
+    whole, places = store.joined([data for _, data in batch])
     db.run(
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data)"
-        " SELECT $1, name, first, shape::integer[], step, data"
-        " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, shape, step, data)",
-        ["text", "text[]", "int4[]", "text[]", "int8[]", "bytea[]"],
+        " SELECT $1, name, first, shape::integer[], step, substring($8 FROM place FOR size)"
+        " FROM unnest($2, $3, $4, $5, $6, $7) AS block (name, first, shape, step, place, size)",
+        ["text", "text[]", "int4[]", "text[]", "int8[]", "int4[]", "int4[]", "bytea"],
         *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
         [f"{{{','.join(map(str, part.shape))}}}" for part, _ in batch],
-        *([part.step for part, _ in batch], [data for _, data in batch]),
+        *([part.step for part, _ in batch], places, [len(data) for _, data in batch], whole),
     )
 
 
 def _update(model: str, kind: str, batch: list[tuple[Part, bytes]]) -> None:
     """A moment of rows that are there: their other columns are not written again."""
+    whole, places = store.joined([data for _, data in batch])
     db.run(
-        f"UPDATE {{schema}}.llm_param AS p SET {kind} = block.data FROM unnest($2, $3, $4) AS block (name, token_id, data)"
+        f"UPDATE {{schema}}.llm_param AS p SET {kind} = substring($6 FROM place FOR size)"
+        " FROM unnest($2, $3, $4, $5) AS block (name, token_id, place, size)"
         " WHERE p.model = $1 AND p.name = block.name AND p.token_id = block.token_id",
-        ["text", "text[]", "int4[]", "bytea[]"],
-        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch], [data for _, data in batch]),
+        ["text", "text[]", "int4[]", "int4[]", "int4[]", "bytea"],
+        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
+        *(places, [len(data) for _, data in batch], whole),
     )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.checkpoints', $pg_gpt2_source$"""Checkpoints: a model's whole state at one moment, as rows that share equal blocks, or as a file with its manifest.
@@ -3150,7 +3198,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from . import checkpoint_files, db, store
+from . import checkpoint_files, db, sharing, store
 from .checkpoint_files import Part
 from .config import GPT2Config
 from .errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
@@ -3223,7 +3271,7 @@ def current_parts(model: str) -> list[Part]:
     """The same of what `model` has now."""
     rows = db.query(
         "SELECT name, token_id, shape, step, sha256(data) AS data, sha256(m) AS m, sha256(v) AS v"
-        ' FROM {schema}.llm_param WHERE model = $1 ORDER BY name COLLATE "C", token_id',
+        f' FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
         ["text"],
         model,
     )
@@ -3262,7 +3310,7 @@ def save(model: str, note: str) -> int:
         WITH state AS MATERIALIZED (
             SELECT name, token_id, shape, step, data, m, v,
                    sha256(data) AS data_digest, sha256(m) AS m_digest, sha256(v) AS v_digest
-            FROM {{schema}}.llm_param WHERE model = $1
+            FROM {store.resolved()} AS p
         ), new AS (
             INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config)
             SELECT $1, t.step, ({LAST_RUN}), $2, t.data / 4, t.data + t.moments, {CONFIG}
@@ -3340,6 +3388,7 @@ def load(model: str, checkpoint_id: int) -> Checkpoint:
 
 def restore(saved: Checkpoint, model: str) -> None:
     """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved."""
+    sharing.forget(model)
     if store.find_config(model) != saved.config:
         store.register(model, saved.config)
     if saved.manifest is None:
@@ -8255,6 +8304,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.resources', $pg_gpt2_sour
 NumPy's memory is outside work_mem, and the kernel answers its exhaustion by killing the whole cluster.
 """
 
+import ctypes
 import os
 
 from . import db, threads
@@ -8324,6 +8374,13 @@ def available_memory() -> int | None:
 def megabytes(count: int) -> str:
     """A number of bytes for the reader."""
     return f"{count / 2**20:,.0f} MB" if count >= 10 << 20 else f"{count / 2**10:,.0f} kB"
+
+
+def release_memory() -> None:
+    """Give what was freed back to the system: the C library keeps the pieces of a model's arrays otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.rng', $pg_gpt2_source$"""Counter-based random numbers: a draw is addressed by (seed, step, site, row, tick), never by what was drawn before.
 
@@ -9035,6 +9092,152 @@ def _file_error(path: str | None, error: OSError) -> Exception:
         hint="The path is on the server, and its operating-system user needs access.",
     )
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.sharing', $pg_gpt2_source$"""Weight sharing: which rows of llm_param stand in for which of another model. Reading resolves them: see store.resolved.
+
+A source is never a target itself, so that resolving is one step. Whatever changes a model locks its sources, too.
+"""
+
+from . import db, store
+from .errors import InvalidParameter, PgGpt2Error, UndefinedObject
+
+Block = tuple[str, str, int]  # model, name, token_id
+
+
+class StillUsed(PgGpt2Error):
+    """Rows that other models share cannot go away under them."""
+
+    sqlstate = "2BP01"
+
+
+def share(source: str, name: str, token_id: int | None, target: str, as_name: str, as_token_id: int | None) -> int:
+    """Share one block, or with `token_id` None all of a tensor; how many."""
+    if source == target:
+        raise InvalidParameter(
+            f'"{source}" cannot share a tensor with itself', hint="Give two models; within one, weights are not tied."
+        )
+    for model in sorted({source, target}):
+        store.lock(model)
+    blocks = _blocks(source, name, token_id)
+    _check_target(target, as_name, as_token_id, token_id is None, [row["shape"] for row in blocks], blocks)
+    for row in blocks:
+        place = row["token_id"] if as_token_id is None else as_token_id
+        db.run(
+            "INSERT INTO {schema}.llm_param_share VALUES ($1, $2, $3, $4, $5, $6)"
+            " ON CONFLICT (target_model, target_name, target_token_id) DO UPDATE SET (source_model, source_name,"
+            " source_token_id) = (excluded.source_model, excluded.source_name, excluded.source_token_id)",
+            ["text", "text", "int4", "text", "text", "int4"],
+            *(row["source_model"], row["source_name"], row["source_token_id"], target, as_name, place),
+        )
+    return len(blocks)
+
+
+def _blocks(model: str, name: str, token_id: int | None) -> list[db.Row]:
+    """The blocks of a tensor, each with the row that it really is; 42704 when there is none."""
+    store.config(model)
+    found = db.query(
+        "SELECT token_id, shape, source_model, source_name, source_token_id"
+        f" FROM {store.resolved()} AS p WHERE name = $2 AND ($3 IS NULL OR token_id = $3) ORDER BY token_id",
+        ["text", "text", "int4"],
+        *(model, name, token_id),
+    )
+    if not found:
+        raise UndefinedObject(
+            f'model "{model}" has no tensor "{name}"' + ("" if token_id is None else f" with token_id {token_id}"),
+            hint="SELECT name, token_id, shape FROM llm_param_resolved WHERE model = ... lists them.",
+        )
+    return found
+
+
+def _check_target(
+    target: str, name: str, token_id: int | None, whole: bool, shapes: list[list[int]], blocks: list[db.Row]
+) -> None:
+    """Make room for blocks in `target`: 22023 when they do not fit, 2BP01 when another model shares what is there."""
+    wanted = store.config(target).param_shapes().get(name)
+    if wanted is None:
+        raise UndefinedObject(
+            f'a model of the shape of "{target}" has no tensor "{name}"', hint="Give target_name one of its tensors."
+        )
+    if token_id is not None and len(blocks) > 1:
+        raise InvalidParameter(
+            f"target_token_id {token_id} cannot stand for all {len(blocks)} blocks", hint="Leave target_token_id out."
+        )
+    places = [row["token_id"] if token_id is None else token_id for row in blocks]
+    covered = sum(shape[0] for shape in shapes)
+    if any(tuple(shape[1:]) != wanted[1:] for shape in shapes) or (whole and (places[0], covered) != (0, wanted[0])):
+        raise InvalidParameter(
+            f'{"x".join(map(str, [covered, *shapes[0][1:]]))} values do not fit "{name}" of "{target}",'
+            f" which is {'x'.join(map(str, wanted))}",
+            hint="Only tensors of the same shape can be shared.",
+        )
+    own = db.query(
+        "SELECT token_id, shape FROM {schema}.llm_param WHERE model = $1 AND name = $2", ["text", "text"], target, name
+    )
+    if not whole and own:
+        there = {row["token_id"]: row["shape"] for row in own}
+        if there.get(places[0], shapes[0]) != shapes[0] or places[0] not in there:
+            raise InvalidParameter(
+                f'block {places[0]} of "{name}" of "{target}" is not of shape {shapes[0]}',
+                hint="With source_token_id => NULL a tensor is shared whole, whatever its blocks are.",
+            )
+    refuse_if_used(target, name, None if whole else places[0])
+    rest = " AND ($3 IS NULL OR {column} = $3)"
+    parameters = (["text", "text", "int4"], target, name, None if whole else places[0])
+    db.run(
+        "DELETE FROM {schema}.llm_param WHERE model = $1 AND name = $2" + rest.format(column="token_id"), *parameters
+    )
+    db.run(
+        "DELETE FROM {schema}.llm_param_share WHERE target_model = $1 AND target_name = $2"
+        + rest.format(column="target_token_id"),
+        *parameters,
+    )
+
+
+def refuse_if_used(model: str, name: str | None = None, token_id: int | None = None) -> None:
+    """2BP01, naming them, when other models share rows of `model`."""
+    row = db.row(
+        "SELECT string_agg(DISTINCT format('\"%s\"', target_model), ', ') AS users FROM {schema}.llm_param_share"
+        " WHERE source_model = $1 AND ($2 IS NULL OR source_name = $2) AND ($3 IS NULL OR source_token_id = $3)",
+        ["text", "text", "int4"],
+        *(model, name, token_id),
+    )
+    if row and row["users"]:
+        raise StillUsed(
+            f'"{model}" shares tensors with {row["users"]}',
+            hint="Drop those models first, or llm_unshare_param(model, tensor, NULL) gives them copies of their own.",
+        )
+
+
+def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: bool) -> int:
+    """Copies in place of shared blocks; how many."""
+    store.lock(target)
+    copied = db.run(
+        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, m, v, step)"
+        " SELECT $1, s.target_name, s.target_token_id, p.shape, p.data,"
+        " CASE WHEN $4 THEN p.m END, CASE WHEN $4 THEN p.v END, CASE WHEN $4 THEN p.step ELSE 0 END"
+        " FROM {schema}.llm_param_share AS s JOIN {schema}.llm_param AS p"
+        " ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id"
+        " WHERE s.target_model = $1 AND s.target_name = $2 AND ($3 IS NULL OR s.target_token_id = $3)",
+        ["text", "text", "int4", "bool"],
+        *(target, name, token_id, copy_optimizer_state),
+    )
+    if not copied:
+        raise UndefinedObject(
+            f'model "{target}" does not share tensor "{name}"' + ("" if token_id is None else f", block {token_id}"),
+            hint="SELECT * FROM llm_param_share lists what is shared.",
+        )
+    db.run(
+        "DELETE FROM {schema}.llm_param_share"
+        " WHERE target_model = $1 AND target_name = $2 AND ($3 IS NULL OR target_token_id = $3)",
+        ["text", "text", "int4"],
+        *(target, name, token_id),
+    )
+    return copied
+
+
+def forget(target: str) -> int:
+    """Let `target` share nothing, without copies, because all its weights are replaced or dropped; how many it shared."""
+    return db.run("DELETE FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], target)
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.store', $pg_gpt2_source$"""Models as rows: configuration, weights, optimizer state; and the cache of weights by version.
 
 Tables are the truth, memory is a cache of a version. The version is computed from the visible rows under the caller's rights at
@@ -9044,7 +9247,7 @@ every call, so that it follows DML by hand, rollback, savepoints and row-level s
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -9069,6 +9272,21 @@ DEFAULT_MODEL = "gpt2-small"
 # One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+
+
+def resolved(model: str = "$1") -> str:
+    """A table expression: rows of llm_param of `model`, a parameter, with those that it shares in place; source_* say which
+    row each is. The view llm_param_resolved has the same, but would be read with its owner's rights."""
+    state = "p.shape, p.data, p.grad, p.m, p.v, p.step, p.ctid, p.xmin, p.cmin"
+    source = "p.model AS source_model, p.name AS source_name, p.token_id AS source_token_id"
+    return (
+        f"(SELECT p.model, p.name, p.token_id, {source}, {state} FROM {{schema}}.llm_param AS p WHERE p.model = {model}"
+        f" UNION ALL SELECT s.target_model, s.target_name, s.target_token_id, {source}, {state}"
+        " FROM {schema}.llm_param_share AS s JOIN {schema}.llm_param AS p"
+        " ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id"
+        f" WHERE s.target_model = {model})"
+    )
+
 
 Params = dict[str, np.ndarray]
 RowReader = Callable[[int, int], np.ndarray]
@@ -9141,23 +9359,32 @@ LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
 
 def lock(model: str) -> None:
     """Wait until no other session changes `model`, and make others wait until this transaction ends."""
-    db.run(f"SELECT pg_advisory_xact_lock({LOCK})", ["text"], model)
+    for name in locked_with(model):
+        db.run(f"SELECT pg_advisory_xact_lock({LOCK})", ["text"], name)
+
+
+def locked_with(model: str) -> list[str]:
+    """`model` and those that it shares weights of, in the order in which all take their locks."""
+    rows = db.query(
+        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], model
+    )
+    return sorted({model, *(row["source_model"] for row in rows)})
 
 
 @contextmanager
 def session_lock(model: str, wait: bool) -> Iterator[None]:
     """Hold the lock of `model` across commits; 55P03 when another session has it and `wait` is false."""
-    if wait:
-        db.run(f"SELECT pg_advisory_lock({LOCK})", ["text"], model)
-    elif not (db.row(f"SELECT pg_try_advisory_lock({LOCK}) AS taken", ["text"], model) or {})["taken"]:
-        raise LockNotAvailable(
-            f'model "{model}" is being trained by another session',
-            hint="SELECT * FROM llm_train_progress shows it; llm_train_stop ends it; wait => true waits for it.",
-        )
-    try:
+    with ExitStack() as taken:
+        for name in locked_with(model):
+            if wait:
+                db.run(f"SELECT pg_advisory_lock({LOCK})", ["text"], name)
+            elif not (db.row(f"SELECT pg_try_advisory_lock({LOCK}) AS taken", ["text"], name) or {})["taken"]:
+                raise LockNotAvailable(
+                    f'model "{name}" is being trained by another session',
+                    hint="SELECT * FROM llm_train_progress shows it; llm_train_stop ends it; wait => true waits for it.",
+                )
+            taken.callback(db.run, f"SELECT pg_advisory_unlock({LOCK})", ["text"], name)
         yield
-    finally:
-        db.run(f"SELECT pg_advisory_unlock({LOCK})", ["text"], model)
 
 
 def register(model: str, wanted: GPT2Config) -> None:
@@ -9185,7 +9412,7 @@ def no_weights(model: str) -> WrongState:
 
 def has_weights(model: str) -> bool:
     """Whether any row of `model` is visible in llm_param."""
-    return db.row("SELECT 1 FROM {schema}.llm_param WHERE model = $1 LIMIT 1", ["text"], model) is not None
+    return db.row(f"SELECT 1 FROM {resolved()} AS p LIMIT 1", ["text"], model) is not None
 
 
 def require_no_weights(model: str) -> None:
@@ -9244,8 +9471,7 @@ def last_step(model: str) -> int:
 def weights_version(model: str) -> str:
     """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
     row = db.row(
-        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version"
-        " FROM {schema}.llm_param p WHERE p.model = $1",
+        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {resolved()} AS p",
         ["text"],
         model,
     )
@@ -9272,7 +9498,7 @@ def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
     shapes = wanted.param_shapes()
     rows = db.cursor(
         f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
-        " FROM {schema}.llm_param p WHERE p.model = $1 ORDER BY p.name, p.token_id",
+        f" FROM {resolved()} AS p ORDER BY p.name, p.token_id",
         ["text"],
         name,
     )
@@ -9995,7 +10221,7 @@ class State:
         found = self.checkpoint
         if found is None:
             row = db.row(
-                "SELECT data FROM {schema}.llm_param WHERE model = $1 AND name = $2 AND token_id = $3",
+                f"SELECT data FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
                 ["text", "text", "int4"],
                 *(self.model, part.name, part.token_id),
             )
@@ -10058,7 +10284,7 @@ EVENTS = """
     UNION ALL
     SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore WHERE model = $1
     UNION ALL
-    SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {schema}.llm_param WHERE model = $1 AND name = $2 HAVING count(*) > 0
+    SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {rows} AS p WHERE name = $2 HAVING count(*) > 0
     ORDER BY at, run_id, checkpoint_id
 """
 
@@ -10067,7 +10293,7 @@ def history(model: str, name: str) -> Iterator[tuple]:
     """Events of `model` with the norm of a tensor at each that has its values, and its change since the one before."""
     before: State | None = None
     found = False
-    for row in db.query(EVENTS, ["text", "text"], model, name):
+    for row in db.query(EVENTS.replace("{rows}", store.resolved()), ["text", "text"], model, name):
         size = change = relative = changed = None
         if row["event"] in ("checkpoint", "now"):
             saved = checkpoints.find(row["checkpoint_id"]) if row["event"] == "checkpoint" else None
@@ -10636,6 +10862,9 @@ class Session:
         resources.require_memory(16 * self.config.n_params(), f'training "{model}"')
         self.version = store.weights_version(model)
         self._blocks: list[tuple[str, int, int]] = []
+        self._rows: dict[
+            tuple[str, int], tuple[str, str, int]
+        ] = {}  # of llm_param, that the blocks are: shared ones differ
         self.trainer = self._read()
 
     @property
@@ -10649,7 +10878,8 @@ class Session:
         v: store.Params = {}
         steps: dict[str, int] = {}
         for row in db.cursor(
-            "SELECT name, token_id, shape, data, m, v, step FROM {schema}.llm_param WHERE model = $1 ORDER BY name, token_id",
+            "SELECT name, token_id, shape, data, m, v, step, source_model, source_name, source_token_id"
+            f" FROM {store.resolved()} AS p ORDER BY name, token_id",
             ["text"],
             self.model,
         ):
@@ -10668,6 +10898,7 @@ class Session:
                     moments[name][first : first + rows] = np.frombuffer(data, FLOAT32).reshape(row["shape"])
             steps[name] = max(row["step"], steps.get(name, 0))
             self._blocks.append((name, first, rows))
+            self._rows[name, first] = row["source_model"], row["source_name"], row["source_token_id"]
             host.check_interrupts()
         return Trainer(self.config, assembly.finish(), m, v, steps, chunk=resources.attention_chunk())
 
@@ -10713,14 +10944,15 @@ class Session:
 
     def _update(self, batch: list[tuple[str, int, bytes, bytes, bytes, int]]) -> None:
         names, firsts, data, m, v, steps = map(list, zip(*batch))
+        models, names, firsts = map(list, zip(*(self._rows[key] for key in zip(names, firsts))))
         whole, places = store.joined(data)
         updated = db.run(
             "UPDATE {schema}.llm_param AS p SET data = substring($5 FROM place FOR size),"
             " m = substring($6 FROM place FOR size), v = substring($7 FROM place FOR size), step = new.step, grad = NULL"
-            " FROM unnest($2, $3, $4, $8, $9) AS new (name, token_id, place, size, step)"
-            " WHERE p.model = $1 AND p.name = new.name AND p.token_id = new.token_id",
-            ["text", "text[]", "int4[]", "int4[]", "bytea", "bytea", "bytea", "int4[]", "int8[]"],
-            *(self.model, names, firsts, places, whole, store.joined(m)[0], store.joined(v)[0]),
+            " FROM unnest($1, $2, $3, $4, $8, $9) AS new (model, name, token_id, place, size, step)"
+            " WHERE p.model = new.model AND p.name = new.name AND p.token_id = new.token_id",
+            ["text[]", "text[]", "int4[]", "int4[]", "bytea", "bytea", "bytea", "int4[]", "int8[]"],
+            *(models, names, firsts, places, whole, store.joined(m)[0], store.joined(v)[0]),
             *(list(map(len, data)), steps),
         )
         if updated != len(batch):
@@ -11236,8 +11468,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -11263,8 +11495,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 985dcc4cc5c3 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 ea1f7006f6b0 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -11274,8 +11506,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 985dcc4cc5c3 @extschema@'].models.copy_model(source, target, checkpoint_id)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 ea1f7006f6b0 @extschema@'].models.copy_model(source, target, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -11285,8 +11517,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 985dcc4cc5c3 @extschema@'].models.drop_model(model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 ea1f7006f6b0 @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays.';
@@ -11336,8 +11568,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -11347,8 +11579,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -11358,8 +11590,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -11368,8 +11600,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -11379,8 +11611,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -11389,8 +11621,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -11405,8 +11637,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -11416,8 +11648,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -11427,8 +11659,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -11442,8 +11674,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -11453,8 +11685,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -11464,8 +11696,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -11475,8 +11707,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -11486,8 +11718,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -11497,8 +11729,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -11525,8 +11757,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -11558,8 +11790,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -11582,8 +11814,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -11607,8 +11839,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -11628,8 +11860,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -11644,8 +11876,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -11662,8 +11894,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -11677,8 +11909,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -11688,8 +11920,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -11704,8 +11936,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -11726,8 +11958,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -11749,8 +11981,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -11765,8 +11997,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -11798,8 +12030,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.train_step(
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed, audit)
 $$;
@@ -11838,8 +12070,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.train(
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
 $$;
@@ -11879,8 +12111,8 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.train_run(
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 ea1f7006f6b0 @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
 $$;
@@ -11895,8 +12127,8 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].training.train_stop(model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -11916,6 +12148,77 @@ LEFT JOIN LATERAL (
 WHERE r.status <> 'manual';
 COMMENT ON VIEW llm_train_progress IS
     'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes.';
+
+-- sql/sharing.sql
+
+-- Weight sharing: a block of one model stands in for a block of another, wherever that is read, trained or given a gradient.
+
+CREATE TABLE llm_param_share (
+    source_model    text NOT NULL,
+    source_name     text NOT NULL,
+    source_token_id integer NOT NULL DEFAULT 0,
+    target_model    text NOT NULL,
+    target_name     text NOT NULL,
+    target_token_id integer NOT NULL DEFAULT 0,
+    PRIMARY KEY (target_model, target_name, target_token_id),
+    CHECK (source_model <> target_model)
+);
+CREATE INDEX llm_param_share_source ON llm_param_share (source_model, source_name, source_token_id);
+COMMENT ON TABLE llm_param_share IS 'Shared blocks of tensors, made by llm_share_param: the target has no row in llm_param, that of the source is used. A source is never a target itself.';
+COMMENT ON COLUMN llm_param_share.source_model IS 'Model whose row of llm_param is used.';
+COMMENT ON COLUMN llm_param_share.source_name IS 'Tensor of that row.';
+COMMENT ON COLUMN llm_param_share.source_token_id IS 'Block of that tensor.';
+COMMENT ON COLUMN llm_param_share.target_model IS 'Model that uses it.';
+COMMENT ON COLUMN llm_param_share.target_name IS 'What tensor it is there.';
+COMMENT ON COLUMN llm_param_share.target_token_id IS 'What block it is there.';
+
+SELECT pg_extension_config_dump('llm_param_share', '');
+
+CREATE VIEW llm_param_resolved AS
+SELECT model, name, token_id, shape, data, grad, m, v, step, model AS source_model, name AS source_name, token_id AS source_token_id
+FROM llm_param
+UNION ALL
+SELECT
+    s.target_model, s.target_name, s.target_token_id, p.shape, p.data, p.grad, p.m, p.v, p.step,
+    s.source_model, s.source_name, s.source_token_id
+FROM llm_param_share AS s
+JOIN llm_param AS p ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id;
+COMMENT ON VIEW llm_param_resolved IS
+    'llm_param with shared rows in place: what a model works with, and which row of llm_param each is. Its rows are read with the rights of the view''s owner.';
+
+CREATE FUNCTION llm_share_param(
+    source_model text,
+    source_name text,
+    source_token_id integer,
+    target_model text,
+    target_name text DEFAULT NULL,
+    target_token_id integer DEFAULT NULL
+)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
+$$;
+COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
+    'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
+
+CREATE FUNCTION llm_unshare_param(
+    target_model text,
+    target_name text,
+    target_token_id integer DEFAULT 0,
+    copy_optimizer_state boolean DEFAULT true
+)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
+$$;
+COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
+    'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
 
 -- sql/checkpoints.sql
 
@@ -12020,8 +12323,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].checkpoints.save(model, note, file_path)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].checkpoints.save(model, note, file_path)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -12031,8 +12334,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].checkpoints.load(model, checkpoint_id)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].checkpoints.load(model, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -12065,8 +12368,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 985dcc4cc5c3 @extschema@'].checkpoints.drop(checkpoint_id)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 ea1f7006f6b0 @extschema@'].checkpoints.drop(checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -12076,8 +12379,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -12093,8 +12396,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].checkpoints.diff(a, b)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].checkpoints.diff(a, b)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -12115,8 +12418,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].checkpoints.history(model, name)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].checkpoints.history(model, name)
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -12134,8 +12437,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].retention.prune_log(model, older_than, keep_every)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].retention.prune_log(model, older_than, keep_every)
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -12207,8 +12510,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -12218,8 +12521,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.values(data)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -12237,8 +12540,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -12247,8 +12550,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -12258,8 +12561,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -12269,8 +12572,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -12280,8 +12583,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -12290,8 +12593,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -12306,8 +12609,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -12322,8 +12625,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -12333,8 +12636,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -12344,8 +12647,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -12360,8 +12663,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -12377,8 +12680,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -12388,8 +12691,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -12398,8 +12701,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -12408,8 +12711,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -12427,8 +12730,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -12448,8 +12751,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -12468,8 +12771,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -12492,8 +12795,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -12503,8 +12806,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -12519,8 +12822,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -12536,8 +12839,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -12557,8 +12860,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -12576,8 +12879,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.tape_id()
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -12587,8 +12890,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -12598,8 +12901,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -12609,8 +12912,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.value(handle)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -12619,8 +12922,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -12630,8 +12933,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -12643,8 +12946,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.embed(tokens, model, d)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -12674,8 +12977,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -12696,8 +12999,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -12711,8 +13014,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.trace_text(prompt, model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].inspect.trace_text(prompt, model)
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -12722,8 +13025,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.trace_ids(ids, model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].inspect.trace_ids(ids, model)
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -12738,8 +13041,8 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -12749,8 +13052,8 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.logit_lens(prompt, model, n)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].inspect.logit_lens(prompt, model, n)
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -12760,8 +13063,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.token_embedding(token_id, model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].inspect.token_embedding(token_id, model)
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token: a row of wte.';
 
@@ -12770,8 +13073,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.dot(tape_id)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].inspect.dot(tape_id)
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -12781,8 +13084,8 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.replay_tape(tape_id)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].inspect.replay_tape(tape_id)
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -12792,8 +13095,8 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -12818,8 +13121,8 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].admin.doctor()
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].admin.doctor()
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -12829,8 +13132,8 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].admin.cache_status()
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session keeps in memory, the next to be given up first. They are bounded by pg_gpt2.max_memory.';
@@ -12840,8 +13143,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].admin.cache_clear()
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].admin.cache_clear()
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again.';
 
@@ -12850,8 +13153,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 985dcc4cc5c3 @extschema@'].admin.grant_usage(role, level)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 ea1f7006f6b0 @extschema@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code and the caps). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -12874,8 +13177,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.enabled()
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -12885,8 +13188,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
 
@@ -12901,8 +13204,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -12912,8 +13215,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -12923,8 +13226,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -12934,8 +13237,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 985dcc4cc5c3 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 985dcc4cc5c3 @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 ea1f7006f6b0 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 ea1f7006f6b0 @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';
@@ -12957,6 +13260,8 @@ REVOKE EXECUTE ON FUNCTION
     llm_import_safetensors(bytea, text, boolean),
     pg_llm_export_safetensors(text, text),
     pg_llm_export_npz(text, text),
+    llm_share_param(text, text, integer, text, text, integer),
+    llm_unshare_param(text, text, integer, boolean),
     llm_checkpoint_save(text, text, text),
     llm_checkpoint_load(text, integer),
     llm_checkpoint_drop(integer),

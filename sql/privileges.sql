@@ -13,6 +13,8 @@ REVOKE EXECUTE ON FUNCTION
     llm_import_safetensors(bytea, text, boolean),
     pg_llm_export_safetensors(text, text),
     pg_llm_export_npz(text, text),
+    llm_share_param(text, text, integer, text, text, integer),
+    llm_unshare_param(text, text, integer, boolean),
     llm_checkpoint_save(text, text, text),
     llm_checkpoint_load(text, integer),
     llm_checkpoint_drop(integer),

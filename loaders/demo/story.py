@@ -235,7 +235,7 @@ def write(console: Console, size: Size) -> None:
         """
         SELECT rank, quote_literal(token) AS token, round(probability::numeric, 3) AS probability,
                repeat('█', round(40 * probability)::integer) AS bar
-        FROM llm_next_token('in the same', 5, model_name => 'demo')
+        FROM llm_next_token('SELECT FOR', 5, model_name => 'demo')
         """
     )
 

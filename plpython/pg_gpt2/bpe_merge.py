@@ -39,10 +39,16 @@ def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[i
     """The same symbols as `merge_by_scan` leaves, in O(n log n). `symbols` is used up."""
     n = len(symbols)
     left, right = list(range(-1, n - 1)), list(range(1, n + 1))  # neighbours; n ends the word
-    rank_at = [ranks.get(pair, NEVER) for pair in pairwise(symbols)] + [NEVER]
-    # rank * n + place orders by rank, then from the left
-    heap = [rank * n + place for place, rank in enumerate(rank_at) if rank < NEVER]
+    rank_at: list[int] = []
+    heap: list[int] = []  # of rank * n + place, which orders by rank, then from the left
+    for start in range(0, n, MERGES_A_CHECK):
+        host.check_interrupts()
+        ranked = [ranks.get(pair, NEVER) for pair in pairwise(symbols[start : start + MERGES_A_CHECK + 1])]
+        rank_at += ranked
+        heap += [rank * n + place for place, rank in enumerate(ranked, start) if rank < NEVER]
+    rank_at.append(NEVER)
     heapify(heap)
+    host.check_interrupts()
 
     def join(place: int) -> None:
         """Looks at the pair that begins at `place`."""

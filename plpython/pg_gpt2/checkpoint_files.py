@@ -123,8 +123,8 @@ def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iter
     present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind)}
     rows = db.cursor(
         "SELECT k.kind, p.name, p.token_id, p.shape, CASE k.kind WHEN 'data' THEN data WHEN 'm' THEN m ELSE v END AS bytes"
-        " FROM {schema}.llm_param AS p CROSS JOIN (VALUES (1, 'data'), (2, 'm'), (3, 'v')) AS k (place, kind)"
-        ' WHERE model = $1 ORDER BY k.place, p.name COLLATE "C", p.token_id',
+        f" FROM {store.resolved()} AS p CROSS JOIN (VALUES (1, 'data'), (2, 'm'), (3, 'v')) AS k (place, kind)"
+        ' ORDER BY k.place, p.name COLLATE "C", p.token_id',
         ["text"],
         model,
     )
@@ -212,22 +212,26 @@ def _batches(
 
 
 def _insert(model: str, batch: list[tuple[Part, bytes]]) -> None:
+    whole, places = store.joined([data for _, data in batch])
     db.run(
         "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data)"
-        " SELECT $1, name, first, shape::integer[], step, data"
-        " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, shape, step, data)",
-        ["text", "text[]", "int4[]", "text[]", "int8[]", "bytea[]"],
+        " SELECT $1, name, first, shape::integer[], step, substring($8 FROM place FOR size)"
+        " FROM unnest($2, $3, $4, $5, $6, $7) AS block (name, first, shape, step, place, size)",
+        ["text", "text[]", "int4[]", "text[]", "int8[]", "int4[]", "int4[]", "bytea"],
         *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
         [f"{{{','.join(map(str, part.shape))}}}" for part, _ in batch],
-        *([part.step for part, _ in batch], [data for _, data in batch]),
+        *([part.step for part, _ in batch], places, [len(data) for _, data in batch], whole),
     )
 
 
 def _update(model: str, kind: str, batch: list[tuple[Part, bytes]]) -> None:
     """A moment of rows that are there: their other columns are not written again."""
+    whole, places = store.joined([data for _, data in batch])
     db.run(
-        f"UPDATE {{schema}}.llm_param AS p SET {kind} = block.data FROM unnest($2, $3, $4) AS block (name, token_id, data)"
+        f"UPDATE {{schema}}.llm_param AS p SET {kind} = substring($6 FROM place FOR size)"
+        " FROM unnest($2, $3, $4, $5) AS block (name, token_id, place, size)"
         " WHERE p.model = $1 AND p.name = block.name AND p.token_id = block.token_id",
-        ["text", "text[]", "int4[]", "bytea[]"],
-        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch], [data for _, data in batch]),
+        ["text", "text[]", "int4[]", "int4[]", "int4[]", "bytea"],
+        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
+        *(places, [len(data) for _, data in batch], whole),
     )

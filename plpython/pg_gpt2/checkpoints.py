@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from . import checkpoint_files, db, store
+from . import checkpoint_files, db, sharing, store
 from .checkpoint_files import Part
 from .config import GPT2Config
 from .errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
@@ -83,7 +83,7 @@ def current_parts(model: str) -> list[Part]:
     """The same of what `model` has now."""
     rows = db.query(
         "SELECT name, token_id, shape, step, sha256(data) AS data, sha256(m) AS m, sha256(v) AS v"
-        ' FROM {schema}.llm_param WHERE model = $1 ORDER BY name COLLATE "C", token_id',
+        f' FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
         ["text"],
         model,
     )
@@ -122,7 +122,7 @@ def save(model: str, note: str) -> int:
         WITH state AS MATERIALIZED (
             SELECT name, token_id, shape, step, data, m, v,
                    sha256(data) AS data_digest, sha256(m) AS m_digest, sha256(v) AS v_digest
-            FROM {{schema}}.llm_param WHERE model = $1
+            FROM {store.resolved()} AS p
         ), new AS (
             INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config)
             SELECT $1, t.step, ({LAST_RUN}), $2, t.data / 4, t.data + t.moments, {CONFIG}
@@ -200,6 +200,7 @@ def load(model: str, checkpoint_id: int) -> Checkpoint:
 
 def restore(saved: Checkpoint, model: str) -> None:
     """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved."""
+    sharing.forget(model)
     if store.find_config(model) != saved.config:
         store.register(model, saved.config)
     if saved.manifest is None:

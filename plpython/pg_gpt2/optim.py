@@ -13,7 +13,7 @@ from .errors import InvalidParameter
 from .ops import buffers
 from .ops.products import run_all
 
-PIECE = 1 << 16  # scalars: what a step touches of them fits a second-level cache
+PIECE = 1 << 17  # scalars: what a step touches of them fits a second-level cache
 AT_ONCE = 256  # pieces between looks for an interrupt: some 20 ms
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
@@ -34,25 +34,23 @@ def adamw(
 ) -> None:
     """One step on flat arrays, in place in w, m and v; g stays. The decay acts on the old weight.
 
-    `1 - beta` is taken in the arrays' precision, as the moments themselves are.
+    `1 - beta` is taken in the arrays' precision, as the moments themselves are. Every pass over memory counts, so
+    grad_scale and the bias corrections are in the constants: w -= lr' m / (sqrt(v) + eps').
     """
     kind = w.dtype.type
     a = buffers.scratch("adamw_a", w.shape, w.dtype)
-    b = buffers.scratch("adamw_b", w.shape, w.dtype)
-    if grad_scale != 1.0:
-        g = np.multiply(g, kind(grad_scale), out=b)
+    correction = sqrt(1.0 - beta2**step)
+    np.multiply(g, np.sqrt(kind(1) - kind(beta2)) * kind(grad_scale), out=a)
+    a *= a
     v *= kind(beta2)
-    np.multiply(g, g, out=a)
-    a *= kind(1) - kind(beta2)
     v += a
+    np.multiply(g, (kind(1) - kind(beta1)) * kind(grad_scale), out=a)
     m *= kind(beta1)
-    np.multiply(g, kind(1) - kind(beta1), out=a)
     m += a
     np.sqrt(v, out=a)
-    a *= kind(1.0 / sqrt(1.0 - beta2**step))
-    a += kind(eps)
+    a += kind(eps * correction)
     np.divide(m, a, out=a)
-    a *= kind(lr / (1.0 - beta1**step))
+    a *= kind(lr * correction / (1.0 - beta1**step))
     if weight_decay:
         w *= kind(1.0 - lr * weight_decay)
     w -= a

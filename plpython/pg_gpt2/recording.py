@@ -113,8 +113,8 @@ def materialize(recorder: Recorder, model: store.Model, names: Sequence[str]) ->
     recorder.flush()
     db.run(
         "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
-        " SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {schema}.llm_param AS p"
-        " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name WHERE p.model = $2"
+        f" SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {store.resolved('$2')} AS p"
+        " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name"
         " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
         ["int8", "text", "text[]", "int8[]"],
         *(session_tape(), model.name, list(found), [value.id for value in found.values()]),

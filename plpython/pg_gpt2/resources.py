@@ -3,6 +3,7 @@
 NumPy's memory is outside work_mem, and the kernel answers its exhaustion by killing the whole cluster.
 """
 
+import ctypes
 import os
 
 from . import db, threads
@@ -72,3 +73,10 @@ def available_memory() -> int | None:
 def megabytes(count: int) -> str:
     """A number of bytes for the reader."""
     return f"{count / 2**20:,.0f} MB" if count >= 10 << 20 else f"{count / 2**10:,.0f} kB"
+
+
+def release_memory() -> None:
+    """Give what was freed back to the system: the C library keeps the pieces of a model's arrays otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)

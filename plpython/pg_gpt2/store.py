@@ -7,7 +7,7 @@ every call, so that it follows DML by hand, rollback, savepoints and row-level s
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,21 @@ DEFAULT_MODEL = "gpt2-small"
 # One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+
+
+def resolved(model: str = "$1") -> str:
+    """A table expression: rows of llm_param of `model`, a parameter, with those that it shares in place; source_* say which
+    row each is. The view llm_param_resolved has the same, but would be read with its owner's rights."""
+    state = "p.shape, p.data, p.grad, p.m, p.v, p.step, p.ctid, p.xmin, p.cmin"
+    source = "p.model AS source_model, p.name AS source_name, p.token_id AS source_token_id"
+    return (
+        f"(SELECT p.model, p.name, p.token_id, {source}, {state} FROM {{schema}}.llm_param AS p WHERE p.model = {model}"
+        f" UNION ALL SELECT s.target_model, s.target_name, s.target_token_id, {source}, {state}"
+        " FROM {schema}.llm_param_share AS s JOIN {schema}.llm_param AS p"
+        " ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id"
+        f" WHERE s.target_model = {model})"
+    )
+
 
 Params = dict[str, np.ndarray]
 RowReader = Callable[[int, int], np.ndarray]
@@ -104,23 +119,32 @@ LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
 
 def lock(model: str) -> None:
     """Wait until no other session changes `model`, and make others wait until this transaction ends."""
-    db.run(f"SELECT pg_advisory_xact_lock({LOCK})", ["text"], model)
+    for name in locked_with(model):
+        db.run(f"SELECT pg_advisory_xact_lock({LOCK})", ["text"], name)
+
+
+def locked_with(model: str) -> list[str]:
+    """`model` and those that it shares weights of, in the order in which all take their locks."""
+    rows = db.query(
+        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], model
+    )
+    return sorted({model, *(row["source_model"] for row in rows)})
 
 
 @contextmanager
 def session_lock(model: str, wait: bool) -> Iterator[None]:
     """Hold the lock of `model` across commits; 55P03 when another session has it and `wait` is false."""
-    if wait:
-        db.run(f"SELECT pg_advisory_lock({LOCK})", ["text"], model)
-    elif not (db.row(f"SELECT pg_try_advisory_lock({LOCK}) AS taken", ["text"], model) or {})["taken"]:
-        raise LockNotAvailable(
-            f'model "{model}" is being trained by another session',
-            hint="SELECT * FROM llm_train_progress shows it; llm_train_stop ends it; wait => true waits for it.",
-        )
-    try:
+    with ExitStack() as taken:
+        for name in locked_with(model):
+            if wait:
+                db.run(f"SELECT pg_advisory_lock({LOCK})", ["text"], name)
+            elif not (db.row(f"SELECT pg_try_advisory_lock({LOCK}) AS taken", ["text"], name) or {})["taken"]:
+                raise LockNotAvailable(
+                    f'model "{name}" is being trained by another session',
+                    hint="SELECT * FROM llm_train_progress shows it; llm_train_stop ends it; wait => true waits for it.",
+                )
+            taken.callback(db.run, f"SELECT pg_advisory_unlock({LOCK})", ["text"], name)
         yield
-    finally:
-        db.run(f"SELECT pg_advisory_unlock({LOCK})", ["text"], model)
 
 
 def register(model: str, wanted: GPT2Config) -> None:
@@ -148,7 +172,7 @@ def no_weights(model: str) -> WrongState:
 
 def has_weights(model: str) -> bool:
     """Whether any row of `model` is visible in llm_param."""
-    return db.row("SELECT 1 FROM {schema}.llm_param WHERE model = $1 LIMIT 1", ["text"], model) is not None
+    return db.row(f"SELECT 1 FROM {resolved()} AS p LIMIT 1", ["text"], model) is not None
 
 
 def require_no_weights(model: str) -> None:
@@ -200,15 +224,14 @@ def size(model: Model) -> int:
 
 def last_step(model: str) -> int:
     """AdamW updates that the model has had."""
-    row = db.row("SELECT max(step) AS step FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+    row = db.row(f"SELECT max(step) AS step FROM {resolved()} AS p", ["text"], model)
     return (row or {})["step"] or 0
 
 
 def weights_version(model: str) -> str:
     """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
     row = db.row(
-        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version"
-        " FROM {schema}.llm_param p WHERE p.model = $1",
+        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {resolved()} AS p",
         ["text"],
         model,
     )
@@ -235,7 +258,7 @@ def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
     shapes = wanted.param_shapes()
     rows = db.cursor(
         f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
-        " FROM {schema}.llm_param p WHERE p.model = $1 ORDER BY p.name, p.token_id",
+        f" FROM {resolved()} AS p ORDER BY p.name, p.token_id",
         ["text"],
         name,
     )

@@ -71,7 +71,7 @@ class State:
         found = self.checkpoint
         if found is None:
             row = db.row(
-                "SELECT data FROM {schema}.llm_param WHERE model = $1 AND name = $2 AND token_id = $3",
+                f"SELECT data FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
                 ["text", "text", "int4"],
                 *(self.model, part.name, part.token_id),
             )
@@ -134,7 +134,7 @@ EVENTS = """
     UNION ALL
     SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore WHERE model = $1
     UNION ALL
-    SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {schema}.llm_param WHERE model = $1 AND name = $2 HAVING count(*) > 0
+    SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {rows} AS p WHERE name = $2 HAVING count(*) > 0
     ORDER BY at, run_id, checkpoint_id
 """
 
@@ -143,7 +143,7 @@ def history(model: str, name: str) -> Iterator[tuple]:
     """Events of `model` with the norm of a tensor at each that has its values, and its change since the one before."""
     before: State | None = None
     found = False
-    for row in db.query(EVENTS, ["text", "text"], model, name):
+    for row in db.query(EVENTS.replace("{rows}", store.resolved()), ["text", "text"], model, name):
         size = change = relative = changed = None
         if row["event"] in ("checkpoint", "now"):
             saved = checkpoints.find(row["checkpoint_id"]) if row["event"] == "checkpoint" else None

@@ -59,6 +59,9 @@ class Session:
         resources.require_memory(16 * self.config.n_params(), f'training "{model}"')
         self.version = store.weights_version(model)
         self._blocks: list[tuple[str, int, int]] = []
+        self._rows: dict[
+            tuple[str, int], tuple[str, str, int]
+        ] = {}  # of llm_param, that the blocks are: shared ones differ
         self.trainer = self._read()
 
     @property
@@ -72,7 +75,8 @@ class Session:
         v: store.Params = {}
         steps: dict[str, int] = {}
         for row in db.cursor(
-            "SELECT name, token_id, shape, data, m, v, step FROM {schema}.llm_param WHERE model = $1 ORDER BY name, token_id",
+            "SELECT name, token_id, shape, data, m, v, step, source_model, source_name, source_token_id"
+            f" FROM {store.resolved()} AS p ORDER BY name, token_id",
             ["text"],
             self.model,
         ):
@@ -91,6 +95,7 @@ class Session:
                     moments[name][first : first + rows] = np.frombuffer(data, FLOAT32).reshape(row["shape"])
             steps[name] = max(row["step"], steps.get(name, 0))
             self._blocks.append((name, first, rows))
+            self._rows[name, first] = row["source_model"], row["source_name"], row["source_token_id"]
             host.check_interrupts()
         return Trainer(self.config, assembly.finish(), m, v, steps, chunk=resources.attention_chunk())
 
@@ -136,14 +141,15 @@ class Session:
 
     def _update(self, batch: list[tuple[str, int, bytes, bytes, bytes, int]]) -> None:
         names, firsts, data, m, v, steps = map(list, zip(*batch))
+        models, names, firsts = map(list, zip(*(self._rows[key] for key in zip(names, firsts))))
         whole, places = store.joined(data)
         updated = db.run(
             "UPDATE {schema}.llm_param AS p SET data = substring($5 FROM place FOR size),"
             " m = substring($6 FROM place FOR size), v = substring($7 FROM place FOR size), step = new.step, grad = NULL"
-            " FROM unnest($2, $3, $4, $8, $9) AS new (name, token_id, place, size, step)"
-            " WHERE p.model = $1 AND p.name = new.name AND p.token_id = new.token_id",
-            ["text", "text[]", "int4[]", "int4[]", "bytea", "bytea", "bytea", "int4[]", "int8[]"],
-            *(self.model, names, firsts, places, whole, store.joined(m)[0], store.joined(v)[0]),
+            " FROM unnest($1, $2, $3, $4, $8, $9) AS new (model, name, token_id, place, size, step)"
+            " WHERE p.model = new.model AND p.name = new.name AND p.token_id = new.token_id",
+            ["text[]", "text[]", "int4[]", "int4[]", "bytea", "bytea", "bytea", "int4[]", "int8[]"],
+            *(models, names, firsts, places, whole, store.joined(m)[0], store.joined(v)[0]),
             *(list(map(len, data)), steps),
         )
         if updated != len(batch):

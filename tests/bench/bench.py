@@ -238,7 +238,7 @@ def show(bench: Bench, facts: dict[str, Any]) -> None:
     print(f"{facts['processor']}, {facts['threads']} of {facts['cores']} cores, commit {facts['commit'] or 'unknown'}")
     print(
         ", ".join(f"{name} {facts[name]}" for name in ("torch", "transformers", "ctranslate2") if name in facts)
-        or "no torch: only pg_gpt2 and the bounds"
+        or "no rivals: only pg_gpt2 and the bounds"
     )
     print()
     print(table(list(bench.rows.values())))

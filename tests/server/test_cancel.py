@@ -27,7 +27,7 @@ LONG = {
     "beam search": "SELECT * FROM llm_beam_search('low', 16, 1000, model_name => 'slow')",
     "logits": "SELECT llm_logits(array_fill(i, '{1024}'), 'slow') FROM generate_series(1, 100) AS i",
     "tokenizing": "SELECT llm_token_count(body, 'slow') FROM words",
-    "tokenizing one long word": "SELECT llm_token_count(repeat('lower', 4000000), 'slow')",
+    "tokenizing one long word": "SELECT llm_token_count(repeat('lower', 2000000), 'slow')",
     "tokenizing unlike letters": "SELECT llm_token_count(translate(body, ' 0123456789', 'ghijklmnopq'), 'slow') FROM words",
     "decoding": "SELECT llm_decode(array_fill(70, '{3000000}') || llm_encode(body, 'slow'), 'slow') FROM words",
     "training a vocabulary": "SELECT llm_train_bpe('SELECT body FROM words', 50000, 'x')",

@@ -232,7 +232,7 @@ WRONG = {
     "infinity": (nan_in("ln_f.bias", -np.inf), errors.DataException, "ln_f.bias"),
     "integers": (
         changed("ln_f.bias", np.zeros(16, np.int32)),
-        (errors.DataException, errors.InvalidTextRepresentation),
+        errors.FeatureNotSupported,
         "ln_f.bias",
     ),
 }
@@ -348,7 +348,8 @@ BROKEN_NPZ = {
 
 @pytest.mark.parametrize("data", BROKEN_NPZ.values(), ids=BROKEN_NPZ)
 def test_a_broken_npz_file_is_refused(sql, put, data):
-    with pytest.raises((errors.InvalidTextRepresentation, errors.DataException)) as raised, sql.transaction():
+    refusals = (errors.InvalidTextRepresentation, errors.DataException, errors.FeatureNotSupported)
+    with pytest.raises(refusals) as raised, sql.transaction():
         sql.execute("SELECT pg_llm_import_npz(%s, 'model')", [put("broken.npz", data)])
     assert raised.value.diag.message_hint
     assert "unexpected" not in raised.value.diag.message_primary
@@ -467,7 +468,6 @@ def test_a_vocabulary_and_its_merges_are_loaded_and_replaced(sql, put):
         ("vocab", b'{"a": "b"}'),
         ("vocab", b'{"a": -1}'),
         ("vocab", b'{"a": 1, "b": 1}'),
-        ("vocab", b'{"\xe6\x97\xa5": 1}'),
         ("vocab", b"\xff\xfe"),
         ("vocab", b'{"a": 99999999999}'),
         ("merges", b"one\n"),

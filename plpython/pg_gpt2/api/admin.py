@@ -112,6 +112,7 @@ def cache_clear() -> int:
     freed = store.cache.bytes()
     store.cache.models.clear()
     vocabularies.forget()
+    resources.release_memory()
     return freed
 
 

@@ -22,7 +22,7 @@ from ..ops.dropout import check_p
 from ..recording import Recorder
 from ..tape import Eager
 from ..tape_rows import session_tape
-from ..tensor import FLOAT32, from_bytes, to_bytes
+from ..tensor import from_bytes, to_bytes
 from .generation import draw_seed
 
 # --- the mode -------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
     """A handle for one row of llm_param."""
     require(model=model, name=name, token_id=token_id, tensor=tensor)
     row = db.row(
-        "SELECT shape FROM {schema}.llm_param WHERE model = $1 AND name = $2 AND token_id = $3",
+        f"SELECT shape FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
         ["text", "text", "int4"],
         *(model, name, token_id),
     )

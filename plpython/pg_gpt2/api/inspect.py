@@ -92,7 +92,7 @@ def token_embedding(token_id: int, model: str | None) -> list[float]:
     check_ids([token_id], config, name)
     row = db.row(
         "SELECT substring(data FROM 1 + ($2 - token_id) * 4 * shape[2] FOR 4 * shape[2]) AS data, shape[2] AS width"
-        " FROM {schema}.llm_param WHERE model = $1 AND name = 'wte' AND token_id <= $2 ORDER BY token_id DESC LIMIT 1",
+        f" FROM {store.resolved()} AS p WHERE name = 'wte' AND token_id <= $2 ORDER BY token_id DESC LIMIT 1",
         ["text", "int4"],
         *(name, token_id),
     )

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .. import audit, checkpoints, db, gpt2, resources, store
+from .. import audit, checkpoints, db, gpt2, resources, sharing, store
 from ..config import GPT2Config
 from ..db import entry
 from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
@@ -51,6 +51,8 @@ def init_model(
     store.register(model, replace(wanted, eos_token_id=eos))
     params = gpt2.init_params(wanted, seed)
     store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in params.items()))
+    del params
+    resources.release_memory()
 
 
 def _given(name: str, value: int | None, model: str) -> int:
@@ -92,7 +94,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
         store.register(target, config)
         db.run(
             "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, grad, m, v, step)"
-            " SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {schema}.llm_param WHERE model = $1",
+            f" SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {store.resolved()} AS p",
             ["text", "text"],
             source,
             target,
@@ -127,7 +129,7 @@ def drop_model(model: str) -> None:
     require(model=model)
     audit.drop_all(model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
-    dropped += checkpoints.drop_all(model)
+    dropped += checkpoints.drop_all(model) + sharing.forget(model)
     dropped += db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if not dropped:
         if store.find_config(model) is not None:

@@ -128,7 +128,10 @@ def train_step(
     store.lock(model)
     session = training.Session(model, grad_workers)
     store.check_overrides(session.config, n_layer, n_head, d, vocab)
-    return runs.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
+    loss = runs.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
+    del session
+    resources.release_memory()
+    return loss
 
 
 @entry
@@ -163,7 +166,9 @@ def train(
     _check_run(model, plan, grad_workers, prune_workers)
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     store.lock(model)
-    return runs.train(training.Session(model, grad_workers), plan)
+    run_id = runs.train(training.Session(model, grad_workers), plan)
+    resources.release_memory()
+    return run_id
 
 
 @entry
@@ -210,6 +215,7 @@ def train_run(
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     with store.session_lock(model, wait):
         runs.train_committing(training.Session(model, grad_workers), plan, commit_every, flush_seconds)
+    resources.release_memory()
 
 
 def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: int) -> None:

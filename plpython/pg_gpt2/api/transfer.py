@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .. import db, host, server_files, store
+from .. import db, host, server_files, sharing, store
 from ..config import GPT2Config
 from ..db import entry
 from ..errors import InconsistentData, UndefinedObject, require
@@ -50,6 +50,7 @@ def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
             )
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+            sharing.forget(model)
         else:
             store.require_no_weights(model)
         if known is None:
@@ -99,7 +100,7 @@ class _Stored:
         self.shapes = dict(sorted(config.param_shapes().items()))
         self._model = model
         rows = db.cursor(
-            'SELECT name, shape, data FROM {schema}.llm_param WHERE model = $1 ORDER BY name COLLATE "C", token_id',
+            f'SELECT name, shape, data FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
             ["text"],
             model,
         )

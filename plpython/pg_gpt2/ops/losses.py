@@ -20,7 +20,7 @@ from .products import gradient_buffer, run_all
 Grads = tuple[np.ndarray | None, ...]
 
 GROUP_LOGITS = 1 << 24  # logits held at a time: 64 MiB
-LARGEST_SLICE, FEWEST_SLICES = 4096, 4  # of the vocabulary
+LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices between looks for an interrupt
 
 
 def _targets(op: str, target: Any, n_rows: int, vocab: int) -> np.ndarray:
@@ -65,7 +65,8 @@ def group_rows(n_rows: int, vocab: int) -> int:
 
 def vocab_slice(vocab: int) -> int:
     """How many rows of wte a thread takes at a time."""
-    return min(LARGEST_SLICE, -(-vocab // (FEWEST_SLICES * 64)) * 64)
+    n_slices = TURN * -(-vocab // (TURN * LARGEST_SLICE))  # whole turns, so that no core waits in the last
+    return -(-vocab // (n_slices * 64)) * 64
 
 
 class _Group:
@@ -77,7 +78,7 @@ class _Group:
         self.exps = [buffers.empty((len(x), s.stop - s.start), x.dtype) for s in self.slices]
         self.tops, self.sums = np.empty((2, len(self.slices), len(x)), x.dtype)
         self.picked = np.empty(len(x), x.dtype)
-        run_all([lambda i=i: self._project(i) for i in range(len(self.slices))], at_once=4)  # type: ignore[misc]
+        run_all([lambda i=i: self._project(i) for i in range(len(self.slices))], at_once=TURN)  # type: ignore[misc]
         self.top = self.tops.max(axis=0)
         self.total = (self.sums * np.exp(self.tops - self.top)).sum(axis=0, dtype=np.float64)
 
@@ -114,7 +115,7 @@ class _Group:
             else:
                 np.matmul(z.T, scaled, out=dwte[part])
 
-        run_all([lambda i=i: work(i) for i in range(len(self.slices))], at_once=4)  # type: ignore[misc]
+        run_all([lambda i=i: work(i) for i in range(len(self.slices))], at_once=TURN)  # type: ignore[misc]
         parts.sum(axis=0, out=dx)
         dx -= self.wte[self.classes] * dx.dtype.type(weight)
         np.subtract.at(dwte, self.classes, self.x * self.x.dtype.type(weight))
