@@ -8,7 +8,7 @@ from collections import deque
 
 import numpy as np
 
-from . import db
+from . import db, store
 from .errors import InvalidParameter
 from .ops import Sink
 from .tape import Node, Value

@@ -75,7 +75,8 @@ def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
     if not rows:
         raise WrongState(
             f'there is no data of split "{split}" for model "{model}"',
-            hint=f"Load some: SELECT llm_dataset_load('SELECT body FROM documents', '{model}', {min(config.n_positions, 256)}).",
+            hint=f"Load some: SELECT llm_dataset_load('SELECT body FROM documents', '{model}',"
+            f" {min(config.n_positions, 256)}{'' if split == 'train' else ', val_fraction => 0.1'}).",
         )
     return np.asarray([row["id"] for row in rows])
 

@@ -172,6 +172,11 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
             raise InvalidParameter(
                 "source must be one query", hint="Example: 'SELECT body FROM documents', without a second statement."
             ) from None
+        except plpy.SPIError as error:
+            if not error.sqlstate.startswith("42"):  # not a query at all, or of something that is not there
+                raise
+            hint = "source is the text of a query, such as 'SELECT body FROM documents'."
+            raise _error(f"source: {error}", error.sqlstate, None, hint) from None
         batch = rows.fetch(100)
     names = list(batch[0]) if batch.nrows() else []  # what a cursor fetches has no colnames()
     while batch.nrows():

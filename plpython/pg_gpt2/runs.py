@@ -5,7 +5,6 @@ run goes on where its last commit left it, and ends with the bits of an uninterr
 """
 
 import json
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -251,14 +250,12 @@ def new_run(session: Session, config: dict, seed: int, n_steps: int | None, stat
 
 def environment() -> dict[str, object]:
     """What the same bits are promised under."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "pg_gpt2": __version__,
         "sources": db.sources_digest,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "blas": f"{blas.get('name')} {blas.get('version')}",
-        "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"),
+        "blas": threads.blas_name(),
         "threads": threads.threads(),
         "machine": platform.machine(),
         "processor": _processor(),

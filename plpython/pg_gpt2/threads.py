@@ -22,6 +22,13 @@ _SETTERS = (
     "MKL_Set_Num_Threads",
 )
 
+_DESCRIPTIONS = (
+    "scipy_openblas_get_config64_",
+    "scipy_openblas_get_config",
+    "openblas_get_config64_",
+    "openblas_get_config",
+)
+
 
 def import_numpy_single_threaded() -> None:
     """Import NumPy with BLAS at one thread and every signal blocked in the threads that it may start."""
@@ -49,6 +56,18 @@ def set_blas_threads(count: int) -> bool:
                 setter(ctypes.c_int(count))
                 return True
     return False
+
+
+def blas_name() -> str:
+    """What the BLAS that NumPy loaded says of itself, else the name of its library."""
+    paths = _loaded_blas_libraries()
+    for path in paths:
+        for name in _DESCRIPTIONS:
+            describe = getattr(ctypes.CDLL(path), name, None)
+            if describe is not None:
+                describe.restype = ctypes.c_char_p
+                return describe().decode()
+    return ", ".join(map(os.path.basename, paths)) or "unknown"
 
 
 def _loaded_blas_libraries() -> list[str]:

@@ -58,10 +58,9 @@ class Session:
         resources.apply_threads(workers)
         resources.require_memory(16 * self.config.n_params(), f'training "{model}"')
         self.version = store.weights_version(model)
+        self._granted = 0  # bytes beside the state that steps may use
         self._blocks: list[tuple[str, int, int]] = []
-        self._rows: dict[
-            tuple[str, int], tuple[str, str, int]
-        ] = {}  # of llm_param, that the blocks are: shared ones differ
+        self._rows: dict[tuple[str, int], tuple[str, str, int]] = {}  # of llm_param: a shared block is another model's
         self.trainer = self._read()
 
     @property
@@ -104,12 +103,15 @@ class Session:
         found = []
         for start in range(0, len(ids), batch_size):
             found += datasets.batches(ids[start : start + batch_size], self.model, self.config)
-        rows, length = max(tokens.shape for tokens, _ in found)
-        resources.require_memory(
-            estimate_step_bytes(self.config, rows, length) - 16 * self.config.n_params(),
-            f"a batch of {rows} x {length} tokens",
-        )
+        self._require_memory(max(len(tokens) for tokens, _ in found), max(tokens.shape[1] for tokens, _ in found))
         return found
+
+    def _require_memory(self, rows: int, length: int) -> None:
+        """53200 when a batch needs more than there is; asked again only of a larger one, for the step keeps its memory."""
+        wanted = estimate_step_bytes(self.config, rows, length) - 16 * self.config.n_params()
+        if wanted > self._granted:
+            resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
+            self._granted = wanted
 
     def write(self) -> None:
         """Weights, moments and steps back into the rows they came from, which nobody else may have changed."""

@@ -29,8 +29,7 @@ def _software() -> Iterator[Finding]:
     yield "Python", f"{platform.python_version()} in {sys.base_prefix}", "ok", None
     old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 24)
     yield "NumPy", np.__version__, *(("warn", "Upgrade to NumPy 2.") if old else ("ok", None))
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    name = f"{blas.get('name')} {blas.get('version')}"
+    name = threads.blas_name()
     if threads.set_blas_threads(1):
         yield "BLAS", name, "ok", None
     else:

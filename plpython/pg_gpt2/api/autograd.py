@@ -216,14 +216,15 @@ def accumulate_grads(model: str, workers: int) -> int:
     return db.run(
         "UPDATE {schema}.llm_param AS p SET grad ="
         " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
-        " FROM (SELECT q.name, q.token_id, substring(t.grad FROM 1 + m.first * 4 * coalesce(q.shape[2], 1)"
+        " FROM (SELECT q.source_model, q.source_name, q.source_token_id,"
+        "              substring(t.grad FROM 1 + m.first * 4 * coalesce(q.shape[2], 1)"
         "                                                   FOR octet_length(q.data)) AS part"
         "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
         "             FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2) AS m"
         "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
-        "       JOIN {schema}.llm_param AS q ON q.model = $2 AND (q.name, q.token_id) = (m.name, m.token_id)"
+        f"       JOIN {store.resolved('$2')} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
         "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
-        " WHERE p.model = $2 AND p.name = new.name AND p.token_id = new.token_id",
+        " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id",
         ["int8", "text"],
         *(session_tape(), model),
     )

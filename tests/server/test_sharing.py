@@ -1,0 +1,190 @@
+"""Weight sharing: two models with one embedding read, train and save it as if each had its own, until one changes it."""
+
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+
+Sql = Callable[..., object]
+STATE = """
+    SELECT md5(string_agg(row, ',' ORDER BY name, token_id)) FROM (
+        SELECT name, token_id, concat_ws(' ', name, token_id, shape, step, md5(data), md5(m), md5(v), md5(grad)) AS row
+        FROM llm_param_resolved WHERE model = %s) AS rows
+"""
+LOSS = "SELECT llm_loss(%s, ARRAY[1, 2, 3], ARRAY[2, 3, 4], training => false)"
+
+
+@pytest.fixture
+def sql(conn: psycopg.Connection) -> Sql:
+    """`sql(statement, *parameters)`: the first value of the first row, if there is one."""
+
+    def execute(statement: str, *parameters: object) -> object:
+        cursor = conn.execute(statement, parameters or None)
+        row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
+
+    return execute
+
+
+@pytest.fixture
+def models(sql: Sql) -> Iterator[None]:
+    """`a` and `b`, of which `b` shares wte, two blocks in `a`; and `c`, as `b` but with a copy of its own."""
+    sql("SELECT llm_init_model('a', 2, 2, 16, 16, 50, seed => 1)")
+    sql("""
+        INSERT INTO llm_param (model, name, token_id, shape, data)
+        SELECT model, name, 20, '{30,16}', substr(data, 20 * 64 + 1) FROM llm_param WHERE model = 'a' AND name = 'wte'
+    """)
+    sql("""
+        UPDATE llm_param SET shape = '{20,16}', data = substr(data, 1, 20 * 64)
+        WHERE model = 'a' AND name = 'wte' AND token_id = 0
+    """)
+    sql("""
+        INSERT INTO llm_dataset (tokens, target)
+        SELECT ARRAY[n, 1, 2, 3, 4], ARRAY[1, 2, 3, 4, 5] FROM generate_series(6, 20) n
+    """)
+    sql("SELECT llm_init_model('b', 1, 4, 16, 16, 50, seed => 2)")
+    assert sql("SELECT llm_share_param('a', 'wte', NULL, 'b')") == 2
+    sql("SELECT llm_copy_model('b', 'c')")
+    yield
+    sql("DELETE FROM llm_param_share")
+    sql("SELECT llm_drop_model(model) FROM llm_models WHERE NOT preset")
+    sql("DELETE FROM llm_dataset")
+
+
+def train(sql: Sql, model: str, steps: int = 2) -> None:
+    sql("SELECT llm_train(%s, %s, batch_size => 2, lr_max => 0.01, log_every => 0)", model, steps)
+
+
+def wte(sql: Sql, model: str) -> object:
+    return sql(
+        "SELECT string_agg(data || m || v, '' ORDER BY token_id) FROM llm_param_resolved WHERE model = %s AND name = 'wte'",
+        model,
+    )
+
+
+def test_a_shared_tensor_is_stored_once(sql, models):
+    assert sql("SELECT count(*) FROM llm_param WHERE name = 'wte' AND model = 'b'") == 0
+    assert sql("SELECT count(*) FROM llm_param_resolved WHERE name = 'wte' AND model = 'b' AND source_model = 'a'") == 2
+    assert sql("SELECT count(*) FROM llm_param_share WHERE target_model = 'c'") == 0, "a copy shares nothing"
+
+
+def test_training_the_target_is_training_a_model_of_its_own_and_lands_at_the_source(sql, models):
+    train(sql, "b")
+    train(sql, "c")
+    assert sql(STATE, "b") == sql(STATE, "c")
+    assert wte(sql, "a") == wte(sql, "c")
+    assert sql("SELECT array_agg(DISTINCT step) FROM llm_param WHERE model = 'a' AND name = 'wte'") == [2]
+    assert sql("SELECT array_agg(DISTINCT step) FROM llm_param WHERE model = 'a' AND name <> 'wte'") == [0]
+
+
+def test_training_the_source_changes_what_open_sessions_read_of_the_target(sql, connect, models):
+    other = connect()
+    before = other.execute(LOSS, ["b"]).fetchone()
+    assert before == other.execute(LOSS, ["c"]).fetchone()
+    train(sql, "a")
+    assert other.execute(LOSS, ["b"]).fetchone() != before
+    assert other.execute(LOSS, ["c"]).fetchone() == before
+    assert sql(LOSS, "b") == other.execute(LOSS, ["b"]).fetchone()[0]
+
+
+def test_unshare_makes_a_copy_with_or_without_the_optimizer(sql, models):
+    train(sql, "b")
+    before, loss = sql(STATE, "b"), sql(LOSS, "b")
+    assert sql("SELECT llm_unshare_param('b', 'wte', NULL)") == 2
+    assert sql(STATE, "b") == before
+    assert sql(LOSS, "b") == loss
+    train(sql, "a")
+    assert sql(STATE, "b") == before
+    sql("SELECT llm_share_param('a', 'wte', 20, 'b')")
+    sql("SELECT llm_unshare_param('b', 'wte', 20, copy_optimizer_state => false)")
+    assert (
+        sql("SELECT ROW(m, v, step)::text FROM llm_param WHERE model = 'b' AND name = 'wte' AND token_id = 20")
+        == "(,,0)"
+    )
+
+
+def test_a_source_in_use_is_not_dropped(sql, conn, models):
+    sql("SELECT llm_share_param('a', 'ln_f.bias', 0, 'c')")
+    with pytest.raises(psycopg.Error, match='shares tensors with "b", "c"') as caught:
+        sql("SELECT llm_drop_model('a')")
+    assert caught.value.sqlstate == "2BP01"
+    sql("SELECT llm_drop_model('b'), llm_drop_model('c')")
+    sql("SELECT llm_drop_model('a')")
+
+
+def test_sharing_what_is_shared_uses_the_first_source(sql, models):
+    sql("SELECT llm_share_param('b', 'wte', NULL, 'c')")
+    assert sql("SELECT array_agg(DISTINCT source_model) FROM llm_param_share") == ["a"]
+    sql("SELECT llm_drop_model('b')")
+    train(sql, "c")
+    assert wte(sql, "a") == wte(sql, "c")
+
+
+def test_a_shared_source_is_not_given_away(sql, conn, models):
+    """Its row would go, and with it what others use."""
+    sql("SELECT llm_init_model('d', 1, 4, 16, 16, 50)")
+    with pytest.raises(psycopg.Error, match='"b"') as caught:
+        sql("SELECT llm_share_param('d', 'wte', NULL, 'a')")
+    assert caught.value.sqlstate == "2BP01"
+
+
+def test_checkpoints_and_exports_have_the_shared_weights(sql, models, server_files):
+    train(sql, "b")
+    before, source = sql(STATE, "b"), sql(STATE, "a")
+    one = sql("SELECT llm_checkpoint_save('b')")
+    path = server_files / "shared.safetensors"
+    two = sql("SELECT llm_checkpoint_save('b', '', %s)", str(path))
+    exported = sql("SELECT md5(string_agg(c, '')) FROM llm_export_safetensors('b') c")
+    for checkpoint in (one, two):
+        sql("SELECT llm_checkpoint_load('b', %s)", checkpoint)
+        assert sql("SELECT count(*) FROM llm_param_share") == 0, "after a load a model has its own"
+        assert sql(STATE, "b") == before
+        assert sql(STATE, "a") == source
+        assert sql("SELECT md5(string_agg(c, '')) FROM llm_export_safetensors('b') c") == exported
+        sql("SELECT llm_share_param('a', 'wte', NULL, 'b')")
+    path.unlink()
+
+
+def test_gradients_of_the_tape_go_to_the_source(sql, models):
+    sql("SET pg_gpt2.autograd = on")
+    for model in ("b", "c"):
+        sql("SELECT llm_materialize_params(%s)", model)
+        sql(LOSS, model)
+        sql("SELECT llm_backprop(NULL, %s)", model)
+        sql("SELECT llm_accumulate_grads(%s)", model)
+    assert sql(STATE, "b") == sql(STATE, "c")
+    assert sql("SELECT count(*) FROM llm_param WHERE model = 'a' AND grad IS NOT NULL") == 2
+    sql("SET pg_gpt2.autograd = off")
+
+
+def test_an_embedding_is_read_through_the_share(sql, models):
+    assert sql("SELECT llm_token_embedding(30, 'b')") == sql("SELECT llm_token_embedding(30, 'a')")
+
+
+def test_the_target_is_locked_with_its_source(sql, connect, models):
+    trainer, other = connect(), connect()
+    other.execute("SET lock_timeout = '200ms'")
+    with trainer.transaction():
+        trainer.execute("SELECT llm_train_step('a')")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            other.execute("SELECT llm_train_step('b')")
+    other.execute("SELECT llm_train_step('b')")
+
+
+def test_a_reader_needs_the_right_to_read_shared_rows(sql, conn, models):
+    """The view runs with its owner's rights; functions do not read through it."""
+    sql("CREATE ROLE reader")
+    sql("GRANT SELECT ON llm_model_config, llm_param_share, llm_param_resolved, llm_param TO reader")
+    sql("ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY")
+    try:
+        sql("CREATE POLICY only_b ON llm_param TO reader USING (model = 'b')")
+        sql("SET ROLE reader")
+        with pytest.raises(psycopg.Error, match="wte") as caught:
+            sql(LOSS, "b")
+        assert caught.value.sqlstate == "22000"
+    finally:
+        sql("RESET ROLE")
+        sql("DROP POLICY only_b ON llm_param")
+        sql("ALTER TABLE llm_param DISABLE ROW LEVEL SECURITY")
+        sql("DROP OWNED BY reader")
+        sql("DROP ROLE reader")
