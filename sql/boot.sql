@@ -1,5 +1,13 @@
 -- How the Python gets into a session: the package is kept as rows, and the first call of a session loads it.
 
+DO LANGUAGE plpython3u $$
+encoding = plpy.execute('SELECT pg_catalog.getdatabaseencoding() AS name')[0]['name']
+if encoding != 'UTF8':
+    plpy.error(
+        f'pg_gpt2 needs a database with the encoding UTF8, and this one has {encoding}', sqlstate='55000',
+        hint="CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0.")
+$$;
+
 CREATE TABLE llm_module (
     name   text PRIMARY KEY,
     source text NOT NULL

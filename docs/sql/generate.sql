@@ -5,7 +5,7 @@
 -- It splits words as GPT-2 does as far as the database's character classes are Unicode's (exact for ASCII), and takes a
 -- prompt and response that fit the model's window.
 --
---   psql -f generate.sql, then EXECUTE generate('Once upon a time', 8, 'tiny');
+--   psql -f generate.sql, then SET jit = off and EXECUTE generate('Once upon a time', 8, 'tiny')
 
 PREPARE generate (text, integer, text) AS
 WITH RECURSIVE
@@ -123,8 +123,8 @@ generating AS (
     FROM generating AS g
     CROSS JOIN config AS c
     CROSS JOIN LATERAL (
-        -- The stream of a position is an array of d_model numbers; a state of the recursion holds those of one layer, one row
-        -- a position would need an aggregate over the recursive table, so all of them are one array x of T * d_model.
+        -- The stream of a position is d_model numbers. To have one row a position in the state of this recursion would need
+        -- an aggregate over the recursive table, which SQL does not allow: so all positions are one array x of T * d_model.
         WITH RECURSIVE stream AS (
             SELECT 0 AS layer, (
                 SELECT array_agg(e + p ORDER BY t.place, v.j)

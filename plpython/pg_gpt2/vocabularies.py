@@ -30,7 +30,6 @@ def load(model: str) -> Tokenizer:
 
 def find(model: str) -> Tokenizer | None:
     """The tokenizer of `model`, or None when it has no vocabulary."""
-    _check_encoding()
     version = _version(model)
     if version is None:
         return None
@@ -52,15 +51,6 @@ def cached() -> list[tuple[str, str]]:
 def forget() -> None:
     """Give up all tokenizers in memory."""
     _cache.clear()
-
-
-def _check_encoding() -> None:
-    row = db.row("SELECT current_setting('server_encoding') AS encoding")
-    if row is not None and row["encoding"] != "UTF8":
-        raise WrongState(
-            f"the database's encoding is {row['encoding']}, and the tokenizer needs UTF8",
-            hint="CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0.",
-        )
 
 
 def _version(model: str) -> str | None:

@@ -180,7 +180,8 @@ NET = {"e": (11, 8), "w1": (8, 16), "b1": (16,), "gamma": (16,), "beta": (16,), 
 IDS, TARGETS = [3, 1, 4, 1, 5, 9, 2, 6], [1, 4, 1, 5, 9, 2, 6, 5]
 FORWARD = """
     SELECT llm_op('cross_entropy', ARRAY[llm_op('matmul', ARRAY[llm_op('layernorm', ARRAY[llm_op('gelu', ARRAY[
-               llm_op('add', ARRAY[llm_op('matmul', ARRAY[llm_op('embedding', ARRAY[e.id], '{"ids": [3,1,4,1,5,9,2,6]}'), w1.id]), b1.id])
+               llm_op('add', ARRAY[
+                   llm_op('matmul', ARRAY[llm_op('embedding', ARRAY[e.id], '{"ids": [3,1,4,1,5,9,2,6]}'), w1.id]), b1.id])
            ]), gamma.id, beta.id], '{"eps": 1e-5}'), w2.id])], '{"target": [1,4,1,5,9,2,6,5]}')
     FROM h AS e, h AS w1, h AS b1, h AS gamma, h AS beta, h AS w2
     WHERE (e.name, w1.name, b1.name, gamma.name, beta.name, w2.name) = ('e', 'w1', 'b1', 'gamma', 'beta', 'w2')

@@ -1,4 +1,7 @@
-"""What SQL says against transformers, through files of the server: save_pretrained -> import -> logits and text -> export -> from_pretrained."""
+"""What SQL says against transformers, with files of the server as the way in and out.
+
+save_pretrained -> pg_llm_import_safetensors -> logits, losses, text -> pg_llm_export_safetensors -> from_pretrained.
+"""
 
 import json
 import os

@@ -32,9 +32,14 @@ def program(name: str) -> str:
 def restore(dsn: str, into: str, *options: str) -> None:
     """pg_dump dsn | psql into: every error counts."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    dump = subprocess.run([program("pg_dump"), *options, dsn], check=True, stdout=subprocess.PIPE, env=environment).stdout
+    dump = subprocess.run(
+        [program("pg_dump"), *options, dsn], check=True, stdout=subprocess.PIPE, env=environment
+    ).stdout
     done = subprocess.run(
-        [program("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", into], input=dump, capture_output=True, env=environment
+        [program("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", into],
+        input=dump,
+        capture_output=True,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert b"ERROR" not in done.stderr
@@ -45,7 +50,11 @@ def restore_custom(dsn: str, into: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     dump = subprocess.run([program("pg_dump"), "-Fc", dsn], check=True, stdout=subprocess.PIPE, env=environment).stdout
     subprocess.run(
-        [program("pg_restore"), "--exit-on-error", "-d", into], check=True, input=dump, env=environment, capture_output=True
+        [program("pg_restore"), "--exit-on-error", "-d", into],
+        check=True,
+        input=dump,
+        env=environment,
+        capture_output=True,
     )
 
 
@@ -75,7 +84,8 @@ def test_every_row_is_there_once(original, copy, table):
 
 def test_every_table_with_user_data_is_among_those_compared(original):
     dumped = original.execute(
-        "SELECT c.relname FROM pg_extension e, unnest(e.extconfig) AS t JOIN pg_class c ON c.oid = t WHERE extname = 'pg_gpt2' AND relkind = 'r'"
+        "SELECT c.relname FROM pg_extension e, unnest(e.extconfig) AS t JOIN pg_class c ON c.oid = t"
+        " WHERE extname = 'pg_gpt2' AND relkind = 'r'"
     ).fetchall()
     assert set(DUMPED) <= {name for (name,) in dumped}
     for (name,) in dumped:
@@ -114,7 +124,8 @@ def test_ids_go_on_and_so_does_training(original, copy):
     for conn in (original, copy):
         with conn.transaction(force_rollback=True):
             conn.execute("SELECT llm_train('tiny', 2, batch_size => 2, seed => 6)")
-            weights.append(conn.execute("SELECT name, data, m, v, step FROM llm_param WHERE model = 'tiny' ORDER BY name").fetchall())
+            state = "SELECT name, data, m, v, step FROM llm_param WHERE model = 'tiny' ORDER BY name"
+            weights.append(conn.execute(state).fetchall())
     assert weights[0] == weights[1]
 
 
@@ -137,7 +148,7 @@ def test_a_dump_of_another_schema_is_restored_there(new_database):
 
 
 def test_a_wte_of_the_largest_preset_is_dumped_and_restored(new_database):
-    """50257 x 1600 with optimizer state: 1.3 GB, more than one value can hold; kept in blocks, of which a few are tried here."""
+    """50257 x 1600 with optimizer state is 1.3 GB, more than a value can hold. It is kept in blocks, two of which are tried."""
     first, second = new_database(), new_database("template0")
     with psycopg.connect(first, autocommit=True) as conn:
         conn.execute("INSERT INTO llm_model_config VALUES ('wide', 1, 1, 1600, 1, 50257)")
@@ -145,10 +156,12 @@ def test_a_wte_of_the_largest_preset_is_dumped_and_restored(new_database):
         data = np.arange(rows * 1600, dtype="<f4").tobytes()
         for block in range(2):
             conn.execute(
-                "INSERT INTO llm_param (model, name, token_id, shape, data, grad, m, v) VALUES ('wide', 'wte', %s, %s, %s, %s, %s, %s)",
+                "INSERT INTO llm_param (model, name, token_id, shape, data, grad, m, v)"
+                " VALUES ('wide', 'wte', %s, %s, %s, %s, %s, %s)",
                 [block * rows, [rows, 1600], data, data, data, data],
             )
     restore(first, second)
     with psycopg.connect(second) as conn:
-        found = conn.execute("SELECT token_id, shape, data = %s, grad = m AND m = v FROM llm_param ORDER BY token_id", [data]).fetchall()
+        blocks = "SELECT token_id, shape, data = %s, grad = m AND m = v FROM llm_param ORDER BY token_id"
+        found = conn.execute(blocks, [data]).fetchall()
     assert found == [(0, [655, 1600], True, True), (655, [655, 1600], True, True)]

@@ -9,6 +9,14 @@ from psycopg import sql
 
 ROOT = Path(__file__).resolve().parents[2]
 
+SETTINGS = (
+    "-c standard_conforming_strings=off -c array_nulls=off -c bytea_output=escape -c extra_float_digits=-15"
+    " -c quote_all_identifiers=on",
+    "-c default_transaction_isolation=serializable -c plan_cache_mode=force_generic_plan -c jit=on -c jit_above_cost=0"
+    " -c enable_indexscan=off -c enable_bitmapscan=off -c enable_sort=off -c work_mem=64kB",
+    "-c parallel_setup_cost=0 -c parallel_tuple_cost=0 -c min_parallel_table_scan_size=0",
+)
+
 # Everything that a database has beside system objects.
 OBJECTS = """
     SELECT 'relation', c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -48,7 +56,7 @@ def use_it(conn: psycopg.Connection, schema: str | None) -> str:
     return run("SELECT {}llm_generate('low', 8, model_name => 'tiny', seed => 1)")
 
 
-@pytest.mark.parametrize("schema", ["public", "llm", "My llm", 'a b.c-d', "über"])
+@pytest.mark.parametrize("schema", ["public", "llm", "My llm", "a b.c-d", "über"])
 def test_it_works_in_any_schema(empty, schema):
     written = []
     if schema != "public":
@@ -93,6 +101,30 @@ def test_cascade_brings_plpython(new_database):
     with psycopg.connect(new_database("template0"), autocommit=True) as conn:
         conn.execute("CREATE EXTENSION pg_gpt2 CASCADE")
         use_it(conn, None)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_another_encoding_than_utf8_is_refused(cluster_dsn, encoding):
+    with psycopg.connect(cluster_dsn, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE encoded ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+        try:
+            with psycopg.connect(cluster_dsn, dbname="encoded", autocommit=True) as other:
+                other.execute("CREATE EXTENSION plpython3u")
+                with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=encoding) as raised:
+                    other.execute("CREATE EXTENSION pg_gpt2")
+            assert "UTF8" in raised.value.diag.message_hint
+        finally:
+            conn.execute("DROP DATABASE encoded WITH (FORCE)")
+
+
+def test_settings_of_the_session_do_not_matter(new_database):
+    """Those that change how statements are read, planned or printed."""
+    written = []
+    for options in ("", *SETTINGS):
+        with psycopg.connect(new_database("template0"), autocommit=True, options=options) as conn:
+            conn.execute("CREATE EXTENSION pg_gpt2 CASCADE")
+            written.append(use_it(conn, None))
+    assert len(set(written)) == 1
 
 
 def test_it_stays_in_its_schema(conn):

@@ -60,7 +60,9 @@ def sql(module_conn):
 
 
 def stored(conn, model):
-    rows = conn.execute("SELECT name, token_id, shape, data FROM llm_param WHERE model = %s ORDER BY name, token_id", [model])
+    rows = conn.execute(
+        "SELECT name, token_id, shape, data FROM llm_param WHERE model = %s ORDER BY name, token_id", [model]
+    )
     found: dict[str, list] = {}
     for name, first, shape, data in rows:
         assert first == sum(len(block) for block in found.get(name, []))
@@ -70,7 +72,9 @@ def stored(conn, model):
 
 def assert_stored(conn, model, tensors):
     found = stored(conn, model)
-    expected = {name.replace("wte.weight", "wte").replace("wpe.weight", "wpe"): array for name, array in tensors.items()}
+    expected = {
+        name.replace("wte.weight", "wte").replace("wpe.weight", "wpe"): array for name, array in tensors.items()
+    }
     assert set(found) == set(expected)
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array.astype("<f4"), err_msg=name)
@@ -134,7 +138,9 @@ def test_safetensors_come_back_bit_for_bit_and_open_in_the_library(sql, put, tar
     tensors = weights()
     tensors["wte.weight"][0, 0] = -0.0
     tensors["wte.weight"][0, 1] = np.float32(1e-45)
-    assert sql.execute("SELECT pg_llm_import_safetensors(%s, 'model')", [put("a", safe(prefixed(tensors)))]).fetchone() == (28,)
+    assert sql.execute(
+        "SELECT pg_llm_import_safetensors(%s, 'model')", [put("a", safe(prefixed(tensors)))]
+    ).fetchone() == (28,)
     assert_stored(sql, "model", tensors)
     (size,) = sql.execute("SELECT pg_llm_export_safetensors(%s, 'model')", [str(target)]).fetchone()
     assert size == target.stat().st_size
@@ -150,7 +156,9 @@ def test_safetensors_come_back_bit_for_bit_and_open_in_the_library(sql, put, tar
     assert chunks == target.read_bytes()
 
 
-@pytest.mark.parametrize("pack", [npz, lambda t: npz(t, True), container], ids=["npz", "compressed npz", "older container"])
+@pytest.mark.parametrize(
+    "pack", [npz, lambda t: npz(t, True), container], ids=["npz", "compressed npz", "older container"]
+)
 def test_npz_comes_back_bit_for_bit_and_opens_in_numpy(sql, put, target, pack):
     tensors = weights(1)
     sql.execute("SELECT pg_llm_import_npz(%s, 'model')", [put("a.npz", pack(tensors))])
@@ -317,7 +325,8 @@ def test_nothing_is_unpickled(sql, put, server_files):
     tensors = weights()
     tensors["ln_f.bias"] = np.array([Command()], dtype=object)
     for data in (npz(tensors), container(tensors)):
-        with pytest.raises((errors.InvalidTextRepresentation, errors.DataException), match=r"ln_f\.bias") as raised, sql.transaction():
+        refusals = (errors.InvalidTextRepresentation, errors.DataException)
+        with pytest.raises(refusals, match=r"ln_f\.bias") as raised, sql.transaction():
             sql.execute("SELECT pg_llm_import_npz(%s, 'model')", [put("pickled.npz", data)])
         assert raised.value.diag.message_hint
     assert not (server_files / "unpickled").exists()
@@ -445,19 +454,27 @@ def vocabulary():
 def test_a_vocabulary_and_its_merges_are_loaded_and_replaced(sql, put):
     vocab, merges = vocabulary()
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges), ""]
-    vocab_path, merges_path = put("vocab.json", json.dumps(vocab).encode()), put("merges.txt", "\n".join(lines).encode())
+    vocab_path, merges_path = (
+        put("vocab.json", json.dumps(vocab).encode()),
+        put("merges.txt", "\n".join(lines).encode()),
+    )
     assert sql.execute("SELECT pg_llm_load_bpe_vocab(%s, 'v')", [vocab_path]).fetchone() == (len(vocab),)
     assert sql.execute("SELECT pg_llm_load_bpe_merges(%s, 'v')", [merges_path]).fetchone() == (len(merges),)
     sql.execute("SELECT llm_train_bpe($$VALUES ('# # low lower lowest')$$, 262, 'w')")
-    for table, columns in (("llm_bpe_vocab", "token_id, token, bytes"), ("llm_bpe_merges", 'rank, "left", "right", pair')):
+    for table, columns in (
+        ("llm_bpe_vocab", "token_id, token, bytes"),
+        ("llm_bpe_merges", 'rank, "left", "right", pair'),
+    ):
         query = f"SELECT {columns} FROM {table} WHERE model = %s ORDER BY 1"
         assert sql.execute(query, ["v"]).fetchall() == sql.execute(query, ["w"]).fetchall()
     # a merge whose left side starts with # is no comment
     with_hash = ["#version: 0.2", "# #", *lines[1:]]
-    assert sql.execute("SELECT pg_llm_load_bpe_merges(%s, 'v')", [put("merges.txt", "\n".join(with_hash).encode())]).fetchone() == (
-        len(merges) + 1,
+    merges_path = put("merges.txt", "\n".join(with_hash).encode())
+    assert sql.execute("SELECT pg_llm_load_bpe_merges(%s, 'v')", [merges_path]).fetchone() == (len(merges) + 1,)
+    assert sql.execute('SELECT "left", "right" FROM llm_bpe_merges WHERE model = \'v\' AND rank = 0').fetchone() == (
+        "#",
+        "#",
     )
-    assert sql.execute("SELECT \"left\", \"right\" FROM llm_bpe_merges WHERE model = 'v' AND rank = 0").fetchone() == ("#", "#")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ def models(module_conn):
     module_conn.execute("SELECT llm_train_bpe(%s, 280, 'tiny')", [f"VALUES ('{CORPUS}')"])
     module_conn.execute("SELECT llm_init_model('tiny', 2, 2, 16, 32, seed => 1)")
     # Slow enough that a hundred tokens can be told from one; byte tokens only.
-    module_conn.execute("INSERT INTO llm_bpe_vocab SELECT 'slow', token_id, token, score, bytes FROM llm_bpe_vocab WHERE model = 'tiny'")
+    module_conn.execute(
+        "INSERT INTO llm_bpe_vocab SELECT 'slow', token_id, token, score, bytes FROM llm_bpe_vocab WHERE model = 'tiny'"
+    )
     module_conn.execute("SELECT llm_init_model('slow', 4, 4, 256, 1024, 280, seed => 1)")
 
 
@@ -82,7 +84,9 @@ def test_generation_slides_past_the_window(module_conn, conn, notices):
     for end in (32, 33, 48, 49):
         start = 0 if end <= 32 else 17 if end <= 48 else 33
         (expected,) = one(
-            conn, "SELECT llm_generate_tokens(%s::integer[], 1, 0, model_name => 'tiny', eos_token => -1)", stream[start:end]
+            conn,
+            "SELECT llm_generate_tokens(%s::integer[], 1, 0, model_name => 'tiny', eos_token => -1)",
+            stream[start:end],
         )
         assert stream[end] == expected, f"token {end}"
 
@@ -113,7 +117,9 @@ def generated(conn, seed, **options):
     arguments = "".join(f", {name} => %({name})s" for name in options)
     call = f"('low', 60, topk => 0, topp => 1, eos_token => -1, model_name => 'tiny', seed => {seed}, echo => false{arguments})"
     text = conn.execute(f"SELECT llm_generate{call}", options).fetchone()[0]
-    rows = conn.execute(f"SELECT step, token_id, token, text, is_complete, finish_reason FROM llm_generate_stream{call}", options)
+    rows = conn.execute(
+        f"SELECT step, token_id, token, text, is_complete, finish_reason FROM llm_generate_stream{call}", options
+    )
     return text, rows.fetchall()
 
 
@@ -142,7 +148,8 @@ def test_a_stop_string_that_straddles_tokens_is_among_those_tested(module_conn):
 
 
 def test_a_stop_string_in_the_prompt_does_not_stop(module_conn):
-    text = one(module_conn, "SELECT llm_generate('low lower', 5, model_name => 'tiny', seed => 1, stop => '{low l}', eos_token => -1)")
+    call = "llm_generate('low lower', 5, model_name => 'tiny', seed => 1, stop => '{low l}', eos_token => -1)"
+    text = one(module_conn, f"SELECT {call}")
     assert text.startswith("low lower")
     assert len(text) > len("low lower")
 
@@ -150,13 +157,11 @@ def test_a_stop_string_in_the_prompt_does_not_stop(module_conn):
 def test_the_end_of_text_token_ends_and_is_not_shown(module_conn):
     full, rows = generated(module_conn, 1)
     third = rows[2][1]
-    (text, streamed) = (
-        one(module_conn, f"SELECT llm_generate('low', 60, topk => 0, topp => 1, eos_token => {third}, model_name => 'tiny', seed => 1)"),
-        module_conn.execute(
-            f"SELECT step, is_complete, finish_reason, text FROM llm_generate_stream('low', 60, topk => 0, topp => 1,"
-            f" eos_token => {third}, model_name => 'tiny', seed => 1)"
-        ).fetchall(),
-    )
+    arguments = f"('low', 60, topk => 0, topp => 1, eos_token => {third}, model_name => 'tiny', seed => 1)"
+    text = one(module_conn, f"SELECT llm_generate{arguments}")
+    streamed = module_conn.execute(
+        f"SELECT step, is_complete, finish_reason, text FROM llm_generate_stream{arguments}"
+    ).fetchall()
     place = next(n for n, row in enumerate(rows) if row[1] == third)
     assert [row[0] for row in streamed] == list(range(1, place + 2))
     assert streamed[-1] == (place + 1, True, "stop", text)
@@ -168,7 +173,7 @@ def test_the_end_of_text_token_ends_and_is_not_shown(module_conn):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_stream_never_breaks_a_character(module_conn, seed):
-    """Forced through real text: a prompt's ids make no difference to the decoder, so take what it says of its own draws."""
+    """Draws from random weights are mostly bytes of unfinished characters."""
     full, rows = generated(module_conn, seed)
     shown = ""
     for step, _, _, text, complete, _ in rows:
@@ -192,7 +197,9 @@ def test_a_character_of_several_tokens_appears_whole(module_conn):
             "SELECT text FROM llm_generate_stream('a', 6, 0, model_name => 'spell', echo => false)"
         ).fetchall()
         assert [text for (text,) in rows] == ["", "", "", "🙂", "🙂", "🙂é"]
-        cut = module_conn.execute("SELECT text FROM llm_generate_stream('a', 2, 0, model_name => 'spell', echo => false)").fetchall()
+        cut = module_conn.execute(
+            "SELECT text FROM llm_generate_stream('a', 2, 0, model_name => 'spell', echo => false)"
+        ).fetchall()
         assert [text for (text,) in cut] == ["", "\ufffd"]
 
 
@@ -215,7 +222,8 @@ def spell_out(conn: psycopg.Connection, model: str, ids: list[int]) -> None:
     for name, data in (("wte", wte), ("wpe", wpe)):
         conn.execute("UPDATE llm_param SET data = %s WHERE model = %s AND name = %s", [data.tobytes(), model, name])
     conn.execute(
-        "UPDATE llm_param SET data = decode(repeat('00', octet_length(data)), 'hex') WHERE model = %s AND name LIKE '%%c_proj.weight'",
+        "UPDATE llm_param SET data = decode(repeat('00', octet_length(data)), 'hex')"
+        " WHERE model = %s AND name LIKE '%%c_proj.weight'",
         [model],
     )
 
@@ -227,10 +235,14 @@ def test_nul_is_replaced_and_nothing_cut(module_conn):
         a, b, c = one(module_conn, "SELECT llm_encode('abc', 'spell')")
         spell_out(module_conn, "spell", [a, nul, b, c])
         assert one(module_conn, "SELECT llm_generate('a', 3, 0, model_name => 'spell')") == "a\ufffdbc"
-        rows = module_conn.execute("SELECT token, text FROM llm_generate_stream('a', 3, 0, model_name => 'spell')").fetchall()
+        rows = module_conn.execute(
+            "SELECT token, text FROM llm_generate_stream('a', 3, 0, model_name => 'spell')"
+        ).fetchall()
         assert rows == [("\ufffd", "a\ufffd"), ("b", "a\ufffdb"), ("c", "a\ufffdbc")]
         assert one(module_conn, "SELECT token FROM llm_next_token('a', 1, model_name => 'spell')") == "\ufffd"
-        assert one(module_conn, "SELECT text FROM llm_generate_batch('{a}', 3, 0, model_name => 'spell')") == "a\ufffdbc"
+        assert (
+            one(module_conn, "SELECT text FROM llm_generate_batch('{a}', 3, 0, model_name => 'spell')") == "a\ufffdbc"
+        )
         assert one(module_conn, "SELECT text FROM llm_beam_search('a', 1, 3, model_name => 'spell')") == "\ufffdbc"
 
 
@@ -299,7 +311,9 @@ def test_a_stream_keeps_the_weights_it_began_with(conn):
     with conn.transaction(force_rollback=True):
         conn.execute(f"DECLARE c CURSOR FOR {call}")
         rows = conn.execute("FETCH 3 FROM c").fetchall()
-        conn.execute("UPDATE llm_param SET data = decode(repeat('00', octet_length(data)), 'hex') WHERE model = 'tiny' AND name = 'wte'")
+        conn.execute(
+            "UPDATE llm_param SET data = decode(repeat('00', octet_length(data)), 'hex') WHERE model = 'tiny' AND name = 'wte'"
+        )
         conn.execute("DELETE FROM llm_bpe_merges WHERE model = 'tiny'")
         rows += conn.execute("FETCH ALL FROM c").fetchall()
     assert rows == alone

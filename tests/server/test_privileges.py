@@ -141,7 +141,7 @@ def test_what_changes_models_needs_execute_and_the_rights_to_write(warm, role, s
         warm.execute(statement)
     warm.execute(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}")
     warm.execute("INSERT INTO llm_dataset (model, tokens, target) VALUES ('tiny', '{1,2}', '{2,3}')")
-    with acting_as(warm, role), pytest.raises(DENIED, match="permission denied for (table|view)"):
+    with acting_as(warm, role), pytest.raises(DENIED, match=r"permission denied for (table|view)"):
         warm.execute(statement)
     warm.execute(f"DELETE FROM llm_dataset; REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM {role}")
 
@@ -154,7 +154,9 @@ def test_what_changes_models_needs_execute_and_the_rights_to_write(warm, role, s
     ],
 )
 def test_a_source_is_read_with_the_callers_rights(warm, role, statement):
-    warm.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}")
+    warm.execute(
+        f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}"
+    )
     warm.execute(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}; REVOKE ALL ON documents FROM {role}")
     with warm.transaction(force_rollback=True):
         warm.execute(f"SET LOCAL ROLE {role}")
@@ -203,15 +205,24 @@ def test_objects_of_the_caller_earlier_in_the_search_path_have_no_effect(warm):
             left, right = arguments.split(", ")
             warm.execute(f"CREATE OPERATOR trap.= (FUNCTION = trap.{name}, LEFTARG = {left}, RIGHTARG = {right})")
         warm.execute("CREATE FUNCTION trap.md5(text) RETURNS text LANGUAGE sql AS $$SELECT 'same'$$")
-        warm.execute("CREATE FUNCTION trap.concat_ws(text, VARIADIC text[]) RETURNS text LANGUAGE sql AS $$SELECT 'same'$$")
-        warm.execute("CREATE FUNCTION trap.current_setting(text, boolean) RETURNS text LANGUAGE sql AS $$SELECT 'nope'$$")
+        warm.execute(
+            "CREATE FUNCTION trap.concat_ws(text, VARIADIC text[]) RETURNS text LANGUAGE sql AS $$SELECT 'same'$$"
+        )
+        warm.execute(
+            "CREATE FUNCTION trap.current_setting(text, boolean) RETURNS text LANGUAGE sql AS $$SELECT 'nope'$$"
+        )
         warm.execute("SET LOCAL search_path = pg_temp, trap, public, pg_catalog")
         for name, statement in READING.items():
             assert warm.execute(statement).fetchall() == expected[name]
-        warm.execute("UPDATE public.llm_param SET data = set_bit(data, 0, 1 - get_bit(data, 0)) WHERE model OPERATOR(pg_catalog.=) 'tiny'")
+        warm.execute(
+            "UPDATE public.llm_param SET data = set_bit(data, 0, 1 - get_bit(data, 0))"
+            " WHERE model OPERATOR(pg_catalog.=) 'tiny'"
+        )
         assert warm.execute(READING["logits"]).fetchall() != expected["logits"]
         warm.execute("SELECT llm_copy_model('tiny', 'copy'); SELECT llm_drop_model('tiny')")
-        assert warm.execute("SELECT count(*) FROM public.llm_param WHERE model OPERATOR(pg_catalog.=) 'tiny'").fetchone() == (0,)
+        assert warm.execute(
+            "SELECT count(*) FROM public.llm_param WHERE model OPERATOR(pg_catalog.=) 'tiny'"
+        ).fetchone() == (0,)
 
 
 def test_public_may_read_no_model(conn, role):

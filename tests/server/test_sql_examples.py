@@ -77,7 +77,8 @@ def test_generation_in_one_query_is_llm_generate(conn, model, prompt):
 SHAPES = {"w1": (3, 5), "b1": (5,), "w2": (5, 4), "b2": (4,)}
 FORWARD = """
     SELECT llm_op('cross_entropy', ARRAY[llm_op('add', ARRAY[llm_op('matmul', ARRAY[
-        llm_op('gelu', ARRAY[llm_op('add', ARRAY[llm_op('matmul', ARRAY[%s, %s]::bigint[]), %s]::bigint[])]), %s]::bigint[]), %s]::bigint[])],
+        llm_op('gelu', ARRAY[llm_op('add', ARRAY[llm_op('matmul', ARRAY[%s, %s]::bigint[]), %s]::bigint[])]), %s]::bigint[]),
+        %s]::bigint[])],
         jsonb_build_object('target', %s::int[]))
 """
 

@@ -35,7 +35,8 @@ CHANGES = {
     "update by hand": "UPDATE llm_param SET data = (SELECT data FROM llm_param WHERE model = 'other' AND name = 'wte')"
     " WHERE model = 'tiny' AND name = 'wte'",
     # from 0 to 0.5 and back
-    "update of one byte": "UPDATE llm_param SET data = set_byte(data, 3, 63 - get_byte(data, 3)) WHERE model = 'tiny' AND name = 'ln_f.bias'",
+    "update of one byte": "UPDATE llm_param SET data = set_byte(data, 3, 63 - get_byte(data, 3))"
+    " WHERE model = 'tiny' AND name = 'ln_f.bias'",
     "import": "SELECT llm_import_safetensors(string_agg(c, ''), 'tiny', true) FROM llm_export_safetensors('other') AS c",
     "delete and insert": "WITH gone AS (DELETE FROM llm_param WHERE model = 'tiny' AND name = 'wpe' RETURNING *)"
     " SELECT FROM gone; INSERT INTO llm_param (model, name, shape, data)"
@@ -64,7 +65,10 @@ def test_rollback_to_a_savepoint_undoes_it(warm, change):
         changed = answers(warm)
         warm.execute("SAVEPOINT b")
         warm.execute("UPDATE llm_param SET data = data WHERE model = 'tiny'")
-        warm.execute("UPDATE llm_param SET data = decode(repeat('00', octet_length(data)), 'hex') WHERE model = 'tiny' AND name = 'ln_f.weight'")
+        warm.execute(
+            "UPDATE llm_param SET data = decode(repeat('00', octet_length(data)), 'hex')"
+            " WHERE model = 'tiny' AND name = 'ln_f.weight'"
+        )
         assert answers(warm)[0] not in (before[0], changed[0])
         warm.execute("ROLLBACK TO b")
         assert answers(warm) == changed
@@ -86,7 +90,9 @@ def test_truncate_and_refill_in_one_transaction_is_seen(warm):
         warm.execute("CREATE TEMPORARY TABLE kept AS SELECT * FROM llm_param ORDER BY model, name")
         seen = []
         for byte in (0, 62, 63):
-            warm.execute("UPDATE kept SET data = set_byte(data, 3, %s) WHERE model = 'tiny' AND name = 'ln_f.bias'", [byte])
+            warm.execute(
+                "UPDATE kept SET data = set_byte(data, 3, %s) WHERE model = 'tiny' AND name = 'ln_f.bias'", [byte]
+            )
             warm.execute("TRUNCATE llm_param")
             warm.execute("INSERT INTO llm_param SELECT * FROM kept ORDER BY model, name")
             seen.append(answers(warm)[0])
@@ -143,7 +149,8 @@ VOCABULARY_CHANGES = {
     "delete a merge": "DELETE FROM llm_bpe_merges WHERE model = 'tiny' AND \"left\" = 'e' AND \"right\" = 'r'",
     "update a merge": "UPDATE llm_bpe_merges SET \"right\" = 'zz' WHERE model = 'tiny' AND \"left\" = 'e' AND \"right\" = 'r'",
     "truncate merges": "TRUNCATE llm_bpe_merges",
-    "merges in a writable CTE": "WITH gone AS (DELETE FROM llm_bpe_merges WHERE model = 'tiny' RETURNING 1) SELECT count(*) FROM gone",
+    "merges in a writable CTE": "WITH gone AS (DELETE FROM llm_bpe_merges WHERE model = 'tiny' RETURNING 1)"
+    " SELECT count(*) FROM gone",
 }
 
 
@@ -196,5 +203,6 @@ def test_a_vocabulary_of_another_session_is_seen_when_it_commits(warm, connect):
         other.execute(VOCABULARY_CHANGES["delete a merge"])
         assert pieces(warm) == before
     assert pieces(warm) != before
-    other.execute("DELETE FROM llm_bpe_merges WHERE model = 'tiny'; INSERT INTO llm_bpe_merges SELECT * FROM kept_merges; DROP TABLE kept_merges")
+    other.execute("DELETE FROM llm_bpe_merges WHERE model = 'tiny'")
+    other.execute("INSERT INTO llm_bpe_merges SELECT * FROM kept_merges; DROP TABLE kept_merges")
     assert pieces(warm) == before
