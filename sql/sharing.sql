@@ -20,6 +20,8 @@ COMMENT ON COLUMN llm_param_share.target_name IS 'What tensor it is there.';
 COMMENT ON COLUMN llm_param_share.target_token_id IS 'What block it is there.';
 
 SELECT pg_extension_config_dump('llm_param_share', '');
+-- Names only, which every reader of a model has to look up. What is shared is in llm_param.
+GRANT SELECT ON llm_param_share TO PUBLIC;
 
 CREATE VIEW llm_param_resolved AS
 SELECT model, name, token_id, shape, data, grad, m, v, step, model AS source_model, name AS source_name, token_id AS source_token_id

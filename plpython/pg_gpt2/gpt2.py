@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import rng, threads
+from . import host, rng, threads
 from .config import LAYER_NORM_EPS, GPT2Config, block_shapes
 from .errors import InvalidParameter
 from .ops.attend import CHUNK
@@ -175,6 +175,7 @@ def init_params(config: GPT2Config, seed: int = 0) -> dict[str, np.ndarray]:
         if tensor.ndim == 2:
             std = INIT_STD / sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else INIT_STD
             _draw_normal(tensor.reshape(-1), std, seed, index)
+            host.check_interrupts()
         elif name.endswith("weight"):
             tensor[:] = 1.0
     return params

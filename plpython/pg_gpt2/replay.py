@@ -139,6 +139,11 @@ class Graph:
             elif value.grad is not None:
                 yield handle, value.grad
 
+    def close(self) -> None:
+        """Values and nodes refer to each other: without this they stay until Python's collector happens to run."""
+        for value in self.values.values():
+            value.node = None
+
     def _guard(self, work: Any) -> None:
         """Run a sweep; a shape that does not fit any more is reported with the row whose backward pass found it."""
         done: list[Node] = []
@@ -148,8 +153,10 @@ class Graph:
         except (PgGpt2Error, ValueError, IndexError) as error:
             pending = [node for node in self.tape.nodes if node.output.grad is not None and node not in done]
             row = self._rows[(pending or self.tape.nodes)[-1]]
-            cause = error if isinstance(error, PgGpt2Error) else InvalidParameter(f"shapes do not fit: {error}")
-            raise row.about(cause) from None
+            if isinstance(error, PgGpt2Error):
+                raise row.about(error) from None
+            misfit = InvalidParameter(f"shapes do not fit: {error}", hint="Values were changed by hand; record again.")
+            raise row.about(misfit) from None
 
 
 @dataclass(frozen=True)
@@ -204,6 +211,7 @@ def _compare_gradients(
     for handle, value in graph.values.items():
         if handle not in producer and value.sink is not None and value.sink.filled and handle in grads:
             yield from _difference(users[handle], handle, "gradient", value.sink.array, grads[handle])
+    graph.close()
 
 
 def _sweeps(applications: Sequence[Application], grads: Arrays) -> Iterator[tuple[int, int]]:
@@ -253,6 +261,7 @@ def gradcheck(
     graph = Graph(applications, tensors, wide)
     graph.backward(start)
     analytic = dict(graph.gradients())
+    graph.close()
     produced = {application.output for application in applications}
 
     def total() -> float:

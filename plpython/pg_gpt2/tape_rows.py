@@ -13,6 +13,7 @@ import numpy as np
 from . import attributes, db, host, resources
 from .errors import InconsistentData, PgGpt2Error, UndefinedObject, WrongState
 from .replay import Application, Tensor
+from .store import joined
 from .tensor import FLOAT32, to_bytes
 
 FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
@@ -47,21 +48,19 @@ class Writer:
         """`room`: how many handles are drawn at a time."""
         self.tape_id, self.run_id, self.step, self.room = tape_id, run_id, step, room
         self._ids: list[int] = []
-        self._tensors: list[tuple[int, bytes | None, bytes | None, str, bool]] = []
+        self._tensors: list[tuple[int, str, bool, bytes | None]] = []
         self._ops: list[tuple[str, str, int, str]] = []
         self._held = 0
 
-    def tensor(
-        self, shape: tuple[int, ...], requires_grad: bool, data: bytes | None = None, grad: bytes | None = None
-    ) -> int:
+    def tensor(self, shape: tuple[int, ...], requires_grad: bool, data: bytes | None = None) -> int:
         """Add a value; its handle."""
         if self._held >= FLUSH_BYTES:
             self.flush()
         if not self._ids:
             self._ids = reserve("llm_handle_seq", self.room)[::-1]
         handle = self._ids.pop()
-        self._tensors.append((handle, data, grad, _array(shape), requires_grad))
-        self._held += len(data or b"") + len(grad or b"")
+        self._tensors.append((handle, _array(shape), requires_grad, data))
+        self._held += len(data or b"")
         return handle
 
     def op(self, name: str, inputs: Sequence[int], output: int, attrs: dict[str, Any]) -> None:
@@ -71,12 +70,15 @@ class Writer:
     def flush(self) -> None:
         """Insert what was added."""
         if self._tensors:
+            ids, shapes, flags, data = map(list, zip(*self._tensors, strict=True))
+            whole, places = joined([part or b"" for part in data])
+            sizes = [None if part is None else len(part) for part in data]
             db.run(
-                "INSERT INTO {schema}.llm_tensor_rt (tape_id, id, data, grad, shape, requires_grad)"
-                " SELECT $1, id, data, grad, shape::int[], requires_grad"
-                " FROM unnest($2, $3, $4, $5, $6) AS new (id, data, grad, shape, requires_grad)",
-                ["int8", "int8[]", "bytea[]", "bytea[]", "text[]", "bool[]"],
-                *(self.tape_id, *map(list, zip(*self._tensors, strict=True))),
+                "INSERT INTO {schema}.llm_tensor_rt (tape_id, id, shape, requires_grad, data)"
+                " SELECT $1, id, shape::int[], requires_grad, substring($7 FROM place FOR size)"
+                " FROM unnest($2, $3, $4, $5, $6) AS new (id, shape, requires_grad, place, size)",
+                ["int8", "int8[]", "text[]", "bool[]", "int4[]", "int4[]", "bytea"],
+                *(self.tape_id, ids, shapes, flags, places, sizes, whole),
             )
         if self._ops:
             db.run(
@@ -209,11 +211,13 @@ def update_grads(tape_id: int, batch: list[tuple[int, bytes]]) -> None:
     """Set some gradients, given as (handle, bytes), in one statement."""
     if not batch:
         return
+    handles, grads = map(list, zip(*batch, strict=True))
+    whole, places = joined(grads)
     db.run(
-        "UPDATE {schema}.llm_tensor_rt AS t SET grad = new.grad FROM unnest($2, $3) AS new (id, grad)"
-        " WHERE t.tape_id = $1 AND t.id = new.id",
-        ["int8", "int8[]", "bytea[]"],
-        *(tape_id, *map(list, zip(*batch, strict=True))),
+        "UPDATE {schema}.llm_tensor_rt AS t SET grad = substring($5 FROM place FOR size)"
+        " FROM unnest($2, $3, $4) AS new (id, place, size) WHERE t.tape_id = $1 AND t.id = new.id",
+        ["int8", "int8[]", "int4[]", "int4[]", "bytea"],
+        *(tape_id, handles, places, list(map(len, grads)), whole),
     )
     host.check_interrupts()
 

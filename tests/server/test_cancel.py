@@ -23,12 +23,12 @@ def models(module_conn):
 
 
 LONG = {
-    "generation": "SELECT llm_generate('low', 100000, model_name => 'slow')",
-    "a stream": "SELECT count(*) FROM llm_generate_stream('low', 100000, model_name => 'slow')",
-    "a stream, row by row": "SELECT (llm_generate_stream('low', 100000, model_name => 'slow')).step",
-    "generation by ids": "SELECT llm_generate_tokens('{1}', 100000, model_name => 'slow')",
-    "a batch": "SELECT * FROM llm_generate_batch(array_fill('low'::text, '{8}'), 100000, model_name => 'slow')",
-    "beam search": "SELECT * FROM llm_beam_search('low', 16, 1000, model_name => 'slow')",
+    "generation": "SELECT llm_generate('low', 100000, eos_token => -1, model_name => 'slow')",
+    "a stream": "SELECT count(*) FROM llm_generate_stream('low', 100000, eos_token => -1, model_name => 'slow')",
+    "a stream, row by row": "SELECT (llm_generate_stream('low', 100000, eos_token => -1, model_name => 'slow')).step",
+    "generation by ids": "SELECT llm_generate_tokens('{1}', 100000, eos_token => -1, model_name => 'slow')",
+    "a batch": "SELECT * FROM llm_generate_batch(array_fill('low'::text, '{8}'), 100000, eos_token => -1, model_name => 'slow')",
+    "beam search": "SELECT * FROM llm_beam_search('low', 16, 1000, eos_token => -1, model_name => 'slow')",
     "logits": "SELECT llm_logits(array_fill(i, '{1024}'), 'slow') FROM generate_series(1, 100) AS i",
     "tokenizing": "SELECT llm_token_count(body, 'slow') FROM words",
     "tokenizing one long word": "SELECT llm_token_count(repeat('lower', 2000000), 'slow')",
@@ -100,7 +100,7 @@ def test_a_caught_cancel_of_a_subtransaction_leaves_a_usable_session(module_conn
         module_conn.execute("SET statement_timeout = '300ms'")
         try:
             module_conn.execute(
-                "DO $$BEGIN PERFORM llm_generate('low', 100000, model_name => 'slow');"
+                "DO $$BEGIN PERFORM llm_generate('low', 100000, eos_token => -1, model_name => 'slow');"
                 " EXCEPTION WHEN query_canceled THEN NULL; END$$"
             )
         finally:

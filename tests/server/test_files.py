@@ -432,13 +432,15 @@ def test_a_named_pipe_is_not_waited_for(sql, server_files):
 
 def test_an_export_that_fails_leaves_the_file_that_was_there(sql, put):
     path = put("kept", b"kept")
+    directory = os.path.dirname(path)
+    before = sorted(os.listdir(directory))
     sql.execute("SELECT llm_init_model('model'); DELETE FROM llm_param WHERE model = 'model' AND name = 'wte'")
     for function in ("pg_llm_export_safetensors", "pg_llm_export_npz"):
         with pytest.raises(errors.DataException, match="wte"), sql.transaction():
             sql.execute(f"SELECT {function}(%s, 'model')", [path])
     with open(path, "rb") as file:
         assert file.read() == b"kept"
-    assert sorted(os.listdir(os.path.dirname(path))) == ["kept"]
+    assert sorted(os.listdir(directory)) == before
 
 
 # ---- vocabularies

@@ -174,7 +174,7 @@ def test_the_target_is_locked_with_its_source(sql, connect, models):
 def test_a_reader_needs_the_right_to_read_shared_rows(sql, conn, models):
     """The view runs with its owner's rights; functions do not read through it."""
     sql("CREATE ROLE reader")
-    sql("GRANT SELECT ON llm_model_config, llm_param_share, llm_param_resolved, llm_param TO reader")
+    sql("GRANT SELECT ON llm_model_config, llm_param_resolved, llm_param TO reader")
     sql("ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY")
     try:
         sql("CREATE POLICY only_b ON llm_param TO reader USING (model = 'b')")

@@ -145,6 +145,7 @@ def backprop(start_id: int | None, model: str | None) -> None:
     graph = replay.Graph(needed, tensors, data)
     graph.backward(start_id)
     tape_rows.write_grads(tape, graph.gradients())
+    graph.close()
 
 
 def _require_use(model: str, needed: list[replay.Application]) -> None:

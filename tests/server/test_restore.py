@@ -1,0 +1,137 @@
+"""A database that was dumped and restored, in each format, has every table and goes on with the same results and ids."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+
+BINDIR = os.environ.get("PG_GPT2_TEST_BINDIR") or str(Path(shutil.which("pg_dump") or "").parent)
+TABLES = (
+    *("llm_model_config", "llm_param", "llm_dataset", "llm_bpe_vocab", "llm_bpe_merges", "llm_run", "llm_train_log"),
+    *("llm_checkpoint", "llm_checkpoint_blob", "llm_checkpoint_part", "llm_checkpoint_restore", "llm_param_share"),
+)
+STATE = "SELECT md5(string_agg(md5(data) || md5(m) || md5(v), '' ORDER BY model, name, token_id)) FROM llm_param"
+NEXT = (
+    "SELECT llm_generate('low', 8, model_name => 'm', seed => 1)",
+    "SELECT llm_loss('m', ARRAY[1, 2], ARRAY[2, 3], training => false)",
+    "SELECT llm_train_step('m', dropout_p => 0.1, seed => 5)",
+    STATE,
+    "SELECT llm_train_step('sharing', batch => ARRAY[1])",
+    STATE,
+    "SELECT llm_train('m', 2, batch_size => 2, log_every => 0)",
+    "INSERT INTO llm_dataset (model, tokens, target) VALUES ('m', '{1}', '{2}') RETURNING id",
+    "SELECT llm_checkpoint_save('m')",
+    "SELECT llm_checkpoint_load('m', 1)",
+    STATE,
+    "SELECT max(id) FROM llm_checkpoint_restore",
+    "SELECT llm_train_step('m', seed => 5)",
+    STATE,
+)
+
+
+@pytest.fixture(scope="module")
+def source(dsn: str) -> str:
+    """A database that has everything: vocabulary, data, runs, checkpoints, a run by hand, a load, a shared tensor."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for statement in (
+            "SELECT llm_train_bpe($$SELECT 'low lower lowest newer wider' $$, 262, 'm')",
+            "SELECT llm_init_model('m', 2, 2, 16, 16)",
+            "SELECT llm_dataset_load($$SELECT repeat('low lower ', 50)$$, 'm', 16)",
+            "UPDATE llm_dataset SET model = NULL",
+            "SELECT llm_train('m', 2, batch_size => 2, log_every => 0)",
+            "SELECT llm_checkpoint_save('m', 'first')",
+            "SELECT llm_train_step('m')",
+            "SELECT llm_checkpoint_save('m')",
+            "SELECT llm_checkpoint_load('m', 1)",
+            "SELECT llm_train_step('m')",
+            "SELECT llm_init_model('gpt2-small', 1, 2, 8, 16, 50)",  # the name of a preset
+            "SELECT llm_copy_model('m', 'sharing')",
+            "SELECT llm_share_param('m', 'wte', NULL, 'sharing')",
+        ):
+            conn.execute(statement)
+    return dsn
+
+
+def run(program: str, *arguments: str) -> None:
+    """A program of PostgreSQL, which must succeed and say nothing."""
+    done = subprocess.run([f"{BINDIR}/{program}", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def contents(dsn: str) -> dict[str, object]:
+    """Number of rows and a digest of each table."""
+    with psycopg.connect(dsn) as conn:
+        return {
+            name: conn.execute(
+                f"SELECT count(*), md5(string_agg(md5(t::text), '' ORDER BY md5(t::text))) FROM {name} AS t"
+            ).fetchone()
+            for name in TABLES
+        }
+
+
+def next_results(dsn: str) -> list[object]:
+    """What the next statements return, ids included."""
+    with psycopg.connect(dsn) as conn:
+        return [conn.execute(statement).fetchone() for statement in NEXT]
+
+
+@pytest.mark.parametrize("form", ["plain", "custom", "parallel"])
+def test_a_restored_database_is_and_does_the_same(source, new_database, tmp_path, form):
+    target, dump = new_database("template0"), str(tmp_path / "dump")
+    if form == "plain":
+        run("pg_dump", "-f", dump, source)
+        run("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", os.devnull, "-f", dump, "-d", target)
+    elif form == "custom":
+        run("pg_dump", "-Fc", "-f", dump, source)
+        run("pg_restore", "--exit-on-error", "-d", target, dump)
+    else:
+        run("pg_dump", "-Fd", "-j2", "-f", dump, source)
+        run("pg_restore", "--exit-on-error", "-j2", "-d", target, dump)
+    assert contents(target) == contents(source)
+    copy = new_database(psycopg.conninfo.conninfo_to_dict(source)["dbname"])
+    assert next_results(target) == next_results(copy)
+
+
+def test_data_go_to_a_role_that_is_no_superuser(source, new_database, tmp_path):
+    """A superuser creates the extension; who was granted its tables restores into them."""
+    target, dump = new_database(), str(tmp_path / "dump")
+    with psycopg.connect(target, autocommit=True) as conn:
+        conn.execute("CREATE ROLE restorer LOGIN")
+        try:
+            conn.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO restorer")
+            conn.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO restorer")
+            run("pg_dump", "--data-only", "-Fc", "-f", dump, source)
+            as_restorer = psycopg.conninfo.make_conninfo(target, user="restorer")
+            run("pg_restore", "--exit-on-error", "--no-owner", "-d", as_restorer, dump)
+            assert contents(target) == contents(source)
+        finally:
+            conn.execute("DROP OWNED BY restorer")
+            conn.execute("DROP ROLE restorer")
+
+
+def test_a_tensor_as_large_as_wte_of_gpt2_xl(new_database: Callable[..., str]) -> None:
+    """50257 x 1600 values, 322 MB in blocks of 4 MiB, from pg_dump to psql without a file between."""
+    source, target = new_database(), new_database("template0")
+    with psycopg.connect(source, autocommit=True) as conn:
+        conn.execute("""
+            INSERT INTO llm_param (model, name, token_id, shape, data)
+            SELECT 'gpt2-xl', 'wte', first, ARRAY[rows, 1600], decode(repeat(md5(first::text), rows * 400), 'hex')
+            FROM generate_series(0, 50256, 655) AS first, LATERAL (SELECT least(655, 50257 - first)) AS block (rows)
+        """)
+    dumping = subprocess.Popen([f"{BINDIR}/pg_dump", source], stdout=subprocess.PIPE)
+    restoring = [f"{BINDIR}/psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", os.devnull, "-d", target]
+    done = subprocess.run(restoring, stdin=dumping.stdout, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert dumping.wait() == 0
+    state = "SELECT count(*), sum(octet_length(data)), md5(string_agg(md5(data), '' ORDER BY token_id)) FROM llm_param"
+    found = []
+    for dsn in (source, target):
+        with psycopg.connect(dsn) as conn:
+            found.append(conn.execute(state).fetchone())
+    assert found[0] == found[1]
+    assert found[0][:2] == (77, 50257 * 1600 * 4)
