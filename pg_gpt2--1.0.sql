@@ -8,9 +8,10 @@
 DO LANGUAGE plpython3u $$
 encoding = plpy.execute('SELECT pg_catalog.getdatabaseencoding() AS name')[0]['name']
 if encoding != 'UTF8':
-    plpy.error(
-        f'pg_gpt2 needs a database with the encoding UTF8, and this one has {encoding}', sqlstate='55000',
-        hint="CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0.")
+    named = type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins'})  # PL/Python puts the class in front of the message
+    refusal = named(f'a database with the encoding UTF8 is needed, and this one has {encoding}')
+    refusal.sqlstate, refusal.hint = '55000', "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0."
+    raise refusal
 $$;
 
 CREATE TABLE llm_module (
@@ -31,7 +32,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 4ec959677352 @extschema@'] = importer['load'](sources, 'pg_gpt2 4ec959677352 @extschema@', '@extschema@')
+GD['pg_gpt2 dd6d8697864c @extschema@'] = importer['load'](sources, 'pg_gpt2 dd6d8697864c @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -305,6 +306,8 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
     attrs = attributes.parse(name, extra)
     if name == "dropout" and "seed" not in attrs:
         attrs["seed"] = draw_seed()
+    if name in ("attention", "causal_attention"):
+        attrs.setdefault("chunk", resources.attention_chunk())
     resources.apply_threads()
     recorder = Recorder(room=1)
     try:
@@ -451,10 +454,19 @@ def accumulate_grads(model: str, workers: int) -> int:
     require(model=model)
     require_positive(workers=workers)
     store.lock(model)
+    total, turn = 0, 1
+    while updated := _accumulate(model, turn):  # a row shared as several tensors gets the gradient of each in its turn
+        total, turn = total + updated, turn + 1
+    return total
+
+
+def _accumulate(model: str, turn: int) -> int:
+    """Add to each row the gradient of the `turn`-th tensor that it stands for; the number of rows."""
     return db.run(
         "UPDATE {schema}.llm_param AS p SET grad ="
         " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
-        " FROM (SELECT q.source_model, q.source_name, q.source_token_id,"
+        " FROM (SELECT q.source_model, q.source_name, q.source_token_id, row_number() OVER ("
+        "                  PARTITION BY q.source_model, q.source_name, q.source_token_id ORDER BY q.name) AS turn,"
         "              substring(t.grad FROM 1 + m.first * 4 * coalesce(q.shape[2], 1)"
         "                                                   FOR octet_length(q.data)) AS part"
         "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
@@ -462,9 +474,10 @@ def accumulate_grads(model: str, workers: int) -> int:
         "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
         f"       JOIN {store.resolved('$2')} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
         "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
-        " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id",
-        ["int8", "text"],
-        *(session_tape(), model),
+        " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id"
+        " AND new.turn = $3",
+        ["int8", "text", "int8"],
+        *(session_tape(), model, turn),
     )
 
 
@@ -628,7 +641,7 @@ def prune(model: str, keep_last: int, keep_every: int | None) -> int:
     """Remove old ones; how many."""
     require(model=model, keep_last=keep_last)
     if keep_last < 0:
-        raise InvalidParameter(f"keep_last must be 0 or more, not {keep_last}")
+        raise InvalidParameter(f"keep_last must be 0 or more, not {keep_last}", hint="0 removes all in the database.")
     if keep_every is not None:
         require_positive(keep_every=keep_every)
     known = db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE model = $1 LIMIT 1", ["text"], model)
@@ -680,6 +693,7 @@ from ..sampling import Sampling, softmax
 from ..tensor import to_bytes
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
+MOST_BEAMS = 1024  # each has keys and values of its own
 
 
 @entry
@@ -831,6 +845,8 @@ def beam_search(
         raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
     require(length_penalty=length_penalty, early_stopping=early_stopping)
     require_positive(beam_width=beam_width, max_tokens=max_tokens)
+    if beam_width > MOST_BEAMS:
+        raise InvalidParameter(f"beam_width {beam_width} is more than {MOST_BEAMS}", hint="4 to 10 beams are usual.")
     if not abs(length_penalty) < 100:
         raise InvalidParameter(
             f"length_penalty must be between -100 and 100, not {length_penalty}",
@@ -1315,6 +1331,7 @@ def init_model(
     if seed is None:
         raise NullNotAllowed("seed must not be null", hint="Leave it out for 0.")
     store.require_name(model)
+    store.lock(model)
     store.require_no_weights(model)
     known = store.find_config(model)
     tokens, eos = _vocabulary(model)
@@ -1372,6 +1389,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
+    store.lock(target)
     store.require_no_weights(target)
     if saved is not None:
         checkpoints.restore(saved, target)
@@ -1600,6 +1618,7 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
     """Learn a vocabulary from a query's texts; its size."""
     require(source=source, vocab_size=vocab_size)
     store.require_name(model)
+    store.lock(model)
     vocabularies.require_none(model)
     vocab, merges = bpe_train.train(db.source_texts(source, source_path), vocab_size)
     vocabularies.replace_tokens(model, vocab)
@@ -1919,6 +1938,7 @@ def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
                 hint="INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab) VALUES (...) first,"
                 " or use python -m loaders.load_model, which reads config.json.",
             )
+        store.lock(model)
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
             sharing.forget(model)
@@ -2036,7 +2056,7 @@ def _check(op: str, name: str, value: Any) -> None:
     if name in NUMBERS:
         good, kind = _is_number(value) and isfinite(value), "a finite number"
     elif name in INTEGERS:
-        good, kind = _is_integer(value) or (name == "axis" and value is None), "an integer"
+        good, kind = _is_integer(value) or (value is None and name == "axis" and op in ("sum", "mean")), "an integer"
     else:
         single = name in ("ids", "target")
         good, kind = _is_list(value, nested=single) or (single and _is_integer(value)), "a list of integers"
@@ -3688,7 +3708,7 @@ def batches(ids: Sequence[int], model: str, config: GPT2Config) -> list[Batch]:
         ["int8[]"],
         list(map(int, ids)),
     )
-    rows = {row["id"]: (_ints(row["tokens"]), _ints(row["target"])) for row in found}
+    rows = {row["id"]: (_ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])) for row in found}
     by_length: dict[int, list[Batch]] = {}
     for row_id in map(int, ids):
         if row_id not in rows:
@@ -3699,11 +3719,11 @@ def batches(ids: Sequence[int], model: str, config: GPT2Config) -> list[Batch]:
     return [(np.stack([t for t, _ in rows]), np.stack([t for _, t in rows])) for rows in by_length.values()]
 
 
-def _ints(sent: bytes) -> np.ndarray:
+def _ints(row_id: int, sent: bytes) -> np.ndarray:
     """int4[] in PostgreSQL's binary form: a header of 20 bytes, then length and value, big-endian. NULLs are refused."""
     if int.from_bytes(sent[:4], "big") != 1 or int.from_bytes(sent[4:8], "big"):
         raise InconsistentData(
-            "a row of llm_dataset has an array with nulls or more than one dimension", hint="Delete it."
+            f"row {row_id} of llm_dataset has an array with nulls or more than one dimension", hint="Delete the row."
         )
     return np.frombuffer(sent, ">i4", offset=20).reshape(-1, 2)[:, 1].astype(np.int64)
 
@@ -5734,11 +5754,12 @@ def load(sources, key, schema):
     except ImportError as error:
         import plpy
 
-        plpy.error(
-            f"pg_gpt2 needs NumPy in the Python of PL/Python, {sys.base_prefix}/bin/python3 ({sys.version.split()[0]}): {error}",
-            hint=HINT,
-            sqlstate="55000",
-        )
+        # PL/Python puts the name of the class in front of the message
+        named = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
+        python = f"{sys.base_prefix}/bin/python3 ({sys.version.split()[0]})"
+        missing = named(f"NumPy is needed in the Python of PL/Python, {python}: {error}")
+        missing.sqlstate, missing.hint = "55000", HINT
+        raise missing from None
     importlib.import_module(root + ".db").connect(schema, key.split()[1])
     return importlib.import_module(root + ".api")
 $pg_gpt2_source$);
@@ -6095,7 +6116,7 @@ import numpy as np
 from .. import threads
 from . import buffers
 from .elementwise import BLOCK, contiguous, for_blocks
-from .op import register
+from .op import misfit, register
 
 SQRT_2_OVER_PI = sqrt(2.0 / pi)
 CUBIC = 0.044715
@@ -6169,6 +6190,8 @@ def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
 
 def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
     """exp(x) / sum(exp(x)) over the last axis."""
+    if not x.ndim:
+        raise misfit("softmax", "x has at least one dimension", x=x.shape)
 
     def block(x: np.ndarray, y: np.ndarray) -> None:
         y[...] = x
@@ -6460,7 +6483,7 @@ def attention(
     chunk: int = CHUNK,
 ) -> tuple[np.ndarray, Any]:  # [.., T, D], [D, 3D], [3D], [D, D], [D] -> [.., T, D]
     """linear, causal_attention, linear; saves what they computed between."""
-    if w_qkv.shape[-1] != 3 * w_o.shape[0] or n_head < 1 or w_o.shape[0] % n_head:
+    if w_qkv.ndim != 2 or w_o.ndim != 2 or w_qkv.shape[1] != 3 * w_o.shape[0] or n_head < 1 or w_o.shape[0] % n_head:
         raise InvalidParameter(
             f"attention: w_qkv {list(w_qkv.shape)} and w_o {list(w_o.shape)} do not fit n_head {n_head}",
             hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
@@ -10696,19 +10719,25 @@ class Trainer:
         v: Mapping[str, np.ndarray] | None = None,
         steps: Mapping[str, int] | None = None,
         *,
+        tied: Mapping[str, str] | None = None,
         chunk: int = CHUNK,
     ) -> None:
-        """Arrays are float32, contiguous and writable, by checkpoint name; missing moments and steps are 0."""
+        """Arrays are float32, contiguous and writable, by checkpoint name; missing moments and steps are 0.
+
+        `tied` says which names are the same tensor as another: it is updated once, by the sum of their gradients.
+        """
         self.config = config
-        self.params = dict(params)
+        self.tied = dict(tied or {})
+        self.params = {name: params[self.tied.get(name, name)] for name in params}
+        own = {name: w for name, w in self.params.items() if name not in self.tied}
         self.chunk = chunk
-        self.m = {name: _moment(m, name, w) for name, w in self.params.items()}
-        self.v = {name: _moment(v, name, w) for name, w in self.params.items()}
-        self.steps = {name: (steps or {}).get(name, 0) for name in self.params}
-        self._arena = np.empty(sum(w.size for w in self.params.values()), np.float32)
+        self.m = {name: _moment(m, name, w) for name, w in own.items()}
+        self.v = {name: _moment(v, name, w) for name, w in own.items()}
+        self.steps = {name: (steps or {}).get(name, 0) for name in own}
+        self._arena = np.empty(sum(w.size for w in own.values()), np.float32)
         self._sinks: dict[str, Sink] = {}
         start = 0
-        for name, w in self.params.items():
+        for name, w in own.items():
             self._sinks[name] = Sink(self._arena[start : start + w.size].reshape(w.shape))
             start += w.size
         self._pool = buffers.Pool()
@@ -10786,7 +10815,9 @@ class Trainer:
                 weight = np.size(targets) / n_tokens
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
                 tape = Tape(keep=keep, audit=audit)
-                handles = {name: tape.leaf(w, True, self._sinks[name]) for name, w in self.params.items()}
+                handles = {
+                    name: tape.leaf(w, True, self._sinks[self.tied.get(name, name)]) for name, w in self.params.items()
+                }
                 x = gpt2.hidden(tape, handles, tokens, self.config, drop=drop, chunk=self.chunk)
                 value = tape.finish("lm_head_loss", x, handles["wte"], target=targets, seed=weight)
                 loss += weight * float(value.data)  # type: ignore[arg-type]
@@ -10859,9 +10890,9 @@ import numpy as np
 
 from . import datasets, db, host, resources, store
 from .config import GPT2Config
-from .errors import InconsistentData, InvalidParameter, NullNotAllowed
+from .errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
 from .tensor import FLOAT32, to_bytes
-from .trainer import Trainer, estimate_step_bytes, evaluate
+from .trainer import Diverged, Trainer, estimate_step_bytes, evaluate
 
 
 @dataclass(frozen=True)
@@ -10944,7 +10975,28 @@ class Session:
             self._blocks.append((name, first, rows))
             self._rows[name, first] = row["source_model"], row["source_name"], row["source_token_id"]
             host.check_interrupts()
-        return Trainer(self.config, assembly.finish(), m, v, steps, chunk=resources.attention_chunk())
+        params = assembly.finish()
+        return Trainer(self.config, params, m, v, steps, tied=self._tied(), chunk=resources.attention_chunk())
+
+    def _tied(self) -> dict[str, str]:
+        """Tensors that share the rows of one before them -> that one. Their blocks are then no longer written themselves."""
+        first: dict[tuple, str] = {}
+        tied: dict[str, str] = {}
+        for name in dict.fromkeys(name for name, _, _ in self._blocks):
+            rows = tuple((start, self._rows[name, start]) for block, start, _ in self._blocks if block == name)
+            if first.setdefault(rows, name) != name:
+                tied[name] = first[rows]
+        self._blocks = [block for block in self._blocks if block[0] not in tied]
+        places = [self._rows[name, start] for name, start, _ in self._blocks]
+        if len(set(places)) < len(places) or any(
+            name.rsplit(".", 1)[0] == one.rsplit(".", 1)[0] for name, one in tied.items()
+        ):
+            raise FeatureNotSupported(
+                f'model "{self.model}" shares a block twice in a way that cannot be trained',
+                hint="Tensors that share with one another must share all their blocks, and not be weight and bias of one layer;"
+                " llm_unshare_param gives the model copies of its own.",
+            )
+        return tied
 
     def batches(self, ids: Sequence[int], batch_size: int) -> list[datasets.Batch]:
         """The rows `ids`, cut into micro-batches of at most `batch_size`."""
@@ -10970,6 +11022,11 @@ class Session:
         trainer = self.trainer
         for name, first, rows in self._blocks:
             part = slice(first, first + rows)
+            if not np.isfinite(trainer.params[name][part]).all():  # the last update; the loss of the next would tell
+                raise Diverged(
+                    f'training diverged: tensor "{name}" is not finite after step {self.step}',
+                    hint="Use a smaller lr_max, a longer warmup or a smaller grad_clip.",
+                )
             data, m, v = (to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v))
             batch.append((name, first, data, m, v, trainer.steps[name]))
             held += 3 * len(data)
@@ -11209,10 +11266,16 @@ def _read(model: str) -> Tokenizer:
     return Tokenizer(tokens, merges)
 
 
+def _empty(table: str, model: str) -> None:
+    """Delete what there is: who only adds vocabularies needs no right to delete."""
+    if db.row(f"SELECT 1 FROM {{schema}}.{table} WHERE model = $1 LIMIT 1", ["text"], model):
+        db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)
+
+
 def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
     """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
     require(model=model)
-    db.run("DELETE FROM {schema}.llm_bpe_vocab WHERE model = $1", ["text"], model)
+    _empty("llm_bpe_vocab", model)
     db.run(
         "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, bytes)"
         " SELECT $1, token_id, token, bytes FROM unnest($2, $3, $4) AS new (token_id, token, bytes)",
@@ -11224,7 +11287,7 @@ def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
 def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
     """Put `merges`, best first, in the place of the model's merges."""
     require(model=model)
-    db.run("DELETE FROM {schema}.llm_bpe_merges WHERE model = $1", ["text"], model)
+    _empty("llm_bpe_merges", model)
     db.run(
         'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
         " SELECT $1, rank - 1, l, r, l || ' ' || r FROM unnest($2, $3) WITH ORDINALITY AS new (l, r, rank)",
@@ -11496,696 +11559,6 @@ SELECT pg_extension_config_dump('llm_tape_id_seq', '');
 SELECT pg_extension_config_dump('llm_tape_tape_id_seq', '');
 SELECT pg_extension_config_dump('llm_handle_seq', '');
 
--- sql/models.sql
-
--- Models: make, copy, drop, list.
-
-CREATE FUNCTION llm_model_config_replaces_preset()
-RETURNS trigger
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].models.replace_preset(TD['new']['model'])
-$$;
-COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
-    'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
-CREATE TRIGGER replaces_preset BEFORE INSERT ON llm_model_config
-    FOR EACH ROW EXECUTE FUNCTION llm_model_config_replaces_preset();
-
-INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id, preset) VALUES
-    ('gpt2-small', 12, 12, 768, 1024, 50257, 50256, true),
-    ('gpt2-medium', 24, 16, 1024, 1024, 50257, 50256, true),
-    ('gpt2-large', 36, 20, 1280, 1024, 50257, 50256, true),
-    ('gpt2-xl', 48, 25, 1600, 1024, 50257, 50256, true);
-
-CREATE FUNCTION llm_init_model(
-    model text,
-    n_layer integer DEFAULT NULL,
-    n_head integer DEFAULT NULL,
-    d_model integer DEFAULT NULL,
-    n_positions integer DEFAULT NULL,
-    vocab integer DEFAULT NULL,
-    seed bigint DEFAULT 0
-)
-RETURNS void
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 4ec959677352 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
-$$;
-COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
-    'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
-
-CREATE FUNCTION llm_copy_model(source text, target text, checkpoint_id integer DEFAULT NULL)
-RETURNS void
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 4ec959677352 @extschema@'].models.copy_model(source, target, checkpoint_id)
-$$;
-COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
-    'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
-
-CREATE FUNCTION llm_drop_model(model text)
-RETURNS void
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 4ec959677352 @extschema@'].models.drop_model(model)
-$$;
-COMMENT ON FUNCTION llm_drop_model(text) IS
-    'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays.';
-
-CREATE VIEW llm_models AS
-SELECT
-    c.model, c.n_layer, c.n_head, c.d_model, c.n_positions, c.vocab, c.eos_token_id, c.preset,
-    coalesce(p.n_params, 0) AS n_params,
-    coalesce(t.tokens, 0) AS tokenizer_tokens,
-    p.step,
-    coalesce(p.bytes, 0) AS bytes
-FROM llm_model_config AS c
-LEFT JOIN (
-    SELECT
-        model,
-        sum(octet_length(data)) / 4 AS n_params,
-        max(step) AS step,
-        sum(octet_length(data)::bigint + coalesce(octet_length(grad), 0) + coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)) AS bytes
-    FROM llm_param
-    GROUP BY model
-) AS p USING (model)
-LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) AS t USING (model);
-COMMENT ON VIEW llm_models IS
-    'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and bytes stored.';
-
--- sql/tokenizer.sql
-
--- Tokenizer: GPT-2's byte-level byte-pair encoding.
-
-CREATE FUNCTION llm_bpe_changed()
-RETURNS trigger
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-plpy.execute('UPDATE @extschema@.llm_bpe_version SET touched = clock_timestamp()')
-$$;
-COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: touches llm_bpe_version.';
-CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_vocab
-    FOR EACH STATEMENT EXECUTE FUNCTION llm_bpe_changed();
-CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_merges
-    FOR EACH STATEMENT EXECUTE FUNCTION llm_bpe_changed();
-ALTER TABLE llm_bpe_vocab ENABLE ALWAYS TRIGGER changed;
-ALTER TABLE llm_bpe_merges ENABLE ALWAYS TRIGGER changed;
-
-CREATE FUNCTION llm_encode(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
-RETURNS integer[]
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].tokenizer.encode(text_in, model, special)
-$$;
-COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
-    'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
-
-CREATE FUNCTION llm_decode(ids integer[], model text DEFAULT NULL)
-RETURNS text
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].tokenizer.decode(ids, model)
-$$;
-COMMENT ON FUNCTION llm_decode(integer[], text) IS
-    'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
-
-CREATE FUNCTION llm_decode_bytes(ids integer[], model text DEFAULT NULL)
-RETURNS bytea
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].tokenizer.decode_bytes(ids, model)
-$$;
-COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
-
-CREATE FUNCTION llm_tokenize(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
-RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].tokenizer.tokenize(text_in, model, special)
-$$;
-COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
-    'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
-
-CREATE FUNCTION llm_token_count(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
-RETURNS integer
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].tokenizer.count(text_in, model, special)
-$$;
-COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
-
-CREATE FUNCTION llm_bpe_trace(word text, model text DEFAULT NULL)
-RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].tokenizer.trace(word, model)
-$$;
-COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
-    'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
-
-CREATE FUNCTION llm_train_bpe(
-    source text,
-    vocab_size integer,
-    model text,
-    source_path text DEFAULT current_setting('search_path')
-)
-RETURNS integer
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
-$$;
-COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
-    'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
-
-CREATE FUNCTION pg_llm_load_bpe_vocab(path text, model text)
-RETURNS integer
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].tokenizer.load_vocab(path, model)
-$$;
-COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
-    'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
-
-CREATE FUNCTION pg_llm_load_bpe_merges(path text, model text)
-RETURNS integer
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].tokenizer.load_merges(path, model)
-$$;
-COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
-    'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
-
--- sql/transfer.sql
-
--- Weights in and out: safetensors and NumPy files of the server, and byte strings.
-
-CREATE FUNCTION pg_llm_import_safetensors(path text, model text, replace boolean DEFAULT false)
-RETURNS integer
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].transfer.import_safetensors_file(path, model, replace)
-$$;
-COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
-    'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
-
-CREATE FUNCTION pg_llm_import_npz(path text, model text, replace boolean DEFAULT false)
-RETURNS integer
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].transfer.import_npz_file(path, model, replace)
-$$;
-COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
-    'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
-
-CREATE FUNCTION llm_import_safetensors(data bytea, model text, replace boolean DEFAULT false)
-RETURNS integer
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].transfer.import_safetensors(data, model, replace)
-$$;
-COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
-    'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
-
-CREATE FUNCTION pg_llm_export_safetensors(path text, model text)
-RETURNS bigint
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].transfer.export_safetensors_file(path, model)
-$$;
-COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
-    'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
-
-CREATE FUNCTION pg_llm_export_npz(path text, model text)
-RETURNS bigint
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].transfer.export_npz_file(path, model)
-$$;
-COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
-    'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
-
-CREATE FUNCTION llm_export_safetensors(model text)
-RETURNS SETOF bytea
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].transfer.export_safetensors(model)
-$$;
-COMMENT ON FUNCTION llm_export_safetensors(text) IS
-    'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
-
--- sql/generation.sql
-
--- Generation: prompt in, text or token ids out.
-
-CREATE FUNCTION llm_generate(
-    prompt text,
-    max_tokens integer DEFAULT 64,
-    temperature double precision DEFAULT 1.0,
-    topk integer DEFAULT 50,
-    topp double precision DEFAULT 0.95,
-    model_name text DEFAULT NULL,
-    eos_token integer DEFAULT NULL,
-    seed bigint DEFAULT NULL,
-    stop text[] DEFAULT NULL,
-    repetition_penalty double precision DEFAULT 1.0,
-    min_p double precision DEFAULT 0,
-    echo boolean DEFAULT true
-)
-RETURNS text
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
-$$;
-COMMENT ON FUNCTION llm_generate(
-    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
-    'Continue a prompt: prompt and completion, or with echo => false the completion. temperature 0 is greedy; topk 0, topp 1 and min_p 0 keep all tokens. model_name null = the setting pg_gpt2.model, else gpt2-small. eos_token null = the model''s, -1 = none. The same seed gives the same text. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it.';
-
-CREATE FUNCTION llm_generate_stream(
-    prompt text,
-    max_tokens integer DEFAULT 64,
-    temperature double precision DEFAULT 1.0,
-    topk integer DEFAULT 50,
-    topp double precision DEFAULT 0.95,
-    model_name text DEFAULT NULL,
-    eos_token integer DEFAULT NULL,
-    seed bigint DEFAULT NULL,
-    stop text[] DEFAULT NULL,
-    repetition_penalty double precision DEFAULT 1.0,
-    min_p double precision DEFAULT 0,
-    echo boolean DEFAULT true
-)
-RETURNS TABLE (
-    step integer,
-    token_id integer,
-    token text,
-    text text,
-    is_complete boolean,
-    logprob double precision,
-    finish_reason text
-)
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
-$$;
-COMMENT ON FUNCTION llm_generate_stream(
-    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
-    'Continue a prompt, one row a token, with everything so far in text. Rows arrive as they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; finish_reason is stop or length on the last row.';
-
-CREATE FUNCTION llm_generate_tokens(
-    ids integer[],
-    max_tokens integer DEFAULT 64,
-    temperature double precision DEFAULT 1.0,
-    topk integer DEFAULT 50,
-    topp double precision DEFAULT 0.95,
-    model_name text DEFAULT NULL,
-    eos_token integer DEFAULT NULL,
-    seed bigint DEFAULT NULL,
-    stop text[] DEFAULT NULL,
-    repetition_penalty double precision DEFAULT 1.0,
-    min_p double precision DEFAULT 0
-)
-RETURNS integer[]
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
-$$;
-COMMENT ON FUNCTION llm_generate_tokens(
-    integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
-    'Continue token ids: the new ids only, the end-of-text token included where it ended generation. Works without a vocabulary, unless stop strings are given.';
-
-CREATE FUNCTION llm_generate_batch(
-    prompts text[],
-    max_tokens integer DEFAULT 64,
-    temperature double precision DEFAULT 1.0,
-    topk integer DEFAULT 50,
-    topp double precision DEFAULT 0.95,
-    model_name text DEFAULT NULL,
-    eos_token integer DEFAULT NULL,
-    seed bigint DEFAULT NULL,
-    stop text[] DEFAULT NULL,
-    repetition_penalty double precision DEFAULT 1.0,
-    min_p double precision DEFAULT 0,
-    echo boolean DEFAULT true
-)
-RETURNS TABLE (n integer, text text)
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
-$$;
-COMMENT ON FUNCTION llm_generate_batch(
-    text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
-    'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, the one that llm_generate gives with seed + n - 1.';
-
-CREATE FUNCTION llm_beam_search(
-    prompt text DEFAULT NULL,
-    beam_width integer DEFAULT 4,
-    max_tokens integer DEFAULT 64,
-    length_penalty double precision DEFAULT 1.0,
-    early_stopping boolean DEFAULT false,
-    eos_token integer DEFAULT NULL,
-    model_name text DEFAULT NULL,
-    prompt_ids integer[] DEFAULT NULL
-)
-RETURNS TABLE (rank integer, score double precision, text text, token_ids integer[])
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
-$$;
-COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
-    'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
-
-CREATE FUNCTION llm_next_token(
-    prompt text,
-    n integer DEFAULT 10,
-    temperature double precision DEFAULT 1,
-    model_name text DEFAULT NULL
-)
-RETURNS TABLE (rank integer, token_id integer, token text, logit real, probability double precision)
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
-$$;
-COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
-    'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
-
-CREATE FUNCTION llm_logits(
-    token_ids integer[],
-    model_name text DEFAULT NULL,
-    n_layer integer DEFAULT NULL,
-    n_head integer DEFAULT NULL,
-    d_model integer DEFAULT NULL,
-    vocab_size integer DEFAULT NULL
-)
-RETURNS bytea
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
-$$;
-COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
-    'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
-
--- sql/scoring.sql
-
--- Scoring: what a model thinks of a text.
-
-CREATE FUNCTION llm_logprobs(text_in text, model_name text DEFAULT NULL)
-RETURNS TABLE ("position" integer, token_id integer, token text, logprob double precision, rank integer)
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].scoring.logprobs(text_in, model_name)
-$$;
-COMMENT ON FUNCTION llm_logprobs(text, text) IS
-    'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
-
-CREATE FUNCTION llm_perplexity(text_in text, model_name text DEFAULT NULL)
-RETURNS double precision
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].scoring.perplexity(text_in, model_name)
-$$;
-COMMENT ON FUNCTION llm_perplexity(text, text) IS
-    'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
-
-CREATE FUNCTION llm_text_embedding(
-    text_in text,
-    layer integer DEFAULT NULL,
-    pooling text DEFAULT 'mean',
-    model_name text DEFAULT NULL
-)
-RETURNS real[]
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
-$$;
-COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
-    'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
-
--- sql/training.sql
-
--- Learning: data, loss, steps, runs.
-
-CREATE FUNCTION llm_dataset_load(
-    source text,
-    model text,
-    block_size integer,
-    split text DEFAULT 'train',
-    val_fraction double precision DEFAULT 0,
-    source_path text DEFAULT current_setting('search_path')
-)
-RETURNS integer
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
-$$;
-COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
-    'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
-
-CREATE FUNCTION llm_loss(
-    model text,
-    tokens integer[],
-    targets integer[],
-    n_layer integer DEFAULT NULL,
-    n_head integer DEFAULT NULL,
-    d integer DEFAULT NULL,
-    vocab integer DEFAULT NULL,
-    dropout_p double precision DEFAULT 0.1,
-    training boolean DEFAULT true,
-    seed bigint DEFAULT NULL,
-    audit text DEFAULT NULL
-)
-RETURNS double precision
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
-$$;
-COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
-    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
-
-CREATE FUNCTION llm_evaluate(
-    model text,
-    split text DEFAULT 'val',
-    max_rows integer DEFAULT NULL,
-    batch_size integer DEFAULT 8
-)
-RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint)
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
-$$;
-COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
-    'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
-
-CREATE FUNCTION llm_train_step(
-    model text,
-    batch_id integer DEFAULT NULL,
-    n_layer integer DEFAULT NULL,
-    n_head integer DEFAULT NULL,
-    d integer DEFAULT NULL,
-    vocab integer DEFAULT NULL,
-    dropout_p double precision DEFAULT 0.1,
-    beta1 double precision DEFAULT 0.9,
-    beta2 double precision DEFAULT 0.999,
-    eps double precision DEFAULT 1e-8,
-    wd double precision DEFAULT 0.01,
-    lr_max double precision DEFAULT 2.5e-4,
-    warmup integer DEFAULT 0,
-    total_steps integer DEFAULT NULL,
-    grad_clip double precision DEFAULT NULL,
-    grad_workers integer DEFAULT 1,
-    prune_workers integer DEFAULT 1,
-    batch integer[] DEFAULT NULL,
-    min_lr double precision DEFAULT 0,
-    seed bigint DEFAULT 0,
-    audit text DEFAULT 'tape'
-)
-RETURNS double precision
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].training.train_step(
-    model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
-    grad_workers, prune_workers, batch, min_lr, seed, audit)
-$$;
-COMMENT ON FUNCTION llm_train_step(
-    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
-    double precision, double precision, integer, integer, double precision, integer, integer, integer[], double precision, bigint,
-    text) IS
-    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the next row of the split train; returns the loss before the update. The learning rate follows the model''s own step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when total_steps is null. audit: none, tape (one row of llm_tape an op), or full (values and gradients in llm_tensor_rt as well); the last pg_gpt2.audit_keep steps stay (1; 0 = all). The level changes no result.';
-
-CREATE FUNCTION llm_train(
-    model text,
-    n_steps integer,
-    n_layer integer DEFAULT NULL,
-    n_head integer DEFAULT NULL,
-    d integer DEFAULT NULL,
-    vocab integer DEFAULT NULL,
-    dropout_p double precision DEFAULT 0.1,
-    beta1 double precision DEFAULT 0.9,
-    beta2 double precision DEFAULT 0.999,
-    eps double precision DEFAULT 1e-8,
-    wd double precision DEFAULT 0.01,
-    lr_max double precision DEFAULT 2.5e-4,
-    warmup integer DEFAULT 2000,
-    grad_clip double precision DEFAULT NULL,
-    grad_workers integer DEFAULT 1,
-    prune_workers integer DEFAULT 1,
-    batch_size integer DEFAULT 8,
-    grad_accum integer DEFAULT 1,
-    min_lr double precision DEFAULT 0,
-    seed bigint DEFAULT 0,
-    eval_every integer DEFAULT NULL,
-    log_every integer DEFAULT NULL,
-    audit text DEFAULT 'tape'
-)
-RETURNS bigint
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].training.train(
-    model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
-    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
-$$;
-COMMENT ON FUNCTION llm_train(
-    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
-    double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
-    integer, integer, text) IS
-    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. grad_clip bounds the gradient''s global norm. NOTICEs show progress every log_every steps; eval_every measures the loss on the split val. audit as in llm_train_step.';
-
-CREATE PROCEDURE llm_train_run(
-    model text,
-    n_steps integer,
-    n_layer integer DEFAULT NULL,
-    n_head integer DEFAULT NULL,
-    d integer DEFAULT NULL,
-    vocab integer DEFAULT NULL,
-    dropout_p double precision DEFAULT 0.1,
-    beta1 double precision DEFAULT 0.9,
-    beta2 double precision DEFAULT 0.999,
-    eps double precision DEFAULT 1e-8,
-    wd double precision DEFAULT 0.01,
-    lr_max double precision DEFAULT 2.5e-4,
-    warmup integer DEFAULT 2000,
-    grad_clip double precision DEFAULT NULL,
-    grad_workers integer DEFAULT 1,
-    prune_workers integer DEFAULT 1,
-    batch_size integer DEFAULT 8,
-    grad_accum integer DEFAULT 1,
-    min_lr double precision DEFAULT 0,
-    seed bigint DEFAULT 0,
-    eval_every integer DEFAULT NULL,
-    log_every integer DEFAULT NULL,
-    commit_every integer DEFAULT 100,
-    flush_seconds double precision DEFAULT 1,
-    wait boolean DEFAULT false,
-    audit text DEFAULT 'tape'
-)
-LANGUAGE plpython3u
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 4ec959677352 @extschema@'].training.train_run(
-    model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
-    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
-$$;
-COMMENT ON PROCEDURE llm_train_run(
-    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
-    double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
-    integer, integer, integer, double precision, boolean, text) IS
-    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error, or with wait => true waits. Call it in autocommit mode. audit as in llm_train_step.';
-
-CREATE FUNCTION llm_train_stop(model text)
-RETURNS boolean
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].training.train_stop(model)
-$$;
-COMMENT ON FUNCTION llm_train_stop(text) IS
-    'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
-
-CREATE VIEW llm_train_progress AS
-SELECT
-    r.run_id, r.model, r.status, l.step, r.n_steps, l.loss, l.tokens_per_second,
-    CASE WHEN r.status = 'running' THEN (r.n_steps - l.step) * l.seconds_per_step * interval '1 second' END AS eta,
-    r.started_at, l.at AS updated_at
-FROM llm_run AS r
-LEFT JOIN LATERAL (
-    SELECT
-        max(step) AS step, max(at) AS at, (array_agg(loss ORDER BY step DESC))[1] AS loss,
-        sum(tokens) / nullif(sum(seconds), 0) AS tokens_per_second, avg(seconds) AS seconds_per_step
-    FROM (SELECT * FROM llm_train_log AS t WHERE t.run_id = r.run_id ORDER BY t.step DESC LIMIT 20) AS latest
-) AS l ON true
-WHERE r.status <> 'manual';
-COMMENT ON VIEW llm_train_progress IS
-    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes.';
-
 -- sql/sharing.sql
 
 -- Weight sharing: a block of one model stands in for a block of another, wherever that is read, trained or given a gradient.
@@ -12237,8 +11610,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -12253,11 +11626,702 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
+
+-- sql/models.sql
+
+-- Models: make, copy, drop, list.
+
+CREATE FUNCTION llm_model_config_replaces_preset()
+RETURNS trigger
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].models.replace_preset(TD['new']['model'])
+$$;
+COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
+    'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
+CREATE TRIGGER replaces_preset BEFORE INSERT ON llm_model_config
+    FOR EACH ROW EXECUTE FUNCTION llm_model_config_replaces_preset();
+
+INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id, preset) VALUES
+    ('gpt2-small', 12, 12, 768, 1024, 50257, 50256, true),
+    ('gpt2-medium', 24, 16, 1024, 1024, 50257, 50256, true),
+    ('gpt2-large', 36, 20, 1280, 1024, 50257, 50256, true),
+    ('gpt2-xl', 48, 25, 1600, 1024, 50257, 50256, true);
+
+CREATE FUNCTION llm_init_model(
+    model text,
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d_model integer DEFAULT NULL,
+    n_positions integer DEFAULT NULL,
+    vocab integer DEFAULT NULL,
+    seed bigint DEFAULT 0
+)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 dd6d8697864c @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+$$;
+COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
+    'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
+
+CREATE FUNCTION llm_copy_model(source text, target text, checkpoint_id integer DEFAULT NULL)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 dd6d8697864c @extschema@'].models.copy_model(source, target, checkpoint_id)
+$$;
+COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
+    'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
+
+CREATE FUNCTION llm_drop_model(model text)
+RETURNS void
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 dd6d8697864c @extschema@'].models.drop_model(model)
+$$;
+COMMENT ON FUNCTION llm_drop_model(text) IS
+    'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays.';
+
+CREATE VIEW llm_models AS
+SELECT
+    c.model, c.n_layer, c.n_head, c.d_model, c.n_positions, c.vocab, c.eos_token_id, c.preset,
+    coalesce(p.n_params, 0) AS n_params,
+    coalesce(t.tokens, 0) AS tokenizer_tokens,
+    p.step,
+    coalesce(p.bytes, 0) AS bytes
+FROM llm_model_config AS c
+LEFT JOIN (
+    SELECT
+        model,
+        sum(octet_length(data)) / 4 AS n_params,
+        max(step) AS step,
+        sum(octet_length(data)::bigint + coalesce(octet_length(grad), 0) + coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0))
+            FILTER (WHERE source_model = model) AS bytes
+    FROM llm_param_resolved
+    GROUP BY model
+) AS p USING (model)
+LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) AS t USING (model);
+COMMENT ON VIEW llm_models IS
+    'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and bytes stored, without those of weights that it shares.';
+
+-- sql/tokenizer.sql
+
+-- Tokenizer: GPT-2's byte-level byte-pair encoding.
+
+CREATE FUNCTION llm_bpe_changed()
+RETURNS trigger
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+plpy.execute('UPDATE @extschema@.llm_bpe_version SET touched = clock_timestamp()')
+$$;
+COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: touches llm_bpe_version.';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_vocab
+    FOR EACH STATEMENT EXECUTE FUNCTION llm_bpe_changed();
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_merges
+    FOR EACH STATEMENT EXECUTE FUNCTION llm_bpe_changed();
+ALTER TABLE llm_bpe_vocab ENABLE ALWAYS TRIGGER changed;
+ALTER TABLE llm_bpe_merges ENABLE ALWAYS TRIGGER changed;
+
+CREATE FUNCTION llm_encode(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
+RETURNS integer[]
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].tokenizer.encode(text_in, model, special)
+$$;
+COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
+    'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
+
+CREATE FUNCTION llm_decode(ids integer[], model text DEFAULT NULL)
+RETURNS text
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].tokenizer.decode(ids, model)
+$$;
+COMMENT ON FUNCTION llm_decode(integer[], text) IS
+    'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
+
+CREATE FUNCTION llm_decode_bytes(ids integer[], model text DEFAULT NULL)
+RETURNS bytea
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].tokenizer.decode_bytes(ids, model)
+$$;
+COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
+
+CREATE FUNCTION llm_tokenize(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
+RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].tokenizer.tokenize(text_in, model, special)
+$$;
+COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
+    'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
+
+CREATE FUNCTION llm_token_count(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
+RETURNS integer
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].tokenizer.count(text_in, model, special)
+$$;
+COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
+
+CREATE FUNCTION llm_bpe_trace(word text, model text DEFAULT NULL)
+RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].tokenizer.trace(word, model)
+$$;
+COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
+    'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
+
+CREATE FUNCTION llm_train_bpe(
+    source text,
+    vocab_size integer,
+    model text,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+$$;
+COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
+    'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
+
+CREATE FUNCTION pg_llm_load_bpe_vocab(path text, model text)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].tokenizer.load_vocab(path, model)
+$$;
+COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
+    'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
+
+CREATE FUNCTION pg_llm_load_bpe_merges(path text, model text)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].tokenizer.load_merges(path, model)
+$$;
+COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
+    'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
+
+-- sql/transfer.sql
+
+-- Weights in and out: safetensors and NumPy files of the server, and byte strings.
+
+CREATE FUNCTION pg_llm_import_safetensors(path text, model text, replace boolean DEFAULT false)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].transfer.import_safetensors_file(path, model, replace)
+$$;
+COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
+    'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
+
+CREATE FUNCTION pg_llm_import_npz(path text, model text, replace boolean DEFAULT false)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].transfer.import_npz_file(path, model, replace)
+$$;
+COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
+    'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
+
+CREATE FUNCTION llm_import_safetensors(data bytea, model text, replace boolean DEFAULT false)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].transfer.import_safetensors(data, model, replace)
+$$;
+COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
+    'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
+
+CREATE FUNCTION pg_llm_export_safetensors(path text, model text)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].transfer.export_safetensors_file(path, model)
+$$;
+COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
+    'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
+
+CREATE FUNCTION pg_llm_export_npz(path text, model text)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].transfer.export_npz_file(path, model)
+$$;
+COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
+    'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
+
+CREATE FUNCTION llm_export_safetensors(model text)
+RETURNS SETOF bytea
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].transfer.export_safetensors(model)
+$$;
+COMMENT ON FUNCTION llm_export_safetensors(text) IS
+    'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
+
+-- sql/generation.sql
+
+-- Generation: prompt in, text or token ids out.
+
+CREATE FUNCTION llm_generate(
+    prompt text,
+    max_tokens integer DEFAULT 64,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    model_name text DEFAULT NULL,
+    eos_token integer DEFAULT NULL,
+    seed bigint DEFAULT NULL,
+    stop text[] DEFAULT NULL,
+    repetition_penalty double precision DEFAULT 1.0,
+    min_p double precision DEFAULT 0,
+    echo boolean DEFAULT true
+)
+RETURNS text
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+$$;
+COMMENT ON FUNCTION llm_generate(
+    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
+    'Continue a prompt: prompt and completion, or with echo => false the completion. temperature 0 is greedy; topk 0, topp 1 and min_p 0 keep all tokens. model_name null = the setting pg_gpt2.model, else gpt2-small. eos_token null = the model''s, -1 = none. The same seed gives the same text. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it.';
+
+CREATE FUNCTION llm_generate_stream(
+    prompt text,
+    max_tokens integer DEFAULT 64,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    model_name text DEFAULT NULL,
+    eos_token integer DEFAULT NULL,
+    seed bigint DEFAULT NULL,
+    stop text[] DEFAULT NULL,
+    repetition_penalty double precision DEFAULT 1.0,
+    min_p double precision DEFAULT 0,
+    echo boolean DEFAULT true
+)
+RETURNS TABLE (
+    step integer,
+    token_id integer,
+    token text,
+    text text,
+    is_complete boolean,
+    logprob double precision,
+    finish_reason text
+)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+$$;
+COMMENT ON FUNCTION llm_generate_stream(
+    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
+    'Continue a prompt, one row a token, with everything so far in text. Rows arrive as they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; finish_reason is stop or length on the last row.';
+
+CREATE FUNCTION llm_generate_tokens(
+    ids integer[],
+    max_tokens integer DEFAULT 64,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    model_name text DEFAULT NULL,
+    eos_token integer DEFAULT NULL,
+    seed bigint DEFAULT NULL,
+    stop text[] DEFAULT NULL,
+    repetition_penalty double precision DEFAULT 1.0,
+    min_p double precision DEFAULT 0
+)
+RETURNS integer[]
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+$$;
+COMMENT ON FUNCTION llm_generate_tokens(
+    integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
+    'Continue token ids: the new ids only, the end-of-text token included where it ended generation. Works without a vocabulary, unless stop strings are given.';
+
+CREATE FUNCTION llm_generate_batch(
+    prompts text[],
+    max_tokens integer DEFAULT 64,
+    temperature double precision DEFAULT 1.0,
+    topk integer DEFAULT 50,
+    topp double precision DEFAULT 0.95,
+    model_name text DEFAULT NULL,
+    eos_token integer DEFAULT NULL,
+    seed bigint DEFAULT NULL,
+    stop text[] DEFAULT NULL,
+    repetition_penalty double precision DEFAULT 1.0,
+    min_p double precision DEFAULT 0,
+    echo boolean DEFAULT true
+)
+RETURNS TABLE (n integer, text text)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+$$;
+COMMENT ON FUNCTION llm_generate_batch(
+    text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
+    'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, the one that llm_generate gives with seed + n - 1.';
+
+CREATE FUNCTION llm_beam_search(
+    prompt text DEFAULT NULL,
+    beam_width integer DEFAULT 4,
+    max_tokens integer DEFAULT 64,
+    length_penalty double precision DEFAULT 1.0,
+    early_stopping boolean DEFAULT false,
+    eos_token integer DEFAULT NULL,
+    model_name text DEFAULT NULL,
+    prompt_ids integer[] DEFAULT NULL
+)
+RETURNS TABLE (rank integer, score double precision, text text, token_ids integer[])
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+$$;
+COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
+    'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
+
+CREATE FUNCTION llm_next_token(
+    prompt text,
+    n integer DEFAULT 10,
+    temperature double precision DEFAULT 1,
+    model_name text DEFAULT NULL
+)
+RETURNS TABLE (rank integer, token_id integer, token text, logit real, probability double precision)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+$$;
+COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
+    'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
+
+CREATE FUNCTION llm_logits(
+    token_ids integer[],
+    model_name text DEFAULT NULL,
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d_model integer DEFAULT NULL,
+    vocab_size integer DEFAULT NULL
+)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+$$;
+COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
+    'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
+
+-- sql/scoring.sql
+
+-- Scoring: what a model thinks of a text.
+
+CREATE FUNCTION llm_logprobs(text_in text, model_name text DEFAULT NULL)
+RETURNS TABLE ("position" integer, token_id integer, token text, logprob double precision, rank integer)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].scoring.logprobs(text_in, model_name)
+$$;
+COMMENT ON FUNCTION llm_logprobs(text, text) IS
+    'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
+
+CREATE FUNCTION llm_perplexity(text_in text, model_name text DEFAULT NULL)
+RETURNS double precision
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].scoring.perplexity(text_in, model_name)
+$$;
+COMMENT ON FUNCTION llm_perplexity(text, text) IS
+    'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
+
+CREATE FUNCTION llm_text_embedding(
+    text_in text,
+    layer integer DEFAULT NULL,
+    pooling text DEFAULT 'mean',
+    model_name text DEFAULT NULL
+)
+RETURNS real[]
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+$$;
+COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
+    'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
+
+-- sql/training.sql
+
+-- Learning: data, loss, steps, runs.
+
+CREATE FUNCTION llm_dataset_load(
+    source text,
+    model text,
+    block_size integer,
+    split text DEFAULT 'train',
+    val_fraction double precision DEFAULT 0,
+    source_path text DEFAULT current_setting('search_path')
+)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+$$;
+COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
+    'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
+
+CREATE FUNCTION llm_loss(
+    model text,
+    tokens integer[],
+    targets integer[],
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d integer DEFAULT NULL,
+    vocab integer DEFAULT NULL,
+    dropout_p double precision DEFAULT 0.1,
+    training boolean DEFAULT true,
+    seed bigint DEFAULT NULL,
+    audit text DEFAULT NULL
+)
+RETURNS double precision
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
+$$;
+COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
+    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
+
+CREATE FUNCTION llm_evaluate(
+    model text,
+    split text DEFAULT 'val',
+    max_rows integer DEFAULT NULL,
+    batch_size integer DEFAULT 8
+)
+RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+$$;
+COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
+    'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
+
+CREATE FUNCTION llm_train_step(
+    model text,
+    batch_id integer DEFAULT NULL,
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d integer DEFAULT NULL,
+    vocab integer DEFAULT NULL,
+    dropout_p double precision DEFAULT 0.1,
+    beta1 double precision DEFAULT 0.9,
+    beta2 double precision DEFAULT 0.999,
+    eps double precision DEFAULT 1e-8,
+    wd double precision DEFAULT 0.01,
+    lr_max double precision DEFAULT 2.5e-4,
+    warmup integer DEFAULT 0,
+    total_steps integer DEFAULT NULL,
+    grad_clip double precision DEFAULT NULL,
+    grad_workers integer DEFAULT 1,
+    prune_workers integer DEFAULT 1,
+    batch integer[] DEFAULT NULL,
+    min_lr double precision DEFAULT 0,
+    seed bigint DEFAULT 0,
+    audit text DEFAULT 'tape'
+)
+RETURNS double precision
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].training.train_step(
+    model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
+    grad_workers, prune_workers, batch, min_lr, seed, audit)
+$$;
+COMMENT ON FUNCTION llm_train_step(
+    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
+    double precision, double precision, integer, integer, double precision, integer, integer, integer[], double precision, bigint,
+    text) IS
+    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the next row of the split train; returns the loss before the update. The learning rate follows the model''s own step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when total_steps is null. audit: none, tape (one row of llm_tape an op), or full (values and gradients in llm_tensor_rt as well); the last pg_gpt2.audit_keep steps stay (1; 0 = all). The level changes no result.';
+
+CREATE FUNCTION llm_train(
+    model text,
+    n_steps integer,
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d integer DEFAULT NULL,
+    vocab integer DEFAULT NULL,
+    dropout_p double precision DEFAULT 0.1,
+    beta1 double precision DEFAULT 0.9,
+    beta2 double precision DEFAULT 0.999,
+    eps double precision DEFAULT 1e-8,
+    wd double precision DEFAULT 0.01,
+    lr_max double precision DEFAULT 2.5e-4,
+    warmup integer DEFAULT 2000,
+    grad_clip double precision DEFAULT NULL,
+    grad_workers integer DEFAULT 1,
+    prune_workers integer DEFAULT 1,
+    batch_size integer DEFAULT 8,
+    grad_accum integer DEFAULT 1,
+    min_lr double precision DEFAULT 0,
+    seed bigint DEFAULT 0,
+    eval_every integer DEFAULT NULL,
+    log_every integer DEFAULT NULL,
+    audit text DEFAULT 'tape'
+)
+RETURNS bigint
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].training.train(
+    model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
+    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
+$$;
+COMMENT ON FUNCTION llm_train(
+    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
+    double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
+    integer, integer, text) IS
+    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. grad_clip bounds the gradient''s global norm. NOTICEs show progress every log_every steps; eval_every measures the loss on the split val. audit as in llm_train_step.';
+
+CREATE PROCEDURE llm_train_run(
+    model text,
+    n_steps integer,
+    n_layer integer DEFAULT NULL,
+    n_head integer DEFAULT NULL,
+    d integer DEFAULT NULL,
+    vocab integer DEFAULT NULL,
+    dropout_p double precision DEFAULT 0.1,
+    beta1 double precision DEFAULT 0.9,
+    beta2 double precision DEFAULT 0.999,
+    eps double precision DEFAULT 1e-8,
+    wd double precision DEFAULT 0.01,
+    lr_max double precision DEFAULT 2.5e-4,
+    warmup integer DEFAULT 2000,
+    grad_clip double precision DEFAULT NULL,
+    grad_workers integer DEFAULT 1,
+    prune_workers integer DEFAULT 1,
+    batch_size integer DEFAULT 8,
+    grad_accum integer DEFAULT 1,
+    min_lr double precision DEFAULT 0,
+    seed bigint DEFAULT 0,
+    eval_every integer DEFAULT NULL,
+    log_every integer DEFAULT NULL,
+    commit_every integer DEFAULT 100,
+    flush_seconds double precision DEFAULT 1,
+    wait boolean DEFAULT false,
+    audit text DEFAULT 'tape'
+)
+LANGUAGE plpython3u
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 dd6d8697864c @extschema@'].training.train_run(
+    model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
+    grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
+$$;
+COMMENT ON PROCEDURE llm_train_run(
+    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
+    double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
+    integer, integer, integer, double precision, boolean, text) IS
+    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error, or with wait => true waits. Call it in autocommit mode. audit as in llm_train_step.';
+
+CREATE FUNCTION llm_train_stop(model text)
+RETURNS boolean
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].training.train_stop(model)
+$$;
+COMMENT ON FUNCTION llm_train_stop(text) IS
+    'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
+
+CREATE VIEW llm_train_progress AS
+SELECT
+    r.run_id, r.model, r.status, l.step, r.n_steps, l.loss, l.tokens_per_second,
+    CASE WHEN r.status = 'running' THEN (r.n_steps - l.step) * l.seconds_per_step * interval '1 second' END AS eta,
+    r.started_at, l.at AS updated_at
+FROM llm_run AS r
+LEFT JOIN LATERAL (
+    SELECT
+        max(step) AS step, max(at) AS at, (array_agg(loss ORDER BY step DESC))[1] AS loss,
+        sum(tokens) / nullif(sum(seconds), 0) AS tokens_per_second, avg(seconds) AS seconds_per_step
+    FROM (SELECT * FROM llm_train_log AS t WHERE t.run_id = r.run_id ORDER BY t.step DESC LIMIT 20) AS latest
+) AS l ON true
+WHERE r.status <> 'manual';
+COMMENT ON VIEW llm_train_progress IS
+    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes.';
 
 -- sql/checkpoints.sql
 
@@ -12362,8 +12426,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].checkpoints.save(model, note, file_path)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].checkpoints.save(model, note, file_path)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -12373,8 +12437,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].checkpoints.load(model, checkpoint_id)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].checkpoints.load(model, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -12407,8 +12471,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 4ec959677352 @extschema@'].checkpoints.drop(checkpoint_id)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 dd6d8697864c @extschema@'].checkpoints.drop(checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -12418,8 +12482,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].checkpoints.prune(model, keep_last, keep_every)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -12435,8 +12499,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].checkpoints.diff(a, b)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].checkpoints.diff(a, b)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -12457,8 +12521,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].checkpoints.history(model, name)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].checkpoints.history(model, name)
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -12476,8 +12540,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].retention.prune_log(model, older_than, keep_every)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].retention.prune_log(model, older_than, keep_every)
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -12549,8 +12613,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -12560,8 +12624,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.values(data)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -12579,8 +12643,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -12589,8 +12653,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -12600,8 +12664,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -12611,8 +12675,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -12622,8 +12686,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -12632,8 +12696,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -12648,8 +12712,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -12664,8 +12728,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -12675,8 +12739,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -12686,8 +12750,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -12702,8 +12766,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -12719,8 +12783,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -12730,8 +12794,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -12740,8 +12804,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -12750,8 +12814,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -12769,8 +12833,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -12790,8 +12854,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -12810,8 +12874,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -12834,8 +12898,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -12845,8 +12909,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -12861,8 +12925,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -12878,8 +12942,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -12899,8 +12963,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -12918,8 +12982,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.tape_id()
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -12929,8 +12993,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -12940,8 +13004,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -12951,8 +13015,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.value(handle)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -12961,8 +13025,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 4ec959677352 @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -12972,8 +13036,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -12985,8 +13049,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.embed(tokens, model, d)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -13016,8 +13080,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -13038,8 +13102,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -13053,8 +13117,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].inspect.trace_text(prompt, model)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].inspect.trace_text(prompt, model)
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -13064,8 +13128,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].inspect.trace_ids(ids, model)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].inspect.trace_ids(ids, model)
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -13080,8 +13144,8 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].inspect.attention_weights(prompt, layer, head, model)
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -13091,8 +13155,8 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].inspect.logit_lens(prompt, model, n)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].inspect.logit_lens(prompt, model, n)
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -13102,8 +13166,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].inspect.token_embedding(token_id, model)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].inspect.token_embedding(token_id, model)
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token: a row of wte.';
 
@@ -13112,8 +13176,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].inspect.dot(tape_id)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].inspect.dot(tape_id)
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -13123,8 +13187,8 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].inspect.replay_tape(tape_id)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].inspect.replay_tape(tape_id)
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -13134,8 +13198,8 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -13160,8 +13224,8 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].admin.doctor()
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].admin.doctor()
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -13171,8 +13235,8 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].admin.cache_status()
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session keeps in memory, the next to be given up first. They are bounded by pg_gpt2.max_memory.';
@@ -13182,8 +13246,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].admin.cache_clear()
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].admin.cache_clear()
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again.';
 
@@ -13192,8 +13256,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 4ec959677352 @extschema@'].admin.grant_usage(role, level)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 dd6d8697864c @extschema@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code and the caps). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -13216,8 +13280,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.enabled()
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -13227,8 +13291,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
 
@@ -13243,8 +13307,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -13254,8 +13318,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -13265,8 +13329,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -13276,8 +13340,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4ec959677352 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 4ec959677352 @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 dd6d8697864c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 dd6d8697864c @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

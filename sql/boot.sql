@@ -3,9 +3,10 @@
 DO LANGUAGE plpython3u $$
 encoding = plpy.execute('SELECT pg_catalog.getdatabaseencoding() AS name')[0]['name']
 if encoding != 'UTF8':
-    plpy.error(
-        f'pg_gpt2 needs a database with the encoding UTF8, and this one has {encoding}', sqlstate='55000',
-        hint="CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0.")
+    named = type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins'})  # PL/Python puts the class in front of the message
+    refusal = named(f'a database with the encoding UTF8 is needed, and this one has {encoding}')
+    refusal.sqlstate, refusal.hint = '55000', "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0."
+    raise refusal
 $$;
 
 CREATE TABLE llm_module (

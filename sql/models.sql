@@ -73,10 +73,11 @@ LEFT JOIN (
         model,
         sum(octet_length(data)) / 4 AS n_params,
         max(step) AS step,
-        sum(octet_length(data)::bigint + coalesce(octet_length(grad), 0) + coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)) AS bytes
-    FROM llm_param
+        sum(octet_length(data)::bigint + coalesce(octet_length(grad), 0) + coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0))
+            FILTER (WHERE source_model = model) AS bytes
+    FROM llm_param_resolved
     GROUP BY model
 ) AS p USING (model)
 LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) AS t USING (model);
 COMMENT ON VIEW llm_models IS
-    'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and bytes stored.';
+    'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and bytes stored, without those of weights that it shares.';

@@ -43,7 +43,7 @@ def _check(op: str, name: str, value: Any) -> None:
     if name in NUMBERS:
         good, kind = _is_number(value) and isfinite(value), "a finite number"
     elif name in INTEGERS:
-        good, kind = _is_integer(value) or (name == "axis" and value is None), "an integer"
+        good, kind = _is_integer(value) or (value is None and name == "axis" and op in ("sum", "mean")), "an integer"
     else:
         single = name in ("ids", "target")
         good, kind = _is_list(value, nested=single) or (single and _is_integer(value)), "a list of integers"

@@ -103,7 +103,7 @@ def batches(ids: Sequence[int], model: str, config: GPT2Config) -> list[Batch]:
         ["int8[]"],
         list(map(int, ids)),
     )
-    rows = {row["id"]: (_ints(row["tokens"]), _ints(row["target"])) for row in found}
+    rows = {row["id"]: (_ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])) for row in found}
     by_length: dict[int, list[Batch]] = {}
     for row_id in map(int, ids):
         if row_id not in rows:
@@ -114,11 +114,11 @@ def batches(ids: Sequence[int], model: str, config: GPT2Config) -> list[Batch]:
     return [(np.stack([t for t, _ in rows]), np.stack([t for _, t in rows])) for rows in by_length.values()]
 
 
-def _ints(sent: bytes) -> np.ndarray:
+def _ints(row_id: int, sent: bytes) -> np.ndarray:
     """int4[] in PostgreSQL's binary form: a header of 20 bytes, then length and value, big-endian. NULLs are refused."""
     if int.from_bytes(sent[:4], "big") != 1 or int.from_bytes(sent[4:8], "big"):
         raise InconsistentData(
-            "a row of llm_dataset has an array with nulls or more than one dimension", hint="Delete it."
+            f"row {row_id} of llm_dataset has an array with nulls or more than one dimension", hint="Delete the row."
         )
     return np.frombuffer(sent, ">i4", offset=20).reshape(-1, 2)[:, 1].astype(np.int64)
 

@@ -51,10 +51,11 @@ def load(sources, key, schema):
     except ImportError as error:
         import plpy
 
-        plpy.error(
-            f"pg_gpt2 needs NumPy in the Python of PL/Python, {sys.base_prefix}/bin/python3 ({sys.version.split()[0]}): {error}",
-            hint=HINT,
-            sqlstate="55000",
-        )
+        # PL/Python puts the name of the class in front of the message
+        named = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
+        python = f"{sys.base_prefix}/bin/python3 ({sys.version.split()[0]})"
+        missing = named(f"NumPy is needed in the Python of PL/Python, {python}: {error}")
+        missing.sqlstate, missing.hint = "55000", HINT
+        raise missing from None
     importlib.import_module(root + ".db").connect(schema, key.split()[1])
     return importlib.import_module(root + ".api")

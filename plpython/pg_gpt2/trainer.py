@@ -46,19 +46,25 @@ class Trainer:
         v: Mapping[str, np.ndarray] | None = None,
         steps: Mapping[str, int] | None = None,
         *,
+        tied: Mapping[str, str] | None = None,
         chunk: int = CHUNK,
     ) -> None:
-        """Arrays are float32, contiguous and writable, by checkpoint name; missing moments and steps are 0."""
+        """Arrays are float32, contiguous and writable, by checkpoint name; missing moments and steps are 0.
+
+        `tied` says which names are the same tensor as another: it is updated once, by the sum of their gradients.
+        """
         self.config = config
-        self.params = dict(params)
+        self.tied = dict(tied or {})
+        self.params = {name: params[self.tied.get(name, name)] for name in params}
+        own = {name: w for name, w in self.params.items() if name not in self.tied}
         self.chunk = chunk
-        self.m = {name: _moment(m, name, w) for name, w in self.params.items()}
-        self.v = {name: _moment(v, name, w) for name, w in self.params.items()}
-        self.steps = {name: (steps or {}).get(name, 0) for name in self.params}
-        self._arena = np.empty(sum(w.size for w in self.params.values()), np.float32)
+        self.m = {name: _moment(m, name, w) for name, w in own.items()}
+        self.v = {name: _moment(v, name, w) for name, w in own.items()}
+        self.steps = {name: (steps or {}).get(name, 0) for name in own}
+        self._arena = np.empty(sum(w.size for w in own.values()), np.float32)
         self._sinks: dict[str, Sink] = {}
         start = 0
-        for name, w in self.params.items():
+        for name, w in own.items():
             self._sinks[name] = Sink(self._arena[start : start + w.size].reshape(w.shape))
             start += w.size
         self._pool = buffers.Pool()
@@ -136,7 +142,9 @@ class Trainer:
                 weight = np.size(targets) / n_tokens
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
                 tape = Tape(keep=keep, audit=audit)
-                handles = {name: tape.leaf(w, True, self._sinks[name]) for name, w in self.params.items()}
+                handles = {
+                    name: tape.leaf(w, True, self._sinks[self.tied.get(name, name)]) for name, w in self.params.items()
+                }
                 x = gpt2.hidden(tape, handles, tokens, self.config, drop=drop, chunk=self.chunk)
                 value = tape.finish("lm_head_loss", x, handles["wte"], target=targets, seed=weight)
                 loss += weight * float(value.data)  # type: ignore[arg-type]

@@ -11,9 +11,9 @@ import numpy as np
 
 from . import datasets, db, host, resources, store
 from .config import GPT2Config
-from .errors import InconsistentData, InvalidParameter, NullNotAllowed
+from .errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
 from .tensor import FLOAT32, to_bytes
-from .trainer import Trainer, estimate_step_bytes, evaluate
+from .trainer import Diverged, Trainer, estimate_step_bytes, evaluate
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,28 @@ class Session:
             self._blocks.append((name, first, rows))
             self._rows[name, first] = row["source_model"], row["source_name"], row["source_token_id"]
             host.check_interrupts()
-        return Trainer(self.config, assembly.finish(), m, v, steps, chunk=resources.attention_chunk())
+        params = assembly.finish()
+        return Trainer(self.config, params, m, v, steps, tied=self._tied(), chunk=resources.attention_chunk())
+
+    def _tied(self) -> dict[str, str]:
+        """Tensors that share the rows of one before them -> that one. Their blocks are then no longer written themselves."""
+        first: dict[tuple, str] = {}
+        tied: dict[str, str] = {}
+        for name in dict.fromkeys(name for name, _, _ in self._blocks):
+            rows = tuple((start, self._rows[name, start]) for block, start, _ in self._blocks if block == name)
+            if first.setdefault(rows, name) != name:
+                tied[name] = first[rows]
+        self._blocks = [block for block in self._blocks if block[0] not in tied]
+        places = [self._rows[name, start] for name, start, _ in self._blocks]
+        if len(set(places)) < len(places) or any(
+            name.rsplit(".", 1)[0] == one.rsplit(".", 1)[0] for name, one in tied.items()
+        ):
+            raise FeatureNotSupported(
+                f'model "{self.model}" shares a block twice in a way that cannot be trained',
+                hint="Tensors that share with one another must share all their blocks, and not be weight and bias of one layer;"
+                " llm_unshare_param gives the model copies of its own.",
+            )
+        return tied
 
     def batches(self, ids: Sequence[int], batch_size: int) -> list[datasets.Batch]:
         """The rows `ids`, cut into micro-batches of at most `batch_size`."""
@@ -122,6 +143,11 @@ class Session:
         trainer = self.trainer
         for name, first, rows in self._blocks:
             part = slice(first, first + rows)
+            if not np.isfinite(trainer.params[name][part]).all():  # the last update; the loss of the next would tell
+                raise Diverged(
+                    f'training diverged: tensor "{name}" is not finite after step {self.step}',
+                    hint="Use a smaller lr_max, a longer warmup or a smaller grad_clip.",
+                )
             data, m, v = (to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v))
             batch.append((name, first, data, m, v, trainer.steps[name]))
             held += 3 * len(data)

@@ -95,10 +95,16 @@ def _read(model: str) -> Tokenizer:
     return Tokenizer(tokens, merges)
 
 
+def _empty(table: str, model: str) -> None:
+    """Delete what there is: who only adds vocabularies needs no right to delete."""
+    if db.row(f"SELECT 1 FROM {{schema}}.{table} WHERE model = $1 LIMIT 1", ["text"], model):
+        db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)
+
+
 def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
     """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
     require(model=model)
-    db.run("DELETE FROM {schema}.llm_bpe_vocab WHERE model = $1", ["text"], model)
+    _empty("llm_bpe_vocab", model)
     db.run(
         "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, bytes)"
         " SELECT $1, token_id, token, bytes FROM unnest($2, $3, $4) AS new (token_id, token, bytes)",
@@ -110,7 +116,7 @@ def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
 def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
     """Put `merges`, best first, in the place of the model's merges."""
     require(model=model)
-    db.run("DELETE FROM {schema}.llm_bpe_merges WHERE model = $1", ["text"], model)
+    _empty("llm_bpe_merges", model)
     db.run(
         'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
         " SELECT $1, rank - 1, l, r, l || ' ' || r FROM unnest($2, $3) WITH ORDINALITY AS new (l, r, rank)",

@@ -1,5 +1,7 @@
 """Tapes that come back from records: gradients of a training step bit for bit, replay, gradcheck, errors, pictures."""
 
+import inspect
+import itertools
 import json
 from dataclasses import replace
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from pg_gpt2 import attributes, gpt2, replay, tape_dot, tracing
 from pg_gpt2.config import GPT2Config
-from pg_gpt2.errors import InvalidParameter, UndefinedObject
+from pg_gpt2.errors import InvalidParameter, PgGpt2Error, UndefinedObject
 from pg_gpt2.ops import registry
 from pg_gpt2.replay import Application, Tensor
 from pg_gpt2.tape import Eager
@@ -197,3 +199,38 @@ def test_wrong_attributes_name_the_op(op: str, text: str) -> None:
 def test_attributes_come_back_from_json() -> None:
     attrs = {"eps": 1e-5, "ids": np.arange(3), "seed": np.int64(7), "axes": (1, 0)}
     assert json.loads(attributes.to_json(attrs)) == {"eps": 1e-5, "ids": [0, 1, 2], "seed": 7, "axes": [1, 0]}
+
+
+SHAPES: list[tuple[int, ...]] = [(), (1,), (3,), (2, 3), (3, 2), (3, 9), (9,), (2, 3, 9)]
+VALUES: dict[str, list] = {
+    "eps": [1e-5],
+    "factor": [2.0],
+    "p": [0.5],
+    "axes": [[0], [1, 0], [0, 0]],
+    "ids": [0, [[0], [1]], [], [-1]],
+    "shape": [[-1], [3, -1], [], [-1, -1], [0]],
+    "target": [0, [0, 1], []],
+    "axis": [None, 0, -1, 5],
+    "n_head": [1, 2],
+    "start": [0, -1],
+    "stop": [1, 100],
+}
+
+
+@pytest.mark.parametrize("name", registry)
+def test_whatever_an_op_is_given_it_works_or_says_why(name: str) -> None:
+    """No shape or attribute that a user may give ends in an unexpected error; gradients have the shapes of the inputs."""
+    op = registry[name]
+    names = [key for key in inspect.signature(op.forward).parameters if key in VALUES]
+    draws = np.random.default_rng(0).integers(0, len(SHAPES), (200, len(op.inputs)))
+    for shapes in {tuple(SHAPES[i] for i in draw) for draw in draws}:
+        arrays = [np.ones(shape, np.float32) for shape in shapes]
+        for values in itertools.product(*(VALUES[key] for key in names)):
+            try:
+                attrs = attributes.parse(name, json.dumps(dict(zip(names, values, strict=True))))
+                y = op(*arrays, **attrs)
+                grads = op.grads(np.ones(y.shape, np.float32), *arrays, **attrs) if y.size else ()
+            except PgGpt2Error:
+                continue
+            assert y.dtype == np.float32
+            assert all(grad is None or grad.shape == array.shape for grad, array in zip(grads, arrays, strict=False))

@@ -1,6 +1,6 @@
 -- Generation: llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch, llm_beam_search, llm_next_token, llm_logits.
 BEGIN;
-SELECT plan(131);
+SELECT plan(132);
 SET LOCAL client_min_messages = warning;
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
@@ -108,7 +108,7 @@ SELECT is((SELECT token_ids FROM llm_beam_search('low', 1, 5, eos_token => -1)),
 SELECT is((SELECT token_ids FROM llm_beam_search(prompt_ids => '{1,2}', model_name => 'ids', beam_width => 1, max_tokens => 5)), llm_generate_tokens('{1,2}', 5, 0, model_name => 'ids'), 'and works by ids');
 SELECT is((SELECT text FROM llm_beam_search(prompt_ids => '{1,2}', model_name => 'ids', max_tokens => 5) WHERE rank = 1), NULL, 'then without a text when there is no vocabulary');
 SELECT throws_ok(format('SELECT * FROM llm_beam_search(%s)', arguments), state, NULL, 'beam search: ' || arguments) FROM (VALUES
-    ('', '22023'), ('NULL', '22023'), ($$'low', 0$$, '22023'), ($$'low', NULL$$, '22004'), ($$'low', 4, -1$$, '22023'), ($$'low', 4, 1000$$, '22023'),
+    ('', '22023'), ('NULL', '22023'), ($$'low', 0$$, '22023'), ($$'low', NULL$$, '22004'), ($$'low', 4, -1$$, '22023'), ($$'low', 4, 1000$$, '22023'), ($$'low', 2000000000$$, '22023'),
     ($$'low', length_penalty => 'NaN'$$, '22023'), ($$'low', model_name => 'nope'$$, '42704'), ($$'low', eos_token => 999$$, '22023')) AS v (arguments, state);
 
 -- llm_next_token.

@@ -1,6 +1,6 @@
 -- Weight sharing: llm_share_param, llm_unshare_param, llm_param_share, llm_param_resolved.
 BEGIN;
-SELECT plan(30);
+SELECT plan(31);
 
 SELECT volatility_is('llm_share_param', '{text,text,integer,text,text,integer}'::name[], 'volatile');
 SELECT volatility_is('llm_unshare_param', '{text,text,integer,boolean}'::name[], 'volatile');
@@ -33,6 +33,11 @@ SELECT is(llm_share_param('a', 'h.0.ln_1.weight', 0, 'b', 'h.1.ln_2.weight', 0),
 SELECT is(llm_share_param('a', 'h.0.ln_1.bias', 0, 'b', target_name => 'h.1.ln_2.weight'), 1, 'another source in place of the first');
 SELECT is((SELECT count(*) FROM llm_param_share WHERE target_name = 'h.1.ln_2.weight'), 1::bigint, 'of which there is one');
 
+SELECT results_eq(
+    $$SELECT n_params::bigint, bytes::bigint FROM llm_models WHERE model = 'b'$$,
+    $$SELECT (sum(octet_length(data)) / 4)::bigint, (sum(octet_length(data)) - 4 * (50 * 8 + 8))::bigint FROM original WHERE model = 'b'$$,
+    'llm_models counts shared weights, but not their bytes'
+);
 SELECT throws_ok($$SELECT llm_share_param('a', 'nope', 0, 'b')$$, '42704', NULL, 'an unknown tensor');
 SELECT throws_ok($$SELECT llm_share_param('a', 'wte', 1, 'b')$$, '42704', NULL, 'an unknown block');
 SELECT throws_ok($$SELECT llm_share_param('nope', 'wte', 0, 'b')$$, '42704', NULL, 'an unknown source');

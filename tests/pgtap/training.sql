@@ -1,6 +1,6 @@
 -- Learning: llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train, llm_train_stop. tests/server holds what needs commits.
 BEGIN;
-SELECT plan(133);
+SELECT plan(134);
 SET LOCAL client_min_messages = warning;
 CREATE TEMPORARY TABLE documents (id integer, body text);
 INSERT INTO documents SELECT i, repeat('low lower lowest newer wider ', i) FROM generate_series(1, 12) AS i;
@@ -81,6 +81,7 @@ SELECT throws_ok(format('SELECT llm_train_step(%s)', arguments), state, NULL, ar
     ($$'t', 1, batch => '{1}'$$, '22023'), ($$'t', dropout_p => 1$$, '22023'), ($$'t', beta1 => 1$$, '22023'), ($$'t', beta2 => -1$$, '22023'), ($$'t', eps => -1$$, '22023'), ($$'t', wd => -1$$, '22023'),
     ($$'t', lr_max => -1$$, '22023'), ($$'t', lr_max => 'NaN'$$, '22023'), ($$'t', lr_max => NULL$$, '22004'), ($$'t', warmup => -1$$, '22023'), ($$'t', total_steps => 0$$, '22023'), ($$'t', grad_clip => 0$$, '22023'),
     ($$'t', grad_workers => 0$$, '22023'), ($$'t', prune_workers => NULL$$, '22004'), ($$'t', n_layer => 2$$, '22023'), ($$'t', seed => NULL$$, '22004'), ($$'t', min_lr => 'Infinity'$$, '22023')) AS v (arguments, state);
+SELECT throws_ok($$SELECT llm_train_step('t', lr_max => 1e300)$$, '22003', NULL, 'an update that makes weights infinite is refused');
 SELECT is((SELECT step FROM llm_models WHERE model = 't'), 3::bigint, 'what failed changed nothing');
 
 -- llm_train.

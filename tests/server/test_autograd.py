@@ -252,3 +252,30 @@ def test_gradients_accumulate_over_calls_and_blocks(conn, model):
         g for (g,) in conn.execute("SELECT grad FROM llm_param WHERE model = 'm' AND name = 'wte' ORDER BY token_id")
     )
     np.testing.assert_array_equal(np.frombuffer(twice, "<f4"), 2 * once)
+
+
+def test_gradients_reach_a_shared_source(conn, model):
+    """Two layers that share one row of another model: it gets the sum of what both give."""
+    conn.execute("SELECT llm_copy_model('m', 'source')")
+    try:
+        conn.execute("SET pg_gpt2.autograd = on")
+        loss = "SELECT llm_loss('m', %s, %s, dropout_p => 0)"
+        value(conn, loss, TOKENS, TARGETS)
+        conn.execute("SELECT llm_backprop()")
+        conn.execute("SELECT llm_accumulate_grads('m')")
+        names = ("h.0.ln_1.weight", "h.1.ln_1.weight")
+        grads = dict(conn.execute("SELECT name, grad FROM llm_param WHERE model = 'm'").fetchall())
+        expected = sum(np.frombuffer(grads[name], "<f4") for name in names)
+        conn.execute("SELECT llm_prune_autograd_state()")
+        for name in names:
+            conn.execute("SELECT llm_share_param('source', 'h.0.ln_1.weight', 0, 'm', %s)", (name,))
+        value(conn, loss, TOKENS, TARGETS)  # the weights are the same ones
+        conn.execute("SELECT llm_backprop(NULL, 'm')")
+        assert value(conn, "SELECT llm_accumulate_grads('m')") == 28
+        got = value(conn, "SELECT grad FROM llm_param WHERE model = 'source' AND name = 'h.0.ln_1.weight'")
+        np.testing.assert_allclose(np.frombuffer(got, "<f4"), expected, rtol=1e-6)  # type: ignore[call-overload]
+        assert value(conn, "SELECT count(grad) FROM llm_param WHERE model = 'source'") == 1
+    finally:
+        for name in ("h.0.ln_1.weight", "h.1.ln_1.weight"):
+            conn.execute("SELECT llm_unshare_param('m', %s)", (name,))
+        conn.execute("SELECT llm_drop_model('source')")

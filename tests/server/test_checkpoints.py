@@ -490,3 +490,35 @@ def test_a_load_right_after_a_save_changes_nothing(conn, sql, saved):
     sql("SELECT llm_checkpoint_load('m', %s)", saved)
     rows = conn.execute("SELECT event, changed, l2_change FROM llm_param_history('m', 'wte')").fetchall()
     assert rows[-1] == ("now", False, 0.0)
+
+
+def test_what_is_cut_short_leaves_nothing_behind(conn, sql, model):
+    """Cancelled at many moments, a save and a load happen as a whole or not at all."""
+    sql("SELECT llm_init_model('big', 4, 4, 128, 64, 512)")
+    sql("UPDATE llm_param SET m = data, v = sha256(data) || substr(data, 33) WHERE model = 'big'")
+    first = sql(STATE, "big")
+    one = save(sql, "big")
+    sql("UPDATE llm_param SET data = overlay(data PLACING '\\x0000' FROM 9) WHERE model = 'big'")
+    second = sql(STATE, "big")
+    kept = blobs(sql)
+    done = []
+    for milliseconds in range(2, 80, 3):
+        for statement in ("SELECT llm_checkpoint_save('big')", f"SELECT llm_checkpoint_load('big', {one})"):
+            sql(f"SET statement_timeout = {milliseconds}")
+            try:
+                done.append(sql(statement))
+            except errors.QueryCanceled:
+                done.append(None)
+            sql("RESET statement_timeout")
+            loading = "load" in statement
+            if done[-1] is None:
+                assert sql(STATE, "big") == second
+                assert (blobs(sql), sql("SELECT max(id) FROM llm_checkpoint")) == (kept, one)
+            elif loading:
+                assert sql(STATE, "big") == first
+                sql("UPDATE llm_param SET data = overlay(data PLACING '\\x0000' FROM 9) WHERE model = 'big'")
+            else:
+                sql("SELECT llm_checkpoint_drop(%s)", done[-1])
+                assert blobs(sql) == kept
+    assert None in done
+    assert any(done)

@@ -3,11 +3,13 @@
 import os
 import subprocess
 
-import numpy as np
 import psycopg
 import pytest
 
-DUMPED = ("llm_model_config", "llm_param", "llm_dataset", "llm_bpe_vocab", "llm_bpe_merges", "llm_run", "llm_train_log")
+DUMPED = (
+    *("llm_model_config", "llm_param", "llm_dataset", "llm_bpe_vocab", "llm_bpe_merges", "llm_run", "llm_train_log"),
+    "llm_tape",
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,7 @@ def test_presets_are_presets_and_replaced_ones_replaced(original, copy):
 
 
 def test_ids_go_on_and_so_does_training(original, copy):
-    for table, column in (("llm_dataset", "id"), ("llm_run", "run_id")):
+    for table, column in (("llm_dataset", "id"), ("llm_run", "run_id"), ("llm_tape", "id"), ("llm_tape", "tape_id")):
         last = both(original, copy, f"SELECT max({column}) FROM {table}")[0][0]
         with copy.transaction(force_rollback=True):
             if table == "llm_dataset":
@@ -145,23 +147,3 @@ def test_a_dump_of_another_schema_is_restored_there(new_database):
     restore(first, second)
     with psycopg.connect(second, autocommit=True) as conn:
         assert conn.execute("SELECT \"My llm\".llm_logits('{1}', 'tiny')").fetchone() == expected
-
-
-def test_a_wte_of_the_largest_preset_is_dumped_and_restored(new_database):
-    """50257 x 1600 with optimizer state is 1.3 GB, more than a value can hold. It is kept in blocks, two of which are tried."""
-    first, second = new_database(), new_database("template0")
-    with psycopg.connect(first, autocommit=True) as conn:
-        conn.execute("INSERT INTO llm_model_config VALUES ('wide', 1, 1, 1600, 1, 50257)")
-        rows = 655  # what store.row_blocks gives for this width
-        data = np.arange(rows * 1600, dtype="<f4").tobytes()
-        for block in range(2):
-            conn.execute(
-                "INSERT INTO llm_param (model, name, token_id, shape, data, grad, m, v)"
-                " VALUES ('wide', 'wte', %s, %s, %s, %s, %s, %s)",
-                [block * rows, [rows, 1600], data, data, data, data],
-            )
-    restore(first, second)
-    with psycopg.connect(second) as conn:
-        blocks = "SELECT token_id, shape, data = %s, grad = m AND m = v FROM llm_param ORDER BY token_id"
-        found = conn.execute(blocks, [data]).fetchall()
-    assert found == [(0, [655, 1600], True, True), (655, [655, 1600], True, True)]

@@ -77,6 +77,42 @@ def test_training_the_target_is_training_a_model_of_its_own_and_lands_at_the_sou
     assert sql("SELECT array_agg(DISTINCT step) FROM llm_param WHERE model = 'a' AND name <> 'wte'") == [0]
 
 
+def test_a_committing_run_trains_and_locks_both(sql, connect, models):
+    for model in ("b", "c"):
+        sql(f"CALL llm_train_run('{model}', 4, batch_size => 2, lr_max => 0.01, commit_every => 1, flush_seconds => 0)")
+    assert sql(STATE, "b") == sql(STATE, "c")
+    assert sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+    holder = connect()
+    with holder.transaction():
+        holder.execute("SELECT llm_train_step('a')")
+        with pytest.raises(psycopg.errors.LockNotAvailable, match='"a" is being trained'):
+            sql("CALL llm_train_run('b', 1)")
+    assert sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+
+
+def test_layers_that_share_one_tensor_are_trained_as_one(sql, models):
+    """As ALBERT's: one tensor in two places is updated once, by the sum of both gradients."""
+    names = ("h.0.mlp.c_fc.weight", "h.1.mlp.c_fc.weight")
+    sql("SELECT llm_init_model('deep', 2, 4, 16, 16, 50, seed => 9)")
+    for name in names:
+        sql("SELECT llm_share_param('a', 'h.0.mlp.c_fc.weight', 0, 'deep', %s)", name)
+    before = sql(LOSS, "deep")
+    source = sql("SELECT data FROM llm_param WHERE model = 'a' AND name = 'h.0.mlp.c_fc.weight'")
+    train(sql, "deep", 3)
+    assert sql(LOSS, "deep") < before
+    assert sql("SELECT data FROM llm_param WHERE model = 'a' AND name = 'h.0.mlp.c_fc.weight'") != source
+    assert sql("SELECT step FROM llm_param WHERE model = 'a' AND name = 'h.0.mlp.c_fc.weight'") == 3
+    assert (
+        sql("SELECT count(DISTINCT data) FROM llm_param_resolved WHERE model = 'deep' AND name = ANY (%s)", list(names))
+        == 1
+    )
+    sql("SELECT llm_train_step('deep', audit => 'full')")
+    for name in ("h.0.ln_1.weight", "h.0.ln_1.bias"):
+        sql("SELECT llm_share_param('a', 'h.0.ln_2.weight', 0, 'deep', %s)", name)
+    with pytest.raises(psycopg.errors.FeatureNotSupported):
+        sql("SELECT llm_train_step('deep')")
+
+
 def test_training_the_source_changes_what_open_sessions_read_of_the_target(sql, connect, models):
     other = connect()
     before = other.execute(LOSS, ["b"]).fetchone()

@@ -206,3 +206,24 @@ def test_a_vocabulary_of_another_session_is_seen_when_it_commits(warm, connect):
     other.execute("DELETE FROM llm_bpe_merges WHERE model = 'tiny'")
     other.execute("INSERT INTO llm_bpe_merges SELECT * FROM kept_merges; DROP TABLE kept_merges")
     assert pieces(warm) == before
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT llm_init_model('contested', 1, 1, 8, 8, 300)",
+        "SELECT llm_copy_model('other', 'contested')",
+        "SELECT llm_import_safetensors(string_agg(c, ''), 'contested') FROM llm_export_safetensors('other') AS c",
+    ],
+)
+def test_of_two_sessions_that_make_a_model_the_second_waits_and_is_refused(connect, statement):
+    first, second = connect(), connect()
+    second.execute("SET lock_timeout = '100ms'")
+    first.execute("BEGIN")
+    first.execute(statement)
+    with pytest.raises(psycopg.errors.LockNotAvailable):
+        second.execute(statement)
+    first.execute("COMMIT")
+    with pytest.raises(psycopg.errors.DuplicateObject):
+        second.execute(statement)
+    first.execute("SELECT llm_drop_model('contested')")

@@ -68,6 +68,8 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
     attrs = attributes.parse(name, extra)
     if name == "dropout" and "seed" not in attrs:
         attrs["seed"] = draw_seed()
+    if name in ("attention", "causal_attention"):
+        attrs.setdefault("chunk", resources.attention_chunk())
     resources.apply_threads()
     recorder = Recorder(room=1)
     try:
@@ -214,10 +216,19 @@ def accumulate_grads(model: str, workers: int) -> int:
     require(model=model)
     require_positive(workers=workers)
     store.lock(model)
+    total, turn = 0, 1
+    while updated := _accumulate(model, turn):  # a row shared as several tensors gets the gradient of each in its turn
+        total, turn = total + updated, turn + 1
+    return total
+
+
+def _accumulate(model: str, turn: int) -> int:
+    """Add to each row the gradient of the `turn`-th tensor that it stands for; the number of rows."""
     return db.run(
         "UPDATE {schema}.llm_param AS p SET grad ="
         " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
-        " FROM (SELECT q.source_model, q.source_name, q.source_token_id,"
+        " FROM (SELECT q.source_model, q.source_name, q.source_token_id, row_number() OVER ("
+        "                  PARTITION BY q.source_model, q.source_name, q.source_token_id ORDER BY q.name) AS turn,"
         "              substring(t.grad FROM 1 + m.first * 4 * coalesce(q.shape[2], 1)"
         "                                                   FOR octet_length(q.data)) AS part"
         "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
@@ -225,9 +236,10 @@ def accumulate_grads(model: str, workers: int) -> int:
         "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
         f"       JOIN {store.resolved('$2')} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
         "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
-        " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id",
-        ["int8", "text"],
-        *(session_tape(), model),
+        " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id"
+        " AND new.turn = $3",
+        ["int8", "text", "int8"],
+        *(session_tape(), model, turn),
     )
 
 

@@ -37,7 +37,7 @@ def prune(model: str, keep_last: int, keep_every: int | None) -> int:
     """Remove old ones; how many."""
     require(model=model, keep_last=keep_last)
     if keep_last < 0:
-        raise InvalidParameter(f"keep_last must be 0 or more, not {keep_last}")
+        raise InvalidParameter(f"keep_last must be 0 or more, not {keep_last}", hint="0 removes all in the database.")
     if keep_every is not None:
         require_positive(keep_every=keep_every)
     known = db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE model = $1 LIMIT 1", ["text"], model)

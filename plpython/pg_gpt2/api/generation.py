@@ -17,6 +17,7 @@ from ..sampling import Sampling, softmax
 from ..tensor import to_bytes
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
+MOST_BEAMS = 1024  # each has keys and values of its own
 
 
 @entry
@@ -168,6 +169,8 @@ def beam_search(
         raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
     require(length_penalty=length_penalty, early_stopping=early_stopping)
     require_positive(beam_width=beam_width, max_tokens=max_tokens)
+    if beam_width > MOST_BEAMS:
+        raise InvalidParameter(f"beam_width {beam_width} is more than {MOST_BEAMS}", hint="4 to 10 beams are usual.")
     if not abs(length_penalty) < 100:
         raise InvalidParameter(
             f"length_penalty must be between -100 and 100, not {length_penalty}",

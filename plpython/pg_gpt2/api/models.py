@@ -30,6 +30,7 @@ def init_model(
     if seed is None:
         raise NullNotAllowed("seed must not be null", hint="Leave it out for 0.")
     store.require_name(model)
+    store.lock(model)
     store.require_no_weights(model)
     known = store.find_config(model)
     tokens, eos = _vocabulary(model)
@@ -87,6 +88,7 @@ def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
     if saved is None and not store.has_weights(source):
         raise store.no_weights(source)
     store.require_name(target, "target")
+    store.lock(target)
     store.require_no_weights(target)
     if saved is not None:
         checkpoints.restore(saved, target)

@@ -57,6 +57,7 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
     """Learn a vocabulary from a query's texts; its size."""
     require(source=source, vocab_size=vocab_size)
     store.require_name(model)
+    store.lock(model)
     vocabularies.require_none(model)
     vocab, merges = bpe_train.train(db.source_texts(source, source_path), vocab_size)
     vocabularies.replace_tokens(model, vocab)

@@ -48,6 +48,7 @@ def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
                 hint="INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab) VALUES (...) first,"
                 " or use python -m loaders.load_model, which reads config.json.",
             )
+        store.lock(model)
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
             sharing.forget(model)

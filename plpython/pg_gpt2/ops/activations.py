@@ -8,7 +8,7 @@ import numpy as np
 from .. import threads
 from . import buffers
 from .elementwise import BLOCK, contiguous, for_blocks
-from .op import register
+from .op import misfit, register
 
 SQRT_2_OVER_PI = sqrt(2.0 / pi)
 CUBIC = 0.044715
@@ -82,6 +82,8 @@ def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
 
 def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
     """exp(x) / sum(exp(x)) over the last axis."""
+    if not x.ndim:
+        raise misfit("softmax", "x has at least one dimension", x=x.shape)
 
     def block(x: np.ndarray, y: np.ndarray) -> None:
         y[...] = x

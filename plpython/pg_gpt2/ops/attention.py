@@ -148,7 +148,7 @@ def attention(
     chunk: int = CHUNK,
 ) -> tuple[np.ndarray, Any]:  # [.., T, D], [D, 3D], [3D], [D, D], [D] -> [.., T, D]
     """linear, causal_attention, linear; saves what they computed between."""
-    if w_qkv.shape[-1] != 3 * w_o.shape[0] or n_head < 1 or w_o.shape[0] % n_head:
+    if w_qkv.ndim != 2 or w_o.ndim != 2 or w_qkv.shape[1] != 3 * w_o.shape[0] or n_head < 1 or w_o.shape[0] % n_head:
         raise InvalidParameter(
             f"attention: w_qkv {list(w_qkv.shape)} and w_o {list(w_o.shape)} do not fit n_head {n_head}",
             hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
