@@ -52,7 +52,7 @@ def require_positive(**values: int) -> None:
     require(**values)
     for name, value in values.items():
         if value < 1:
-            raise InvalidParameter(f"{name} must be 1 or more, not {value}", hint="It is a number of things: 1, 2, 3 ...")
+            raise InvalidParameter(f"{name} must be 1 or more, not {value}", hint=f"Example: {name} => 8.")
 
 
 class UndefinedObject(PgGpt2Error):

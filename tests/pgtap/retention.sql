@@ -6,7 +6,9 @@ SELECT volatility_is('llm_log_prune', '{text,interval,integer}'::name[], 'volati
 SELECT is(has_function_privilege('public', 'llm_log_prune(text, interval, integer)', 'EXECUTE'), false, 'PUBLIC may not prune the log');
 
 SELECT llm_init_model('a', 1, 2, 8, 16, 50);
-SELECT llm_init_model('b', 1, 2, 8, 16, 50);
+-- Not by llm_init_model, which holds the model's lock until the end of this transaction, as training does.
+INSERT INTO llm_model_config VALUES ('b', 1, 2, 8, 16, 50);
+INSERT INTO llm_param (model, name, shape, data) SELECT 'b', name, shape, data FROM llm_param WHERE model = 'a';
 INSERT INTO llm_run (model, config, seed, status, first_step, environment)
 VALUES ('a', '{}', 0, 'finished', 0, '{}'), ('a', '{}', 0, 'running', 250, '{}'), ('b', '{}', 0, 'finished', 0, '{}');
 INSERT INTO llm_train_log (run_id, step, model, lr, loss, grad_norm, tokens, seconds, batch, val_loss, weights_digest, at)

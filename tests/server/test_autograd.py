@@ -279,3 +279,31 @@ def test_gradients_reach_a_shared_source(conn, model):
         for name in ("h.0.ln_1.weight", "h.1.ln_1.weight"):
             conn.execute("SELECT llm_unshare_param('m', %s)", (name,))
         conn.execute("SELECT llm_drop_model('source')")
+
+
+def test_a_role_that_may_train_may_record_and_others_may_not(conn, model):
+    conn.execute("CREATE ROLE reader; CREATE ROLE trainer")
+    conn.execute("SELECT llm_grant_usage('reader', 'read'), llm_grant_usage('trainer', 'train')")
+    conn.execute("INSERT INTO llm_dataset (model, tokens, target) VALUES ('m', %s, %s)", (TOKENS, TARGETS))
+    try:
+        conn.execute("SET ROLE trainer")
+        conn.execute("SELECT llm_train('m', 1)")
+        conn.execute("SET pg_gpt2.autograd = on")
+        value(conn, "SELECT llm_loss('m', %s, %s)", TOKENS, TARGETS)
+        conn.execute("SELECT llm_backprop(NULL, 'm')")
+        assert value(conn, "SELECT llm_accumulate_grads('m')") == 28
+        conn.execute("SELECT llm_prune_autograd_state()")
+        conn.execute("SET ROLE reader")
+        for call in (
+            "SELECT llm_variable('\\x00000000', '{1}', true)",
+            "SELECT llm_embed('{1}', 'm')",
+            "SELECT llm_accumulate_grads('m')",
+        ):
+            with pytest.raises(errors.InsufficientPrivilege):
+                conn.execute(call)
+        conn.execute("SET pg_gpt2.autograd = off")
+        value(conn, "SELECT llm_embed('{1}', 'm')")
+        value(conn, "SELECT octet_length(pg_llm_gelu('\\x00000000'))")
+    finally:
+        conn.execute("RESET ROLE")
+        conn.execute("DROP OWNED BY reader, trainer; DROP ROLE reader, trainer")
