@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import db, host, resources
+from . import db, host, resources, weight_file
 from .config import GPT2Config
 from .errors import (
     DuplicateObject,
@@ -60,6 +60,7 @@ class Model:
     config: GPT2Config
     version: str
     params: Params
+    shared: bool = False  # mapped from the file that all sessions use
 
 
 def model_name(model: str | None) -> str:
@@ -115,6 +116,7 @@ def check_overrides(
 # One lock a model for all that changes its weights. Readers take none. It is advisory, because a procedure that commits has to
 # hold it across its commits.
 LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
+BUILD = "'{schema}.llm_model_config'::regclass::oid::integer, hashtext($1)"  # for who writes the file of its weights
 
 
 def lock(model: str) -> None:
@@ -211,7 +213,8 @@ class _Cache:
         self.models[model.name] = model
 
     def bytes(self) -> int:
-        return sum(map(size, self.models.values()))
+        """Bytes that only this session holds."""
+        return sum(size(model) for model in self.models.values() if not model.shared)
 
 
 cache = _Cache()
@@ -243,13 +246,54 @@ def load(model: str | None) -> Model:
     name = model_name(model)
     wanted = config(name)
     resources.apply_threads()
-    found = cache.get(name, weights_version(name))
+    version = weights_version(name)
+    found = cache.get(name, version)
     if found is None or found.config != wanted:
         cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
-        version, params = _read_params(name, wanted)
-        found = Model(name, wanted, version, params)
+        found = _load_shared(name, wanted, version) or _load_private(name, wanted)
         cache.put(found)
     return found
+
+
+def _load_private(name: str, wanted: GPT2Config) -> Model:
+    """The model in this session's own memory."""
+    return Model(name, wanted, *_read_params(name, wanted))
+
+
+def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
+    """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
+
+    A transaction that has written may see rows that are nobody else's business yet.
+    """
+    folder = weight_file.directory()
+    row = db.row(
+        "SELECT oid::bigint AS database, pg_current_xact_id_if_assigned() IS NULL AS reads_only"
+        " FROM pg_database WHERE datname = current_database()"
+    )
+    if folder is None or row is None or not row["reads_only"] or 4 * wanted.n_params() < weight_file.LEAST_BYTES:
+        return None
+    file = weight_file.WeightFile(folder, row["database"], name, version, wanted.param_shapes())
+    params = file.attach()
+    if params is None:
+        with _builder(name):
+            params = file.attach() or _build(file, name, wanted, version)
+        resources.release_memory()
+    return Model(name, wanted, version, params, shared=True) if params else None
+
+
+def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
+    read, params = _read_params(name, wanted)
+    return file.build(params) if read == version else None
+
+
+@contextmanager
+def _builder(model: str) -> Iterator[None]:
+    """Sessions that need a version's file queue here, so that one writes it."""
+    db.run(f"SELECT pg_advisory_lock({BUILD})", ["text"], model)
+    try:
+        yield
+    finally:
+        db.run(f"SELECT pg_advisory_unlock({BUILD})", ["text"], model)
 
 
 def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:

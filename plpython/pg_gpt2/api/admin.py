@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .. import __version__, db, resources, store, threads, vocabularies
+from .. import __version__, db, resources, store, threads, vocabularies, weight_file
 from ..db import entry
 from ..errors import InvalidParameter, UndefinedObject, require
 
@@ -99,19 +99,25 @@ def _database() -> Iterator[Finding]:
 
 
 @entry
-def cache_status() -> list[tuple[str, str, str, int | None]]:
-    """Rows (kind, model, version, bytes)."""
-    weights = [("weights", m.name, m.version, store.size(m)) for m in store.cache.models.values()]
-    return weights + [("tokenizer", name, version, None) for name, version in vocabularies.cached()]
+def cache_status() -> list[tuple[str, str, str, int | None, bool]]:
+    """Rows (kind, model, version, bytes, shared)."""
+    weights = [("weights", m.name, m.version, store.size(m), m.shared) for m in store.cache.models.values()]
+    return weights + [("tokenizer", name, version, None, False) for name, version in vocabularies.cached()]
 
 
 @entry
 def cache_clear() -> int:
-    """Bytes of weights given up."""
+    """Bytes of this session's memory given up; for the extension's owner also the files that sessions share."""
     freed = store.cache.bytes()
     store.cache.models.clear()
     vocabularies.forget()
     resources.release_memory()
+    row = db.row(
+        "SELECT d.oid::bigint AS database FROM pg_database d, pg_extension e"
+        " WHERE d.datname = current_database() AND e.extname = 'pg_gpt2' AND pg_has_role(current_user, e.extowner, 'USAGE')"
+    )
+    if row and (folder := weight_file.directory()):
+        weight_file.remove(folder, f"{weight_file.PREFIX}_{row['database']}_")
     return freed
 
 

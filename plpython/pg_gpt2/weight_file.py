@@ -1,0 +1,109 @@
+"""One file a version of a model's weights, which all sessions map read-only: memory and time of loading are paid once.
+
+It lies where PostgreSQL keeps temporary files, under a name that a restart removes and base backups skip. It is written with
+write() and renamed when complete, never mapped for writing and never truncated: a full disk is an error here and not a
+SIGBUS in somebody else. Whoever has an older version mapped keeps it after the name is gone.
+"""
+
+import contextlib
+import hashlib
+import mmap
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from . import host
+from .tensor import FLOAT32
+
+LEAST_BYTES = 8 << 20  # a smaller model loads as fast from its rows
+HUGE_PAGE = 2 << 20  # tensors of this size begin at one: 4 kB pages cost a fifth of the bandwidth
+WRITE_BYTES = 8 << 20  # file systems give huge pages to what is written in large pieces
+PREFIX = "pgsql_tmp_pg_gpt2"
+
+Params = dict[str, np.ndarray]
+
+
+def directory() -> str | None:
+    """Where the server, whose working directory is its data directory, keeps temporary files; None if this is no server."""
+    return os.path.join("base", "pgsql_tmp") if os.path.exists("PG_VERSION") and os.path.isdir("base") else None
+
+
+class WeightFile:
+    """The file of one version of a model in a database."""
+
+    def __init__(
+        self, folder: str, database: int, model: str, version: str, shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self._folder = folder
+        self._stem = f"{PREFIX}_{database}_{hashlib.md5(model.encode()).hexdigest()[:16]}_"
+        self._name = self._stem + version
+        self._shapes = dict(shapes)
+        self._places, self._size = _layout(self._shapes)
+
+    def attach(self) -> Params | None:
+        """The mapped weights, or None when there is no such file."""
+        try:
+            file = os.open(os.path.join(self._folder, self._name), os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            if os.fstat(file).st_size != self._size:
+                return None
+            mapped = mmap.mmap(file, self._size, prot=mmap.PROT_READ)
+        finally:
+            os.close(file)
+        with contextlib.suppress(OSError):  # kernels without huge pages for files
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+        return {
+            name: np.frombuffer(mapped, FLOAT32, int(np.prod(shape)), self._places[name]).reshape(shape)
+            for name, shape in self._shapes.items()
+        }
+
+    def build(self, params: Params) -> Params | None:
+        """Write the file, remove those of other versions, and attach it; None where there is no room. One builder at a time."""
+        new = os.path.join(self._folder, f"{self._name}.{os.getpid()}.new")
+        try:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+                for name, place in self._places.items():
+                    file.seek(place)
+                    _write(file.fileno(), params[name])
+                os.posix_fallocate(file.fileno(), self._size - 1, 1)  # the end is padding
+            os.rename(new, os.path.join(self._folder, self._name))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(new)
+            return None
+        remove(self._folder, self._stem, but=self._name)
+        return self.attach()
+
+
+def _layout(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int], int]:
+    """Where each tensor begins, and the size of the file."""
+    places, end = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * int(np.prod(shape))
+        unit = HUGE_PAGE if size >= HUGE_PAGE else 64
+        places[name] = -(-end // unit) * unit
+        end = places[name] + size
+    return places, -(-end // HUGE_PAGE) * HUGE_PAGE
+
+
+def _write(file: int, array: np.ndarray) -> None:
+    data = np.ascontiguousarray(array).data.cast("B")
+    while data:
+        data = data[os.write(file, data[:WRITE_BYTES]) :]
+        host.check_interrupts()
+
+
+def remove(folder: str, stem: str, but: str = "") -> int:
+    """Unlink the files whose names begin with `stem`, but not `but`; how many there were."""
+    count = 0
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            if name.startswith(stem) and name != but:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(folder, name))
+                    count += 1
+    return count
