@@ -67,7 +67,7 @@ provision-test:
 
 .PHONY: demo
 demo: .venv/test/complete
-	@dsn=$$($(MAKE) up | tail -n 1) && .venv/test/bin/python -m loaders.demo --dsn "$$dsn"
+	@dsn=$$($(MAKE) up) && .venv/test/bin/python -m loaders.demo --dsn "$$(echo "$$dsn" | tail -n 1)"
 
 .PHONY: test
 test: provision-test build .venv/test/complete
@@ -79,7 +79,7 @@ test-oracle: provision build .venv/oracle/complete
 
 .PHONY: bench
 bench: .venv/oracle/complete
-	@dsn=$$($(MAKE) up | tail -n 1) && .venv/oracle/bin/python tests/bench/bench.py --dsn "$$dsn" $(BENCH_ARGS)
+	@dsn=$$($(MAKE) up) && .venv/oracle/bin/python tests/bench/bench.py --dsn "$$(echo "$$dsn" | tail -n 1)" $(BENCH_ARGS)
 
 .PHONY: lint
 lint: .venv/lint/complete

@@ -27,6 +27,7 @@ TOPICS = (
     "scoring",
     "training",
     "checkpoints",
+    "replay",
     "retention",
     "kernels",
     "autograd",

@@ -32,7 +32,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 0961a3a385e7 @extschema@'] = importer['load'](sources, 'pg_gpt2 0961a3a385e7 @extschema@', '@extschema@')
+GD['pg_gpt2 05dd2a9b8b6c @extschema@'] = importer['load'](sources, 'pg_gpt2 05dd2a9b8b6c @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -68,7 +68,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .. import __version__, db, resources, store, threads, vocabularies, weight_file
+from .. import __version__, db, resources, store, threads, vocabularies, weight_file, weights
 from ..db import entry
 from ..errors import InvalidParameter, UndefinedObject, require
 
@@ -93,7 +93,7 @@ def _software() -> Iterator[Finding]:
     if threads.set_blas_threads(1):
         yield "BLAS", name, "ok", None
     else:
-        yield "BLAS", name, "warn", "Its threads cannot be set; NumPy from PyPI brings OpenBLAS, which is fast."
+        yield "BLAS", name, "warn", "Its threads cannot be set. Install OpenBLAS: libopenblas0, or NumPy from PyPI."
     if core := os.environ.get("OPENBLAS_CORETYPE"):
         yield (
             "OPENBLAS_CORETYPE",
@@ -106,18 +106,18 @@ def _software() -> Iterator[Finding]:
 def _hardware() -> Iterator[Finding]:
     rate = _gflops()
     slow = (
-        ("warn", "Install NumPy from PyPI for the server's Python: it brings OpenBLAS.")
+        ("warn", "Install OpenBLAS (apt-get install libopenblas0), or NumPy from PyPI, which brings it.")
         if rate < SLOW_GFLOPS
         else ("ok", None)
     )
     yield "matrix product", f"{rate:.0f} GFLOP/s on one core", *slow
-    yield "threads", f"{threads.threads()} of {len(os.sched_getaffinity(0))} cores", "ok", None
+    yield "threads", f"{threads.threads()} of {resources.cores()} cores", "ok", None
     limit = resources.memory_limit()
     available = resources.available_memory()
     yield "max_memory", resources.megabytes(limit), "ok", None
     if available is not None:
         yield "memory available", resources.megabytes(available), "ok", None
-    yield "cached weights", resources.megabytes(store.cache.bytes()), "ok", None
+    yield "cached weights", resources.megabytes(weights.cache.bytes()), "ok", None
 
 
 def _gflops(n: int = 512) -> float:
@@ -161,15 +161,15 @@ def _database() -> Iterator[Finding]:
 @entry
 def cache_status() -> list[tuple[str, str, str, int | None, bool]]:
     """Rows (kind, model, version, bytes, shared)."""
-    weights = [("weights", m.name, m.version, store.size(m), m.shared) for m in store.cache.models.values()]
-    return weights + [("tokenizer", name, version, None, False) for name, version in vocabularies.cached()]
+    models = [("weights", m.name, m.version, weights.size(m), m.shared) for m in weights.cache.models.values()]
+    return models + [("tokenizer", name, version, None, False) for name, version in vocabularies.cached()]
 
 
 @entry
 def cache_clear() -> int:
     """Bytes of this session's memory given up; for the extension's owner also the files that sessions share."""
-    freed = store.cache.bytes()
-    store.cache.models.clear()
+    freed = weights.cache.bytes()
+    weights.cache.models.clear()
     vocabularies.forget()
     resources.release_memory()
     row = db.row(
@@ -244,24 +244,28 @@ def _members() -> list[tuple[str, str]]:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.autograd', $pg_gpt2_source$"""llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated; parameters as handles."""
 
+from math import prod
+
 import numpy as np
 
-from .. import attributes, db, recording, replay, resources, store, tape_rows
+from .. import attributes, db, recording, replay, resources, store, tape_rows, weights
 from ..db import entry
 from ..errors import (
     InvalidParameter,
     NullNotAllowed,
+    OutOfMemory,
     PgGpt2Error,
     UndefinedObject,
     WrongState,
     require,
     require_positive,
 )
+from ..kernels import MAX_BYTES
 from ..ops import lookup
+from ..prompts import draw_seed
 from ..recording import Recorder
 from ..tape_rows import session_tape
 from ..tensor import from_bytes, to_bytes
-from .generation import draw_seed
 
 # --- the mode -------------------------------------------------------------------------------------------------------
 
@@ -311,13 +315,38 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
     resources.apply_threads()
     recorder = Recorder(room=1)
     try:
-        result = recorder.apply(name, *_values(name, inputs), **attrs)
+        values = _values(name, inputs)
+        _require_room(name, [value.data.shape for value in values], attrs)
+        result = recorder.apply(name, *values, **attrs)
     except PgGpt2Error as error:
         described = f"{error.detail}; " if error.detail else ""
         error.detail = f"{described}op {name} of handles {inputs}"
         raise
     recorder.flush()
     return result.id
+
+
+def _require_room(name: str, shapes: list[tuple[int, ...]], attrs: dict) -> None:
+    """53200 before an op makes a result that no bytea holds. Ops that are not here make none larger than their inputs."""
+    try:
+        if name in ("add", "mul"):
+            size = prod(np.broadcast_shapes(*shapes))
+        elif name == "matmul":
+            a, b = shapes
+            size = prod(np.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * b[-1]
+        elif name == "concat":
+            size = sum(map(prod, shapes))
+        elif name == "embedding":
+            size = np.size(attrs["ids"]) * prod(shapes[0][1:])
+        else:
+            return
+    except (ValueError, IndexError, KeyError):
+        return  # the op itself says what does not fit
+    if 4 * size > MAX_BYTES:
+        raise OutOfMemory(
+            f"{name}: a result of {size} values does not fit a value of 1 GB", hint="Work on fewer rows at a time."
+        )
+    resources.require_memory(2 * 4 * size, f"op {name}")
 
 
 def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
@@ -441,7 +470,7 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
 def materialize_params(model: str) -> int:
     """New handles for all parameters, in place of those mapped before; their number."""
     require(model=model)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     db.run(
         "DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], session_tape(), model
     )
@@ -536,10 +565,10 @@ def prune(model: str, keep_last: int, keep_every: int | None) -> int:
 
 
 @entry
-def diff(a: int, b: int | None) -> Iterator[tuple]:
+def diff(a: int, b: int | None) -> list[tuple]:
     """Rows (name, changed, max_abs_diff, l2_norm, relative)."""
     require(a=a)
-    return _diff(a, b)
+    return list(_diff(a, b))
 
 
 def _diff(a: int, b: int | None) -> Iterator[tuple]:
@@ -567,13 +596,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import batch, beam, db, gpt2, host, recording, resources, store, vocabularies
+from .. import batch, beam, db, gpt2, host, recording, resources, store, vocabularies, weights
 from ..bpe import Tokenizer
 from ..config import GPT2Config
 from ..db import entry
 from ..decode import Decoder, check_ids
 from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, require, require_positive
 from ..generation import Options, TextStream, Token, tokens
+from ..prompts import check_prompt, draw_seed, encode_prompt
 from ..sampling import Sampling, softmax
 from ..tensor import to_bytes
 
@@ -640,10 +670,10 @@ class _TextJob:
         echo: bool,
     ) -> None:
         _require_text(prompt, echo)
-        model = store.load(model_name)
+        model = weights.load(model_name)
         self.tokenizer = vocabularies.load(model.name)
         options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, self.tokenizer)
-        ids = _prompt_ids(prompt, model, self.tokenizer)
+        ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], max_tokens)
         self.prefix = prompt if echo else ""
         self.text = TextStream(self.tokenizer, options.stop, options.eos)
@@ -676,7 +706,7 @@ def _require_text(prompt: object, echo: bool | None) -> None:
         )
 
 
-def _require_cache(model: store.Model, lengths: list[int], max_tokens: int) -> None:
+def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
     """53200 when keys and values of so many positions do not fit."""
     positions = sum(min(length + max_tokens, model.config.n_positions) for length in lengths)
     wanted = 8 * model.config.n_layer * model.config.d_model * positions
@@ -703,10 +733,10 @@ def generate_batch(
     for prompt in prompts:
         _require_text(prompt, echo)
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    model = store.load(model_name)
+    model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
     options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
-    ids = [_prompt_ids(prompt, model, tokenizer) for prompt in prompts]
+    ids = [encode_prompt(prompt, model, tokenizer) for prompt in prompts]
     _require_cache(model, list(map(len, ids)), max_tokens)
     each = [replace(options, seed=options.seed + n) for n in range(len(ids))]
     texts = [TextStream(tokenizer, options.stop, options.eos) for _ in ids]
@@ -737,12 +767,12 @@ def beam_search(
             f"length_penalty must be between -100 and 100, not {length_penalty}",
             hint="Above 0 favours longer continuations; Hugging Face's default is 1.",
         )
-    model = store.load(model_name)
+    model = weights.load(model_name)
     tokenizer = vocabularies.find(model.name)
     if prompt is None:
-        ids = _given_ids(prompt_ids, model)
+        ids = check_prompt(prompt_ids, model)
     else:
-        ids = _prompt_ids(prompt, model, vocabularies.load(model.name))
+        ids = encode_prompt(prompt, model, vocabularies.load(model.name))
     options = _options(max_tokens, Sampling(), eos_token, 0, None, model.config, tokenizer)
     _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
     beams = beam.beam_search(
@@ -790,44 +820,6 @@ def _options(
     return Options(max_tokens, sampling, eos, draw_seed() if seed is None else seed, tuple(stop or ()))
 
 
-def draw_seed() -> int:
-    """A seed from the server's random(), which setseed() fixes."""
-    row = db.row("SELECT random() AS value")
-    return int((row or {})["value"] * 2**53)
-
-
-def _prompt_ids(prompt: str, model: store.Model, tokenizer: Tokenizer) -> list[int]:
-    """Ids of the prompt; the end-of-text token for an empty one; with a NOTICE when only its tail fits the window."""
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
-        if eos is None:
-            raise InvalidParameter(
-                f'an empty prompt needs an end-of-text token, and model "{model.name}" has none',
-                hint="Give a prompt, or set eos_token_id in llm_model_config.",
-            )
-        return [eos]
-    check_ids(ids, model.config, model.name)
-    _notice_long_prompt(len(ids), model)
-    return ids
-
-
-def _given_ids(ids: list[int] | None, model: store.Model) -> list[int]:
-    """Prompt ids as given, checked; with a NOTICE when only their tail fits the window."""
-    if not ids:
-        raise NullNotAllowed("ids must not be null or empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
-    check_ids(ids, model.config, model.name)
-    _notice_long_prompt(len(ids), model)
-    return ids
-
-
-def _notice_long_prompt(length: int, model: store.Model) -> None:
-    if length > model.config.n_positions:
-        db.notice(
-            f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used"
-        )
-
-
 @entry
 def generate_tokens(
     ids: list[int] | None,
@@ -844,8 +836,8 @@ def generate_tokens(
 ) -> list[int]:
     """New ids after `ids`."""
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    model = store.load(model_name)
-    ids = _given_ids(ids, model)
+    model = weights.load(model_name)
+    ids = check_prompt(ids, model)
     tokenizer = vocabularies.load(model.name) if stop else None
     options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
     _require_cache(model, [len(ids)], max_tokens)
@@ -871,9 +863,9 @@ def next_token(prompt: str, n: int, temperature: float, model_name: str | None) 
         raise InvalidParameter(
             f"temperature must be above 0 and finite, not {temperature}", hint="1 gives the model's own probabilities."
         )
-    model = store.load(model_name)
+    model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
-    ids = _prompt_ids(prompt, model, tokenizer)[-model.config.n_positions :]
+    ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
     logits = Decoder(model.params, model.config, len(ids)).feed(ids)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
@@ -900,9 +892,10 @@ def logits(
     vocab_size: int | None,
 ) -> bytes:
     """Logits [T, vocab] of all positions, as bytes."""
+    require(token_ids=token_ids)
     if not token_ids:
-        raise NullNotAllowed("token_ids must not be null or empty", hint="llm_encode(text, model) gives ids.")
-    model = store.load(model_name)
+        raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
+    model = weights.load(model_name)
     store.check_overrides(model.config, n_layer, n_head, d_model, vocab_size)
     if len(token_ids) > model.config.n_positions:
         raise InvalidParameter(
@@ -924,28 +917,28 @@ from typing import Any
 
 import numpy as np
 
-from .. import db, replay, resources, store, tape_dot, tape_rows, tracing, vocabularies
+from .. import db, replay, resources, store, tape_dot, tape_rows, tracing, vocabularies, weights
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState, require, require_positive
 from ..gpt2 import check_window
+from ..prompts import encode_prompt
 from ..replay import Application, Tensor
 from ..tensor import FLOAT32, to_bytes
-from .generation import _prompt_ids
 
 # --- a forward pass -------------------------------------------------------------------------------------------------
 
 
-def _ids_of(prompt: str, model: store.Model) -> list[int]:
+def _ids_of(prompt: str, model: weights.Model) -> list[int]:
     """Ids of a prompt; of one longer than the window, its tail."""
     require(prompt=prompt)
-    return _prompt_ids(prompt, model, vocabularies.load(model.name))[-model.config.n_positions :]
+    return encode_prompt(prompt, model, vocabularies.load(model.name))[-model.config.n_positions :]
 
 
 @entry
 def trace_text(prompt: str, model: str | None) -> Iterator[tuple[Any, ...]]:
     """Rows (seq, layer, op, name, shape, data)."""
-    loaded = store.load(model)
+    loaded = weights.load(model)
     return _trace(loaded, _ids_of(prompt, loaded))
 
 
@@ -953,13 +946,13 @@ def trace_text(prompt: str, model: str | None) -> Iterator[tuple[Any, ...]]:
 def trace_ids(ids: list[int], model: str | None) -> Iterator[tuple[Any, ...]]:
     """The same for token ids."""
     require(ids=ids)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     check_window(len(ids), loaded.config)
     check_ids(ids, loaded.config, loaded.name)
     return _trace(loaded, ids)
 
 
-def _trace(model: store.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
+def _trace(model: weights.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
     config, t = model.config, len(ids)
     layer = t * 22 * config.d_model + t * t * config.n_head
     resources.require_memory(4 * (config.n_layer * layer + 3 * t * config.vocab), f"a trace of {t} tokens")
@@ -974,7 +967,7 @@ def _trace(model: store.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
 def attention_weights(prompt: str, layer: int, head: int, model: str | None) -> list[tuple[Any, ...]]:
     """Rows (query_position, query_token, key_position, key_token, weight)."""
     require(layer=layer, head=head)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     for name, value, limit in (("layer", layer, loaded.config.n_layer), ("head", head, loaded.config.n_head)):
         if not 0 <= value < limit:
             raise InvalidParameter(
@@ -982,17 +975,17 @@ def attention_weights(prompt: str, layer: int, head: int, model: str | None) -> 
                 hint="Layers and heads count from 0, as in the names of parameters.",
             )
     ids = _ids_of(prompt, loaded)
-    weights = tracing.layer_attention(loaded.params, loaded.config, ids, layer)[head].tolist()
+    attention = tracing.layer_attention(loaded.params, loaded.config, ids, layer)[head].tolist()
     tokenizer = vocabularies.load(loaded.name)
     tokens = [db.storable(tokenizer.decode([token])) for token in ids]
-    return [(q, tokens[q], k, tokens[k], weights[q][k]) for q in range(len(ids)) for k in range(q + 1)]
+    return [(q, tokens[q], k, tokens[k], attention[q][k]) for q in range(len(ids)) for k in range(q + 1)]
 
 
 @entry
 def logit_lens(prompt: str, model: str | None, n: int) -> list[tuple[Any, ...]]:
     """Rows (layer, rank, token, probability, token_id)."""
     require_positive(n=n)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     ids = _ids_of(prompt, loaded)
     tokenizer = vocabularies.load(loaded.name)
     rows = []
@@ -1102,8 +1095,8 @@ from typing import Any
 from .. import kernels, resources
 from ..db import entry
 from ..errors import require
+from ..prompts import draw_seed
 from ..sampling import Sampling
-from .generation import draw_seed
 
 SMALL = (
     1 << 18
@@ -1236,6 +1229,7 @@ def init_model(
         eos = known.eos_token_id
     resources.require_memory(2 * 4 * wanted.n_params(), f'making model "{model}"')
     store.register(model, replace(wanted, eos_token_id=eos))
+    db.run("UPDATE {schema}.llm_model_config SET init_seed = $2 WHERE model = $1", ["text", "int8"], model, seed)
     params = gpt2.init_params(wanted, seed)
     store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in params.items()))
     del params
@@ -1315,6 +1309,7 @@ TABLES = (
 def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
+    store.lock(model)
     sharing.refuse_if_used(model)
     audit.drop_all(model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
@@ -1334,25 +1329,27 @@ from typing import Any
 
 import numpy as np
 
-from .. import gpt2, recording, resources, store
+from .. import gpt2, recording, resources, store, weights
 from ..config import block_shapes
 from ..db import entry
+from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
 from ..gpt2 import Dropout
 from ..ops.dropout import check_p
+from ..prompts import draw_seed
 from ..recording import Recorder
 from ..tape import Eager
 from ..tensor import from_bytes, to_bytes
-from .generation import draw_seed
 
 
 @entry
 def embed(tokens: list[int], model: str | None, d: int | None) -> bytes:
     """wte[token] + wpe[position]."""
     require(tokens=tokens)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     store.check_overrides(loaded.config, None, None, d, None)
     gpt2.check_window(len(tokens), loaded.config)
+    check_ids(tokens, loaded.config, loaded.name)
     ids = np.asarray(tokens, np.int64)
     return to_bytes(recording.on_tape(loaded, lambda run, params: gpt2.embed(run, params, ids)))
 
@@ -1429,7 +1426,7 @@ def forward_gpt2(
     """All blocks and ln_f."""
     require(input=data, dropout_p=dropout_p, training=training)
     check_p(dropout_p)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     config = loaded.config
     store.check_overrides(config, n_layer, n_head, d, None)
     if t is None:
@@ -1456,6 +1453,28 @@ def forward_gpt2(
 
 def _drop(p: float, training: bool) -> Dropout | None:
     return Dropout(p, draw_seed()) if training and p else None
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.replay', $pg_gpt2_source$"""llm_replay: arguments from SQL, checked."""
+
+from .. import resources, run_replay
+from ..db import entry
+from ..errors import require
+
+
+@entry
+def replay(run_id: int, from_checkpoint: int | None, to_step: int | None) -> list[tuple]:
+    """One row (first_step, last_step, step, what, recorded, replayed, exact, note)."""
+    require(run_id=run_id)
+    resources.apply_threads()
+    report = run_replay.replay(run_replay.Record.find(run_id), from_checkpoint, to_step)
+    resources.release_memory()
+    found = report.difference
+    parted = (None,) * 4 if found is None else (found.step, found.what, _text(found.recorded), _text(found.replayed))
+    return [(report.first_step, report.last_step, *parted, report.exact, "; ".join(report.notes))]
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.retention', $pg_gpt2_source$"""llm_log_prune: the log thinned out by age."""
 
@@ -1492,15 +1511,15 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.scoring', $pg_gpt2_so
 import math
 from typing import Any
 
-from .. import db, scoring, store, vocabularies
+from .. import db, scoring, vocabularies, weights
 from ..bpe import Tokenizer
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InvalidParameter, require
 
 
-def _prepare(text: str, model_name: str | None) -> tuple[store.Model, Tokenizer, list[int]]:
-    model = store.load(model_name)
+def _prepare(text: str, model_name: str | None) -> tuple[weights.Model, Tokenizer, list[int]]:
+    model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
     ids = tokenizer.encode(text)
     check_ids(ids, model.config, model.name)
@@ -1581,7 +1600,7 @@ from typing import Any
 from .. import bpe_train, db, server_files, store, vocabularies
 from ..bpe import Tokenizer
 from ..db import entry
-from ..errors import require
+from ..errors import InvalidParameter, require
 from ..formats import vocab as vocab_files
 
 MAX_FILE_BYTES = 256 << 20  # of vocab.json or merges.txt; GPT-2's have 1 MB
@@ -1634,6 +1653,11 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
     store.require_name(model)
     store.lock(model)
     vocabularies.require_none(model)
+    if store.has_weights(model) and vocab_size > (room := store.config(model).vocab):
+        raise InvalidParameter(
+            f'vocab_size {vocab_size} is more than the {room} tokens that the weights of model "{model}" are for',
+            hint="Use that many or fewer, or learn the vocabulary before llm_init_model, which then takes its size.",
+        )
     vocab, merges = bpe_train.train(db.source_texts(source, source_path), vocab_size)
     vocabularies.replace_tokens(model, vocab)
     vocabularies.replace_merges(model, merges)
@@ -1663,13 +1687,13 @@ import math
 
 import numpy as np
 
-from .. import audit, datasets, db, gpt2, recording, resources, runs, store, training, vocabularies
+from .. import audit, datasets, db, gpt2, recording, resources, runs, store, training, vocabularies, weights
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
 from ..ops.dropout import check_p
+from ..prompts import draw_seed
 from ..tape import Handle, Runner
-from .generation import draw_seed
 
 MOST_ROWS = 1 << 20  # a step: their order is drawn before anything else is done with them
 
@@ -1716,7 +1740,7 @@ def loss(
             f"tokens has {len(tokens)} ids and targets {len(targets)}; both must have the same number, at least one",
             hint="targets is tokens shifted by one: what follows each.",
         )
-    loaded = store.load(model)
+    loaded = weights.load(model)
     store.check_overrides(loaded.config, n_layer, n_head, d, vocab)
     for ids in (tokens, targets):
         check_ids(ids, loaded.config, loaded.name)
@@ -1738,7 +1762,7 @@ def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: in
     """One row (loss, perplexity, tokens)."""
     require(split=split)
     require_positive(batch_size=batch_size, max_rows=1 if max_rows is None else max_rows)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
     mean, count = training.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
     return [(mean, math.exp(min(mean, 700.0)), count)]
@@ -1898,7 +1922,10 @@ def train_stop(model: str) -> bool:
     require(model=model)
     return bool(
         db.run(
-            "UPDATE {schema}.llm_run SET stop_requested = true WHERE model = $1 AND status = 'running'", ["text"], model
+            "UPDATE {schema}.llm_run SET stop_requested = true WHERE run_id IN"
+            " (SELECT run_id FROM {schema}.llm_train_progress WHERE model = $1 AND status = 'running')",
+            ["text"],
+            model,
         )
     )
 $pg_gpt2_source$);
@@ -1930,7 +1957,9 @@ def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
 def import_npz_file(path: str, model: str, replace: bool | None) -> int:
     """A .npz file of the server -> rows."""
     store.require_name(model)
-    return _import(open_npz(server_files.open_to_read(path), store.find_config(model)), model, replace)
+    file = server_files.open_to_read(path)
+    store.lock(model)  # so that the configuration is still there when the tensors are
+    return _import(open_npz(file, store.find_config(model)), model, replace)
 
 
 @entry
@@ -1944,6 +1973,7 @@ def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
 def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
     """Check and store a checkpoint's tensors; their number."""
     with opened as checkpoint:
+        store.lock(model)
         known = store.find_config(model)
         config = known or checkpoint.config()
         if config is None:
@@ -1952,7 +1982,6 @@ def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
                 hint="INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab) VALUES (...) first,"
                 " or use python -m loaders.load_model, which reads config.json.",
             )
-        store.lock(model)
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
             sharing.forget(model)
@@ -2004,6 +2033,7 @@ class _Stored:
     def __init__(self, model: str, config: GPT2Config) -> None:
         self.shapes = dict(sorted(config.param_shapes().items()))
         self._model = model
+        self._check()
         rows = db.cursor(
             f'SELECT name, shape, data FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
             ["text"],
@@ -2011,11 +2041,30 @@ class _Stored:
         )
         self._tensors = groupby(rows, lambda row: row["name"])
 
+    def _check(self) -> None:
+        """55000 or 22000 before the first chunk: of an error between the rows of a set, PL/Python hides the message."""
+        found: dict[str, tuple[int, ...]] = {
+            row["name"]: (row["rows"], row["columns"]) if row["columns"] else (row["rows"],)
+            for row in db.query(
+                "SELECT name, sum(shape[1]) AS rows, max(shape[2]) AS columns"
+                f" FROM {store.resolved()} AS p GROUP BY name",
+                ["text"],
+                self._model,
+            )
+        }
+        if not found:
+            raise store.no_weights(self._model)
+        for name in sorted(found.keys() | self.shapes.keys()):
+            if found.get(name) != self.shapes.get(name):
+                raise InconsistentData(
+                    f'model "{self._model}": tensor "{name}" has shape {_shape(found.get(name))} in llm_param and'
+                    f" {_shape(self.shapes.get(name))} by llm_model_config",
+                    hint="Import the model again, or llm_checkpoint_load an earlier state.",
+                )
+
     def blocks(self, name: str) -> Iterable[np.ndarray]:
         """Blocks of the next tensor, which must be `name`."""
         found, rows = next(self._tensors, (None, iter(())))
-        if found is None and name == next(iter(self.shapes)):
-            raise store.no_weights(self._model)
         if found != name:
             raise InconsistentData(
                 f'model "{self._model}" has {found or "no tensor"} where "{name}" should follow',
@@ -2024,6 +2073,10 @@ class _Stored:
         for row in rows:
             host.check_interrupts()
             yield np.frombuffer(row["data"], FLOAT32).reshape(row["shape"])
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.attributes', $pg_gpt2_source$"""Attributes of ops as JSON, the column `llm_tape.extra`: read and checked on the way in, written on the way out.
 
@@ -2406,11 +2459,6 @@ class BatchOrder:
             source = np.random.Generator(rng.philox(self.seed, rng.ORDER, step=epoch))
             self._epoch, self._order = epoch, source.permutation(self.n_rows)
         return int(self._order[place])
-
-
-def batch_rows(seed: int, step: int, batch_size: int, n_rows: int) -> np.ndarray:
-    """Row numbers of one step, without keeping anything."""
-    return BatchOrder(seed, n_rows).rows(step, batch_size)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.beam', $pg_gpt2_source$"""Beam search as Hugging Face's `generate(num_beams=...)` does it: the same candidates, scores, penalties and stopping rules.
 
@@ -2518,17 +2566,12 @@ only a new word pays. No file or table is read here, that is for formats.vocab a
 import codecs
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from . import host
 from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
 from .errors import InconsistentData, InvalidParameter, NullNotAllowed, PgGpt2Error
 from .pretokenize import pretokens, split
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 END_OF_TEXT = "<|endoftext|>"
 CACHED_WORDS = 1 << 16  # some 15 MB
@@ -2646,10 +2689,6 @@ class Tokenizer:
         for part in parts:
             ids += [self.eos_token_id, *self._encode_ordinary(part)]
         return ids
-
-    def encode_array(self, text: str, special: bool = False) -> "NDArray[np.int32]":
-        """Token ids, [T]."""
-        return np.array(self.encode(text, special), dtype=np.int32)
 
     def count(self, text: str, special: bool = False) -> int:
         """Number of tokens of `text`."""
@@ -3237,9 +3276,10 @@ Python. A block is stored under its SHA-256 and compared with it when it is load
 sql/checkpoints.sql.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from . import checkpoint_files, db, sharing, store
@@ -3259,7 +3299,7 @@ LAST_RUN = """
         SELECT after_run, run_id FROM {schema}.llm_checkpoint_restore WHERE model = $1 ORDER BY id DESC LIMIT 1
     ) AS load ON true
 """
-CONFIG = "to_jsonb(c) - 'model' - 'preset'"
+CONFIG = "to_jsonb(c) - 'model' - 'preset' - 'init_seed'"
 MOMENTS = "coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)"
 
 
@@ -3296,6 +3336,12 @@ def find(checkpoint_id: int, model: str | None = None, lock: bool = False) -> Ch
     manifest = row["manifest"] and [Part.from_json(values) for values in json.loads(row["manifest"])]
     config = GPT2Config(**json.loads(row["config"]))
     return Checkpoint(row["id"], row["model"], row["step"], row["run_id"], config, row["file_path"], manifest)
+
+
+def last_run(model: str) -> int | None:
+    """The run that last changed `model`."""
+    row = db.row(f"SELECT ({LAST_RUN}) AS run_id", ["text"], model)
+    return (row or {})["run_id"]
 
 
 def parts(checkpoint: Checkpoint) -> list[Part]:
@@ -3340,6 +3386,39 @@ def _layout_error(model: str, name: str) -> InconsistentData:
         f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
         hint="Import the model again, or llm_checkpoint_load an earlier state.",
     )
+
+
+def blocks(saved: Checkpoint) -> Iterator[tuple[str, Part, bytes]]:
+    """("data", "m" or "v", block, its bytes) of all of a checkpoint, moments that are null left out; 22000 where the bytes are
+    not what was saved."""
+    if saved.manifest is None:
+        for kind in checkpoint_files.KINDS:
+            yield from _stored_blocks(saved, kind)
+        return
+    reader = checkpoint_files.open_file(str(saved.file_path), saved.id, saved.config, saved.manifest)
+    try:
+        for kind in checkpoint_files.KINDS:
+            for part in saved.manifest:
+                data = checkpoint_files.read_block(reader, part, kind, saved.id)
+                if data is not None:
+                    yield kind, part, data
+    finally:
+        reader.close()
+
+
+def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, bytes]]:
+    found = {(part.name, part.token_id): part for part in parts(saved) if part.digest(kind) is not None}
+    for row in db.cursor(
+        "SELECT c.name, c.token_id, b.data FROM {schema}.llm_checkpoint_part AS c"
+        f" LEFT JOIN {{schema}}.llm_checkpoint_blob AS b ON b.digest = c.{kind}"
+        f' WHERE c.checkpoint_id = $1 AND c.{kind} IS NOT NULL ORDER BY c.name COLLATE "C", c.token_id',
+        ["int4"],
+        saved.id,
+    ):
+        part = found[row["name"], row["token_id"]]
+        if row["data"] is None or hashlib.sha256(row["data"]).digest() != part.digest(kind):
+            raise checkpoint_files.damaged(saved.id, part.name, part.token_id, "in llm_checkpoint_blob")
+        yield kind, part, row["data"]
 
 
 # --- saving -----------------------------------------------------------------------------------------------------------------
@@ -3623,7 +3702,8 @@ A batch is fetched when its step needs it, as the binary form of the arrays, whi
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -3635,6 +3715,15 @@ from .errors import InconsistentData, InvalidParameter, UndefinedObject, WrongSt
 INSERT_TOKENS = 1 << 16  # tokens a statement
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
+
+
+class Row(NamedTuple):
+    """A row of llm_dataset: tokens [T], targets [T], and the first 8 bytes of the SHA-256 of both."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    digest: int
+
 
 # Rows that a model learns from: its own, and those of nobody whose ids it has.
 USABLE = (
@@ -3715,22 +3804,31 @@ def digest(model: str, config: GPT2Config) -> str:
     return found.hexdigest()
 
 
-def batches(ids: Sequence[int], model: str, config: GPT2Config) -> list[Batch]:
-    """The rows `ids`, checked, as batches of equal length, in the order of the ids within a length."""
+def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
+    """The rows `ids`, checked, in that order."""
     found = db.query(
         "SELECT id, array_send(tokens) AS tokens, array_send(target) AS target FROM {schema}.llm_dataset WHERE id = ANY ($1)",
         ["int8[]"],
         list(map(int, ids)),
     )
-    rows = {row["id"]: (_ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])) for row in found}
-    by_length: dict[int, list[Batch]] = {}
-    for row_id in map(int, ids):
-        if row_id not in rows:
+    by_id = {}
+    for row in found:
+        tokens, targets = _ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])
+        _check_row(row["id"], tokens, targets, model, config)
+        digest = hashlib.sha256(row["tokens"] + row["target"]).digest()
+        by_id[row["id"]] = Row(tokens, targets, int.from_bytes(digest[:8], "big", signed=True))
+    for row_id in ids:
+        if row_id not in by_id:
             raise UndefinedObject(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
-        tokens, target = rows[row_id]
-        _check_row(row_id, tokens, target, model, config)
-        by_length.setdefault(tokens.size, []).append((tokens, target))
-    return [(np.stack([t for t, _ in rows]), np.stack([t for _, t in rows])) for rows in by_length.values()]
+    return [by_id[row_id] for row_id in ids]
+
+
+def batches(found: Iterable[Row]) -> list[Batch]:
+    """Rows as batches of equal length, in their order within a length."""
+    by_length: dict[int, list[Row]] = {}
+    for row in found:
+        by_length.setdefault(row.tokens.size, []).append(row)
+    return [(np.stack([r.tokens for r in rows]), np.stack([r.targets for r in rows])) for rows in by_length.values()]
 
 
 def _ints(row_id: int, sent: bytes) -> np.ndarray:
@@ -3953,7 +4051,10 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
 
 @contextmanager
 def _search_path(path: str) -> Iterator[None]:
-    _set_search_path(path)
+    try:
+        _set_search_path(path)
+    except plpy.spiexceptions.InvalidParameterValue as error:
+        raise InvalidParameter(str(error), hint="source_path is written as SET search_path has it.") from None
     try:
         yield
     finally:
@@ -4220,6 +4321,12 @@ class FileAccessError(PgGpt2Error):
     """The operating system refused to read or write a file."""
 
     sqlstate = "58030"
+
+
+class DiskFull(PgGpt2Error):
+    """No room for a file."""
+
+    sqlstate = "53100"
 
 
 class OutOfMemory(PgGpt2Error):
@@ -7305,16 +7412,20 @@ class Op:
 
     def run(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
         """(y, saved); saved is None when the op saves nothing. 22023 when the number of inputs is wrong."""
-        if len(arrays) != len(self.inputs) and not (self.variadic and arrays):
-            raise InvalidParameter(
-                f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {len(arrays)}",
-                hint="Give one array for each of them, in this order.",
-            )
+        self.check_inputs(len(arrays))
         try:
             result = self.forward(*arrays, **attrs)
         except TypeError as error:
             raise self._bad_attributes(attrs, error) from error
         return result if self.saves else (result, None)
+
+    def check_inputs(self, count: int) -> None:
+        """22023 when the number of inputs is wrong."""
+        if count != len(self.inputs) and not (self.variadic and count):
+            raise InvalidParameter(
+                f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {count}",
+                hint="Give one array for each of them, in this order.",
+            )
 
     def grads(self, dy: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray | None, ...]:
         """Gradients of sum(dy * y) by the inputs, from the inputs alone."""
@@ -7862,6 +7973,55 @@ _ASCII_WORDS = _splitter(0x7F)
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]+")
 _CUT = re.compile("[^{0}][{0}]".format(_char_class(WHITE_SPACE, 0xFFFF)))
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.prompts', $pg_gpt2_source$"""What generation starts from: a prompt as ids the model has, and a seed.
+
+A prompt longer than the window keeps its tail, which callers cut off; the NOTICE about it is made here.
+"""
+
+from . import db, weights
+from .bpe import Tokenizer
+from .decode import check_ids
+from .errors import InvalidParameter, require
+
+
+def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
+    """Ids of the prompt; the end-of-text token for an empty one; with a NOTICE when only its tail fits the window."""
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
+        if eos is None:
+            raise InvalidParameter(
+                f'an empty prompt needs an end-of-text token, and model "{model.name}" has none',
+                hint="Give a prompt, or set eos_token_id in llm_model_config.",
+            )
+        return [eos]
+    check_ids(ids, model.config, model.name)
+    _notice_long_prompt(len(ids), model)
+    return ids
+
+
+def check_prompt(ids: list[int] | None, model: weights.Model) -> list[int]:
+    """Prompt ids as given, checked; with a NOTICE when only their tail fits the window."""
+    require(ids=ids)
+    if not ids:
+        raise InvalidParameter("ids must not be empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
+    check_ids(ids, model.config, model.name)
+    _notice_long_prompt(len(ids), model)
+    return ids
+
+
+def _notice_long_prompt(length: int, model: weights.Model) -> None:
+    if length > model.config.n_positions:
+        db.notice(
+            f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used"
+        )
+
+
+def draw_seed() -> int:
+    """A seed from the server's random(), which setseed() fixes."""
+    row = db.row("SELECT random() AS value")
+    return int((row or {})["value"] * 2**53)
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.recording', $pg_gpt2_source$"""Recording: a `Runner` whose handles are rows, so that model code written for training leaves its tape in tables.
 
 A parameter is the handle that this session mapped for it, else one made from the stored weights and mapped. A tensor
@@ -7874,7 +8034,7 @@ from typing import Any
 
 import numpy as np
 
-from . import db, host, resources, store
+from . import db, host, resources, store, weights
 from .config import block_shapes
 from .errors import InvalidParameter, WrongState
 from .ops import lookup
@@ -7934,7 +8094,7 @@ class Recorder:
         """Write what is still held."""
         self.writer.flush()
 
-    def params(self, model: store.Model) -> dict[str, Recorded]:
+    def params(self, model: weights.Model) -> dict[str, Recorded]:
         """Handles of all parameters of a model; those that are not mapped yet are made and mapped."""
         mapped = mapped_params(model.name)
         found = {}
@@ -7957,7 +8117,7 @@ class Recorder:
 
 
 def on_tape(
-    model: store.Model, work: Callable[[Runner, dict[str, Handle]], Handle], level: str | None = None
+    model: weights.Model, work: Callable[[Runner, dict[str, Handle]], Handle], level: str | None = None
 ) -> np.ndarray:
     """The result of `work(run, params)`, recorded while recording is on, or as the audit level says."""
     if level is None:
@@ -7970,7 +8130,7 @@ def on_tape(
     return result.data
 
 
-def materialize(recorder: Recorder, model: store.Model, names: Sequence[str]) -> dict[str, Recorded]:
+def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) -> dict[str, Recorded]:
     """New handles for parameters, mapped to their rows of llm_param."""
     resources.require_memory(sum(model.params[name].nbytes for name in names), f'handles for model "{model.name}"')
     found = {name: recorder.leaf(model.params[name], True) for name in names}
@@ -8134,8 +8294,12 @@ def ancestors(applications: Sequence[Application], start: int) -> list[Applicati
 
 
 def check_complete(applications: Iterable[Application], tensors: Mapping[int, Any]) -> None:
-    """42704 naming the row when a handle has no tensor."""
+    """22023 or 42704 naming the row when an op has another number of inputs, or a handle no tensor."""
     for application in applications:
+        try:
+            application.op.check_inputs(len(application.inputs))
+        except InvalidParameter as error:
+            raise application.about(error) from None
         for role, handle in [*(("input", i) for i in application.inputs), ("output", application.output)]:
             if handle not in tensors:
                 raise application.about(
@@ -8368,17 +8532,24 @@ NumPy's memory is outside work_mem, and the kernel answers its exhaustion by kil
 
 import ctypes
 import os
+import re
 
 from . import db, threads
 from .errors import InvalidParameter, OutOfMemory
 from .ops import CHUNK
 
 RESERVE = 256 << 20  # bytes left to everybody else
+UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def apply_threads(workers: int = 1) -> None:
     """Use `workers` cores when more than 1 are asked for, else those of pg_gpt2.threads, else all there are."""
-    threads.set_threads(workers if workers > 1 else _integer("threads", len(os.sched_getaffinity(0))))
+    threads.set_threads(workers if workers > 1 else _integer("threads", cores()))
 
 
 def attention_chunk() -> int:
@@ -8400,11 +8571,23 @@ def _integer(name: str, default: int) -> int:
 def memory_limit() -> int:
     """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of the machine."""
     row = db.row(
-        "SELECT least(pg_size_bytes(nullif(current_setting('pg_gpt2.max_memory', true), '')),"
-        " (SELECT pg_size_bytes(value) FROM {schema}.llm_limit WHERE name = 'max_memory')) AS bytes"
+        "SELECT nullif(current_setting('pg_gpt2.max_memory', true), '') AS setting,"
+        " (SELECT value FROM {schema}.llm_limit WHERE name = 'max_memory') AS cap"
     )
-    limit = (row or {}).get("bytes")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4 if limit is None else limit
+    setting, cap = (row or {})["setting"], (row or {})["cap"]
+    limits = [_bytes("pg_gpt2.max_memory", setting)] if setting else []
+    limits += [_bytes("max_memory in llm_limit", cap)] if cap else []
+    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+
+
+def _bytes(name: str, text: str) -> int:
+    """A size as PostgreSQL writes it."""
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{0,9})?)\s*(\w*)\s*", text, re.ASCII)
+    if found is None or found[2].lower() not in UNITS:
+        raise InvalidParameter(
+            f"{name} must be a size of memory, not '{text}'", hint="Examples: 800MB, 4GB. RESET pg_gpt2.max_memory;"
+        )
+    return int(float(found[1]) * UNITS[found[2].lower()])
 
 
 def require_memory(wanted: int, purpose: str) -> None:
@@ -8478,6 +8661,411 @@ def keep_mask(p: float, n: int, *, seed: int, step: int = 0, site: int = 0, row:
     source = philox(seed, DROPOUT, step=step, site=site, row=row, tick=start // VALUES_PER_TICK)
     return uint16(source, -(-n // VALUES_PER_TICK))[:n] >= drop_threshold(p)
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.run_replay', $pg_gpt2_source$"""A training run done again beside what is recorded of it: from a checkpoint, or from the seed of the model's first weights.
+
+It trains a copy in memory and writes nothing. Under the environment of the run every bit must agree; under another one losses
+and norms must agree within a tolerance, and where bits part is only told. `replay` does the same for one tape.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from math import isclose
+from typing import Any
+
+import numpy as np
+
+from . import checkpoints, datasets, db, gpt2, host, resources, runs, store
+from .batches import BatchOrder
+from .checkpoint_files import KINDS, Part
+from .checkpoints import Checkpoint
+from .config import GPT2Config
+from .errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from .ops import CHUNK
+from .tensor import FLOAT32, to_bytes
+from .trainer import Diverged, StepResult, Trainer
+from .training import Learner
+
+DECISIVE = ("sources", "numpy", "blas", "machine", "processor")  # about bits; the number of threads is not
+TOLERANCE = 1e-3  # relative: rounding of float32, 6e-8, which grows from step to step
+ROUNDED = ("loss", "grad_norm", "val_loss")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as llm_run has it."""
+
+    run_id: int
+    model: str
+    plan: runs.Plan
+    data: dict[str, Any]
+    tied: dict[str, str]
+    first_step: int
+    weights_digest: str | None
+    environment: dict[str, Any]
+    last: int  # step logged
+
+    @classmethod
+    def find(cls, run_id: int) -> "Record":
+        """42704 when there is none, 55000 when it cannot be done again."""
+        row = db.row(
+            "SELECT model, config, first_step, n_steps, weights_digest, environment,"
+            " (SELECT max(step) FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id) AS last"
+            " FROM {schema}.llm_run AS r WHERE run_id = $1",
+            ["int8"],
+            run_id,
+        )
+        if row is None:
+            raise UndefinedObject(f"run {run_id} does not exist", hint="SELECT run_id, model FROM llm_run lists them.")
+        if row["n_steps"] is None:
+            raise WrongState(
+                f"run {run_id} is of steps done by hand, whose parameters are not recorded",
+                hint="What llm_train and llm_train_run did can be replayed.",
+            )
+        if not row["last"]:
+            raise WrongState(f"run {run_id} has no step in llm_train_log", hint="There is nothing to compare with.")
+        config, environment = json.loads(row["config"]), json.loads(row["environment"])
+        try:
+            plan, data, tied = runs.Plan.of(config), config["data"], config.get("tied", {})
+            numbers = [*asdict(plan.settings).values(), plan.n_steps, plan.batch_size, plan.grad_accum]
+            chunk = environment.get("attention_chunk", CHUNK)
+            whole = [plan.settings.seed, plan.settings.warmup, plan.n_steps, plan.batch_size, plan.grad_accum, chunk]
+            if not (
+                all(isinstance(number, int | float | None) for number in numbers)
+                and all(type(number) is int for number in [*whole, data["rows"]])
+                and min(data["rows"], plan.batch_size, plan.grad_accum, chunk) > 0
+                and isinstance(data["digest"], str)
+                and all(isinstance(one, str) for one in tied.values())
+            ):
+                raise ValueError
+        except (KeyError, TypeError, AttributeError, ValueError, PgGpt2Error):
+            raise InconsistentData(
+                f"llm_run row {run_id}: config or environment is not what a run records",
+                hint="The row was changed by hand; without it the run cannot be done again.",
+            ) from None
+        return cls(
+            *(run_id, row["model"], plan, data, tied, row["first_step"]),
+            *(row["weights_digest"], environment, row["last"]),
+        )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where record and replay part, after `step` steps of the run."""
+
+    step: int
+    what: str
+    recorded: object = None
+    replayed: object = None
+
+
+@dataclass
+class Report:
+    """A row of llm_replay."""
+
+    first_step: int
+    last_step: int
+    exact: bool
+    difference: Difference | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+# --- where to begin ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """A copy of the model with `done` steps of the run behind it."""
+
+    learner: Learner
+    done: int
+    source: str
+
+    def difference(self, record: Record) -> Difference | None:
+        """Whether the run had other weights there."""
+        row = {"weights_digest": record.weights_digest} if self.done == 0 else _logged(record.run_id, self.done)
+        recorded = (row or {}).get("weights_digest")
+        found = self.learner.digest()
+        return (
+            None if recorded in (None, found) else Difference(self.done, f"weights of {self.source}", recorded, found)
+        )
+
+
+def begin(record: Record, from_checkpoint: int | None) -> Start | Difference:
+    """Where the replay begins, or that the checkpoint to begin with is damaged."""
+    if from_checkpoint is not None:
+        return _from_checkpoint(record, _required(record, from_checkpoint))
+    at_start = _saved(record, "c.step = $3")
+    for saved in at_start:
+        start = _from_checkpoint(record, saved)
+        if isinstance(start, Difference) or start.difference(record) is None:
+            return start
+    initial = _initial(record)
+    if initial is not None and initial.difference(record) is None:
+        return initial
+    for saved in _saved(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4 - 1"):
+        return _from_checkpoint(record, saved)
+    raise WrongState(
+        f"run {record.run_id} cannot be replayed: nothing has the weights that it began with, or had on its way",
+        hint="llm_checkpoint_save before a run, or between calls that resume it, makes it possible.",
+    )
+
+
+def _saved(record: Record, condition: str) -> Iterator[Checkpoint]:
+    """Checkpoints of the model, or that it was loaded from, in the order of their steps; the latest saved first."""
+    rows = db.query(
+        "SELECT c.id FROM {schema}.llm_checkpoint AS c WHERE (c.model = $1 OR EXISTS (SELECT FROM"
+        f" {{schema}}.llm_checkpoint_restore AS r WHERE r.model = $1 AND r.checkpoint_id = c.id)) AND {condition}"
+        " ORDER BY c.step, c.id DESC",
+        ["text", "int8", "int8", "int8"],
+        *(record.model, record.run_id, record.first_step, record.first_step + record.last),
+    )
+    return (checkpoints.find(row["id"]) for row in rows)
+
+
+def _required(record: Record, checkpoint_id: int) -> Checkpoint:
+    """The checkpoint that the caller names; 22023 when the run did not pass it."""
+    saved = checkpoints.find(checkpoint_id)
+    done = saved.step - record.first_step
+    if not any(found.id == saved.id for found in _saved(record, "true")):
+        problem = f'of model "{saved.model}", and run {record.run_id} of "{record.model}"'
+    elif not 0 <= done < record.last:
+        last = record.first_step + record.last
+        problem = f"of step {saved.step}; run {record.run_id} went from step {record.first_step} to {last}"
+    elif done and saved.run_id != record.run_id:
+        problem = f"of run {saved.run_id}, not of run {record.run_id}"
+    else:
+        return saved
+    raise InvalidParameter(
+        f"checkpoint {checkpoint_id} is {problem}",
+        hint="Give one saved where the run began or on its way, or leave from_checkpoint out.",
+    )
+
+
+def _from_checkpoint(record: Record, saved: Checkpoint) -> Start | Difference:
+    done = saved.step - record.first_step
+    shapes = saved.config.param_shapes()
+    arrays = {kind: {name: np.zeros(shape, FLOAT32) for name, shape in shapes.items()} for kind in KINDS}
+    steps = dict.fromkeys(shapes, 0)
+    try:
+        found = checkpoints.parts(saved)
+        checkpoints.check_layout(saved.model, saved.config, found)
+        for part in found:
+            steps[part.name] = max(part.step, steps[part.name])
+        for kind, part, data in checkpoints.blocks(saved):
+            rows = slice(part.token_id, part.token_id + part.shape[0])
+            arrays[kind][part.name][rows] = np.frombuffer(data, FLOAT32).reshape(part.shape)
+            host.check_interrupts()
+    except InconsistentData as error:
+        return Difference(done, error.message)
+    learner = _learner(record, saved.config, arrays["data"], arrays["m"], arrays["v"], steps)
+    return Start(learner, done, f"checkpoint {saved.id}")
+
+
+def _initial(record: Record) -> Start | None:
+    """The model as llm_init_model made it, where that is how it began."""
+    row = db.row("SELECT init_seed FROM {schema}.llm_model_config WHERE model = $1", ["text"], record.model)
+    if record.first_step or row is None or row["init_seed"] is None:
+        return None
+    config = store.config(record.model)
+    return Start(_learner(record, config, gpt2.init_params(config, row["init_seed"])), 0, "llm_init_model")
+
+
+def _learner(record: Record, config: GPT2Config, *state: dict) -> Learner:
+    chunk = record.environment.get("attention_chunk", CHUNK)
+    return Learner(record.model, config, Trainer(config, *state, tied=record.tied, chunk=chunk))
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------------
+
+
+def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> Report:
+    """Train again up to `to_step`, else as far as the log goes, and compare; ends at the first difference."""
+    last = record.last if to_step is None else to_step
+    if not 1 <= last <= record.last:
+        raise InvalidParameter(
+            f"to_step {to_step} is not a step of run {record.run_id}, which has logged 1 to {record.last}",
+            hint="Leave it out to replay all of them.",
+        )
+    resources.require_memory(16 * store.config(record.model).n_params(), f"a replay of run {record.run_id}")
+    other = [name for name in DECISIVE if record.environment.get(name) != runs.environment()[name]]
+    report = Report(1, last, not other)
+    start = begin(record, from_checkpoint)
+    if isinstance(start, Difference):
+        report.difference, report.last_step = start, start.step
+        return report
+    if start.done >= last:
+        raise InvalidParameter(
+            f"{start.source} already has {start.done} steps of run {record.run_id}; to_step is {last}",
+            hint="Give a later step, or an earlier checkpoint.",
+        )
+    report.first_step = start.done + 1
+    report.notes.append(f"from {start.source}")
+    report.difference = start.difference(record)
+    if report.difference is not None:
+        report.last_step = start.done
+        return report
+    work = _Replay(record, start.learner, report)
+    for step in range(start.done + 1, last + 1):
+        report.difference = next(work.step(step), None)
+        if report.difference is not None:
+            report.last_step = step
+            break
+        if (step - start.done) % max(1, (last - start.done) // runs.NOTICES) == 0:
+            db.notice(f"replay of run {record.run_id}: steps {start.done + 1} to {step} agree")
+    else:
+        report.difference = next(work.end(last), None)
+    work.tell(other)
+    return report
+
+
+class _Replay:
+    """Steps of a run beside their record; each comparison yields what differs."""
+
+    def __init__(self, record: Record, learner: Learner, report: Report) -> None:
+        self.record, self.learner, self.report = record, learner, report
+        self.rows = datasets.row_ids(record.model, learner.config, "train")
+        self.same_data = datasets.digest(record.model, learner.config) == record.data["digest"]
+        self.order = BatchOrder(record.plan.settings.seed, record.data["rows"])
+        self.unlogged = 0
+        self.rounded: int | None = None  # first step whose bits differ where they may
+        self.saved: dict[int, list[Checkpoint]] = {}
+        for saved in _saved(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4"):
+            self.saved.setdefault(saved.step - record.first_step, []).append(saved)
+
+    def step(self, step: int) -> Iterator[Difference]:
+        """Train one step; what differs from the record, the cause before the consequence."""
+        plan = self.record.plan
+        logged = _logged(self.record.run_id, step)
+        if logged is None:
+            self.unlogged += 1
+        ids = self._ids(step, logged)
+        if len(ids) != plan.batch_size * plan.grad_accum or not all(type(row_id) is int for row_id in ids):
+            yield Difference(step, "batch", ids)
+            return
+        try:
+            lr, result, digests = runs.learn(self.learner, plan, step, ids)
+        except (
+            UndefinedObject,
+            InvalidParameter,
+            InconsistentData,
+            Diverged,
+        ) as error:  # as a row of the data that is gone
+            yield Difference(step, error.message)
+            return
+        if logged is not None:
+            yield from self._rows_read(step, ids, logged, digests)
+            yield from self._numbers(step, logged, lr, result, ids)
+            if logged["weights_digest"] is not None:
+                yield from self._bits(step, "weights_digest", logged["weights_digest"], self.learner.digest())
+        for saved in self.saved.get(step, ()):
+            yield from self._checkpoint(step, saved)
+
+    def _ids(self, step: int, logged: db.Row | None) -> list[int]:
+        """Rows of the step: by the order of the run where the data are what they were, else as they were logged."""
+        if self.same_data:
+            return self.rows[self.order.rows(step, self.record.plan.batch_size * self.record.plan.grad_accum)].tolist()
+        if logged is None:
+            raise WrongState(
+                f"step {step} of run {self.record.run_id} is not in llm_train_log, and the data have changed since",
+                hint="Which rows it read is unknown; give a smaller to_step, or a later from_checkpoint.",
+            )
+        return logged["batch"]
+
+    def _rows_read(self, step: int, ids: list[int], logged: db.Row, digests: list[int]) -> Iterator[Difference]:
+        recorded = logged["batch_digest"]
+        if recorded is None or recorded == digests:
+            return
+        if self.same_data or len(recorded) != len(digests):
+            yield Difference(step, "batch_digest", recorded, digests)
+        for row_id, was, now in zip(ids, recorded, digests):
+            if was != now:
+                yield Difference(step, f"llm_dataset row {row_id}", was, now)
+
+    def _numbers(
+        self, step: int, logged: db.Row, lr: float, result: StepResult, ids: list[int]
+    ) -> Iterator[Difference]:
+        found = {"model": self.record.model, "batch": ids, "lr": lr, "tokens": result.tokens, "loss": result.loss}
+        found["grad_norm"] = result.grad_norm
+        if logged["val_loss"] is not None:
+            found["val_loss"] = self._val_loss()
+        for what, value in found.items():
+            yield from self._bits(step, what, logged[what], value)
+
+    def _val_loss(self) -> float | None:
+        try:
+            rows = datasets.row_ids(self.learner.model, self.learner.config, "val")
+        except WrongState:
+            return None
+        return runs.validate(self.learner, rows, self.record.plan.batch_size)
+
+    def _bits(self, step: int, what: str, recorded: Any, found: Any) -> Iterator[Difference]:
+        """A difference, unless it is one that another environment excuses."""
+        if recorded == found:
+            return
+        excused = not self.report.exact and (
+            what == "weights_digest"
+            or (what in ROUNDED and found is not None and isclose(recorded, found, rel_tol=TOLERANCE))
+        )
+        if excused:
+            self.rounded = self.rounded or step
+        else:
+            yield Difference(step, what, recorded, found)
+
+    def _checkpoint(self, step: int, saved: Checkpoint) -> Iterator[Difference]:
+        """A checkpoint saved after this step. Of those in files, the manifest is compared."""
+        if self.report.exact:
+            yield from self._blocks(step, f"checkpoint {saved.id}", checkpoints.parts(saved))
+        if saved.manifest is None:
+            try:
+                for _ in checkpoints.blocks(saved):
+                    host.check_interrupts()
+            except InconsistentData as error:
+                yield Difference(step, error.message)
+
+    def _blocks(self, step: int, where: str, found: Iterable[Part]) -> Iterator[Difference]:
+        trainer = self.learner.trainer
+        for part in found:
+            name = trainer.tied.get(part.name, part.name)
+            place = f'{where}: tensor "{part.name}", block {part.token_id}'
+            if part.step != trainer.steps[name]:
+                yield Difference(step, f"{place}, step", part.step, trainer.steps[name])
+            for kind, arrays in zip(KINDS, (trainer.params, trainer.m, trainer.v)):
+                rows = arrays[name][part.token_id : part.token_id + part.shape[0]]
+                digest, recorded = hashlib.sha256(to_bytes(rows)).hexdigest(), part.digest(kind)
+                if recorded is None or recorded.hex() != digest:
+                    yield Difference(step, f"{place}, {kind}", recorded and recorded.hex(), digest)
+            host.check_interrupts()
+
+    def end(self, step: int) -> Iterator[Difference]:
+        """The model's weights now, where they are those after this step."""
+        record = self.record
+        now = step == record.last and store.last_step(record.model) == record.first_step + step
+        if now and checkpoints.last_run(record.model) == record.run_id and self.report.exact:
+            self.report.notes.append("llm_param compared")
+            yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model))
+
+    def tell(self, other: list[str]) -> None:
+        """What a reader of the result has to know."""
+        notes = self.report.notes
+        if other:
+            bits = "no bit differs" if self.rounded is None else f"bits differ from step {self.rounded} on"
+            notes.append(f"{', '.join(other)} differ from the run's, so compared within {TOLERANCE:g} relative: {bits}")
+        if self.unlogged:
+            notes.append(f"{self.unlogged} steps are not in llm_train_log any more")
+        if not self.same_data and self.report.difference is None:
+            notes.append("the data have changed since, but not the rows that these steps read")
+
+
+def _logged(run_id: int, step: int) -> db.Row | None:
+    return db.row(
+        "SELECT model, lr, loss, grad_norm, tokens, val_loss, batch, batch_digest, weights_digest"
+        " FROM {schema}.llm_train_log WHERE run_id = $1 AND step = $2",
+        ["int8", "int8"],
+        *(run_id, step),
+    )
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.runs', $pg_gpt2_source$"""Training runs: the loop over steps, and what is recorded of it: the run, a log row a step, the weights at commit points.
 
 A run is determined by its configuration, the data and the weights at its start; every step by its number. So an interrupted
@@ -8488,16 +9076,17 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
-from . import __version__, datasets, db, host, threads
+from . import __version__, datasets, db, host, resources, threads
 from .audit import Auditor
 from .batches import BatchOrder
 from .optim import lr_schedule, run_lr
+from .tape import Audit
 from .trainer import StepResult
-from .training import Session, Settings, mean_loss
+from .training import Learner, Session, Settings, mean_loss
 
 NOTICES = 10  # a run, unless log_every says otherwise
 STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
@@ -8515,6 +9104,12 @@ class Plan:
     log_every: int | None
     audit: str = "tape"
 
+    @classmethod
+    def of(cls, config: dict) -> "Plan":
+        """Back from llm_run.config; what it does not determine is off."""
+        settings = Settings(**{field.name: config[field.name] for field in fields(Settings)})
+        return cls(settings, config["n_steps"], config["batch_size"], config["grad_accum"], None, None, "none")
+
 
 @dataclass
 class Log:
@@ -8531,11 +9126,12 @@ class Log:
         result: StepResult,
         seconds: float,
         batch: Sequence[int],
+        digests: Sequence[int],
         val_loss: float | None = None,
     ) -> None:
         """Remember a step."""
-        ids = "{" + ",".join(map(str, batch)) + "}"
-        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, ids))
+        arrays = ["{" + ",".join(map(str, values)) + "}" for values in (batch, digests)]
+        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays))
 
     def write(self, weights_digest: str | None = None) -> None:
         """Insert what was remembered; the digest is of the weights after the last of it."""
@@ -8543,23 +9139,14 @@ class Log:
             return
         db.run(
             "INSERT INTO {schema}.llm_train_log"
-            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, weights_digest)"
-            " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[],"
-            " CASE WHEN step = $11 THEN $12 END"
-            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10) AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch)",
+            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest)"
+            " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
+            " CASE WHEN step = $12 THEN $13 END"
+            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11)"
+            " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests)",
             [
-                "int8",
-                "text",
-                "int8[]",
-                "float8[]",
-                "float8[]",
-                "float8[]",
-                "int4[]",
-                "float8[]",
-                "float8[]",
-                "text[]",
-                "int8",
-                "text",
+                *("int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]"),
+                *("text[]", "text[]", "int8", "text"),
             ],
             *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
         )
@@ -8595,7 +9182,8 @@ class Run:
     def resume(self) -> bool:
         """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
         row = db.row(
-            "SELECT r.run_id, r.first_step, r.config = $2 AS same, l.step, l.weights_digest FROM {schema}.llm_run r"
+            "SELECT r.run_id, r.first_step, r.config = $2 AS same, l.step,"
+            " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
             " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
             " ORDER BY step DESC LIMIT 1) l ON true"
             " WHERE r.model = $1 AND r.status IN ('running', 'stopped') ORDER BY r.run_id DESC LIMIT 1",
@@ -8606,9 +9194,7 @@ class Run:
         if row is None:
             return False
         done = row["step"] or 0
-        same_weights = self.session.step == row["first_step"] + done and (
-            done == 0 or row["weights_digest"] == self.session.digest()
-        )
+        same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
         if not (row["same"] and same_weights):
             what = "weights" if row["same"] else "parameters or data"
             db.notice(f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run")
@@ -8627,32 +9213,30 @@ class Run:
         """What determines the run, beside the weights at its start."""
         plan = self.plan
         numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
-        return asdict(plan.settings) | numbers | {"data": self.data}
+        tied = {"tied": self.session.trainer.tied} if self.session.trainer.tied else {}
+        return asdict(plan.settings) | numbers | {"data": self.data} | tied
 
     def step(self) -> None:
         """The next step."""
         plan, session, step = self.plan, self.session, self.done + 1
         began = time.perf_counter()
         ids = self._rows[self._order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
-        settings = plan.settings
-        lr = run_lr(step, plan.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
-        batches = session.batches(ids, plan.batch_size)
         # Any step of a committing run may be the last before a commit; of another, only the last stay.
         audit = self._audit.begin(self.run_id, step, 0 if self._commits else plan.n_steps - step)
-        result = session.trainer.step(batches, lr=lr, step_no=step, audit=audit, **settings.arguments())  # type: ignore[arg-type]
+        lr, result, digests = learn(session, plan, step, ids, audit)
         self._audit.end(session.trainer)
         seconds = time.perf_counter() - began
         val_loss = self._evaluate(step)
-        self._log.add(step, lr, result, seconds, ids, val_loss)
+        self._log.add(step, lr, result, seconds, ids, digests, val_loss)
         self._progress.show(step, result.loss, lr, result.tokens, val_loss)
         self.done = step
         host.check_interrupts()
 
     def _evaluate(self, step: int) -> float | None:
-        every, n_steps, session = self.plan.eval_every, self.plan.n_steps, self.session
+        every, n_steps = self.plan.eval_every, self.plan.n_steps
         if self._val_rows is None or not every or (step % every and step != n_steps):
             return None
-        return mean_loss(session.trainer.params, session.config, session.model, self._val_rows, self.plan.batch_size)[0]
+        return validate(self.session, self._val_rows, self.plan.batch_size)
 
     def commit_point(self, status: str = "running") -> None:
         """Write weights and log; the caller commits."""
@@ -8671,6 +9255,23 @@ class Run:
         """Whether llm_train_stop was called."""
         row = db.row("SELECT stop_requested FROM {schema}.llm_run WHERE run_id = $1", ["int8"], self.run_id)
         return row is None or row["stop_requested"]
+
+
+def learn(
+    learner: Learner, plan: Plan, step: int, ids: Sequence[int], audit: Audit | None = None
+) -> tuple[float, StepResult, list[int]]:
+    """One step of a run, on the rows `ids`: learning rate, result, digests of the rows."""
+    settings = plan.settings
+    lr = run_lr(step, plan.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
+    batches, digests = learner.batches(ids, plan.batch_size)
+    result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, **settings.arguments())  # type: ignore[arg-type]
+    return lr, result, digests
+
+
+def validate(learner: Learner, ids: np.ndarray, batch_size: int) -> float:
+    """Mean loss of the rows `ids` at this moment of a run."""
+    trainer = learner.trainer
+    return mean_loss(trainer.params, learner.config, learner.model, ids, batch_size, trainer.chunk)[0]
 
 
 def train(session: Session, plan: Plan) -> int:
@@ -8711,9 +9312,9 @@ def train_committing(session: Session, plan: Plan, commit_every: int, flush_seco
 def new_run(session: Session, config: dict, seed: int, n_steps: int | None, status: str) -> int:
     """A row of llm_run; its run_id."""
     row = db.row(
-        "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version, environment)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING run_id",
-        ["text", "jsonb", "int8", "text", "int8", "int4", "text", "jsonb"],
+        "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version,"
+        " weights_digest, environment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING run_id",
+        ["text", "jsonb", "int8", "text", "int8", "int4", "text", "text", "jsonb"],
         *(
             session.model,
             json.dumps(config),
@@ -8722,6 +9323,7 @@ def new_run(session: Session, config: dict, seed: int, n_steps: int | None, stat
             session.step,
             n_steps,
             session.version,
+            session.digest(),
             json.dumps(environment()),
         ),
     )
@@ -8737,6 +9339,7 @@ def environment() -> dict[str, object]:
         "numpy": np.__version__,
         "blas": threads.blas_name(),
         "threads": threads.threads(),
+        "attention_chunk": resources.attention_chunk(),
         "machine": platform.machine(),
         "processor": _processor(),
     }
@@ -8758,7 +9361,7 @@ def train_step(
     if ids is None:
         rows = datasets.row_ids(session.model, session.config, "train")
         ids = [int(rows[(step - 1) % len(rows)])]
-    batches = session.batches(ids, len(ids))
+    batches, digests = session.batches(ids, len(ids))
     if total_steps is not None:
         lr = lr_schedule(step, settings.warmup, total_steps, settings.lr_max, settings.min_lr)
     else:
@@ -8769,7 +9372,7 @@ def train_step(
     watch = auditor.begin(log.run_id, step)
     result = session.trainer.step(batches, lr=lr, step_no=step, audit=watch, **settings.arguments())  # type: ignore[arg-type]
     auditor.end(session.trainer)
-    log.add(step, lr, result, time.perf_counter() - began, ids)
+    log.add(step, lr, result, time.perf_counter() - began, ids, digests)
     log.write()
     session.write()
     auditor.write()
@@ -9064,6 +9667,7 @@ Membership is asked with USAGE, so that a NOINHERIT member has to SET ROLE first
 target, which is renamed when it is complete: a failure leaves what was there.
 """
 
+import errno
 import os
 import stat
 import tempfile
@@ -9072,6 +9676,7 @@ from typing import BinaryIO
 
 from . import db
 from .errors import (
+    DiskFull,
     FileAccessError,
     InsufficientPrivilege,
     InvalidParameter,
@@ -9145,6 +9750,8 @@ def _allowed(path: str | None, role: str, verb: str) -> str:
 
 
 def _file_error(path: str | None, error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFull(f'cannot write "{path}": {error.strerror}', hint="Make room there, or choose another place.")
     kind = UndefinedFile if isinstance(error, FileNotFoundError | NotADirectoryError) else FileAccessError
     return kind(
         f'cannot open "{path}": {error.strerror}',
@@ -9297,40 +9904,31 @@ def forget(target: str) -> int:
     """Let `target` share nothing, without copies, because all its weights are replaced or dropped; how many it shared."""
     return db.run("DELETE FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], target)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.store', $pg_gpt2_source$"""Models as rows: configuration, weights, optimizer state; and the cache of weights by version.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.store', $pg_gpt2_source$"""Models as rows: names, configurations, locks, and how weights are laid out in blocks.
 
-Tables are the truth, memory is a cache of a version. The version is computed from the visible rows under the caller's rights at
-every call, so that it follows DML by hand, rollback, savepoints and row-level security; nothing has to be invalidated.
+Tables are the truth; what a session holds of them in memory is in `weights`.
 """
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 
-from . import db, host, resources, weight_file
+from . import db, host
 from .config import GPT2Config
 from .errors import (
     DuplicateObject,
-    InconsistentData,
     InvalidParameter,
     LockNotAvailable,
     NullNotAllowed,
     UndefinedObject,
     WrongState,
 )
-from .tensor import FLOAT32, to_bytes
+from .tensor import to_bytes
 
 BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
 FLUSH_BYTES = 64 << 20  # a statement's worth of blocks: each statement is a subtransaction, and bytea[] ends at 1 GiB
 DEFAULT_MODEL = "gpt2-small"
-
-# One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
-# transaction: then ctid and xmin alone repeat.
-ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
 
 
 def resolved(model: str = "$1") -> str:
@@ -9347,19 +9945,7 @@ def resolved(model: str = "$1") -> str:
     )
 
 
-Params = dict[str, np.ndarray]
 RowReader = Callable[[int, int], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model at one version; `params` are read-only arrays, name -> (shape of the configuration)."""
-
-    name: str
-    config: GPT2Config
-    version: str
-    params: Params
-    shared: bool = False  # mapped from the file that all sessions use
 
 
 def model_name(model: str | None) -> str:
@@ -9415,7 +10001,6 @@ def check_overrides(
 # One lock a model for all that changes its weights. Readers take none. It is advisory, because a procedure that commits has to
 # hold it across its commits.
 LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
-BUILD = "'{schema}.llm_model_config'::regclass::oid::integer, hashtext($1)"  # for who writes the file of its weights
 
 
 def lock(model: str) -> None:
@@ -9486,179 +10071,10 @@ def require_no_weights(model: str) -> None:
         )
 
 
-# --- version and cache ------------------------------------------------------------------------------------------------------
-
-
-class _Cache:
-    """Models of this session by (name, version), least recently used first."""
-
-    def __init__(self) -> None:
-        self.models: OrderedDict[str, Model] = OrderedDict()
-
-    def get(self, name: str, version: str) -> Model | None:
-        found = self.models.get(name)
-        if found is None or found.version != version:
-            return None
-        self.models.move_to_end(name)
-        return found
-
-    def make_room(self, name: str, wanted: int, room: int) -> None:
-        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`."""
-        self.models.pop(name, None)
-        while self.models and self.bytes() + wanted > room:
-            self.models.popitem(last=False)
-
-    def put(self, model: Model) -> None:
-        self.models[model.name] = model
-
-    def bytes(self) -> int:
-        """Bytes that only this session holds."""
-        return sum(size(model) for model in self.models.values() if not model.shared)
-
-
-cache = _Cache()
-
-
-def size(model: Model) -> int:
-    """Bytes of a model's weights."""
-    return sum(array.nbytes for array in model.params.values())
-
-
 def last_step(model: str) -> int:
     """AdamW updates that the model has had."""
     row = db.row(f"SELECT max(step) AS step FROM {resolved()} AS p", ["text"], model)
     return (row or {})["step"] or 0
-
-
-def weights_version(model: str) -> str:
-    """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
-    row = db.row(
-        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {resolved()} AS p",
-        ["text"],
-        model,
-    )
-    return (row or {})["version"] or hashlib.md5(b"").hexdigest()
-
-
-def load(model: str | None) -> Model:
-    """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
-    name = model_name(model)
-    wanted = config(name)
-    resources.apply_threads()
-    version = weights_version(name)
-    found = cache.get(name, version)
-    if found is None or found.config != wanted:
-        cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
-        found = _load_shared(name, wanted, version) or _load_private(name, wanted)
-        cache.put(found)
-    return found
-
-
-def _load_private(name: str, wanted: GPT2Config) -> Model:
-    """The model in this session's own memory."""
-    return Model(name, wanted, *_read_params(name, wanted))
-
-
-def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
-    """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
-
-    A transaction that has written may see rows that are nobody else's business yet.
-    """
-    folder = weight_file.directory()
-    row = db.row(
-        "SELECT oid::bigint AS database, pg_current_xact_id_if_assigned() IS NULL AS reads_only"
-        " FROM pg_database WHERE datname = current_database()"
-    )
-    if folder is None or row is None or not row["reads_only"] or 4 * wanted.n_params() < weight_file.LEAST_BYTES:
-        return None
-    file = weight_file.WeightFile(folder, row["database"], name, version, wanted.param_shapes())
-    params = file.attach()
-    if params is None:
-        with _builder(name):
-            params = file.attach() or _build(file, name, wanted, version)
-        resources.release_memory()
-    return Model(name, wanted, version, params, shared=True) if params else None
-
-
-def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
-    read, params = _read_params(name, wanted)
-    return file.build(params) if read == version else None
-
-
-@contextmanager
-def _builder(model: str) -> Iterator[None]:
-    """Sessions that need a version's file queue here, so that one writes it."""
-    db.run(f"SELECT pg_advisory_lock({BUILD})", ["text"], model)
-    try:
-        yield
-    finally:
-        db.run(f"SELECT pg_advisory_unlock({BUILD})", ["text"], model)
-
-
-def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
-    """Version and weights through one cursor, hence of one snapshot."""
-    resources.require_memory(4 * wanted.n_params(), f'model "{name}"')
-    shapes = wanted.param_shapes()
-    rows = db.cursor(
-        f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
-        f" FROM {resolved()} AS p ORDER BY p.name, p.token_id",
-        ["text"],
-        name,
-    )
-    digest = hashlib.md5()
-    assembly = Assembly(name, shapes)
-    for count, row in enumerate(rows):
-        digest.update((("\n" if count else "") + row["version"]).encode())
-        assembly.add(row["name"], row["token_id"], row["shape"], row["data"])
-        host.check_interrupts()
-    params = assembly.finish()
-    for array in params.values():
-        array.flags.writeable = False
-    return digest.hexdigest(), params
-
-
-class Assembly:
-    """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
-
-    def __init__(self, model: str, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.model = model
-        self.shapes = shapes
-        self.params: Params = {}
-        self._rows: dict[str, int] = {}
-
-    def add(self, name: str, first: int, shape: list[int], data: bytes) -> None:
-        """Take one block, blocks of a tensor in ascending order."""
-        if name not in self.shapes:
-            raise self._refusal(
-                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
-            )
-        wanted = self.shapes[name]
-        if tuple(shape[1:]) != wanted[1:]:
-            raise self._refusal(
-                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
-            )
-        if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
-            raise self._refusal(
-                f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
-                "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
-            )
-        if name not in self.params:
-            self.params[name] = np.empty(wanted, FLOAT32)
-        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
-        self._rows[name] = first + shape[0]
-
-    def finish(self) -> Params:
-        """All tensors in the order of the configuration; 55000 when there is none at all."""
-        if not self.params:
-            raise no_weights(self.model)
-        for name, shape in self.shapes.items():
-            rows = self._rows.get(name, 0)
-            if rows < shape[0]:
-                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
-        return {name: self.params[name] for name in self.shapes}
-
-    def _refusal(self, problem: str, hint: str) -> InconsistentData:
-        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------------
@@ -10096,6 +10512,13 @@ def applications(tape_id: int) -> list[Application]:
 
 def _application(row: db.Row) -> Application:
     bare = Application(row["id"], row["name"], tuple(row["inputs"]), row["output"], {})
+    if not all(type(handle) is int for handle in bare.inputs):
+        raise bare.about(
+            InconsistentData(
+                "inputs must be an array of handles, of one dimension and without null",
+                hint="The row was changed by hand; record again.",
+            )
+        )
     try:
         return replace(bare, attrs=attributes.parse(row["name"], row["extra"]))
     except PgGpt2Error as error:
@@ -10107,7 +10530,16 @@ def tensors(tape_id: int) -> dict[int, Tensor]:
     rows = db.cursor(
         "SELECT id, shape, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1", ["int8"], tape_id
     )
-    return {row["id"]: Tensor(row["id"], tuple(row["shape"]), row["requires_grad"]) for row in rows}
+    return {row["id"]: Tensor(row["id"], _shape(row["id"], row["shape"]), row["requires_grad"]) for row in rows}
+
+
+def _shape(handle: int, shape: list) -> tuple[int, ...]:
+    if not all(type(n) is int for n in shape):
+        raise InconsistentData(
+            f"handle {handle} has a shape of more than one dimension, or with a null: {shape}",
+            hint="Its row of llm_tensor_rt was changed by hand; record again.",
+        )
+    return tuple(shape)
 
 
 def data(tape_id: int, handles: Iterable[int], column: str = "data") -> dict[int, np.ndarray]:
@@ -10129,7 +10561,7 @@ def data(tape_id: int, handles: Iterable[int], column: str = "data") -> dict[int
     )
     found = {}
     for row in rows:
-        found[row["id"]] = _checked(row["id"], row["bytes"], row["shape"])
+        found[row["id"]] = _checked(row["id"], row["bytes"], _shape(row["id"], row["shape"]))
         host.check_interrupts()
     return found
 
@@ -10160,8 +10592,8 @@ def value(handle: int) -> tuple[Tensor, np.ndarray]:
         raise unknown(handle)
     if row["data"] is None:
         raise WrongState(f"handle {handle} has no data", hint="Audit level 'tape' keeps no values; use 'full'.")
-    found = Tensor(handle, tuple(row["shape"]), row["requires_grad"])
-    return found, _checked(handle, row["data"], row["shape"])
+    found = Tensor(handle, _shape(handle, row["shape"]), row["requires_grad"])
+    return found, _checked(handle, row["data"], found.shape)
 
 
 def unknown(handle: int) -> UndefinedObject:
@@ -10946,9 +11378,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from . import datasets, db, host, resources, store
+from . import datasets, db, host, resources, store, weights
 from .config import GPT2Config
 from .errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
+from .ops.dropout import check_p
+from .optim import check_adamw
 from .tensor import FLOAT32, to_bytes
 from .trainer import Diverged, Trainer, estimate_step_bytes, evaluate
 
@@ -10979,6 +11413,8 @@ class Settings:
                 )
         if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
             raise InvalidParameter(f"grad_clip must be above 0, not {self.grad_clip}", hint="null = no clipping.")
+        check_p(self.dropout_p)
+        check_adamw(self.lr_max, self.beta1, self.beta2, self.eps, self.weight_decay, step=1)
 
     def arguments(self) -> dict[str, float | int | None]:
         """What Trainer.step takes beside batches, learning rate and number of the step."""
@@ -10986,45 +11422,77 @@ class Settings:
         return {name: value for name, value in values.items() if name not in ("lr_max", "warmup", "min_lr")}
 
 
-class Session:
-    """A model's state in memory, from its rows and back to them. The caller holds the model's lock."""
+class Learner:
+    """A model in memory that learns from rows of llm_dataset."""
 
-    def __init__(self, model: str, workers: int) -> None:
+    def __init__(self, model: str, config: GPT2Config, trainer: Trainer) -> None:
         self.model = model
-        self.config = store.config(model)
-        resources.apply_threads(workers)
-        resources.require_memory(16 * self.config.n_params(), f'training "{model}"')
-        self.version = store.weights_version(model)
+        self.config = config
+        self.trainer = trainer
         self._granted = 0  # bytes beside the state that steps may use
-        self._blocks: list[tuple[str, int, int]] = []
-        self._rows: dict[tuple[str, int], tuple[str, str, int]] = {}  # of llm_param: a shared block is another model's
-        self.trainer = self._read()
 
     @property
     def step(self) -> int:
         """AdamW updates that the model has had."""
         return max(self.trainer.steps.values())
 
-    def _read(self) -> Trainer:
-        assembly = store.Assembly(self.model, self.config.param_shapes())
-        m: store.Params = {}
-        v: store.Params = {}
+    def batches(self, ids: Sequence[int], batch_size: int) -> tuple[list[datasets.Batch], list[int]]:
+        """The rows `ids`, cut into micro-batches of at most `batch_size`; and the digest of each row."""
+        rows = datasets.rows(ids, self.model, self.config)
+        found = []
+        for start in range(0, len(rows), batch_size):
+            found += datasets.batches(rows[start : start + batch_size])
+        self._require_memory(max(len(tokens) for tokens, _ in found), max(tokens.shape[1] for tokens, _ in found))
+        return found, [row.digest for row in rows]
+
+    def _require_memory(self, rows: int, length: int) -> None:
+        """53200 when a batch needs more than there is; asked again only of a larger one, for the step keeps its memory."""
+        wanted = estimate_step_bytes(self.config, rows, length) - 16 * self.config.n_params()
+        if wanted > self._granted:
+            resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
+            self._granted = wanted
+
+    def digest(self) -> str:
+        """SHA-256 of all weights, tensors in the order of the configuration."""
+        found = hashlib.sha256()
+        for array in self.trainer.params.values():
+            found.update(to_bytes(array))
+            host.check_interrupts()
+        return found.hexdigest()
+
+
+class Session(Learner):
+    """A model in memory, from its rows and back to them. The caller holds the model's lock."""
+
+    def __init__(self, model: str, workers: int) -> None:
+        config = store.config(model)
+        resources.apply_threads(workers)
+        resources.require_memory(16 * config.n_params(), f'training "{model}"')
+        self.version = weights.version_of(model)
+        self._blocks: list[tuple[str, int, int]] = []
+        self._rows: dict[tuple[str, int], tuple[str, str, int]] = {}  # of llm_param: a shared block is another model's
+        super().__init__(model, config, self._read(model, config))
+
+    def _read(self, model: str, config: GPT2Config) -> Trainer:
+        assembly = weights.Assembly(model, config.param_shapes())
+        m: weights.Params = {}
+        v: weights.Params = {}
         steps: dict[str, int] = {}
         for row in db.cursor(
             "SELECT name, token_id, shape, data, m, v, step, source_model, source_name, source_token_id"
             f" FROM {store.resolved()} AS p ORDER BY name, token_id",
             ["text"],
-            self.model,
+            model,
         ):
             name, first, rows = row["name"], row["token_id"], row["shape"][0]
             assembly.add(name, first, row["shape"], row["data"])
             for moments, data in ((m, row["m"]), (v, row["v"])):
                 if name not in moments:
-                    moments[name] = np.zeros(self.config.param_shapes()[name], FLOAT32)
+                    moments[name] = np.zeros(config.param_shapes()[name], FLOAT32)
                 if data:
                     if len(data) != len(row["data"]):
                         raise InconsistentData(
-                            f'm or v of tensor "{name}", block {first}, of model "{self.model}" has {len(data)} bytes,'
+                            f'm or v of tensor "{name}", block {first}, of model "{model}" has {len(data)} bytes,'
                             f" not {len(row['data'])}",
                             hint="Set m and v to null to start the optimizer anew.",
                         )
@@ -11034,9 +11502,9 @@ class Session:
             self._rows[name, first] = row["source_model"], row["source_name"], row["source_token_id"]
             host.check_interrupts()
         params = assembly.finish()
-        return Trainer(self.config, params, m, v, steps, tied=self._tied(), chunk=resources.attention_chunk())
+        return Trainer(config, params, m, v, steps, tied=self._tied(model), chunk=resources.attention_chunk())
 
-    def _tied(self) -> dict[str, str]:
+    def _tied(self, model: str) -> dict[str, str]:
         """Tensors that share the rows of one before them -> that one. Their blocks are then no longer written themselves."""
         first: dict[tuple, str] = {}
         tied: dict[str, str] = {}
@@ -11050,30 +11518,17 @@ class Session:
             name.rsplit(".", 1)[0] == one.rsplit(".", 1)[0] for name, one in tied.items()
         ):
             raise FeatureNotSupported(
-                f'model "{self.model}" shares a block twice in a way that cannot be trained',
+                f'model "{model}" shares a block twice in a way that cannot be trained',
                 hint="Tensors that share with one another must share all their blocks, and not be weight and bias of one layer;"
                 " llm_unshare_param gives the model copies of its own.",
             )
         return tied
 
-    def batches(self, ids: Sequence[int], batch_size: int) -> list[datasets.Batch]:
-        """The rows `ids`, cut into micro-batches of at most `batch_size`."""
-        found = []
-        for start in range(0, len(ids), batch_size):
-            found += datasets.batches(ids[start : start + batch_size], self.model, self.config)
-        self._require_memory(max(len(tokens) for tokens, _ in found), max(tokens.shape[1] for tokens, _ in found))
-        return found
-
-    def _require_memory(self, rows: int, length: int) -> None:
-        """53200 when a batch needs more than there is; asked again only of a larger one, for the step keeps its memory."""
-        wanted = estimate_step_bytes(self.config, rows, length) - 16 * self.config.n_params()
-        if wanted > self._granted:
-            resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
-            self._granted = wanted
-
     def write(self) -> None:
         """Weights, moments and steps back into the rows they came from, which nobody else may have changed."""
-        if store.weights_version(self.model) != self.version:
+        sources = sorted({source for source, _, _ in self._rows.values()})
+        db.run("SELECT 1 FROM {schema}.llm_param WHERE model = ANY ($1) FOR UPDATE", ["text[]"], sources)
+        if weights.version_of(self.model) != self.version:  # by a snapshot after the rows are ours
             raise self._changed()
         batch: list[tuple[str, int, bytes, bytes, bytes, int]] = []
         held = 0
@@ -11094,15 +11549,7 @@ class Session:
             host.check_interrupts()
         if batch:
             self._update(batch)
-        self.version = store.weights_version(self.model)
-
-    def digest(self) -> str:
-        """SHA-256 of all weights, tensors in the order of the configuration."""
-        found = hashlib.sha256()
-        for array in self.trainer.params.values():
-            found.update(to_bytes(array))
-            host.check_interrupts()
-        return found.hexdigest()
+        self.version = weights.version_of(self.model)
 
     def _update(self, batch: list[tuple[str, int, bytes, bytes, bytes, int]]) -> None:
         names, firsts, data, m, v, steps = map(list, zip(*batch))
@@ -11128,13 +11575,14 @@ class Session:
 
 
 def mean_loss(
-    params: store.Params, config: GPT2Config, model: str, ids: np.ndarray, batch_size: int
+    params: weights.Params, config: GPT2Config, model: str, ids: np.ndarray, batch_size: int, chunk: int | None = None
 ) -> tuple[float, int]:
     """Mean cross entropy and number of tokens of rows of llm_dataset, without dropout."""
+    chunk = resources.attention_chunk() if chunk is None else chunk
     total, count = 0.0, 0
     for start in range(0, len(ids), batch_size):
-        for tokens, targets in datasets.batches(ids[start : start + batch_size].tolist(), model, config):
-            loss, n = evaluate(params, config, tokens, targets, chunk=resources.attention_chunk())
+        for tokens, targets in datasets.batches(datasets.rows(ids[start : start + batch_size].tolist(), model, config)):
+            loss, n = evaluate(params, config, tokens, targets, chunk=chunk)
             total, count = total + loss, count + n
     return total / count, count
 $pg_gpt2_source$);
@@ -11417,7 +11865,7 @@ class WeightFile:
             mapped = mmap.mmap(file, self._size, prot=mmap.PROT_READ)
         finally:
             os.close(file)
-        with contextlib.suppress(OSError):  # kernels without huge pages for files
+        with contextlib.suppress(OSError, AttributeError):  # systems without huge pages for files
             mapped.madvise(mmap.MADV_HUGEPAGE)
         return {
             name: np.frombuffer(mapped, FLOAT32, int(np.prod(shape)), self._places[name]).reshape(shape)
@@ -11433,7 +11881,7 @@ class WeightFile:
                 for name, place in self._places.items():
                     file.seek(place)
                     _write(file.fileno(), params[name])
-                os.posix_fallocate(file.fileno(), self._size - 1, 1)  # the end is padding
+                os.pwrite(file.fileno(), b"\0", self._size - 1)  # the last of the padding
             os.rename(new, os.path.join(self._folder, self._name))
         except OSError:
             with contextlib.suppress(OSError):
@@ -11451,7 +11899,7 @@ def _layout(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int], int]
         unit = HUGE_PAGE if size >= HUGE_PAGE else 64
         places[name] = -(-end // unit) * unit
         end = places[name] + size
-    return places, -(-end // HUGE_PAGE) * HUGE_PAGE
+    return places, (end // HUGE_PAGE + 1) * HUGE_PAGE  # with padding at the end, be it a byte
 
 
 def _write(file: int, array: np.ndarray) -> None:
@@ -11472,6 +11920,209 @@ def remove(folder: str, stem: str, but: str = "") -> int:
                     count += 1
     return count
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.weights', $pg_gpt2_source$"""Weights in memory: a cache of versions of the rows, one version for a call, shared between sessions where that can be.
+
+The version is computed from the visible rows under the caller's rights at every call, so that it follows DML by hand, rollback,
+savepoints and row-level security; nothing has to be invalidated.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import db, host, resources, store, weight_file
+from .config import GPT2Config
+from .errors import InconsistentData
+from .tensor import FLOAT32
+
+# One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
+# transaction: then ctid and xmin alone repeat.
+ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+BUILD = "'{schema}.llm_model_config'::regclass::oid::integer, hashtext($1)"  # for who writes the file of its weights
+
+Params = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at one version; `params` are read-only arrays, name -> (shape of the configuration)."""
+
+    name: str
+    config: GPT2Config
+    version: str
+    params: Params
+    shared: bool = False  # mapped from the file that all sessions use
+
+
+class _Cache:
+    """Models of this session by (name, version), least recently used first."""
+
+    def __init__(self) -> None:
+        self.models: OrderedDict[str, Model] = OrderedDict()
+
+    def get(self, name: str, version: str) -> Model | None:
+        found = self.models.get(name)
+        if found is None or found.version != version:
+            return None
+        self.models.move_to_end(name)
+        return found
+
+    def make_room(self, name: str, wanted: int, room: int) -> None:
+        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`."""
+        self.models.pop(name, None)
+        while self.models and self.bytes() + wanted > room:
+            self.models.popitem(last=False)
+
+    def put(self, model: Model) -> None:
+        self.models[model.name] = model
+
+    def bytes(self) -> int:
+        """Bytes that only this session holds."""
+        return sum(size(model) for model in self.models.values() if not model.shared)
+
+
+cache = _Cache()
+
+
+def size(model: Model) -> int:
+    """Bytes of a model's weights."""
+    return sum(array.nbytes for array in model.params.values())
+
+
+def version_of(model: str) -> str:
+    """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
+    row = db.row(
+        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {store.resolved()} AS p",
+        ["text"],
+        model,
+    )
+    return (row or {})["version"] or hashlib.md5(b"").hexdigest()
+
+
+def load(model: str | None) -> Model:
+    """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
+    name = store.model_name(model)
+    wanted = store.config(name)
+    resources.apply_threads()
+    version = version_of(name)
+    found = cache.get(name, version)
+    if found is None or found.config != wanted:
+        cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
+        found = _load_shared(name, wanted, version) or _load_private(name, wanted)
+        cache.put(found)
+    return found
+
+
+def _load_private(name: str, wanted: GPT2Config) -> Model:
+    """The model in this session's own memory."""
+    return Model(name, wanted, *_read_params(name, wanted))
+
+
+def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
+    """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
+
+    A transaction that has written may see rows that are nobody else's business yet.
+    """
+    folder = weight_file.directory()
+    row = db.row(
+        "SELECT oid::bigint AS database, pg_current_xact_id_if_assigned() IS NULL AS reads_only"
+        " FROM pg_database WHERE datname = current_database()"
+    )
+    if folder is None or row is None or not row["reads_only"] or 4 * wanted.n_params() < weight_file.LEAST_BYTES:
+        return None
+    file = weight_file.WeightFile(folder, row["database"], name, version, wanted.param_shapes())
+    params = file.attach()
+    if params is None:
+        with _builder(name):
+            params = file.attach() or _build(file, name, wanted, version)
+        resources.release_memory()
+    return Model(name, wanted, version, params, shared=True) if params else None
+
+
+def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
+    read, params = _read_params(name, wanted)
+    return file.build(params) if read == version else None
+
+
+@contextmanager
+def _builder(model: str) -> Iterator[None]:
+    """Sessions that need a version's file queue here, so that one writes it."""
+    db.run(f"SELECT pg_advisory_lock({BUILD})", ["text"], model)
+    try:
+        yield
+    finally:
+        db.run(f"SELECT pg_advisory_unlock({BUILD})", ["text"], model)
+
+
+def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
+    """Version and weights through one cursor, hence of one snapshot."""
+    resources.require_memory(4 * wanted.n_params(), f'model "{name}"')
+    shapes = wanted.param_shapes()
+    rows = db.cursor(
+        f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
+        f" FROM {store.resolved()} AS p ORDER BY p.name, p.token_id",
+        ["text"],
+        name,
+    )
+    digest = hashlib.md5()
+    assembly = Assembly(name, shapes)
+    for count, row in enumerate(rows):
+        digest.update((("\n" if count else "") + row["version"]).encode())
+        assembly.add(row["name"], row["token_id"], row["shape"], row["data"])
+        host.check_interrupts()
+    params = assembly.finish()
+    for array in params.values():
+        array.flags.writeable = False
+    return digest.hexdigest(), params
+
+
+class Assembly:
+    """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
+
+    def __init__(self, model: str, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.params: Params = {}
+        self._rows: dict[str, int] = {}
+
+    def add(self, name: str, first: int, shape: list[int], data: bytes) -> None:
+        """Take one block, blocks of a tensor in ascending order."""
+        if name not in self.shapes:
+            raise self._refusal(
+                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
+            )
+        wanted = self.shapes[name]
+        if tuple(shape[1:]) != wanted[1:]:
+            raise self._refusal(
+                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
+            )
+        if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
+            raise self._refusal(
+                f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
+                "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
+            )
+        if name not in self.params:
+            self.params[name] = np.empty(wanted, FLOAT32)
+        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
+        self._rows[name] = first + shape[0]
+
+    def finish(self) -> Params:
+        """All tensors in the order of the configuration; 55000 when there is none at all."""
+        if not self.params:
+            raise store.no_weights(self.model)
+        for name, shape in self.shapes.items():
+            rows = self._rows.get(name, 0)
+            if rows < shape[0]:
+                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
+        return {name: self.params[name] for name in self.shapes}
+
+    def _refusal(self, problem: str, hint: str) -> InconsistentData:
+        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)
+$pg_gpt2_source$);
 
 SELECT llm_boot();
 
@@ -11488,6 +12139,7 @@ CREATE TABLE llm_model_config (
     vocab        integer NOT NULL CHECK (vocab > 0),
     eos_token_id integer CHECK (eos_token_id >= 0 AND eos_token_id < vocab),
     preset       boolean NOT NULL DEFAULT false,
+    init_seed    bigint,
     CHECK (d_model % n_head = 0)
 );
 COMMENT ON TABLE llm_model_config IS 'One row a model: its shape. Presets are the published GPT-2 sizes, whose weights come by import.';
@@ -11499,6 +12151,7 @@ COMMENT ON COLUMN llm_model_config.n_positions IS 'Longest context, in tokens.';
 COMMENT ON COLUMN llm_model_config.vocab IS 'Number of token ids.';
 COMMENT ON COLUMN llm_model_config.eos_token_id IS 'Id of the end-of-text token; null = the one of the vocabulary, if any.';
 COMMENT ON COLUMN llm_model_config.preset IS 'True for a size that came with the extension; inserting a model of its name replaces it.';
+COMMENT ON COLUMN llm_model_config.init_seed IS 'Seed of the llm_init_model that made the first weights; null = they came from elsewhere.';
 
 CREATE TABLE llm_param (
     model    text NOT NULL,
@@ -11597,6 +12250,7 @@ CREATE TABLE llm_run (
     first_step      bigint NOT NULL,
     n_steps         integer,
     weights_version text,
+    weights_digest  text,
     environment     jsonb NOT NULL,
     stop_requested  boolean NOT NULL DEFAULT false,
     started_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -11612,6 +12266,7 @@ COMMENT ON COLUMN llm_run.status IS 'running (or interrupted), stopped by llm_tr
 COMMENT ON COLUMN llm_run.first_step IS 'AdamW updates that the model had at the start.';
 COMMENT ON COLUMN llm_run.n_steps IS 'Steps asked for.';
 COMMENT ON COLUMN llm_run.weights_version IS 'Digest of the weights'' row versions at the start.';
+COMMENT ON COLUMN llm_run.weights_digest IS 'SHA-256 of the weights at the start.';
 COMMENT ON COLUMN llm_run.environment IS 'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor: the same bits are promised under the same.';
 COMMENT ON COLUMN llm_run.stop_requested IS 'Set by llm_train_stop; the run looks at it twice a second.';
 COMMENT ON COLUMN llm_run.started_at IS 'When it started.';
@@ -11628,6 +12283,7 @@ CREATE TABLE llm_train_log (
     seconds        double precision NOT NULL,
     val_loss       double precision,
     batch          bigint[] NOT NULL,
+    batch_digest   bigint[],
     xid            xid8 NOT NULL DEFAULT pg_current_xact_id(),
     weights_digest text,
     at             timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -11645,6 +12301,7 @@ COMMENT ON COLUMN llm_train_log.tokens IS 'Tokens in the batch.';
 COMMENT ON COLUMN llm_train_log.seconds IS 'Seconds that the step took.';
 COMMENT ON COLUMN llm_train_log.val_loss IS 'Loss on the validation split after this step, where it was measured.';
 COMMENT ON COLUMN llm_train_log.batch IS 'Ids of the rows of llm_dataset in the batch.';
+COMMENT ON COLUMN llm_train_log.batch_digest IS 'What those rows held: of each, the first 8 bytes of the SHA-256 of its tokens and targets.';
 COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
 COMMENT ON COLUMN llm_train_log.weights_digest IS 'SHA-256 of the weights after this step, at commit points.';
 COMMENT ON COLUMN llm_train_log.at IS 'When the step ended.';
@@ -11778,8 +12435,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -11794,8 +12451,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -11809,8 +12466,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -11836,8 +12493,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 0961a3a385e7 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 05dd2a9b8b6c @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -11847,8 +12504,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 0961a3a385e7 @extschema@'].models.copy_model(source, target, checkpoint_id)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 05dd2a9b8b6c @extschema@'].models.copy_model(source, target, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -11858,11 +12515,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 0961a3a385e7 @extschema@'].models.drop_model(model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 05dd2a9b8b6c @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
-    'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays.';
+    'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays. Waits for a training of it by another session to end, which llm_train_stop hastens.';
 
 CREATE VIEW llm_models AS
 SELECT
@@ -11910,8 +12567,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -11921,8 +12578,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -11932,8 +12589,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -11942,8 +12599,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -11953,8 +12610,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -11963,8 +12620,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -11979,8 +12636,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -11990,8 +12647,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -12001,8 +12658,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -12016,8 +12673,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -12027,8 +12684,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -12038,8 +12695,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -12049,8 +12706,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -12060,8 +12717,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -12071,8 +12728,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -12099,8 +12756,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -12132,8 +12789,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -12156,8 +12813,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -12181,8 +12838,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -12202,8 +12859,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -12218,8 +12875,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -12236,8 +12893,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -12251,8 +12908,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -12262,8 +12919,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -12278,8 +12935,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -12300,8 +12957,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -12323,8 +12980,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -12339,8 +12996,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -12372,8 +13029,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].training.train_step(
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed, audit)
 $$;
@@ -12412,8 +13069,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].training.train(
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
 $$;
@@ -12453,8 +13110,8 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 0961a3a385e7 @extschema@'].training.train_run(
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 05dd2a9b8b6c @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
 $$;
@@ -12469,18 +13126,27 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].training.train_stop(model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
 
 CREATE VIEW llm_train_progress AS
 SELECT
-    r.run_id, r.model, r.status, l.step, r.n_steps, l.loss, l.tokens_per_second,
-    CASE WHEN r.status = 'running' THEN (r.n_steps - l.step) * l.seconds_per_step * interval '1 second' END AS eta,
+    r.run_id, r.model, s.status, l.step, r.n_steps, l.loss, l.tokens_per_second,
+    CASE WHEN s.status = 'running' THEN (r.n_steps - l.step) * l.seconds_per_step * interval '1 second' END AS eta,
     r.started_at, l.at AS updated_at
 FROM llm_run AS r
+CROSS JOIN LATERAL (
+    -- a run that was cut short is still entered as running, but nobody holds its model's lock
+    SELECT CASE WHEN r.status = 'running' AND NOT EXISTS (
+        SELECT FROM pg_locks AS k
+        WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2
+          AND k.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND k.classid = 'llm_param'::regclass AND k.objid = hashtext(r.model)::oid
+    ) THEN 'interrupted' ELSE r.status END AS status
+) AS s
 LEFT JOIN LATERAL (
     SELECT
         max(step) AS step, max(at) AS at, (array_agg(loss ORDER BY step DESC))[1] AS loss,
@@ -12489,7 +13155,7 @@ LEFT JOIN LATERAL (
 ) AS l ON true
 WHERE r.status <> 'manual';
 COMMENT ON VIEW llm_train_progress IS
-    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes.';
+    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes. interrupted: cut short; the same call goes on with it.';
 
 -- sql/checkpoints.sql
 
@@ -12594,8 +13260,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].checkpoints.save(model, note, file_path)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].checkpoints.save(model, note, file_path)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -12605,8 +13271,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].checkpoints.load(model, checkpoint_id)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].checkpoints.load(model, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -12639,8 +13305,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 0961a3a385e7 @extschema@'].checkpoints.drop(checkpoint_id)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 05dd2a9b8b6c @extschema@'].checkpoints.drop(checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -12650,8 +13316,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].checkpoints.prune(model, keep_last, keep_every)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -12667,8 +13333,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].checkpoints.diff(a, b)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].checkpoints.diff(a, b)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -12689,11 +13355,35 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].checkpoints.history(model, name)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].checkpoints.history(model, name)
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
+
+-- sql/replay.sql
+
+-- Doing a run again: see plpython/pg_gpt2/run_replay.py.
+
+CREATE FUNCTION llm_replay(run_id bigint, from_checkpoint integer DEFAULT NULL, to_step bigint DEFAULT NULL)
+RETURNS TABLE (
+    first_step bigint,
+    last_step bigint,
+    step bigint,
+    what text,
+    recorded text,
+    replayed text,
+    exact boolean,
+    note text
+)
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
+$$;
+COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
+    'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
 
 -- sql/retention.sql
 
@@ -12708,8 +13398,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].retention.prune_log(model, older_than, keep_every)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].retention.prune_log(model, older_than, keep_every)
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -12781,8 +13471,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -12792,8 +13482,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.values(data)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -12811,8 +13501,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -12821,8 +13511,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -12832,8 +13522,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -12843,8 +13533,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -12854,8 +13544,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -12864,8 +13554,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -12880,8 +13570,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -12896,8 +13586,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -12907,8 +13597,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -12918,8 +13608,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -12934,8 +13624,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -12951,8 +13641,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -12962,8 +13652,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -12972,8 +13662,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -12982,8 +13672,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -13001,8 +13691,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -13022,8 +13712,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -13042,8 +13732,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -13066,8 +13756,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -13077,8 +13767,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -13093,8 +13783,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -13110,8 +13800,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -13131,8 +13821,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -13150,8 +13840,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].autograd.tape_id()
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -13161,8 +13851,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -13172,8 +13862,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -13183,8 +13873,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].autograd.value(handle)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -13193,8 +13883,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 0961a3a385e7 @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 05dd2a9b8b6c @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -13204,8 +13894,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -13217,8 +13907,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].pieces.embed(tokens, model, d)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].pieces.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -13248,8 +13938,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -13270,8 +13960,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -13285,8 +13975,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].inspect.trace_text(prompt, model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].inspect.trace_text(prompt, model)
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -13296,8 +13986,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].inspect.trace_ids(ids, model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].inspect.trace_ids(ids, model)
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -13312,8 +14002,8 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].inspect.attention_weights(prompt, layer, head, model)
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -13323,8 +14013,8 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].inspect.logit_lens(prompt, model, n)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].inspect.logit_lens(prompt, model, n)
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -13334,8 +14024,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].inspect.token_embedding(token_id, model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].inspect.token_embedding(token_id, model)
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token: a row of wte.';
 
@@ -13344,8 +14034,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].inspect.dot(tape_id)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].inspect.dot(tape_id)
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -13355,8 +14045,8 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].inspect.replay_tape(tape_id)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].inspect.replay_tape(tape_id)
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -13366,8 +14056,8 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -13392,8 +14082,8 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].admin.doctor()
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].admin.doctor()
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -13403,8 +14093,8 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].admin.cache_status()
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -13414,8 +14104,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].admin.cache_clear()
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].admin.cache_clear()
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -13424,8 +14114,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 0961a3a385e7 @extschema@'].admin.grant_usage(role, level)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 05dd2a9b8b6c @extschema@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code and the caps). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -13448,8 +14138,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].autograd.enabled()
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -13459,8 +14149,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
 
@@ -13475,8 +14165,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -13486,8 +14176,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -13497,8 +14187,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -13508,8 +14198,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0961a3a385e7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 0961a3a385e7 @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 05dd2a9b8b6c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 05dd2a9b8b6c @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

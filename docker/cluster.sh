@@ -271,10 +271,13 @@ run() {
     exit "$status"
 }
 
-find_installation
 cluster=$state/main
 command=${1:-}
 shift || true
+case $command in # installs what is missing, so not where there is nothing to run
+up | psql | run | start | stop) find_installation ;;
+down | remove) [ ! -d "$cluster" ] || find_installation ;;
+esac
 case $command in
 up)
     prefer_version_of_data

@@ -3,3 +3,11 @@
 Run them as `python -m loaders.load_model --help`, or by path. Each works over one connection and in one transaction, so
 that an interrupted run leaves nothing behind.
 """
+
+from importlib.util import find_spec
+
+if missing := [name for name in ("numpy", "psycopg", "tqdm") if find_spec(name) is None]:
+    raise ModuleNotFoundError(
+        f"this Python has no {', '.join(missing)}; `pip install .` in the checkout brings what the loaders need, and after"
+        " `make demo` .venv/test/bin/python has it"
+    )

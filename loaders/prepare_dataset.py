@@ -21,6 +21,7 @@ if not __package__:  # run by path
 from loaders.common import Database, LoaderError, arguments, bar, connect, run
 from loaders.vocabulary import END_OF_TEXT, Vocabulary
 
+GPT2_POSITIONS = 1024
 BATCH_BYTES = 8 << 20  # of text that is handed to the tokenizer's threads at once
 
 
@@ -47,7 +48,13 @@ def file_texts(files: Iterable[Path]) -> Iterator[str]:
 def query_texts(conn: psycopg.Connection, query: str) -> Iterator[str]:
     """Texts of a query with one column; NULLs are skipped."""
     with conn.cursor(name="pg_gpt2_texts") as cursor:
-        for row in cursor.execute(sql.SQL(query)):
+        try:
+            cursor.execute(sql.SQL(query))
+        except psycopg.errors.SyntaxError as error:
+            raise LoaderError(
+                f"--query: {error.diag.message_primary}; it takes a query, such as 'SELECT body FROM documents'"
+            ) from None
+        for row in cursor:
             if len(row) != 1 or not isinstance(row[0], str | None):
                 raise LoaderError("the query must return one text column")
             if row[0] is not None:
@@ -112,6 +119,14 @@ def find_vocabulary(database: Database, source: Path | None, model: str | None) 
     return found
 
 
+def find_block_size(database: Database, model: str | None, wanted: int | None) -> int:
+    """What was asked for, else the model's window, else GPT-2's; longer rows than the window could not be learned from."""
+    row = database.execute("SELECT n_positions FROM {llm_model_config} WHERE model = %s", model).fetchone()
+    if row and wanted and wanted > row[0]:
+        raise LoaderError(f'--block-size {wanted} is more than the {row[0]} positions of model "{model}"')
+    return wanted or (row[0] if row else GPT2_POSITIONS)
+
+
 def main() -> None:
     """Parse the command line and load."""
     parser = arguments(__doc__)
@@ -119,25 +134,26 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="GLOB", help="text files, UTF-8; ** descends")
     source.add_argument("--query", metavar="SQL", help="instead of files: a query that returns one text column")
-    parser.add_argument("--block-size", type=int, default=1024, help="tokens a row, at most n_positions (default 1024)")
+    parser.add_argument("--block-size", type=int, help="tokens a row; default: n_positions of the model, else 1024")
     parser.add_argument("--model", help="whose data it is; default: of every model whose vocabulary it fits")
     parser.add_argument("--split", choices=("train", "val"), default="train", help="default: train")
     parser.add_argument("--val-fraction", type=float, default=0.0, help="fraction of the rows, the last, for split val")
     parser.add_argument("--end-of-text", default=END_OF_TEXT, help=f"token after each text (default {END_OF_TEXT})")
     parser.add_argument("--truncate", action="store_true", help="first delete the rows of this model, in all splits")
     args = parser.parse_args()
-    if args.block_size < 1 or not 0 <= args.val_fraction < 1:
+    if (args.block_size is not None and args.block_size < 1) or not 0 <= args.val_fraction < 1:
         parser.error("--block-size must be positive, --val-fraction at least 0 and below 1")
     with connect(args.dsn) as conn:
         database = Database(conn)
+        block_size = find_block_size(database, args.model, args.block_size)
         vocabulary = find_vocabulary(database, args.tokenizer, args.model)
         if args.end_of_text not in vocabulary.ids:
             raise LoaderError(f"the vocabulary has no token {args.end_of_text}; name another with --end-of-text")
         texts = query_texts(conn, args.query) if args.input is None else file_texts(find_files(args.input))
         ids = encode(texts, vocabulary.tokenizer(), vocabulary.ids[args.end_of_text])
-        tokens, target, left = cut(ids, args.block_size)
+        tokens, target, left = cut(ids, block_size)
         if not len(tokens):
-            raise LoaderError(f"{len(ids)} tokens do not fill one block of {args.block_size} and its target")
+            raise LoaderError(f"{len(ids)} tokens do not fill one block of {block_size} and its target")
         if args.truncate:
             database.execute("DELETE FROM {llm_dataset} WHERE model IS NOT DISTINCT FROM %s", args.model)
         first_val = len(tokens) - round(len(tokens) * args.val_fraction)
@@ -145,7 +161,7 @@ def main() -> None:
         if first_val < len(tokens):
             store(database, args.model, "val", tokens[first_val:], target[first_val:])
     print(
-        f"stored {len(tokens)} rows of {args.block_size} tokens, {len(tokens) - first_val} of them set aside for val;"
+        f"stored {len(tokens)} rows of {block_size} tokens, {len(tokens) - first_val} of them set aside for val;"
         f" {left} of {len(ids)} tokens did not fill a block"
     )
 

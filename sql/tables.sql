@@ -9,6 +9,7 @@ CREATE TABLE llm_model_config (
     vocab        integer NOT NULL CHECK (vocab > 0),
     eos_token_id integer CHECK (eos_token_id >= 0 AND eos_token_id < vocab),
     preset       boolean NOT NULL DEFAULT false,
+    init_seed    bigint,
     CHECK (d_model % n_head = 0)
 );
 COMMENT ON TABLE llm_model_config IS 'One row a model: its shape. Presets are the published GPT-2 sizes, whose weights come by import.';
@@ -20,6 +21,7 @@ COMMENT ON COLUMN llm_model_config.n_positions IS 'Longest context, in tokens.';
 COMMENT ON COLUMN llm_model_config.vocab IS 'Number of token ids.';
 COMMENT ON COLUMN llm_model_config.eos_token_id IS 'Id of the end-of-text token; null = the one of the vocabulary, if any.';
 COMMENT ON COLUMN llm_model_config.preset IS 'True for a size that came with the extension; inserting a model of its name replaces it.';
+COMMENT ON COLUMN llm_model_config.init_seed IS 'Seed of the llm_init_model that made the first weights; null = they came from elsewhere.';
 
 CREATE TABLE llm_param (
     model    text NOT NULL,
@@ -118,6 +120,7 @@ CREATE TABLE llm_run (
     first_step      bigint NOT NULL,
     n_steps         integer,
     weights_version text,
+    weights_digest  text,
     environment     jsonb NOT NULL,
     stop_requested  boolean NOT NULL DEFAULT false,
     started_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -133,6 +136,7 @@ COMMENT ON COLUMN llm_run.status IS 'running (or interrupted), stopped by llm_tr
 COMMENT ON COLUMN llm_run.first_step IS 'AdamW updates that the model had at the start.';
 COMMENT ON COLUMN llm_run.n_steps IS 'Steps asked for.';
 COMMENT ON COLUMN llm_run.weights_version IS 'Digest of the weights'' row versions at the start.';
+COMMENT ON COLUMN llm_run.weights_digest IS 'SHA-256 of the weights at the start.';
 COMMENT ON COLUMN llm_run.environment IS 'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor: the same bits are promised under the same.';
 COMMENT ON COLUMN llm_run.stop_requested IS 'Set by llm_train_stop; the run looks at it twice a second.';
 COMMENT ON COLUMN llm_run.started_at IS 'When it started.';
@@ -149,6 +153,7 @@ CREATE TABLE llm_train_log (
     seconds        double precision NOT NULL,
     val_loss       double precision,
     batch          bigint[] NOT NULL,
+    batch_digest   bigint[],
     xid            xid8 NOT NULL DEFAULT pg_current_xact_id(),
     weights_digest text,
     at             timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -166,6 +171,7 @@ COMMENT ON COLUMN llm_train_log.tokens IS 'Tokens in the batch.';
 COMMENT ON COLUMN llm_train_log.seconds IS 'Seconds that the step took.';
 COMMENT ON COLUMN llm_train_log.val_loss IS 'Loss on the validation split after this step, where it was measured.';
 COMMENT ON COLUMN llm_train_log.batch IS 'Ids of the rows of llm_dataset in the batch.';
+COMMENT ON COLUMN llm_train_log.batch_digest IS 'What those rows held: of each, the first 8 bytes of the SHA-256 of its tokens and targets.';
 COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
 COMMENT ON COLUMN llm_train_log.weights_digest IS 'SHA-256 of the weights after this step, at commit points.';
 COMMENT ON COLUMN llm_train_log.at IS 'When the step ended.';

@@ -189,10 +189,19 @@ COMMENT ON FUNCTION llm_train_stop(text) IS
 
 CREATE VIEW llm_train_progress AS
 SELECT
-    r.run_id, r.model, r.status, l.step, r.n_steps, l.loss, l.tokens_per_second,
-    CASE WHEN r.status = 'running' THEN (r.n_steps - l.step) * l.seconds_per_step * interval '1 second' END AS eta,
+    r.run_id, r.model, s.status, l.step, r.n_steps, l.loss, l.tokens_per_second,
+    CASE WHEN s.status = 'running' THEN (r.n_steps - l.step) * l.seconds_per_step * interval '1 second' END AS eta,
     r.started_at, l.at AS updated_at
 FROM llm_run AS r
+CROSS JOIN LATERAL (
+    -- a run that was cut short is still entered as running, but nobody holds its model's lock
+    SELECT CASE WHEN r.status = 'running' AND NOT EXISTS (
+        SELECT FROM pg_locks AS k
+        WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2
+          AND k.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND k.classid = 'llm_param'::regclass AND k.objid = hashtext(r.model)::oid
+    ) THEN 'interrupted' ELSE r.status END AS status
+) AS s
 LEFT JOIN LATERAL (
     SELECT
         max(step) AS step, max(at) AS at, (array_agg(loss ORDER BY step DESC))[1] AS loss,
@@ -201,4 +210,4 @@ LEFT JOIN LATERAL (
 ) AS l ON true
 WHERE r.status <> 'manual';
 COMMENT ON VIEW llm_train_progress IS
-    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes.';
+    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes. interrupted: cut short; the same call goes on with it.';

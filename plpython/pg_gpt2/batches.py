@@ -33,8 +33,3 @@ class BatchOrder:
             source = np.random.Generator(rng.philox(self.seed, rng.ORDER, step=epoch))
             self._epoch, self._order = epoch, source.permutation(self.n_rows)
         return int(self._order[place])
-
-
-def batch_rows(seed: int, step: int, batch_size: int, n_rows: int) -> np.ndarray:
-    """Row numbers of one step, without keeping anything."""
-    return BatchOrder(seed, n_rows).rows(step, batch_size)

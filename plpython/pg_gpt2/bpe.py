@@ -7,17 +7,12 @@ only a new word pays. No file or table is read here, that is for formats.vocab a
 import codecs
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from . import host
 from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
 from .errors import InconsistentData, InvalidParameter, NullNotAllowed, PgGpt2Error
 from .pretokenize import pretokens, split
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 END_OF_TEXT = "<|endoftext|>"
 CACHED_WORDS = 1 << 16  # some 15 MB
@@ -135,10 +130,6 @@ class Tokenizer:
         for part in parts:
             ids += [self.eos_token_id, *self._encode_ordinary(part)]
         return ids
-
-    def encode_array(self, text: str, special: bool = False) -> "NDArray[np.int32]":
-        """Token ids, [T]."""
-        return np.array(self.encode(text, special), dtype=np.int32)
 
     def count(self, text: str, special: bool = False) -> int:
         """Number of tokens of `text`."""

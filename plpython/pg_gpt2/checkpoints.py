@@ -5,9 +5,10 @@ Python. A block is stored under its SHA-256 and compared with it when it is load
 sql/checkpoints.sql.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from . import checkpoint_files, db, sharing, store
@@ -27,7 +28,7 @@ LAST_RUN = """
         SELECT after_run, run_id FROM {schema}.llm_checkpoint_restore WHERE model = $1 ORDER BY id DESC LIMIT 1
     ) AS load ON true
 """
-CONFIG = "to_jsonb(c) - 'model' - 'preset'"
+CONFIG = "to_jsonb(c) - 'model' - 'preset' - 'init_seed'"
 MOMENTS = "coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)"
 
 
@@ -64,6 +65,12 @@ def find(checkpoint_id: int, model: str | None = None, lock: bool = False) -> Ch
     manifest = row["manifest"] and [Part.from_json(values) for values in json.loads(row["manifest"])]
     config = GPT2Config(**json.loads(row["config"]))
     return Checkpoint(row["id"], row["model"], row["step"], row["run_id"], config, row["file_path"], manifest)
+
+
+def last_run(model: str) -> int | None:
+    """The run that last changed `model`."""
+    row = db.row(f"SELECT ({LAST_RUN}) AS run_id", ["text"], model)
+    return (row or {})["run_id"]
 
 
 def parts(checkpoint: Checkpoint) -> list[Part]:
@@ -108,6 +115,39 @@ def _layout_error(model: str, name: str) -> InconsistentData:
         f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
         hint="Import the model again, or llm_checkpoint_load an earlier state.",
     )
+
+
+def blocks(saved: Checkpoint) -> Iterator[tuple[str, Part, bytes]]:
+    """("data", "m" or "v", block, its bytes) of all of a checkpoint, moments that are null left out; 22000 where the bytes are
+    not what was saved."""
+    if saved.manifest is None:
+        for kind in checkpoint_files.KINDS:
+            yield from _stored_blocks(saved, kind)
+        return
+    reader = checkpoint_files.open_file(str(saved.file_path), saved.id, saved.config, saved.manifest)
+    try:
+        for kind in checkpoint_files.KINDS:
+            for part in saved.manifest:
+                data = checkpoint_files.read_block(reader, part, kind, saved.id)
+                if data is not None:
+                    yield kind, part, data
+    finally:
+        reader.close()
+
+
+def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, bytes]]:
+    found = {(part.name, part.token_id): part for part in parts(saved) if part.digest(kind) is not None}
+    for row in db.cursor(
+        "SELECT c.name, c.token_id, b.data FROM {schema}.llm_checkpoint_part AS c"
+        f" LEFT JOIN {{schema}}.llm_checkpoint_blob AS b ON b.digest = c.{kind}"
+        f' WHERE c.checkpoint_id = $1 AND c.{kind} IS NOT NULL ORDER BY c.name COLLATE "C", c.token_id',
+        ["int4"],
+        saved.id,
+    ):
+        part = found[row["name"], row["token_id"]]
+        if row["data"] is None or hashlib.sha256(row["data"]).digest() != part.digest(kind):
+            raise checkpoint_files.damaged(saved.id, part.name, part.token_id, "in llm_checkpoint_blob")
+        yield kind, part, row["data"]
 
 
 # --- saving -----------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ A batch is fetched when its step needs it, as the binary form of the arrays, whi
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,15 @@ from .errors import InconsistentData, InvalidParameter, UndefinedObject, WrongSt
 INSERT_TOKENS = 1 << 16  # tokens a statement
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
+
+
+class Row(NamedTuple):
+    """A row of llm_dataset: tokens [T], targets [T], and the first 8 bytes of the SHA-256 of both."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    digest: int
+
 
 # Rows that a model learns from: its own, and those of nobody whose ids it has.
 USABLE = (
@@ -96,22 +106,31 @@ def digest(model: str, config: GPT2Config) -> str:
     return found.hexdigest()
 
 
-def batches(ids: Sequence[int], model: str, config: GPT2Config) -> list[Batch]:
-    """The rows `ids`, checked, as batches of equal length, in the order of the ids within a length."""
+def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
+    """The rows `ids`, checked, in that order."""
     found = db.query(
         "SELECT id, array_send(tokens) AS tokens, array_send(target) AS target FROM {schema}.llm_dataset WHERE id = ANY ($1)",
         ["int8[]"],
         list(map(int, ids)),
     )
-    rows = {row["id"]: (_ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])) for row in found}
-    by_length: dict[int, list[Batch]] = {}
-    for row_id in map(int, ids):
-        if row_id not in rows:
+    by_id = {}
+    for row in found:
+        tokens, targets = _ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])
+        _check_row(row["id"], tokens, targets, model, config)
+        digest = hashlib.sha256(row["tokens"] + row["target"]).digest()
+        by_id[row["id"]] = Row(tokens, targets, int.from_bytes(digest[:8], "big", signed=True))
+    for row_id in ids:
+        if row_id not in by_id:
             raise UndefinedObject(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
-        tokens, target = rows[row_id]
-        _check_row(row_id, tokens, target, model, config)
-        by_length.setdefault(tokens.size, []).append((tokens, target))
-    return [(np.stack([t for t, _ in rows]), np.stack([t for _, t in rows])) for rows in by_length.values()]
+    return [by_id[row_id] for row_id in ids]
+
+
+def batches(found: Iterable[Row]) -> list[Batch]:
+    """Rows as batches of equal length, in their order within a length."""
+    by_length: dict[int, list[Row]] = {}
+    for row in found:
+        by_length.setdefault(row.tokens.size, []).append(row)
+    return [(np.stack([r.tokens for r in rows]), np.stack([r.targets for r in rows])) for rows in by_length.values()]
 
 
 def _ints(row_id: int, sent: bytes) -> np.ndarray:

@@ -195,7 +195,10 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
 
 @contextmanager
 def _search_path(path: str) -> Iterator[None]:
-    _set_search_path(path)
+    try:
+        _set_search_path(path)
+    except plpy.spiexceptions.InvalidParameterValue as error:
+        raise InvalidParameter(str(error), hint="source_path is written as SET search_path has it.") from None
     try:
         yield
     finally:

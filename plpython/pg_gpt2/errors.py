@@ -103,6 +103,12 @@ class FileAccessError(PgGpt2Error):
     sqlstate = "58030"
 
 
+class DiskFull(PgGpt2Error):
+    """No room for a file."""
+
+    sqlstate = "53100"
+
+
 class OutOfMemory(PgGpt2Error):
     """More memory than there is, or than `pg_gpt2.max_memory` allows."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import db, host, resources, store
+from . import db, host, resources, store, weights
 from .config import block_shapes
 from .errors import InvalidParameter, WrongState
 from .ops import lookup
@@ -70,7 +70,7 @@ class Recorder:
         """Write what is still held."""
         self.writer.flush()
 
-    def params(self, model: store.Model) -> dict[str, Recorded]:
+    def params(self, model: weights.Model) -> dict[str, Recorded]:
         """Handles of all parameters of a model; those that are not mapped yet are made and mapped."""
         mapped = mapped_params(model.name)
         found = {}
@@ -93,7 +93,7 @@ class Recorder:
 
 
 def on_tape(
-    model: store.Model, work: Callable[[Runner, dict[str, Handle]], Handle], level: str | None = None
+    model: weights.Model, work: Callable[[Runner, dict[str, Handle]], Handle], level: str | None = None
 ) -> np.ndarray:
     """The result of `work(run, params)`, recorded while recording is on, or as the audit level says."""
     if level is None:
@@ -106,7 +106,7 @@ def on_tape(
     return result.data
 
 
-def materialize(recorder: Recorder, model: store.Model, names: Sequence[str]) -> dict[str, Recorded]:
+def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) -> dict[str, Recorded]:
     """New handles for parameters, mapped to their rows of llm_param."""
     resources.require_memory(sum(model.params[name].nbytes for name in names), f'handles for model "{model.name}"')
     found = {name: recorder.leaf(model.params[name], True) for name in names}

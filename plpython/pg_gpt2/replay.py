@@ -69,8 +69,12 @@ def ancestors(applications: Sequence[Application], start: int) -> list[Applicati
 
 
 def check_complete(applications: Iterable[Application], tensors: Mapping[int, Any]) -> None:
-    """42704 naming the row when a handle has no tensor."""
+    """22023 or 42704 naming the row when an op has another number of inputs, or a handle no tensor."""
     for application in applications:
+        try:
+            application.op.check_inputs(len(application.inputs))
+        except InvalidParameter as error:
+            raise application.about(error) from None
         for role, handle in [*(("input", i) for i in application.inputs), ("output", application.output)]:
             if handle not in tensors:
                 raise application.about(

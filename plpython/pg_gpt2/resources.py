@@ -5,17 +5,24 @@ NumPy's memory is outside work_mem, and the kernel answers its exhaustion by kil
 
 import ctypes
 import os
+import re
 
 from . import db, threads
 from .errors import InvalidParameter, OutOfMemory
 from .ops import CHUNK
 
 RESERVE = 256 << 20  # bytes left to everybody else
+UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def apply_threads(workers: int = 1) -> None:
     """Use `workers` cores when more than 1 are asked for, else those of pg_gpt2.threads, else all there are."""
-    threads.set_threads(workers if workers > 1 else _integer("threads", len(os.sched_getaffinity(0))))
+    threads.set_threads(workers if workers > 1 else _integer("threads", cores()))
 
 
 def attention_chunk() -> int:
@@ -37,11 +44,23 @@ def _integer(name: str, default: int) -> int:
 def memory_limit() -> int:
     """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of the machine."""
     row = db.row(
-        "SELECT least(pg_size_bytes(nullif(current_setting('pg_gpt2.max_memory', true), '')),"
-        " (SELECT pg_size_bytes(value) FROM {schema}.llm_limit WHERE name = 'max_memory')) AS bytes"
+        "SELECT nullif(current_setting('pg_gpt2.max_memory', true), '') AS setting,"
+        " (SELECT value FROM {schema}.llm_limit WHERE name = 'max_memory') AS cap"
     )
-    limit = (row or {}).get("bytes")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4 if limit is None else limit
+    setting, cap = (row or {})["setting"], (row or {})["cap"]
+    limits = [_bytes("pg_gpt2.max_memory", setting)] if setting else []
+    limits += [_bytes("max_memory in llm_limit", cap)] if cap else []
+    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+
+
+def _bytes(name: str, text: str) -> int:
+    """A size as PostgreSQL writes it."""
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{0,9})?)\s*(\w*)\s*", text, re.ASCII)
+    if found is None or found[2].lower() not in UNITS:
+        raise InvalidParameter(
+            f"{name} must be a size of memory, not '{text}'", hint="Examples: 800MB, 4GB. RESET pg_gpt2.max_memory;"
+        )
+    return int(float(found[1]) * UNITS[found[2].lower()])
 
 
 def require_memory(wanted: int, purpose: str) -> None:

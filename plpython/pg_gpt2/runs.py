@@ -8,16 +8,17 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
-from . import __version__, datasets, db, host, threads
+from . import __version__, datasets, db, host, resources, threads
 from .audit import Auditor
 from .batches import BatchOrder
 from .optim import lr_schedule, run_lr
+from .tape import Audit
 from .trainer import StepResult
-from .training import Session, Settings, mean_loss
+from .training import Learner, Session, Settings, mean_loss
 
 NOTICES = 10  # a run, unless log_every says otherwise
 STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
@@ -35,6 +36,12 @@ class Plan:
     log_every: int | None
     audit: str = "tape"
 
+    @classmethod
+    def of(cls, config: dict) -> "Plan":
+        """Back from llm_run.config; what it does not determine is off."""
+        settings = Settings(**{field.name: config[field.name] for field in fields(Settings)})
+        return cls(settings, config["n_steps"], config["batch_size"], config["grad_accum"], None, None, "none")
+
 
 @dataclass
 class Log:
@@ -51,11 +58,12 @@ class Log:
         result: StepResult,
         seconds: float,
         batch: Sequence[int],
+        digests: Sequence[int],
         val_loss: float | None = None,
     ) -> None:
         """Remember a step."""
-        ids = "{" + ",".join(map(str, batch)) + "}"
-        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, ids))
+        arrays = ["{" + ",".join(map(str, values)) + "}" for values in (batch, digests)]
+        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays))
 
     def write(self, weights_digest: str | None = None) -> None:
         """Insert what was remembered; the digest is of the weights after the last of it."""
@@ -63,23 +71,14 @@ class Log:
             return
         db.run(
             "INSERT INTO {schema}.llm_train_log"
-            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, weights_digest)"
-            " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[],"
-            " CASE WHEN step = $11 THEN $12 END"
-            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10) AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch)",
+            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest)"
+            " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
+            " CASE WHEN step = $12 THEN $13 END"
+            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11)"
+            " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests)",
             [
-                "int8",
-                "text",
-                "int8[]",
-                "float8[]",
-                "float8[]",
-                "float8[]",
-                "int4[]",
-                "float8[]",
-                "float8[]",
-                "text[]",
-                "int8",
-                "text",
+                *("int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]"),
+                *("text[]", "text[]", "int8", "text"),
             ],
             *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
         )
@@ -115,7 +114,8 @@ class Run:
     def resume(self) -> bool:
         """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
         row = db.row(
-            "SELECT r.run_id, r.first_step, r.config = $2 AS same, l.step, l.weights_digest FROM {schema}.llm_run r"
+            "SELECT r.run_id, r.first_step, r.config = $2 AS same, l.step,"
+            " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
             " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
             " ORDER BY step DESC LIMIT 1) l ON true"
             " WHERE r.model = $1 AND r.status IN ('running', 'stopped') ORDER BY r.run_id DESC LIMIT 1",
@@ -126,9 +126,7 @@ class Run:
         if row is None:
             return False
         done = row["step"] or 0
-        same_weights = self.session.step == row["first_step"] + done and (
-            done == 0 or row["weights_digest"] == self.session.digest()
-        )
+        same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
         if not (row["same"] and same_weights):
             what = "weights" if row["same"] else "parameters or data"
             db.notice(f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run")
@@ -147,32 +145,30 @@ class Run:
         """What determines the run, beside the weights at its start."""
         plan = self.plan
         numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
-        return asdict(plan.settings) | numbers | {"data": self.data}
+        tied = {"tied": self.session.trainer.tied} if self.session.trainer.tied else {}
+        return asdict(plan.settings) | numbers | {"data": self.data} | tied
 
     def step(self) -> None:
         """The next step."""
         plan, session, step = self.plan, self.session, self.done + 1
         began = time.perf_counter()
         ids = self._rows[self._order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
-        settings = plan.settings
-        lr = run_lr(step, plan.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
-        batches = session.batches(ids, plan.batch_size)
         # Any step of a committing run may be the last before a commit; of another, only the last stay.
         audit = self._audit.begin(self.run_id, step, 0 if self._commits else plan.n_steps - step)
-        result = session.trainer.step(batches, lr=lr, step_no=step, audit=audit, **settings.arguments())  # type: ignore[arg-type]
+        lr, result, digests = learn(session, plan, step, ids, audit)
         self._audit.end(session.trainer)
         seconds = time.perf_counter() - began
         val_loss = self._evaluate(step)
-        self._log.add(step, lr, result, seconds, ids, val_loss)
+        self._log.add(step, lr, result, seconds, ids, digests, val_loss)
         self._progress.show(step, result.loss, lr, result.tokens, val_loss)
         self.done = step
         host.check_interrupts()
 
     def _evaluate(self, step: int) -> float | None:
-        every, n_steps, session = self.plan.eval_every, self.plan.n_steps, self.session
+        every, n_steps = self.plan.eval_every, self.plan.n_steps
         if self._val_rows is None or not every or (step % every and step != n_steps):
             return None
-        return mean_loss(session.trainer.params, session.config, session.model, self._val_rows, self.plan.batch_size)[0]
+        return validate(self.session, self._val_rows, self.plan.batch_size)
 
     def commit_point(self, status: str = "running") -> None:
         """Write weights and log; the caller commits."""
@@ -191,6 +187,23 @@ class Run:
         """Whether llm_train_stop was called."""
         row = db.row("SELECT stop_requested FROM {schema}.llm_run WHERE run_id = $1", ["int8"], self.run_id)
         return row is None or row["stop_requested"]
+
+
+def learn(
+    learner: Learner, plan: Plan, step: int, ids: Sequence[int], audit: Audit | None = None
+) -> tuple[float, StepResult, list[int]]:
+    """One step of a run, on the rows `ids`: learning rate, result, digests of the rows."""
+    settings = plan.settings
+    lr = run_lr(step, plan.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
+    batches, digests = learner.batches(ids, plan.batch_size)
+    result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, **settings.arguments())  # type: ignore[arg-type]
+    return lr, result, digests
+
+
+def validate(learner: Learner, ids: np.ndarray, batch_size: int) -> float:
+    """Mean loss of the rows `ids` at this moment of a run."""
+    trainer = learner.trainer
+    return mean_loss(trainer.params, learner.config, learner.model, ids, batch_size, trainer.chunk)[0]
 
 
 def train(session: Session, plan: Plan) -> int:
@@ -231,9 +244,9 @@ def train_committing(session: Session, plan: Plan, commit_every: int, flush_seco
 def new_run(session: Session, config: dict, seed: int, n_steps: int | None, status: str) -> int:
     """A row of llm_run; its run_id."""
     row = db.row(
-        "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version, environment)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING run_id",
-        ["text", "jsonb", "int8", "text", "int8", "int4", "text", "jsonb"],
+        "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version,"
+        " weights_digest, environment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING run_id",
+        ["text", "jsonb", "int8", "text", "int8", "int4", "text", "text", "jsonb"],
         *(
             session.model,
             json.dumps(config),
@@ -242,6 +255,7 @@ def new_run(session: Session, config: dict, seed: int, n_steps: int | None, stat
             session.step,
             n_steps,
             session.version,
+            session.digest(),
             json.dumps(environment()),
         ),
     )
@@ -257,6 +271,7 @@ def environment() -> dict[str, object]:
         "numpy": np.__version__,
         "blas": threads.blas_name(),
         "threads": threads.threads(),
+        "attention_chunk": resources.attention_chunk(),
         "machine": platform.machine(),
         "processor": _processor(),
     }
@@ -278,7 +293,7 @@ def train_step(
     if ids is None:
         rows = datasets.row_ids(session.model, session.config, "train")
         ids = [int(rows[(step - 1) % len(rows)])]
-    batches = session.batches(ids, len(ids))
+    batches, digests = session.batches(ids, len(ids))
     if total_steps is not None:
         lr = lr_schedule(step, settings.warmup, total_steps, settings.lr_max, settings.min_lr)
     else:
@@ -289,7 +304,7 @@ def train_step(
     watch = auditor.begin(log.run_id, step)
     result = session.trainer.step(batches, lr=lr, step_no=step, audit=watch, **settings.arguments())  # type: ignore[arg-type]
     auditor.end(session.trainer)
-    log.add(step, lr, result, time.perf_counter() - began, ids)
+    log.add(step, lr, result, time.perf_counter() - began, ids, digests)
     log.write()
     session.write()
     auditor.write()

@@ -4,6 +4,7 @@ Membership is asked with USAGE, so that a NOINHERIT member has to SET ROLE first
 target, which is renamed when it is complete: a failure leaves what was there.
 """
 
+import errno
 import os
 import stat
 import tempfile
@@ -12,6 +13,7 @@ from typing import BinaryIO
 
 from . import db
 from .errors import (
+    DiskFull,
     FileAccessError,
     InsufficientPrivilege,
     InvalidParameter,
@@ -85,6 +87,8 @@ def _allowed(path: str | None, role: str, verb: str) -> str:
 
 
 def _file_error(path: str | None, error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFull(f'cannot write "{path}": {error.strerror}', hint="Make room there, or choose another place.")
     kind = UndefinedFile if isinstance(error, FileNotFoundError | NotADirectoryError) else FileAccessError
     return kind(
         f'cannot open "{path}": {error.strerror}',

@@ -114,6 +114,13 @@ def applications(tape_id: int) -> list[Application]:
 
 def _application(row: db.Row) -> Application:
     bare = Application(row["id"], row["name"], tuple(row["inputs"]), row["output"], {})
+    if not all(type(handle) is int for handle in bare.inputs):
+        raise bare.about(
+            InconsistentData(
+                "inputs must be an array of handles, of one dimension and without null",
+                hint="The row was changed by hand; record again.",
+            )
+        )
     try:
         return replace(bare, attrs=attributes.parse(row["name"], row["extra"]))
     except PgGpt2Error as error:
@@ -125,7 +132,16 @@ def tensors(tape_id: int) -> dict[int, Tensor]:
     rows = db.cursor(
         "SELECT id, shape, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1", ["int8"], tape_id
     )
-    return {row["id"]: Tensor(row["id"], tuple(row["shape"]), row["requires_grad"]) for row in rows}
+    return {row["id"]: Tensor(row["id"], _shape(row["id"], row["shape"]), row["requires_grad"]) for row in rows}
+
+
+def _shape(handle: int, shape: list) -> tuple[int, ...]:
+    if not all(type(n) is int for n in shape):
+        raise InconsistentData(
+            f"handle {handle} has a shape of more than one dimension, or with a null: {shape}",
+            hint="Its row of llm_tensor_rt was changed by hand; record again.",
+        )
+    return tuple(shape)
 
 
 def data(tape_id: int, handles: Iterable[int], column: str = "data") -> dict[int, np.ndarray]:
@@ -147,7 +163,7 @@ def data(tape_id: int, handles: Iterable[int], column: str = "data") -> dict[int
     )
     found = {}
     for row in rows:
-        found[row["id"]] = _checked(row["id"], row["bytes"], row["shape"])
+        found[row["id"]] = _checked(row["id"], row["bytes"], _shape(row["id"], row["shape"]))
         host.check_interrupts()
     return found
 
@@ -178,8 +194,8 @@ def value(handle: int) -> tuple[Tensor, np.ndarray]:
         raise unknown(handle)
     if row["data"] is None:
         raise WrongState(f"handle {handle} has no data", hint="Audit level 'tape' keeps no values; use 'full'.")
-    found = Tensor(handle, tuple(row["shape"]), row["requires_grad"])
-    return found, _checked(handle, row["data"], row["shape"])
+    found = Tensor(handle, _shape(handle, row["shape"]), row["requires_grad"])
+    return found, _checked(handle, row["data"], found.shape)
 
 
 def unknown(handle: int) -> UndefinedObject:

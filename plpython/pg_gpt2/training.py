@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from . import datasets, db, host, resources, store
+from . import datasets, db, host, resources, store, weights
 from .config import GPT2Config
 from .errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
+from .ops.dropout import check_p
+from .optim import check_adamw
 from .tensor import FLOAT32, to_bytes
 from .trainer import Diverged, Trainer, estimate_step_bytes, evaluate
 
@@ -42,6 +44,8 @@ class Settings:
                 )
         if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
             raise InvalidParameter(f"grad_clip must be above 0, not {self.grad_clip}", hint="null = no clipping.")
+        check_p(self.dropout_p)
+        check_adamw(self.lr_max, self.beta1, self.beta2, self.eps, self.weight_decay, step=1)
 
     def arguments(self) -> dict[str, float | int | None]:
         """What Trainer.step takes beside batches, learning rate and number of the step."""
@@ -49,45 +53,77 @@ class Settings:
         return {name: value for name, value in values.items() if name not in ("lr_max", "warmup", "min_lr")}
 
 
-class Session:
-    """A model's state in memory, from its rows and back to them. The caller holds the model's lock."""
+class Learner:
+    """A model in memory that learns from rows of llm_dataset."""
 
-    def __init__(self, model: str, workers: int) -> None:
+    def __init__(self, model: str, config: GPT2Config, trainer: Trainer) -> None:
         self.model = model
-        self.config = store.config(model)
-        resources.apply_threads(workers)
-        resources.require_memory(16 * self.config.n_params(), f'training "{model}"')
-        self.version = store.weights_version(model)
+        self.config = config
+        self.trainer = trainer
         self._granted = 0  # bytes beside the state that steps may use
-        self._blocks: list[tuple[str, int, int]] = []
-        self._rows: dict[tuple[str, int], tuple[str, str, int]] = {}  # of llm_param: a shared block is another model's
-        self.trainer = self._read()
 
     @property
     def step(self) -> int:
         """AdamW updates that the model has had."""
         return max(self.trainer.steps.values())
 
-    def _read(self) -> Trainer:
-        assembly = store.Assembly(self.model, self.config.param_shapes())
-        m: store.Params = {}
-        v: store.Params = {}
+    def batches(self, ids: Sequence[int], batch_size: int) -> tuple[list[datasets.Batch], list[int]]:
+        """The rows `ids`, cut into micro-batches of at most `batch_size`; and the digest of each row."""
+        rows = datasets.rows(ids, self.model, self.config)
+        found = []
+        for start in range(0, len(rows), batch_size):
+            found += datasets.batches(rows[start : start + batch_size])
+        self._require_memory(max(len(tokens) for tokens, _ in found), max(tokens.shape[1] for tokens, _ in found))
+        return found, [row.digest for row in rows]
+
+    def _require_memory(self, rows: int, length: int) -> None:
+        """53200 when a batch needs more than there is; asked again only of a larger one, for the step keeps its memory."""
+        wanted = estimate_step_bytes(self.config, rows, length) - 16 * self.config.n_params()
+        if wanted > self._granted:
+            resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
+            self._granted = wanted
+
+    def digest(self) -> str:
+        """SHA-256 of all weights, tensors in the order of the configuration."""
+        found = hashlib.sha256()
+        for array in self.trainer.params.values():
+            found.update(to_bytes(array))
+            host.check_interrupts()
+        return found.hexdigest()
+
+
+class Session(Learner):
+    """A model in memory, from its rows and back to them. The caller holds the model's lock."""
+
+    def __init__(self, model: str, workers: int) -> None:
+        config = store.config(model)
+        resources.apply_threads(workers)
+        resources.require_memory(16 * config.n_params(), f'training "{model}"')
+        self.version = weights.version_of(model)
+        self._blocks: list[tuple[str, int, int]] = []
+        self._rows: dict[tuple[str, int], tuple[str, str, int]] = {}  # of llm_param: a shared block is another model's
+        super().__init__(model, config, self._read(model, config))
+
+    def _read(self, model: str, config: GPT2Config) -> Trainer:
+        assembly = weights.Assembly(model, config.param_shapes())
+        m: weights.Params = {}
+        v: weights.Params = {}
         steps: dict[str, int] = {}
         for row in db.cursor(
             "SELECT name, token_id, shape, data, m, v, step, source_model, source_name, source_token_id"
             f" FROM {store.resolved()} AS p ORDER BY name, token_id",
             ["text"],
-            self.model,
+            model,
         ):
             name, first, rows = row["name"], row["token_id"], row["shape"][0]
             assembly.add(name, first, row["shape"], row["data"])
             for moments, data in ((m, row["m"]), (v, row["v"])):
                 if name not in moments:
-                    moments[name] = np.zeros(self.config.param_shapes()[name], FLOAT32)
+                    moments[name] = np.zeros(config.param_shapes()[name], FLOAT32)
                 if data:
                     if len(data) != len(row["data"]):
                         raise InconsistentData(
-                            f'm or v of tensor "{name}", block {first}, of model "{self.model}" has {len(data)} bytes,'
+                            f'm or v of tensor "{name}", block {first}, of model "{model}" has {len(data)} bytes,'
                             f" not {len(row['data'])}",
                             hint="Set m and v to null to start the optimizer anew.",
                         )
@@ -97,9 +133,9 @@ class Session:
             self._rows[name, first] = row["source_model"], row["source_name"], row["source_token_id"]
             host.check_interrupts()
         params = assembly.finish()
-        return Trainer(self.config, params, m, v, steps, tied=self._tied(), chunk=resources.attention_chunk())
+        return Trainer(config, params, m, v, steps, tied=self._tied(model), chunk=resources.attention_chunk())
 
-    def _tied(self) -> dict[str, str]:
+    def _tied(self, model: str) -> dict[str, str]:
         """Tensors that share the rows of one before them -> that one. Their blocks are then no longer written themselves."""
         first: dict[tuple, str] = {}
         tied: dict[str, str] = {}
@@ -113,30 +149,17 @@ class Session:
             name.rsplit(".", 1)[0] == one.rsplit(".", 1)[0] for name, one in tied.items()
         ):
             raise FeatureNotSupported(
-                f'model "{self.model}" shares a block twice in a way that cannot be trained',
+                f'model "{model}" shares a block twice in a way that cannot be trained',
                 hint="Tensors that share with one another must share all their blocks, and not be weight and bias of one layer;"
                 " llm_unshare_param gives the model copies of its own.",
             )
         return tied
 
-    def batches(self, ids: Sequence[int], batch_size: int) -> list[datasets.Batch]:
-        """The rows `ids`, cut into micro-batches of at most `batch_size`."""
-        found = []
-        for start in range(0, len(ids), batch_size):
-            found += datasets.batches(ids[start : start + batch_size], self.model, self.config)
-        self._require_memory(max(len(tokens) for tokens, _ in found), max(tokens.shape[1] for tokens, _ in found))
-        return found
-
-    def _require_memory(self, rows: int, length: int) -> None:
-        """53200 when a batch needs more than there is; asked again only of a larger one, for the step keeps its memory."""
-        wanted = estimate_step_bytes(self.config, rows, length) - 16 * self.config.n_params()
-        if wanted > self._granted:
-            resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
-            self._granted = wanted
-
     def write(self) -> None:
         """Weights, moments and steps back into the rows they came from, which nobody else may have changed."""
-        if store.weights_version(self.model) != self.version:
+        sources = sorted({source for source, _, _ in self._rows.values()})
+        db.run("SELECT 1 FROM {schema}.llm_param WHERE model = ANY ($1) FOR UPDATE", ["text[]"], sources)
+        if weights.version_of(self.model) != self.version:  # by a snapshot after the rows are ours
             raise self._changed()
         batch: list[tuple[str, int, bytes, bytes, bytes, int]] = []
         held = 0
@@ -157,15 +180,7 @@ class Session:
             host.check_interrupts()
         if batch:
             self._update(batch)
-        self.version = store.weights_version(self.model)
-
-    def digest(self) -> str:
-        """SHA-256 of all weights, tensors in the order of the configuration."""
-        found = hashlib.sha256()
-        for array in self.trainer.params.values():
-            found.update(to_bytes(array))
-            host.check_interrupts()
-        return found.hexdigest()
+        self.version = weights.version_of(self.model)
 
     def _update(self, batch: list[tuple[str, int, bytes, bytes, bytes, int]]) -> None:
         names, firsts, data, m, v, steps = map(list, zip(*batch))
@@ -191,12 +206,13 @@ class Session:
 
 
 def mean_loss(
-    params: store.Params, config: GPT2Config, model: str, ids: np.ndarray, batch_size: int
+    params: weights.Params, config: GPT2Config, model: str, ids: np.ndarray, batch_size: int, chunk: int | None = None
 ) -> tuple[float, int]:
     """Mean cross entropy and number of tokens of rows of llm_dataset, without dropout."""
+    chunk = resources.attention_chunk() if chunk is None else chunk
     total, count = 0.0, 0
     for start in range(0, len(ids), batch_size):
-        for tokens, targets in datasets.batches(ids[start : start + batch_size].tolist(), model, config):
-            loss, n = evaluate(params, config, tokens, targets, chunk=resources.attention_chunk())
+        for tokens, targets in datasets.batches(datasets.rows(ids[start : start + batch_size].tolist(), model, config)):
+            loss, n = evaluate(params, config, tokens, targets, chunk=chunk)
             total, count = total + loss, count + n
     return total / count, count

@@ -53,7 +53,7 @@ class WeightFile:
             mapped = mmap.mmap(file, self._size, prot=mmap.PROT_READ)
         finally:
             os.close(file)
-        with contextlib.suppress(OSError):  # kernels without huge pages for files
+        with contextlib.suppress(OSError, AttributeError):  # systems without huge pages for files
             mapped.madvise(mmap.MADV_HUGEPAGE)
         return {
             name: np.frombuffer(mapped, FLOAT32, int(np.prod(shape)), self._places[name]).reshape(shape)
@@ -69,7 +69,7 @@ class WeightFile:
                 for name, place in self._places.items():
                     file.seek(place)
                     _write(file.fileno(), params[name])
-                os.posix_fallocate(file.fileno(), self._size - 1, 1)  # the end is padding
+                os.pwrite(file.fileno(), b"\0", self._size - 1)  # the last of the padding
             os.rename(new, os.path.join(self._folder, self._name))
         except OSError:
             with contextlib.suppress(OSError):
@@ -87,7 +87,7 @@ def _layout(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int], int]
         unit = HUGE_PAGE if size >= HUGE_PAGE else 64
         places[name] = -(-end // unit) * unit
         end = places[name] + size
-    return places, -(-end // HUGE_PAGE) * HUGE_PAGE
+    return places, (end // HUGE_PAGE + 1) * HUGE_PAGE  # with padding at the end, be it a byte
 
 
 def _write(file: int, array: np.ndarray) -> None:

@@ -6,7 +6,6 @@ import random
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -103,7 +102,6 @@ def test_decoding_gives_the_text_back(text):
     ids = LEARNED.encode(text)
     assert LEARNED.decode_bytes(ids) == text.encode()
     assert LEARNED.decode(ids) == text
-    assert LEARNED.encode_array(text).tolist() == ids
     assert LEARNED.count(text) == len(ids)
 
 
@@ -134,12 +132,6 @@ def test_token_text_is_the_form_of_vocab_json():
     assert len(set(BYTE_CHARACTERS)) == 256
     assert bpe.token_bytes("".join(BYTE_CHARACTERS)) == bytes(range(256))
     assert bpe.token_bytes("<pad 日>") == "<pad 日>".encode()
-
-
-def test_an_array_of_ids_is_int32():
-    ids = LEARNED.encode_array("a row of facts")
-    assert ids.dtype == np.int32
-    assert LEARNED.decode(ids) == "a row of facts"
 
 
 def test_special_without_such_a_token():

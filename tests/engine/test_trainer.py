@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pg_gpt2 import gpt2, host, threads
-from pg_gpt2.batches import BatchOrder, batch_rows
+from pg_gpt2.batches import BatchOrder
 from pg_gpt2.config import GPT2Config
 from pg_gpt2.errors import InvalidParameter
 from pg_gpt2.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
@@ -177,10 +177,10 @@ class TestBatchOrder:
     def test_any_step_is_reached_directly(self) -> None:
         order = BatchOrder(seed=3, n_rows=10)
         for step in (1, 2, 3, 40):
-            np.testing.assert_array_equal(order.rows(step, 4), batch_rows(3, step, 4, 10))
+            np.testing.assert_array_equal(order.rows(step, 4), BatchOrder(seed=3, n_rows=10).rows(step, 4))
 
     def test_seeds_differ(self) -> None:
-        assert list(batch_rows(1, 1, 50, 50)) != list(batch_rows(2, 1, 50, 50))
+        assert list(BatchOrder(1, 50).rows(1, 50)) != list(BatchOrder(2, 50).rows(1, 50))
 
     def test_no_rows_is_an_error(self) -> None:
         with pytest.raises(InvalidParameter, match="no rows"):

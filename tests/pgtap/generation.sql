@@ -1,6 +1,6 @@
 -- Generation: llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch, llm_beam_search, llm_next_token, llm_logits.
 BEGIN;
-SELECT plan(132);
+SELECT plan(134);
 SET LOCAL client_min_messages = warning;
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
@@ -15,7 +15,7 @@ SELECT is(octet_length(llm_logits(array_fill(1, '{16}'), 'ids')), 16 * 50 * 4, '
 SELECT throws_ok(format('SELECT llm_logits(%L, %L, %s)', '{1}', 't', wrong), '22023', NULL, 'another shape: ' || wrong)
 FROM (VALUES ('n_layer => 3'), ('n_head => 4'), ('d_model => 16'), ('vocab_size => 50257')) AS v (wrong);
 SELECT throws_ok(format('SELECT llm_logits(%L)', ids), state, NULL, 'ids ' || coalesce(ids, 'null'))
-FROM (VALUES ('{270}', '22023'), ('{-1}', '22023'), ('{1,NULL}', '22023'), ('{{1},{2}}', '22023'), ('{1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}', '22023'), (NULL, '22004')) AS v (ids, state);
+FROM (VALUES ('{270}', '22023'), ('{-1}', '22023'), ('{1,NULL}', '22023'), ('{{1},{2}}', '22023'), ('{1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}', '22023'), ('{}', '22023'), (NULL, '22004')) AS v (ids, state);
 SELECT throws_matching($$SELECT llm_logits('{}')$$, 'empty', 'no ids');
 SELECT throws_ok($$SELECT llm_logits('{1}', 'nope')$$, '42704', NULL, 'unknown model');
 SELECT throws_ok($$SELECT llm_logits('{1}', 'gpt2-small')$$, '55000', NULL, 'no weights');
@@ -86,7 +86,7 @@ SELECT is(llm_generate_tokens('{1,2}', 5, 0, model_name => 'ids'), llm_generate_
 SELECT is(llm_generate_tokens(array_fill(1, '{10}') || '{2}', 5, 0, model_name => 'ids'), llm_generate_tokens(array_fill(1, '{10}') || '{2}', 5, 0, model_name => 'ids', eos_token => 3), 'deterministic');
 SELECT is(cardinality(llm_generate_tokens('{1}', 60, model_name => 'ids', seed => 1)), 60, 'past the window it goes on');
 SELECT throws_ok(format('SELECT llm_generate_tokens(%s, model_name => %L)', ids, 'ids'), state, NULL, 'ids ' || ids)
-FROM (VALUES ($$'{50}'$$, '22023'), ($$'{-1}'$$, '22023'), ($$'{1,NULL}'$$, '22023'), ($$'{{1},{2}}'$$, '22023'), ('NULL', '22004')) AS v (ids, state);
+FROM (VALUES ($$'{50}'$$, '22023'), ($$'{-1}'$$, '22023'), ($$'{1,NULL}'$$, '22023'), ($$'{{1},{2}}'$$, '22023'), ($$'{}'$$, '22023'), ('NULL', '22004')) AS v (ids, state);
 SELECT throws_matching($$SELECT llm_generate_tokens('{}')$$, 'empty', 'no ids');
 SELECT throws_ok($$SELECT llm_generate_tokens('{1}', model_name => 'ids', stop => '{x}')$$, '55000', NULL, 'stop strings need a vocabulary');
 

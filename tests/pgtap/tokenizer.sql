@@ -1,6 +1,6 @@
 -- Tokenizer: llm_train_bpe, llm_encode, llm_decode, llm_decode_bytes, llm_tokenize, llm_token_count, llm_bpe_trace and loading from files.
 BEGIN;
-SELECT plan(80);
+SELECT plan(82);
 
 -- llm_train_bpe.
 SELECT volatility_is('llm_train_bpe', '{text,integer,text,text}'::name[], 'volatile');
@@ -28,7 +28,10 @@ SELECT throws_ok($$SELECT llm_train_bpe('SELEC body', 264, 'x')$$, '42601', NULL
 SELECT throws_ok($$SELECT llm_train_bpe('SELECT body FROM nope', 264, 'x')$$, '42P01', NULL, 'source of an unknown table');
 SELECT throws_ok($$SELECT llm_train_bpe('SELECT (1/0)::text', 264, 'x')$$, '22012', NULL, 'source that fails');
 SELECT throws_ok($$SELECT llm_train_bpe('SET work_mem = 64', 264, 'x')$$, '22023', NULL, 'source that is no query');
+SELECT llm_init_model('sized', n_layer => 1, n_head => 1, d_model => 8, n_positions => 8, vocab => 264);
+SELECT throws_ok($$SELECT llm_train_bpe('SELECT body FROM documents', 265, 'sized')$$, '22023', NULL, 'more tokens than the weights are for');
 SELECT is((SELECT count(*) FROM llm_bpe_vocab WHERE model IN ('x', '')), 0::bigint, 'what failed left nothing');
+SELECT is(llm_train_bpe('SELECT body FROM documents', 264, 'sized'), 264, 'as many do');
 SELECT is(current_setting('search_path'), '"$user", public', 'and the search_path is the caller''s again');
 
 -- llm_encode and llm_token_count.
@@ -43,8 +46,8 @@ SELECT is(llm_encode('<|endoftext|>', 't', special => NULL), llm_encode('<|endof
 SELECT is(llm_token_count('a<|endoftext|>b', 't', special => true), 3, 'llm_token_count counts the same');
 SELECT is(llm_token_count('', 't'), 0, 'none in an empty text');
 SELECT is(llm_token_count(NULL, 't'), NULL, 'null of null');
-SELECT is(llm_token_count(t, 't'), cardinality(llm_encode(t, 't')), 'as many as llm_encode gives: ' || t) FROM (VALUES ('lower'), ('日本 naïve'), (E'  \n\t x')) AS v (t);
-SELECT is(llm_decode(llm_encode(t, 't'), 't'), t, 'decoding gives back: ' || t) FROM (VALUES ('lower'), ('日本 naïve 🙂'), (E'  \n\t x'), (E'don''t 1234 <|endoftext|>'), (U&'\FFFD\0085\00A0')) AS v (t);
+SELECT is(llm_token_count(t, 't'), cardinality(llm_encode(t, 't')), 'as many as llm_encode gives: ' || to_json(t)) FROM (VALUES ('lower'), ('日本 naïve'), (E'  \n\t x')) AS v (t);
+SELECT is(llm_decode(llm_encode(t, 't'), 't'), t, 'decoding gives back: ' || to_json(t)) FROM (VALUES ('lower'), ('日本 naïve 🙂'), (E'  \n\t x'), (E'don''t 1234 <|endoftext|>'), (U&'\FFFD\0085\00A0')) AS v (t);
 SELECT throws_ok($$SELECT llm_encode('x', 'nope')$$, '55000', NULL, 'no vocabulary');
 SELECT throws_ok($$SELECT llm_encode('x', '')$$, '55000', NULL, 'an empty name is not the default');
 SELECT throws_matching($$SELECT llm_encode('x')$$, 'gpt2-small', 'model null is gpt2-small');

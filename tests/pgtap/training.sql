@@ -1,6 +1,6 @@
 -- Learning: llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train, llm_train_stop. tests/server holds what needs commits.
 BEGIN;
-SELECT plan(134);
+SELECT plan(140);
 SET LOCAL client_min_messages = warning;
 CREATE TEMPORARY TABLE documents (id integer, body text);
 INSERT INTO documents SELECT i, repeat('low lower lowest newer wider ', i) FROM generate_series(1, 12) AS i;
@@ -99,7 +99,8 @@ SELECT is((SELECT count(*) FROM llm_train_progress JOIN run ON id = run_id WHERE
 SELECT throws_ok(format('SELECT llm_train(%s)', arguments), state, NULL, 'train: ' || arguments) FROM (VALUES
     ($$NULL, 1$$, '22004'), ($$'t', NULL$$, '22004'), ($$'t', 0$$, '22023'), ($$'t', -1$$, '22023'), ($$'nope', 1$$, '42704'), ($$'gpt2-small', 1$$, '55000'), ($$'bare', 1$$, '55000'),
     ($$'t', 1, batch_size => 0$$, '22023'), ($$'t', 1, grad_accum => 0$$, '22023'), ($$'t', 1, eval_every => -1$$, '22023'), ($$'t', 1, n_head => 4$$, '22023'), ($$'t', 1, vocab => 4$$, '22023'),
-    ($$'t', 1, batch_size => 2000000000$$, '22023'), ($$'t', 1, grad_accum => NULL$$, '22004')) AS v (arguments, state);
+    ($$'t', 1, batch_size => 2000000000$$, '22023'), ($$'t', 1, grad_accum => NULL$$, '22004'), ($$'t', 1, lr_max => 'NaN'$$, '22023'), ($$'t', 1, dropout_p => 'NaN'$$, '22023'),
+    ($$'t', 1, beta1 => 'NaN'$$, '22023'), ($$'t', 1, beta2 => 'Infinity'$$, '22023'), ($$'t', 1, eps => '-Infinity'$$, '22023'), ($$'t', 1, wd => 'Infinity'$$, '22023')) AS v (arguments, state);
 INSERT INTO llm_dataset (model, tokens, target) VALUES ('bare', array_fill(1, '{17}'), array_fill(1, '{17}'));
 SELECT throws_matching($$SELECT llm_train('bare', 1)$$, 'n_positions|positions', 'a row longer than the window');
 SELECT is((SELECT max(run_id) FROM llm_run), (SELECT id FROM run), 'what failed left no run');

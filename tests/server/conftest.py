@@ -93,6 +93,18 @@ def conn(connect: Connect) -> psycopg.Connection:
     return connect()
 
 
+@pytest.fixture
+def sql(conn: psycopg.Connection) -> Callable[..., object]:
+    """`sql(statement, *parameters)`: the first value of the first row, if there is one."""
+
+    def execute(statement: str, *parameters: object) -> object:
+        cursor = conn.execute(statement, parameters or None)
+        row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
+
+    return execute
+
+
 @pytest.fixture(scope="module")
 def module_conn(dsn: str) -> Iterator[psycopg.Connection]:
     """One session for all tests of a module: for those that only read what one fixture prepared."""

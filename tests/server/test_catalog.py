@@ -1,5 +1,6 @@
 """What the catalog says of every object of the extension: the promises that hold for all of them alike."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,29 @@ def test_every_function_is_tested_by_pgtap(functions):
     tests = "".join(path.read_text() for path in (Path(__file__).parents[1] / "pgtap").rglob("*.sql"))
     internal = ("llm_boot", "llm_bpe_changed", "llm_model_config_replaces_preset")
     names = {f["name"].split("(")[0].split(".")[-1] for f in functions} - set(internal)
-    assert sorted(name for name in names if name not in tests) == []
+    assert sorted(name for name in names if not re.search(rf"\b{name}\b", tests)) == []
+
+
+def test_promised_names_parameters_order_and_defaults_stay(module_conn):
+    """Of golden/signatures.txt, one a line; optional parameters, and columns of results, may follow."""
+    rows = module_conn.execute("""
+        SELECT p.proname, pg_get_function_arguments(p.oid), coalesce(pg_get_function_result(p.oid), '')
+        FROM pg_depend d JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+        WHERE d.deptype = 'e' AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_gpt2')
+    """).fetchall()
+
+    def plain(text: str) -> str:
+        return re.sub(r"::(double precision|[a-z0-9]+)(\[\])?|\bIN ", "", text)
+
+    for line in (Path(__file__).parents[1] / "golden" / "signatures.txt").read_text().splitlines():
+        name, given, result = re.fullmatch(r"(\w+)\((.*?)\)(?: -> (.*))?", line).groups()
+        fitting = [
+            plain(arguments)[len(given) :]
+            for actual, arguments, returned in rows
+            if actual == name and plain(arguments).startswith(given) and returned.startswith((result or "").rstrip(")"))
+        ]
+        assert fitting, f"not as promised: {line}"
+        assert all(" DEFAULT " in more for more in fitting[0].split(", ")[1:]), line
 
 
 def test_every_relation_and_column_has_a_comment(module_conn):

@@ -19,18 +19,6 @@ Sql = Callable[..., object]
 
 
 @pytest.fixture
-def sql(conn: psycopg.Connection) -> Sql:
-    """`sql(statement, *parameters)`: the first value of the first row, if there is one."""
-
-    def execute(statement: str, *parameters: object) -> object:
-        cursor = conn.execute(statement, parameters or None)
-        row = cursor.fetchone() if cursor.description else None
-        return row[0] if row else None
-
-    return execute
-
-
-@pytest.fixture
 def model(conn: psycopg.Connection, sql: Sql) -> Iterator[str]:
     """A small model that has been trained for two steps, in several blocks."""
     sql("SELECT llm_init_model('m', 2, 2, 16, 16, 50, seed => 3)")

@@ -443,6 +443,29 @@ def test_an_export_that_fails_leaves_the_file_that_was_there(sql, put):
     assert sorted(os.listdir(directory)) == before
 
 
+@pytest.mark.parametrize(
+    ("damage", "tensor"),
+    [
+        ("DELETE FROM llm_param WHERE model = 'model' AND name = 'h.1.mlp.c_fc.bias'", "h.1.mlp.c_fc.bias"),
+        ("INSERT INTO llm_param (model, name, shape, data) VALUES ('model', 'x', '{1}', '\\x00000000')", "x"),
+        (
+            "UPDATE llm_param SET shape = '{64,16}' WHERE model = 'model' AND name = 'h.0.mlp.c_fc.weight'",
+            "h.0.mlp.c_fc",
+        ),
+        ("UPDATE llm_param SET shape = '{1,16}' WHERE model = 'model' AND name = 'ln_f.bias'", "ln_f.bias"),
+        ("UPDATE llm_model_config SET n_layer = 3 WHERE model = 'model'", "h.2.attn.c_attn.bias"),
+    ],
+    ids=["missing", "extra", "transposed", "vector as matrix", "a layer more"],
+)
+def test_rows_that_do_not_fit_are_named_before_the_first_chunk(sql, damage, tensor):
+    sql.execute("SELECT llm_init_model('model')")
+    sql.execute(damage)
+    with pytest.raises(errors.DataException, match=tensor) as caught:
+        sql.execute("SELECT llm_export_safetensors('model')")
+    assert caught.value.diag.sqlstate == "22000"
+    assert caught.value.diag.message_hint
+
+
 # ---- vocabularies
 
 

@@ -362,6 +362,20 @@ def test_texts_that_cannot_be_used(dsn, vocabulary, tmp_path, monkeypatch):
     (tmp_path / "latin.txt").write_bytes(b"na\xefve")
     with pytest.raises(LoaderError, match=r"latin\.txt is not UTF-8"):
         run(prepare_dataset, monkeypatch, *command, tmp_path / "*.txt")
+    with pytest.raises(LoaderError, match="--query: syntax error"):
+        run(prepare_dataset, monkeypatch, *command[:4], "--query", "documents")
+
+
+def test_rows_fit_the_model(dsn, conn, vocabulary, tmp_path, monkeypatch):
+    conn.execute(
+        "SELECT llm_init_model('narrow', n_layer => 1, n_head => 1, d_model => 8, n_positions => 16, vocab => 300)"
+    )
+    (tmp_path / "text.txt").write_text("as many words as fill a few rows " * 20)
+    command = ["--dsn", dsn, "--tokenizer", vocabulary, "--model", "narrow", "--input", tmp_path / "text.txt"]
+    with pytest.raises(LoaderError, match='--block-size 17 is more than the 16 positions of model "narrow"'):
+        run(prepare_dataset, monkeypatch, *command, "--block-size", 17)
+    run(prepare_dataset, monkeypatch, *command)
+    assert {len(tokens) for _, tokens, _ in rows_of(conn, "narrow")} == {16}
 
 
 # Programs

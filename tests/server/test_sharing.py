@@ -15,18 +15,6 @@ LOSS = "SELECT llm_loss(%s, ARRAY[1, 2, 3], ARRAY[2, 3, 4], training => false)"
 
 
 @pytest.fixture
-def sql(conn: psycopg.Connection) -> Sql:
-    """`sql(statement, *parameters)`: the first value of the first row, if there is one."""
-
-    def execute(statement: str, *parameters: object) -> object:
-        cursor = conn.execute(statement, parameters or None)
-        row = cursor.fetchone() if cursor.description else None
-        return row[0] if row else None
-
-    return execute
-
-
-@pytest.fixture
 def models(sql: Sql) -> Iterator[None]:
     """`a` and `b`, of which `b` shares wte, two blocks in `a`; and `c`, as `b` but with a copy of its own."""
     sql("SELECT llm_init_model('a', 2, 2, 16, 16, 50, seed => 1)")

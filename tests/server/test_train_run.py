@@ -1,8 +1,6 @@
 """CALL llm_train_run: what is committed stays, what is interrupted goes on, and the end is that of an uninterrupted run."""
 
 import contextlib
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -110,6 +108,20 @@ def test_a_run_whose_data_changed_is_not_resumed(conn, connect):
     ]
 
 
+def test_an_interrupted_run_does_not_look_like_a_running_one(conn, connect):
+    make_model(conn, "cut")
+    session, thread = start(connect, "cut")
+    wait_for_steps(conn, "cut", 4)
+    status = "SELECT status FROM llm_train_progress WHERE model = 'cut'"
+    assert one(conn, status) == "running"
+    cancel(conn, session.info.backend_pid)
+    thread.join()
+    assert one(conn, status) == "interrupted"
+    assert one(conn, "SELECT llm_train_stop('cut')") is False
+    connect().execute(CALL, ["cut"])
+    assert one(conn, status) == "finished"
+
+
 def test_a_stopped_run_ends_cleanly_and_goes_on(conn, connect, uninterrupted):
     make_model(conn, "stopped")
     conn.execute("SET pg_gpt2.threads = 1")
@@ -164,41 +176,3 @@ def test_weights_changed_by_somebody_else_end_the_run_and_are_kept(conn, connect
     thread.join()
     assert [error.sqlstate for error in errors] == ["22000"]
     assert "changed by somebody else" in str(errors[0])
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs the server's process")
-def test_kill_9_of_the_backend_loses_only_the_steps_since_the_last_commit(new_database, cluster_dsn):
-    """The whole server restarts after it, so it comes with a database of its own."""
-    dsn = new_database()
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        make_model(conn, "whole")
-        conn.execute(CALL, ["whole"])
-        wanted = one(conn, STATE, "whole")
-        make_model(conn, "killed")
-
-    def connect() -> psycopg.Connection:
-        """Throw-away clusters have it off, and then a commit may be lost."""
-        return psycopg.connect(dsn, autocommit=True, options="-c synchronous_commit=on")
-
-    with connect() as watcher:
-        session, thread = start(connect, "killed")
-        wait_for_steps(watcher, "killed", 8)
-        os.kill(session.info.backend_pid, signal.SIGKILL)
-        thread.join()
-    conn = reconnect(dsn)
-    assert 8 <= steps(conn, "killed") < 40
-    conn.execute(CALL, ["killed"])
-    assert one(conn, STATE, "killed") == wanted
-    conn.close()
-
-
-def reconnect(dsn: str) -> psycopg.Connection:
-    """A session as soon as the server is back; one that it ends while it goes down does not count."""
-    for _ in range(200):
-        try:
-            conn = psycopg.connect(dsn, autocommit=True)
-            conn.execute("SELECT pg_sleep(0.2)")
-            return conn
-        except psycopg.OperationalError:
-            time.sleep(0.05)
-    raise TimeoutError("the server did not come back")

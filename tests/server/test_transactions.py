@@ -1,5 +1,7 @@
 """Tables are the truth: what a session keeps in memory follows its rows, through every way in which rows change."""
 
+from concurrent.futures import ThreadPoolExecutor, wait
+
 import psycopg
 import pytest
 
@@ -206,6 +208,57 @@ def test_a_vocabulary_of_another_session_is_seen_when_it_commits(warm, connect):
     other.execute("DELETE FROM llm_bpe_merges WHERE model = 'tiny'")
     other.execute("INSERT INTO llm_bpe_merges SELECT * FROM kept_merges; DROP TABLE kept_merges")
     assert pieces(warm) == before
+
+
+@pytest.mark.parametrize(
+    "training",
+    ["SELECT llm_train('tiny', 1, batch_size => 1)", "SELECT llm_train_step('tiny')", "CALL llm_train_run('tiny', 1)"],
+)
+def test_training_does_not_overwrite_what_another_session_changed_meanwhile(connect, training):
+    one, two = connect(), connect()
+    changed = "SELECT md5(data) FROM llm_param WHERE model = 'tiny' AND name = 'ln_f.bias'"
+    one.execute("BEGIN")
+    one.execute(CHANGES["update of one byte"])
+    expected = one.execute(changed).fetchone()
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(two.execute, training)
+        assert wait([waiting], 0.5).not_done
+        one.execute("COMMIT")
+        with pytest.raises(psycopg.errors.DataException, match="changed by somebody else"):
+            waiting.result(10)
+    assert one.execute(changed).fetchone() == expected
+    one.execute(CHANGES["update of one byte"])  # back
+
+
+TABLES = ("llm_model_config", "llm_param", "llm_run", "llm_train_log", "llm_dataset")
+IMPORT = "SELECT llm_import_safetensors(string_agg(c, ''), '{}', true) FROM llm_export_safetensors('other') AS c"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "configured"),
+    [
+        ("SELECT llm_train('dropped', 2, batch_size => 2)", "SELECT llm_drop_model('dropped')", False),
+        ("SELECT llm_drop_model('dropped')", "SELECT llm_train('dropped', 2, batch_size => 2)", False),
+        ("SELECT llm_drop_model('dropped')", "CALL llm_train_run('dropped', 2, wait => true)", False),
+        ("SELECT llm_drop_model('dropped')", IMPORT.format("dropped"), True),
+        (IMPORT.format("dropped"), "SELECT llm_drop_model('dropped')", False),
+    ],
+)
+def test_a_model_dropped_by_one_session_and_changed_by_another_is_whole_or_gone(connect, first, second, configured):
+    one, two = connect(), connect()
+    one.execute("SELECT llm_copy_model('tiny', 'dropped')")
+    one.execute("INSERT INTO llm_dataset (model, tokens, target) SELECT 'dropped', tokens, target FROM llm_dataset")
+    one.execute("BEGIN")
+    one.execute(first)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(two.execute, second)
+        assert wait([waiting], 0.3).not_done
+        one.execute("COMMIT")
+        waiting.exception(10)  # it may find the model gone
+    counts = [one.execute(f"SELECT count(*) FROM {table} WHERE model = 'dropped'").fetchone()[0] for table in TABLES]
+    assert counts == ([1, 28, 0, 0, 0] if configured else [0] * 5)
+    if configured:
+        one.execute("SELECT llm_drop_model('dropped')")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .. import __version__, db, resources, store, threads, vocabularies, weight_file
+from .. import __version__, db, resources, store, threads, vocabularies, weight_file, weights
 from ..db import entry
 from ..errors import InvalidParameter, UndefinedObject, require
 
@@ -33,7 +33,7 @@ def _software() -> Iterator[Finding]:
     if threads.set_blas_threads(1):
         yield "BLAS", name, "ok", None
     else:
-        yield "BLAS", name, "warn", "Its threads cannot be set; NumPy from PyPI brings OpenBLAS, which is fast."
+        yield "BLAS", name, "warn", "Its threads cannot be set. Install OpenBLAS: libopenblas0, or NumPy from PyPI."
     if core := os.environ.get("OPENBLAS_CORETYPE"):
         yield (
             "OPENBLAS_CORETYPE",
@@ -46,18 +46,18 @@ def _software() -> Iterator[Finding]:
 def _hardware() -> Iterator[Finding]:
     rate = _gflops()
     slow = (
-        ("warn", "Install NumPy from PyPI for the server's Python: it brings OpenBLAS.")
+        ("warn", "Install OpenBLAS (apt-get install libopenblas0), or NumPy from PyPI, which brings it.")
         if rate < SLOW_GFLOPS
         else ("ok", None)
     )
     yield "matrix product", f"{rate:.0f} GFLOP/s on one core", *slow
-    yield "threads", f"{threads.threads()} of {len(os.sched_getaffinity(0))} cores", "ok", None
+    yield "threads", f"{threads.threads()} of {resources.cores()} cores", "ok", None
     limit = resources.memory_limit()
     available = resources.available_memory()
     yield "max_memory", resources.megabytes(limit), "ok", None
     if available is not None:
         yield "memory available", resources.megabytes(available), "ok", None
-    yield "cached weights", resources.megabytes(store.cache.bytes()), "ok", None
+    yield "cached weights", resources.megabytes(weights.cache.bytes()), "ok", None
 
 
 def _gflops(n: int = 512) -> float:
@@ -101,15 +101,15 @@ def _database() -> Iterator[Finding]:
 @entry
 def cache_status() -> list[tuple[str, str, str, int | None, bool]]:
     """Rows (kind, model, version, bytes, shared)."""
-    weights = [("weights", m.name, m.version, store.size(m), m.shared) for m in store.cache.models.values()]
-    return weights + [("tokenizer", name, version, None, False) for name, version in vocabularies.cached()]
+    models = [("weights", m.name, m.version, weights.size(m), m.shared) for m in weights.cache.models.values()]
+    return models + [("tokenizer", name, version, None, False) for name, version in vocabularies.cached()]
 
 
 @entry
 def cache_clear() -> int:
     """Bytes of this session's memory given up; for the extension's owner also the files that sessions share."""
-    freed = store.cache.bytes()
-    store.cache.models.clear()
+    freed = weights.cache.bytes()
+    weights.cache.models.clear()
     vocabularies.forget()
     resources.release_memory()
     row = db.row(

@@ -1,23 +1,27 @@
 """llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated; parameters as handles."""
 
+from math import prod
+
 import numpy as np
 
-from .. import attributes, db, recording, replay, resources, store, tape_rows
+from .. import attributes, db, recording, replay, resources, store, tape_rows, weights
 from ..db import entry
 from ..errors import (
     InvalidParameter,
     NullNotAllowed,
+    OutOfMemory,
     PgGpt2Error,
     UndefinedObject,
     WrongState,
     require,
     require_positive,
 )
+from ..kernels import MAX_BYTES
 from ..ops import lookup
+from ..prompts import draw_seed
 from ..recording import Recorder
 from ..tape_rows import session_tape
 from ..tensor import from_bytes, to_bytes
-from .generation import draw_seed
 
 # --- the mode -------------------------------------------------------------------------------------------------------
 
@@ -67,13 +71,38 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
     resources.apply_threads()
     recorder = Recorder(room=1)
     try:
-        result = recorder.apply(name, *_values(name, inputs), **attrs)
+        values = _values(name, inputs)
+        _require_room(name, [value.data.shape for value in values], attrs)
+        result = recorder.apply(name, *values, **attrs)
     except PgGpt2Error as error:
         described = f"{error.detail}; " if error.detail else ""
         error.detail = f"{described}op {name} of handles {inputs}"
         raise
     recorder.flush()
     return result.id
+
+
+def _require_room(name: str, shapes: list[tuple[int, ...]], attrs: dict) -> None:
+    """53200 before an op makes a result that no bytea holds. Ops that are not here make none larger than their inputs."""
+    try:
+        if name in ("add", "mul"):
+            size = prod(np.broadcast_shapes(*shapes))
+        elif name == "matmul":
+            a, b = shapes
+            size = prod(np.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * b[-1]
+        elif name == "concat":
+            size = sum(map(prod, shapes))
+        elif name == "embedding":
+            size = np.size(attrs["ids"]) * prod(shapes[0][1:])
+        else:
+            return
+    except (ValueError, IndexError, KeyError):
+        return  # the op itself says what does not fit
+    if 4 * size > MAX_BYTES:
+        raise OutOfMemory(
+            f"{name}: a result of {size} values does not fit a value of 1 GB", hint="Work on fewer rows at a time."
+        )
+    resources.require_memory(2 * 4 * size, f"op {name}")
 
 
 def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
@@ -197,7 +226,7 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
 def materialize_params(model: str) -> int:
     """New handles for all parameters, in place of those mapped before; their number."""
     require(model=model)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     db.run(
         "DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], session_tape(), model
     )

@@ -47,10 +47,10 @@ def prune(model: str, keep_last: int, keep_every: int | None) -> int:
 
 
 @entry
-def diff(a: int, b: int | None) -> Iterator[tuple]:
+def diff(a: int, b: int | None) -> list[tuple]:
     """Rows (name, changed, max_abs_diff, l2_norm, relative)."""
     require(a=a)
-    return _diff(a, b)
+    return list(_diff(a, b))
 
 
 def _diff(a: int, b: int | None) -> Iterator[tuple]:

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import batch, beam, db, gpt2, host, recording, resources, store, vocabularies
+from .. import batch, beam, db, gpt2, host, recording, resources, store, vocabularies, weights
 from ..bpe import Tokenizer
 from ..config import GPT2Config
 from ..db import entry
 from ..decode import Decoder, check_ids
 from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, require, require_positive
 from ..generation import Options, TextStream, Token, tokens
+from ..prompts import check_prompt, draw_seed, encode_prompt
 from ..sampling import Sampling, softmax
 from ..tensor import to_bytes
 
@@ -79,10 +80,10 @@ class _TextJob:
         echo: bool,
     ) -> None:
         _require_text(prompt, echo)
-        model = store.load(model_name)
+        model = weights.load(model_name)
         self.tokenizer = vocabularies.load(model.name)
         options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, self.tokenizer)
-        ids = _prompt_ids(prompt, model, self.tokenizer)
+        ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], max_tokens)
         self.prefix = prompt if echo else ""
         self.text = TextStream(self.tokenizer, options.stop, options.eos)
@@ -115,7 +116,7 @@ def _require_text(prompt: object, echo: bool | None) -> None:
         )
 
 
-def _require_cache(model: store.Model, lengths: list[int], max_tokens: int) -> None:
+def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
     """53200 when keys and values of so many positions do not fit."""
     positions = sum(min(length + max_tokens, model.config.n_positions) for length in lengths)
     wanted = 8 * model.config.n_layer * model.config.d_model * positions
@@ -142,10 +143,10 @@ def generate_batch(
     for prompt in prompts:
         _require_text(prompt, echo)
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    model = store.load(model_name)
+    model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
     options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
-    ids = [_prompt_ids(prompt, model, tokenizer) for prompt in prompts]
+    ids = [encode_prompt(prompt, model, tokenizer) for prompt in prompts]
     _require_cache(model, list(map(len, ids)), max_tokens)
     each = [replace(options, seed=options.seed + n) for n in range(len(ids))]
     texts = [TextStream(tokenizer, options.stop, options.eos) for _ in ids]
@@ -176,12 +177,12 @@ def beam_search(
             f"length_penalty must be between -100 and 100, not {length_penalty}",
             hint="Above 0 favours longer continuations; Hugging Face's default is 1.",
         )
-    model = store.load(model_name)
+    model = weights.load(model_name)
     tokenizer = vocabularies.find(model.name)
     if prompt is None:
-        ids = _given_ids(prompt_ids, model)
+        ids = check_prompt(prompt_ids, model)
     else:
-        ids = _prompt_ids(prompt, model, vocabularies.load(model.name))
+        ids = encode_prompt(prompt, model, vocabularies.load(model.name))
     options = _options(max_tokens, Sampling(), eos_token, 0, None, model.config, tokenizer)
     _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
     beams = beam.beam_search(
@@ -229,44 +230,6 @@ def _options(
     return Options(max_tokens, sampling, eos, draw_seed() if seed is None else seed, tuple(stop or ()))
 
 
-def draw_seed() -> int:
-    """A seed from the server's random(), which setseed() fixes."""
-    row = db.row("SELECT random() AS value")
-    return int((row or {})["value"] * 2**53)
-
-
-def _prompt_ids(prompt: str, model: store.Model, tokenizer: Tokenizer) -> list[int]:
-    """Ids of the prompt; the end-of-text token for an empty one; with a NOTICE when only its tail fits the window."""
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
-        if eos is None:
-            raise InvalidParameter(
-                f'an empty prompt needs an end-of-text token, and model "{model.name}" has none',
-                hint="Give a prompt, or set eos_token_id in llm_model_config.",
-            )
-        return [eos]
-    check_ids(ids, model.config, model.name)
-    _notice_long_prompt(len(ids), model)
-    return ids
-
-
-def _given_ids(ids: list[int] | None, model: store.Model) -> list[int]:
-    """Prompt ids as given, checked; with a NOTICE when only their tail fits the window."""
-    if not ids:
-        raise NullNotAllowed("ids must not be null or empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
-    check_ids(ids, model.config, model.name)
-    _notice_long_prompt(len(ids), model)
-    return ids
-
-
-def _notice_long_prompt(length: int, model: store.Model) -> None:
-    if length > model.config.n_positions:
-        db.notice(
-            f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used"
-        )
-
-
 @entry
 def generate_tokens(
     ids: list[int] | None,
@@ -283,8 +246,8 @@ def generate_tokens(
 ) -> list[int]:
     """New ids after `ids`."""
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    model = store.load(model_name)
-    ids = _given_ids(ids, model)
+    model = weights.load(model_name)
+    ids = check_prompt(ids, model)
     tokenizer = vocabularies.load(model.name) if stop else None
     options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
     _require_cache(model, [len(ids)], max_tokens)
@@ -310,9 +273,9 @@ def next_token(prompt: str, n: int, temperature: float, model_name: str | None) 
         raise InvalidParameter(
             f"temperature must be above 0 and finite, not {temperature}", hint="1 gives the model's own probabilities."
         )
-    model = store.load(model_name)
+    model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
-    ids = _prompt_ids(prompt, model, tokenizer)[-model.config.n_positions :]
+    ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
     logits = Decoder(model.params, model.config, len(ids)).feed(ids)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
@@ -339,9 +302,10 @@ def logits(
     vocab_size: int | None,
 ) -> bytes:
     """Logits [T, vocab] of all positions, as bytes."""
+    require(token_ids=token_ids)
     if not token_ids:
-        raise NullNotAllowed("token_ids must not be null or empty", hint="llm_encode(text, model) gives ids.")
-    model = store.load(model_name)
+        raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
+    model = weights.load(model_name)
     store.check_overrides(model.config, n_layer, n_head, d_model, vocab_size)
     if len(token_ids) > model.config.n_positions:
         raise InvalidParameter(

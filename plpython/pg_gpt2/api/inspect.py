@@ -5,28 +5,28 @@ from typing import Any
 
 import numpy as np
 
-from .. import db, replay, resources, store, tape_dot, tape_rows, tracing, vocabularies
+from .. import db, replay, resources, store, tape_dot, tape_rows, tracing, vocabularies, weights
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState, require, require_positive
 from ..gpt2 import check_window
+from ..prompts import encode_prompt
 from ..replay import Application, Tensor
 from ..tensor import FLOAT32, to_bytes
-from .generation import _prompt_ids
 
 # --- a forward pass -------------------------------------------------------------------------------------------------
 
 
-def _ids_of(prompt: str, model: store.Model) -> list[int]:
+def _ids_of(prompt: str, model: weights.Model) -> list[int]:
     """Ids of a prompt; of one longer than the window, its tail."""
     require(prompt=prompt)
-    return _prompt_ids(prompt, model, vocabularies.load(model.name))[-model.config.n_positions :]
+    return encode_prompt(prompt, model, vocabularies.load(model.name))[-model.config.n_positions :]
 
 
 @entry
 def trace_text(prompt: str, model: str | None) -> Iterator[tuple[Any, ...]]:
     """Rows (seq, layer, op, name, shape, data)."""
-    loaded = store.load(model)
+    loaded = weights.load(model)
     return _trace(loaded, _ids_of(prompt, loaded))
 
 
@@ -34,13 +34,13 @@ def trace_text(prompt: str, model: str | None) -> Iterator[tuple[Any, ...]]:
 def trace_ids(ids: list[int], model: str | None) -> Iterator[tuple[Any, ...]]:
     """The same for token ids."""
     require(ids=ids)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     check_window(len(ids), loaded.config)
     check_ids(ids, loaded.config, loaded.name)
     return _trace(loaded, ids)
 
 
-def _trace(model: store.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
+def _trace(model: weights.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
     config, t = model.config, len(ids)
     layer = t * 22 * config.d_model + t * t * config.n_head
     resources.require_memory(4 * (config.n_layer * layer + 3 * t * config.vocab), f"a trace of {t} tokens")
@@ -55,7 +55,7 @@ def _trace(model: store.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
 def attention_weights(prompt: str, layer: int, head: int, model: str | None) -> list[tuple[Any, ...]]:
     """Rows (query_position, query_token, key_position, key_token, weight)."""
     require(layer=layer, head=head)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     for name, value, limit in (("layer", layer, loaded.config.n_layer), ("head", head, loaded.config.n_head)):
         if not 0 <= value < limit:
             raise InvalidParameter(
@@ -63,17 +63,17 @@ def attention_weights(prompt: str, layer: int, head: int, model: str | None) -> 
                 hint="Layers and heads count from 0, as in the names of parameters.",
             )
     ids = _ids_of(prompt, loaded)
-    weights = tracing.layer_attention(loaded.params, loaded.config, ids, layer)[head].tolist()
+    attention = tracing.layer_attention(loaded.params, loaded.config, ids, layer)[head].tolist()
     tokenizer = vocabularies.load(loaded.name)
     tokens = [db.storable(tokenizer.decode([token])) for token in ids]
-    return [(q, tokens[q], k, tokens[k], weights[q][k]) for q in range(len(ids)) for k in range(q + 1)]
+    return [(q, tokens[q], k, tokens[k], attention[q][k]) for q in range(len(ids)) for k in range(q + 1)]
 
 
 @entry
 def logit_lens(prompt: str, model: str | None, n: int) -> list[tuple[Any, ...]]:
     """Rows (layer, rank, token, probability, token_id)."""
     require_positive(n=n)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     ids = _ids_of(prompt, loaded)
     tokenizer = vocabularies.load(loaded.name)
     rows = []

@@ -50,6 +50,7 @@ def init_model(
         eos = known.eos_token_id
     resources.require_memory(2 * 4 * wanted.n_params(), f'making model "{model}"')
     store.register(model, replace(wanted, eos_token_id=eos))
+    db.run("UPDATE {schema}.llm_model_config SET init_seed = $2 WHERE model = $1", ["text", "int8"], model, seed)
     params = gpt2.init_params(wanted, seed)
     store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in params.items()))
     del params
@@ -129,6 +130,7 @@ TABLES = (
 def drop_model(model: str) -> None:
     """Delete the rows of `model` from every table; 42704 when there is none."""
     require(model=model)
+    store.lock(model)
     sharing.refuse_if_used(model)
     audit.drop_all(model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)

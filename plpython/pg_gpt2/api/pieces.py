@@ -4,25 +4,27 @@ from typing import Any
 
 import numpy as np
 
-from .. import gpt2, recording, resources, store
+from .. import gpt2, recording, resources, store, weights
 from ..config import block_shapes
 from ..db import entry
+from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
 from ..gpt2 import Dropout
 from ..ops.dropout import check_p
+from ..prompts import draw_seed
 from ..recording import Recorder
 from ..tape import Eager
 from ..tensor import from_bytes, to_bytes
-from .generation import draw_seed
 
 
 @entry
 def embed(tokens: list[int], model: str | None, d: int | None) -> bytes:
     """wte[token] + wpe[position]."""
     require(tokens=tokens)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     store.check_overrides(loaded.config, None, None, d, None)
     gpt2.check_window(len(tokens), loaded.config)
+    check_ids(tokens, loaded.config, loaded.name)
     ids = np.asarray(tokens, np.int64)
     return to_bytes(recording.on_tape(loaded, lambda run, params: gpt2.embed(run, params, ids)))
 
@@ -99,7 +101,7 @@ def forward_gpt2(
     """All blocks and ln_f."""
     require(input=data, dropout_p=dropout_p, training=training)
     check_p(dropout_p)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     config = loaded.config
     store.check_overrides(config, n_layer, n_head, d, None)
     if t is None:

@@ -3,15 +3,15 @@
 import math
 from typing import Any
 
-from .. import db, scoring, store, vocabularies
+from .. import db, scoring, vocabularies, weights
 from ..bpe import Tokenizer
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InvalidParameter, require
 
 
-def _prepare(text: str, model_name: str | None) -> tuple[store.Model, Tokenizer, list[int]]:
-    model = store.load(model_name)
+def _prepare(text: str, model_name: str | None) -> tuple[weights.Model, Tokenizer, list[int]]:
+    model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
     ids = tokenizer.encode(text)
     check_ids(ids, model.config, model.name)

@@ -6,7 +6,7 @@ from typing import Any
 from .. import bpe_train, db, server_files, store, vocabularies
 from ..bpe import Tokenizer
 from ..db import entry
-from ..errors import require
+from ..errors import InvalidParameter, require
 from ..formats import vocab as vocab_files
 
 MAX_FILE_BYTES = 256 << 20  # of vocab.json or merges.txt; GPT-2's have 1 MB
@@ -59,6 +59,11 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
     store.require_name(model)
     store.lock(model)
     vocabularies.require_none(model)
+    if store.has_weights(model) and vocab_size > (room := store.config(model).vocab):
+        raise InvalidParameter(
+            f'vocab_size {vocab_size} is more than the {room} tokens that the weights of model "{model}" are for',
+            hint="Use that many or fewer, or learn the vocabulary before llm_init_model, which then takes its size.",
+        )
     vocab, merges = bpe_train.train(db.source_texts(source, source_path), vocab_size)
     vocabularies.replace_tokens(model, vocab)
     vocabularies.replace_merges(model, merges)

@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 
-from .. import audit, datasets, db, gpt2, recording, resources, runs, store, training, vocabularies
+from .. import audit, datasets, db, gpt2, recording, resources, runs, store, training, vocabularies, weights
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
 from ..ops.dropout import check_p
+from ..prompts import draw_seed
 from ..tape import Handle, Runner
-from .generation import draw_seed
 
 MOST_ROWS = 1 << 20  # a step: their order is drawn before anything else is done with them
 
@@ -57,7 +57,7 @@ def loss(
             f"tokens has {len(tokens)} ids and targets {len(targets)}; both must have the same number, at least one",
             hint="targets is tokens shifted by one: what follows each.",
         )
-    loaded = store.load(model)
+    loaded = weights.load(model)
     store.check_overrides(loaded.config, n_layer, n_head, d, vocab)
     for ids in (tokens, targets):
         check_ids(ids, loaded.config, loaded.name)
@@ -79,7 +79,7 @@ def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: in
     """One row (loss, perplexity, tokens)."""
     require(split=split)
     require_positive(batch_size=batch_size, max_rows=1 if max_rows is None else max_rows)
-    loaded = store.load(model)
+    loaded = weights.load(model)
     ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
     mean, count = training.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
     return [(mean, math.exp(min(mean, 700.0)), count)]
@@ -239,6 +239,9 @@ def train_stop(model: str) -> bool:
     require(model=model)
     return bool(
         db.run(
-            "UPDATE {schema}.llm_run SET stop_requested = true WHERE model = $1 AND status = 'running'", ["text"], model
+            "UPDATE {schema}.llm_run SET stop_requested = true WHERE run_id IN"
+            " (SELECT run_id FROM {schema}.llm_train_progress WHERE model = $1 AND status = 'running')",
+            ["text"],
+            model,
         )
     )

@@ -26,7 +26,9 @@ def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
 def import_npz_file(path: str, model: str, replace: bool | None) -> int:
     """A .npz file of the server -> rows."""
     store.require_name(model)
-    return _import(open_npz(server_files.open_to_read(path), store.find_config(model)), model, replace)
+    file = server_files.open_to_read(path)
+    store.lock(model)  # so that the configuration is still there when the tensors are
+    return _import(open_npz(file, store.find_config(model)), model, replace)
 
 
 @entry
@@ -40,6 +42,7 @@ def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
 def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
     """Check and store a checkpoint's tensors; their number."""
     with opened as checkpoint:
+        store.lock(model)
         known = store.find_config(model)
         config = known or checkpoint.config()
         if config is None:
@@ -48,7 +51,6 @@ def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
                 hint="INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab) VALUES (...) first,"
                 " or use python -m loaders.load_model, which reads config.json.",
             )
-        store.lock(model)
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
             sharing.forget(model)
@@ -100,6 +102,7 @@ class _Stored:
     def __init__(self, model: str, config: GPT2Config) -> None:
         self.shapes = dict(sorted(config.param_shapes().items()))
         self._model = model
+        self._check()
         rows = db.cursor(
             f'SELECT name, shape, data FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
             ["text"],
@@ -107,11 +110,30 @@ class _Stored:
         )
         self._tensors = groupby(rows, lambda row: row["name"])
 
+    def _check(self) -> None:
+        """55000 or 22000 before the first chunk: of an error between the rows of a set, PL/Python hides the message."""
+        found: dict[str, tuple[int, ...]] = {
+            row["name"]: (row["rows"], row["columns"]) if row["columns"] else (row["rows"],)
+            for row in db.query(
+                "SELECT name, sum(shape[1]) AS rows, max(shape[2]) AS columns"
+                f" FROM {store.resolved()} AS p GROUP BY name",
+                ["text"],
+                self._model,
+            )
+        }
+        if not found:
+            raise store.no_weights(self._model)
+        for name in sorted(found.keys() | self.shapes.keys()):
+            if found.get(name) != self.shapes.get(name):
+                raise InconsistentData(
+                    f'model "{self._model}": tensor "{name}" has shape {_shape(found.get(name))} in llm_param and'
+                    f" {_shape(self.shapes.get(name))} by llm_model_config",
+                    hint="Import the model again, or llm_checkpoint_load an earlier state.",
+                )
+
     def blocks(self, name: str) -> Iterable[np.ndarray]:
         """Blocks of the next tensor, which must be `name`."""
         found, rows = next(self._tensors, (None, iter(())))
-        if found is None and name == next(iter(self.shapes)):
-            raise store.no_weights(self._model)
         if found != name:
             raise InconsistentData(
                 f'model "{self._model}" has {found or "no tensor"} where "{name}" should follow',
@@ -120,3 +142,7 @@ class _Stored:
         for row in rows:
             host.check_interrupts()
             yield np.frombuffer(row["data"], FLOAT32).reshape(row["shape"])
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))

@@ -47,16 +47,20 @@ class Op:
 
     def run(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
         """(y, saved); saved is None when the op saves nothing. 22023 when the number of inputs is wrong."""
-        if len(arrays) != len(self.inputs) and not (self.variadic and arrays):
-            raise InvalidParameter(
-                f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {len(arrays)}",
-                hint="Give one array for each of them, in this order.",
-            )
+        self.check_inputs(len(arrays))
         try:
             result = self.forward(*arrays, **attrs)
         except TypeError as error:
             raise self._bad_attributes(attrs, error) from error
         return result if self.saves else (result, None)
+
+    def check_inputs(self, count: int) -> None:
+        """22023 when the number of inputs is wrong."""
+        if count != len(self.inputs) and not (self.variadic and count):
+            raise InvalidParameter(
+                f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {count}",
+                hint="Give one array for each of them, in this order.",
+            )
 
     def grads(self, dy: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray | None, ...]:
         """Gradients of sum(dy * y) by the inputs, from the inputs alone."""

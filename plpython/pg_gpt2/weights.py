@@ -1,0 +1,202 @@
+"""Weights in memory: a cache of versions of the rows, one version for a call, shared between sessions where that can be.
+
+The version is computed from the visible rows under the caller's rights at every call, so that it follows DML by hand, rollback,
+savepoints and row-level security; nothing has to be invalidated.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import db, host, resources, store, weight_file
+from .config import GPT2Config
+from .errors import InconsistentData
+from .tensor import FLOAT32
+
+# One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
+# transaction: then ctid and xmin alone repeat.
+ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+BUILD = "'{schema}.llm_model_config'::regclass::oid::integer, hashtext($1)"  # for who writes the file of its weights
+
+Params = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at one version; `params` are read-only arrays, name -> (shape of the configuration)."""
+
+    name: str
+    config: GPT2Config
+    version: str
+    params: Params
+    shared: bool = False  # mapped from the file that all sessions use
+
+
+class _Cache:
+    """Models of this session by (name, version), least recently used first."""
+
+    def __init__(self) -> None:
+        self.models: OrderedDict[str, Model] = OrderedDict()
+
+    def get(self, name: str, version: str) -> Model | None:
+        found = self.models.get(name)
+        if found is None or found.version != version:
+            return None
+        self.models.move_to_end(name)
+        return found
+
+    def make_room(self, name: str, wanted: int, room: int) -> None:
+        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`."""
+        self.models.pop(name, None)
+        while self.models and self.bytes() + wanted > room:
+            self.models.popitem(last=False)
+
+    def put(self, model: Model) -> None:
+        self.models[model.name] = model
+
+    def bytes(self) -> int:
+        """Bytes that only this session holds."""
+        return sum(size(model) for model in self.models.values() if not model.shared)
+
+
+cache = _Cache()
+
+
+def size(model: Model) -> int:
+    """Bytes of a model's weights."""
+    return sum(array.nbytes for array in model.params.values())
+
+
+def version_of(model: str) -> str:
+    """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
+    row = db.row(
+        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {store.resolved()} AS p",
+        ["text"],
+        model,
+    )
+    return (row or {})["version"] or hashlib.md5(b"").hexdigest()
+
+
+def load(model: str | None) -> Model:
+    """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
+    name = store.model_name(model)
+    wanted = store.config(name)
+    resources.apply_threads()
+    version = version_of(name)
+    found = cache.get(name, version)
+    if found is None or found.config != wanted:
+        cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
+        found = _load_shared(name, wanted, version) or _load_private(name, wanted)
+        cache.put(found)
+    return found
+
+
+def _load_private(name: str, wanted: GPT2Config) -> Model:
+    """The model in this session's own memory."""
+    return Model(name, wanted, *_read_params(name, wanted))
+
+
+def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
+    """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
+
+    A transaction that has written may see rows that are nobody else's business yet.
+    """
+    folder = weight_file.directory()
+    row = db.row(
+        "SELECT oid::bigint AS database, pg_current_xact_id_if_assigned() IS NULL AS reads_only"
+        " FROM pg_database WHERE datname = current_database()"
+    )
+    if folder is None or row is None or not row["reads_only"] or 4 * wanted.n_params() < weight_file.LEAST_BYTES:
+        return None
+    file = weight_file.WeightFile(folder, row["database"], name, version, wanted.param_shapes())
+    params = file.attach()
+    if params is None:
+        with _builder(name):
+            params = file.attach() or _build(file, name, wanted, version)
+        resources.release_memory()
+    return Model(name, wanted, version, params, shared=True) if params else None
+
+
+def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
+    read, params = _read_params(name, wanted)
+    return file.build(params) if read == version else None
+
+
+@contextmanager
+def _builder(model: str) -> Iterator[None]:
+    """Sessions that need a version's file queue here, so that one writes it."""
+    db.run(f"SELECT pg_advisory_lock({BUILD})", ["text"], model)
+    try:
+        yield
+    finally:
+        db.run(f"SELECT pg_advisory_unlock({BUILD})", ["text"], model)
+
+
+def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
+    """Version and weights through one cursor, hence of one snapshot."""
+    resources.require_memory(4 * wanted.n_params(), f'model "{name}"')
+    shapes = wanted.param_shapes()
+    rows = db.cursor(
+        f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
+        f" FROM {store.resolved()} AS p ORDER BY p.name, p.token_id",
+        ["text"],
+        name,
+    )
+    digest = hashlib.md5()
+    assembly = Assembly(name, shapes)
+    for count, row in enumerate(rows):
+        digest.update((("\n" if count else "") + row["version"]).encode())
+        assembly.add(row["name"], row["token_id"], row["shape"], row["data"])
+        host.check_interrupts()
+    params = assembly.finish()
+    for array in params.values():
+        array.flags.writeable = False
+    return digest.hexdigest(), params
+
+
+class Assembly:
+    """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
+
+    def __init__(self, model: str, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.params: Params = {}
+        self._rows: dict[str, int] = {}
+
+    def add(self, name: str, first: int, shape: list[int], data: bytes) -> None:
+        """Take one block, blocks of a tensor in ascending order."""
+        if name not in self.shapes:
+            raise self._refusal(
+                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
+            )
+        wanted = self.shapes[name]
+        if tuple(shape[1:]) != wanted[1:]:
+            raise self._refusal(
+                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
+            )
+        if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
+            raise self._refusal(
+                f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
+                "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
+            )
+        if name not in self.params:
+            self.params[name] = np.empty(wanted, FLOAT32)
+        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
+        self._rows[name] = first + shape[0]
+
+    def finish(self) -> Params:
+        """All tensors in the order of the configuration; 55000 when there is none at all."""
+        if not self.params:
+            raise store.no_weights(self.model)
+        for name, shape in self.shapes.items():
+            rows = self._rows.get(name, 0)
+            if rows < shape[0]:
+                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
+        return {name: self.params[name] for name in self.shapes}
+
+    def _refusal(self, problem: str, hint: str) -> InconsistentData:
+        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)

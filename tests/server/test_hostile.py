@@ -1,0 +1,240 @@
+"""Whatever a function is given, it answers or says what is wrong: a SQLSTATE of its own, a HINT, and the session goes on.
+
+Every parameter of every function in turn takes values that nobody should pass, while the others have good ones.
+"""
+
+import psycopg
+import pytest
+
+HOSTILE = {
+    "text": ["''", "'nosuch'", "E'\\x01'", "'🎉é'", "'%s %d {0} $1'", "'''; DROP TABLE t; --'", "repeat('a', 3000)"],
+    "integer": ["0", "-1", "1000", "2147483647", "-2147483648"],
+    "bigint": ["0", "-1", "9223372036854775807", "-9223372036854775808"],
+    "double precision": ["0", "-1", "'NaN'", "'Infinity'", "'-Infinity'", "1e308", "5e-324"],
+    "boolean": ["true", "false"],
+    "integer[]": ["'{}'", "'{{1,2},{3,4}}'", "'{1,NULL}'", "'{-1}'", "'{2147483647}'", "'[5:6]={1,2}'", "'{{{1}}}'"],
+    "bigint[]": ["'{}'", "'{{1,2},{3,4}}'", "'{NULL}'", "'{-1}'", "'{9223372036854775807}'"],
+    "double precision[]": ["'{}'", "'{{1,2},{3,4}}'", "'{NULL}'", "'{NaN}'", "'{1e308}'"],
+    "text[]": ["'{}'", "'{{a,b},{c,d}}'", "'{NULL}'", "ARRAY['']", "ARRAY[repeat('x', 3000)]"],
+    "bytea": ["''", r"'\x00'", r"'\x0000807f'", "decode(repeat('ff', 64), 'hex')", "decode(repeat('00', 4096), 'hex')"],
+    "jsonb": ["'{}'", "'[]'", "'null'", "'1e400'", """'{"eps": "x"}'""", """'{"axis": 1e300}'"""],
+    "interval": ["'-1 day'", "'1000 years'"],
+}
+
+
+def vector(n: int) -> str:
+    return f"pg_llm_tensor(array_fill(0.5, ARRAY[{n}]))"
+
+
+SAMPLING = "model_name => 'm', max_tokens => 5, seed => 1"
+ATTENTION = f"{vector(8)}, {vector(48)}, {vector(12)}, {vector(16)}, {vector(4)}"  # T 2, D 4
+MLP = f"{vector(8)}, {vector(64)}, {vector(16)}, {vector(64)}, {vector(4)}"
+BLOCK = f"{ATTENTION}, {vector(64)}, {vector(16)}, {vector(64)}, {vector(4)}" + f", {vector(4)}" * 4
+NEW = "model => 'q'"
+
+# Good arguments; a parameter that is not here keeps its default.
+EXAMPLES = {
+    "llm_generate": f"prompt => 'low', {SAMPLING}",
+    "llm_generate_stream": f"prompt => 'low', {SAMPLING}",
+    "llm_generate_tokens": f"ids => '{{1,2}}', {SAMPLING}",
+    "llm_generate_batch": f"prompts => '{{low,the}}', {SAMPLING}",
+    "llm_beam_search": "prompt => 'low', model_name => 'm', max_tokens => 5",
+    "llm_next_token": "prompt => 'low', model_name => 'm'",
+    "llm_logits": "token_ids => '{1,2}', model_name => 'm'",
+    "llm_logprobs": "text_in => 'low the', model_name => 'm'",
+    "llm_perplexity": "text_in => 'low the', model_name => 'm'",
+    "llm_text_embedding": "text_in => 'low the', model_name => 'm'",
+    "llm_encode": "text_in => 'low', model => 'm'",
+    "llm_decode": "ids => '{1,2}', model => 'm'",
+    "llm_decode_bytes": "ids => '{1,2}', model => 'm'",
+    "llm_tokenize": "text_in => 'low', model => 'm'",
+    "llm_token_count": "text_in => 'low', model => 'm'",
+    "llm_bpe_trace": "word => 'low', model => 'm'",
+    "llm_train_bpe": f"source => 'SELECT x FROM public.t', vocab_size => 260, {NEW}",
+    "llm_init_model": f"{NEW}, n_layer => 1, n_head => 1, d_model => 8, n_positions => 8, vocab => 20",
+    "llm_copy_model": "source => 'm', target => 'q'",
+    "llm_drop_model": "model => 'm'",
+    "llm_import_safetensors": f"data => (SELECT string_agg(c, '') FROM llm_export_safetensors('m') AS c), {NEW}",
+    "llm_export_safetensors": "model => 'm'",
+    "pg_llm_import_safetensors": f"path => '/etc/passwd', {NEW}",
+    "pg_llm_import_npz": f"path => '/etc/passwd', {NEW}",
+    "pg_llm_export_safetensors": "path => '/no/such', model => 'm'",
+    "pg_llm_export_npz": "path => '/no/such', model => 'm'",
+    "pg_llm_load_bpe_vocab": f"path => '/etc/passwd', {NEW}",
+    "pg_llm_load_bpe_merges": f"path => '/etc/passwd', {NEW}",
+    "llm_dataset_load": "source => 'SELECT repeat(x, 50) FROM public.t', model => 'm', block_size => 16",
+    "llm_loss": "model => 'm', tokens => '{1,2}', targets => '{2,3}'",
+    "llm_evaluate": "model => 'm'",
+    "llm_train_step": "model => 'm'",
+    "llm_train": "model => 'm', n_steps => 1, batch_size => 2",
+    "llm_train_run": "model => 'm', n_steps => 1, batch_size => 2",
+    "llm_train_stop": "model => 'm'",
+    "llm_token_embedding": "token_id => 1, model => 'm'",
+    "llm_get_model_config": "model => 'm'",
+    "llm_grant_usage": "role => 'public'",
+    "llm_embed": "tokens => '{1,2}', model => 'm'",
+    "llm_forward_gpt2": f"{vector(32)}, 'm', 2, 2, 2, 16",
+    "llm_block_forward": f"{BLOCK}, 2, 2, 4",
+    "pg_llm_sample": "logits => pg_llm_tensor('{1,2,3}')",
+    "pg_llm_add": f"{vector(4)}, {vector(4)}",
+    "pg_llm_matmul": f"{vector(6)}, {vector(6)}, 2, 3, 2",
+    "pg_llm_gelu": vector(4),
+    "pg_llm_gelu_backward": f"{vector(4)}, {vector(4)}",
+    "pg_llm_softmax": vector(4),
+    "pg_llm_softmax_backward": f"{vector(4)}, {vector(4)}",
+    "pg_llm_layernorm": f"{vector(4)}, {vector(4)}, {vector(4)}, 1e-5",
+    "pg_llm_layernorm_backward": f"{vector(4)}, {vector(4)}, {vector(4)}, 1e-5",
+    "pg_llm_cross_entropy": f"{vector(4)}, 1",
+    "pg_llm_cross_entropy_backward": f"{vector(4)}, 1",
+    "pg_llm_dropout": f"{vector(4)}, 0.5, true",
+    "pg_llm_dropout_backward": f"{vector(4)}, {vector(4)}, {vector(4)}, 0.5, true",
+    "pg_llm_transpose": f"{vector(6)}, 2, 3",
+    "pg_llm_ones_like": vector(4),
+    "pg_llm_zeros_like": vector(4),
+    "pg_llm_attention": f"{ATTENTION}, 2, 2, 4",
+    "pg_llm_attention_backward": f"{ATTENTION}, {vector(8)}, 2, 2, 4",
+    "pg_llm_mlp_backward": f"{MLP}, {vector(8)}, 2, 4",
+    "pg_llm_adamw_step": f"{vector(4)}, {vector(4)}, NULL, NULL, 0.1, 0.9, 0.99, 1e-8, 0.01, 1",
+    "pg_llm_grad_clip": f"{vector(4)}, 1.0",
+    "pg_llm_lr_schedule": "1, 2, 10, 0.1",
+    "pg_llm_tensor": "'{1,2}'",
+    "pg_llm_values": vector(4),
+    "llm_variable": f"{vector(4)}, '{{2,2}}', true",
+    "llm_op": "'mul', ARRAY[1,1]",
+    "llm_value": "1",
+    "llm_grad": "1",
+    "llm_backprop": "start_id => 2",
+    "llm_gradcheck": "2",
+    "llm_replay_tape": "",
+    "llm_tape_dot": "",
+    "pg_llm_autograd_track_tensor": f"{vector(4)}, '{{2,2}}', true",
+    "pg_llm_autograd_map_param": f"'m', 'ln_f.bias', 0, {vector(16)}",
+    "llm_materialize_params": "'m'",
+    "llm_accumulate_grads": "'m'",
+    "llm_prune_autograd_state": "",
+    "llm_attention_weights": "'low the', 0, 0, 'm'",
+    "llm_logit_lens": "'low the', 'm'",
+    "llm_trace": "'low the', 'm'",
+    "llm_replay": "(SELECT min(run_id) FROM llm_run)",
+    "llm_checkpoint_save": "'m'",
+    "llm_checkpoint_load": "'m', 1",
+    "llm_checkpoint_list": "",
+    "llm_checkpoint_diff": "1, 1",
+    "llm_checkpoint_drop": "1",
+    "llm_checkpoint_prune": "'m', 1",
+    "llm_param_history": "'m', 'wte'",
+    "llm_log_prune": "'m'",
+    "llm_share_param": "'y', 'wpe', 0, 'x'",
+    "llm_unshare_param": "'x', 'wte'",
+}
+PARAMETERS = """
+    SELECT proargnames[:pronargs], ARRAY(SELECT format_type(t, NULL) FROM unnest(proargtypes) AS t), prokind = 'p'
+    FROM pg_proc WHERE proname = %s ORDER BY oid
+"""
+REFUSED = {"pg_llm_import_safetensors", "pg_llm_import_npz", "pg_llm_export_safetensors", "pg_llm_export_npz"}
+REFUSED |= {"pg_llm_load_bpe_vocab", "pg_llm_load_bpe_merges"}  # /etc/passwd is none, and /no/such not there
+
+
+@pytest.fixture(autouse=True, scope="module")
+def model(module_conn):
+    module_conn.execute("CREATE TABLE t AS SELECT 'low lower lowest the cat sat on the mat ' AS x")
+    module_conn.execute("SELECT llm_train_bpe('SELECT x FROM t', 270, 'm')")
+    module_conn.execute("SELECT llm_init_model('m', 2, 2, 16, 32)")
+    module_conn.execute(
+        "SELECT llm_copy_model('m', 'x'), llm_copy_model('m', 'y'), llm_share_param('y', 'wte', 0, 'x')"
+    )
+    module_conn.execute("SELECT llm_dataset_load('SELECT repeat(x, 50) FROM t', 'm', 16, val_fraction => 0.2)")
+    module_conn.execute(
+        "SELECT llm_checkpoint_save('m'), llm_op('mul', ARRAY[h, h]) FROM llm_variable('\\x0000803f', '{1}', true) AS h"
+    )
+    module_conn.execute("SET client_min_messages = warning")
+    module_conn.execute("SELECT llm_train('m', 2, batch_size => 2)")
+    module_conn.execute("SET statement_timeout = '300ms'")  # 2147483647 steps are no error
+
+
+def arguments(example: str, names: list[str]) -> dict[str, str]:
+    """Arguments by name; those without one are named by their places."""
+    found, depth, start = [], 0, 0
+    for place, letter in enumerate(example + ","):
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            found.append(example[start:place].strip())
+            start = place + 1
+    named = [argument.split(" => ", 1) if " => " in argument else [None, argument] for argument in found if argument]
+    return {name or names[place]: value for place, (name, value) in enumerate(named)}
+
+
+def call(conn: psycopg.Connection, function: str, given: dict[str, str], is_procedure: bool) -> None:
+    """The call; nothing of it stays, unless it commits."""
+    named = ", ".join(f"{name} => {value}" for name, value in given.items())
+    if is_procedure:
+        conn.execute(f"CALL {function}({named})")
+    else:
+        with conn.transaction(force_rollback=True):
+            conn.execute(f"SELECT {function}({named})")
+
+
+@pytest.mark.parametrize("function", EXAMPLES)
+def test_every_hostile_value_is_answered_or_explained(module_conn, function):
+    names, types, is_procedure = module_conn.execute(PARAMETERS, [function]).fetchone()
+    good = arguments(EXAMPLES[function], names)
+    if function not in REFUSED:
+        call(module_conn, function, good, is_procedure)
+    unexplained = []
+    for name, kind in zip(names, types):
+        for value in ["NULL", *HOSTILE[kind]]:
+            try:
+                call(module_conn, function, {**good, name: value}, is_procedure)
+            except psycopg.errors.QueryCanceled:
+                pass
+            except psycopg.errors.UndefinedFunction:
+                raise  # the test itself is wrong
+            except psycopg.Error as error:
+                if error.sqlstate in (None, "XX000") or not error.diag.message_hint:
+                    unexplained.append(f"{name} => {value}: {error.sqlstate} {error.diag.message_primary}")
+    assert unexplained == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(("threads", value) for value in ("x", "0", "-5", "1e9")),
+        *(("max_memory", value) for value in ("lots", "-1GB", "1 XB", "NaN")),
+        *(("attention_chunk", value) for value in ("huge", "0")),
+        ("autograd", "maybe"),
+        *(("audit_keep", value) for value in ("x", "-1")),
+    ],
+)
+def test_a_setting_that_is_no_value_is_named(module_conn, setting, value):
+    """By what uses it: loss and training use all of them."""
+    statement = "SELECT llm_loss('m', '{1}', '{2}'), llm_train_step('m')"
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute("SELECT set_config(%s, %s, true)", [f"pg_gpt2.{setting}", value])
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=setting) as caught, module_conn.transaction():
+            module_conn.execute(statement)
+    assert value in caught.value.diag.message_primary
+    assert caught.value.diag.message_hint
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"), [("1kB", False), ("1000", False), ("0.01MB", False), ("64 MB", True), ("1gb", True)]
+)
+def test_sizes_are_written_as_the_server_writes_them(module_conn, size, fits):
+    with module_conn.transaction(force_rollback=True):
+        module_conn.execute("SELECT llm_cache_clear()")
+        module_conn.execute("SELECT set_config('pg_gpt2.max_memory', %s, true)", [size])
+        if fits:
+            module_conn.execute("SELECT llm_logits('{1}', 'm')")
+        else:
+            with pytest.raises(psycopg.errors.OutOfMemory):
+                module_conn.execute("SELECT llm_logits('{1}', 'm')")
+
+
+def test_every_function_with_parameters_has_an_example(module_conn):
+    missing = module_conn.execute(
+        "SELECT DISTINCT proname FROM pg_depend JOIN pg_proc ON classid = 'pg_proc'::regclass AND objid = pg_proc.oid"
+        " WHERE refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_gpt2') AND deptype = 'e' AND pronargs > 0"
+        " AND proname <> ALL (%s)",
+        [list(EXAMPLES)],
+    ).fetchall()
+    assert missing == []

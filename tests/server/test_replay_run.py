@@ -1,0 +1,267 @@
+"""llm_replay: an honest run agrees with its record to the last bit; what was altered is found and named."""
+
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from psycopg import errors, rows
+
+FLIPPED = "set_byte({0}, octet_length({0}) / 2, get_byte({0}, octet_length({0}) / 2) # 1)"
+Sql = Callable[..., object]
+
+
+@pytest.fixture
+def replay(conn: psycopg.Connection) -> Callable[..., object]:
+    """`replay(run_id, ...)`: the row of llm_replay, by the names of its columns."""
+
+    def call(run: object, *arguments: object) -> object:
+        places = ", ".join(["%s"] * (1 + len(arguments)))
+        with conn.cursor(row_factory=rows.namedtuple_row) as cursor:
+            return cursor.execute(f"SELECT * FROM llm_replay({places})", [run, *arguments]).fetchone()
+
+    return call
+
+
+@pytest.fixture
+def model(sql: Sql) -> Iterator[str]:
+    """A small model with data, as llm_init_model made it."""
+    sql("SELECT llm_init_model('m', 2, 2, 16, 16, 50, seed => 3)")
+    sql("""
+        INSERT INTO llm_dataset (model, split, tokens, target)
+        SELECT 'm', CASE WHEN n > 26 THEN 'val' ELSE 'train' END, ARRAY[n, 1, 2, 3, 4], ARRAY[1, 2, 3, 4, 5]
+        FROM generate_series(6, 30) n
+    """)
+    yield "m"
+    sql("SELECT llm_drop_model('m')")
+    sql("SELECT llm_drop_model(model) FROM llm_models WHERE NOT preset")
+
+
+def train(sql: Sql, steps: int = 6, model: str = "m", **more: object) -> object:
+    options = "".join(f", {name} => {value}" for name, value in more.items())
+    return sql(
+        f"SELECT llm_train(%s, %s, batch_size => 2, grad_accum => 2, lr_max => 0.01, log_every => 0, eval_every => 3{options})",
+        model,
+        steps,
+    )
+
+
+def test_an_honest_run_agrees_from_the_seed_of_its_weights(sql, replay, model):
+    found = replay(train(sql))
+    assert found == (1, 6, None, None, None, None, True, "from llm_init_model; llm_param compared")
+
+
+def test_replay_writes_nothing_and_runs_read_only(conn, sql, replay, model):
+    run = train(sql)
+    conn.execute("BEGIN READ ONLY")
+    assert replay(run).what is None
+    conn.execute("ROLLBACK")
+
+
+def test_threads_and_settings_of_the_session_change_nothing(sql, replay, model):
+    run = train(sql)
+    sql("SET pg_gpt2.threads = 1")
+    sql("SET pg_gpt2.attention_chunk = 2")
+    assert replay(run)[2:] == (None, None, None, None, True, "from llm_init_model; llm_param compared")
+
+
+def test_a_run_is_replayed_from_a_checkpoint_of_its_start(sql, replay, model, server_files):
+    train(sql, 2)
+    saved = sql("SELECT llm_checkpoint_save('m')")
+    run = train(sql)
+    assert replay(run).note == f"from checkpoint {saved}; llm_param compared"
+    sql("SELECT llm_checkpoint_drop(%s)", saved)
+    with pytest.raises(errors.ObjectNotInPrerequisiteState, match="cannot be replayed") as caught:
+        replay(run)
+    assert "llm_checkpoint_save" in caught.value.diag.message_hint
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_a_run_is_replayed_from_a_file(sql, replay, model, server_files, suffix):
+    train(sql, 2)
+    path = server_files / f"replay{suffix}"
+    saved = sql("SELECT llm_checkpoint_save('m', '', %s)", str(path))
+    run = train(sql)
+    assert replay(run, saved)[2:4] == (None, None)
+    path.unlink()
+
+
+def test_a_fork_is_replayed_from_the_checkpoint_it_was_made_of(sql, replay, model):
+    train(sql, 2)
+    saved = sql("SELECT llm_checkpoint_save('m')")
+    sql("SELECT llm_copy_model('m', 'fork', %s)", saved)
+    sql("UPDATE llm_dataset SET model = NULL")
+    run = train(sql, model="fork")
+    assert replay(run)[2:] == (None, None, None, None, True, f"from checkpoint {saved}; llm_param compared")
+    sql("UPDATE llm_dataset SET model = 'm'")
+
+
+def test_a_resumed_run_is_replayed_whole_and_from_a_checkpoint_on_its_way(sql, conn, connect, replay, model):
+    call = "CALL llm_train_run('m', 400, batch_size => 2, commit_every => 1, flush_seconds => 0, log_every => 0)"
+    worker = connect()
+    worker.execute("SET statement_timeout = '700ms'")
+    with pytest.raises(errors.QueryCanceled):
+        worker.execute(call)
+    worker.execute("SET statement_timeout = 0")
+    saved = sql("SELECT llm_checkpoint_save('m')")
+    worker.execute(call)
+    run = sql("SELECT max(run_id) FROM llm_run WHERE model = 'm'")
+    assert sql("SELECT count(*) FROM llm_run WHERE model = 'm'") == 1
+    step = sql("SELECT step FROM llm_checkpoint WHERE id = %s", saved)
+    assert 0 < step < 400
+    assert replay(run)[:4] == (1, 400, None, None)
+    assert replay(run, saved)[:4] == (step + 1, 400, None, None)
+    assert replay(run, saved, step + 1)[:4] == (step + 1, step + 1, None, None)
+    # Without the seed there is only this checkpoint.
+    sql("UPDATE llm_model_config SET init_seed = NULL WHERE model = 'm'")
+    assert replay(run)[:4] == (step + 1, 400, None, None)
+
+
+LOG = {
+    "lr": "lr = lr * (1 + 1e-15)",
+    "loss": "loss = loss * (1 + 1e-15)",
+    "grad_norm": "grad_norm = grad_norm * (1 + 1e-15)",
+    "tokens": "tokens = tokens # 1",
+    "val_loss": "val_loss = val_loss * (1 + 1e-15)",
+    "batch": "batch = batch[2:] || batch[1]",
+    "batch_digest": "batch_digest[2] = batch_digest[2] # 1",
+    "weights_digest": "weights_digest = translate(weights_digest, '0123456789', '1234567890')",
+    "model": "model = 'n'",
+}
+
+
+@pytest.mark.parametrize("column", LOG)
+def test_an_altered_row_of_the_log_is_named(sql, conn, replay, model, column):
+    run = train(sql)
+    step = 6 if column in ("weights_digest", "val_loss") else 4
+    sql(f"UPDATE llm_train_log SET {LOG[column]} WHERE run_id = %s AND step = %s", run, step)
+    found = replay(run)
+    assert (found.last_step, found.step, found.what, found.exact) == (step, step, column, True)
+    assert found.recorded != found.replayed
+    sql("UPDATE llm_train_log SET model = 'm' WHERE run_id = %s", run)
+
+
+@pytest.mark.parametrize("column", ["tokens", "target"])
+def test_an_altered_row_of_the_data_is_named(sql, replay, model, column):
+    run = train(sql)
+    row = sql("SELECT batch[3] FROM llm_train_log WHERE run_id = %s AND step = 4", run)
+    first = sql("SELECT min(step) FROM llm_train_log WHERE run_id = %s AND %s = ANY (batch)", run, row)
+    sql(f"UPDATE llm_dataset SET {column}[2] = {column}[2] # 1 WHERE id = %s", row)
+    found = replay(run)
+    assert (found.step, found.what) == (first, f"llm_dataset row {row}")
+
+
+@pytest.mark.parametrize("change", ["tokens[1] = 50", "tokens = '{1,2,NULL}', target = '{1,2,3}'"])
+def test_data_that_cannot_be_learned_from_any_more_are_named(sql, replay, model, change):
+    run = train(sql)
+    row = sql("SELECT batch[1] FROM llm_train_log WHERE run_id = %s AND step = 1", run)
+    sql(f"UPDATE llm_dataset SET {change} WHERE id = %s", row)
+    found = replay(run)
+    assert (found.step, f"row {row} of llm_dataset" in found.what) == (1, True)
+
+
+def test_a_deleted_row_of_the_data_is_named(sql, replay, model):
+    run = train(sql)
+    row = sql("SELECT batch[1] FROM llm_train_log WHERE run_id = %s AND step = 1", run)
+    sql("DELETE FROM llm_dataset WHERE id = %s", row)
+    assert (replay(run).step, replay(run).what) == (1, f"llm_dataset has no row {row}")
+
+
+def test_rows_added_since_do_not_matter_and_are_told(sql, replay, model):
+    run = train(sql)
+    sql("INSERT INTO llm_dataset (model, tokens, target) VALUES ('m', '{1}', '{2}')")
+    found = replay(run)
+    assert (found.step, found.last_step) == (None, 6)
+    assert "not the rows that these steps read" in found.note
+
+
+@pytest.mark.parametrize("column", ["data", "m", "v"])
+def test_an_altered_weight_or_moment_is_named(sql, replay, model, column):
+    run = train(sql)
+    name = "h.1.mlp.c_fc.weight"
+    sql(f"UPDATE llm_param SET {column} = {FLIPPED.format(column)} WHERE model = 'm' AND name = %s", name)
+    found = replay(run)
+    assert (found.step, found.what) == (6, f'llm_param: tensor "{name}", block 0, {column}')
+
+
+@pytest.mark.parametrize("when", ["start", "end"])
+def test_an_altered_weight_of_a_checkpoint_is_named(sql, replay, model, when):
+    saved = when == "start" and sql("SELECT llm_checkpoint_save('m')")
+    run = train(sql)
+    saved = saved or sql("SELECT llm_checkpoint_save('m')")
+    sql(
+        f"UPDATE llm_checkpoint_blob SET data = {FLIPPED.format('data')} WHERE digest ="
+        " (SELECT data FROM llm_checkpoint_part WHERE checkpoint_id = %s AND name = 'wpe')",
+        saved,
+    )
+    found = replay(run)
+    assert found.step == (0 if when == "start" else 6)
+    assert found.what.startswith(f'checkpoint {saved} is damaged: tensor "wpe", block 0')
+
+
+def test_a_checkpoint_with_other_weights_than_the_run_had_is_named(sql, replay, model):
+    run = train(sql)
+    sql(f"UPDATE llm_param SET data = {FLIPPED.format('data')} WHERE model = 'm' AND name = 'wpe'")
+    saved = sql("SELECT llm_checkpoint_save('m')")
+    assert (replay(run).step, replay(run).what) == (6, f'checkpoint {saved}: tensor "wpe", block 0, data')
+
+
+def test_other_weights_at_the_start_are_told(sql, replay, model):
+    sql(f"UPDATE llm_param SET data = {FLIPPED.format('data')} WHERE model = 'm' AND name = 'wpe'")
+    wrong = sql("SELECT llm_checkpoint_save('m')")
+    sql(f"UPDATE llm_param SET data = {FLIPPED.format('data')} WHERE model = 'm' AND name = 'wpe'")
+    run = train(sql)
+    assert replay(run).note.startswith("from llm_init_model")  # and not from a checkpoint that does not fit
+    found = replay(run, wrong)
+    assert (found.step, found.what) == (0, f"weights of checkpoint {wrong}")
+
+
+def test_under_another_environment_bits_may_differ_within_a_tolerance(sql, replay, model):
+    run = train(sql)
+    sql("""UPDATE llm_run SET environment = environment || '{"processor": "another"}' WHERE run_id = %s""", run)
+    found = replay(run)
+    assert (found.step, found.exact) == (None, False)
+    assert found.note.endswith("processor differ from the run's, so compared within 0.001 relative: no bit differs")
+    sql("UPDATE llm_train_log SET loss = loss * (1 + 1e-5) WHERE run_id = %s AND step = 3", run)
+    assert replay(run).note.endswith("bits differ from step 3 on")
+    assert replay(run).what is None
+    sql("UPDATE llm_train_log SET loss = loss * 1.01 WHERE run_id = %s AND step = 3", run)
+    assert (replay(run).step, replay(run).what) == (3, "loss")
+
+
+def test_steps_that_the_log_has_lost_are_counted(sql, replay, model):
+    run = train(sql)
+    sql("DELETE FROM llm_train_log WHERE run_id = %s AND step IN (2, 3)", run)
+    assert replay(run).note == "from llm_init_model; llm_param compared; 2 steps are not in llm_train_log any more"
+
+
+def test_layers_that_share_a_tensor_are_replayed_as_one(sql, replay, model):
+    sql("SELECT llm_init_model('source', 2, 2, 16, 16, 50, seed => 5)")
+    for layer in (0, 1):
+        sql("SELECT llm_share_param('source', 'h.0.mlp.c_fc.weight', 0, 'm', %s)", f"h.{layer}.mlp.c_fc.weight")
+    saved = sql("SELECT llm_checkpoint_save('m')")
+    run = train(sql)
+    assert replay(run)[2:] == (None, None, None, None, True, f"from checkpoint {saved}; llm_param compared")
+
+
+def test_what_cannot_be_replayed_says_so(sql, replay, model):
+    sql("SELECT llm_train_step('m')")
+    manual = sql("SELECT run_id FROM llm_run WHERE model = 'm'")
+    wanted = sql("SELECT llm_checkpoint_save('m')")
+    run = train(sql, 3)
+    sql("SELECT llm_init_model('other', 2, 2, 16, 16, 50, seed => 3)")
+    foreign = sql("SELECT llm_checkpoint_save('other')")
+    after = sql("SELECT llm_checkpoint_save('m')")
+    for arguments, sqlstate in (
+        ((None,), "22004"),
+        ((-1,), "42704"),
+        ((manual,), "55000"),
+        ((run, -1), "42704"),
+        ((run, foreign), "22023"),
+        ((run, after), "22023"),
+        ((run, wanted, 0), "22023"),
+        ((run, wanted, 4), "22023"),
+    ):
+        with pytest.raises(psycopg.Error) as caught:
+            replay(*arguments)
+        assert (arguments, caught.value.sqlstate) == (arguments, sqlstate)
+        assert caught.value.diag.message_hint

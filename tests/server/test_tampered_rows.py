@@ -1,0 +1,106 @@
+"""Rows of the tape, of its values and of runs, changed by hand into nonsense: an error that names the row, never a defect."""
+
+import psycopg
+import pytest
+
+TAPE = [
+    *("inputs = '{}'", "inputs = '{999999999}'", "inputs = '{NULL}'", "inputs = '{{1},{2}}'", "output = 999999999"),
+    *("inputs = ARRAY[output]", "name = 'nosuch'", "name = 'matmul'", "extra = '[]'", """extra = '{"x": 1}'"""),
+]
+VALUES = [
+    *("shape = '{3}'", "shape = '{}'", "shape = '{{2,2},{1,1}}'", "shape = '{-2,-2}'", "shape = '{NULL}'"),
+    *("shape = '{2147483647,2147483647,2147483647}'", r"data = '\x00'", "data = NULL"),
+]
+RUN = [
+    *(
+        "config = '{}'",
+        "config = '[]'",
+        "config = 'null'",
+        "config = config - 'seed'",
+        "first_step = 7",
+        "model = 'gone'",
+    ),
+    *(f"config = config || '{more}'" for more in ('{"data": {}}', '{"batch_size": -1}', '{"batch_size": "x"}')),
+    *(f"config = config || '{more}'" for more in ('{"data": {"rows": 0, "digest": "x"}}', '{"seed": "x"}')),
+    *(f"config = config || '{more}'" for more in ('{"beta1": 7}', '{"lr_max": -1}', '{"tied": ["a"]}')),
+    *(
+        "environment = '[]'",
+        """environment = '{"attention_chunk": -1}'""",
+        """environment = '{"attention_chunk": "a"}'""",
+    ),
+]
+LOG = ["batch = '{}'", "batch = '{NULL}'", "batch = '{{1,2},{3,4}}'", "batch_digest = '{}'", "loss = 'NaN'"]
+
+
+@pytest.fixture(scope="module")
+def recorded(module_conn: psycopg.Connection) -> psycopg.Connection:
+    """A session with a tape of one op, and a run."""
+    module_conn.execute("SELECT llm_op('gelu', ARRAY[llm_variable(pg_llm_tensor('{1,2,3,4}'), '{2,2}', true)])")
+    module_conn.execute("SELECT llm_backprop()")
+    module_conn.execute("SELECT llm_init_model('m', 1, 2, 8, 16, 50)")
+    module_conn.execute(
+        "INSERT INTO llm_dataset (model, tokens, target) SELECT 'm', '{1,2,3}', '{2,3,4}' FROM generate_series(1, 6)"
+    )
+    module_conn.execute("SELECT llm_train('m', 3, batch_size => 2, log_every => 0, audit => 'none')")
+    return module_conn
+
+
+def outcome(conn: psycopg.Connection, change: str, statement: str) -> psycopg.Error | tuple | None:
+    """What `statement` says after `change`, which does not stay."""
+    with conn.transaction(force_rollback=True):
+        assert conn.execute(change).rowcount
+        try:
+            with conn.transaction():
+                found = conn.execute(statement).fetchone()
+        except psycopg.Error as error:
+            found = error
+    if isinstance(found, psycopg.Error):
+        assert (found.sqlstate != "XX000", bool(found.diag.message_hint)) == (True, True), found
+    return found
+
+
+@pytest.mark.parametrize("change", TAPE)
+@pytest.mark.parametrize(
+    "statement", ["SELECT llm_backprop()", "SELECT * FROM llm_replay_tape()", "SELECT llm_tape_dot()"]
+)
+def test_a_row_of_the_tape(recorded, change, statement):
+    found = outcome(recorded, f"UPDATE llm_tape SET {change}", statement)
+    assert found is not None  # replay finds what backward and the picture do not look at
+
+
+@pytest.mark.parametrize("change", VALUES)
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT llm_backprop()",
+        "SELECT * FROM llm_replay_tape()",
+        "SELECT llm_value(max(output)) FROM llm_tape",
+        "SELECT g.* FROM (SELECT max(output) AS h FROM llm_tape) AS t, llm_gradcheck(h) AS g",
+    ],
+)
+def test_a_row_of_a_value(recorded, change, statement):
+    assert isinstance(outcome(recorded, f"UPDATE llm_tensor_rt SET {change}", statement), psycopg.Error)
+
+
+@pytest.mark.parametrize("change", RUN)
+def test_a_row_of_a_run(recorded, change):
+    found = outcome(recorded, f"UPDATE llm_run SET {change}", "SELECT r.* FROM llm_run, llm_replay(run_id) AS r")
+    assert isinstance(found, psycopg.Error)
+
+
+@pytest.mark.parametrize("change", LOG)
+@pytest.mark.parametrize("data", ["target", "target || 1, tokens = tokens || 1"], ids=["same data", "other data"])
+def test_a_row_of_the_log(recorded, change, data):
+    change = f"WITH d AS (UPDATE llm_dataset SET target = {data}) UPDATE llm_train_log SET {change}"
+    found = outcome(recorded, change, "SELECT step, what FROM llm_run, llm_replay(run_id)")
+    assert found[0] == 1
+
+
+@pytest.mark.parametrize("op", ["matmul", "add", "mul"])
+def test_a_result_that_no_value_can_hold_is_refused_before_it_is_made(recorded, op):
+    with pytest.raises(psycopg.errors.OutOfMemory, match="1600000000 values"):
+        recorded.execute(
+            "SELECT llm_op(%s, ARRAY[llm_variable(b, '{40000,1}', true), llm_variable(b, '{1,40000}', true)])"
+            " FROM decode(repeat('00', 160000), 'hex') AS b",
+            [op],
+        )

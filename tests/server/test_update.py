@@ -1,0 +1,80 @@
+"""ALTER EXTENSION UPDATE from 1.0, as open sessions see it, and what DROP EXTENSION leaves.
+
+The later version is 1.0 with another number: its script is what build.py would have to write for one.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+SCRIPT = (Path(__file__).parents[2] / "pg_gpt2--1.0.sql").read_text()
+LATER = "1.0.1"
+GENERATE = "SELECT llm_generate_tokens('{1,2}', 8, model_name => 'm', seed => 1, eos_token => -1)"
+VERSION = "SELECT environment ->> 'pg_gpt2' FROM llm_run ORDER BY run_id DESC LIMIT 1"
+LEFT = """
+    SELECT (SELECT count(*) FROM pg_class WHERE relname LIKE 'llm%')
+         + (SELECT count(*) FROM pg_proc WHERE proname ~ '^(pg_)?llm_')
+         + (SELECT count(*) FROM pg_type WHERE typname ~ '_grads$|^adamw_state$')
+         + (SELECT count(*) FROM pg_extension WHERE extname = 'pg_gpt2')
+"""
+
+
+def update_script() -> str:
+    """Every function anew under the key of the changed sources, and the sources themselves."""
+    functions = re.findall(r"^CREATE (?:FUNCTION|PROCEDURE) .*?\$\$.*?\$\$;$", SCRIPT, re.DOTALL | re.MULTILINE)
+    modules = re.findall(r"^INSERT INTO llm_module .*?\$pg_gpt2_source\$\);$", SCRIPT, re.DOTALL | re.MULTILINE)
+    assert len(functions) > 80
+    assert modules
+    script = "\n".join(["DELETE FROM llm_module;", *modules, *functions])
+    script = script.replace('__version__ = "1.0"', f'__version__ = "{LATER}"')
+    script = re.sub(r"'pg_gpt2 [0-9a-f]+ ", "'pg_gpt2 0123456789abcdef ", script)
+    return re.sub(r"^CREATE (?=FUNCTION|PROCEDURE)", "CREATE OR REPLACE ", script, flags=re.MULTILINE)
+
+
+@pytest.fixture
+def later_version(conn: psycopg.Connection) -> Iterator[str]:
+    """A version after 1.0, installed beside it."""
+    (shared,) = conn.execute("SELECT setting FROM pg_config WHERE name = 'SHAREDIR'").fetchone()
+    path = Path(shared) / "extension" / f"pg_gpt2--1.0--{LATER}.sql"
+    path.write_text(update_script())
+    yield LATER
+    path.unlink()
+
+
+def train(conn: psycopg.Connection) -> None:
+    conn.execute("SELECT llm_train('m', 2, batch_size => 2, log_every => 0)")
+
+
+def test_an_update_is_followed_by_open_sessions_and_keeps_everything(later_version, connect):
+    conn, other = connect(), connect()
+    conn.execute("SELECT llm_init_model('m', 1, 2, 8, 16, 50)")
+    conn.execute("INSERT INTO llm_dataset (tokens, target) SELECT '{1,2,3}', '{2,3,4}' FROM generate_series(1, 6)")
+    train(conn)
+    assert conn.execute(VERSION).fetchone() == ("1.0",)
+    tokens = other.execute(GENERATE).fetchone()
+    assert conn.execute(GENERATE).fetchone() == tokens
+    with conn.transaction(force_rollback=True):
+        conn.execute(f"ALTER EXTENSION pg_gpt2 UPDATE TO '{later_version}'")
+        assert conn.execute(GENERATE).fetchone() == tokens
+        train(conn)
+        assert conn.execute(VERSION).fetchone() == (later_version,)
+    assert conn.execute(GENERATE).fetchone() == tokens
+    conn.execute(f"ALTER EXTENSION pg_gpt2 UPDATE TO '{later_version}'")
+    for session in (other, conn, connect()):
+        assert session.execute(GENERATE).fetchone() == tokens
+    train(other)
+    assert conn.execute(VERSION).fetchone() == (later_version,)
+    found = conn.execute("SELECT r.* FROM llm_run, llm_replay(run_id) AS r ORDER BY run_id LIMIT 1").fetchone()
+    assert found[2] is None  # the run of 1.0 agrees
+    assert "sources differ from the run's" in found[-1]
+
+
+def test_drop_extension_leaves_nothing_behind(connect):
+    conn = connect()
+    conn.execute("DROP EXTENSION pg_gpt2 CASCADE")
+    assert conn.execute(LEFT).fetchone() == (0,)
+    conn.execute("CREATE EXTENSION pg_gpt2")
+    assert conn.execute("SELECT count(*) FROM llm_models WHERE NOT preset").fetchone() == (0,)
