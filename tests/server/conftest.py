@@ -93,8 +93,8 @@ def conn(connect: Connect) -> psycopg.Connection:
     return connect()
 
 
-@pytest.fixture
-def sql(conn: psycopg.Connection) -> Callable[..., object]:
+@pytest.fixture(name="sql")
+def first_value(conn: psycopg.Connection) -> Callable[..., object]:
     """`sql(statement, *parameters)`: the first value of the first row, if there is one."""
 
     def execute(statement: str, *parameters: object) -> object:

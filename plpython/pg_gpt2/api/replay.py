@@ -3,6 +3,7 @@
 from .. import resources, run_replay
 from ..db import entry
 from ..errors import require
+from ..run_start import Record
 
 
 @entry
@@ -10,7 +11,7 @@ def replay(run_id: int, from_checkpoint: int | None, to_step: int | None) -> lis
     """One row (first_step, last_step, step, what, recorded, replayed, exact, note)."""
     require(run_id=run_id)
     resources.apply_threads()
-    report = run_replay.replay(run_replay.Record.find(run_id), from_checkpoint, to_step)
+    report = run_replay.replay(Record.find(run_id), from_checkpoint, to_step)
     resources.release_memory()
     found = report.difference
     parted = (None,) * 4 if found is None else (found.step, found.what, _text(found.recorded), _text(found.replayed))
