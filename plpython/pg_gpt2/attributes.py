@@ -15,7 +15,6 @@ from .errors import InvalidParameter
 from .ops import lookup
 
 NUMBERS = {"eps", "factor", "p"}
-LISTS = {"axes", "ids", "shape", "target"}  # of integers; ids and target may be nested, or a single one
 INTEGERS = {"axis", "chunk", "n_head", "seed", "site", "start", "step", "stop"}
 
 

@@ -16,7 +16,7 @@ from .errors import InvalidParameter, WrongState
 from .ops import lookup
 from .ops.elementwise import contiguous
 from .tape import Eager, Handle, Runner
-from .tape_rows import Writer, _checked, session_tape
+from .tape_rows import Writer, checked_values, session_tape
 from .tensor import to_bytes
 
 
@@ -135,7 +135,7 @@ def mapped_params(model: str) -> dict[str, list[Recorded]]:
     )
     found: dict[str, list[Recorded]] = {}
     for row in rows:
-        value = Recorded(row["id"], _checked(row["id"], row["data"], row["shape"]), row["requires_grad"])
+        value = Recorded(row["id"], checked_values(row["id"], row["data"], row["shape"]), row["requires_grad"])
         found.setdefault(row["name"], []).append(value)
         host.check_interrupts()
     return found
@@ -194,7 +194,7 @@ def _mapped_layer(matrices: dict[str, Recorded]) -> dict[str, Recorded]:
     )
     return {
         found["name"].removeprefix(row["prefix"]): Recorded(
-            found["id"], _checked(found["id"], found["data"], found["shape"]), found["requires_grad"]
+            found["id"], checked_values(found["id"], found["data"], found["shape"]), found["requires_grad"]
         )
         for found in rows
     }

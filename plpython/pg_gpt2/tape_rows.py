@@ -163,12 +163,12 @@ def data(tape_id: int, handles: Iterable[int], column: str = "data") -> dict[int
     )
     found = {}
     for row in rows:
-        found[row["id"]] = _checked(row["id"], row["bytes"], _shape(row["id"], row["shape"]))
+        found[row["id"]] = checked_values(row["id"], row["bytes"], _shape(row["id"], row["shape"]))
         host.check_interrupts()
     return found
 
 
-def _checked(handle: int, content: bytes, shape: Sequence[int]) -> np.ndarray:
+def checked_values(handle: int, content: bytes, shape: Sequence[int]) -> np.ndarray:
     """The array; 22000 naming the handle when bytes and shape do not belong together."""
     array = np.frombuffer(content[: len(content) // 4 * 4], FLOAT32)
     try:
@@ -195,7 +195,7 @@ def value(handle: int) -> tuple[Tensor, np.ndarray]:
     if row["data"] is None:
         raise WrongState(f"handle {handle} has no data", hint="Audit level 'tape' keeps no values; use 'full'.")
     found = Tensor(handle, _shape(handle, row["shape"]), row["requires_grad"])
-    return found, _checked(handle, row["data"], found.shape)
+    return found, checked_values(handle, row["data"], found.shape)
 
 
 def unknown(handle: int) -> UndefinedObject:
