@@ -1,0 +1,237 @@
+"""README.md and the pages of docs/ are programs: their blocks, run in order in one session of psql, print what they say.
+
+A ```sql block is typed into psql, a ```sh or ```python block is run from it; the ```text block after one is its output,
+NOTICEs and errors included, and without that it may print anything but an error. A comment before a block loosens this:
+
+    <!-- numbers vary -->           of a text block: numbers, and the width of columns, may differ
+    <!-- output varies (why) -->    of a text block: nothing is compared but whether there is an error
+    <!-- not run (why) -->          of a sh or python block: it is not run at all
+    <!-- continues README.md -->    of a page: its session begins in a copy of the database that the other page leaves
+
+A page that has no CREATE EXTENSION gets a database with the extension. Programs run in an empty directory, with libpq's
+variables naming the database.
+
+    docker/cluster.sh run .venv/test/bin/python tests/server/test_docs.py --update [PAGE...]    writes the outputs anew
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import conninfo, sql
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]]
+BLOCK = re.compile(
+    r"^(?:<!-- (?P<skip>not run) [^\n]*-->\n)?```(?P<kind>sql|sh|python)\n(?P<code>.*?)^```\n"
+    r"(?:\n?(?:<!-- (?P<loose>numbers|output)[^\n]*-->\n)?```text\n(?P<output>.*?)^```\n)?",
+    re.MULTILINE | re.DOTALL,
+)
+CONTINUES = re.compile(r"^<!-- continues (.*) -->$", re.MULTILINE)
+ERROR = re.compile(r"^(?:psql:.*|.*/program\.\w+: .*|error: .*|Traceback .*|ERROR: .*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code and its output, with the span of the output in the file."""
+
+    line: int
+    kind: str
+    code: str
+    output: str | None
+    span: tuple[int, int]
+    loose: str | None
+
+
+def read_page(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def read_blocks(page: str) -> list[Block]:
+    text = read_page(page)
+    return [
+        Block(text.count("\n", 0, m.start("code")), m["kind"], m["code"], m["output"], m.span("output"), m["loose"])
+        for m in BLOCK.finditer(text)
+        if not m["skip"]
+    ]
+
+
+BLOCKS = {page: read_blocks(page) for page in PAGES}
+
+
+class Session:
+    """Runs pages, each once, in databases of their own."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.done: dict[str, tuple[str, list[str]]] = {}
+
+    def database(self, page: str) -> str:
+        """Name of the page's database, after its run."""
+        return self._run(page)[0]
+
+    def outputs(self, page: str) -> list[str]:
+        """What psql prints for each block."""
+        return self._run(page)[1]
+
+    def _run(self, page: str) -> tuple[str, list[str]]:
+        if page not in self.done:
+            before = CONTINUES.search(read_page(page))
+            template = "template0" if "CREATE EXTENSION" in read_page(page) else "template_pg_gpt2"
+            if before:
+                template = self.database(before[1])
+            name = f"docs_{os.getpid()}_{len(self.done)}"
+            with psycopg.connect(self.dsn, autocommit=True) as conn:
+                conn.execute(
+                    sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+                )
+            self.done[page] = name, run(conninfo.make_conninfo(self.dsn, dbname=name), BLOCKS[page])
+        return self.done[page]
+
+
+def run(dsn: str, blocks: list[Block]) -> list[str]:
+    """What psql prints for each block in the database `dsn`."""
+    directory = os.environ.get("PG_GPT2_TEST_BINDIR")
+    psql = f"{directory}/psql" if directory else shutil.which("psql")
+    assert psql, "there is no psql; set PG_GPT2_TEST_BINDIR"
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place, "work")
+        work.mkdir()
+        script = "".join(
+            f"\\echo <block {number}>\n{typed(block, Path(place, str(number)))}\n"
+            for number, block in enumerate(blocks)
+        )
+        done = subprocess.run(
+            [psql, "-X"],
+            input=script,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            env=environment(dsn, Path(place), Path(psql).parent),
+            cwd=work,
+        )
+    return [tidy(part) for part in re.split(r"<block \d+>\n", done.stdout)[1:]]
+
+
+def typed(block: Block, directory: Path) -> str:
+    """What is typed into psql for a block: a program is written to a file first."""
+    if block.kind == "sql":
+        return block.code
+    directory.mkdir()
+    program = directory / f"program.{block.kind}"
+    program.write_text(block.code, encoding="utf-8")
+    return f"\\! {'sh -e' if block.kind == 'sh' else 'python'} {program} 2>&1"
+
+
+def environment(dsn: str, place: Path, bindir: Path) -> dict[str, str]:
+    """libpq's variables for `dsn`; commands `python` and `pg-gpt2` of the Python that runs the tests."""
+    commands = place / "bin"
+    commands.mkdir()
+    for name, arguments in (("python", ""), ("pg-gpt2", " -m loaders")):
+        (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n')
+        (commands / name).chmod(0o755)
+    parts = conninfo.conninfo_to_dict(dsn)
+    names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "dbname": "PGDATABASE"}
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith(("PG", "LC_"))},
+        **{variable: str(parts[part]) for part, variable in names.items() if part in parts},
+        "LC_ALL": "C.UTF-8",
+        "PGCLIENTENCODING": "UTF8",
+        "PATH": os.pathsep.join([str(commands), str(bindir), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "loaders", "plpython")),
+    }
+
+
+def tidy(output: str) -> str:
+    """Without spaces at line ends and empty lines around."""
+    return "\n".join(line.rstrip() for line in output.strip("\n").split("\n")).strip("\n")
+
+
+def blurred(output: str) -> str:
+    """With every number the same, and every run of spaces or dashes."""
+    return re.sub(r"[ -]+", " ", re.sub(r"-?\d[\d.,]*(e[-+]\d+)?", "0", output))
+
+
+def problem(block: Block, output: str) -> str | None:
+    """What is wrong with the output of a block, if anything is."""
+    if block.output is None or block.loose == "output":
+        expected = bool(ERROR.search(block.output or ""))
+        return None if bool(ERROR.search(output)) == expected else output
+    if block.loose == "numbers":
+        return None if blurred(output) == blurred(tidy(block.output)) else output
+    return None if output == tidy(block.output) else output
+
+
+@pytest.fixture(scope="module")
+def session(cluster_dsn: str) -> Session:
+    return Session(cluster_dsn)
+
+
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [
+        pytest.param(page, number, id=f"{page}:{block.line}")
+        for page, blocks in BLOCKS.items()
+        for number, block in enumerate(blocks)
+    ],
+)
+def test_block_prints_what_the_page_says(session: Session, page: str, number: int) -> None:
+    block, output = BLOCKS[page][number], session.outputs(page)[number]
+    if wrong := problem(block, output):
+        assert wrong == tidy(block.output or "(no error)")
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = [
+        f"{page}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", read_page(page))
+        if not (ROOT / page).parent.joinpath(target).exists()
+    ]
+    assert broken == []
+
+
+def test_reference_names_every_public_function_and_table(conn: psycopg.Connection) -> None:
+    rows = conn.execute(
+        "SELECT p.proname FROM pg_depend AS d JOIN pg_proc AS p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid"
+        " JOIN pg_extension AS e ON e.oid = d.refobjid AND d.deptype = 'e'"
+        " WHERE e.extname = 'pg_gpt2' AND p.prorettype <> 'trigger'::regtype"
+        " AND obj_description(p.oid, 'pg_proc') NOT LIKE 'Compatibility:%'"
+        " UNION SELECT c.relname FROM pg_depend AS d JOIN pg_class AS c ON d.classid = 'pg_class'::regclass"
+        " AND c.oid = d.objid JOIN pg_extension AS e ON e.oid = d.refobjid AND d.deptype = 'e'"
+        " WHERE e.extname = 'pg_gpt2' AND c.relkind IN ('r', 'v') AND c.relname NOT LIKE 'pg\\_%'"
+    ).fetchall()
+    text = read_page("README.md")
+    assert sorted(name for (name,) in rows if f"`{name}" not in text) == []
+
+
+def update(session: Session, page: str) -> None:
+    """Write the outputs that changed into a page."""
+    text = read_page(page)
+    for block, output in reversed(list(zip(BLOCKS[page], session.outputs(page), strict=True))):
+        if block.output is None and problem(block, output):
+            print(f"{page}:{block.line}: {output}", file=sys.stderr)
+        elif block.output is not None and (block.loose == "output" or problem(block, output)):
+            text = text[: block.span[0]] + output + "\n" + text[block.span[1] :]
+    (ROOT / page).write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    wanted = sys.argv[2:] or PAGES
+    if sys.argv[1:2] != ["--update"] or set(wanted) - set(PAGES) or "PG_GPT2_TEST_DSN" not in os.environ:
+        sys.exit(__doc__)
+    session = Session(os.environ["PG_GPT2_TEST_DSN"])
+    for page in wanted:
+        update(session, page)
+
+
+if __name__ == "__main__":
+    main()
