@@ -1,4 +1,26 @@
--- Keeping an eye on it: a log that does not grow for ever, and metrics for monitoring.
+-- Keeping an eye on it: curves in a terminal, a log that does not grow for ever, and metrics for monitoring.
+
+CREATE FUNCTION llm_sparkline(numbers double precision[], width integer DEFAULT 60)
+RETURNS text
+LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].sparklines.of_numbers(numbers, width)
+$$;
+COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
+    'Numbers as a line of bars such as █▅▃▂▁▁, from the lowest to the highest; more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
+
+CREATE FUNCTION llm_run_sparkline(run_id bigint, width integer DEFAULT 60)
+RETURNS text
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].sparklines.of_run(run_id, width)
+$$;
+COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
+    'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
 
 CREATE FUNCTION llm_log_prune(
     model text DEFAULT NULL,

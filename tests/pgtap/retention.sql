@@ -1,6 +1,6 @@
--- Retention and monitoring: llm_log_prune, llm_metrics.
+-- Retention and monitoring: llm_sparkline, llm_run_sparkline, llm_log_prune, llm_metrics.
 BEGIN;
-SELECT plan(17);
+SELECT plan(38);
 
 SELECT volatility_is('llm_log_prune', '{text,interval,integer}'::name[], 'volatile');
 SELECT is(has_function_privilege('public', 'llm_log_prune(text, interval, integer)', 'EXECUTE'), false, 'PUBLIC may not prune the log');
@@ -15,6 +15,28 @@ INSERT INTO llm_train_log (run_id, step, model, lr, loss, grad_norm, tokens, sec
 SELECT r.run_id, step, r.model, 0.1, step, 1, 100, 0.5, '{}', CASE WHEN step = 205 THEN 3.5 END, CASE WHEN step = 206 THEN 'x' END,
     clock_timestamp() - CASE WHEN step < 240 THEN interval '40 days' ELSE interval '1 hour' END
 FROM llm_run AS r, generate_series(3, 250) AS step;
+
+SELECT volatility_is('llm_sparkline', '{"double precision[]",integer}'::name[], 'immutable');
+SELECT volatility_is('llm_run_sparkline', '{bigint,integer}'::name[], 'stable');
+SELECT is(llm_sparkline('{0,1,2,3,4,5,6,7}'), '▁▂▃▄▅▆▇█', 'a bar a value, from the lowest to the highest');
+SELECT is(llm_sparkline('{-5,5}'), '▁█', 'negative ones, too');
+SELECT is(llm_sparkline('{4,4,4}'), '▁▁▁', 'equal ones are low');
+SELECT is(llm_sparkline('{}'), '', 'nothing of nothing');
+SELECT is(llm_sparkline(NULL), NULL, 'null of null');
+SELECT is(llm_sparkline('{1,NULL,NaN,Infinity,2}'), '▁   █', 'a gap where there is no number');
+SELECT is(llm_sparkline('{1,3,5,7,NULL,8}', 3), '▁▆█', 'more than width values: means of neighbours that are numbers');
+SELECT is(llm_sparkline('{NULL,NULL,1,2}', 2), ' ▁', 'a gap where a mean has none');
+SELECT is(llm_sparkline('{-1.7e308,0,1.7e308}'), '▁▅█', 'as large as numbers get');
+SELECT is(length(llm_sparkline(array_agg(i))), 60, '60 bars when nothing is said') FROM generate_series(1, 1000) AS i;
+SELECT is((SELECT string_agg(DISTINCT length(llm_sparkline(array_fill(1, ARRAY[n]), 7))::text, ' ') FROM generate_series(7, 50) AS n), '7', 'width bars of whatever is more');
+SELECT throws_ok($$SELECT llm_sparkline('{1}', 0)$$, '22023', NULL, 'width 0');
+SELECT throws_ok($$SELECT llm_sparkline('{1}', NULL)$$, '22004', NULL, 'width null');
+SELECT is(llm_run_sparkline(max(run_id), 8), '▁▂▃▄▅▆▇█', 'llm_run_sparkline: the losses of a run') FROM llm_run;
+SELECT is(llm_run_sparkline(max(run_id), 1000), (SELECT llm_sparkline(array_agg(loss ORDER BY step), 1000) FROM llm_train_log WHERE run_id = max(r.run_id)), 'as llm_sparkline draws them') FROM llm_run AS r;
+SELECT is(llm_run_sparkline(max(run_id)), (SELECT llm_sparkline(array_agg(loss ORDER BY step)) FROM llm_train_log WHERE run_id = max(r.run_id)), 'in as many bars') FROM llm_run AS r;
+SELECT throws_ok($$SELECT llm_run_sparkline(-1)$$, '42704', NULL, 'an unknown run');
+SELECT throws_ok($$SELECT llm_run_sparkline(NULL)$$, '22004', NULL, 'run null');
+SELECT throws_ok($$SELECT llm_run_sparkline(1, 0)$$, '22023', NULL, 'no width');
 
 SELECT is(llm_log_prune('a'), 232::bigint, 'llm_log_prune returns how many it removed');
 SELECT results_eq(

@@ -124,6 +124,8 @@ EXAMPLES = {
     "llm_checkpoint_prune": "'m', 1",
     "llm_param_history": "'m', 'wte'",
     "llm_log_prune": "'m'",
+    "llm_sparkline": "'{3,2,1}', 3",
+    "llm_run_sparkline": "(SELECT min(run_id) FROM llm_run)",
     "llm_share_param": "'y', 'wpe', 0, 'x'",
     "llm_unshare_param": "'x', 'wte'",
 }

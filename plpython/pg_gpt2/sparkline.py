@@ -1,0 +1,36 @@
+"""Numbers as a line of bars, for a terminal: a curve at a glance. It has no scale; print the ends beside it."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+BARS = "▁▂▃▄▅▆▇█"
+GAP = " "
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """A character a value, from the lowest to the highest of them; a gap where one is null, NaN or infinite."""
+    known = [value for value in values if _is_finite(value)]
+    # halved, so that the span of any two finite numbers is finite
+    low = min(known, default=0.0) / 2
+    span = max(known, default=0.0) / 2 - low
+    return "".join(
+        BARS[min(int((value / 2 - low) / span * len(BARS)), len(BARS) - 1) if span else 0] if _is_finite(value) else GAP
+        for value in values
+    )
+
+
+def means(values: Sequence[float | None], width: int) -> list[float | None]:
+    """At most `width` values: means of runs of equal length (give or take one) of those that are finite, None of none."""
+    if len(values) <= width:
+        return list(values)
+    ends = [-(-len(values) * place // width) for place in range(width + 1)]  # as llm_run_sparkline cuts a log
+    return [_mean([value for value in values[a:b] if _is_finite(value)]) for a, b in pairwise(ends)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(value / len(values) for value in values) if values else None
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
