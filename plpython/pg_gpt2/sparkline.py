@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeGuard
 
 BARS = "▁▂▃▄▅▆▇█"
 GAP = " "
@@ -32,5 +33,5 @@ def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(value / len(values) for value in values) if values else None
 
 
-def _is_finite(value: float | None) -> bool:
+def _is_finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
