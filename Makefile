@@ -23,6 +23,7 @@ help:
 	@echo 'make down         stop it; data stay'
 	@echo 'make psql         open psql in it'
 	@echo 'make demo         learn a vocabulary and train a small GPT-2 on the PostgreSQL documentation, in that cluster'
+	@echo 'make load         load MODEL=gpt2 (-medium, -large, -xl, any GPT-2 of the hub, or a directory) into it'
 	@echo 'make test         all tests that need no torch, in a throw-away cluster'
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
 	@echo 'make bench        time decoding and training beside torch; BENCH_ARGS=--full for more'
@@ -68,6 +69,11 @@ provision-test:
 .PHONY: demo
 demo: .venv/test/complete
 	@dsn=$$($(MAKE) up) && .venv/test/bin/python -m loaders.demo --dsn "$$(echo "$$dsn" | tail -n 1)"
+
+.PHONY: load
+MODEL = gpt2
+load: .venv/test/complete
+	@dsn=$$($(MAKE) up) && .venv/test/bin/python -m loaders.load_model --dsn "$$(echo "$$dsn" | tail -n 1)" '$(MODEL)'
 
 .PHONY: test
 test: provision-test build .venv/test/complete

@@ -1,8 +1,13 @@
-"""Load a Hugging Face GPT-2 into the database: a directory that save_pretrained wrote, or the id of a model on the hub.
+"""Load a GPT-2 into the database: a directory that save_pretrained wrote, the model that ships, or one of the hub.
 
-Weights may be one file or shards, in float32, float16 or bfloat16. A vocabulary in the directory comes along.
+    python -m loaders.load_model postgresql-docs      ships with pg_gpt2, in loaders/shipped/
+    python -m loaders.load_model gpt2                 and gpt2-medium, gpt2-large, gpt2-xl: OpenAI's, from the hub
+
+Weights may be one file or shards, in float32, float16 or bfloat16. A vocabulary in the directory comes along. A download
+that was interrupted goes on where it stopped, and every file is checked against the hub's hash.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,32 +21,30 @@ from loaders.common import Database, LoaderError, arguments, bar, connect, run
 from loaders.hub_model import HubModel
 from loaders.vocabulary import Vocabulary
 
+SHIPPED = Path(__file__).resolve().parent / "shipped"
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
 
 
 def locate(source: str, revision: str | None = None) -> Path:
-    """The directory (or safetensors file) that `source` names, downloaded first when it is the id of a hub model."""
+    """The directory (or safetensors file) that `source` names: a path, a shipped model, or one of the hub."""
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if source.count("/") > 1 or source.startswith((".", "/", "~")):
+    if (SHIPPED / source / "config.json").exists():
+        return SHIPPED / source
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
         raise LoaderError(f"{source} does not exist")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from loaders.hub import Repository
 
-    try:
-        patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise LoaderError(
-            f"{source} is no directory here, nor could a hub model of that id be fetched: {reason}"
-        ) from None
+    return Repository(source, revision).fetch()
 
 
 def default_name(source: str) -> str:
-    """The directory's name, or the last part of a hub id."""
-    path = Path(source).expanduser().resolve()
+    """The directory's name, or the last part of a hub id; the hub's gpt2 is the extension's gpt2-small."""
+    path = Path(source).expanduser()
+    if not path.exists() and path.name == "gpt2":
+        return "gpt2-small"
+    path = path.resolve()
     return path.parent.name if path.is_file() else path.name
 
 
@@ -90,7 +93,7 @@ def load_vocabulary(database: Database, directory: Path, model: str, *, replace:
 def main() -> None:
     """Parse the command line and load."""
     parser = arguments(__doc__)
-    parser.add_argument("source", help="directory, safetensors file with config.json beside it, or hub id such as gpt2")
+    parser.add_argument("source", help="directory, safetensors file with config.json beside it, shipped model, or hub id")
     parser.add_argument("--model", help="name in the database; default: the last part of the source")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--replace", action="store_true", help="replace weights, optimizer state and vocabulary")

@@ -1,0 +1,202 @@
+"""Models of the Hugging Face hub, in the hub library's own cache: resumed where a download stopped, checked by hash.
+
+The hub library takes up no download that another process began, and checks sizes only; a gpt2-xl is 6.4 GB. So the files
+are fetched here, into the places where that library, and transformers, look for them. Without a network, or with
+HF_HUB_OFFLINE=1, what the cache has is used.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+from huggingface_hub import constants, get_token
+
+from loaders.common import LoaderError, bar
+
+WANTED = (
+    "config.json", "*.safetensors", "*.safetensors.index.json", "vocab.json", "merges.txt", "tokenizer.json",
+)  # fmt: skip
+TIMEOUT = 30.0  # seconds without a byte
+ATTEMPTS = 5  # in a row that brought nothing
+PAUSE = 0.5  # seconds, doubled with each of them
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a snapshot. Its blob in the cache is named by its digest: sha256, or git's sha1 of small files."""
+
+    name: str
+    size: int
+    digest: str
+
+
+class Repository:
+    """A model's folder in the cache: blobs/ by digest, snapshots/ by commit with links to blobs, refs/ by branch."""
+
+    def __init__(self, model: str, revision: str | None) -> None:
+        self.model, self.revision = model, revision or "main"
+        self.folder = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
+        self._ref = self.folder / "refs" / self.revision
+
+    def fetch(self) -> Path:
+        """The directory of the snapshot, downloaded as far as it is not there, every file checked."""
+        if constants.HF_HUB_OFFLINE:
+            return self.cached("HF_HUB_OFFLINE is set")
+        try:
+            commit, files = self.listing()
+        except HTTPError as error:
+            raise LoaderError(self._refusal(error)) from None
+        except OSError as error:
+            return self.cached(f"the hub does not answer: {error}")
+        except (HTTPException, ValueError, KeyError, TypeError) as error:
+            raise LoaderError(f"{constants.ENDPOINT} does not answer as a hub does: {error!r}") from None
+        snapshot = self.folder / "snapshots" / commit
+        for file in files:
+            blob = self.folder / "blobs" / file.digest
+            if blob.exists():
+                check(blob, file.name)
+            else:
+                self._download(file, commit, blob)
+            self._link(snapshot / file.name, blob)
+        self._ref.parent.mkdir(parents=True, exist_ok=True)
+        self._ref.write_text(commit)
+        return snapshot
+
+    def cached(self, reason: str) -> Path:
+        """The snapshot that the cache has, every file checked."""
+        commit = self._ref.read_text().strip() if self._ref.exists() else self.revision
+        snapshot = self.folder / "snapshots" / commit
+        if not (snapshot / "config.json").exists():
+            raise LoaderError(
+                f"{self.model} is no directory here, nor is revision {self.revision} of a hub model of that id in the cache"
+                f" ({self.folder}), and {reason}"
+            )
+        for path in sorted(snapshot.iterdir()):
+            if any(fnmatch(path.name, pattern) for pattern in WANTED):
+                check(path.resolve(), path.name)
+        return snapshot
+
+    def listing(self) -> tuple[str, list[File]]:
+        """Commit, and the files that a model consists of."""
+        path = f"api/models/{quote(self.model)}/revision/{quote(self.revision, safe='')}?blobs=true"
+        with urlopen(request(path), timeout=TIMEOUT) as answer:
+            found = json.load(answer)
+        files = [
+            File(entry["rfilename"], entry["size"], (entry.get("lfs") or {}).get("sha256") or entry["blobId"])
+            for entry in found["siblings"]
+            if any(fnmatch(entry["rfilename"], pattern) for pattern in WANTED) and "/" not in entry["rfilename"]
+        ]
+        if not all(name.isalnum() for name in (found["sha"], *(file.digest for file in files))):
+            raise ValueError("a hash that is none")
+        return found["sha"], files
+
+    def _refusal(self, error: HTTPError) -> str:
+        if error.code in (401, 403, 404):
+            return (
+                f"{self.model} is no directory here, nor a model of the hub that you may read at revision {self.revision}"
+                f" (HTTP {error.code}); a private or gated one needs HF_TOKEN"
+            )
+        return f"the hub answers HTTP {error.code} {error.reason} for {self.model}; try again later"
+
+    def _link(self, path: Path, blob: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        target = os.path.relpath(blob, path.parent)
+        if not (path.is_symlink() and os.readlink(path) == target):
+            path.unlink(missing_ok=True)
+            path.symlink_to(target)
+
+    def _download(self, file: File, commit: str, blob: Path) -> None:
+        """One file, which gets its name when it is complete and its hash right."""
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        partial = blob.with_name(f"{blob.name}.pg_gpt2")
+        with open(partial, "ab") as output:
+            try:
+                fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LoaderError(f"{file.name} of {self.model} is being downloaded by another process") from None
+            if output.tell() > file.size:
+                output.truncate(0)
+            free = shutil.disk_usage(blob.parent).free
+            if file.size - output.tell() > free:
+                raise LoaderError(f"{file.name} needs {file.size:,} bytes, and {blob.parent} has {free:,} left")
+            url = f"{quote(self.model)}/resolve/{commit}/{quote(file.name)}"
+            with bar(file.size, f"{self.model} {file.name}") as progress:
+                progress.update(output.tell())
+                for chunk in chunks(url, output.tell(), file.size):
+                    if chunk is None:  # the server begins anew
+                        output.truncate(0)
+                        progress.reset()
+                        continue
+                    output.write(chunk)
+                    progress.update(len(chunk))
+            output.flush()
+            check(partial, file.name, file.digest)
+            partial.rename(blob)
+
+
+def request(path: str) -> Request:
+    """A request to the hub. The token goes to the hub alone, not to where it redirects."""
+    found = Request(f"{constants.ENDPOINT}/{path}", headers={"User-Agent": "pg_gpt2"})
+    if token := get_token():
+        found.add_unredirected_header("Authorization", f"Bearer {token}")
+    return found
+
+
+def chunks(path: str, start: int, size: int) -> Iterator[bytes | None]:
+    """Bytes start .. size of a file, over as many connections as it takes; None where the beginning comes again."""
+    failures, furthest = 0, start
+    while start < size:
+        asked = request(path)
+        asked.add_header("Range", f"bytes={start}-")
+        problem: Exception | str = "the connection ended early"
+        try:
+            with urlopen(asked, timeout=TIMEOUT) as answer:
+                if answer.status == 200 and start:
+                    start = 0
+                    yield None
+                while start < size and (chunk := answer.read(min(CHUNK, size - start))):
+                    start += len(chunk)
+                    yield chunk
+        except HTTPError as error:
+            if error.code < 500 and error.code != 429:
+                raise LoaderError(f"{path}: HTTP {error.code} {error.reason}") from None
+            problem = error
+        except (OSError, HTTPException) as error:
+            problem = error
+        if start < size:
+            failures = 1 if start > furthest else failures + 1
+            furthest = max(start, furthest)
+            if failures == ATTEMPTS:
+                raise LoaderError(f"{path}: {start:,} of {size:,} bytes came ({problem}); the same command goes on there")
+            time.sleep(PAUSE * 2**failures)
+
+
+def check(path: Path, name: str, digest: str | None = None) -> None:
+    """An error, and the file removed, when its contents are not those that its digest, else its name, tells."""
+    expected = digest or path.name
+    if len(expected) not in (40, 64):  # not of the hub's cache, which has no hash of it
+        return
+    size = path.stat().st_size
+    found = hashlib.sha256() if len(expected) == 64 else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    with open(path, "rb") as file, bar(size, f"checking {name}") as progress:
+        while chunk := file.read(CHUNK):
+            found.update(chunk)
+            progress.update(len(chunk))
+    if found.hexdigest() != expected:
+        path.unlink()
+        raise LoaderError(
+            f"{name} is damaged: its hash is {found.hexdigest()}, and should be {expected}. It was removed; the same"
+            " command downloads it again"
+        )
