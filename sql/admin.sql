@@ -52,4 +52,4 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 GD['@package@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
-    'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code and the caps). Server files need pg_read_server_files or pg_write_server_files besides.';
+    'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';

@@ -1,13 +1,18 @@
 -- Tokenizer: GPT-2's byte-level byte-pair encoding.
 
+-- The one function with its owner's rights: whoever may change a vocabulary need not, and must not, be able to write the table of
+-- versions otherwise. Only the owner may make a trigger of it. It adds a row and takes no lock that another change would wait for.
 CREATE FUNCTION llm_bpe_changed()
 RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-plpy.execute('UPDATE @extschema@.llm_bpe_version SET touched = clock_timestamp()')
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['@package@'].tokenizer.changed()
 $$;
-COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: touches llm_bpe_version.';
+COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
+REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_vocab
     FOR EACH STATEMENT EXECUTE FUNCTION llm_bpe_changed();
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON llm_bpe_merges

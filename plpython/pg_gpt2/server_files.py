@@ -4,8 +4,10 @@ Membership is asked with USAGE, so that a NOINHERIT member has to SET ROLE first
 target, which is renamed when it is complete: a failure leaves what was there.
 """
 
+import contextlib
 import errno
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Callable
@@ -21,6 +23,8 @@ from .errors import (
     NullNotAllowed,
     UndefinedFile,
 )
+
+TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by the process's number
 
 
 def open_to_read(path: str | None) -> BinaryIO:
@@ -52,7 +56,8 @@ def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
     real = _allowed(path, "pg_write_server_files", "write")
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=".pg_gpt2-", dir=os.path.dirname(real))
+        _remove_left_over(os.path.dirname(real))
+        handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=os.path.dirname(real))
         with open(handle, "wb") as file:
             fill(file)
             file.flush()
@@ -67,6 +72,19 @@ def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
     finally:
         if temporary is not None:
             os.unlink(temporary)
+
+
+def _remove_left_over(folder: str) -> None:
+    """Remove what processes that were killed while they wrote here left."""
+    for name in os.listdir(folder):
+        if found := re.fullmatch(re.escape(TEMPORARY) + r"(\d{1,9})-\w+", name):
+            try:
+                os.kill(int(found[1]), 0)
+            except ProcessLookupError:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+            except OSError:  # a process of somebody else
+                pass
 
 
 def _allowed(path: str | None, role: str, verb: str) -> str:

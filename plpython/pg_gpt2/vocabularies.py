@@ -1,7 +1,8 @@
 """Vocabularies as rows, and the cache of tokenizers by version.
 
-A vocabulary has 100,000 rows, too many to digest at every call: statement triggers touch the one row of llm_bpe_version instead,
-and the version is that row's own. Where row-level security is active for the caller, the visible rows are digested after all.
+A vocabulary has 100,000 rows, too many to digest at every call: statement triggers add a row to llm_bpe_version instead, and
+the version is the ids that are visible there, usually one. Where row-level security is active for the caller, the visible rows
+are digested after all.
 """
 
 from collections import OrderedDict
@@ -34,12 +35,15 @@ def find(model: str) -> Tokenizer | None:
     if version is None:
         return None
     found = _cache.get(model)
-    if found is None or found[0] != version:
+    while found is None or found[0] != version:
         found = (version, _read(model))
-        _cache[model] = found
-        while len(_cache) > MOST:
-            _cache.popitem(last=False)
+        version = _version(model)  # another one where a change was committed between the statements that read
+        if version is None:
+            return None
+    _cache[model] = found
     _cache.move_to_end(model)
+    while len(_cache) > MOST:
+        _cache.popitem(last=False)
     return found[1]
 
 
@@ -56,10 +60,9 @@ def forget() -> None:
 def _version(model: str) -> str | None:
     """None when the caller sees no token of `model`."""
     row = db.row(
-        "SELECT concat_ws(' ', s.ctid, s.xmin, s.cmin,"
+        "SELECT concat_ws(' ', (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
         " EXISTS (SELECT FROM {schema}.llm_bpe_merges m WHERE m.model = $1)) AS version,"
         " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
-        " FROM {schema}.llm_bpe_version s"
         " WHERE EXISTS (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1)",
         ["text"],
         model,
@@ -79,6 +82,21 @@ def _digest(model: str) -> str:
         model,
     )
     return (row or {})["version"]
+
+
+def touch() -> None:
+    """Make the version another one, and remove what earlier changes left, but for what others are removing now."""
+    row = db.row("INSERT INTO {schema}.llm_bpe_version DEFAULT VALUES RETURNING id")
+    level = db.row("SELECT current_setting('transaction_isolation') AS level")
+    if row and level == {
+        "level": "read committed"
+    }:  # in the others a row that somebody has removed meanwhile is an error
+        db.run(
+            "DELETE FROM {schema}.llm_bpe_version WHERE id IN"
+            " (SELECT id FROM {schema}.llm_bpe_version WHERE id < $1 FOR UPDATE SKIP LOCKED)",
+            ["int8"],
+            row["id"],
+        )
 
 
 def _read(model: str) -> Tokenizer:

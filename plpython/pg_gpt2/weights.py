@@ -5,6 +5,7 @@ savepoints and row-level security; nothing has to be invalidated.
 """
 
 import hashlib
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from .tensor import FLOAT32
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
 BUILD = "'{schema}.llm_model_config'::regclass::oid::integer, hashtext($1)"  # for who writes the file of its weights
+WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
 Params = dict[str, np.ndarray]
 
@@ -115,8 +117,8 @@ def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
     file = weight_file.WeightFile(folder, row["database"], name, version, wanted.param_shapes())
     params = file.attach()
     if params is None:
-        with _builder(name):
-            params = file.attach() or _build(file, name, wanted, version)
+        with _builder(name, WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
+            params = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
         resources.release_memory()
     return Model(name, wanted, version, params, shared=True) if params else None
 
@@ -127,11 +129,17 @@ def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version:
 
 
 @contextmanager
-def _builder(model: str) -> Iterator[None]:
-    """Sessions that need a version's file queue here, so that one writes it."""
-    db.run(f"SELECT pg_advisory_lock({BUILD})", ["text"], model)
+def _builder(model: str, seconds: float) -> Iterator[bool]:
+    """Sessions that need a version's file queue here, so that one writes it. False after `seconds`: anybody can take an
+    advisory lock, and who holds this one for long must not keep others from their models."""
+    end = time.monotonic() + seconds
+    while not (db.row(f"SELECT pg_try_advisory_lock({BUILD}) AS taken", ["text"], model) or {})["taken"]:
+        if time.monotonic() > end:
+            yield False
+            return
+        db.run("SELECT pg_sleep(0.02)")
     try:
-        yield
+        yield True
     finally:
         db.run(f"SELECT pg_advisory_unlock({BUILD})", ["text"], model)
 

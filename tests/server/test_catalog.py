@@ -38,8 +38,12 @@ def test_every_function_is_parallel_unsafe(functions):
     assert not offenders(functions, lambda f: f["proparallel"] != "u")
 
 
-def test_every_function_is_security_invoker(functions):
-    assert not offenders(functions, lambda f: f["prosecdef"])
+def test_every_function_is_security_invoker_but_for_one_trigger_that_nobody_may_call(functions, module_conn):
+    assert offenders(functions, lambda f: f["prosecdef"]) == ["llm_bpe_changed()"]
+    (callable_,) = module_conn.execute(
+        "SELECT has_function_privilege('public', 'llm_bpe_changed()', 'EXECUTE')"
+    ).fetchone()
+    assert not callable_
 
 
 def test_every_function_pins_its_search_path(functions):

@@ -403,6 +403,35 @@ def test_files_are_for_the_roles_that_may_touch_them(sql, function):
         sql.execute(call)
 
 
+def test_links_are_resolved_before_a_file_is_written(sql, server_files, put):
+    """Writing replaces what a link leads to, not the link; a link to nowhere or to a directory is refused."""
+    sql.execute("SELECT llm_init_model('model')")
+    target, link = put("target", b"before"), server_files / "link"
+    link.symlink_to(target)
+    try:
+        size = sql.execute("SELECT pg_llm_export_safetensors(%s, 'model')", [str(link)]).fetchone()[0]
+        assert link.is_symlink()
+        assert os.stat(target).st_size == size
+        for elsewhere in ("/proc/1/mem", server_files):
+            link.unlink()
+            link.symlink_to(elsewhere)
+            for function in FUNCTIONS:
+                with pytest.raises((errors.IoError, errors.UndefinedFile)), sql.transaction():
+                    sql.execute(f"SELECT {function}(%s, 'model')", [str(link)])
+    finally:
+        link.unlink()
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(sql, server_files, put, target):
+    left, in_use = (server_files / f".pg_gpt2-{pid}-abc_1234" for pid in (999_999_999, os.getpid()))
+    for path in (left, in_use):
+        path.write_bytes(b"half")
+    sql.execute("SELECT llm_init_model('model')")
+    sql.execute("SELECT pg_llm_export_safetensors(%s, 'model')", [str(target)])
+    assert (left.exists(), in_use.exists()) == (False, True)
+    in_use.unlink()
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_paths_that_are_no_files(sql, server_files, function):
     sql.execute("SELECT llm_init_model('model')")

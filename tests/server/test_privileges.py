@@ -1,10 +1,16 @@
 """Everything runs with the caller's rights and under nobody's search_path, also from a warm session."""
 
+import ast
+import itertools
+import os
+import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 DENIED = psycopg.errors.InsufficientPrivilege
 TABLES = "llm_model_config, llm_param, llm_bpe_vocab, llm_bpe_merges, llm_dataset, llm_run, llm_train_log"
 
@@ -62,6 +68,15 @@ def test_set_role_in_a_warm_session_loses_what_the_role_may_not_read(warm, role,
         warm.execute(statement)
 
 
+@pytest.mark.parametrize("column", ["data", "shape"])
+def test_a_role_that_may_read_other_columns_only_gets_nothing_from_the_cache(warm, role, column):
+    warm.execute(f"GRANT SELECT ON {TABLES} TO {role}; REVOKE SELECT ON llm_param FROM {role}")
+    columns = {"model", "name", "token_id", "shape", "data", "grad", "m", "v", "step"} - {column}
+    warm.execute(f"GRANT SELECT ({', '.join(columns)}) ON llm_param TO {role}")
+    with acting_as(warm, role), pytest.raises(DENIED, match="llm_param"):
+        warm.execute(READING["logits"])
+
+
 @pytest.mark.parametrize("table", ["llm_model_config", "llm_param", "llm_bpe_vocab", "llm_bpe_merges"])
 def test_every_table_that_generation_reads_is_checked(warm, role, table):
     warm.execute(f"GRANT SELECT ON {TABLES} TO {role}; REVOKE SELECT ON {table} FROM {role}")
@@ -84,7 +99,7 @@ def test_a_security_definer_function_lends_its_rights(warm, role):
 
 @pytest.mark.parametrize("table", ["llm_param", "llm_bpe_vocab", "llm_bpe_merges", "llm_model_config"])
 def test_row_level_security_hides_a_model_from_a_warm_session(warm, role, table):
-    warm.execute(f"GRANT SELECT ON {TABLES} TO {role}; GRANT SELECT, UPDATE ON llm_bpe_version TO {role}")
+    warm.execute(f"GRANT SELECT ON {TABLES} TO {role}")
     expected = warm.execute(READING["generate"]).fetchall()
     with acting_as(warm, role):
         assert warm.execute(READING["generate"]).fetchall() == expected
@@ -233,3 +248,76 @@ def test_public_may_read_no_model(conn, role):
         with pytest.raises(DENIED):
             conn.execute("SELECT FROM llm_models")
         assert conn.execute("SELECT count(*) > 0 FROM llm_module").fetchone() == (True,)
+
+
+LEVELS = ("none", "read", "train", "admin")
+
+
+@pytest.fixture(scope="module")
+def matrix(new_database):
+    """Lines of golden/privileges.sql, in a database where nobody else was given anything."""
+    with psycopg.connect(new_database(), autocommit=True) as conn:
+        for level in LEVELS:
+            conn.execute(f"CREATE ROLE privileges_{level}")
+        for level in LEVELS[1:]:
+            conn.execute(f"SELECT llm_grant_usage('privileges_{level}', '{level}')")
+        yield [line for (line,) in conn.execute((GOLDEN / "privileges.sql").read_text())]
+        for level in LEVELS:
+            conn.execute(f"DROP OWNED BY privileges_{level}; DROP ROLE privileges_{level}")
+
+
+def test_the_privileges_on_every_object_are_those_of_the_golden_file(matrix):
+    if "PG_GPT2_WRITE_GOLDEN" in os.environ:
+        (GOLDEN / "privileges.txt").write_text("".join(f"{line}\n" for line in matrix))
+    assert matrix == (GOLDEN / "privileges.txt").read_text().splitlines()
+
+
+def test_public_changes_nothing_and_each_level_includes_the_one_before(matrix):
+    for line in matrix:
+        name, *levels = line.split(" | ")
+        held = [set(level.split(": ")[1].split()) - {"-"} for level in levels]
+        assert all(less <= more for less, more in itertools.pairwise(held)), line
+        if name.startswith(("table", "view", "sequence")):
+            setting = "llm_autograd_mode" in name  # a view of the session's own
+            assert held[0] <= {"SELECT", "UPDATE"} if setting else {"SELECT"}, line
+            assert name.split()[1] not in ("llm_module", "llm_limit", "llm_bpe_version") or held[3] <= {"SELECT"}, line
+
+
+def test_only_known_names_are_put_into_the_text_of_statements():
+    """A review as a test: what the f-strings with SQL in them interpolate. Names of models, paths and values are parameters."""
+    allowed = {
+        *(
+            "ROW_VERSION",
+            "BUILD",
+            "LOCK",
+            "USABLE",
+            "LAST_RUN",
+            "MOMENTS",
+            "CONFIG",
+            "as_saved",
+            "used",
+            "condition",
+        ),  # constants of SQL
+        *(
+            "store.resolved()",
+            "store.resolved('$2')",
+            "resolved()",
+            "model",
+            "source",
+            "state",
+        ),  # resolved's own, and what it is
+        *("table", "column", "kind"),  # from tuples of names in the source
+    }
+    found: dict[str, set[str]] = {}
+    for path in sorted((Path(__file__).parents[2] / "plpython" / "pg_gpt2").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.JoinedStr):
+                continue
+            constant = "".join(part.value for part in node.values if isinstance(part, ast.Constant))
+            if re.search(r"\{schema\}|\b(SELECT .* FROM .* WHERE|pg_advisory|set_config|GRANT )", constant):
+                places = {ast.unparse(part.value) for part in node.values if isinstance(part, ast.FormattedValue)}
+                found[f"{path.name}:{node.lineno}"] = places - allowed
+    assert found
+    granting = {"grantee", "name", "', ' if more else ''", "more"}  # quoted identifiers, names as regclass prints them
+    spliced = {place: names - (granting if place.startswith("admin.py") else set()) for place, names in found.items()}
+    assert {place: names for place, names in spliced.items() if names} == {}

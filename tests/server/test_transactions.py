@@ -210,6 +210,43 @@ def test_a_vocabulary_of_another_session_is_seen_when_it_commits(warm, connect):
     assert pieces(warm) == before
 
 
+def test_an_open_change_of_one_vocabulary_delays_no_other(warm, connect):
+    """And of changes that overlap, in whatever order they end, each is seen."""
+    one, two = connect(), connect()
+    add = "INSERT INTO llm_bpe_vocab (model, token_id, token, bytes) VALUES (%s, 0, 'a', %s)"
+    decode = "SELECT llm_decode('{0}', 'first'), llm_decode('{0}', 'second')"
+    for session in (one, two):
+        session.execute("SET lock_timeout = '2s'")
+    one.execute(add, ["first", b"a"])
+    two.execute(add, ["second", b"a"])
+    assert warm.execute(decode).fetchone() == ("a", "a")
+    for first, second in ((one, two), (two, one)):
+        one.execute("BEGIN; UPDATE llm_bpe_vocab SET bytes = 'b' WHERE model = 'first'")
+        two.execute("BEGIN; UPDATE llm_bpe_vocab SET bytes = 'b' WHERE model = 'second'")
+        one.execute("UPDATE llm_bpe_vocab SET bytes = 'c' WHERE model = 'first'")
+        assert warm.execute(decode).fetchone() == ("a", "a")
+        first.execute("COMMIT")
+        assert warm.execute(decode).fetchone() == (("c", "a") if first is one else ("a", "b"))
+        second.execute("COMMIT")
+        assert warm.execute(decode).fetchone() == ("c", "b")
+        warm.execute("UPDATE llm_bpe_vocab SET bytes = 'a' WHERE model IN ('first', 'second')")
+        assert warm.execute("SELECT count(*) FROM llm_bpe_version").fetchone() == (1,)
+    warm.execute("DELETE FROM llm_bpe_vocab WHERE model IN ('first', 'second')")
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_vocabulary_can_be_changed_at_any_isolation_level(warm, connect, level):
+    one, two = connect(), connect()
+    before = pieces(warm)
+    one.execute(f"BEGIN ISOLATION LEVEL {level}")
+    assert pieces(one) == before
+    two.execute("UPDATE llm_bpe_vocab SET score = 1 WHERE model = 'tiny'")
+    one.execute("DELETE FROM llm_bpe_merges WHERE model = 'tiny'")
+    assert pieces(one) == list("lower")
+    one.execute("ROLLBACK")
+    assert pieces(warm) == before
+
+
 @pytest.mark.parametrize(
     "training",
     ["SELECT llm_train('tiny', 1, batch_size => 1)", "SELECT llm_train_step('tiny')", "CALL llm_train_run('tiny', 1)"],

@@ -112,6 +112,36 @@ def test_a_role_that_may_not_read_the_weights_gets_none_from_the_file(connect, f
         conn.execute("DROP ROLE nobody_here")
 
 
+def test_row_level_security_holds_for_the_file(connect, files):
+    conn = connect()
+    logits = one(conn, LOGITS)
+    conn.execute("CREATE ROLE filtered; SELECT llm_grant_usage('filtered', 'read')")
+    conn.execute("ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY")
+    try:
+        for policy in ("USING (false)", "USING (name <> 'wpe')"):
+            conn.execute(f"CREATE POLICY part ON llm_param TO filtered {policy}; SET ROLE filtered")
+            with pytest.raises((psycopg.errors.ObjectNotInPrerequisiteState, psycopg.errors.DataException)):
+                conn.execute(LOGITS)
+            conn.execute("RESET ROLE; DROP POLICY part ON llm_param")
+        conn.execute("CREATE POLICY part ON llm_param TO filtered USING (model = 'big'); SET ROLE filtered")
+        assert one(conn, LOGITS) == logits
+        assert one(conn, SHARED) is True
+    finally:
+        conn.execute("RESET ROLE; DROP POLICY IF EXISTS part ON llm_param")
+        conn.execute("ALTER TABLE llm_param DISABLE ROW LEVEL SECURITY; DROP OWNED BY filtered; DROP ROLE filtered")
+
+
+def test_who_holds_the_builders_lock_delays_others_but_does_not_stop_them(connect, files):
+    """Any role can take an advisory lock."""
+    conn, holder = connect(), connect()
+    holder.execute("SELECT pg_advisory_lock('llm_model_config'::regclass::oid::integer, hashtext('big'))")
+    logits = one(conn, LOGITS)
+    assert one(conn, SHARED) is False
+    holder.execute("SELECT pg_advisory_unlock_all()")
+    assert one(connect(), LOGITS) == logits
+    assert len(files()) == 1
+
+
 def test_a_damaged_file_is_not_used(connect, files, folder):
     """Cut short by somebody who may write there, which only the server's own user may."""
     logits = one(connect(), LOGITS)

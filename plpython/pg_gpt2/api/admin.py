@@ -132,7 +132,8 @@ CHANGED_BY_TRAINING = {
     "llm_bpe_vocab": "INSERT",
     "llm_bpe_merges": "INSERT",
 }
-NOBODYS = ("llm_module", "llm_limit", "llm_bpe_version")  # granted at installation, to PUBLIC, as far as they may be
+# The owner's alone: the code, the caps, the numbers of vocabularies, and granting itself. PUBLIC may SELECT from the tables.
+OWNERS = ("llm_module", "llm_limit", "llm_bpe_version", "llm_bpe_version_id_seq", "llm_bpe_changed", "llm_grant_usage")
 TRAINING = "^llm_(train|dataset|accumulate)"  # names of functions that train or load data
 
 
@@ -148,14 +149,13 @@ def grant_usage(role: str, level: str) -> None:
         raise UndefinedObject(f'role "{role}" does not exist', hint=f'CREATE ROLE "{role}" first.')
     grantee = "PUBLIC" if role == "public" else db.quote_identifier(role)
     db.command(f"GRANT USAGE ON SCHEMA {{schema}} TO {grantee}")
-    for name, kind in _members():
+    for name, plain, kind in _members():
+        if plain in OWNERS:
+            continue
         if kind == "sequence":
             if level != "read":
                 db.command(f"GRANT USAGE ON SEQUENCE {name} TO {grantee}")
         elif kind == "table":
-            plain = name.rsplit(".", 1)[-1]
-            if plain in NOBODYS:
-                continue
             more = {
                 "read": "",
                 "train": CHANGED_BY_TRAINING.get(plain, ""),
@@ -166,18 +166,20 @@ def grant_usage(role: str, level: str) -> None:
             db.command(f"GRANT EXECUTE ON ROUTINE {name} TO {grantee}")
 
 
-def _members() -> list[tuple[str, str]]:
-    """(qualified name, kind) of the extension's relations and routines; kind is table, sequence, routine or training."""
+def _members() -> list[tuple[str, str, str]]:
+    """(qualified name, plain name, kind) of the extension's relations and routines; kinds are table, sequence, routine and
+    training."""
     rows = db.query(
-        "SELECT d.objid::regclass::text AS name, CASE c.relkind WHEN 'S' THEN 'sequence' ELSE 'table' END AS kind"
+        "SELECT d.objid::regclass::text AS name, c.relname AS plain,"
+        " CASE c.relkind WHEN 'S' THEN 'sequence' ELSE 'table' END AS kind"
         " FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND d.classid = 'pg_class'::regclass"
         " JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass"
         " WHERE e.extname = 'pg_gpt2' AND d.deptype = 'e' AND c.relkind IN ('r', 'v', 'S')"
-        " UNION ALL SELECT d.objid::regprocedure::text, CASE WHEN p.proname ~ $1 THEN 'training' ELSE 'routine' END"
+        " UNION ALL SELECT d.objid::regprocedure::text, p.proname, CASE WHEN p.proname ~ $1 THEN 'training' ELSE 'routine' END"
         " FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid AND d.classid = 'pg_proc'::regclass"
         " JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass"
         " WHERE e.extname = 'pg_gpt2' AND d.deptype = 'e'",
         ["text"],
         TRAINING,
     )
-    return [(row["name"], row["kind"]) for row in rows]
+    return [(row["name"], row["plain"], row["kind"]) for row in rows]

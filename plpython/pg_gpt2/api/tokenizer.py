@@ -71,6 +71,12 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
 
 
 @entry
+def changed() -> None:
+    """After a statement that changed a vocabulary or merges."""
+    vocabularies.touch()
+
+
+@entry
 def load_vocab(path: str, model: str) -> int:
     """vocab.json -> rows; their number."""
     store.require_name(model)
