@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from pg_gpt2 import bpe, bpe_merge, host, pretokenize
 from pg_gpt2.bpe import BYTE_CHARACTERS, StreamDecoder, Tokenizer
 from pg_gpt2.errors import InconsistentData, InvalidParameter, NullNotAllowed
-from pg_gpt2.formats.vocab import parse_tokenizer_json
+from pg_gpt2.formats.vocab import parse_merges, parse_vocab
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
-VOCAB, MERGES = parse_tokenizer_json((GOLDEN / "learned" / "tokenizer.json").read_bytes())
+VOCAB = parse_vocab((GOLDEN / "learned" / "vocab.json").read_bytes())
+MERGES = parse_merges((GOLDEN / "learned" / "merges.txt").read_bytes())
 LEARNED = Tokenizer.from_strings(VOCAB, MERGES)
 CASES = json.loads((GOLDEN / "learned" / "cases.json").read_bytes())
 GPT2_PART = json.loads((GOLDEN / "gpt2.json").read_bytes())

@@ -299,16 +299,42 @@ def json_or_text(path):
     return json.loads(path.read_text()) if path.suffix == ".json" else path.read_text()
 
 
-def test_vocabulary_without_its_tokens_is_refused(vocabulary, tmp_path):
+def test_vocabulary_without_its_tokens_is_refused(tmp_path):
     (tmp_path / "vocab.json").write_text('{"a": 0}')
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
     with pytest.raises(LoaderError, match="do not fit"):
         Vocabulary.find(tmp_path)
-    parsed = json.loads(Vocabulary.find(vocabulary).tokenizer().to_str())
-    parsed["pre_tokenizer"]["add_prefix_space"] = True
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        ("model", {"type": "WordPiece"}, "not a tokenizer.json"),
+        ("model", {"ignore_merges": True}, "ignore_merges"),
+        ("model", {"dropout": 0.1}, "dropout"),
+        ("model", {"end_of_word_suffix": "</w>"}, "end_of_word_suffix"),
+        ("model", {"merges": ["a b", "a"]}, "not a tokenizer.json"),
+        ("model", {"vocab": None}, "not a tokenizer.json"),
+        ("pre_tokenizer", {"type": "Whitespace"}, "not a byte-level BPE"),
+        ("pre_tokenizer", {"add_prefix_space": True}, "add_prefix_space"),
+        ("pre_tokenizer", {"use_regex": False}, "not a byte-level BPE"),
+        ("normalizer", {"type": "NFC"}, "normalizes"),
+    ],
+)
+def test_a_tokenizer_that_is_not_gpt2s_is_refused(tmp_path, place, change, message):
+    parsed = json.loads((ROOT / "tests/golden/tokenizer/learned/tokenizer.json").read_bytes())
+    parsed[place] = {**(parsed[place] or {}), **change}
     (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
-    with pytest.raises(LoaderError, match="add_prefix_space"):
-        Vocabulary.find(tmp_path / "tokenizer.json")
+    with pytest.raises(LoaderError, match=message):
+        Vocabulary.find(tmp_path)
+
+
+def test_tokenizer_json_of_older_releases_has_merges_as_strings(tmp_path):
+    learned = ROOT / "tests/golden/tokenizer/learned"
+    parsed = json.loads((learned / "tokenizer.json").read_bytes())
+    parsed["model"]["merges"] = [" ".join(pair) for pair in parsed["model"]["merges"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
+    assert Vocabulary.find(tmp_path) == Vocabulary.from_files(learned / "vocab.json", learned / "merges.txt")
 
 
 # Data

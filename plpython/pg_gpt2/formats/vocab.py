@@ -1,17 +1,14 @@
-"""Vocabulary files: `vocab.json` and `merges.txt` as GPT-2 ships them, and the `tokenizer.json` of Hugging Face.
+"""Vocabulary files as GPT-2 ships them, `vocab.json` and `merges.txt`: bytes in, plain data out.
 
-Bytes in, plain data out, and back. Only byte-level BPE with GPT-2's own splitting is accepted: another pattern or a
-normaliser would load and give wrong ids.
+The `tokenizer.json` of Hugging Face is for the client: see loaders/vocabulary.py.
 """
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import FeatureNotSupported, InconsistentData, MalformedData
+from ..errors import MalformedData
 
 MAX_TOKEN_ID = 2**31 - 1  # the column is an integer
-MERGES_HEADER = "#version: 0.2"
 
 
 def parse_vocab(data: bytes, source: str = "vocab.json") -> dict[str, int]:
@@ -35,43 +32,6 @@ def parse_merges(data: bytes, source: str = "merges.txt") -> list[tuple[str, str
             )
         merges.append((left, right))
     return merges
-
-
-def parse_tokenizer_json(data: bytes, source: str = "tokenizer.json") -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary, added tokens included, and merges."""
-    document = _load_json(data, source)
-    model = document.get("model") if isinstance(document, dict) else None
-    if not isinstance(model, dict):
-        raise MalformedData(f'{source} has no "model"', hint="Give the tokenizer.json that save_pretrained wrote.")
-    _refuse_other_tokenizers(document, model, source)
-    vocab = _checked_vocab(_with_added_tokens(model.get("vocab"), document.get("added_tokens"), source), source)
-    merges = model.get("merges")
-    if not isinstance(merges, list):
-        raise MalformedData(f"{source}: the model has no list of merges", hint="A BPE tokenizer has model.merges.")
-    return vocab, [_merge_pair(rank, merge, source) for rank, merge in enumerate(merges)]
-
-
-def render_vocab(vocab: Mapping[str, int]) -> bytes:
-    """The content of vocab.json, in the order of ids."""
-    ordered = dict(sorted(vocab.items(), key=lambda item: item[1]))
-    return json.dumps(ordered, ensure_ascii=False).encode()
-
-
-def render_merges(merges: Sequence[tuple[str, str]]) -> bytes:
-    """The content of merges.txt."""
-    return "".join(f"{line}\n" for line in (MERGES_HEADER, *(f"{left} {right}" for left, right in merges))).encode()
-
-
-def merged_ids(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> list[int]:
-    """For each merge the id of the token it makes; a merge with a token that `vocab` lacks is an error naming both."""
-    for rank, (left, right) in enumerate(merges):
-        for token in (left, right, left + right):
-            if token not in vocab:
-                raise InconsistentData(
-                    f"merge {rank} ({left!r}, {right!r}) needs the token {token!r}, which the vocabulary lacks",
-                    hint="Load the vocabulary and the merges that belong together, or fewer merges.",
-                )
-    return [vocab[left + right] for left, right in merges]
 
 
 def _decode(data: bytes, source: str) -> str:
@@ -126,49 +86,3 @@ def _checked_vocab(vocab: Any, source: str) -> dict[str, int]:
                 f"{source}: id {token_id} is given to {owner[token_id]!r} and to {token!r}", hint="Ids are unique."
             )
     return vocab
-
-
-def _with_added_tokens(vocab: Any, added: Any, source: str) -> Any:
-    """`vocab` and the tokens that tokenizer.json lists beside it."""
-    if not isinstance(vocab, dict) or not added:
-        return vocab
-    whole = dict(vocab)
-    for token in added if isinstance(added, list) else [added]:
-        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
-            raise MalformedData(f"{source}: {token!r} is not an added token", hint="It has an id and a content.")
-        content, token_id = token["content"], token.get("id")
-        if whole.setdefault(content, token_id) != token_id:
-            raise MalformedData(
-                f"{source}: the added token {content!r} has id {token_id!r}, in the vocabulary {whole[content]!r}",
-                hint="Write the file again with save_pretrained.",
-            )
-    return whole
-
-
-def _merge_pair(rank: int, merge: Any, source: str) -> tuple[str, str]:
-    """A merge is "left right" in older files and ["left", "right"] in newer ones."""
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) and part for part in parts):
-        return parts[0], parts[1]
-    raise MalformedData(f"{source}: merge {rank} is {merge!r}", hint="A merge names two tokens.")
-
-
-def _refuse_other_tokenizers(document: dict[str, Any], model: dict[str, Any], source: str) -> None:
-    """Stops at every setting that would make ids differ from GPT-2's way of encoding."""
-    splitter = document.get("pre_tokenizer") or {}
-    facts = {
-        f"the model type {model.get('type')!r}": model.get("type", "BPE") not in ("BPE", None),
-        f"the pre-tokenizer {splitter.get('type')!r}": splitter.get("type") != "ByteLevel",
-        "add_prefix_space": bool(splitter.get("add_prefix_space", True)),
-        "a pattern of its own": not splitter.get("use_regex", True),
-        "a normalizer": document.get("normalizer") is not None,
-        **{
-            name: bool(model.get(name))
-            for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
-        },
-    }
-    if unknown := [fact for fact, present in facts.items() if present]:
-        raise FeatureNotSupported(
-            f"{source} is not a GPT-2 tokenizer: it has {', '.join(unknown)}",
-            hint="GPT-2's is byte-level BPE with the ByteLevel pre-tokenizer, no prefix space and no normalizer.",
-        )
