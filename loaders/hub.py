@@ -179,7 +179,9 @@ def chunks(path: str, start: int, size: int) -> Iterator[bytes | None]:
             failures = 1 if start > furthest else failures + 1
             furthest = max(start, furthest)
             if failures == ATTEMPTS:
-                raise LoaderError(f"{path}: {start:,} of {size:,} bytes came ({problem}); the same command goes on there")
+                raise LoaderError(
+                    f"{path}: {start:,} of {size:,} bytes came ({problem}); the same command goes on there"
+                )
             time.sleep(PAUSE * 2**failures)
 
 

@@ -93,7 +93,9 @@ def load_vocabulary(database: Database, directory: Path, model: str, *, replace:
 def main() -> None:
     """Parse the command line and load."""
     parser = arguments(__doc__)
-    parser.add_argument("source", help="directory, safetensors file with config.json beside it, shipped model, or hub id")
+    parser.add_argument(
+        "source", help="directory, safetensors file with config.json beside it, shipped model, or hub id"
+    )
     parser.add_argument("--model", help="name in the database; default: the last part of the source")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--replace", action="store_true", help="replace weights, optimizer state and vocabulary")

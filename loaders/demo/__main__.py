@@ -19,4 +19,5 @@ def main() -> None:
         tell(conn, QUICK if args.quick else Size())
 
 
-run(main)
+if __name__ == "__main__":
+    run(main)

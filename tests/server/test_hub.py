@@ -77,7 +77,9 @@ class Handler(BaseHTTPRequestHandler):
             found.asked.append((name[1], start))
             data = found.served[name[1]]
             start = start if found.ranges else 0
-            self.answer(data[start:], 206 if start else 200, found.cut_after if name[1] == "model.safetensors" else None)
+            self.answer(
+                data[start:], 206 if start else 200, found.cut_after if name[1] == "model.safetensors" else None
+            )
         else:
             self.send_error(404)
 
