@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
-"""Write pg_gpt2--1.0.sql: the SQL of sql/ in order, with the Python of plpython/pg_gpt2 as rows of llm_module.
+"""Write what is generated: the install script, docs/reference.md, and the version in pg_gpt2.control and META.json.
 
-The one substitution is @package@, the key under which a session keeps the loaded package: a digest of the sources, so that a
-new version is never mistaken for the one a session has, and the schema, which CREATE EXTENSION fills in. `--check` writes nothing
-and fails when the committed file is stale.
+The install script is the SQL of sql/ in order, with the Python of plpython/pg_gpt2 as rows of llm_module. The one
+substitution is @package@, the key under which a session keeps the loaded package: a digest of the sources, so that a new
+version is never mistaken for the one a session has, and the schema, which CREATE EXTENSION fills in. `--check` writes
+nothing and fails when a committed file is stale.
 """
 
 import hashlib
+import json
 import re
 import sys
 from pathlib import Path
+
+from docs.make_reference import reference
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "plpython" / "pg_gpt2"
@@ -82,16 +86,42 @@ def script() -> str:
     return "\n".join(parts).replace("@package@", f"pg_gpt2 {digest} @extschema@")
 
 
+def control() -> str:
+    """pg_gpt2.control with the version."""
+    text = (ROOT / "pg_gpt2.control").read_text(encoding="utf-8")
+    return re.sub(r"(default_version = ')[^']*", rf"\g<1>{version()}", text)
+
+
+def pgxn_metadata() -> str:
+    """META.json with the version, which PGXN wants in three numbers."""
+    metadata = json.loads((ROOT / "META.json").read_text(encoding="utf-8"))
+    release = ".".join([*version().split("."), "0", "0"][:3])
+    metadata["version"] = metadata["provides"]["pg_gpt2"]["version"] = release
+    metadata["provides"]["pg_gpt2"]["file"] = f"pg_gpt2--{version()}.sql"
+    return json.dumps(metadata, indent=3, ensure_ascii=False) + "\n"
+
+
+def outputs() -> dict[str, str]:
+    """File -> content of everything that is generated."""
+    return {
+        f"pg_gpt2--{version()}.sql": script(),
+        "docs/reference.md": reference(ROOT / "sql", ROOT / "docs" / "examples"),
+        "pg_gpt2.control": control(),
+        "META.json": pgxn_metadata(),
+    }
+
+
 def main() -> None:
-    target = ROOT / f"pg_gpt2--{version()}.sql"
-    text = script()
+    files = outputs()
     if sys.argv[1:] == ["--check"]:
-        if not target.exists() or target.read_text(encoding="utf-8") != text:
-            raise SystemExit(f"{target.name} is stale: run python3 build.py and commit the result")
+        for name, text in files.items():
+            if not (ROOT / name).exists() or (ROOT / name).read_text(encoding="utf-8") != text:
+                raise SystemExit(f"{name} is stale: run python3 build.py and commit the result")
         return
     if sys.argv[1:]:
         raise SystemExit("usage: build.py [--check]")
-    target.write_text(text, encoding="utf-8")
+    for name, text in files.items():
+        (ROOT / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

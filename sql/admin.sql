@@ -53,3 +53,17 @@ GD['@package@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
+
+CREATE VIEW llm_settings AS
+SELECT name, coalesce(nullif(current_setting(name, true), ''), boot_val) AS setting, boot_val, short_desc
+FROM (VALUES
+    ('pg_gpt2.model', 'gpt2-small', 'Model that is meant when none is named.'),
+    ('pg_gpt2.threads', NULL, 'Threads of a session; null = all cores. Results do not depend on it.'),
+    ('pg_gpt2.max_memory', NULL, 'What would need more memory than this, for example 2GB, is refused, and the models that a session keeps are bounded by it; null = three quarters of the machine''s. A cap is in llm_limit.'),
+    ('pg_gpt2.autograd', 'off', 'Whether llm_logits, llm_loss and the pieces of the model record on the tape what they compute; also llm_autograd_mode.'),
+    ('pg_gpt2.audit_keep', '1', 'Training steps of a model that stay on the tape; 0 = all.'),
+    ('pg_gpt2.attention_chunk', '64', 'Query rows of attention at a time; rounding depends on it.')
+) AS known (name, boot_val, short_desc);
+COMMENT ON VIEW llm_settings IS
+    'The settings of the extension, as in this session, with their defaults. SET works, and so does ALTER DATABASE ... SET, ALTER ROLE ... SET and a line in postgresql.conf; ALTER SYSTEM refuses them.';
+GRANT SELECT ON llm_settings TO PUBLIC;

@@ -1,6 +1,6 @@
 -- For whoever runs the server: llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage and the caps of llm_limit.
 BEGIN;
-SELECT plan(55);
+SELECT plan(57);
 SET LOCAL client_min_messages = warning;
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider')$$, 270, 't');
 SELECT llm_init_model('t', 1, 2, 8, 16);
@@ -79,6 +79,10 @@ SELECT throws_ok($$SELECT llm_grant_usage('nobody of this name')$$, '42704', NUL
 SELECT throws_ok($$SELECT llm_grant_usage('trainer', 'everything')$$, '22023', NULL, 'unknown level');
 SELECT throws_ok($$SELECT llm_grant_usage(NULL)$$, '22004', NULL, 'role null');
 SELECT throws_ok($$SELECT llm_grant_usage('trainer', NULL)$$, '22004', NULL, 'level null');
+
+SET pg_gpt2.audit_keep = 3;
+SELECT is((SELECT setting || ', ' || boot_val FROM llm_settings WHERE name = 'pg_gpt2.audit_keep'), '3, 1', 'a setting of the session, and its default');
+SELECT is((SELECT count(*)::integer FROM llm_settings), 6, 'all settings');
 
 SELECT * FROM finish();
 ROLLBACK;

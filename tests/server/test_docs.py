@@ -8,8 +8,9 @@ NOTICEs and errors included, and without that it may print anything but an error
     <!-- not run (why) -->          of a sh or python block: it is not run at all
     <!-- continues README.md -->    of a page: its session begins in a copy of the database that the other page leaves
 
-A page that has no CREATE EXTENSION gets a database with the extension. Programs run in an empty directory, with libpq's
-variables naming the database.
+In a sql block, lines that begin with `-->` are the rows that its statements return, as psql -At prints them, and
+`/srv/gpt2/` stands for a directory of the server that has a vocabulary's two files. A page that has no CREATE EXTENSION
+gets a database with the extension. Programs run in an empty directory, with libpq's variables naming the database.
 
     docker/cluster.sh run .venv/test/bin/python tests/server/test_docs.py --update [PAGE...]    writes the outputs anew
 """
@@ -34,13 +35,22 @@ BLOCK = re.compile(
     r"(?:\n?(?:<!-- (?P<loose>numbers|output)[^\n]*-->\n)?```text\n(?P<output>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
+ROW = re.compile(r"^--> ?(.*)$", re.MULTILINE)
 CONTINUES = re.compile(r"^<!-- continues (.*) -->$", re.MULTILINE)
 ERROR = re.compile(r"^(?:psql:.*|.*/program\.\w+: .*|error: .*|Traceback .*|ERROR: .*)$", re.MULTILINE)
+EXAMPLE = re.compile(r"^-- (\w+)$", re.MULTILINE)
+MEMBERS = (
+    "SELECT d.objid FROM pg_depend AS d JOIN pg_extension AS e ON e.oid = d.refobjid"
+    " WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e' AND e.extname = 'pg_gpt2'"
+)
+ROWS_ONLY = "\\set QUIET on\n\\pset format unaligned\n\\pset tuples_only on\n"
+TABLES_AGAIN = "\\pset format aligned\n\\pset tuples_only off\n\\set QUIET off\n"
+LEARNED = ROOT / "tests" / "golden" / "tokenizer" / "learned"
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code and its output, with the span of the output in the file."""
+    """A block of code and its output, with the span of the output in the file; `loose`: numbers, output or rows."""
 
     line: int
     kind: str
@@ -57,7 +67,14 @@ def read_page(page: str) -> str:
 def read_blocks(page: str) -> list[Block]:
     text = read_page(page)
     return [
-        Block(text.count("\n", 0, m.start("code")), m["kind"], m["code"], m["output"], m.span("output"), m["loose"])
+        Block(
+            text.count("\n", 0, m.start("code")),
+            m["kind"],
+            m["code"],
+            "\n".join(ROW.findall(m["code"])) or m["output"],
+            m.span("output"),
+            "rows" if ROW.search(m["code"]) else m["loose"],
+        )
         for m in BLOCK.finditer(text)
         if not m["skip"]
     ]
@@ -69,8 +86,11 @@ BLOCKS = {page: read_blocks(page) for page in PAGES}
 class Session:
     """Runs pages, each once, in databases of their own."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, server_files: Path) -> None:
         self.dsn = dsn
+        self.server_files = f"{server_files}/docs_"
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy(LEARNED / name, f"{self.server_files}{name}")
         self.done: dict[str, tuple[str, list[str]]] = {}
 
     def database(self, page: str) -> str:
@@ -92,12 +112,13 @@ class Session:
                 conn.execute(
                     sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
                 )
-            self.done[page] = name, run(conninfo.make_conninfo(self.dsn, dbname=name), BLOCKS[page])
+            dsn = conninfo.make_conninfo(self.dsn, dbname=name)
+            self.done[page] = name, run(dsn, BLOCKS[page], self.server_files)
         return self.done[page]
 
 
-def run(dsn: str, blocks: list[Block]) -> list[str]:
-    """What psql prints for each block in the database `dsn`."""
+def run(dsn: str, blocks: list[Block], server_files: str) -> list[str]:
+    """What psql prints for each block in the database `dsn`, with `server_files` in the place of /srv/gpt2/."""
     directory = os.environ.get("PG_GPT2_TEST_BINDIR")
     psql = f"{directory}/psql" if directory else shutil.which("psql")
     assert psql, "there is no psql; set PG_GPT2_TEST_BINDIR"
@@ -110,7 +131,7 @@ def run(dsn: str, blocks: list[Block]) -> list[str]:
         )
         done = subprocess.run(
             [psql, "-X"],
-            input=script,
+            input=script.replace("/srv/gpt2/", server_files),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -118,11 +139,14 @@ def run(dsn: str, blocks: list[Block]) -> list[str]:
             env=environment(dsn, Path(place), Path(psql).parent),
             cwd=work,
         )
-    return [tidy(part) for part in re.split(r"<block \d+>\n", done.stdout)[1:]]
+    printed = done.stdout.replace(server_files, "/srv/gpt2/")
+    return [tidy(part) for part in re.split(r"<block \d+>\n", printed)[1:]]
 
 
 def typed(block: Block, directory: Path) -> str:
     """What is typed into psql for a block: a program is written to a file first."""
+    if block.loose == "rows":
+        return f"{ROWS_ONLY}{block.code}\n{TABLES_AGAIN}"
     if block.kind == "sql":
         return block.code
     directory.mkdir()
@@ -165,14 +189,16 @@ def problem(block: Block, output: str) -> str | None:
     if block.output is None or block.loose == "output":
         expected = bool(ERROR.search(block.output or ""))
         return None if bool(ERROR.search(output)) == expected else output
+    if block.loose == "rows":
+        output = "\n".join(line for line in output.split("\n") if not line.startswith("NOTICE:"))
     if block.loose == "numbers":
         return None if blurred(output) == blurred(tidy(block.output)) else output
     return None if output == tidy(block.output) else output
 
 
 @pytest.fixture(scope="module")
-def session(cluster_dsn: str) -> Session:
-    return Session(cluster_dsn)
+def session(cluster_dsn: str, server_files: Path) -> Session:
+    return Session(cluster_dsn, server_files)
 
 
 @pytest.mark.parametrize(
@@ -199,18 +225,27 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert broken == []
 
 
-def test_reference_names_every_public_function_and_table(conn: psycopg.Connection) -> None:
-    rows = conn.execute(
-        "SELECT p.proname FROM pg_depend AS d JOIN pg_proc AS p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid"
-        " JOIN pg_extension AS e ON e.oid = d.refobjid AND d.deptype = 'e'"
-        " WHERE e.extname = 'pg_gpt2' AND p.prorettype <> 'trigger'::regtype"
-        " AND obj_description(p.oid, 'pg_proc') NOT LIKE 'Compatibility:%'"
-        " UNION SELECT c.relname FROM pg_depend AS d JOIN pg_class AS c ON d.classid = 'pg_class'::regclass"
-        " AND c.oid = d.objid JOIN pg_extension AS e ON e.oid = d.refobjid AND d.deptype = 'e'"
-        " WHERE e.extname = 'pg_gpt2' AND c.relkind IN ('r', 'v') AND c.relname NOT LIKE 'pg\\_%'"
-    ).fetchall()
-    text = read_page("README.md")
-    assert sorted(name for (name,) in rows if f"`{name}" not in text) == []
+def test_every_function_and_relation_is_in_the_reference_and_every_function_has_an_example(
+    conn: psycopg.Connection,
+) -> None:
+    functions = conn.execute(
+        f"SELECT DISTINCT p.proname FROM pg_proc AS p WHERE p.oid IN ({MEMBERS}) AND p.prorettype <> 'trigger'::regtype"
+    )
+    relations = conn.execute(
+        f"SELECT c.relname FROM pg_class AS c WHERE c.oid IN ({MEMBERS}) AND c.relkind IN ('r', 'v')"
+    )
+    entries = re.split("^### ", read_page("docs/reference.md"), flags=re.MULTILINE)[1:]
+    known = {text.split("\n")[0]: "```sql" in text for text in entries}
+    with_example = {name for (name,) in functions} - {"llm_boot"}
+    assert sorted(name for name in with_example if not known.get(name)) == []
+    assert sorted(name for (name,) in relations if name not in known) == []
+    unused = [
+        name
+        for path in (ROOT / "docs/examples").iterdir()
+        for name in EXAMPLE.findall(path.read_text())
+        if name not in known
+    ]
+    assert unused == []
 
 
 def update(session: Session, page: str) -> None:
@@ -219,7 +254,9 @@ def update(session: Session, page: str) -> None:
     for block, output in reversed(list(zip(BLOCKS[page], session.outputs(page), strict=True))):
         if block.output is None and problem(block, output):
             print(f"{page}:{block.line}: {output}", file=sys.stderr)
-        elif block.output is not None and (block.loose == "output" or problem(block, output)):
+        elif block.loose == "rows" and problem(block, output):
+            print(f"{page}:{block.line}: rows now are\n{output}", file=sys.stderr)
+        elif block.loose != "rows" and block.output is not None and (block.loose == "output" or problem(block, output)):
             text = text[: block.span[0]] + output + "\n" + text[block.span[1] :]
     (ROOT / page).write_text(text, encoding="utf-8")
 
@@ -228,7 +265,7 @@ def main() -> None:
     wanted = sys.argv[2:] or PAGES
     if sys.argv[1:2] != ["--update"] or set(wanted) - set(PAGES) or "PG_GPT2_TEST_DSN" not in os.environ:
         sys.exit(__doc__)
-    session = Session(os.environ["PG_GPT2_TEST_DSN"])
+    session = Session(os.environ["PG_GPT2_TEST_DSN"], Path(os.environ["PG_GPT2_TEST_DATA"]))
     for page in wanted:
         update(session, page)
 

@@ -1,0 +1,26 @@
+-- llm_checkpoint_save
+SELECT llm_checkpoint_save('copy', 'before an experiment') AS checkpoint_id;
+SELECT llm_checkpoint_save('copy', file_path => '/srv/gpt2/copy.safetensors') AS checkpoint_id;
+--> 2
+--> 3
+
+-- llm_checkpoint_load
+SELECT llm_checkpoint_load('copy', 2) AS step;
+
+-- llm_checkpoint_list
+SELECT id, note, file_path IS NOT NULL AS in_a_file FROM llm_checkpoint_list('copy');
+--> 2|before an experiment|f
+--> 3||t
+
+-- llm_checkpoint_drop
+SELECT llm_checkpoint_drop(3);
+
+-- llm_checkpoint_prune
+SELECT llm_checkpoint_prune('copy', keep_last => 1, keep_every => 100);
+--> 0
+
+-- llm_checkpoint_diff
+SELECT name, relative FROM llm_checkpoint_diff(2) WHERE changed;
+
+-- llm_param_history
+SELECT event, run_id, first_step, last_step FROM llm_param_history('copy', 'wte');

@@ -1,0 +1,29 @@
+-- llm_generate
+SELECT llm_generate('Too many', temperature => 0);
+SELECT llm_generate('Too many', temperature => 0, model_name => 'tiny', echo => false);
+SELECT llm_generate('', temperature => 0.8, topk => 20, seed => 7, stop => ARRAY['.']) <> '' AS wrote;
+--> Too many cooks spoil the broth.
+-->  cooks spoil the broth.
+--> t
+
+-- llm_generate_stream
+SELECT (llm_generate_stream('Too many', 2, temperature => 0)).text;
+
+-- llm_generate_tokens
+SELECT llm_decode(llm_generate_tokens(llm_encode('Too many'), temperature => 0));
+
+-- llm_generate_batch
+SELECT text FROM llm_generate_batch(ARRAY['All that', 'The early'], temperature => 0);
+--> All that glitters is not gold.
+--> The early bird catches the worm.
+
+-- llm_beam_search
+SELECT rank, text FROM llm_beam_search('When in', beam_width => 2, max_tokens => 20) WHERE rank = 1;
+--> 1| Rome, do as the Romans do.
+
+-- llm_next_token
+SELECT token FROM llm_next_token('Practice makes', n => 3, temperature => 1);
+
+-- llm_logits
+SELECT octet_length(llm_logits(llm_encode('Too many'))) / 4 / 300 AS positions, cardinality(llm_encode('Too many')) AS tokens;
+--> 4|4

@@ -1,0 +1,10 @@
+-- llm_logprobs
+SELECT "position", token, round(logprob::numeric, 2) AS logprob, rank FROM llm_logprobs('Practice makes perfect.');
+
+-- llm_perplexity
+SELECT llm_perplexity('Better late than never.') < llm_perplexity('Better never than late.') AS knows_it;
+--> t
+
+-- llm_text_embedding
+SELECT cardinality(llm_text_embedding('Better late than never.', layer => -1, pooling => 'mean')) AS d_model;
+--> 64
