@@ -11,6 +11,7 @@ COMMANDS = {
     "ingest-tokenizer": "loaders.ingest_tokenizer",
     "prepare-dataset": "loaders.prepare_dataset",
     "convert-gpt2-checkpoint": "loaders.convert_gpt2_checkpoint",
+    "report": "loaders.report.__main__",
     "demo": "loaders.demo.__main__",
 }
 

@@ -1,0 +1,55 @@
+"""Write a training run as one HTML file: curves, samples of the model, configuration, environment, checkpoints.
+
+The file needs nothing from elsewhere. While a run goes on, it shows the steps committed so far.
+"""
+
+import os
+from pathlib import Path
+
+import psycopg
+
+from ..common import Database, LoaderError, arguments, connect, run
+from .data import Sampling, read
+from .page import render
+
+
+def last_run(database: Database) -> int:
+    """The run that began last."""
+    row = database.execute("SELECT max(run_id) FROM {llm_train_progress}").fetchone()
+    if row is None or row[0] is None:
+        raise LoaderError("this database has no training run yet; SELECT llm_train('model', n_steps) makes one")
+    return row[0]
+
+
+def write(path: Path, text: str) -> None:
+    """A file, which gets its name when it is complete."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Parse the command line and write the report."""
+    parser = arguments(__doc__)
+    parser.add_argument("--run", type=int, metavar="N", help="its run_id; default: the last one")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
+    parser.add_argument("--prompt", action="append", default=[], help="what a sample continues; may be repeated")
+    parser.add_argument("--max-tokens", type=int, default=Sampling.max_tokens, help="length of a sample")
+    parser.add_argument("--temperature", type=float, default=Sampling.temperature)
+    parser.add_argument("--seed", type=int, default=Sampling.seed)
+    args = parser.parse_args()
+    with connect(args.dsn) as conn:
+        conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        conn.read_only = True
+        database = Database(conn)
+        run_id = last_run(database) if args.run is None else args.run
+        report = read(database, run_id, Sampling(args.prompt, args.max_tokens, args.temperature, args.seed))
+    write(args.output, render(report))
+    print(f'wrote run {run_id} of model "{report.run.model}" to {args.output}')
+
+
+if __name__ == "__main__":
+    run(main)
