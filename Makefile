@@ -8,6 +8,8 @@ PG_CONFIG ?= pg_config
 SYSTEM_PYTHON = /usr/bin/python3
 # Passed on to pytest, for example PYTEST_ARGS='-k tokenizer -x'.
 PYTEST_ARGS =
+# Passed on to python -m tests.fuzz, for example FUZZ_ARGS='--seconds 600 npz'.
+FUZZ_ARGS =
 # Passed on to tests/bench/bench.py, for example BENCH_ARGS='--full --json bench.json'.
 BENCH_ARGS =
 
@@ -26,6 +28,7 @@ help:
 	@echo 'make load         load MODEL=gpt2 (-medium, -large, -xl, any GPT-2 of the hub, or a directory) into it'
 	@echo 'make test         all tests that need no torch, in a throw-away cluster'
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
+	@echo 'make fuzz         search for hostile input, a minute a parser; FUZZ_ARGS="--seconds 600 npz" for more or less'
 	@echo 'make bench        time decoding and training beside torch; BENCH_ARGS=--full for more'
 	@echo 'make lint         ruff, mypy, shellcheck, and whether the install script is current'
 	@echo 'make build        write the install script (pg_gpt2--*.sql) from sql/ and plpython/'
@@ -78,6 +81,10 @@ load: .venv/test/complete
 .PHONY: test
 test: provision-test build .venv/test/complete
 	@docker/cluster.sh run tests/run.sh .venv/test/bin/python $(PYTEST_ARGS)
+
+.PHONY: fuzz
+fuzz: .venv/test/complete
+	@PYTHONPATH=plpython:. .venv/test/bin/python -m tests.fuzz $(FUZZ_ARGS)
 
 .PHONY: test-oracle
 test-oracle: provision build .venv/oracle/complete

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run inside `docker/cluster.sh run`: the tests of the engine and of the server with pytest, then the pgTAP files, in
+# Run inside `docker/cluster.sh run`: the tests of the engine, of hostile input and of the server with pytest, then the pgTAP files, in
 # a database of their own. Fails when any fails, and with --no-skips when one is skipped.
 #
 #   tests/run.sh PYTHON [ARGUMENT OF PYTEST...]
@@ -9,7 +9,7 @@ python=$1
 shift
 
 status=0
-"$python" -m pytest tests/engine tests/server "$@" || status=$?
+"$python" -m pytest tests/engine tests/fuzz tests/server "$@" || status=$?
 
 # pg_prove passes no connection string on, so the parts of the DSN go into libpq's variables.
 for part in $PG_GPT2_TEST_DSN; do

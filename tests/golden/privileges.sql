@@ -1,5 +1,5 @@
 -- Who may do what with every object of the extension: what PUBLIC has, and what each level of llm_grant_usage has.
--- tests/server/test_privileges.py compares the rows with privileges.txt, and with PG_GPT2_WRITE_GOLDEN=1 writes it.
+-- tests/server/test_catalog.py compares the rows with privileges.txt, and with PG_GPT2_WRITE_GOLDEN=1 writes it.
 WITH level (place, name) AS (VALUES (1, 'none'), (2, 'read'), (3, 'train'), (4, 'admin')),
 member AS (
     SELECT classid, objid FROM pg_depend

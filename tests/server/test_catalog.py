@@ -1,5 +1,7 @@
 """What the catalog says of every object of the extension: the promises that hold for all of them alike."""
 
+import itertools
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -16,6 +18,7 @@ MEMBERS = """
       AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_gpt2')
     ORDER BY 1
 """
+GOLDEN = Path(__file__).parents[1] / "golden"
 WRAPPER_LINES = 6  # key, boot, call; a call with many arguments takes up to four
 
 
@@ -142,3 +145,36 @@ def test_a_backend_imports_the_standard_library_numpy_and_this_package_only(conn
     numpys = {"numpy", "cython_runtime"} | {name for name in modules if name.startswith("_cython_")}
     virtual_environments = {"_distutils_hack"}  # a .pth file imports it at start
     assert modules - ours - numpys - virtual_environments - set(sys.stdlib_module_names) == set()
+
+
+LEVELS = ("none", "read", "train", "admin")
+
+
+@pytest.fixture(scope="module")
+def matrix(new_database):
+    """Lines of golden/privileges.sql, in a database where nobody else was given anything."""
+    with psycopg.connect(new_database(), autocommit=True) as conn:
+        for level in LEVELS:
+            conn.execute(f"CREATE ROLE privileges_{level}")
+        for level in LEVELS[1:]:
+            conn.execute(f"SELECT llm_grant_usage('privileges_{level}', '{level}')")
+        yield [line for (line,) in conn.execute((GOLDEN / "privileges.sql").read_text())]
+        for level in LEVELS:
+            conn.execute(f"DROP OWNED BY privileges_{level}; DROP ROLE privileges_{level}")
+
+
+def test_the_privileges_on_every_object_are_those_of_the_golden_file(matrix):
+    if "PG_GPT2_WRITE_GOLDEN" in os.environ:
+        (GOLDEN / "privileges.txt").write_text("".join(f"{line}\n" for line in matrix))
+    assert matrix == (GOLDEN / "privileges.txt").read_text().splitlines()
+
+
+def test_public_changes_nothing_and_each_level_includes_the_one_before(matrix):
+    for line in matrix:
+        name, *levels = line.split(" | ")
+        held = [set(level.split(": ")[1].split()) - {"-"} for level in levels]
+        assert all(less <= more for less, more in itertools.pairwise(held)), line
+        if name.startswith(("table", "view", "sequence")):
+            setting = "llm_autograd_mode" in name  # a view of the session's own
+            assert held[0] <= {"SELECT", "UPDATE"} if setting else {"SELECT"}, line
+            assert name.split()[1] not in ("llm_module", "llm_limit", "llm_bpe_version") or held[3] <= {"SELECT"}, line

@@ -1,8 +1,6 @@
 """Everything runs with the caller's rights and under nobody's search_path, also from a warm session."""
 
 import ast
-import itertools
-import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +8,6 @@ from pathlib import Path
 import psycopg
 import pytest
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 DENIED = psycopg.errors.InsufficientPrivilege
 TABLES = "llm_model_config, llm_param, llm_bpe_vocab, llm_bpe_merges, llm_dataset, llm_run, llm_train_log"
 
@@ -248,39 +245,6 @@ def test_public_may_read_no_model(conn, role):
         with pytest.raises(DENIED):
             conn.execute("SELECT FROM llm_models")
         assert conn.execute("SELECT count(*) > 0 FROM llm_module").fetchone() == (True,)
-
-
-LEVELS = ("none", "read", "train", "admin")
-
-
-@pytest.fixture(scope="module")
-def matrix(new_database):
-    """Lines of golden/privileges.sql, in a database where nobody else was given anything."""
-    with psycopg.connect(new_database(), autocommit=True) as conn:
-        for level in LEVELS:
-            conn.execute(f"CREATE ROLE privileges_{level}")
-        for level in LEVELS[1:]:
-            conn.execute(f"SELECT llm_grant_usage('privileges_{level}', '{level}')")
-        yield [line for (line,) in conn.execute((GOLDEN / "privileges.sql").read_text())]
-        for level in LEVELS:
-            conn.execute(f"DROP OWNED BY privileges_{level}; DROP ROLE privileges_{level}")
-
-
-def test_the_privileges_on_every_object_are_those_of_the_golden_file(matrix):
-    if "PG_GPT2_WRITE_GOLDEN" in os.environ:
-        (GOLDEN / "privileges.txt").write_text("".join(f"{line}\n" for line in matrix))
-    assert matrix == (GOLDEN / "privileges.txt").read_text().splitlines()
-
-
-def test_public_changes_nothing_and_each_level_includes_the_one_before(matrix):
-    for line in matrix:
-        name, *levels = line.split(" | ")
-        held = [set(level.split(": ")[1].split()) - {"-"} for level in levels]
-        assert all(less <= more for less, more in itertools.pairwise(held)), line
-        if name.startswith(("table", "view", "sequence")):
-            setting = "llm_autograd_mode" in name  # a view of the session's own
-            assert held[0] <= {"SELECT", "UPDATE"} if setting else {"SELECT"}, line
-            assert name.split()[1] not in ("llm_module", "llm_limit", "llm_bpe_version") or held[3] <= {"SELECT"}, line
 
 
 def test_only_known_names_are_put_into_the_text_of_statements():
