@@ -32,7 +32,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 da205f2ed18f @extschema@'] = importer['load'](sources, 'pg_gpt2 da205f2ed18f @extschema@', '@extschema@')
+GD['pg_gpt2 b281fb3ca85c @extschema@'] = importer['load'](sources, 'pg_gpt2 b281fb3ca85c @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -162,6 +162,8 @@ def _database() -> Iterator[Finding]:
 def cache_status() -> list[tuple[str, str, str, int | None, bool]]:
     """Rows (kind, model, version, bytes, shared)."""
     models = [("weights", m.name, m.version, weights.size(m), m.shared) for m in weights.cache.models.values()]
+    if state := weights.cache.state:
+        models.append(("training", state.model, state.version, state.nbytes, False))
     return models + [("tokenizer", name, version, None, False) for name, version in vocabularies.cached()]
 
 
@@ -169,7 +171,7 @@ def cache_status() -> list[tuple[str, str, str, int | None, bool]]:
 def cache_clear() -> int:
     """Bytes of this session's memory given up; for the extension's owner also the files that sessions share."""
     freed = weights.cache.bytes()
-    weights.cache.models.clear()
+    weights.cache.clear()
     vocabularies.forget()
     resources.release_memory()
     row = db.row(
@@ -1730,7 +1732,7 @@ import math
 
 import numpy as np
 
-from .. import audit, datasets, db, gpt2, recording, resources, runs, store, training, vocabularies, weights
+from .. import audit, datasets, db, gpt2, hand_steps, recording, resources, runs, store, training, vocabularies, weights
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
@@ -1850,11 +1852,11 @@ def train_step(
         require_positive(total_steps=total_steps)
     audit.check_level(level)
     settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    store.config(model)
+    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     store.lock(model)
     session = training.Session(model, grad_workers)
-    store.check_overrides(session.config, n_layer, n_head, d, vocab)
-    loss = runs.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
+    loss = hand_steps.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
+    session.keep()
     del session
     resources.release_memory()
     return loss
@@ -5758,6 +5760,96 @@ def _draw_normal(flat: np.ndarray, std: float, seed: int, index: int) -> None:
 
     run_all([lambda part=part: piece(part) for part in threads.pieces(flat.size, INIT_PIECE)])  # type: ignore[misc]
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.hand_steps', $pg_gpt2_source$"""Steps by hand: llm_train_step, one statement a step, each recorded with its parameters under the model's manual run.
+
+The run ends when anything else changes the weights, so that its steps follow one another and can be done again as a run's.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from . import datasets, db, runs, weights
+from .audit import Auditor
+from .optim import lr_schedule
+from .training import Session, Settings
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one step by hand is to do, on `batch_size` rows; its number is the model's own."""
+
+    settings: Settings
+    total_steps: int | None
+    batch_size: int
+
+    @classmethod
+    def of(cls, config: dict, batch_size: int) -> "StepPlan":
+        """Back from llm_train_log.config."""
+        return cls(runs.settings_of(config), config["total_steps"], batch_size)
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the model's step 1, 2, ..."""
+        settings = self.settings
+        if self.total_steps is not None:
+            return lr_schedule(step, settings.warmup, self.total_steps, settings.lr_max, settings.min_lr)
+        return settings.lr_max * min(1.0, step / settings.warmup) if settings.warmup else settings.lr_max
+
+
+def train_step(
+    session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None, audit: str
+) -> float:
+    """One step by hand, on the rows `ids`, else on the next row of the training data; the loss before it."""
+    step = session.step + 1
+    if ids is None:
+        rows = datasets.row_ids(session.model, session.config, "train")
+        ids = [int(rows[(step - 1) % len(rows)])]
+    plan = StepPlan(settings, total_steps, len(ids))
+    log = runs.Log(_manual_run(session, settings.seed), session.model)
+    auditor = Auditor(session.model, audit)
+    began = time.perf_counter()
+    lr, result, digests = runs.learn(session, plan, step, ids, auditor.begin(log.run_id, step))
+    auditor.end(session.trainer)
+    log.add(step, lr, result, time.perf_counter() - began, ids, digests)
+    session.write()
+    config = asdict(settings) | {"total_steps": total_steps, "attention_chunk": session.trainer.chunk}
+    log.write(config=config, lineage=weights.lineage_of(session.model))
+    auditor.write()
+    return result.loss
+
+
+def _manual_run(session: Session, seed: int) -> int:
+    """The model's run of steps by hand: the one that left these weights, else a new one."""
+    found = runs.environment()
+    row = db.row(
+        "SELECT r.run_id, l.lineage = $2 AS same, coalesce(r.resumed -> -1 -> 'environment', r.environment) = $3 AS here"
+        " FROM {schema}.llm_run AS r LEFT JOIN LATERAL (SELECT lineage FROM {schema}.llm_train_log"
+        " WHERE run_id = r.run_id ORDER BY step DESC LIMIT 1) AS l ON true WHERE r.model = $1 AND r.status = 'manual'",
+        ["text", "text", "jsonb"],
+        *(session.model, weights.lineage_of(session.model), json.dumps(found)),
+    )
+    if row is None or not row["same"]:
+        finish_manual_run(session.model)
+        return runs.new_run(session, runs.tied_in(session), seed, None, "manual")
+    if not row["here"]:
+        db.run(
+            f"UPDATE {{schema}}.llm_run SET {runs.RESUMED} WHERE run_id = $1",
+            ["int8", "int8", "jsonb"],
+            *(row["run_id"], session.step, json.dumps(found)),
+        )
+    return row["run_id"]
+
+
+def finish_manual_run(model: str) -> None:
+    """The next step of `model` by hand begins another run."""
+    db.run(
+        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp()"
+        " WHERE model = $1 AND status = 'manual'",
+        ["text"],
+        model,
+    )
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.host', $pg_gpt2_source$"""What the engine asks of its host, with defaults that serve outside a server.
 
 `db` replaces the two hooks when the package is loaded into PostgreSQL. Long loops call
@@ -8498,6 +8590,10 @@ RESERVE = 256 << 20  # bytes left to everybody else
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
 
 
+def spare() -> None:
+    """Give up memory that a session only keeps to save time. Where there is such, `weights` puts its own in place."""
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -8555,6 +8651,10 @@ def require_memory(wanted: int, purpose: str) -> None:
             hint="Use a smaller batch or a shorter block, or raise pg_gpt2.max_memory.",
         )
     available = available_memory()
+    if available is not None and wanted > available - RESERVE:
+        spare()
+        release_memory()
+        available = available_memory() or 0
     if available is not None and wanted > available - RESERVE:
         raise OutOfMemory(
             f"{purpose} needs {megabytes(wanted)}, and the server has {megabytes(available)} left",
@@ -8624,6 +8724,7 @@ and norms must agree within a tolerance, and where bits part is only told. `repl
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import isclose
@@ -8633,8 +8734,9 @@ from . import checkpoints, datasets, db, host, resources, runs, store
 from .batches import BatchOrder
 from .checkpoint_files import KINDS, Part
 from .checkpoints import Checkpoint
-from .errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
-from .run_start import Difference, Record, begin, logged_step, saved_checkpoints
+from .errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from .hand_steps import StepPlan
+from .run_start import Difference, Record, begin, check_settings, logged_step, saved_checkpoints
 from .tensor import to_bytes
 from .trainer import Diverged, StepResult
 from .training import Learner
@@ -8658,21 +8760,23 @@ class Report:
 def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> Report:
     """Train again up to `to_step`, else as far as the log goes, and compare; ends at the first difference."""
     last = record.last if to_step is None else to_step
-    if not 1 <= last <= record.last:
+    if not record.start < last <= record.last:
         raise InvalidParameter(
-            f"to_step {to_step} is not a step of run {record.run_id}, which has logged 1 to {record.last}",
+            f"to_step {to_step} is not a step of run {record.run_id}, which has logged {record.start + 1} to {record.last}",
             hint="Leave it out to replay all of them.",
         )
     resources.require_memory(16 * store.config(record.model).n_params(), f"a replay of run {record.run_id}")
-    other = [name for name in DECISIVE if record.environment.get(name) != runs.environment()[name]]
-    report = Report(1, last, not other)
     start = begin(record, from_checkpoint)
+    first = record.start if isinstance(start, Difference) else start.done + 1
+    here = runs.environment()
+    other = [name for name in DECISIVE if any(found.get(name) != here[name] for found in record.used(first, last))]
+    report = Report(record.start + 1, last, not other)
     if isinstance(start, Difference):
         report.difference, report.last_step = start, start.step
         return report
     if start.done >= last:
         raise InvalidParameter(
-            f"{start.source} already has {start.done} steps of run {record.run_id}; to_step is {last}",
+            f"{start.source} already has step {start.done} of run {record.run_id}; to_step is {last}",
             hint="Give a later step, or an earlier checkpoint.",
         )
     report.first_step = start.done + 1
@@ -8700,23 +8804,26 @@ class _Replay:
 
     def __init__(self, record: Record, learner: Learner, report: Report) -> None:
         self.record, self.learner, self.report = record, learner, report
-        self.rows = datasets.row_ids(record.model, learner.config, "train")
-        self.same_data = datasets.digest(record.model, learner.config) == record.data["digest"]
-        self.order = BatchOrder(record.plan.settings.seed, record.data["rows"])
+        self.same_data = False
+        if record.plan:
+            self.rows = datasets.row_ids(record.model, learner.config, "train")
+            self.same_data = datasets.digest(record.model, learner.config) == record.data["digest"]
+            self.order = BatchOrder(record.plan.settings.seed, record.data["rows"])
         self.unlogged = 0
         self.rounded: int | None = None  # first step whose bits differ where they may
         self.saved: dict[int, list[Checkpoint]] = {}
         for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4"):
-            self.saved.setdefault(saved.step - record.first_step, []).append(saved)
+            self.saved.setdefault(record.number(saved.step), []).append(saved)
 
     def step(self, step: int) -> Iterator[Difference]:
         """Train one step; what differs from the record, the cause before the consequence."""
-        plan = self.record.plan
         logged = logged_step(self.record.run_id, step)
         if logged is None:
             self.unlogged += 1
         ids = self._ids(step, logged)
-        if len(ids) != plan.batch_size * plan.grad_accum or not all(type(row_id) is int for row_id in ids):
+        plan = self.record.plan or self._plan_by_hand(step, logged, ids)
+        wanted = plan.batch_size if isinstance(plan, StepPlan) else plan.batch_size * plan.grad_accum
+        if len(ids) != wanted or not ids or not all(type(row_id) is int for row_id in ids):
             yield Difference(step, "batch", ids)
             return
         try:
@@ -8739,14 +8846,33 @@ class _Replay:
 
     def _ids(self, step: int, logged: db.Row | None) -> list[int]:
         """Rows of the step: by the order of the run where the data are what they were, else as they were logged."""
-        if self.same_data:
-            return self.rows[self.order.rows(step, self.record.plan.batch_size * self.record.plan.grad_accum)].tolist()
+        plan = self.record.plan
+        if plan and self.same_data:
+            return self.rows[self.order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
         if logged is None:
+            unknown = "and the data have changed since" if plan else "which alone had its parameters"
             raise WrongState(
-                f"step {step} of run {self.record.run_id} is not in llm_train_log, and the data have changed since",
-                hint="Which rows it read is unknown; give a smaller to_step, or a later from_checkpoint.",
+                f"step {step} of run {self.record.run_id} is not in llm_train_log, {unknown}",
+                hint="What it did is unknown; give a smaller to_step, or a later from_checkpoint.",
             )
         return logged["batch"]
+
+    def _plan_by_hand(self, step: int, logged: db.Row | None, ids: list[int]) -> StepPlan:
+        """The parameters of a step by hand, from its row of the log; the copy of the model is set to them."""
+        try:
+            config = json.loads((logged or {})["config"])
+            plan = StepPlan.of(config, len((logged or {})["batch_digest"]))
+            check_settings(plan.settings)
+            chunk, total = config["attention_chunk"], plan.total_steps
+            if type(chunk) is not int or chunk < 1 or not (total is None or (type(total) is int and total > 0)):
+                raise ValueError
+        except (KeyError, TypeError, AttributeError, ValueError, PgGpt2Error):
+            raise InconsistentData(
+                f"llm_train_log, run {self.record.run_id}, step {step}: config is not what a step by hand records",
+                hint="The row was changed by hand; without it the step cannot be done again.",
+            ) from None
+        self.learner.trainer.chunk = chunk
+        return plan
 
     def _rows_read(self, step: int, ids: list[int], logged: db.Row, digests: list[int]) -> Iterator[Difference]:
         recorded = logged["batch_digest"]
@@ -8773,7 +8899,7 @@ class _Replay:
             rows = datasets.row_ids(self.learner.model, self.learner.config, "val")
         except WrongState:
             return None
-        return runs.validate(self.learner, rows, self.record.plan.batch_size)
+        return runs.validate(self.learner, rows, self.record.plan.batch_size if self.record.plan else 1)
 
     def _bits(self, step: int, what: str, recorded: Any, found: Any) -> Iterator[Difference]:
         """A difference, unless it is one that another environment excuses."""
@@ -8816,7 +8942,7 @@ class _Replay:
     def end(self, step: int) -> Iterator[Difference]:
         """The model's weights now, where they are those after this step."""
         record = self.record
-        now = step == record.last and store.last_step(record.model) == record.first_step + step
+        now = step == record.last and store.last_step(record.model) == record.model_step(step)
         if now and checkpoints.last_run(record.model) == record.run_id and self.report.exact:
             self.report.notes.append("llm_param compared")
             yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model))
@@ -8829,7 +8955,7 @@ class _Replay:
             notes.append(f"{', '.join(other)} differ from the run's, so compared within {TOLERANCE:g} relative: {bits}")
         if self.unlogged:
             notes.append(f"{self.unlogged} steps are not in llm_train_log any more")
-        if not self.same_data and self.report.difference is None:
+        if self.record.plan and not self.same_data and self.report.difference is None:
             notes.append("the data have changed since, but not the rows that these steps read")
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.run_start', $pg_gpt2_source$"""What is recorded of a training run, and where it can be done again from: a checkpoint, or the seed of the first weights.
@@ -8852,28 +8978,53 @@ from .errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedOb
 from .ops import CHUNK
 from .tensor import FLOAT32
 from .trainer import Trainer
-from .training import Learner
+from .training import Learner, Settings
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run as llm_run has it."""
+    """A run as llm_run has it. `plan` None: of steps by hand, each with a plan of its own, which count as the model does."""
 
     run_id: int
     model: str
-    plan: runs.Plan
+    plan: runs.Plan | None
     data: dict[str, Any]
     tied: dict[str, str]
     first_step: int
     weights_digest: str | None
-    environment: dict[str, Any]
-    last: int  # step logged
+    environments: list[tuple[int, dict[str, Any]]]  # the number of the last step before each
+    last: int  # number of the last step logged
+
+    @property
+    def start(self) -> int:
+        """Number of the step before the first."""
+        return 0 if self.plan else self.first_step
+
+    def number(self, model_step: int) -> int:
+        """Number in the log of the step that was the model's `model_step`-th."""
+        return model_step - self.first_step + self.start
+
+    def model_step(self, number: int) -> int:
+        """The other way round."""
+        return number + self.first_step - self.start
+
+    def used(self, first: int, last: int) -> list[dict[str, Any]]:
+        """Environments of the steps from `first` to `last`."""
+        began = max(i for i, (after, _) in enumerate(self.environments) if after < first or i == 0)
+        return [
+            found for i, (after, found) in enumerate(self.environments) if i >= began and (after < last or i == began)
+        ]
+
+    @property
+    def chunk(self) -> int:
+        """Rows of attention at a time, which decide about bits."""
+        return self.environments[0][1].get("attention_chunk", CHUNK)
 
     @classmethod
     def find(cls, run_id: int) -> "Record":
         """42704 when there is none, 55000 when it cannot be done again."""
         row = db.row(
-            "SELECT model, config, first_step, n_steps, weights_digest, environment,"
+            "SELECT model, config, first_step, n_steps, weights_digest, environment, resumed,"
             " (SELECT max(step) FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id) AS last"
             " FROM {schema}.llm_run AS r WHERE run_id = $1",
             ["int8"],
@@ -8881,41 +9032,63 @@ class Record:
         )
         if row is None:
             raise UndefinedObject(f"run {run_id} does not exist", hint="SELECT run_id, model FROM llm_run lists them.")
-        if row["n_steps"] is None:
-            raise WrongState(
-                f"run {run_id} is of steps done by hand, whose parameters are not recorded",
-                hint="What llm_train and llm_train_run did can be replayed.",
-            )
         if not row["last"]:
             raise WrongState(f"run {run_id} has no step in llm_train_log", hint="There is nothing to compare with.")
-        config, environment = json.loads(row["config"]), json.loads(row["environment"])
         try:
-            plan, data, tied = runs.Plan.of(config), config["data"], config.get("tied", {})
-            numbers = [*asdict(plan.settings).values(), plan.n_steps, plan.batch_size, plan.grad_accum]
-            chunk = environment.get("attention_chunk", CHUNK)
-            whole = [plan.settings.seed, plan.settings.warmup, plan.n_steps, plan.batch_size, plan.grad_accum, chunk]
-            if not (
-                all(isinstance(number, int | float | None) for number in numbers)
-                and all(type(number) is int for number in [*whole, data["rows"]])
-                and min(data["rows"], plan.batch_size, plan.grad_accum, chunk) > 0
-                and isinstance(data["digest"], str)
-                and all(isinstance(one, str) for one in tied.values())
-            ):
-                raise ValueError
+            record = cls._of(run_id, row, json.loads(row["config"]))
         except (KeyError, TypeError, AttributeError, ValueError, PgGpt2Error):
             raise InconsistentData(
-                f"llm_run row {run_id}: config or environment is not what a run records",
+                f"llm_run row {run_id}: config, environment or resumed is not what a run records",
                 hint="The row was changed by hand; without it the run cannot be done again.",
             ) from None
-        return cls(
+        if record.last <= record.start:
+            raise InconsistentData(
+                f"llm_run row {run_id}: first_step {record.first_step} is not before the steps in llm_train_log",
+                hint="The row was changed by hand; without it the run cannot be done again.",
+            )
+        return record
+
+    @classmethod
+    def _of(cls, run_id: int, row: db.Row, config: dict) -> "Record":
+        """What the row says; an error of any kind when it is not what a run records."""
+        resumed = json.loads(row["resumed"])
+        if not isinstance(resumed, list):
+            raise ValueError
+        environments = [(-1, json.loads(row["environment"]))]
+        environments += [(one["after_step"], one["environment"]) for one in resumed]
+        tied = config.get("tied", {})
+        whole = [after for after, _ in environments] + [
+            found.get("attention_chunk", CHUNK) for _, found in environments
+        ]
+        plan, data = None, {}
+        if row["n_steps"] is not None:
+            plan, data = runs.Plan.of(config), config["data"]
+            check_settings(plan.settings)
+            whole += [plan.n_steps, plan.batch_size, plan.grad_accum, data["rows"]]
+            if min(data["rows"], plan.batch_size, plan.grad_accum) <= 0 or not isinstance(data["digest"], str):
+                raise ValueError
+        record = cls(
             *(run_id, row["model"], plan, data, tied, row["first_step"]),
-            *(row["weights_digest"], environment, row["last"]),
+            *(row["weights_digest"], environments, row["last"]),
         )
+        if not all(type(number) is int for number in whole) or record.chunk <= 0:
+            raise ValueError
+        if not all(isinstance(one, str) for one in tied.values()):
+            raise ValueError
+        return record
+
+
+def check_settings(settings: Settings) -> None:
+    """ValueError unless they are numbers, whole ones where they count."""
+    if not all(isinstance(number, int | float | None) for number in asdict(settings).values()):
+        raise ValueError
+    if not all(type(number) is int for number in (settings.seed, settings.warmup)):
+        raise ValueError
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where record and replay part, after `step` steps of the run."""
+    """Where record and replay part, after the step numbered `step`."""
 
     step: int
     what: str
@@ -8925,7 +9098,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Start:
-    """A copy of the model with `done` steps of the run behind it."""
+    """A copy of the model after the step of the run that is numbered `done`."""
 
     learner: Learner
     done: int
@@ -8933,7 +9106,8 @@ class Start:
 
     def difference(self, record: Record) -> Difference | None:
         """Whether the run had other weights there."""
-        row = {"weights_digest": record.weights_digest} if self.done == 0 else logged_step(record.run_id, self.done)
+        at_start = {"weights_digest": record.weights_digest}
+        row = at_start if self.done == record.start else logged_step(record.run_id, self.done)
         recorded = (row or {}).get("weights_digest")
         found = self.learner.digest()
         return (
@@ -8968,7 +9142,7 @@ def saved_checkpoints(record: Record, condition: str) -> Iterator[Checkpoint]:
         f" {{schema}}.llm_checkpoint_restore AS r WHERE r.model = $1 AND r.checkpoint_id = c.id)) AND {condition}"
         " ORDER BY c.step, c.id DESC",
         ["text", "int8", "int8", "int8"],
-        *(record.model, record.run_id, record.first_step, record.first_step + record.last),
+        *(record.model, record.run_id, record.first_step, record.model_step(record.last)),
     )
     return (checkpoints.find(row["id"]) for row in rows)
 
@@ -8976,13 +9150,13 @@ def saved_checkpoints(record: Record, condition: str) -> Iterator[Checkpoint]:
 def _required(record: Record, checkpoint_id: int) -> Checkpoint:
     """The checkpoint that the caller names; 22023 when the run did not pass it."""
     saved = checkpoints.find(checkpoint_id)
-    done = saved.step - record.first_step
+    done = record.number(saved.step)
     if not any(found.id == saved.id for found in saved_checkpoints(record, "true")):
         problem = f'of model "{saved.model}", and run {record.run_id} of "{record.model}"'
-    elif not 0 <= done < record.last:
-        last = record.first_step + record.last
+    elif not record.start <= done < record.last:
+        last = record.model_step(record.last)
         problem = f"of step {saved.step}; run {record.run_id} went from step {record.first_step} to {last}"
-    elif done and saved.run_id != record.run_id:
+    elif done > record.start and saved.run_id != record.run_id:
         problem = f"of run {saved.run_id}, not of run {record.run_id}"
     else:
         return saved
@@ -8993,7 +9167,7 @@ def _required(record: Record, checkpoint_id: int) -> Checkpoint:
 
 
 def _from_checkpoint(record: Record, saved: Checkpoint) -> Start | Difference:
-    done = saved.step - record.first_step
+    done = record.number(saved.step)
     shapes = saved.config.param_shapes()
     arrays = {kind: {name: np.zeros(shape, FLOAT32) for name, shape in shapes.items()} for kind in KINDS}
     steps = dict.fromkeys(shapes, 0)
@@ -9022,14 +9196,13 @@ def _initial(record: Record) -> Start | None:
 
 
 def _learner(record: Record, config: GPT2Config, *state: dict) -> Learner:
-    chunk = record.environment.get("attention_chunk", CHUNK)
-    return Learner(record.model, config, Trainer(config, *state, tied=record.tied, chunk=chunk))
+    return Learner(record.model, config, Trainer(config, *state, tied=record.tied, chunk=record.chunk))
 
 
 def logged_step(run_id: int, step: int) -> db.Row | None:
     """A row of llm_train_log."""
     return db.row(
-        "SELECT model, lr, loss, grad_norm, tokens, val_loss, batch, batch_digest, weights_digest"
+        "SELECT model, lr, loss, grad_norm, tokens, val_loss, batch, batch_digest, weights_digest, config"
         " FROM {schema}.llm_train_log WHERE run_id = $1 AND step = $2",
         ["int8", "int8"],
         *(run_id, step),
@@ -9046,19 +9219,40 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from typing import Protocol
 
 import numpy as np
 
 from . import __version__, datasets, db, host, resources, threads
 from .audit import Auditor
 from .batches import BatchOrder
-from .optim import lr_schedule, run_lr
+from .optim import run_lr
 from .tape import Audit
 from .trainer import StepResult
 from .training import Learner, Session, Settings, mean_loss
 
+# $2: steps done, $3: environment().
+RESUMED = (
+    "resumed = resumed || jsonb_build_array(jsonb_build_object("
+    "'after_step', $2::bigint, 'at', clock_timestamp(), 'environment', $3::jsonb))"
+)
 NOTICES = 10  # a run, unless log_every says otherwise
 STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
+
+
+class Schedule(Protocol):
+    """What steps have in common, in a run or by hand."""
+
+    @property
+    def settings(self) -> Settings:
+        """The optimizer's side."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a micro-batch."""
+
+    def lr(self, step: int) -> float:
+        """Learning rate of a step."""
 
 
 @dataclass(frozen=True)
@@ -9076,8 +9270,18 @@ class Plan:
     @classmethod
     def of(cls, config: dict) -> "Plan":
         """Back from llm_run.config; what it does not determine is off."""
-        settings = Settings(**{field.name: config[field.name] for field in fields(Settings)})
-        return cls(settings, config["n_steps"], config["batch_size"], config["grad_accum"], None, None, "none")
+        numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
+        return cls(settings_of(config), *numbers, None, None, "none")
+
+    def lr(self, step: int) -> float:
+        """Learning rate of step 1 .. n_steps."""
+        settings = self.settings
+        return run_lr(step, self.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
+
+
+def settings_of(config: dict) -> Settings:
+    """Back from what was recorded."""
+    return Settings(**{field.name: config[field.name] for field in fields(Settings)})
 
 
 @dataclass
@@ -9102,22 +9306,24 @@ class Log:
         arrays = ["{" + ",".join(map(str, values)) + "}" for values in (batch, digests)]
         self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays))
 
-    def write(self, weights_digest: str | None = None) -> None:
-        """Insert what was remembered; the digest is of the weights after the last of it."""
+    def write(self, weights_digest: str | None = None, config: dict | None = None, lineage: str | None = None) -> None:
+        """Insert what was remembered; the digest or lineage is of the weights after the last of it."""
         if not self.rows:
             return
         db.run(
             "INSERT INTO {schema}.llm_train_log"
-            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest)"
+            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest,"
+            " config, lineage)"
             " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
-            " CASE WHEN step = $12 THEN $13 END"
+            " CASE WHEN step = $12 THEN $13 END, $14, $15"
             " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11)"
             " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests)",
             [
                 *("int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]"),
-                *("text[]", "text[]", "int8", "text"),
+                *("text[]", "text[]", "int8", "text", "jsonb", "text"),
             ],
             *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
+            *(None if config is None else json.dumps(config), lineage),
         )
         self.rows.clear()
 
@@ -9152,6 +9358,7 @@ class Run:
         """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
         row = db.row(
             "SELECT r.run_id, r.first_step, r.config = $2 AS same, l.step,"
+            " (r.environment ->> 'attention_chunk')::integer AS chunk,"
             " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
             " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
             " ORDER BY step DESC LIMIT 1) l ON true"
@@ -9171,10 +9378,13 @@ class Run:
             return False
         db.notice(f"resuming run {row['run_id']} after step {done}")
         db.run(
-            "UPDATE {schema}.llm_run SET status = 'running', stop_requested = false WHERE run_id = $1",
-            ["int8"],
-            row["run_id"],
+            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {RESUMED} WHERE run_id = $1",
+            ["int8", "int8", "jsonb"],
+            *(row["run_id"], done, json.dumps(environment())),
         )
+        self.session.trainer.chunk = (
+            row["chunk"] or self.session.trainer.chunk
+        )  # not the setting: it decides about bits
         self.done, self._log.run_id = done, row["run_id"]
         return True
 
@@ -9182,8 +9392,7 @@ class Run:
         """What determines the run, beside the weights at its start."""
         plan = self.plan
         numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
-        tied = {"tied": self.session.trainer.tied} if self.session.trainer.tied else {}
-        return asdict(plan.settings) | numbers | {"data": self.data} | tied
+        return asdict(plan.settings) | numbers | {"data": self.data} | tied_in(self.session)
 
     def step(self) -> None:
         """The next step."""
@@ -9226,14 +9435,18 @@ class Run:
         return row is None or row["stop_requested"]
 
 
+def tied_in(session: Session) -> dict[str, object]:
+    """What a run's config says of tensors that are one."""
+    return {"tied": session.trainer.tied} if session.trainer.tied else {}
+
+
 def learn(
-    learner: Learner, plan: Plan, step: int, ids: Sequence[int], audit: Audit | None = None
+    learner: Learner, plan: Schedule, step: int, ids: Sequence[int], audit: Audit | None = None
 ) -> tuple[float, StepResult, list[int]]:
-    """One step of a run, on the rows `ids`: learning rate, result, digests of the rows."""
-    settings = plan.settings
-    lr = run_lr(step, plan.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
+    """One step, on the rows `ids`: learning rate, result, digests of the rows."""
+    lr = plan.lr(step)
     batches, digests = learner.batches(ids, plan.batch_size)
-    result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, **settings.arguments())  # type: ignore[arg-type]
+    result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, **plan.settings.arguments())  # type: ignore[arg-type]
     return lr, result, digests
 
 
@@ -9320,38 +9533,6 @@ def _processor() -> str | None:
             return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), None)
     except OSError:
         return None
-
-
-def train_step(
-    session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None, audit: str
-) -> float:
-    """One step by hand, on the rows `ids`, else on the next row of the training data; the loss before it."""
-    step = session.step + 1
-    if ids is None:
-        rows = datasets.row_ids(session.model, session.config, "train")
-        ids = [int(rows[(step - 1) % len(rows)])]
-    batches, digests = session.batches(ids, len(ids))
-    if total_steps is not None:
-        lr = lr_schedule(step, settings.warmup, total_steps, settings.lr_max, settings.min_lr)
-    else:
-        lr = settings.lr_max * min(1.0, step / settings.warmup) if settings.warmup else settings.lr_max
-    log = Log(_manual_run(session, settings.seed), session.model)
-    auditor = Auditor(session.model, audit)
-    began = time.perf_counter()
-    watch = auditor.begin(log.run_id, step)
-    result = session.trainer.step(batches, lr=lr, step_no=step, audit=watch, **settings.arguments())  # type: ignore[arg-type]
-    auditor.end(session.trainer)
-    log.add(step, lr, result, time.perf_counter() - began, ids, digests)
-    log.write()
-    session.write()
-    auditor.write()
-    return result.loss
-
-
-def _manual_run(session: Session, seed: int) -> int:
-    """The model's run of steps done by hand, made with its first."""
-    row = db.row("SELECT run_id FROM {schema}.llm_run WHERE model = $1 AND status = 'manual'", ["text"], session.model)
-    return row["run_id"] if row else new_run(session, {}, seed, None, "manual")
 
 
 class _Progress:
@@ -11411,6 +11592,26 @@ from .optim import check_adamw
 from .tensor import FLOAT32, to_bytes
 from .trainer import Diverged, Trainer, estimate_step_bytes, evaluate
 
+KEPT_SHARE = 0.25  # of the memory that is available: what a session may keep of a model that it trained by hand
+
+# Blocks of a statement, each in parameters of its own: joined into one value they would be copied twice more.
+SLOTS = 8
+Block = tuple[str, str, int, int, bytes, bytes, bytes]  # model, name, token_id and step of a row; data, m, v
+UPDATE_TYPES = ["text[]", "text[]", "int4[]", "int8[]", *["bytea"] * (3 * SLOTS)]
+
+
+def _slot(column: int) -> str:
+    """SQL for the value of data, m or v (0, 1, 2) of the block at `place`."""
+    cases = " ".join(f"WHEN {i + 1} THEN ${5 + column * SLOTS + i}" for i in range(SLOTS))
+    return f"CASE new.place {cases} END"
+
+
+UPDATE = (
+    f"UPDATE {{schema}}.llm_param AS p SET data = {_slot(0)}, m = {_slot(1)}, v = {_slot(2)}, step = new.step, grad = NULL"
+    " FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS new (model, name, token_id, step, place)"
+    " WHERE p.model = new.model AND p.name = new.name AND p.token_id = new.token_id"
+)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -11486,79 +11687,127 @@ class Learner:
         return found.hexdigest()
 
 
+@dataclass
+class State:
+    """Weights and optimizer state of a model at one version, and which rows of llm_param they are."""
+
+    model: str
+    config: GPT2Config
+    version: str
+    params: weights.Params
+    m: weights.Params
+    v: weights.Params
+    steps: dict[str, int]
+    tied: dict[str, str]
+    blocks: list[tuple[str, int, int]]  # name, first row, number of rows
+    rows: dict[tuple[str, int], tuple[str, str, int]]  # a shared block is another model's
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return 12 * self.config.n_params()
+
+
+def read_state(model: str, config: GPT2Config, version: str) -> State:
+    """The state of `model` from its rows."""
+    assembly = weights.Assembly(model, config.param_shapes())
+    m: weights.Params = {}
+    v: weights.Params = {}
+    steps: dict[str, int] = {}
+    blocks: list[tuple[str, int, int]] = []
+    places: dict[tuple[str, int], tuple[str, str, int]] = {}
+    for row in db.cursor(
+        "SELECT name, token_id, shape, data, m, v, step, source_model, source_name, source_token_id"
+        f" FROM {store.resolved()} AS p ORDER BY name, token_id",
+        ["text"],
+        model,
+    ):
+        name, first, rows = row["name"], row["token_id"], row["shape"][0]
+        assembly.add(name, first, row["shape"], row["data"])
+        for moments, data in ((m, row["m"]), (v, row["v"])):
+            if name not in moments:
+                moments[name] = np.zeros(config.param_shapes()[name], FLOAT32)
+            if data:
+                if len(data) != len(row["data"]):
+                    raise InconsistentData(
+                        f'm or v of tensor "{name}", block {first}, of model "{model}" has {len(data)} bytes,'
+                        f" not {len(row['data'])}",
+                        hint="Set m and v to null to start the optimizer anew.",
+                    )
+                moments[name][first : first + rows] = np.frombuffer(data, FLOAT32).reshape(row["shape"])
+        steps[name] = max(row["step"], steps.get(name, 0))
+        blocks.append((name, first, rows))
+        places[name, first] = row["source_model"], row["source_name"], row["source_token_id"]
+        host.check_interrupts()
+    tied, blocks = _tied(model, blocks, places)
+    return State(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places)
+
+
+def _tied(model: str, blocks: list, places: dict) -> tuple[dict[str, str], list]:
+    """Tensors that share the rows of one before them -> that one; and the blocks that are then written."""
+    first: dict[tuple, str] = {}
+    tied: dict[str, str] = {}
+    for name in dict.fromkeys(name for name, _, _ in blocks):
+        rows = tuple((start, places[name, start]) for block, start, _ in blocks if block == name)
+        if first.setdefault(rows, name) != name:
+            tied[name] = first[rows]
+    blocks = [block for block in blocks if block[0] not in tied]
+    written = [places[name, start] for name, start, _ in blocks]
+    if len(set(written)) < len(written) or any(
+        name.rsplit(".", 1)[0] == one.rsplit(".", 1)[0] for name, one in tied.items()
+    ):
+        raise FeatureNotSupported(
+            f'model "{model}" shares a block twice in a way that cannot be trained',
+            hint="Tensors that share with one another must share all their blocks, and not be weight and bias of one layer;"
+            " llm_unshare_param gives the model copies of its own.",
+        )
+    return tied, blocks
+
+
 class Session(Learner):
     """A model in memory, from its rows and back to them. The caller holds the model's lock."""
 
     def __init__(self, model: str, workers: int) -> None:
         config = store.config(model)
         resources.apply_threads(workers)
-        resources.require_memory(16 * config.n_params(), f'training "{model}"')
-        self.version = weights.version_of(model)
-        self._blocks: list[tuple[str, int, int]] = []
-        self._rows: dict[tuple[str, int], tuple[str, str, int]] = {}  # of llm_param: a shared block is another model's
-        super().__init__(model, config, self._read(model, config))
+        version = weights.version_of(model)
+        state = weights.cache.take_state(model, version)
+        held = 0 if state is None else state.nbytes
+        resources.require_memory(16 * config.n_params() - held, f'training "{model}"')
+        if state is None or state.config != config:
+            state = read_state(model, config, version)
+        self._state = state
+        self._written = dict(state.steps)
+        arrays = (state.params, state.m, state.v, state.steps)
+        super().__init__(model, config, Trainer(config, *arrays, tied=state.tied, chunk=resources.attention_chunk()))
 
-    def _read(self, model: str, config: GPT2Config) -> Trainer:
-        assembly = weights.Assembly(model, config.param_shapes())
-        m: weights.Params = {}
-        v: weights.Params = {}
-        steps: dict[str, int] = {}
-        for row in db.cursor(
-            "SELECT name, token_id, shape, data, m, v, step, source_model, source_name, source_token_id"
-            f" FROM {store.resolved()} AS p ORDER BY name, token_id",
-            ["text"],
-            model,
-        ):
-            name, first, rows = row["name"], row["token_id"], row["shape"][0]
-            assembly.add(name, first, row["shape"], row["data"])
-            for moments, data in ((m, row["m"]), (v, row["v"])):
-                if name not in moments:
-                    moments[name] = np.zeros(config.param_shapes()[name], FLOAT32)
-                if data:
-                    if len(data) != len(row["data"]):
-                        raise InconsistentData(
-                            f'm or v of tensor "{name}", block {first}, of model "{model}" has {len(data)} bytes,'
-                            f" not {len(row['data'])}",
-                            hint="Set m and v to null to start the optimizer anew.",
-                        )
-                    moments[name][first : first + rows] = np.frombuffer(data, FLOAT32).reshape(row["shape"])
-            steps[name] = max(row["step"], steps.get(name, 0))
-            self._blocks.append((name, first, rows))
-            self._rows[name, first] = row["source_model"], row["source_name"], row["source_token_id"]
-            host.check_interrupts()
-        params = assembly.finish()
-        return Trainer(config, params, m, v, steps, tied=self._tied(model), chunk=resources.attention_chunk())
+    @property
+    def version(self) -> str:
+        """That of the rows which were read, or written last."""
+        return self._state.version
 
-    def _tied(self, model: str) -> dict[str, str]:
-        """Tensors that share the rows of one before them -> that one. Their blocks are then no longer written themselves."""
-        first: dict[tuple, str] = {}
-        tied: dict[str, str] = {}
-        for name in dict.fromkeys(name for name, _, _ in self._blocks):
-            rows = tuple((start, self._rows[name, start]) for block, start, _ in self._blocks if block == name)
-            if first.setdefault(rows, name) != name:
-                tied[name] = first[rows]
-        self._blocks = [block for block in self._blocks if block[0] not in tied]
-        places = [self._rows[name, start] for name, start, _ in self._blocks]
-        if len(set(places)) < len(places) or any(
-            name.rsplit(".", 1)[0] == one.rsplit(".", 1)[0] for name, one in tied.items()
-        ):
-            raise FeatureNotSupported(
-                f'model "{model}" shares a block twice in a way that cannot be trained',
-                hint="Tensors that share with one another must share all their blocks, and not be weight and bias of one layer;"
-                " llm_unshare_param gives the model copies of its own.",
-            )
-        return tied
+    def keep(self) -> None:
+        """Leave the state to the next training of the model in this session, which finds it while the rows are of its version.
+
+        Only what has been written may be left, and as much as the system can easily spare.
+        """
+        available = resources.available_memory()
+        if available is None or self._state.nbytes <= available * KEPT_SHARE:
+            self._state.steps = self.trainer.steps
+            weights.cache.state = self._state
 
     def write(self) -> None:
-        """Weights, moments and steps back into the rows they came from, which nobody else may have changed."""
-        sources = sorted({source for source, _, _ in self._rows.values()})
+        """Weights, moments and steps of what has changed, into the rows they came from, which nobody else may have changed."""
+        state, trainer = self._state, self.trainer
+        sources = sorted({source for source, _, _ in state.rows.values()})
         db.run("SELECT 1 FROM {schema}.llm_param WHERE model = ANY ($1) FOR UPDATE", ["text[]"], sources)
-        if weights.version_of(self.model) != self.version:  # by a snapshot after the rows are ours
+        if weights.version_of(self.model) != state.version:  # by a snapshot after the rows are ours
             raise self._changed()
-        batch: list[tuple[str, int, bytes, bytes, bytes, int]] = []
+        batch: list[Block] = []
         held = 0
-        trainer = self.trainer
-        for name, first, rows in self._blocks:
+        for name, first, rows in state.blocks:
+            if trainer.steps[name] == self._written[name]:
+                continue
             part = slice(first, first + rows)
             if not np.isfinite(trainer.params[name][part]).all():  # the last update; the loss of the next would tell
                 raise Diverged(
@@ -11566,29 +11815,22 @@ class Session(Learner):
                     hint="Use a smaller lr_max, a longer warmup or a smaller grad_clip.",
                 )
             data, m, v = (to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v))
-            batch.append((name, first, data, m, v, trainer.steps[name]))
+            batch.append((*state.rows[name, first], trainer.steps[name], data, m, v))
             held += 3 * len(data)
-            if held >= store.FLUSH_BYTES:
+            if held >= store.FLUSH_BYTES or len(batch) == SLOTS:
                 self._update(batch)
                 batch, held = [], 0
             host.check_interrupts()
         if batch:
             self._update(batch)
-        self.version = weights.version_of(self.model)
+        self._written = dict(trainer.steps)
+        state.version = weights.version_of(self.model)
 
-    def _update(self, batch: list[tuple[str, int, bytes, bytes, bytes, int]]) -> None:
-        names, firsts, data, m, v, steps = map(list, zip(*batch))
-        models, names, firsts = map(list, zip(*(self._rows[key] for key in zip(names, firsts))))
-        whole, places = store.joined(data)
-        updated = db.run(
-            "UPDATE {schema}.llm_param AS p SET data = substring($5 FROM place FOR size),"
-            " m = substring($6 FROM place FOR size), v = substring($7 FROM place FOR size), step = new.step, grad = NULL"
-            " FROM unnest($1, $2, $3, $4, $8, $9) AS new (model, name, token_id, place, size, step)"
-            " WHERE p.model = new.model AND p.name = new.name AND p.token_id = new.token_id",
-            ["text[]", "text[]", "int4[]", "int4[]", "bytea", "bytea", "bytea", "int4[]", "int8[]"],
-            *(models, names, firsts, places, whole, store.joined(m)[0], store.joined(v)[0]),
-            *(list(map(len, data)), steps),
-        )
+    def _update(self, batch: list[Block]) -> None:
+        models, names, firsts, steps, *tensors = map(list, zip(*batch))
+        empty = [None] * (SLOTS - len(batch))
+        values = [value for column in tensors for value in [*column, *empty]]
+        updated = db.run(UPDATE, UPDATE_TYPES, models, names, firsts, steps, *values)
         if updated != len(batch):
             raise self._changed()
 
@@ -11975,6 +12217,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11986,6 +12229,7 @@ from .tensor import FLOAT32
 # One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+ROW_LINEAGE = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin)"
 BUILD = "'{schema}.llm_model_config'::regclass::oid::integer, hashtext($1)"  # for who writes the file of its weights
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
@@ -12003,11 +12247,28 @@ class Model:
     shared: bool = False  # mapped from the file that all sessions use
 
 
+class Kept(Protocol):
+    """What a training step left behind: weights and moments of a model at one version of its rows."""
+
+    model: str
+    version: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+
+
 class _Cache:
-    """Models of this session by (name, version), least recently used first."""
+    """Models of this session by (name, version), least recently used first; and the state of one that it trains by hand."""
 
     def __init__(self) -> None:
         self.models: OrderedDict[str, Model] = OrderedDict()
+        self.state: Kept | None = None
+
+    def take_state(self, name: str, version: str) -> Any:
+        """The state of a model at this version, or None; its taker changes it, so that nothing is kept on."""
+        found, self.state = self.state, None
+        return found if found is not None and (found.model, found.version) == (name, version) else None
 
     def get(self, name: str, version: str) -> Model | None:
         found = self.models.get(name)
@@ -12019,6 +12280,8 @@ class _Cache:
     def make_room(self, name: str, wanted: int, room: int) -> None:
         """Give up an older version of `name`, and others until `wanted` bytes fit into `room`."""
         self.models.pop(name, None)
+        if self.state is not None and self.bytes() + wanted > room:
+            self.state = None
         while self.models and self.bytes() + wanted > room:
             self.models.popitem(last=False)
 
@@ -12027,10 +12290,21 @@ class _Cache:
 
     def bytes(self) -> int:
         """Bytes that only this session holds."""
-        return sum(size(model) for model in self.models.values() if not model.shared)
+        state = 0 if self.state is None else self.state.nbytes
+        return state + sum(size(model) for model in self.models.values() if not model.shared)
+
+    def clear(self) -> None:
+        """Give up everything."""
+        self.models.clear()
+        self.state = None
+
+    def spare(self) -> None:
+        """Give up what is only there to save time."""
+        self.state = None
 
 
 cache = _Cache()
+resources.spare = cache.spare
 
 
 def size(model: Model) -> int:
@@ -12040,8 +12314,17 @@ def size(model: Model) -> int:
 
 def version_of(model: str) -> str:
     """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
+    return _digest_of(ROW_VERSION, model)
+
+
+def lineage_of(model: str) -> str:
+    """The same for those who ask much later: an update that was rolled back shows in the version, and here it does not."""
+    return _digest_of(ROW_LINEAGE, model)
+
+
+def _digest_of(row_version: str, model: str) -> str:
     row = db.row(
-        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {store.resolved()} AS p",
+        f"SELECT md5(string_agg({row_version}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {store.resolved()} AS p",
         ["text"],
         model,
     )
@@ -12304,22 +12587,24 @@ CREATE TABLE llm_run (
     weights_version text,
     weights_digest  text,
     environment     jsonb NOT NULL,
+    resumed         jsonb NOT NULL DEFAULT '[]',
     stop_requested  boolean NOT NULL DEFAULT false,
     started_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at     timestamptz
 );
 CREATE UNIQUE INDEX llm_run_manual ON llm_run (model) WHERE status = 'manual';
-COMMENT ON TABLE llm_run IS 'Training runs: what is needed to do one again. Steps done by hand belong to the model''s manual run.';
+COMMENT ON TABLE llm_run IS 'Training runs: what is needed to do one again. Steps done by hand belong to the model''s manual run, until something else changes its weights.';
 COMMENT ON COLUMN llm_run.run_id IS 'Number of the run.';
 COMMENT ON COLUMN llm_run.model IS 'Name of the model.';
-COMMENT ON COLUMN llm_run.config IS 'What determines the run: parameters of the call, and number and digest of the data''s rows.';
+COMMENT ON COLUMN llm_run.config IS 'What determines the run: parameters of the call, and number and digest of the data''s rows. Of a manual run, llm_train_log.config says it a step.';
 COMMENT ON COLUMN llm_run.seed IS 'Seed of batch order and dropout.';
 COMMENT ON COLUMN llm_run.status IS 'running (or interrupted), stopped by llm_train_stop, abandoned for another run, finished, or manual.';
 COMMENT ON COLUMN llm_run.first_step IS 'AdamW updates that the model had at the start.';
 COMMENT ON COLUMN llm_run.n_steps IS 'Steps asked for.';
 COMMENT ON COLUMN llm_run.weights_version IS 'Digest of the weights'' row versions at the start.';
 COMMENT ON COLUMN llm_run.weights_digest IS 'SHA-256 of the weights at the start.';
-COMMENT ON COLUMN llm_run.environment IS 'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor: the same bits are promised under the same.';
+COMMENT ON COLUMN llm_run.environment IS 'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor at the start: the same bits are promised under the same.';
+COMMENT ON COLUMN llm_run.resumed IS 'Each time that the run went on after an interruption, or a manual one elsewhere: an array of {after_step, at, environment}.';
 COMMENT ON COLUMN llm_run.stop_requested IS 'Set by llm_train_stop; the run looks at it twice a second.';
 COMMENT ON COLUMN llm_run.started_at IS 'When it started.';
 COMMENT ON COLUMN llm_run.finished_at IS 'When it finished.';
@@ -12338,6 +12623,8 @@ CREATE TABLE llm_train_log (
     batch_digest   bigint[],
     xid            xid8 NOT NULL DEFAULT pg_current_xact_id(),
     weights_digest text,
+    config         jsonb,
+    lineage        text,
     at             timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (run_id, step)
 );
@@ -12356,6 +12643,8 @@ COMMENT ON COLUMN llm_train_log.batch IS 'Ids of the rows of llm_dataset in the 
 COMMENT ON COLUMN llm_train_log.batch_digest IS 'What those rows held: of each, the first 8 bytes of the SHA-256 of its tokens and targets.';
 COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
 COMMENT ON COLUMN llm_train_log.weights_digest IS 'SHA-256 of the weights after this step, at commit points.';
+COMMENT ON COLUMN llm_train_log.config IS 'What determined a step by hand: parameters of the call. Null in a run, whose steps llm_run.config determines.';
+COMMENT ON COLUMN llm_train_log.lineage IS 'After a step by hand, a digest of which rows of llm_param hold the weights: the next one belongs to the same manual run if they still do.';
 COMMENT ON COLUMN llm_train_log.at IS 'When the step ended.';
 
 -- The tape: what was computed from what. Its numbers come from logged sequences, so that the rows of an unlogged table, lost
@@ -12487,8 +12776,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -12503,8 +12792,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -12518,8 +12807,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -12545,8 +12834,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 da205f2ed18f @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b281fb3ca85c @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -12556,8 +12845,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 da205f2ed18f @extschema@'].models.copy_model(source, target, checkpoint_id)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b281fb3ca85c @extschema@'].models.copy_model(source, target, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -12567,8 +12856,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 da205f2ed18f @extschema@'].models.drop_model(model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b281fb3ca85c @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -12607,8 +12896,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 da205f2ed18f @extschema@'].tokenizer.changed()
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.changed()
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -12624,8 +12913,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -12635,8 +12924,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -12646,8 +12935,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -12656,8 +12945,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -12667,8 +12956,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -12677,8 +12966,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -12693,8 +12982,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -12704,8 +12993,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -12715,8 +13004,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -12730,8 +13019,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -12741,8 +13030,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -12752,8 +13041,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -12763,8 +13052,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -12774,8 +13063,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -12785,8 +13074,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -12813,8 +13102,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -12846,8 +13135,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -12870,8 +13159,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -12895,8 +13184,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -12916,8 +13205,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -12932,8 +13221,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -12950,8 +13239,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -12965,8 +13254,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -12976,8 +13265,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -12992,8 +13281,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -13014,8 +13303,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -13037,8 +13326,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -13053,8 +13342,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -13086,8 +13375,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].training.train_step(
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed, audit)
 $$;
@@ -13126,8 +13415,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].training.train(
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
 $$;
@@ -13167,8 +13456,8 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 da205f2ed18f @extschema@'].training.train_run(
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b281fb3ca85c @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
 $$;
@@ -13183,8 +13472,8 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].training.train_stop(model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -13317,8 +13606,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].checkpoints.save(model, note, file_path)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].checkpoints.save(model, note, file_path)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -13328,8 +13617,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].checkpoints.load(model, checkpoint_id)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].checkpoints.load(model, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -13362,8 +13651,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 da205f2ed18f @extschema@'].checkpoints.drop(checkpoint_id)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b281fb3ca85c @extschema@'].checkpoints.drop(checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -13373,8 +13662,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].checkpoints.prune(model, keep_last, keep_every)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -13390,8 +13679,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].checkpoints.diff(a, b)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].checkpoints.diff(a, b)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -13412,8 +13701,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].checkpoints.history(model, name)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].checkpoints.history(model, name)
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -13436,8 +13725,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -13451,8 +13740,8 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].sparklines.of_numbers(numbers, width)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].sparklines.of_numbers(numbers, width)
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars such as █▅▃▂▁▁, from the lowest to the highest; more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -13462,8 +13751,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].sparklines.of_run(run_id, width)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].sparklines.of_run(run_id, width)
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -13477,8 +13766,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].retention.prune_log(model, older_than, keep_every)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].retention.prune_log(model, older_than, keep_every)
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -13550,8 +13839,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -13561,8 +13850,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.values(data)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -13580,8 +13869,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -13590,8 +13879,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -13601,8 +13890,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -13612,8 +13901,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -13623,8 +13912,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -13633,8 +13922,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -13649,8 +13938,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -13665,8 +13954,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -13676,8 +13965,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -13687,8 +13976,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -13703,8 +13992,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -13720,8 +14009,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -13731,8 +14020,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -13741,8 +14030,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -13751,8 +14040,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -13770,8 +14059,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -13791,8 +14080,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -13811,8 +14100,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -13835,8 +14124,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -13846,8 +14135,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -13862,8 +14151,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -13879,8 +14168,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -13900,8 +14189,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -13919,8 +14208,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].autograd.tape_id()
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -13930,8 +14219,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -13941,8 +14230,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -13952,8 +14241,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].autograd.value(handle)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -13962,8 +14251,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 da205f2ed18f @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -13973,8 +14262,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -13986,8 +14275,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].pieces.embed(tokens, model, d)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].pieces.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -14017,8 +14306,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -14039,8 +14328,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -14054,8 +14343,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].inspect.trace_text(prompt, model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.trace_text(prompt, model)
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -14065,8 +14354,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].inspect.trace_ids(ids, model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.trace_ids(ids, model)
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -14081,8 +14370,8 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.attention_weights(prompt, layer, head, model)
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -14092,8 +14381,8 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].inspect.logit_lens(prompt, model, n)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.logit_lens(prompt, model, n)
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -14103,8 +14392,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].inspect.token_embedding(token_id, model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.token_embedding(token_id, model)
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token: a row of wte.';
 
@@ -14113,8 +14402,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].inspect.dot(tape_id)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.dot(tape_id)
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -14124,8 +14413,8 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].inspect.replay_tape(tape_id)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.replay_tape(tape_id)
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -14135,8 +14424,8 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -14161,8 +14450,8 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].admin.doctor()
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].admin.doctor()
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -14172,8 +14461,8 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].admin.cache_status()
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -14183,8 +14472,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].admin.cache_clear()
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].admin.cache_clear()
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -14193,8 +14482,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 da205f2ed18f @extschema@'].admin.grant_usage(role, level)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b281fb3ca85c @extschema@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -14231,8 +14520,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].autograd.enabled()
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -14242,8 +14531,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
 
@@ -14258,8 +14547,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -14269,8 +14558,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -14280,8 +14569,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -14291,8 +14580,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 da205f2ed18f @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 da205f2ed18f @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

@@ -123,22 +123,24 @@ CREATE TABLE llm_run (
     weights_version text,
     weights_digest  text,
     environment     jsonb NOT NULL,
+    resumed         jsonb NOT NULL DEFAULT '[]',
     stop_requested  boolean NOT NULL DEFAULT false,
     started_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at     timestamptz
 );
 CREATE UNIQUE INDEX llm_run_manual ON llm_run (model) WHERE status = 'manual';
-COMMENT ON TABLE llm_run IS 'Training runs: what is needed to do one again. Steps done by hand belong to the model''s manual run.';
+COMMENT ON TABLE llm_run IS 'Training runs: what is needed to do one again. Steps done by hand belong to the model''s manual run, until something else changes its weights.';
 COMMENT ON COLUMN llm_run.run_id IS 'Number of the run.';
 COMMENT ON COLUMN llm_run.model IS 'Name of the model.';
-COMMENT ON COLUMN llm_run.config IS 'What determines the run: parameters of the call, and number and digest of the data''s rows.';
+COMMENT ON COLUMN llm_run.config IS 'What determines the run: parameters of the call, and number and digest of the data''s rows. Of a manual run, llm_train_log.config says it a step.';
 COMMENT ON COLUMN llm_run.seed IS 'Seed of batch order and dropout.';
 COMMENT ON COLUMN llm_run.status IS 'running (or interrupted), stopped by llm_train_stop, abandoned for another run, finished, or manual.';
 COMMENT ON COLUMN llm_run.first_step IS 'AdamW updates that the model had at the start.';
 COMMENT ON COLUMN llm_run.n_steps IS 'Steps asked for.';
 COMMENT ON COLUMN llm_run.weights_version IS 'Digest of the weights'' row versions at the start.';
 COMMENT ON COLUMN llm_run.weights_digest IS 'SHA-256 of the weights at the start.';
-COMMENT ON COLUMN llm_run.environment IS 'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor: the same bits are promised under the same.';
+COMMENT ON COLUMN llm_run.environment IS 'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor at the start: the same bits are promised under the same.';
+COMMENT ON COLUMN llm_run.resumed IS 'Each time that the run went on after an interruption, or a manual one elsewhere: an array of {after_step, at, environment}.';
 COMMENT ON COLUMN llm_run.stop_requested IS 'Set by llm_train_stop; the run looks at it twice a second.';
 COMMENT ON COLUMN llm_run.started_at IS 'When it started.';
 COMMENT ON COLUMN llm_run.finished_at IS 'When it finished.';
@@ -157,6 +159,8 @@ CREATE TABLE llm_train_log (
     batch_digest   bigint[],
     xid            xid8 NOT NULL DEFAULT pg_current_xact_id(),
     weights_digest text,
+    config         jsonb,
+    lineage        text,
     at             timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (run_id, step)
 );
@@ -175,6 +179,8 @@ COMMENT ON COLUMN llm_train_log.batch IS 'Ids of the rows of llm_dataset in the 
 COMMENT ON COLUMN llm_train_log.batch_digest IS 'What those rows held: of each, the first 8 bytes of the SHA-256 of its tokens and targets.';
 COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
 COMMENT ON COLUMN llm_train_log.weights_digest IS 'SHA-256 of the weights after this step, at commit points.';
+COMMENT ON COLUMN llm_train_log.config IS 'What determined a step by hand: parameters of the call. Null in a run, whose steps llm_run.config determines.';
+COMMENT ON COLUMN llm_train_log.lineage IS 'After a step by hand, a digest of which rows of llm_param hold the weights: the next one belongs to the same manual run if they still do.';
 COMMENT ON COLUMN llm_train_log.at IS 'When the step ended.';
 
 -- The tape: what was computed from what. Its numbers come from logged sequences, so that the rows of an unlogged table, lost

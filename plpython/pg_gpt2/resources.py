@@ -15,6 +15,10 @@ RESERVE = 256 << 20  # bytes left to everybody else
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
 
 
+def spare() -> None:
+    """Give up memory that a session only keeps to save time. Where there is such, `weights` puts its own in place."""
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -72,6 +76,10 @@ def require_memory(wanted: int, purpose: str) -> None:
             hint="Use a smaller batch or a shorter block, or raise pg_gpt2.max_memory.",
         )
     available = available_memory()
+    if available is not None and wanted > available - RESERVE:
+        spare()
+        release_memory()
+        available = available_memory() or 0
     if available is not None and wanted > available - RESERVE:
         raise OutOfMemory(
             f"{purpose} needs {megabytes(wanted)}, and the server has {megabytes(available)} left",

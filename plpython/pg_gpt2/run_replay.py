@@ -5,6 +5,7 @@ and norms must agree within a tolerance, and where bits part is only told. `repl
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import isclose
@@ -14,8 +15,9 @@ from . import checkpoints, datasets, db, host, resources, runs, store
 from .batches import BatchOrder
 from .checkpoint_files import KINDS, Part
 from .checkpoints import Checkpoint
-from .errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
-from .run_start import Difference, Record, begin, logged_step, saved_checkpoints
+from .errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from .hand_steps import StepPlan
+from .run_start import Difference, Record, begin, check_settings, logged_step, saved_checkpoints
 from .tensor import to_bytes
 from .trainer import Diverged, StepResult
 from .training import Learner
@@ -39,21 +41,23 @@ class Report:
 def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> Report:
     """Train again up to `to_step`, else as far as the log goes, and compare; ends at the first difference."""
     last = record.last if to_step is None else to_step
-    if not 1 <= last <= record.last:
+    if not record.start < last <= record.last:
         raise InvalidParameter(
-            f"to_step {to_step} is not a step of run {record.run_id}, which has logged 1 to {record.last}",
+            f"to_step {to_step} is not a step of run {record.run_id}, which has logged {record.start + 1} to {record.last}",
             hint="Leave it out to replay all of them.",
         )
     resources.require_memory(16 * store.config(record.model).n_params(), f"a replay of run {record.run_id}")
-    other = [name for name in DECISIVE if record.environment.get(name) != runs.environment()[name]]
-    report = Report(1, last, not other)
     start = begin(record, from_checkpoint)
+    first = record.start if isinstance(start, Difference) else start.done + 1
+    here = runs.environment()
+    other = [name for name in DECISIVE if any(found.get(name) != here[name] for found in record.used(first, last))]
+    report = Report(record.start + 1, last, not other)
     if isinstance(start, Difference):
         report.difference, report.last_step = start, start.step
         return report
     if start.done >= last:
         raise InvalidParameter(
-            f"{start.source} already has {start.done} steps of run {record.run_id}; to_step is {last}",
+            f"{start.source} already has step {start.done} of run {record.run_id}; to_step is {last}",
             hint="Give a later step, or an earlier checkpoint.",
         )
     report.first_step = start.done + 1
@@ -81,23 +85,26 @@ class _Replay:
 
     def __init__(self, record: Record, learner: Learner, report: Report) -> None:
         self.record, self.learner, self.report = record, learner, report
-        self.rows = datasets.row_ids(record.model, learner.config, "train")
-        self.same_data = datasets.digest(record.model, learner.config) == record.data["digest"]
-        self.order = BatchOrder(record.plan.settings.seed, record.data["rows"])
+        self.same_data = False
+        if record.plan:
+            self.rows = datasets.row_ids(record.model, learner.config, "train")
+            self.same_data = datasets.digest(record.model, learner.config) == record.data["digest"]
+            self.order = BatchOrder(record.plan.settings.seed, record.data["rows"])
         self.unlogged = 0
         self.rounded: int | None = None  # first step whose bits differ where they may
         self.saved: dict[int, list[Checkpoint]] = {}
         for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4"):
-            self.saved.setdefault(saved.step - record.first_step, []).append(saved)
+            self.saved.setdefault(record.number(saved.step), []).append(saved)
 
     def step(self, step: int) -> Iterator[Difference]:
         """Train one step; what differs from the record, the cause before the consequence."""
-        plan = self.record.plan
         logged = logged_step(self.record.run_id, step)
         if logged is None:
             self.unlogged += 1
         ids = self._ids(step, logged)
-        if len(ids) != plan.batch_size * plan.grad_accum or not all(type(row_id) is int for row_id in ids):
+        plan = self.record.plan or self._plan_by_hand(step, logged, ids)
+        wanted = plan.batch_size if isinstance(plan, StepPlan) else plan.batch_size * plan.grad_accum
+        if len(ids) != wanted or not ids or not all(type(row_id) is int for row_id in ids):
             yield Difference(step, "batch", ids)
             return
         try:
@@ -120,14 +127,33 @@ class _Replay:
 
     def _ids(self, step: int, logged: db.Row | None) -> list[int]:
         """Rows of the step: by the order of the run where the data are what they were, else as they were logged."""
-        if self.same_data:
-            return self.rows[self.order.rows(step, self.record.plan.batch_size * self.record.plan.grad_accum)].tolist()
+        plan = self.record.plan
+        if plan and self.same_data:
+            return self.rows[self.order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
         if logged is None:
+            unknown = "and the data have changed since" if plan else "which alone had its parameters"
             raise WrongState(
-                f"step {step} of run {self.record.run_id} is not in llm_train_log, and the data have changed since",
-                hint="Which rows it read is unknown; give a smaller to_step, or a later from_checkpoint.",
+                f"step {step} of run {self.record.run_id} is not in llm_train_log, {unknown}",
+                hint="What it did is unknown; give a smaller to_step, or a later from_checkpoint.",
             )
         return logged["batch"]
+
+    def _plan_by_hand(self, step: int, logged: db.Row | None, ids: list[int]) -> StepPlan:
+        """The parameters of a step by hand, from its row of the log; the copy of the model is set to them."""
+        try:
+            config = json.loads((logged or {})["config"])
+            plan = StepPlan.of(config, len((logged or {})["batch_digest"]))
+            check_settings(plan.settings)
+            chunk, total = config["attention_chunk"], plan.total_steps
+            if type(chunk) is not int or chunk < 1 or not (total is None or (type(total) is int and total > 0)):
+                raise ValueError
+        except (KeyError, TypeError, AttributeError, ValueError, PgGpt2Error):
+            raise InconsistentData(
+                f"llm_train_log, run {self.record.run_id}, step {step}: config is not what a step by hand records",
+                hint="The row was changed by hand; without it the step cannot be done again.",
+            ) from None
+        self.learner.trainer.chunk = chunk
+        return plan
 
     def _rows_read(self, step: int, ids: list[int], logged: db.Row, digests: list[int]) -> Iterator[Difference]:
         recorded = logged["batch_digest"]
@@ -154,7 +180,7 @@ class _Replay:
             rows = datasets.row_ids(self.learner.model, self.learner.config, "val")
         except WrongState:
             return None
-        return runs.validate(self.learner, rows, self.record.plan.batch_size)
+        return runs.validate(self.learner, rows, self.record.plan.batch_size if self.record.plan else 1)
 
     def _bits(self, step: int, what: str, recorded: Any, found: Any) -> Iterator[Difference]:
         """A difference, unless it is one that another environment excuses."""
@@ -197,7 +223,7 @@ class _Replay:
     def end(self, step: int) -> Iterator[Difference]:
         """The model's weights now, where they are those after this step."""
         record = self.record
-        now = step == record.last and store.last_step(record.model) == record.first_step + step
+        now = step == record.last and store.last_step(record.model) == record.model_step(step)
         if now and checkpoints.last_run(record.model) == record.run_id and self.report.exact:
             self.report.notes.append("llm_param compared")
             yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model))
@@ -210,5 +236,5 @@ class _Replay:
             notes.append(f"{', '.join(other)} differ from the run's, so compared within {TOLERANCE:g} relative: {bits}")
         if self.unlogged:
             notes.append(f"{self.unlogged} steps are not in llm_train_log any more")
-        if not self.same_data and self.report.difference is None:
+        if self.record.plan and not self.same_data and self.report.difference is None:
             notes.append("the data have changed since, but not the rows that these steps read")

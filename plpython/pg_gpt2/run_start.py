@@ -18,28 +18,53 @@ from .errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedOb
 from .ops import CHUNK
 from .tensor import FLOAT32
 from .trainer import Trainer
-from .training import Learner
+from .training import Learner, Settings
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run as llm_run has it."""
+    """A run as llm_run has it. `plan` None: of steps by hand, each with a plan of its own, which count as the model does."""
 
     run_id: int
     model: str
-    plan: runs.Plan
+    plan: runs.Plan | None
     data: dict[str, Any]
     tied: dict[str, str]
     first_step: int
     weights_digest: str | None
-    environment: dict[str, Any]
-    last: int  # step logged
+    environments: list[tuple[int, dict[str, Any]]]  # the number of the last step before each
+    last: int  # number of the last step logged
+
+    @property
+    def start(self) -> int:
+        """Number of the step before the first."""
+        return 0 if self.plan else self.first_step
+
+    def number(self, model_step: int) -> int:
+        """Number in the log of the step that was the model's `model_step`-th."""
+        return model_step - self.first_step + self.start
+
+    def model_step(self, number: int) -> int:
+        """The other way round."""
+        return number + self.first_step - self.start
+
+    def used(self, first: int, last: int) -> list[dict[str, Any]]:
+        """Environments of the steps from `first` to `last`."""
+        began = max(i for i, (after, _) in enumerate(self.environments) if after < first or i == 0)
+        return [
+            found for i, (after, found) in enumerate(self.environments) if i >= began and (after < last or i == began)
+        ]
+
+    @property
+    def chunk(self) -> int:
+        """Rows of attention at a time, which decide about bits."""
+        return self.environments[0][1].get("attention_chunk", CHUNK)
 
     @classmethod
     def find(cls, run_id: int) -> "Record":
         """42704 when there is none, 55000 when it cannot be done again."""
         row = db.row(
-            "SELECT model, config, first_step, n_steps, weights_digest, environment,"
+            "SELECT model, config, first_step, n_steps, weights_digest, environment, resumed,"
             " (SELECT max(step) FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id) AS last"
             " FROM {schema}.llm_run AS r WHERE run_id = $1",
             ["int8"],
@@ -47,41 +72,63 @@ class Record:
         )
         if row is None:
             raise UndefinedObject(f"run {run_id} does not exist", hint="SELECT run_id, model FROM llm_run lists them.")
-        if row["n_steps"] is None:
-            raise WrongState(
-                f"run {run_id} is of steps done by hand, whose parameters are not recorded",
-                hint="What llm_train and llm_train_run did can be replayed.",
-            )
         if not row["last"]:
             raise WrongState(f"run {run_id} has no step in llm_train_log", hint="There is nothing to compare with.")
-        config, environment = json.loads(row["config"]), json.loads(row["environment"])
         try:
-            plan, data, tied = runs.Plan.of(config), config["data"], config.get("tied", {})
-            numbers = [*asdict(plan.settings).values(), plan.n_steps, plan.batch_size, plan.grad_accum]
-            chunk = environment.get("attention_chunk", CHUNK)
-            whole = [plan.settings.seed, plan.settings.warmup, plan.n_steps, plan.batch_size, plan.grad_accum, chunk]
-            if not (
-                all(isinstance(number, int | float | None) for number in numbers)
-                and all(type(number) is int for number in [*whole, data["rows"]])
-                and min(data["rows"], plan.batch_size, plan.grad_accum, chunk) > 0
-                and isinstance(data["digest"], str)
-                and all(isinstance(one, str) for one in tied.values())
-            ):
-                raise ValueError
+            record = cls._of(run_id, row, json.loads(row["config"]))
         except (KeyError, TypeError, AttributeError, ValueError, PgGpt2Error):
             raise InconsistentData(
-                f"llm_run row {run_id}: config or environment is not what a run records",
+                f"llm_run row {run_id}: config, environment or resumed is not what a run records",
                 hint="The row was changed by hand; without it the run cannot be done again.",
             ) from None
-        return cls(
+        if record.last <= record.start:
+            raise InconsistentData(
+                f"llm_run row {run_id}: first_step {record.first_step} is not before the steps in llm_train_log",
+                hint="The row was changed by hand; without it the run cannot be done again.",
+            )
+        return record
+
+    @classmethod
+    def _of(cls, run_id: int, row: db.Row, config: dict) -> "Record":
+        """What the row says; an error of any kind when it is not what a run records."""
+        resumed = json.loads(row["resumed"])
+        if not isinstance(resumed, list):
+            raise ValueError
+        environments = [(-1, json.loads(row["environment"]))]
+        environments += [(one["after_step"], one["environment"]) for one in resumed]
+        tied = config.get("tied", {})
+        whole = [after for after, _ in environments] + [
+            found.get("attention_chunk", CHUNK) for _, found in environments
+        ]
+        plan, data = None, {}
+        if row["n_steps"] is not None:
+            plan, data = runs.Plan.of(config), config["data"]
+            check_settings(plan.settings)
+            whole += [plan.n_steps, plan.batch_size, plan.grad_accum, data["rows"]]
+            if min(data["rows"], plan.batch_size, plan.grad_accum) <= 0 or not isinstance(data["digest"], str):
+                raise ValueError
+        record = cls(
             *(run_id, row["model"], plan, data, tied, row["first_step"]),
-            *(row["weights_digest"], environment, row["last"]),
+            *(row["weights_digest"], environments, row["last"]),
         )
+        if not all(type(number) is int for number in whole) or record.chunk <= 0:
+            raise ValueError
+        if not all(isinstance(one, str) for one in tied.values()):
+            raise ValueError
+        return record
+
+
+def check_settings(settings: Settings) -> None:
+    """ValueError unless they are numbers, whole ones where they count."""
+    if not all(isinstance(number, int | float | None) for number in asdict(settings).values()):
+        raise ValueError
+    if not all(type(number) is int for number in (settings.seed, settings.warmup)):
+        raise ValueError
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where record and replay part, after `step` steps of the run."""
+    """Where record and replay part, after the step numbered `step`."""
 
     step: int
     what: str
@@ -91,7 +138,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Start:
-    """A copy of the model with `done` steps of the run behind it."""
+    """A copy of the model after the step of the run that is numbered `done`."""
 
     learner: Learner
     done: int
@@ -99,7 +146,8 @@ class Start:
 
     def difference(self, record: Record) -> Difference | None:
         """Whether the run had other weights there."""
-        row = {"weights_digest": record.weights_digest} if self.done == 0 else logged_step(record.run_id, self.done)
+        at_start = {"weights_digest": record.weights_digest}
+        row = at_start if self.done == record.start else logged_step(record.run_id, self.done)
         recorded = (row or {}).get("weights_digest")
         found = self.learner.digest()
         return (
@@ -134,7 +182,7 @@ def saved_checkpoints(record: Record, condition: str) -> Iterator[Checkpoint]:
         f" {{schema}}.llm_checkpoint_restore AS r WHERE r.model = $1 AND r.checkpoint_id = c.id)) AND {condition}"
         " ORDER BY c.step, c.id DESC",
         ["text", "int8", "int8", "int8"],
-        *(record.model, record.run_id, record.first_step, record.first_step + record.last),
+        *(record.model, record.run_id, record.first_step, record.model_step(record.last)),
     )
     return (checkpoints.find(row["id"]) for row in rows)
 
@@ -142,13 +190,13 @@ def saved_checkpoints(record: Record, condition: str) -> Iterator[Checkpoint]:
 def _required(record: Record, checkpoint_id: int) -> Checkpoint:
     """The checkpoint that the caller names; 22023 when the run did not pass it."""
     saved = checkpoints.find(checkpoint_id)
-    done = saved.step - record.first_step
+    done = record.number(saved.step)
     if not any(found.id == saved.id for found in saved_checkpoints(record, "true")):
         problem = f'of model "{saved.model}", and run {record.run_id} of "{record.model}"'
-    elif not 0 <= done < record.last:
-        last = record.first_step + record.last
+    elif not record.start <= done < record.last:
+        last = record.model_step(record.last)
         problem = f"of step {saved.step}; run {record.run_id} went from step {record.first_step} to {last}"
-    elif done and saved.run_id != record.run_id:
+    elif done > record.start and saved.run_id != record.run_id:
         problem = f"of run {saved.run_id}, not of run {record.run_id}"
     else:
         return saved
@@ -159,7 +207,7 @@ def _required(record: Record, checkpoint_id: int) -> Checkpoint:
 
 
 def _from_checkpoint(record: Record, saved: Checkpoint) -> Start | Difference:
-    done = saved.step - record.first_step
+    done = record.number(saved.step)
     shapes = saved.config.param_shapes()
     arrays = {kind: {name: np.zeros(shape, FLOAT32) for name, shape in shapes.items()} for kind in KINDS}
     steps = dict.fromkeys(shapes, 0)
@@ -188,14 +236,13 @@ def _initial(record: Record) -> Start | None:
 
 
 def _learner(record: Record, config: GPT2Config, *state: dict) -> Learner:
-    chunk = record.environment.get("attention_chunk", CHUNK)
-    return Learner(record.model, config, Trainer(config, *state, tied=record.tied, chunk=chunk))
+    return Learner(record.model, config, Trainer(config, *state, tied=record.tied, chunk=record.chunk))
 
 
 def logged_step(run_id: int, step: int) -> db.Row | None:
     """A row of llm_train_log."""
     return db.row(
-        "SELECT model, lr, loss, grad_norm, tokens, val_loss, batch, batch_digest, weights_digest"
+        "SELECT model, lr, loss, grad_norm, tokens, val_loss, batch, batch_digest, weights_digest, config"
         " FROM {schema}.llm_train_log WHERE run_id = $1 AND step = $2",
         ["int8", "int8"],
         *(run_id, step),

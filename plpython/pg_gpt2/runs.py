@@ -9,19 +9,40 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from typing import Protocol
 
 import numpy as np
 
 from . import __version__, datasets, db, host, resources, threads
 from .audit import Auditor
 from .batches import BatchOrder
-from .optim import lr_schedule, run_lr
+from .optim import run_lr
 from .tape import Audit
 from .trainer import StepResult
 from .training import Learner, Session, Settings, mean_loss
 
+# $2: steps done, $3: environment().
+RESUMED = (
+    "resumed = resumed || jsonb_build_array(jsonb_build_object("
+    "'after_step', $2::bigint, 'at', clock_timestamp(), 'environment', $3::jsonb))"
+)
 NOTICES = 10  # a run, unless log_every says otherwise
 STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
+
+
+class Schedule(Protocol):
+    """What steps have in common, in a run or by hand."""
+
+    @property
+    def settings(self) -> Settings:
+        """The optimizer's side."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a micro-batch."""
+
+    def lr(self, step: int) -> float:
+        """Learning rate of a step."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +60,18 @@ class Plan:
     @classmethod
     def of(cls, config: dict) -> "Plan":
         """Back from llm_run.config; what it does not determine is off."""
-        settings = Settings(**{field.name: config[field.name] for field in fields(Settings)})
-        return cls(settings, config["n_steps"], config["batch_size"], config["grad_accum"], None, None, "none")
+        numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
+        return cls(settings_of(config), *numbers, None, None, "none")
+
+    def lr(self, step: int) -> float:
+        """Learning rate of step 1 .. n_steps."""
+        settings = self.settings
+        return run_lr(step, self.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
+
+
+def settings_of(config: dict) -> Settings:
+    """Back from what was recorded."""
+    return Settings(**{field.name: config[field.name] for field in fields(Settings)})
 
 
 @dataclass
@@ -65,22 +96,24 @@ class Log:
         arrays = ["{" + ",".join(map(str, values)) + "}" for values in (batch, digests)]
         self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays))
 
-    def write(self, weights_digest: str | None = None) -> None:
-        """Insert what was remembered; the digest is of the weights after the last of it."""
+    def write(self, weights_digest: str | None = None, config: dict | None = None, lineage: str | None = None) -> None:
+        """Insert what was remembered; the digest or lineage is of the weights after the last of it."""
         if not self.rows:
             return
         db.run(
             "INSERT INTO {schema}.llm_train_log"
-            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest)"
+            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest,"
+            " config, lineage)"
             " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
-            " CASE WHEN step = $12 THEN $13 END"
+            " CASE WHEN step = $12 THEN $13 END, $14, $15"
             " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11)"
             " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests)",
             [
                 *("int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]"),
-                *("text[]", "text[]", "int8", "text"),
+                *("text[]", "text[]", "int8", "text", "jsonb", "text"),
             ],
             *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
+            *(None if config is None else json.dumps(config), lineage),
         )
         self.rows.clear()
 
@@ -115,6 +148,7 @@ class Run:
         """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
         row = db.row(
             "SELECT r.run_id, r.first_step, r.config = $2 AS same, l.step,"
+            " (r.environment ->> 'attention_chunk')::integer AS chunk,"
             " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
             " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
             " ORDER BY step DESC LIMIT 1) l ON true"
@@ -134,10 +168,13 @@ class Run:
             return False
         db.notice(f"resuming run {row['run_id']} after step {done}")
         db.run(
-            "UPDATE {schema}.llm_run SET status = 'running', stop_requested = false WHERE run_id = $1",
-            ["int8"],
-            row["run_id"],
+            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {RESUMED} WHERE run_id = $1",
+            ["int8", "int8", "jsonb"],
+            *(row["run_id"], done, json.dumps(environment())),
         )
+        self.session.trainer.chunk = (
+            row["chunk"] or self.session.trainer.chunk
+        )  # not the setting: it decides about bits
         self.done, self._log.run_id = done, row["run_id"]
         return True
 
@@ -145,8 +182,7 @@ class Run:
         """What determines the run, beside the weights at its start."""
         plan = self.plan
         numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
-        tied = {"tied": self.session.trainer.tied} if self.session.trainer.tied else {}
-        return asdict(plan.settings) | numbers | {"data": self.data} | tied
+        return asdict(plan.settings) | numbers | {"data": self.data} | tied_in(self.session)
 
     def step(self) -> None:
         """The next step."""
@@ -189,14 +225,18 @@ class Run:
         return row is None or row["stop_requested"]
 
 
+def tied_in(session: Session) -> dict[str, object]:
+    """What a run's config says of tensors that are one."""
+    return {"tied": session.trainer.tied} if session.trainer.tied else {}
+
+
 def learn(
-    learner: Learner, plan: Plan, step: int, ids: Sequence[int], audit: Audit | None = None
+    learner: Learner, plan: Schedule, step: int, ids: Sequence[int], audit: Audit | None = None
 ) -> tuple[float, StepResult, list[int]]:
-    """One step of a run, on the rows `ids`: learning rate, result, digests of the rows."""
-    settings = plan.settings
-    lr = run_lr(step, plan.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
+    """One step, on the rows `ids`: learning rate, result, digests of the rows."""
+    lr = plan.lr(step)
     batches, digests = learner.batches(ids, plan.batch_size)
-    result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, **settings.arguments())  # type: ignore[arg-type]
+    result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, **plan.settings.arguments())  # type: ignore[arg-type]
     return lr, result, digests
 
 
@@ -283,38 +323,6 @@ def _processor() -> str | None:
             return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), None)
     except OSError:
         return None
-
-
-def train_step(
-    session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None, audit: str
-) -> float:
-    """One step by hand, on the rows `ids`, else on the next row of the training data; the loss before it."""
-    step = session.step + 1
-    if ids is None:
-        rows = datasets.row_ids(session.model, session.config, "train")
-        ids = [int(rows[(step - 1) % len(rows)])]
-    batches, digests = session.batches(ids, len(ids))
-    if total_steps is not None:
-        lr = lr_schedule(step, settings.warmup, total_steps, settings.lr_max, settings.min_lr)
-    else:
-        lr = settings.lr_max * min(1.0, step / settings.warmup) if settings.warmup else settings.lr_max
-    log = Log(_manual_run(session, settings.seed), session.model)
-    auditor = Auditor(session.model, audit)
-    began = time.perf_counter()
-    watch = auditor.begin(log.run_id, step)
-    result = session.trainer.step(batches, lr=lr, step_no=step, audit=watch, **settings.arguments())  # type: ignore[arg-type]
-    auditor.end(session.trainer)
-    log.add(step, lr, result, time.perf_counter() - began, ids, digests)
-    log.write()
-    session.write()
-    auditor.write()
-    return result.loss
-
-
-def _manual_run(session: Session, seed: int) -> int:
-    """The model's run of steps done by hand, made with its first."""
-    row = db.row("SELECT run_id FROM {schema}.llm_run WHERE model = $1 AND status = 'manual'", ["text"], session.model)
-    return row["run_id"] if row else new_run(session, {}, seed, None, "manual")
 
 
 class _Progress:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from .tensor import FLOAT32
 # One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+ROW_LINEAGE = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin)"
 BUILD = "'{schema}.llm_model_config'::regclass::oid::integer, hashtext($1)"  # for who writes the file of its weights
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
@@ -38,11 +40,28 @@ class Model:
     shared: bool = False  # mapped from the file that all sessions use
 
 
+class Kept(Protocol):
+    """What a training step left behind: weights and moments of a model at one version of its rows."""
+
+    model: str
+    version: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+
+
 class _Cache:
-    """Models of this session by (name, version), least recently used first."""
+    """Models of this session by (name, version), least recently used first; and the state of one that it trains by hand."""
 
     def __init__(self) -> None:
         self.models: OrderedDict[str, Model] = OrderedDict()
+        self.state: Kept | None = None
+
+    def take_state(self, name: str, version: str) -> Any:
+        """The state of a model at this version, or None; its taker changes it, so that nothing is kept on."""
+        found, self.state = self.state, None
+        return found if found is not None and (found.model, found.version) == (name, version) else None
 
     def get(self, name: str, version: str) -> Model | None:
         found = self.models.get(name)
@@ -54,6 +73,8 @@ class _Cache:
     def make_room(self, name: str, wanted: int, room: int) -> None:
         """Give up an older version of `name`, and others until `wanted` bytes fit into `room`."""
         self.models.pop(name, None)
+        if self.state is not None and self.bytes() + wanted > room:
+            self.state = None
         while self.models and self.bytes() + wanted > room:
             self.models.popitem(last=False)
 
@@ -62,10 +83,21 @@ class _Cache:
 
     def bytes(self) -> int:
         """Bytes that only this session holds."""
-        return sum(size(model) for model in self.models.values() if not model.shared)
+        state = 0 if self.state is None else self.state.nbytes
+        return state + sum(size(model) for model in self.models.values() if not model.shared)
+
+    def clear(self) -> None:
+        """Give up everything."""
+        self.models.clear()
+        self.state = None
+
+    def spare(self) -> None:
+        """Give up what is only there to save time."""
+        self.state = None
 
 
 cache = _Cache()
+resources.spare = cache.spare
 
 
 def size(model: Model) -> int:
@@ -75,8 +107,17 @@ def size(model: Model) -> int:
 
 def version_of(model: str) -> str:
     """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
+    return _digest_of(ROW_VERSION, model)
+
+
+def lineage_of(model: str) -> str:
+    """The same for those who ask much later: an update that was rolled back shows in the version, and here it does not."""
+    return _digest_of(ROW_LINEAGE, model)
+
+
+def _digest_of(row_version: str, model: str) -> str:
     row = db.row(
-        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {store.resolved()} AS p",
+        f"SELECT md5(string_agg({row_version}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {store.resolved()} AS p",
         ["text"],
         model,
     )

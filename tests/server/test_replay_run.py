@@ -244,8 +244,6 @@ def test_layers_that_share_a_tensor_are_replayed_as_one(sql, replay, model):
 
 
 def test_what_cannot_be_replayed_says_so(sql, replay, model):
-    sql("SELECT llm_train_step('m')")
-    manual = sql("SELECT run_id FROM llm_run WHERE model = 'm'")
     wanted = sql("SELECT llm_checkpoint_save('m')")
     run = train(sql, 3)
     sql("SELECT llm_init_model('other', 2, 2, 16, 16, 50, seed => 3)")
@@ -254,7 +252,6 @@ def test_what_cannot_be_replayed_says_so(sql, replay, model):
     for arguments, sqlstate in (
         ((None,), "22004"),
         ((-1,), "42704"),
-        ((manual,), "55000"),
         ((run, -1), "42704"),
         ((run, foreign), "22023"),
         ((run, after), "22023"),
@@ -265,3 +262,144 @@ def test_what_cannot_be_replayed_says_so(sql, replay, model):
             replay(*arguments)
         assert (arguments, caught.value.sqlstate) == (arguments, sqlstate)
         assert caught.value.diag.message_hint
+
+
+# --- steps by hand ----------------------------------------------------------------------------------------------------------
+
+BY_HAND = (
+    "SELECT llm_train_step('m', lr_max => 0.02, seed => 9)",
+    "SELECT llm_train_step('m', batch => ARRAY(SELECT id::integer FROM llm_dataset WHERE split = 'train' LIMIT 3), wd => 0.3)",
+    "SELECT llm_train_step('m', beta1 => 0.8, warmup => 2, total_steps => 9, min_lr => 0.001, grad_clip => 0.1)",
+)
+
+
+def by_hand(sql: Sql, *statements: str) -> object:
+    """The manual run that these steps belong to."""
+    for statement in statements or BY_HAND:
+        sql(statement)
+    return sql("SELECT max(run_id) FROM llm_run WHERE model = 'm' AND n_steps IS NULL")
+
+
+def test_steps_by_hand_are_replayed_each_with_its_parameters(sql, replay, model):
+    run = by_hand(sql)
+    assert replay(run) == (1, 3, None, None, None, None, True, "from llm_init_model; llm_param compared")
+    assert replay(run, None, 2)[:4] == (1, 2, None, None)
+    by_hand(sql, "SET pg_gpt2.attention_chunk = 2", BY_HAND[0], "RESET pg_gpt2.attention_chunk", BY_HAND[1])
+    assert replay(run)[:4] == (1, 5, None, None)
+
+
+def test_a_manual_run_ends_when_something_else_changes_the_weights(sql, conn, replay, model):
+    """So that its steps follow one another; what is rolled back has changed nothing."""
+    run = by_hand(sql)
+    with conn.transaction(force_rollback=True):
+        by_hand(sql)
+    assert by_hand(sql) == run
+    for change in (
+        "SELECT llm_train('m', 1, log_every => 0)",
+        "UPDATE llm_param SET m = NULL WHERE model = 'm' AND name = 'wpe'",
+    ):
+        sql(change)
+        saved = sql("SELECT llm_checkpoint_save('m')")
+        later = by_hand(sql)
+        assert later > run
+        first = sql("SELECT min(step) FROM llm_train_log WHERE run_id = %s", later)
+        found = replay(later)
+        assert (found[:4], found.note) == (
+            (first, first + 2, None, None),
+            f"from checkpoint {saved}; llm_param compared",
+        )
+        assert replay(run)[:4] == (1, 6, None, None)
+    assert sql("SELECT count(*) FROM llm_run WHERE model = 'm' AND status = 'manual'") == 1
+
+
+def test_steps_by_hand_are_replayed_from_a_checkpoint_on_their_way(sql, replay, model):
+    by_hand(sql)
+    saved = sql("SELECT llm_checkpoint_save('m')")
+    run = by_hand(sql)
+    assert replay(run, saved)[:4] == (4, 6, None, None)
+    with pytest.raises(errors.InvalidParameterValue, match="already has step 3"):
+        replay(run, saved, 3)
+
+
+@pytest.mark.parametrize("column", ["lr", "loss", "grad_norm", "batch", "batch_digest"])
+def test_an_altered_row_of_a_step_by_hand_is_named(sql, replay, model, column):
+    run = by_hand(sql)
+    sql(f"UPDATE llm_train_log SET {LOG[column]} WHERE run_id = %s AND step = 2", run)
+    found = replay(run)
+    # Nothing but the row says which rows the step read: what they hold is compared with what it says they held.
+    what = "llm_dataset row " if column.startswith("batch") else column
+    assert (found.step, found.what.startswith(what)) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "what"),
+    [
+        ("dropout_p", "loss"),
+        ("lr_max", "lr"),
+        ("warmup", "lr"),
+        ("grad_clip", "loss"),
+        ("weight_decay", "llm_param"),
+    ],
+)
+def test_an_altered_parameter_of_a_step_by_hand_is_found(sql, replay, model, parameter, what):
+    run = by_hand(sql, BY_HAND[2], BY_HAND[2])
+    step = 2 if parameter == "weight_decay" else 1
+    sql(
+        "UPDATE llm_train_log SET config = config || jsonb_build_object(%s::text, %s::numeric) WHERE run_id = %s AND step = %s",
+        *(parameter, 3 if parameter == "warmup" else 0.5, run, step),
+    )
+    found = replay(run)
+    assert found.what.startswith(what)
+    assert found.step == (2 if parameter in ("grad_clip", "weight_decay") else 1)
+
+
+@pytest.mark.parametrize(
+    "config", ["'{}'", "NULL", "config - 'seed'", """config || '{"attention_chunk": 0}'""", "'[]'"]
+)
+def test_a_step_by_hand_without_its_parameters_cannot_be_replayed(sql, replay, model, config):
+    run = by_hand(sql)
+    sql(f"UPDATE llm_train_log SET config = {config} WHERE run_id = %s AND step = 2", run)
+    with pytest.raises(errors.DataException, match=f"llm_train_log, run {run}, step 2: config"):
+        replay(run)
+    sql("DELETE FROM llm_train_log WHERE run_id = %s AND step = 2", run)
+    with pytest.raises(errors.ObjectNotInPrerequisiteState, match="step 2 of run"):
+        replay(run)
+
+
+# --- the environments of a run ----------------------------------------------------------------------------------------------
+
+
+def elsewhere(sql: Sql, run: object) -> None:
+    """What is recorded of a run so far is of another machine."""
+    sql("""UPDATE llm_run SET environment = environment || '{"numpy": "1.0"}' WHERE run_id = %s""", run)
+
+
+def test_a_run_that_is_resumed_elsewhere_records_both_environments(sql, conn, connect, replay, model):
+    call = "CALL llm_train_run('m', 300, batch_size => 2, commit_every => 1, flush_seconds => 0, log_every => 0)"
+    worker = connect()
+    worker.execute("SET pg_gpt2.attention_chunk = 2")
+    worker.execute("SET statement_timeout = '700ms'")
+    with pytest.raises(errors.QueryCanceled):
+        worker.execute(call)
+    run = sql("SELECT max(run_id) FROM llm_run")
+    elsewhere(sql, run)
+    done = sql("SELECT max(step) FROM llm_train_log WHERE run_id = %s", run)
+    saved = sql("SELECT llm_checkpoint_save('m')")
+    sql(call)  # with attention_chunk as this session has it
+    first, resumed = conn.execute("SELECT environment, resumed FROM llm_run WHERE run_id = %s", [run]).fetchone()
+    assert (first["numpy"], first["attention_chunk"]) == ("1.0", 2)
+    assert [(one["after_step"], one["environment"]["attention_chunk"]) for one in resumed] == [(done, 64)]
+    assert resumed[0]["environment"]["numpy"] != "1.0"
+    whole, rest = replay(run), replay(run, saved)
+    assert (whole[:4], whole.exact) == ((1, 300, None, None), False)
+    assert "numpy differ from the run's" in whole.note
+    assert (rest[:4], rest.exact) == ((done + 1, 300, None, None), True)
+
+
+def test_steps_by_hand_elsewhere_record_their_environment(sql, conn, replay, model):
+    run = by_hand(sql)
+    elsewhere(sql, run)
+    assert by_hand(sql) == by_hand(sql) == run
+    (resumed,) = conn.execute("SELECT resumed FROM llm_run WHERE run_id = %s", [run]).fetchone()
+    assert [one["after_step"] for one in resumed] == [3]
+    assert not replay(run).exact

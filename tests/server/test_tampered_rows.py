@@ -24,6 +24,10 @@ RUN = [
     *(f"config = config || '{more}'" for more in ('{"data": {"rows": 0, "digest": "x"}}', '{"seed": "x"}')),
     *(f"config = config || '{more}'" for more in ('{"beta1": 7}', '{"lr_max": -1}', '{"tied": ["a"]}')),
     *(
+        f"resumed = '{more}'"
+        for more in ("{}", "[1]", '[{"after_step": "x", "environment": {}}]', '[{"after_step": 1}]')
+    ),
+    *(
         "environment = '[]'",
         """environment = '{"attention_chunk": -1}'""",
         """environment = '{"attention_chunk": "a"}'""",

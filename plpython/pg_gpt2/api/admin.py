@@ -102,6 +102,8 @@ def _database() -> Iterator[Finding]:
 def cache_status() -> list[tuple[str, str, str, int | None, bool]]:
     """Rows (kind, model, version, bytes, shared)."""
     models = [("weights", m.name, m.version, weights.size(m), m.shared) for m in weights.cache.models.values()]
+    if state := weights.cache.state:
+        models.append(("training", state.model, state.version, state.nbytes, False))
     return models + [("tokenizer", name, version, None, False) for name, version in vocabularies.cached()]
 
 
@@ -109,7 +111,7 @@ def cache_status() -> list[tuple[str, str, str, int | None, bool]]:
 def cache_clear() -> int:
     """Bytes of this session's memory given up; for the extension's owner also the files that sessions share."""
     freed = weights.cache.bytes()
-    weights.cache.models.clear()
+    weights.cache.clear()
     vocabularies.forget()
     resources.release_memory()
     row = db.row(

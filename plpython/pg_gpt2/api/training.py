@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .. import audit, datasets, db, gpt2, recording, resources, runs, store, training, vocabularies, weights
+from .. import audit, datasets, db, gpt2, hand_steps, recording, resources, runs, store, training, vocabularies, weights
 from ..db import entry
 from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
@@ -124,11 +124,11 @@ def train_step(
         require_positive(total_steps=total_steps)
     audit.check_level(level)
     settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    store.config(model)
+    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     store.lock(model)
     session = training.Session(model, grad_workers)
-    store.check_overrides(session.config, n_layer, n_head, d, vocab)
-    loss = runs.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
+    loss = hand_steps.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
+    session.keep()
     del session
     resources.release_memory()
     return loss
