@@ -32,7 +32,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 b281fb3ca85c @extschema@'] = importer['load'](sources, 'pg_gpt2 b281fb3ca85c @extschema@', '@extschema@')
+GD['pg_gpt2 bd535b5c96f8 @extschema@'] = importer['load'](sources, 'pg_gpt2 bd535b5c96f8 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -681,7 +681,7 @@ class _TextJob:
         _require_cache(model, [len(ids)], max_tokens)
         self.prefix = prompt if echo else ""
         self.text = TextStream(self.tokenizer, options.stop, options.eos)
-        self.tokens = tokens(model.params, model.config, ids, options, self.text.add)
+        self.tokens = tokens(model.arranged, model.config, ids, options, self.text.add)
 
     def finish(self) -> str:
         """All the text, when no token is left."""
@@ -744,7 +744,7 @@ def generate_batch(
     _require_cache(model, list(map(len, ids)), max_tokens)
     each = [replace(options, seed=options.seed + n) for n in range(len(ids))]
     texts = [TextStream(tokenizer, options.stop, options.eos) for _ in ids]
-    batch.generate_batch(model.params, model.config, ids, each, [text.add for text in texts])
+    batch.generate_batch(model.arranged, model.config, ids, each, [text.add for text in texts])
     return [(n, (prompt if echo else "") + _finished(text)) for n, (prompt, text) in enumerate(zip(prompts, texts), 1)]
 
 
@@ -780,7 +780,7 @@ def beam_search(
     options = _options(max_tokens, Sampling(), eos_token, 0, None, model.config, tokenizer)
     _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
     beams = beam.beam_search(
-        model.params,
+        model.arranged,
         model.config,
         ids,
         width=beam_width,
@@ -847,7 +847,7 @@ def generate_tokens(
     _require_cache(model, [len(ids)], max_tokens)
     text = TextStream(tokenizer, options.stop, options.eos) if tokenizer else None
     found: list[int] = []
-    new: Iterator[Token] = tokens(model.params, model.config, ids, options, text.add if text else lambda token: False)
+    new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
     for token in new:
         found.append(token.id)
         host.check_interrupts()
@@ -870,7 +870,7 @@ def next_token(prompt: str, n: int, temperature: float, model_name: str | None) 
     model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
     ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
-    logits = Decoder(model.params, model.config, len(ids)).feed(ids)
+    logits = Decoder(model.arranged, model.config, len(ids)).feed(ids)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
     best = np.argsort(-logits, kind="stable")[:n]
@@ -1333,7 +1333,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import gpt2, recording, resources, store, weights
+from .. import gpt2, layout, recording, resources, store, weights
 from ..config import block_shapes
 from ..db import entry
 from ..decode import check_ids
@@ -1444,7 +1444,7 @@ def forward_gpt2(
     }
     options: dict[str, Any] = {"chunk": resources.attention_chunk(), "drop": _drop(dropout_p, training)}
     if not recording.enabled():
-        return to_bytes(gpt2.blocks(Eager(), loaded.params | final, x, config, **options))
+        return to_bytes(gpt2.blocks(Eager(), layout.Plain({**loaded.arranged, **final}), x, config, **options))
     recorder = Recorder()
     params = recorder.params(loaded)
     for name, array in final.items():
@@ -1537,7 +1537,7 @@ def logprobs(text: str | None, model_name: str | None) -> list[tuple[Any, ...]]:
     if not text:
         return []
     model, tokenizer, ids = _prepare(text, model_name)
-    scores, ranks = scoring.token_scores(model.params, model.config, ids)
+    scores, ranks = scoring.token_scores(model.arranged, model.config, ids)
     names = [db.storable(tokenizer.decode([token])) for token in ids]
     known: list[tuple[Any, Any]] = [(None, None), *zip(scores.tolist(), ranks.tolist())]
     return [(place, ids[place], names[place], *known[place]) for place in range(len(ids))]
@@ -1554,7 +1554,7 @@ def perplexity(text: str | None, model_name: str | None) -> float | None:
             f"perplexity needs a text of at least 2 tokens, and this one has {len(ids)}",
             hint="The first token has nothing before it that could predict it.",
         )
-    scores, _ = scoring.token_scores(model.params, model.config, ids)
+    scores, _ = scoring.token_scores(model.arranged, model.config, ids)
     return math.exp(min(-float(scores.mean()), 700.0))
 
 
@@ -1567,7 +1567,7 @@ def text_embedding(text: str | None, layer: int | None, pooling: str, model_name
     model, _, ids = _prepare(text, model_name)
     if not ids:
         raise InvalidParameter("an empty text has no embedding", hint="Leave empty texts out: WHERE body <> ''.")
-    return scoring.embedding(model.params, model.config, ids, layer, pooling).tolist()
+    return scoring.embedding(model.arranged, model.config, ids, layer, pooling).tolist()
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.sharing', $pg_gpt2_source$"""llm_share_param, llm_unshare_param: arguments from SQL, checked."""
 
@@ -1729,6 +1729,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.training', $pg_gpt2_source$"""llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -1796,7 +1797,7 @@ def loss(
     chunk = resources.attention_chunk()
     arrays = np.asarray([tokens], np.int64), np.asarray([targets], np.int64)
 
-    def work(run: Runner, params: dict[str, Handle]) -> Handle:
+    def work(run: Runner, params: Mapping[str, Handle]) -> Handle:
         return gpt2.loss(run, params, *arrays, loaded.config, drop=drop, chunk=chunk)
 
     return float(recording.on_tape(loaded, work, level))
@@ -2376,8 +2377,9 @@ class Auditor:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.batch', $pg_gpt2_source$"""Several prompts at once: one pass of the model a step for all of them, and the tokens that each would get alone.
 
-Rows of a product may differ in their last bits from the same row computed alone. Where that could decide about a token, the
-plain path does: the prompt is decoded alone up to there. This is rare, and it makes the result independent of the batch.
+With weights in rows, a row of a product may differ in its last bits from the same row computed alone. Where that could decide
+about a token, the plain path does: the prompt is decoded alone up to there. This is rare, and it makes the result independent of
+the batch. With weights in panels there is no such difference.
 """
 
 from collections.abc import Callable, Sequence
@@ -2388,9 +2390,9 @@ from . import host
 from .config import GPT2Config
 from .decode import Decoder, step_together
 from .generation import Options, Token, kept_window
+from .layout import Arranged
 from .sampling import Draws, choose, is_decisive, log_softmax
 
-Params = dict[str, np.ndarray]
 Stopped = Callable[[int], bool]
 
 
@@ -2398,7 +2400,7 @@ class Stream:
     """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
 
     def __init__(
-        self, params: Params, config: GPT2Config, prompt: Sequence[int], options: Options, stopped: Stopped
+        self, params: Arranged, config: GPT2Config, prompt: Sequence[int], options: Options, stopped: Stopped
     ) -> None:
         self.seen = list(prompt)
         self.tokens: list[Token] = []
@@ -2406,20 +2408,20 @@ class Stream:
         self.decoder = Decoder(params, config, len(prompt) + options.max_tokens)
         self._stopped = stopped
         self._draws = Draws(options.seed)
-        self._exact = True  # whether all that the decoder holds was computed as the plain path does
+        self._exact = True  # whether all that the decoder holds has the bits of the plain path
         self._plain: Decoder | None = None
         self._alone: list[int] = []  # what the decoder last read in a pass of its own
         self._read = 0  # how many of the seen tokens the plain decoder has read
 
     def read_alone(self, ids: list[int]) -> np.ndarray:
         """Logits after a pass over `ids` alone: the prompt, or what remains of a full window."""
-        self.decoder.clear()
+        self.decoder.rewind(0)
         self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
         return self.decoder.feed(ids)
 
     def shared(self, others: int) -> None:
         """The last token was read in one pass with `others`."""
-        self._exact = self._exact and not others
+        self._exact = self._exact and (self.decoder.exact or not others)
 
     def take(self, logits: np.ndarray) -> bool:
         """Choose a token; True while the stream goes on."""
@@ -2447,7 +2449,7 @@ class Stream:
 
 
 def generate_batch(
-    params: Params,
+    params: Arranged,
     config: GPT2Config,
     prompts: Sequence[Sequence[int]],
     options: Sequence[Options],
@@ -2518,6 +2520,7 @@ from . import host
 from .config import GPT2Config
 from .decode import Decoder, step_together
 from .errors import InvalidParameter
+from .layout import Arranged
 
 
 @dataclass(frozen=True)
@@ -2529,7 +2532,7 @@ class Beam:
 
 
 def beam_search(
-    params: dict[str, np.ndarray],
+    params: Arranged,
     config: GPT2Config,
     prompt: Sequence[int],
     *,
@@ -3074,6 +3077,96 @@ class _PairCounts:
             start = i + 2
         self.words[n] = result + word[start:]
         return new_pairs
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.cache', $pg_gpt2_source$"""Keys and values of the positions that a stream has read, and attention of new rows over them: in rows, or in blocks.
+
+Blocks go with panels: there a row's attention has the same bits whatever other rows it is computed with.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import threads
+from .config import GPT2Config
+from .ops import attend_blocks
+from .ops.attend import attend
+from .tensor import FLOAT32
+
+HEADS_A_TASK = 2  # of a prompt; few rows' attention is too little to share out
+FEW_ROWS = 16
+
+
+class Cache(Protocol):
+    """Keys and values of all layers, of at most `room` positions."""
+
+    room: int
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:
+        """Attention of the rows qkv [T, 3D] over the positions before `start` and themselves, into out [T, D]; they are kept."""
+
+    def copy_to(self, other: Any, length: int) -> None:
+        """The first `length` positions, into a cache of the same kind."""
+
+
+class RowCache:
+    """Keys and values as [H, positions, d]."""
+
+    def __init__(self, config: GPT2Config, room: int) -> None:
+        self.room, self._n_head = room, config.n_head
+        shape = (config.n_layer, config.n_head, room, config.d_head)
+        self._keys, self._values = np.empty(shape, FLOAT32), np.empty(shape, FLOAT32)
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
+        """See Cache."""
+        end = start + len(qkv)
+        q, k, v = _heads(qkv, 3, self._n_head)
+        (mixed,) = _heads(out, 1, self._n_head)
+        keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
+        keys[:, start:], values[:, start:] = k, v
+        heads = self._n_head if len(qkv) == 1 else HEADS_A_TASK
+        threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], start))
+
+    def copy_to(self, other: "RowCache", length: int) -> None:
+        """See Cache."""
+        other._keys[:, :, :length] = self._keys[:, :, :length]
+        other._values[:, :, :length] = self._values[:, :, :length]
+
+
+class BlockCache:
+    """Keys as [H, blocks, d, 64], values as [H, positions, d]; zeros at first, since what is not there gets weight 0."""
+
+    def __init__(self, config: GPT2Config, room: int) -> None:
+        blocks = -(-room // attend_blocks.BLOCK)
+        self.room, self._n_head = room, config.n_head
+        layers = (config.n_layer, config.n_head)
+        self._keys = np.zeros((*layers, blocks, config.d_head, attend_blocks.BLOCK), FLOAT32)
+        self._values = np.zeros((*layers, blocks * attend_blocks.BLOCK, config.d_head), FLOAT32)
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
+        """See Cache."""
+        q, k, v = _heads(qkv, 3, self._n_head)
+        (mixed,) = _heads(out, 1, self._n_head)
+        keys, values = self._keys[layer], self._values[layer]
+        attend_blocks.store(keys, values, k, v, start)
+        if len(qkv) <= FEW_ROWS:
+            attend_blocks.attend_blocks(q, keys, values, mixed, start)
+        else:
+            threads.for_rows(
+                self._n_head,
+                HEADS_A_TASK,
+                lambda h: attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], start),
+            )
+
+    def copy_to(self, other: "BlockCache", length: int) -> None:
+        """See Cache."""
+        blocks = -(-length // attend_blocks.BLOCK)
+        other._keys[:, :, :blocks] = self._keys[:, :, :blocks]
+        other._values[:, :, :length] = self._values[:, :, :length]
+
+
+def _heads(x: np.ndarray, parts: int, n_head: int) -> np.ndarray:  # [T, parts D] -> [parts, H, T, d]
+    return x.reshape(len(x), parts, n_head, -1).transpose(1, 2, 0, 3)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.checkpoint_files', $pg_gpt2_source$"""A checkpoint as one file of the server: `.safetensors` or `.npz`, with weights, moments, and a digest of its manifest.
 
@@ -4155,73 +4248,77 @@ def notice(message: str) -> None:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.decode', $pg_gpt2_source$"""Streams of tokens through a model: keys and values are kept, so that a new token costs one row of work.
 
-The model itself is gpt2.hidden; only its attention is replaced, by the same attention core over the cache.
+The model itself is gpt2.hidden; what differs is the layout of its weights, and that its attention goes over a cache.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from . import gpt2, host, threads
+from .cache import BlockCache, Cache, RowCache
 from .config import GPT2Config
 from .errors import InconsistentData, InvalidParameter
-from .ops.attend import attend
+from .layout import Arranged
+from .ops import panels
+from .ops.panels import Panels
 from .ops.products import product
 from .tape import Eager
-from .tensor import FLOAT32
 
-HEADS_A_TASK = 2  # of a prompt; one token's attention is too little to share out
 PREFILL_ROWS = 256  # rows of the prompt a pass: each pass ends soon enough to be cancelled
 
 
 class Decoder:
-    """Feeds tokens to a model and gives logits; holds keys and values of at most `room` positions."""
+    """Feeds tokens to a model and gives logits; holds keys and values of at most `room` positions.
 
-    def __init__(self, params: dict[str, np.ndarray], config: GPT2Config, room: int) -> None:
+    `exact` says that a row's results have the same bits whatever rows share its pass; it comes with weights in panels.
+    """
+
+    def __init__(self, params: Arranged, config: GPT2Config, room: int) -> None:
         self.params = params
         self.config = config
         self.length = 0
-        shape = (config.n_layer, config.n_head, min(room, config.n_positions), config.d_head)
-        self._keys = np.empty(shape, FLOAT32)
-        self._values = np.empty(shape, FLOAT32)
+        self.exact = isinstance(params["h.0.mlp.c_fc.weight"], Panels)
+        kind: type[RowCache] | type[BlockCache] = BlockCache if self.exact else RowCache
+        self._cache: Cache = kind(config, min(room, config.n_positions))
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids`; logits [vocab] of what follows the last of them."""
         for rows in threads.pieces(len(ids), PREFILL_ROWS):
-            tokens = np.asarray(ids[rows], np.int64)[None]
-            x = gpt2.hidden(Eager(), self.params, tokens, self.config, position=self.length, attend=self._attend_alone)
-            self.length += tokens.size
+            x = self._read(ids[rows])
             host.check_interrupts()
-        return _logits(self.params, x[0, -1:])[0]
+        return checked(_logits(self.params, x[-1:]))[0]
 
-    def clear(self) -> None:
-        """Forget all positions."""
-        self.length = 0
+    def feed_all(self, ids: Sequence[int]) -> np.ndarray:
+        """Append `ids`, a few; logits [len(ids), vocab] of what follows each, not checked to be finite."""
+        return _logits(self.params, self._read(ids))
+
+    def _read(self, ids: Sequence[int]) -> np.ndarray:  # [T] -> [T, D]
+        tokens = np.asarray(ids, np.int64)[None]
+        x = _hidden(self.params, tokens, self.config, position=self.length, attend=self._attend_alone)
+        self.length += tokens.size
+        return x[0]
+
+    def rewind(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        self.length = length
 
     def copy(self) -> "Decoder":
         """Another stream that has read the same tokens."""
-        twin = Decoder(self.params, self.config, self._keys.shape[2])
+        twin = Decoder(self.params, self.config, self._cache.room)
         twin.length = self.length
-        twin._keys[:, :, : self.length] = self._keys[:, :, : self.length]
-        twin._values[:, :, : self.length] = self._values[:, :, : self.length]
+        self._cache.copy_to(twin._cache, self.length)
         return twin
 
     def _attend_alone(self, layer: int, qkv: np.ndarray) -> np.ndarray:  # [1, T, 3D] -> [1, T, D]
-        out = np.empty((*qkv.shape[:2], self.config.d_model), FLOAT32)
+        out = np.empty((*qkv.shape[:2], self.config.d_model), qkv.dtype)
         self.attend(layer, qkv[0], out[0])
         return out
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [T, D]
         """Attention of new rows over all positions so far; their keys and values are kept."""
-        rows, n_head = len(qkv), self.config.n_head
-        q, k, v = qkv.reshape(rows, 3, n_head, -1).transpose(1, 2, 0, 3)
-        end = self.length + rows
-        keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
-        keys[:, self.length :] = k
-        values[:, self.length :] = v
-        mixed = out.reshape(rows, n_head, -1).transpose(1, 0, 2)
-        heads = n_head if rows == 1 else HEADS_A_TASK
-        threads.for_rows(n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], self.length))
+        self._cache.attend(layer, qkv, out, self.length)
 
 
 def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndarray:
@@ -4229,21 +4326,31 @@ def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndar
     first = decoders[0]
 
     def attend_each(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, 1, 3D] -> [B, 1, D]
-        out = np.empty((len(decoders), 1, first.config.d_model), FLOAT32)
+        out = np.empty((len(decoders), 1, first.config.d_model), qkv.dtype)
         each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]
         threads.run(each)
         return out
 
     ids = np.asarray(tokens, np.int64)[:, None]
     lengths = np.asarray([decoder.length for decoder in decoders])
-    x = gpt2.hidden(Eager(), first.params, ids, first.config, position=lengths, attend=attend_each)
+    x = _hidden(first.params, ids, first.config, position=lengths, attend=attend_each)
     for decoder in decoders:
         decoder.length += 1
-    return _logits(first.params, x[:, 0])
+    return checked(_logits(first.params, x[:, 0]))
 
 
-def _logits(params: dict[str, np.ndarray], hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
-    logits = product(hidden, params["wte"].T)
+def _hidden(params: Arranged, ids: np.ndarray, config: GPT2Config, **options: Any) -> np.ndarray:
+    return gpt2.hidden(Eager(), params, ids, config, **options)
+
+
+def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
+    wte = params["wte"]
+    exact = isinstance(params["h.0.mlp.c_fc.weight"], Panels)
+    return panels.product_with_rows(hidden, wte) if exact else product(hidden, wte.T)
+
+
+def checked(logits: np.ndarray) -> np.ndarray:
+    """`logits`; XX001 when one is not finite."""
     if not np.isfinite(logits.max()):
         raise InconsistentData(
             "the model's logits are not finite",
@@ -5444,9 +5551,13 @@ import numpy as np
 
 from .bpe import StreamDecoder, Tokenizer
 from .config import GPT2Config
-from .decode import Decoder
+from .decode import Decoder, checked
 from .errors import InvalidParameter, NullNotAllowed
+from .layout import Arranged
+from .lookup import Drafts
 from .sampling import Draws, Sampling, choose, log_softmax
+
+look_up = True  # draft what follows from what was seen, where that cannot change a token
 
 
 @dataclass(frozen=True)
@@ -5483,7 +5594,7 @@ class Token:
 
 
 def tokens(
-    params: dict[str, np.ndarray],
+    params: Arranged,
     config: GPT2Config,
     prompt: Sequence[int],
     options: Options,
@@ -5496,26 +5607,46 @@ def tokens(
     logits = decoder.feed(seen[-config.n_positions :]) if options.max_tokens else None
 
     def generate(logits: np.ndarray) -> Iterator[Token]:
-        for step in range(1, options.max_tokens + 1):
-            token = choose(logits, options.sampling, draws.next(), seen)
-            logprob = log_softmax(logits, token)
-            seen.append(token)
-            if token == options.eos or stopped(token):
-                yield Token(token, logprob, "stop")
+        left = options.max_tokens
+        drafts = Drafts() if decoder.exact and look_up else None
+        for rows, draft in _passes(decoder, drafts, seen, logits, options):
+            for row, drafted in zip(rows, [*draft, None]):
+                token = choose(checked(row), options.sampling, draws.next(), seen)
+                logprob = log_softmax(row, token)
+                seen.append(token)
+                left -= 1
+                if token == options.eos or stopped(token):
+                    yield Token(token, logprob, "stop")
+                    return
+                yield Token(token, logprob, None if left else "length")
+                if token != drafted:
+                    break
+            if not left:
                 return
-            yield Token(token, logprob, "length" if step == options.max_tokens else None)
-            if step < options.max_tokens:
-                logits = _advance(decoder, seen)
 
     return generate(logits) if logits is not None else iter(())
 
 
-def _advance(decoder: Decoder, seen: list[int]) -> np.ndarray:
-    """Logits after one more token; when the window is full, after its last half read anew."""
-    if decoder.length < decoder.config.n_positions:
-        return decoder.feed(seen[-1:])
-    decoder.clear()
-    return decoder.feed(kept_window(seen, decoder.config))
+def _passes(
+    decoder: Decoder, drafts: Drafts | None, seen: list[int], logits: np.ndarray, options: Options
+) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """Logits after `seen` and after each token of a draft of what follows, and the draft; the caller appends to `seen`."""
+    config = decoder.config
+    end = len(seen) + options.max_tokens
+    yield logits[None], []
+    while True:
+        if decoder.length == config.n_positions:
+            decoder.rewind(0)
+            yield decoder.feed(kept_window(seen, config))[None], []
+            continue
+        most = min(config.n_positions - decoder.length, end - len(seen)) - 1
+        draft = drafts.propose(seen, most) if drafts else []
+        before, length = len(seen), decoder.length
+        yield decoder.feed_all([seen[-1], *draft]), draft
+        accepted = len(seen) - before - 1
+        decoder.rewind(length + 1 + accepted)
+        if drafts:
+            drafts.report(len(draft), accepted)
 
 
 def kept_window(seen: list[int], config: GPT2Config) -> list[int]:
@@ -6248,6 +6379,149 @@ def _backward(name: str, dy: np.ndarray, y: np.ndarray | None, *arrays: np.ndarr
 def _bytes(arrays: Sequence[np.ndarray]) -> tuple[bytes, ...]:
     return tuple(map(to_bytes, arrays))
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.layout', $pg_gpt2_source$"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or linear layers in panels where that pays.
+
+The choice follows from what this CPU and BLAS do with panels of the model's sizes, hence is the same in all sessions of a server.
+Everything that asks for a tensor by name, a tape or a trace, gets it as the checkpoint has it.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .config import GPT2Config
+from .ops import attend_blocks, panels
+from .ops.panels import Panels
+
+Params = Mapping[str, np.ndarray]
+Arranged = Mapping[str, Any]  # arrays, or Panels for the weights of linear layers
+
+use_panels: bool | None = None  # None: where they pay
+
+
+def in_panels(config: GPT2Config) -> bool:
+    """Whether linear layers of such a model lie in panels."""
+    if use_panels is not None:
+        return use_panels
+    d = config.d_model
+    return panels.serve((d, 4 * d)) and attend_blocks.serves(config.n_head, config.d_head)
+
+
+def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what is kept for each tensor."""
+    shapes = config.param_shapes()
+    if not in_panels(config):
+        return shapes
+    return {name: panels.stored_shape(shape) if _is_linear(name, shape) else shape for name, shape in shapes.items()}
+
+
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and name.startswith("h.")
+
+
+class Stored(Mapping[str, np.ndarray]):
+    """What is kept for each tensor of `params`, made when it is asked for."""
+
+    def __init__(self, params: Params, config: GPT2Config) -> None:
+        self._params, self._shapes = params, stored_shapes(config)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = self._params[name]
+        return array if array.shape == self._shapes[name] else Panels.of(array).data
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+class Plain(Mapping[str, np.ndarray]):
+    """Each tensor as the checkpoint has it; one from panels is a new copy at every call."""
+
+    def __init__(self, arranged: Arranged) -> None:
+        self._arranged = arranged
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        found = self._arranged[name]
+        return found.plain() if isinstance(found, Panels) else found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arranged)
+
+    def __len__(self) -> int:
+        return len(self._arranged)
+
+
+def arranged(stored: Params, config: GPT2Config) -> Arranged:
+    """The parameters for a `Decoder`, from what is kept for them."""
+    shapes = config.param_shapes()
+    return {
+        name: array if array.shape == shapes[name] else Panels(array, shapes[name]) for name, array in stored.items()
+    }
+
+
+def arrange(params: dict[str, np.ndarray], config: GPT2Config) -> Arranged:
+    """The parameters for a `Decoder`, from those of the checkpoint, which are taken out of `params` one by one."""
+    stored = Stored(params, config)
+    kept = {}
+    for name in list(params):
+        kept[name] = stored[name]
+        kept[name].flags.writeable = False
+        del params[name]
+    return arranged(kept, config)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.lookup', $pg_gpt2_source$"""Drafts of what comes next: what followed the last few tokens when they occurred before (prompt lookup, Saxena 2023).
+
+A draft is verified in one pass of the model, so it may be wrong at the cost of a few rows. Up to four rows cost hardly more
+than one; longer drafts have to be earned by shorter ones that came true, and where drafts keep failing they become rare.
+"""
+
+from collections.abc import Sequence
+
+NGRAM = 3  # tokens that have to agree
+SHORT, LONG = 3, 15  # tokens of a draft: with the token before them 4 to 16 rows
+PATIENCE = 32  # tokens without a draft, at most
+
+
+class Drafts:
+    """Proposals for the continuation of a growing sequence."""
+
+    def __init__(self) -> None:
+        self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> the place after its last occurrence but the present one
+        self._known = 0  # tokens whose n-grams are entered
+        self._size = SHORT
+        self._pause = self._wait = 0
+
+    def propose(self, seen: Sequence[int], most: int) -> list[int]:
+        """Up to `most` tokens that may follow `seen`; none without a precedent."""
+        for end in range(max(self._known, NGRAM), len(seen)):
+            self._ends[tuple(seen[end - NGRAM : end])] = end
+        self._known = len(seen)
+        start = self._ends.get(tuple(seen[-NGRAM:])) if len(seen) >= NGRAM else None
+        if self._wait:
+            self._wait -= 1
+            return []
+        if start is None:
+            return []
+        period = len(seen) - start  # a draft that reaches the end of what was seen repeats itself
+        return [seen[start + i % period] for i in range(min(self._size, most))]
+
+    def report(self, drafted: int, accepted: int) -> None:
+        """How many of the `drafted` tokens came true."""
+        if not drafted:
+            return
+        if accepted == drafted:
+            self._size = min(LONG, 2 * self._size + 1)
+        else:
+            self._size = SHORT
+        if accepted:
+            self._pause = 0
+        else:
+            self._pause = min(PATIENCE, 2 * self._pause + 1)
+        self._wait = self._pause
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops', $pg_gpt2_source$"""The ops, in one registry: `registry[name]` is an `Op`; calling it is the forward pass, `grads` the backward pass.
 
 Importing this package enters them all. Rules for writing one are in `op`.
@@ -6501,6 +6775,91 @@ def _collect(a: np.ndarray, b: np.ndarray, total: np.ndarray, end: int) -> None:
         np.matmul(a, b, out=total)
     else:
         total[..., :end, :] += np.matmul(a, b)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.attend_blocks', $pg_gpt2_source$"""Attention of a few new rows over keys and values kept in blocks of 64 positions; a row's bits do not depend on the others.
+
+Keys lie as [H, blocks, d, 64], values as [H, positions, d]: all products are small ones, as in panels.py. What a row does not see
+has weight 0 and adds nothing, so neither the number of rows nor that of blocks matters.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from .. import threads
+from . import buffers
+
+BLOCK = 64  # positions
+ROWS = 8  # at a time
+SEGMENT = 1024  # positions whose values are mixed in one product
+
+
+def attend_blocks(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int
+) -> None:  # [H, t, d], [H, blocks, d, 64], [H, 64 blocks, d], [H, t, d]
+    """out = softmax(q k' / sqrt(d)) v, where row i sees the positions 0 .. offset + i."""
+    for rows in threads.pieces(q.shape[1], ROWS):
+        _attend(q[:, rows], keys, values, out[:, rows], offset + rows.start)
+
+
+def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int) -> None:
+    n_head, t, d = q.shape
+    blocks = -(-(offset + t) // BLOCK)
+    room = max(2, t)  # BLAS treats a single row otherwise
+    rows = buffers.scratch("queries", (n_head, 1, room, d), q.dtype)
+    rows[:, :, t:] = 0
+    np.multiply(q, d**-0.5, out=rows[:, 0, :t])
+    scores = buffers.scratch("scores", (n_head, room, blocks, BLOCK), q.dtype)
+    np.matmul(rows, keys[:, :blocks], out=scores.swapaxes(1, 2))
+    flat = scores.reshape(n_head, room, -1)
+    z = flat[:, :t]
+    z[..., offset:] += _future(t)[:, : z.shape[-1] - offset]
+    z -= z.max(axis=-1, keepdims=True)
+    np.exp(z, out=z)
+    total = scores[:, :t].sum(axis=2).sum(axis=-1, keepdims=True)
+    mixed = np.matmul(flat[..., :SEGMENT], values[:, : min(SEGMENT, flat.shape[-1])])
+    for start in range(SEGMENT, flat.shape[-1], SEGMENT):
+        part = slice(start, min(start + SEGMENT, flat.shape[-1]))
+        mixed += np.matmul(flat[..., part], values[:, part])
+    np.divide(mixed[:, :t], total, out=out)
+
+
+@lru_cache(maxsize=ROWS)
+def _future(rows: int) -> np.ndarray:
+    """[rows, rows + 63]: -inf where the key comes after the query, else 0; up to the end of a block."""
+    return np.triu(np.full((rows, rows + BLOCK - 1), -np.inf, np.float32), 1)
+
+
+def store(
+    keys: np.ndarray, values: np.ndarray, k: np.ndarray, v: np.ndarray, start: int
+) -> None:  # [H, blocks, d, 64], [H, 64 blocks, d], [H, t, d], [H, t, d]
+    """Keep keys and values of the positions from `start` on."""
+    end = start + k.shape[1]
+    values[:, start:end] = v
+    for block in range(start // BLOCK, -(-end // BLOCK)):
+        first = block * BLOCK
+        places = slice(max(start, first), min(end, first + BLOCK))
+        keys[:, block, :, places.start - first : places.stop - first] = k[
+            :, places.start - start : places.stop - start
+        ].swapaxes(-1, -2)
+
+
+@lru_cache(maxsize=16)
+def serves(n_head: int, d: int) -> bool:
+    """Whether rows have the same bits alone and together, with this CPU and BLAS."""
+    random = np.random.Generator(np.random.Philox(2))
+    t = 2 * BLOCK
+    q, k, v = random.standard_normal((3, n_head, t, d), np.float32)
+    keys, values = np.zeros((n_head, 2, d, BLOCK), np.float32), np.zeros((n_head, t, d), np.float32)
+    store(keys, values, k, v, 0)
+    whole = np.empty_like(q)
+    attend_blocks(q, keys, values, whole, 0)
+    for start, rows in ((0, 1), (5, 3), (31, 1), (60, 7), (90, 2), (127, 1)):
+        some = np.empty((n_head, rows, d), np.float32)
+        attend_blocks(q[:, start : start + rows], keys, values, some, start)
+        if not np.array_equal(some, whole[:, start : start + rows]):
+            return False
+    return True
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.attention', $pg_gpt2_source$"""causal_attention on a packed q|k|v projection, heads in parallel; and attention with its two projections.
 
@@ -7029,10 +7388,11 @@ from typing import Any
 
 import numpy as np
 
-from . import buffers
+from . import buffers, panels
 from .activations import gelu, gelu_backward
 from .elementwise import unbroadcast
 from .op import Sink, misfit, register
+from .panels import Panels
 from .products import as_rows, column_sums, gradient_buffer, product, product_tasks, run_all
 
 Grads = tuple[np.ndarray | None, ...]
@@ -7067,11 +7427,12 @@ def matmul_backward(
 register("matmul", matmul, matmul_backward, "a b", reads=(0, 1))
 
 
-def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
-    """x @ w + b on the last axis."""
+def linear(x: np.ndarray, w: np.ndarray | Panels, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
+    """x @ w + b on the last axis. Weights for inference may come in panels."""
     if w.ndim != 2 or b.shape != w.shape[1:] or not x.ndim or x.shape[-1] != w.shape[0]:
         raise misfit("linear", "x is [.., k], w is [k, n], b is [n]", x=x.shape, w=w.shape, b=b.shape)
-    return product(as_rows(x), w, bias=b).reshape(*x.shape[:-1], w.shape[1])
+    y = panels.product(as_rows(x), w, b) if isinstance(w, Panels) else product(as_rows(x), w, bias=b)
+    return y.reshape(*x.shape[:-1], w.shape[1])
 
 
 def linear_backward(
@@ -7357,14 +7718,18 @@ def layernorm(
     mean_of = np.full((n, 1), 1.0 / n, x.dtype)
 
     def block(r: slice) -> None:
-        x, y = rows[r], out[r]
-        stats[0, r] = x @ mean_of
-        np.subtract(x, stats[0, r], out=y)
-        variance = np.einsum("ij,ij->i", y, y)[:, None] / n
-        stats[1, r] = 1.0 / np.sqrt(variance + eps)
-        y *= stats[1, r]
-        y *= gamma
-        y += beta
+        # Each row is a product of its own: BLAS treats rows in groups, and a row's bits would depend on how many there are.
+        mean, rstd, out_r = stats[0, r], stats[1, r], out[r]
+        np.matmul(rows[r][:, None], mean_of, out=mean[..., None])
+        np.subtract(rows[r], mean, out=out_r)
+        np.matmul(out_r[:, None], out_r[..., None], out=rstd[..., None])
+        rstd /= n
+        rstd += eps
+        np.sqrt(rstd, out=rstd)
+        np.reciprocal(rstd, out=rstd)
+        out_r *= rstd
+        out_r *= gamma
+        out_r += beta
 
     threads.for_rows(len(rows), max(1, BLOCK // n), block)
     return y, stats
@@ -7534,6 +7899,190 @@ def normal_axis(op: str, axis: int, ndim: int) -> int:
             hint="Axes count from 0; negative ones from the end.",
         )
     return axis % ndim
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.panels', $pg_gpt2_source$"""Weights for inference in panels, [ceil(N/64)][K][64], and products with them in which a row's bits do not depend on the others.
+
+OpenBLAS packs all weights anew for a product of two or more rows, except in its kernels for small matrices (AVX-512, m n k up to
+a million). Here every product is a stack of such small ones: up to four rows cost what one does, and many rows no more than one
+large product. Elsewhere panels are slow and their rows depend on each other; `serve` finds out by trying.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from .. import threads
+from . import buffers
+
+WIDTH = 64
+ROWS = 16  # at a time
+SMALL = 1_000_000  # m n k of OpenBLAS's kernels for small matrices
+DEPTH = SMALL // (WIDTH * ROWS)  # of a panel; a deeper one is cut and the parts are added
+PARALLEL_FLOPS = 2e6
+PIECE_FLOPS = 400e6
+TRIAL_SCALARS = 1 << 20  # of weights that are timed
+
+
+class Panels:
+    """Weights [K, N] of a linear layer, laid out in panels."""
+
+    __slots__ = ("data", "dtype", "shape")
+
+    def __init__(self, data: np.ndarray, shape: tuple[int, ...]) -> None:
+        self.data, self.shape, self.dtype = data, shape, data.dtype
+
+    @classmethod
+    def of(cls, w: np.ndarray) -> "Panels":
+        """The panels of w [K, N]."""
+        data = np.zeros(stored_shape(w.shape), w.dtype)
+        for rows, panel in zip(threads.pieces(w.shape[1], WIDTH), data):
+            panel[:, : rows.stop - rows.start] = w[:, rows]
+        return cls(data, w.shape)
+
+    @property
+    def ndim(self) -> int:
+        """2, as of the weights."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self.data.nbytes
+
+    def plain(self) -> np.ndarray:
+        """The weights [K, N] in rows, a copy."""
+        k, n = self.shape
+        return np.ascontiguousarray(self.data.transpose(1, 0, 2).reshape(k, -1)[:, :n])
+
+
+def stored_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Shape of the panels of weights [K, N]."""
+    k, n = shape
+    return -(-n // WIDTH), k, WIDTH
+
+
+def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndarray:  # [m, K], [K, N], [N] -> [m, N]
+    """x @ w (+ bias)."""
+    m, n, count = len(x), w.shape[1], len(w.data)
+    x = _paired(x)
+    padded = buffers.empty((len(x), count * WIDTH), x.dtype)
+
+    def piece(c: slice) -> None:
+        columns = slice(c.start * WIDTH, min(c.stop * WIDTH, n))
+        _multiply(x, w.data[c], padded[:, c.start * WIDTH : c.stop * WIDTH])
+        if bias is not None:
+            padded[:m, columns] += bias[columns]
+
+    _for_panels(count, 2.0 * m * w.shape[0] * n, piece)
+    return padded[:m] if n == count * WIDTH else np.ascontiguousarray(padded[:m, :n])
+
+
+def product_with_rows(x: np.ndarray, table: np.ndarray) -> np.ndarray:  # [m, D], [V, D] -> [m, V]
+    """x @ table', where each 64 rows of the table are a panel as they lie. The last panel overlaps the one before it."""
+    m, (v, d), count = len(x), table.shape, len(table) // WIDTH
+    x = _paired(x)
+    out = np.empty((len(x), v), x.dtype)
+
+    def piece(c: slice) -> None:
+        panels = table[c.start * WIDTH : c.stop * WIDTH].reshape(-1, WIDTH, d).swapaxes(1, 2)
+        _multiply(x, panels, out[:, c.start * WIDTH : c.stop * WIDTH])
+
+    if count:
+        _for_panels(count, 2.0 * m * d * v, piece)
+    if v % WIDTH:
+        last = min(v, WIDTH)
+        _multiply(x, table[None, v - last :].swapaxes(1, 2), out[:, v - last :])
+    return out[:m]
+
+
+def _paired(x: np.ndarray) -> np.ndarray:
+    """x, or a row alone with a second one of zeros, since BLAS treats a single row otherwise."""
+    if len(x) > 1:
+        return x
+    pair = np.zeros((2, x.shape[1]), x.dtype)
+    pair[:1] = x
+    return pair
+
+
+def _for_panels(count: int, flops: float, piece: Callable[[slice], object]) -> None:
+    """Call `piece` for ranges of `count` panels on all cores, cut by the size of the problem."""
+    if flops < PARALLEL_FLOPS:
+        piece(slice(0, count))
+    else:
+        threads.for_rows(count, -(-count // (2 * max(1, round(flops / (2 * PIECE_FLOPS))))), piece)
+
+
+def _multiply(x: np.ndarray, panels: np.ndarray, out: np.ndarray) -> None:  # [m, K], [P, K, w], [m, P w], m > 1
+    """out = x @ each panel."""
+    first, *others = _parts(x.shape[1])
+    _multiply_part(x[:, first], panels[:, first], out)
+    for part in others:
+        term = buffers.scratch("panels", out.shape, out.dtype)
+        _multiply_part(x[:, part], panels[:, part], term)
+        out += term
+
+
+@lru_cache(maxsize=64)
+def _parts(k: int) -> list[slice]:
+    """Equal parts of the depth, so that ROWS rows make small products; one where there are none."""
+    count = next((n for n in range(-(-k // DEPTH), k // 16 + 1) if k % n == 0), 1)
+    return threads.pieces(k, k // count)
+
+
+def _multiply_part(x: np.ndarray, panels: np.ndarray, out: np.ndarray) -> None:
+    m, (count, k, width) = len(x), panels.shape
+    whole = m - m % ROWS
+    if whole:
+        results = out[:whole].reshape(-1, ROWS, count, width).transpose(2, 0, 1, 3)
+        np.matmul(x[:whole].reshape(-1, ROWS, k), panels[:, None], out=results)
+    if m - whole == 1:
+        pair = buffers.scratch("pair", (2, count * width), x.dtype)
+        _multiply_part(_paired(x[whole:]), panels, pair)
+        out[whole] = pair[0]
+    elif m > whole:
+        np.matmul(x[whole:], panels, out=out[whole:m].reshape(-1, count, width).swapaxes(0, 1))
+
+
+def serve(depths: Sequence[int]) -> bool:
+    """Whether panels of weights of these depths give each row the same bits in any company, and are no slower than rows."""
+    parts = {part.stop - part.start for depth in depths for part in _parts(depth)[:1]}
+    return all(_serves(k) for k in sorted(parts))
+
+
+@lru_cache(maxsize=64)
+def _serves(k: int) -> bool:
+    random = np.random.Generator(np.random.Philox(1))
+    x = random.standard_normal((2 * ROWS, k), np.float32)
+    w = random.standard_normal((k, 8 * WIDTH + 1), np.float32)
+    panels, table = Panels.of(w), np.ascontiguousarray(w.T)
+    if not (
+        _rows_are_alone(lambda x: product(x, panels), x) and _rows_are_alone(lambda x: product_with_rows(x, table), x)
+    ):
+        return False
+    w = np.tile(w, (1, TRIAL_SCALARS // w.size + 1))
+    panels = Panels.of(w)
+    out = np.empty((4, panels.data.shape[0] * WIDTH), np.float32)
+    return _seconds(lambda: _multiply(x[:4], panels.data, out)) < _seconds(lambda: x[:4] @ w)
+
+
+def _rows_are_alone(times: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> bool:
+    whole = times(x)
+    return all(
+        np.array_equal(times(x[:m]), whole[:m]) and np.array_equal(times(x[-m:]), whole[-m:])
+        for m in range(1, ROWS + 1)
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The least of several tries."""
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.products', $pg_gpt2_source$"""Matrix products on all cores: the result is cut into fixed pieces, each one BLAS call on views of the operands.
 
@@ -8076,8 +8625,9 @@ A parameter is the handle that this session mapped for it, else one made from th
 given as bytes has no identity: it is the latest value of this session with the same bytes, else a new one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -8146,12 +8696,13 @@ class Recorder:
         """Handles of all parameters of a model; those that are not mapped yet are made and mapped."""
         mapped = mapped_params(model.name)
         found = {}
-        for name, array in model.params.items():
+        shapes = model.config.param_shapes()
+        for name, shape in shapes.items():
             if name in mapped:
-                found[name] = self._whole(name, mapped[name], array.shape)
-        missing = [name for name in model.params if name not in found]
+                found[name] = self._whole(name, mapped[name], shape)
+        missing = [name for name in shapes if name not in found]
         found |= materialize(self, model, missing)
-        return {name: found[name] for name in model.params}
+        return {name: found[name] for name in shapes}
 
     def _whole(self, name: str, blocks: Sequence[Recorded], shape: tuple[int, ...]) -> Recorded:
         """One handle for a tensor that is mapped as a whole or in blocks."""
@@ -8165,7 +8716,7 @@ class Recorder:
 
 
 def on_tape(
-    model: weights.Model, work: Callable[[Runner, dict[str, Handle]], Handle], level: str | None = None
+    model: weights.Model, work: Callable[[Runner, Mapping[str, Handle]], Handle], level: str | None = None
 ) -> np.ndarray:
     """The result of `work(run, params)`, recorded while recording is on, or as the audit level says."""
     if level is None:
@@ -8180,8 +8731,10 @@ def on_tape(
 
 def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) -> dict[str, Recorded]:
     """New handles for parameters, mapped to their rows of llm_param."""
-    resources.require_memory(sum(model.params[name].nbytes for name in names), f'handles for model "{model.name}"')
-    found = {name: recorder.leaf(model.params[name], True) for name in names}
+    params = model.params
+    shapes = model.config.param_shapes()
+    resources.require_memory(4 * sum(prod(shapes[name]) for name in names), f'handles for model "{model.name}"')
+    found = {name: recorder.leaf(params[name], True) for name in names}
     recorder.flush()
     db.run(
         "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
@@ -9723,15 +10276,14 @@ import numpy as np
 from . import gpt2, host, threads
 from .config import LAYER_NORM_EPS, GPT2Config
 from .errors import InvalidParameter
+from .layout import Arranged
 from .ops.products import product
 from .tape import Eager
 
 ROWS = 32  # rows of logits at a time: 6 MB of GPT-2's
 
-Params = dict[str, np.ndarray]
 
-
-def token_scores(params: Params, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1]."""
     logprobs = np.empty(len(ids) - 1)
     ranks = np.empty(len(ids) - 1, np.int64)
@@ -9770,7 +10322,7 @@ def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:
             return
 
 
-def embedding(params: Params, config: GPT2Config, ids: Sequence[int], layer: int | None, pooling: str) -> np.ndarray:
+def embedding(params: Arranged, config: GPT2Config, ids: Sequence[int], layer: int | None, pooling: str) -> np.ndarray:
     """Hidden state [D] after `layer` blocks (0 = embeddings, null or n_layer = after the final norm), over all tokens.
 
     Texts longer than the window are cut into windows; 'mean' averages all tokens, 'last' takes the last one.
@@ -9802,7 +10354,7 @@ def _depth(layer: int | None, config: GPT2Config) -> int:
     return depth
 
 
-def _states(params: Params, config: GPT2Config, ids: np.ndarray, depth: int) -> np.ndarray:  # [T] -> [T, D]
+def _states(params: Arranged, config: GPT2Config, ids: np.ndarray, depth: int) -> np.ndarray:  # [T] -> [T, D]
     run = Eager()
     x = gpt2.embed(run, params, ids[None])
     for i in range(depth):
@@ -11082,6 +11634,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from itertools import count
 
 Task = Callable[[], object]
 
@@ -11200,9 +11753,9 @@ class _Batch:
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._left = list(reversed(tasks))
-        self._unfinished = len(self._left)
-        self._lock = threading.Lock()
-        self._done = threading.Event()
+        self._finished = count(1 - len(self._left))  # the last task counts 0
+        self._done = threading.Lock()
+        self._done.acquire()
         self._error: BaseException | None = None
 
     def work(self) -> None:
@@ -11215,13 +11768,11 @@ class _Batch:
                 task()
             except BaseException as error:  # handed to the caller by wait()
                 self._error = self._error or error
-            with self._lock:
-                self._unfinished -= 1
-                if not self._unfinished:
-                    self._done.set()
+            if next(self._finished) == 0:  # atomic as well
+                self._done.release()
 
     def wait(self) -> None:
-        self._done.wait()
+        self._done.acquire()
         if self._error is not None:
             raise self._error
 
@@ -11254,7 +11805,10 @@ def pieces(total: int, size: int) -> list[slice]:
 
 def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
     """Call `work(rows)` for slices of at most `size` of `total` rows, on all cores."""
-    run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]
+    if 0 < total <= size:
+        work(slice(0, total))
+    else:
+        run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tracing', $pg_gpt2_source$"""A forward pass with everything it computes on the way, under names that say where it belongs.
 
@@ -11287,7 +11841,7 @@ class Step:
 
 
 class Tracer:
-    """Runs ops and keeps every result."""
+    """Runs ops and keeps every result. An array of `params` is known by its identity."""
 
     def __init__(self, params: Params, n_head: int) -> None:
         self.steps: list[Step] = []
@@ -11344,6 +11898,7 @@ def attention_weights(qkv: np.ndarray, n_head: int) -> np.ndarray:  # [T, 3D] ->
 
 def trace(params: Params, config: GPT2Config, ids: Sequence[int]) -> list[Step]:
     """Every intermediate value of a forward pass over `ids`, logits and probabilities included."""
+    params = dict(params)
     run = Tracer(params, config.n_head)
     logits = gpt2.logits(run, params, np.asarray(ids, np.int64), config)
     run.steps.append(Step(None, "softmax", "probabilities", lookup("softmax")(logits)))
@@ -11352,6 +11907,7 @@ def trace(params: Params, config: GPT2Config, ids: Sequence[int]) -> list[Step]:
 
 def layer_attention(params: Params, config: GPT2Config, ids: Sequence[int], layer: int) -> np.ndarray:  # -> [H, T, T]
     """The attention matrices of one layer."""
+    params = dict(params)
     run = Tracer(params, config.n_head)
     gpt2.hidden(run, params, np.asarray(ids, np.int64), config)
     return next(step.data for step in run.steps if step.name == f"h.{layer}.attn.weights")
@@ -11359,6 +11915,7 @@ def layer_attention(params: Params, config: GPT2Config, ids: Sequence[int], laye
 
 def logit_lens(params: Params, config: GPT2Config, ids: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """(layer, probabilities [V] of the next token), as if the blocks ended there; layer 0 is the embeddings."""
+    params = dict(params)
     run = Tracer(params, config.n_head)
     gpt2.hidden(run, params, np.asarray(ids, np.int64), config)
     ends = ["embeddings", *(f"h.{i}.output" for i in range(config.n_layer))]
@@ -11579,7 +12136,7 @@ What a run does with it, and what is recorded of that, is in `runs`.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -11842,7 +12399,12 @@ class Session(Learner):
 
 
 def mean_loss(
-    params: weights.Params, config: GPT2Config, model: str, ids: np.ndarray, batch_size: int, chunk: int | None = None
+    params: Mapping[str, np.ndarray],
+    config: GPT2Config,
+    model: str,
+    ids: np.ndarray,
+    batch_size: int,
+    chunk: int | None = None,
 ) -> tuple[float, int]:
     """Mean cross entropy and number of tokens of rows of llm_dataset, without dropout."""
     chunk = resources.attention_chunk() if chunk is None else chunk
@@ -12157,7 +12719,7 @@ class WeightFile:
             for name, shape in self._shapes.items()
         }
 
-    def build(self, params: Params) -> Params | None:
+    def build(self, params: Mapping[str, np.ndarray]) -> Params | None:
         """Write the file, remove those of other versions, and attach it; None where there is no room. One builder at a time."""
         new = os.path.join(self._folder, f"{self._name}.{os.getpid()}.new")
         try:
@@ -12221,7 +12783,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import db, host, resources, store, weight_file
+from . import db, host, layout, resources, store, weight_file
 from .config import GPT2Config
 from .errors import InconsistentData
 from .tensor import FLOAT32
@@ -12238,13 +12800,18 @@ Params = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Model:
-    """A model at one version; `params` are read-only arrays, name -> (shape of the configuration)."""
+    """A model at one version; its arrays are read-only."""
 
     name: str
     config: GPT2Config
     version: str
-    params: Params
+    arranged: layout.Arranged  # as a Decoder wants them
     shared: bool = False  # mapped from the file that all sessions use
+
+    @property
+    def params(self) -> layout.Plain:
+        """Name -> array as the checkpoint has it."""
+        return layout.Plain(self.arranged)
 
 
 class Kept(Protocol):
@@ -12309,7 +12876,7 @@ resources.spare = cache.spare
 
 def size(model: Model) -> int:
     """Bytes of a model's weights."""
-    return sum(array.nbytes for array in model.params.values())
+    return sum(array.nbytes for array in model.arranged.values())
 
 
 def version_of(model: str) -> str:
@@ -12347,7 +12914,8 @@ def load(model: str | None) -> Model:
 
 def _load_private(name: str, wanted: GPT2Config) -> Model:
     """The model in this session's own memory."""
-    return Model(name, wanted, *_read_params(name, wanted))
+    version, params = _read_params(name, wanted)
+    return Model(name, wanted, version, layout.arrange(params, wanted))
 
 
 def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
@@ -12362,18 +12930,20 @@ def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
     )
     if folder is None or row is None or not row["reads_only"] or 4 * wanted.n_params() < weight_file.LEAST_BYTES:
         return None
-    file = weight_file.WeightFile(folder, row["database"], name, version, wanted.param_shapes())
-    params = file.attach()
-    if params is None:
+    shapes = layout.stored_shapes(wanted)
+    key = version if shapes == wanted.param_shapes() else f"{version}_panels"
+    file = weight_file.WeightFile(folder, row["database"], name, key, shapes)
+    stored = file.attach()
+    if stored is None:
         with _builder(name, WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
-            params = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
+            stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
         resources.release_memory()
-    return Model(name, wanted, version, params, shared=True) if params else None
+    return Model(name, wanted, version, layout.arranged(stored, wanted), shared=True) if stored else None
 
 
 def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
     read, params = _read_params(name, wanted)
-    return file.build(params) if read == version else None
+    return file.build(layout.Stored(params, wanted)) if read == version else None
 
 
 @contextmanager
@@ -12408,10 +12978,7 @@ def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
         digest.update((("\n" if count else "") + row["version"]).encode())
         assembly.add(row["name"], row["token_id"], row["shape"], row["data"])
         host.check_interrupts()
-    params = assembly.finish()
-    for array in params.values():
-        array.flags.writeable = False
-    return digest.hexdigest(), params
+    return digest.hexdigest(), assembly.finish()
 
 
 class Assembly:
@@ -12776,8 +13343,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -12792,8 +13359,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -12807,8 +13374,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -12834,8 +13401,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b281fb3ca85c @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 bd535b5c96f8 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -12845,8 +13412,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b281fb3ca85c @extschema@'].models.copy_model(source, target, checkpoint_id)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 bd535b5c96f8 @extschema@'].models.copy_model(source, target, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -12856,8 +13423,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b281fb3ca85c @extschema@'].models.drop_model(model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 bd535b5c96f8 @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -12896,8 +13463,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.changed()
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.changed()
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -12913,8 +13480,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -12924,8 +13491,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -12935,8 +13502,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -12945,8 +13512,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -12956,8 +13523,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -12966,8 +13533,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -12982,8 +13549,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -12993,8 +13560,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -13004,8 +13571,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -13019,8 +13586,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -13030,8 +13597,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -13041,8 +13608,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -13052,8 +13619,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -13063,8 +13630,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -13074,8 +13641,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -13102,8 +13669,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -13135,8 +13702,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -13159,8 +13726,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -13184,8 +13751,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -13205,8 +13772,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -13221,8 +13788,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -13239,8 +13806,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -13254,8 +13821,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -13265,8 +13832,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -13281,8 +13848,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -13303,8 +13870,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -13326,8 +13893,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -13342,8 +13909,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -13375,8 +13942,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].training.train_step(
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed, audit)
 $$;
@@ -13415,8 +13982,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].training.train(
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
 $$;
@@ -13456,8 +14023,8 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b281fb3ca85c @extschema@'].training.train_run(
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
 $$;
@@ -13472,8 +14039,8 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].training.train_stop(model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -13606,8 +14173,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].checkpoints.save(model, note, file_path)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].checkpoints.save(model, note, file_path)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -13617,8 +14184,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].checkpoints.load(model, checkpoint_id)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].checkpoints.load(model, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -13651,8 +14218,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b281fb3ca85c @extschema@'].checkpoints.drop(checkpoint_id)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 bd535b5c96f8 @extschema@'].checkpoints.drop(checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -13662,8 +14229,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -13679,8 +14246,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].checkpoints.diff(a, b)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].checkpoints.diff(a, b)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -13701,8 +14268,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].checkpoints.history(model, name)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].checkpoints.history(model, name)
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -13725,8 +14292,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -13740,8 +14307,8 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].sparklines.of_numbers(numbers, width)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].sparklines.of_numbers(numbers, width)
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars such as █▅▃▂▁▁, from the lowest to the highest; more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -13751,8 +14318,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].sparklines.of_run(run_id, width)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].sparklines.of_run(run_id, width)
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -13766,8 +14333,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].retention.prune_log(model, older_than, keep_every)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].retention.prune_log(model, older_than, keep_every)
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -13839,8 +14406,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -13850,8 +14417,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.values(data)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -13869,8 +14436,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -13879,8 +14446,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -13890,8 +14457,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -13901,8 +14468,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -13912,8 +14479,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -13922,8 +14489,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -13938,8 +14505,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -13954,8 +14521,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -13965,8 +14532,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -13976,8 +14543,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -13992,8 +14559,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -14009,8 +14576,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -14020,8 +14587,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -14030,8 +14597,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -14040,8 +14607,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -14059,8 +14626,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -14080,8 +14647,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -14100,8 +14667,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -14124,8 +14691,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -14135,8 +14702,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -14151,8 +14718,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -14168,8 +14735,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -14189,8 +14756,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -14208,8 +14775,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.tape_id()
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -14219,8 +14786,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -14230,8 +14797,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -14241,8 +14808,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.value(handle)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -14251,8 +14818,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -14262,8 +14829,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -14275,8 +14842,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].pieces.embed(tokens, model, d)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].pieces.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -14306,8 +14873,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -14328,8 +14895,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -14343,8 +14910,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.trace_text(prompt, model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.trace_text(prompt, model)
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -14354,8 +14921,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.trace_ids(ids, model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.trace_ids(ids, model)
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -14370,8 +14937,8 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -14381,8 +14948,8 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.logit_lens(prompt, model, n)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.logit_lens(prompt, model, n)
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -14392,8 +14959,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.token_embedding(token_id, model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.token_embedding(token_id, model)
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token: a row of wte.';
 
@@ -14402,8 +14969,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.dot(tape_id)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.dot(tape_id)
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -14413,8 +14980,8 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.replay_tape(tape_id)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.replay_tape(tape_id)
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -14424,8 +14991,8 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -14450,8 +15017,8 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].admin.doctor()
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].admin.doctor()
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -14461,8 +15028,8 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].admin.cache_status()
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -14472,8 +15039,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].admin.cache_clear()
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].admin.cache_clear()
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -14482,8 +15049,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b281fb3ca85c @extschema@'].admin.grant_usage(role, level)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 bd535b5c96f8 @extschema@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -14520,8 +15087,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.enabled()
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -14531,8 +15098,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
 
@@ -14547,8 +15114,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -14558,8 +15125,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -14569,8 +15136,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -14580,8 +15147,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b281fb3ca85c @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b281fb3ca85c @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

@@ -1,7 +1,8 @@
 """Several prompts at once: one pass of the model a step for all of them, and the tokens that each would get alone.
 
-Rows of a product may differ in their last bits from the same row computed alone. Where that could decide about a token, the
-plain path does: the prompt is decoded alone up to there. This is rare, and it makes the result independent of the batch.
+With weights in rows, a row of a product may differ in its last bits from the same row computed alone. Where that could decide
+about a token, the plain path does: the prompt is decoded alone up to there. This is rare, and it makes the result independent of
+the batch. With weights in panels there is no such difference.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +13,9 @@ from . import host
 from .config import GPT2Config
 from .decode import Decoder, step_together
 from .generation import Options, Token, kept_window
+from .layout import Arranged
 from .sampling import Draws, choose, is_decisive, log_softmax
 
-Params = dict[str, np.ndarray]
 Stopped = Callable[[int], bool]
 
 
@@ -22,7 +23,7 @@ class Stream:
     """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
 
     def __init__(
-        self, params: Params, config: GPT2Config, prompt: Sequence[int], options: Options, stopped: Stopped
+        self, params: Arranged, config: GPT2Config, prompt: Sequence[int], options: Options, stopped: Stopped
     ) -> None:
         self.seen = list(prompt)
         self.tokens: list[Token] = []
@@ -30,20 +31,20 @@ class Stream:
         self.decoder = Decoder(params, config, len(prompt) + options.max_tokens)
         self._stopped = stopped
         self._draws = Draws(options.seed)
-        self._exact = True  # whether all that the decoder holds was computed as the plain path does
+        self._exact = True  # whether all that the decoder holds has the bits of the plain path
         self._plain: Decoder | None = None
         self._alone: list[int] = []  # what the decoder last read in a pass of its own
         self._read = 0  # how many of the seen tokens the plain decoder has read
 
     def read_alone(self, ids: list[int]) -> np.ndarray:
         """Logits after a pass over `ids` alone: the prompt, or what remains of a full window."""
-        self.decoder.clear()
+        self.decoder.rewind(0)
         self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
         return self.decoder.feed(ids)
 
     def shared(self, others: int) -> None:
         """The last token was read in one pass with `others`."""
-        self._exact = self._exact and not others
+        self._exact = self._exact and (self.decoder.exact or not others)
 
     def take(self, logits: np.ndarray) -> bool:
         """Choose a token; True while the stream goes on."""
@@ -71,7 +72,7 @@ class Stream:
 
 
 def generate_batch(
-    params: Params,
+    params: Arranged,
     config: GPT2Config,
     prompts: Sequence[Sequence[int]],
     options: Sequence[Options],

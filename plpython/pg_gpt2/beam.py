@@ -12,6 +12,7 @@ from . import host
 from .config import GPT2Config
 from .decode import Decoder, step_together
 from .errors import InvalidParameter
+from .layout import Arranged
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Beam:
 
 
 def beam_search(
-    params: dict[str, np.ndarray],
+    params: Arranged,
     config: GPT2Config,
     prompt: Sequence[int],
     *,

@@ -1,72 +1,76 @@
 """Streams of tokens through a model: keys and values are kept, so that a new token costs one row of work.
 
-The model itself is gpt2.hidden; only its attention is replaced, by the same attention core over the cache.
+The model itself is gpt2.hidden; what differs is the layout of its weights, and that its attention goes over a cache.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from . import gpt2, host, threads
+from .cache import BlockCache, Cache, RowCache
 from .config import GPT2Config
 from .errors import InconsistentData, InvalidParameter
-from .ops.attend import attend
+from .layout import Arranged
+from .ops import panels
+from .ops.panels import Panels
 from .ops.products import product
 from .tape import Eager
-from .tensor import FLOAT32
 
-HEADS_A_TASK = 2  # of a prompt; one token's attention is too little to share out
 PREFILL_ROWS = 256  # rows of the prompt a pass: each pass ends soon enough to be cancelled
 
 
 class Decoder:
-    """Feeds tokens to a model and gives logits; holds keys and values of at most `room` positions."""
+    """Feeds tokens to a model and gives logits; holds keys and values of at most `room` positions.
 
-    def __init__(self, params: dict[str, np.ndarray], config: GPT2Config, room: int) -> None:
+    `exact` says that a row's results have the same bits whatever rows share its pass; it comes with weights in panels.
+    """
+
+    def __init__(self, params: Arranged, config: GPT2Config, room: int) -> None:
         self.params = params
         self.config = config
         self.length = 0
-        shape = (config.n_layer, config.n_head, min(room, config.n_positions), config.d_head)
-        self._keys = np.empty(shape, FLOAT32)
-        self._values = np.empty(shape, FLOAT32)
+        self.exact = isinstance(params["h.0.mlp.c_fc.weight"], Panels)
+        kind: type[RowCache] | type[BlockCache] = BlockCache if self.exact else RowCache
+        self._cache: Cache = kind(config, min(room, config.n_positions))
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids`; logits [vocab] of what follows the last of them."""
         for rows in threads.pieces(len(ids), PREFILL_ROWS):
-            tokens = np.asarray(ids[rows], np.int64)[None]
-            x = gpt2.hidden(Eager(), self.params, tokens, self.config, position=self.length, attend=self._attend_alone)
-            self.length += tokens.size
+            x = self._read(ids[rows])
             host.check_interrupts()
-        return _logits(self.params, x[0, -1:])[0]
+        return checked(_logits(self.params, x[-1:]))[0]
 
-    def clear(self) -> None:
-        """Forget all positions."""
-        self.length = 0
+    def feed_all(self, ids: Sequence[int]) -> np.ndarray:
+        """Append `ids`, a few; logits [len(ids), vocab] of what follows each, not checked to be finite."""
+        return _logits(self.params, self._read(ids))
+
+    def _read(self, ids: Sequence[int]) -> np.ndarray:  # [T] -> [T, D]
+        tokens = np.asarray(ids, np.int64)[None]
+        x = _hidden(self.params, tokens, self.config, position=self.length, attend=self._attend_alone)
+        self.length += tokens.size
+        return x[0]
+
+    def rewind(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        self.length = length
 
     def copy(self) -> "Decoder":
         """Another stream that has read the same tokens."""
-        twin = Decoder(self.params, self.config, self._keys.shape[2])
+        twin = Decoder(self.params, self.config, self._cache.room)
         twin.length = self.length
-        twin._keys[:, :, : self.length] = self._keys[:, :, : self.length]
-        twin._values[:, :, : self.length] = self._values[:, :, : self.length]
+        self._cache.copy_to(twin._cache, self.length)
         return twin
 
     def _attend_alone(self, layer: int, qkv: np.ndarray) -> np.ndarray:  # [1, T, 3D] -> [1, T, D]
-        out = np.empty((*qkv.shape[:2], self.config.d_model), FLOAT32)
+        out = np.empty((*qkv.shape[:2], self.config.d_model), qkv.dtype)
         self.attend(layer, qkv[0], out[0])
         return out
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [T, D]
         """Attention of new rows over all positions so far; their keys and values are kept."""
-        rows, n_head = len(qkv), self.config.n_head
-        q, k, v = qkv.reshape(rows, 3, n_head, -1).transpose(1, 2, 0, 3)
-        end = self.length + rows
-        keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
-        keys[:, self.length :] = k
-        values[:, self.length :] = v
-        mixed = out.reshape(rows, n_head, -1).transpose(1, 0, 2)
-        heads = n_head if rows == 1 else HEADS_A_TASK
-        threads.for_rows(n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], self.length))
+        self._cache.attend(layer, qkv, out, self.length)
 
 
 def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndarray:
@@ -74,21 +78,31 @@ def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndar
     first = decoders[0]
 
     def attend_each(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, 1, 3D] -> [B, 1, D]
-        out = np.empty((len(decoders), 1, first.config.d_model), FLOAT32)
+        out = np.empty((len(decoders), 1, first.config.d_model), qkv.dtype)
         each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]
         threads.run(each)
         return out
 
     ids = np.asarray(tokens, np.int64)[:, None]
     lengths = np.asarray([decoder.length for decoder in decoders])
-    x = gpt2.hidden(Eager(), first.params, ids, first.config, position=lengths, attend=attend_each)
+    x = _hidden(first.params, ids, first.config, position=lengths, attend=attend_each)
     for decoder in decoders:
         decoder.length += 1
-    return _logits(first.params, x[:, 0])
+    return checked(_logits(first.params, x[:, 0]))
 
 
-def _logits(params: dict[str, np.ndarray], hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
-    logits = product(hidden, params["wte"].T)
+def _hidden(params: Arranged, ids: np.ndarray, config: GPT2Config, **options: Any) -> np.ndarray:
+    return gpt2.hidden(Eager(), params, ids, config, **options)
+
+
+def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
+    wte = params["wte"]
+    exact = isinstance(params["h.0.mlp.c_fc.weight"], Panels)
+    return panels.product_with_rows(hidden, wte) if exact else product(hidden, wte.T)
+
+
+def checked(logits: np.ndarray) -> np.ndarray:
+    """`logits`; XX001 when one is not finite."""
     if not np.isfinite(logits.max()):
         raise InconsistentData(
             "the model's logits are not finite",

@@ -10,9 +10,13 @@ import numpy as np
 
 from .bpe import StreamDecoder, Tokenizer
 from .config import GPT2Config
-from .decode import Decoder
+from .decode import Decoder, checked
 from .errors import InvalidParameter, NullNotAllowed
+from .layout import Arranged
+from .lookup import Drafts
 from .sampling import Draws, Sampling, choose, log_softmax
+
+look_up = True  # draft what follows from what was seen, where that cannot change a token
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Token:
 
 
 def tokens(
-    params: dict[str, np.ndarray],
+    params: Arranged,
     config: GPT2Config,
     prompt: Sequence[int],
     options: Options,
@@ -62,26 +66,46 @@ def tokens(
     logits = decoder.feed(seen[-config.n_positions :]) if options.max_tokens else None
 
     def generate(logits: np.ndarray) -> Iterator[Token]:
-        for step in range(1, options.max_tokens + 1):
-            token = choose(logits, options.sampling, draws.next(), seen)
-            logprob = log_softmax(logits, token)
-            seen.append(token)
-            if token == options.eos or stopped(token):
-                yield Token(token, logprob, "stop")
+        left = options.max_tokens
+        drafts = Drafts() if decoder.exact and look_up else None
+        for rows, draft in _passes(decoder, drafts, seen, logits, options):
+            for row, drafted in zip(rows, [*draft, None]):
+                token = choose(checked(row), options.sampling, draws.next(), seen)
+                logprob = log_softmax(row, token)
+                seen.append(token)
+                left -= 1
+                if token == options.eos or stopped(token):
+                    yield Token(token, logprob, "stop")
+                    return
+                yield Token(token, logprob, None if left else "length")
+                if token != drafted:
+                    break
+            if not left:
                 return
-            yield Token(token, logprob, "length" if step == options.max_tokens else None)
-            if step < options.max_tokens:
-                logits = _advance(decoder, seen)
 
     return generate(logits) if logits is not None else iter(())
 
 
-def _advance(decoder: Decoder, seen: list[int]) -> np.ndarray:
-    """Logits after one more token; when the window is full, after its last half read anew."""
-    if decoder.length < decoder.config.n_positions:
-        return decoder.feed(seen[-1:])
-    decoder.clear()
-    return decoder.feed(kept_window(seen, decoder.config))
+def _passes(
+    decoder: Decoder, drafts: Drafts | None, seen: list[int], logits: np.ndarray, options: Options
+) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """Logits after `seen` and after each token of a draft of what follows, and the draft; the caller appends to `seen`."""
+    config = decoder.config
+    end = len(seen) + options.max_tokens
+    yield logits[None], []
+    while True:
+        if decoder.length == config.n_positions:
+            decoder.rewind(0)
+            yield decoder.feed(kept_window(seen, config))[None], []
+            continue
+        most = min(config.n_positions - decoder.length, end - len(seen)) - 1
+        draft = drafts.propose(seen, most) if drafts else []
+        before, length = len(seen), decoder.length
+        yield decoder.feed_all([seen[-1], *draft]), draft
+        accepted = len(seen) - before - 1
+        decoder.rewind(length + 1 + accepted)
+        if drafts:
+            drafts.report(len(draft), accepted)
 
 
 def kept_window(seen: list[int], config: GPT2Config) -> list[int]:

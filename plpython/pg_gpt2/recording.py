@@ -4,8 +4,9 @@ A parameter is the handle that this session mapped for it, else one made from th
 given as bytes has no identity: it is the latest value of this session with the same bytes, else a new one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -74,12 +75,13 @@ class Recorder:
         """Handles of all parameters of a model; those that are not mapped yet are made and mapped."""
         mapped = mapped_params(model.name)
         found = {}
-        for name, array in model.params.items():
+        shapes = model.config.param_shapes()
+        for name, shape in shapes.items():
             if name in mapped:
-                found[name] = self._whole(name, mapped[name], array.shape)
-        missing = [name for name in model.params if name not in found]
+                found[name] = self._whole(name, mapped[name], shape)
+        missing = [name for name in shapes if name not in found]
         found |= materialize(self, model, missing)
-        return {name: found[name] for name in model.params}
+        return {name: found[name] for name in shapes}
 
     def _whole(self, name: str, blocks: Sequence[Recorded], shape: tuple[int, ...]) -> Recorded:
         """One handle for a tensor that is mapped as a whole or in blocks."""
@@ -93,7 +95,7 @@ class Recorder:
 
 
 def on_tape(
-    model: weights.Model, work: Callable[[Runner, dict[str, Handle]], Handle], level: str | None = None
+    model: weights.Model, work: Callable[[Runner, Mapping[str, Handle]], Handle], level: str | None = None
 ) -> np.ndarray:
     """The result of `work(run, params)`, recorded while recording is on, or as the audit level says."""
     if level is None:
@@ -108,8 +110,10 @@ def on_tape(
 
 def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) -> dict[str, Recorded]:
     """New handles for parameters, mapped to their rows of llm_param."""
-    resources.require_memory(sum(model.params[name].nbytes for name in names), f'handles for model "{model.name}"')
-    found = {name: recorder.leaf(model.params[name], True) for name in names}
+    params = model.params
+    shapes = model.config.param_shapes()
+    resources.require_memory(4 * sum(prod(shapes[name]) for name in names), f'handles for model "{model.name}"')
+    found = {name: recorder.leaf(params[name], True) for name in names}
     recorder.flush()
     db.run(
         "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"

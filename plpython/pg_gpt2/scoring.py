@@ -11,15 +11,14 @@ import numpy as np
 from . import gpt2, host, threads
 from .config import LAYER_NORM_EPS, GPT2Config
 from .errors import InvalidParameter
+from .layout import Arranged
 from .ops.products import product
 from .tape import Eager
 
 ROWS = 32  # rows of logits at a time: 6 MB of GPT-2's
 
-Params = dict[str, np.ndarray]
 
-
-def token_scores(params: Params, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1]."""
     logprobs = np.empty(len(ids) - 1)
     ranks = np.empty(len(ids) - 1, np.int64)
@@ -58,7 +57,7 @@ def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:
             return
 
 
-def embedding(params: Params, config: GPT2Config, ids: Sequence[int], layer: int | None, pooling: str) -> np.ndarray:
+def embedding(params: Arranged, config: GPT2Config, ids: Sequence[int], layer: int | None, pooling: str) -> np.ndarray:
     """Hidden state [D] after `layer` blocks (0 = embeddings, null or n_layer = after the final norm), over all tokens.
 
     Texts longer than the window are cut into windows; 'mean' averages all tokens, 'last' takes the last one.
@@ -90,7 +89,7 @@ def _depth(layer: int | None, config: GPT2Config) -> int:
     return depth
 
 
-def _states(params: Params, config: GPT2Config, ids: np.ndarray, depth: int) -> np.ndarray:  # [T] -> [T, D]
+def _states(params: Arranged, config: GPT2Config, ids: np.ndarray, depth: int) -> np.ndarray:  # [T] -> [T, D]
     run = Eager()
     x = gpt2.embed(run, params, ids[None])
     for i in range(depth):

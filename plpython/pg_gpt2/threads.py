@@ -11,6 +11,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from itertools import count
 
 Task = Callable[[], object]
 
@@ -129,9 +130,9 @@ class _Batch:
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._left = list(reversed(tasks))
-        self._unfinished = len(self._left)
-        self._lock = threading.Lock()
-        self._done = threading.Event()
+        self._finished = count(1 - len(self._left))  # the last task counts 0
+        self._done = threading.Lock()
+        self._done.acquire()
         self._error: BaseException | None = None
 
     def work(self) -> None:
@@ -144,13 +145,11 @@ class _Batch:
                 task()
             except BaseException as error:  # handed to the caller by wait()
                 self._error = self._error or error
-            with self._lock:
-                self._unfinished -= 1
-                if not self._unfinished:
-                    self._done.set()
+            if next(self._finished) == 0:  # atomic as well
+                self._done.release()
 
     def wait(self) -> None:
-        self._done.wait()
+        self._done.acquire()
         if self._error is not None:
             raise self._error
 
@@ -183,4 +182,7 @@ def pieces(total: int, size: int) -> list[slice]:
 
 def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
     """Call `work(rows)` for slices of at most `size` of `total` rows, on all cores."""
-    run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]
+    if 0 < total <= size:
+        work(slice(0, total))
+    else:
+        run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]

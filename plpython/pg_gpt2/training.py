@@ -4,7 +4,7 @@ What a run does with it, and what is recorded of that, is in `runs`.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -267,7 +267,12 @@ class Session(Learner):
 
 
 def mean_loss(
-    params: weights.Params, config: GPT2Config, model: str, ids: np.ndarray, batch_size: int, chunk: int | None = None
+    params: Mapping[str, np.ndarray],
+    config: GPT2Config,
+    model: str,
+    ids: np.ndarray,
+    batch_size: int,
+    chunk: int | None = None,
 ) -> tuple[float, int]:
     """Mean cross entropy and number of tokens of rows of llm_dataset, without dropout."""
     chunk = resources.attention_chunk() if chunk is None else chunk

@@ -60,7 +60,7 @@ class WeightFile:
             for name, shape in self._shapes.items()
         }
 
-    def build(self, params: Params) -> Params | None:
+    def build(self, params: Mapping[str, np.ndarray]) -> Params | None:
         """Write the file, remove those of other versions, and attach it; None where there is no room. One builder at a time."""
         new = os.path.join(self._folder, f"{self._name}.{os.getpid()}.new")
         try:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import db, host, resources, store, weight_file
+from . import db, host, layout, resources, store, weight_file
 from .config import GPT2Config
 from .errors import InconsistentData
 from .tensor import FLOAT32
@@ -31,13 +31,18 @@ Params = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Model:
-    """A model at one version; `params` are read-only arrays, name -> (shape of the configuration)."""
+    """A model at one version; its arrays are read-only."""
 
     name: str
     config: GPT2Config
     version: str
-    params: Params
+    arranged: layout.Arranged  # as a Decoder wants them
     shared: bool = False  # mapped from the file that all sessions use
+
+    @property
+    def params(self) -> layout.Plain:
+        """Name -> array as the checkpoint has it."""
+        return layout.Plain(self.arranged)
 
 
 class Kept(Protocol):
@@ -102,7 +107,7 @@ resources.spare = cache.spare
 
 def size(model: Model) -> int:
     """Bytes of a model's weights."""
-    return sum(array.nbytes for array in model.params.values())
+    return sum(array.nbytes for array in model.arranged.values())
 
 
 def version_of(model: str) -> str:
@@ -140,7 +145,8 @@ def load(model: str | None) -> Model:
 
 def _load_private(name: str, wanted: GPT2Config) -> Model:
     """The model in this session's own memory."""
-    return Model(name, wanted, *_read_params(name, wanted))
+    version, params = _read_params(name, wanted)
+    return Model(name, wanted, version, layout.arrange(params, wanted))
 
 
 def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
@@ -155,18 +161,20 @@ def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
     )
     if folder is None or row is None or not row["reads_only"] or 4 * wanted.n_params() < weight_file.LEAST_BYTES:
         return None
-    file = weight_file.WeightFile(folder, row["database"], name, version, wanted.param_shapes())
-    params = file.attach()
-    if params is None:
+    shapes = layout.stored_shapes(wanted)
+    key = version if shapes == wanted.param_shapes() else f"{version}_panels"
+    file = weight_file.WeightFile(folder, row["database"], name, key, shapes)
+    stored = file.attach()
+    if stored is None:
         with _builder(name, WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
-            params = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
+            stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
         resources.release_memory()
-    return Model(name, wanted, version, params, shared=True) if params else None
+    return Model(name, wanted, version, layout.arranged(stored, wanted), shared=True) if stored else None
 
 
 def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
     read, params = _read_params(name, wanted)
-    return file.build(params) if read == version else None
+    return file.build(layout.Stored(params, wanted)) if read == version else None
 
 
 @contextmanager
@@ -201,10 +209,7 @@ def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
         digest.update((("\n" if count else "") + row["version"]).encode())
         assembly.add(row["name"], row["token_id"], row["shape"], row["data"])
         host.check_interrupts()
-    params = assembly.finish()
-    for array in params.values():
-        array.flags.writeable = False
-    return digest.hexdigest(), params
+    return digest.hexdigest(), assembly.finish()
 
 
 class Assembly:

@@ -87,7 +87,7 @@ class _TextJob:
         _require_cache(model, [len(ids)], max_tokens)
         self.prefix = prompt if echo else ""
         self.text = TextStream(self.tokenizer, options.stop, options.eos)
-        self.tokens = tokens(model.params, model.config, ids, options, self.text.add)
+        self.tokens = tokens(model.arranged, model.config, ids, options, self.text.add)
 
     def finish(self) -> str:
         """All the text, when no token is left."""
@@ -150,7 +150,7 @@ def generate_batch(
     _require_cache(model, list(map(len, ids)), max_tokens)
     each = [replace(options, seed=options.seed + n) for n in range(len(ids))]
     texts = [TextStream(tokenizer, options.stop, options.eos) for _ in ids]
-    batch.generate_batch(model.params, model.config, ids, each, [text.add for text in texts])
+    batch.generate_batch(model.arranged, model.config, ids, each, [text.add for text in texts])
     return [(n, (prompt if echo else "") + _finished(text)) for n, (prompt, text) in enumerate(zip(prompts, texts), 1)]
 
 
@@ -186,7 +186,7 @@ def beam_search(
     options = _options(max_tokens, Sampling(), eos_token, 0, None, model.config, tokenizer)
     _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
     beams = beam.beam_search(
-        model.params,
+        model.arranged,
         model.config,
         ids,
         width=beam_width,
@@ -253,7 +253,7 @@ def generate_tokens(
     _require_cache(model, [len(ids)], max_tokens)
     text = TextStream(tokenizer, options.stop, options.eos) if tokenizer else None
     found: list[int] = []
-    new: Iterator[Token] = tokens(model.params, model.config, ids, options, text.add if text else lambda token: False)
+    new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
     for token in new:
         found.append(token.id)
         host.check_interrupts()
@@ -276,7 +276,7 @@ def next_token(prompt: str, n: int, temperature: float, model_name: str | None) 
     model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
     ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
-    logits = Decoder(model.params, model.config, len(ids)).feed(ids)
+    logits = Decoder(model.arranged, model.config, len(ids)).feed(ids)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
     best = np.argsort(-logits, kind="stable")[:n]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import gpt2, recording, resources, store, weights
+from .. import gpt2, layout, recording, resources, store, weights
 from ..config import block_shapes
 from ..db import entry
 from ..decode import check_ids
@@ -115,7 +115,7 @@ def forward_gpt2(
     }
     options: dict[str, Any] = {"chunk": resources.attention_chunk(), "drop": _drop(dropout_p, training)}
     if not recording.enabled():
-        return to_bytes(gpt2.blocks(Eager(), loaded.params | final, x, config, **options))
+        return to_bytes(gpt2.blocks(Eager(), layout.Plain({**loaded.arranged, **final}), x, config, **options))
     recorder = Recorder()
     params = recorder.params(loaded)
     for name, array in final.items():

@@ -24,7 +24,7 @@ def logprobs(text: str | None, model_name: str | None) -> list[tuple[Any, ...]]:
     if not text:
         return []
     model, tokenizer, ids = _prepare(text, model_name)
-    scores, ranks = scoring.token_scores(model.params, model.config, ids)
+    scores, ranks = scoring.token_scores(model.arranged, model.config, ids)
     names = [db.storable(tokenizer.decode([token])) for token in ids]
     known: list[tuple[Any, Any]] = [(None, None), *zip(scores.tolist(), ranks.tolist())]
     return [(place, ids[place], names[place], *known[place]) for place in range(len(ids))]
@@ -41,7 +41,7 @@ def perplexity(text: str | None, model_name: str | None) -> float | None:
             f"perplexity needs a text of at least 2 tokens, and this one has {len(ids)}",
             hint="The first token has nothing before it that could predict it.",
         )
-    scores, _ = scoring.token_scores(model.params, model.config, ids)
+    scores, _ = scoring.token_scores(model.arranged, model.config, ids)
     return math.exp(min(-float(scores.mean()), 700.0))
 
 
@@ -54,4 +54,4 @@ def text_embedding(text: str | None, layer: int | None, pooling: str, model_name
     model, _, ids = _prepare(text, model_name)
     if not ids:
         raise InvalidParameter("an empty text has no embedding", hint="Leave empty texts out: WHERE body <> ''.")
-    return scoring.embedding(model.params, model.config, ids, layer, pooling).tolist()
+    return scoring.embedding(model.arranged, model.config, ids, layer, pooling).tolist()

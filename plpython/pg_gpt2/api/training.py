@@ -1,6 +1,7 @@
 """llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def loss(
     chunk = resources.attention_chunk()
     arrays = np.asarray([tokens], np.int64), np.asarray([targets], np.int64)
 
-    def work(run: Runner, params: dict[str, Handle]) -> Handle:
+    def work(run: Runner, params: Mapping[str, Handle]) -> Handle:
         return gpt2.loss(run, params, *arrays, loaded.config, drop=drop, chunk=chunk)
 
     return float(recording.on_tape(loaded, work, level))

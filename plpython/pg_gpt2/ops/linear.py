@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from . import buffers
+from . import buffers, panels
 from .activations import gelu, gelu_backward
 from .elementwise import unbroadcast
 from .op import Sink, misfit, register
+from .panels import Panels
 from .products import as_rows, column_sums, gradient_buffer, product, product_tasks, run_all
 
 Grads = tuple[np.ndarray | None, ...]
@@ -46,11 +47,12 @@ def matmul_backward(
 register("matmul", matmul, matmul_backward, "a b", reads=(0, 1))
 
 
-def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
-    """x @ w + b on the last axis."""
+def linear(x: np.ndarray, w: np.ndarray | Panels, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
+    """x @ w + b on the last axis. Weights for inference may come in panels."""
     if w.ndim != 2 or b.shape != w.shape[1:] or not x.ndim or x.shape[-1] != w.shape[0]:
         raise misfit("linear", "x is [.., k], w is [k, n], b is [n]", x=x.shape, w=w.shape, b=b.shape)
-    return product(as_rows(x), w, bias=b).reshape(*x.shape[:-1], w.shape[1])
+    y = panels.product(as_rows(x), w, b) if isinstance(w, Panels) else product(as_rows(x), w, bias=b)
+    return y.reshape(*x.shape[:-1], w.shape[1])
 
 
 def linear_backward(

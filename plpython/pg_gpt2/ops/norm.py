@@ -26,14 +26,18 @@ def layernorm(
     mean_of = np.full((n, 1), 1.0 / n, x.dtype)
 
     def block(r: slice) -> None:
-        x, y = rows[r], out[r]
-        stats[0, r] = x @ mean_of
-        np.subtract(x, stats[0, r], out=y)
-        variance = np.einsum("ij,ij->i", y, y)[:, None] / n
-        stats[1, r] = 1.0 / np.sqrt(variance + eps)
-        y *= stats[1, r]
-        y *= gamma
-        y += beta
+        # Each row is a product of its own: BLAS treats rows in groups, and a row's bits would depend on how many there are.
+        mean, rstd, out_r = stats[0, r], stats[1, r], out[r]
+        np.matmul(rows[r][:, None], mean_of, out=mean[..., None])
+        np.subtract(rows[r], mean, out=out_r)
+        np.matmul(out_r[:, None], out_r[..., None], out=rstd[..., None])
+        rstd /= n
+        rstd += eps
+        np.sqrt(rstd, out=rstd)
+        np.reciprocal(rstd, out=rstd)
+        out_r *= rstd
+        out_r *= gamma
+        out_r += beta
 
     threads.for_rows(len(rows), max(1, BLOCK // n), block)
     return y, stats

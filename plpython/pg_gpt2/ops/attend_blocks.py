@@ -1,0 +1,84 @@
+"""Attention of a few new rows over keys and values kept in blocks of 64 positions; a row's bits do not depend on the others.
+
+Keys lie as [H, blocks, d, 64], values as [H, positions, d]: all products are small ones, as in panels.py. What a row does not see
+has weight 0 and adds nothing, so neither the number of rows nor that of blocks matters.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from .. import threads
+from . import buffers
+
+BLOCK = 64  # positions
+ROWS = 8  # at a time
+SEGMENT = 1024  # positions whose values are mixed in one product
+
+
+def attend_blocks(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int
+) -> None:  # [H, t, d], [H, blocks, d, 64], [H, 64 blocks, d], [H, t, d]
+    """out = softmax(q k' / sqrt(d)) v, where row i sees the positions 0 .. offset + i."""
+    for rows in threads.pieces(q.shape[1], ROWS):
+        _attend(q[:, rows], keys, values, out[:, rows], offset + rows.start)
+
+
+def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int) -> None:
+    n_head, t, d = q.shape
+    blocks = -(-(offset + t) // BLOCK)
+    room = max(2, t)  # BLAS treats a single row otherwise
+    rows = buffers.scratch("queries", (n_head, 1, room, d), q.dtype)
+    rows[:, :, t:] = 0
+    np.multiply(q, d**-0.5, out=rows[:, 0, :t])
+    scores = buffers.scratch("scores", (n_head, room, blocks, BLOCK), q.dtype)
+    np.matmul(rows, keys[:, :blocks], out=scores.swapaxes(1, 2))
+    flat = scores.reshape(n_head, room, -1)
+    z = flat[:, :t]
+    z[..., offset:] += _future(t)[:, : z.shape[-1] - offset]
+    z -= z.max(axis=-1, keepdims=True)
+    np.exp(z, out=z)
+    total = scores[:, :t].sum(axis=2).sum(axis=-1, keepdims=True)
+    mixed = np.matmul(flat[..., :SEGMENT], values[:, : min(SEGMENT, flat.shape[-1])])
+    for start in range(SEGMENT, flat.shape[-1], SEGMENT):
+        part = slice(start, min(start + SEGMENT, flat.shape[-1]))
+        mixed += np.matmul(flat[..., part], values[:, part])
+    np.divide(mixed[:, :t], total, out=out)
+
+
+@lru_cache(maxsize=ROWS)
+def _future(rows: int) -> np.ndarray:
+    """[rows, rows + 63]: -inf where the key comes after the query, else 0; up to the end of a block."""
+    return np.triu(np.full((rows, rows + BLOCK - 1), -np.inf, np.float32), 1)
+
+
+def store(
+    keys: np.ndarray, values: np.ndarray, k: np.ndarray, v: np.ndarray, start: int
+) -> None:  # [H, blocks, d, 64], [H, 64 blocks, d], [H, t, d], [H, t, d]
+    """Keep keys and values of the positions from `start` on."""
+    end = start + k.shape[1]
+    values[:, start:end] = v
+    for block in range(start // BLOCK, -(-end // BLOCK)):
+        first = block * BLOCK
+        places = slice(max(start, first), min(end, first + BLOCK))
+        keys[:, block, :, places.start - first : places.stop - first] = k[
+            :, places.start - start : places.stop - start
+        ].swapaxes(-1, -2)
+
+
+@lru_cache(maxsize=16)
+def serves(n_head: int, d: int) -> bool:
+    """Whether rows have the same bits alone and together, with this CPU and BLAS."""
+    random = np.random.Generator(np.random.Philox(2))
+    t = 2 * BLOCK
+    q, k, v = random.standard_normal((3, n_head, t, d), np.float32)
+    keys, values = np.zeros((n_head, 2, d, BLOCK), np.float32), np.zeros((n_head, t, d), np.float32)
+    store(keys, values, k, v, 0)
+    whole = np.empty_like(q)
+    attend_blocks(q, keys, values, whole, 0)
+    for start, rows in ((0, 1), (5, 3), (31, 1), (60, 7), (90, 2), (127, 1)):
+        some = np.empty((n_head, rows, d), np.float32)
+        attend_blocks(q[:, start : start + rows], keys, values, some, start)
+        if not np.array_equal(some, whole[:, start : start + rows]):
+            return False
+    return True

@@ -1,0 +1,254 @@
+"""Decoding by its fast paths and without them: panels or rows, together or alone, with drafts or token by token."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pg_gpt2 import batch, beam, generation, gpt2, layout
+from pg_gpt2.config import GPT2Config
+from pg_gpt2.decode import Decoder, step_together
+from pg_gpt2.generation import Options
+from pg_gpt2.lookup import LONG, NGRAM, PATIENCE, Drafts
+from pg_gpt2.ops import attend_blocks, panels
+from pg_gpt2.ops.attend import attend
+from pg_gpt2.ops.linear import linear
+from pg_gpt2.ops.panels import Panels
+from pg_gpt2.sampling import Sampling
+from pg_gpt2.tape import Eager
+
+CONFIGS = [
+    GPT2Config(n_layer=2, n_head=2, d_model=64, n_positions=160, vocab=701),
+    GPT2Config(n_layer=1, n_head=3, d_model=24, n_positions=96, vocab=50),
+]
+GREEDY = Sampling(temperature=0)
+
+
+def random_params(config: GPT2Config, seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights large enough for logits that differ."""
+    params = gpt2.init_params(config, seed)
+    return {name: array * np.float32(4 if array.ndim == 2 else 1) for name, array in params.items()}
+
+
+@pytest.fixture(params=[False, True], ids=["rows", "panels"])
+def by_panels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both layouts, whichever this machine would choose."""
+    monkeypatch.setattr(layout, "use_panels", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
+def test_arranged_weights_are_the_checkpoints_again(config: GPT2Config, by_panels: bool) -> None:
+    params = random_params(config)
+    kept = layout.arrange(dict(params), config)
+    assert isinstance(kept["h.0.attn.c_attn.weight"], Panels) is by_panels
+    plain = layout.Plain(kept)
+    assert list(plain) == list(params) == list(layout.Stored(params, config))
+    for name, array in params.items():
+        np.testing.assert_array_equal(plain[name], array)
+        assert layout.Stored(params, config)[name].shape == layout.stored_shapes(config)[name]
+
+
+@pytest.mark.parametrize(("k", "n"), [(16, 64), (100, 65), (768, 192), (1600, 64), (3072, 130), (997, 70), (7, 3)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 16, 17, 31, 50])
+def test_products_with_panels(k: int, n: int, rows: int) -> None:
+    source = np.random.default_rng(rows)
+    x, w, b = (source.standard_normal(shape, np.float32) for shape in ((rows, k), (k, n), n))
+    wanted = x.astype(np.float64) @ w + b
+    np.testing.assert_allclose(linear(x, Panels.of(w), b), wanted, atol=2e-6 * k**0.5 * 10)
+    np.testing.assert_allclose(
+        panels.product_with_rows(x, np.ascontiguousarray(w.T)) + b, wanted, atol=2e-6 * k**0.5 * 10
+    )
+    np.testing.assert_array_equal(Panels.of(w).plain(), w)
+
+
+@pytest.mark.parametrize("start", [0, 1, 60, 64, 1000, 1023, 1030])
+@pytest.mark.parametrize("rows", [1, 2, 9, 64])
+def test_attention_over_blocks(start: int, rows: int) -> None:
+    q, k, v = np.random.default_rng(start).standard_normal((3, 2, start + rows, 8), np.float32)
+    blocks = -(-(start + rows) // attend_blocks.BLOCK)
+    keys, values = np.zeros((2, blocks, 8, 64), np.float32), np.zeros((2, 64 * blocks, 8), np.float32)
+    attend_blocks.store(keys, values, k[:, :start], v[:, :start], 0)
+    attend_blocks.store(keys, values, k[:, start:], v[:, start:], start)
+    out, wanted = np.empty((2, 2, rows, 8), np.float32)
+    attend_blocks.attend_blocks(q[:, start:], keys, values, out, start)
+    attend(q[:, start:], k, v, wanted, offset=start)
+    np.testing.assert_allclose(out, wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
+def test_every_route_gives_the_logits_of_a_full_pass(config: GPT2Config, by_panels: bool) -> None:
+    params = random_params(config)
+    ids = np.random.default_rng(1).integers(0, config.vocab, 90).tolist()
+    wanted = gpt2.logits(Eager(), params, np.asarray([ids]), config)[0]
+    close = {"atol": 2e-5 * float(np.abs(wanted).max())}
+    arranged = layout.arrange(dict(params), config)
+
+    alone = Decoder(arranged, config, 96)
+    np.testing.assert_allclose(alone.feed(ids[:20]), wanted[19], **close)
+    for place in range(20, 90):
+        np.testing.assert_allclose(alone.feed([ids[place]]), wanted[place], **close)
+
+    several = Decoder(arranged, config, 96)
+    several.feed(ids[:20])
+    np.testing.assert_allclose(several.feed_all(ids[20:30]), wanted[20:30], **close)
+    several.feed_all([0] * 8)
+    several.rewind(30)
+    np.testing.assert_allclose(several.feed_all(ids[30:37]), wanted[30:37], **close)
+
+    streams = [Decoder(arranged, config, 96) for _ in range(5)]
+    for place, stream in enumerate(streams):
+        stream.feed(ids[: 10 * place + 1])
+    streams.append(streams[3].copy())
+    together = step_together(streams, [ids[stream.length] for stream in streams])
+    for stream, row in zip(streams, together):
+        np.testing.assert_allclose(row, wanted[stream.length - 1], **close)
+
+
+def test_rows_in_panels_have_the_same_bits_alone_and_together() -> None:
+    """Where `serve` finds that panels pay; so it says at least with AVX-512, which the tests' own process may have off."""
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        has_avx512 = "avx512vl" in file.read()
+    program = f"""
+from pg_gpt2 import threads
+threads.import_numpy_single_threaded()
+import numpy as np
+from pg_gpt2 import layout
+from pg_gpt2.decode import Decoder, step_together
+from test_decode import CONFIGS, random_params
+for config in CONFIGS:
+    if not layout.in_panels(config):
+        assert not {has_avx512} or "SkylakeX" not in threads.blas_name() or config.d_model < 64, config
+        continue
+    params = layout.arrange(random_params(config), config)
+    ids = np.random.default_rng(1).integers(0, config.vocab, 90).tolist()
+    alone = Decoder(params, config, 96)
+    prompt = alone.feed(ids[:9])
+    one = np.array([prompt, *(alone.feed([token]) for token in ids[9:])])
+    for rows in range(2, 20):
+        several = Decoder(params, config, 96)
+        several.feed(ids[:9])
+        parts = [several.feed_all(ids[start : start + rows]) for start in range(9, 90, rows)]
+        assert np.array_equal(np.concatenate(parts), one[1:]), rows
+    streams = [Decoder(params, config, 96) for _ in range(20)]
+    for place, stream in enumerate(streams):
+        stream.feed(ids[:9])
+        for token in ids[9 : 9 + 4 * place]:
+            stream.feed([token])
+    for row, stream in zip(step_together(streams, [ids[s.length] for s in streams]), streams):
+        assert np.array_equal(row, one[stream.length - 9])
+print("checked")
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
+    here = Path(__file__).parent
+    environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parents[1] / "plpython")])
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "checked\n", done.stderr
+
+
+# --- drafts ---------------------------------------------------------------------------------------------------------
+
+
+def copying_params(config: GPT2Config) -> dict[str, np.ndarray]:
+    """Weights whose greedy continuations soon repeat themselves."""
+    params = random_params(config, 3)
+    return {
+        name: array * np.float32(0.2) if name.endswith("c_proj.weight") else array for name, array in params.items()
+    }
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, Sampling(temperature=0, repetition_penalty=1.1), Sampling(topk=3, temperature=0.2)]
+)
+@pytest.mark.parametrize("weights", [copying_params, random_params])
+def test_drafts_do_not_change_a_token(
+    config: GPT2Config, sampling: Sampling, weights: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also past the window, at the end of max_tokens and at a stop."""
+    monkeypatch.setattr(layout, "use_panels", True)
+    arranged = layout.arrange(weights(config), config)
+    passes = 0
+
+    def counted(decoder: Decoder, ids: list[int]) -> np.ndarray:
+        nonlocal passes
+        passes += 1
+        return feed_all(decoder, ids)
+
+    feed_all = Decoder.feed_all
+    monkeypatch.setattr(Decoder, "feed_all", counted)
+    prompt = [5, 6, 7, 8] * 6
+    found = {}
+    for on in (False, True):
+        monkeypatch.setattr(generation, "look_up", on)
+        for length in (1, 2, 7, 250):
+            passes = 0
+            found[on, length] = list(generation.tokens(arranged, config, prompt, Options(length, sampling, seed=4)))
+            assert len(found[on, length]) == length
+            assert [token.finish for token in found[on, length]] == [None] * (length - 1) + ["length"]
+        found[on, "passes"] = passes
+        eos = found[False, 250][60].id
+        found[on, "eos"] = list(generation.tokens(arranged, config, prompt, Options(250, sampling, eos, seed=4)))
+        assert found[on, "eos"][-1].finish == "stop"
+    for case in (1, 2, 7, 250, "eos"):
+        assert [token.id for token in found[True, case]] == [token.id for token in found[False, case]]
+        np.testing.assert_allclose(
+            [token.logprob for token in found[True, case]], [token.logprob for token in found[False, case]], atol=1e-4
+        )
+    if weights is copying_params and sampling is GREEDY:
+        assert found[True, "passes"] < found[False, "passes"] / 2
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling()])
+def test_a_batch_gives_each_prompt_what_it_gets_alone(config: GPT2Config, sampling: Sampling, by_panels: bool) -> None:
+    arranged = layout.arrange(random_params(config), config)
+    prompts = [[1, 2, 3], list(range(40)), [7] * 95, [4]]
+    options = [Options(80, sampling, None, seed) for seed in range(4)]
+    together = batch.generate_batch(arranged, config, prompts, options, [lambda token: False] * 4)
+    for prompt, option, found in zip(prompts, options, together):
+        alone = generation.tokens(arranged, config, prompt, option)
+        assert [token.id for token in found] == [token.id for token in alone]
+
+
+def test_beams_are_the_same_in_both_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIGS[0]
+    found = []
+    for use_panels in (False, True):
+        monkeypatch.setattr(layout, "use_panels", use_panels)
+        arranged = layout.arrange(random_params(config), config)
+        found.append(
+            beam.beam_search(
+                arranged, config, [1, 2, 3], width=3, max_tokens=20, length_penalty=1.0, early_stopping=False, eos=None
+            )
+        )
+    assert [b.ids for b in found[0]] == [b.ids for b in found[1]]
+
+
+def test_a_draft_is_what_followed_the_same_tokens() -> None:
+    drafts = Drafts()
+    assert drafts.propose([1, 2, 3, 4, 5], 9) == []
+    assert drafts.propose([1, 2, 3, 4, 5, 1, 2, 3], 9) == [4, 5, 1]
+    assert drafts.propose([1, 2, 3, 4, 5, 1, 2, 3, 4], 2) == [5, 1]
+    assert Drafts().propose([8] * (NGRAM + 1), 9) == [8, 8, 8]
+    assert Drafts().propose([8] * (NGRAM + 1), 0) == []
+
+
+def test_drafts_that_come_true_grow_and_others_become_rare() -> None:
+    drafts, seen = Drafts(), [8] * 10
+    sizes = []
+    for _ in range(4):
+        sizes.append(len(drafts.propose(seen, 99)))
+        drafts.report(sizes[-1], sizes[-1])
+    assert sizes == [3, 7, LONG, LONG]
+    drafts.report(LONG, 4)
+    assert len(drafts.propose(seen, 99)) == 3
+    proposed = 0
+    for _ in range(1000):
+        draft = drafts.propose(seen, 99)
+        proposed += bool(draft)
+        drafts.report(len(draft), 0)
+    assert proposed < 1000 / PATIENCE + 10
