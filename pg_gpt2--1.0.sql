@@ -32,7 +32,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 bd535b5c96f8 @extschema@'] = importer['load'](sources, 'pg_gpt2 bd535b5c96f8 @extschema@', '@extschema@')
+GD['pg_gpt2 555482f4c232 @extschema@'] = importer['load'](sources, 'pg_gpt2 555482f4c232 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -60,102 +60,16 @@ def __getattr__(name: str) -> ModuleType:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.admin', $pg_gpt2_source$"""llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage."""
 
-import os
-import platform
-import sys
-import time
-from collections.abc import Iterator
-
-import numpy as np
-
-from .. import __version__, db, resources, store, threads, vocabularies, weight_file, weights
+from .. import db, diagnosis, resources, vocabularies, weight_file, weights
 from ..db import entry
+from ..diagnosis import Finding
 from ..errors import InvalidParameter, UndefinedObject, require
-
-Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
-SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
 
 
 @entry
 def doctor() -> list[Finding]:
     """Rows (item, value, status, hint)."""
-    resources.apply_threads()
-    return [*_software(), *_hardware(), *_database()]
-
-
-def _software() -> Iterator[Finding]:
-    yield "pg_gpt2", f"{__version__} ({db.sources_digest})", "ok", None
-    yield "PostgreSQL", (db.row("SELECT current_setting('server_version') AS v") or {})["v"], "ok", None
-    yield "Python", f"{platform.python_version()} in {sys.base_prefix}", "ok", None
-    old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 24)
-    yield "NumPy", np.__version__, *(("warn", "Upgrade to NumPy 2.") if old else ("ok", None))
-    name = threads.blas_name()
-    if threads.set_blas_threads(1):
-        yield "BLAS", name, "ok", None
-    else:
-        yield "BLAS", name, "warn", "Its threads cannot be set. Install OpenBLAS: libopenblas0, or NumPy from PyPI."
-    if core := os.environ.get("OPENBLAS_CORETYPE"):
-        yield (
-            "OPENBLAS_CORETYPE",
-            core,
-            "warn",
-            "Unset it for the server, unless this processor needs it: it may cost half the speed.",
-        )
-
-
-def _hardware() -> Iterator[Finding]:
-    rate = _gflops()
-    slow = (
-        ("warn", "Install OpenBLAS (apt-get install libopenblas0), or NumPy from PyPI, which brings it.")
-        if rate < SLOW_GFLOPS
-        else ("ok", None)
-    )
-    yield "matrix product", f"{rate:.0f} GFLOP/s on one core", *slow
-    yield "threads", f"{threads.threads()} of {resources.cores()} cores", "ok", None
-    limit = resources.memory_limit()
-    available = resources.available_memory()
-    yield "max_memory", resources.megabytes(limit), "ok", None
-    if available is not None:
-        yield "memory available", resources.megabytes(available), "ok", None
-    yield "cached weights", resources.megabytes(weights.cache.bytes()), "ok", None
-
-
-def _gflops(n: int = 512) -> float:
-    a = np.ones((n, n), np.float32)
-    a @ a
-    began = time.perf_counter()
-    for _ in range(4):
-        a @ a
-    return 8e-9 * n**3 / (time.perf_counter() - began)
-
-
-def _database() -> Iterator[Finding]:
-    encoding = (db.row("SELECT current_setting('server_encoding') AS v") or {})["v"]
-    good = encoding == "UTF8"
-    yield (
-        "encoding",
-        encoding,
-        *(("ok", None) if good else ("error", "Text functions need a database with ENCODING 'UTF8'.")),
-    )
-    models = db.query(
-        "SELECT model, n_params, tokenizer_tokens FROM {schema}.llm_models WHERE n_params > 0 ORDER BY model"
-    )
-    if not models:
-        yield (
-            "models",
-            "none",
-            "warn",
-            "llm_init_model, the import functions and python -m loaders.load_model make one.",
-        )
-    for row in models:
-        has_vocabulary = row["tokenizer_tokens"] > 0
-        value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens"
-        hint = None if has_vocabulary else "It has no vocabulary: only functions on token ids work."
-        yield f"model {row['model']}", value, "ok" if has_vocabulary else "warn", hint
-    default = store.model_name(None)
-    known = any(row["model"] == default for row in models)
-    hint = None if known else "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
-    yield "pg_gpt2.model", default, "ok" if known else "warn", hint
+    return list(diagnosis.findings())
 
 
 @entry
@@ -1636,13 +1550,14 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.tokenizer', $pg_gpt2_
 from collections.abc import Iterator
 from typing import Any
 
-from .. import bpe_train, db, server_files, store, vocabularies
+from .. import bpe_train, db, resources, server_files, store, vocabularies
 from ..bpe import Tokenizer
 from ..db import entry
 from ..errors import InvalidParameter, require
 from ..formats import vocab as vocab_files
 
-MAX_FILE_BYTES = 256 << 20  # of vocab.json or merges.txt; GPT-2's have 1 MB
+MAX_FILE_BYTES = 64 << 20  # of vocab.json or merges.txt; GPT-2's have 1 MB
+BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
 
 
 def _tokenizer(model: str | None) -> Tokenizer:
@@ -1713,7 +1628,7 @@ def changed() -> None:
 def load_vocab(path: str, model: str) -> int:
     """vocab.json -> rows; their number."""
     store.require_name(model)
-    vocab = vocab_files.parse_vocab(server_files.read(path, MAX_FILE_BYTES))
+    vocab = vocab_files.parse_vocab(_read(path))
     vocabularies.replace_tokens(model, vocab)
     return len(vocab)
 
@@ -1722,9 +1637,15 @@ def load_vocab(path: str, model: str) -> int:
 def load_merges(path: str, model: str) -> int:
     """merges.txt -> rows; their number."""
     store.require_name(model)
-    merges = vocab_files.parse_merges(server_files.read(path, MAX_FILE_BYTES))
+    merges = vocab_files.parse_merges(_read(path))
     vocabularies.replace_merges(model, merges)
     return len(merges)
+
+
+def _read(path: str) -> bytes:
+    data = server_files.read(path, MAX_FILE_BYTES)
+    resources.require_memory(BYTES_A_BYTE * len(data), f'reading "{path}"')
+    return data
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.training', $pg_gpt2_source$"""llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked."""
 
@@ -2146,7 +2067,7 @@ INTEGERS = {"axis", "chunk", "n_head", "seed", "site", "start", "step", "stop"}
 
 def parse(op: str, text: str | None) -> dict[str, Any]:
     """The attributes of an application of `op`; 22023 naming the op and what does not fit."""
-    extra = json.loads(text or "{}")
+    extra = parse_jsonb(text or "{}", f"{op}: extra")
     if not isinstance(extra, dict):
         raise InvalidParameter(f"{op}: extra must be a JSON object, not {text}", hint="Example: '{\"axis\": 0}'.")
     known = inspect.signature(lookup(op).forward).parameters
@@ -2162,6 +2083,14 @@ def parse(op: str, text: str | None) -> dict[str, Any]:
         if name not in extra and known[name].default is inspect.Parameter.empty:
             raise InvalidParameter(f'{op}: extra lacks "{name}"', hint=f"It takes: {', '.join(takes)}.")
     return extra
+
+
+def parse_jsonb(text: str, what: str) -> Any:
+    """A jsonb value as Python has it; 22023 for one that Python cannot have, such as a number of thousands of digits."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidParameter(f"{what} cannot be read: {error}", hint="Write shorter numbers, less deeply.") from None
 
 
 def _check(op: str, name: str, value: Any) -> None:
@@ -2624,6 +2553,7 @@ END_OF_TEXT = "<|endoftext|>"
 CACHED_WORDS = 1 << 16  # some 15 MB
 CACHED_LENGTH = 64  # longer words seldom come back
 LONG_WORD = 48  # bytes from which the heap is faster
+MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
 PIECES_A_CHECK = 32  # of about 1 kB, between two looks for a cancel request
 
 
@@ -2781,9 +2711,13 @@ class Tokenizer:
 
     def _encode_ordinary(self, text: str) -> list[int]:
         ids: list[int] = []
+        room = MANY_TOKENS
         for n, words in enumerate(split(text)):
             if n % PIECES_A_CHECK == 0:
                 host.check_interrupts()
+            if len(ids) > room:
+                room *= 2
+                host.require_memory(BYTES_A_TOKEN * room, f"a text of more than {len(ids)} tokens")
             ids.extend(chain.from_iterable(map(self._words.__getitem__, words)))
         return ids
 
@@ -2963,6 +2897,10 @@ from .pretokenize import split
 Pair: TypeAlias = tuple[int, int]
 WORDS_A_CHECK = 1 << 12
 PIECES_A_CHECK = 32
+MANY_WORDS, BYTES_A_WORD = (
+    1 << 18,
+    1500,
+)  # from where room is asked for; counted, as symbols, and its place among the pairs
 
 
 def train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -2997,13 +2935,16 @@ def train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[t
 def _count_words(texts: Iterable[str]) -> Counter[str]:
     """How often each pretoken occurs in `texts`."""
     counted: Counter[str] = Counter()
-    pieces = 0
+    pieces, room = 0, MANY_WORDS
     for text in texts:
         for words in split(text):
             if pieces % PIECES_A_CHECK == 0:
                 host.check_interrupts()
             pieces += 1
             counted.update(words)
+            if len(counted) > room:
+                room *= 2
+                host.require_memory(BYTES_A_WORD * room, f"a vocabulary from more than {len(counted)} different words")
     return counted
 
 
@@ -3470,8 +3411,14 @@ def find(checkpoint_id: int, model: str | None = None, lock: bool = False) -> Ch
             f'checkpoint {checkpoint_id} is of model "{row["model"]}", not of "{model}"',
             hint="llm_copy_model(source, target, checkpoint_id) makes another model from a checkpoint.",
         )
-    manifest = row["manifest"] and [Part.from_json(values) for values in json.loads(row["manifest"])]
-    config = GPT2Config(**json.loads(row["config"]))
+    try:
+        manifest = row["manifest"] and [Part.from_json(values) for values in json.loads(row["manifest"])]
+        config = GPT2Config(**json.loads(row["config"]))
+    except (TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
+        raise InconsistentData(
+            f"llm_checkpoint row {checkpoint_id}: config or manifest is not what a checkpoint has",
+            hint="The row was changed by hand; DELETE it from llm_checkpoint.",
+        ) from None
     return Checkpoint(row["id"], row["model"], row["step"], row["run_id"], config, row["file_path"], manifest)
 
 
@@ -3849,6 +3796,7 @@ from .bpe import Tokenizer
 from .config import GPT2Config
 from .errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
 
+MANY_TOKENS = 1 << 24  # from where room is asked for
 INSERT_TOKENS = 1 << 16  # tokens a statement
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
@@ -3878,10 +3826,7 @@ def load(
             f'the vocabulary of "{model}" has no end-of-text token to put after each text',
             hint="Add a token <|endoftext|> to llm_bpe_vocab.",
         )
-    ids = np.concatenate(
-        [np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32) for text in texts]
-        or [np.empty(0, np.int32)]
-    )
+    ids = np.concatenate(list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)])
     rows = (ids.size - 1) // block_size
     if rows < 1:
         raise InvalidParameter(
@@ -3892,6 +3837,18 @@ def load(
     _insert(ids, model, block_size, split, 0, first_val)
     _insert(ids, model, block_size, "val", first_val, rows)
     return rows
+
+
+def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Ids of each text and one end-of-text."""
+    count, room = 0, MANY_TOKENS
+    for text in texts:
+        ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32)
+        count += ids.size
+        if count > room:
+            room = 2 * count
+            host.require_memory(2 * ids.itemsize * room, f"data of more than {count} tokens")  # in parts, and as one
+        yield ids
 
 
 def _insert(ids: np.ndarray, model: str, block_size: int, split: str, start: int, stop: int) -> None:
@@ -4369,6 +4326,156 @@ def check_ids(ids: Sequence[int], config: GPT2Config, model: str) -> None:
                 hint="llm_encode(text, model) gives the ids of a text.",
             )
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.diagnosis', $pg_gpt2_source$"""What llm_doctor finds: software, hardware, settings and models, each ok, or warn or error with a hint.
+
+It looks at what has cost people time: a slow BLAS, another Python than the one meant, a setting that is no value, a disk or a
+shared memory that is nearly full, a vocabulary that does not fit its model. It changes nothing, and raises for none of it.
+"""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import numpy as np
+
+from . import __version__, audit, db, recording, resources, store, threads, weight_file, weights
+from .errors import InvalidParameter
+
+Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
+SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
+SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
+LITTLE_ROOM = 2 << 30  # on the disk of the data directory
+BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
+SETTINGS: dict[str, Callable[[], object]] = {
+    "threads": resources.apply_threads,
+    "attention_chunk": resources.attention_chunk,
+    "max_memory": resources.memory_limit,
+    "autograd": recording.enabled,
+    "audit_keep": audit.steps_kept,
+}
+
+
+def findings() -> Iterator[Finding]:
+    """All there is to say."""
+    yield from _software()
+    yield from _settings()
+    yield from _hardware()
+    yield from _database()
+
+
+def _check(item: str, value: str, good: bool, hint: str, status: str = "warn") -> Finding:
+    return (item, value, "ok", None) if good else (item, value, status, hint)
+
+
+def _software() -> Iterator[Finding]:
+    yield "pg_gpt2", f"{__version__} ({db.sources_digest})", "ok", None
+    yield "PostgreSQL", (db.row("SELECT current_setting('server_version') AS v") or {})["v"], "ok", None
+    yield "Python", f"{platform.python_version()} in {sys.base_prefix}", "ok", None
+    place = os.path.dirname(os.path.dirname(np.__file__))
+    old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 24)
+    yield _check("NumPy", f"{np.__version__} in {place}", not old, "Upgrade to NumPy 2.")
+    yield _check(
+        "BLAS",
+        threads.blas_name(),
+        threads.set_blas_threads(1),
+        "Its threads cannot be set. Install OpenBLAS: libopenblas0, or NumPy from PyPI.",
+    )
+    for variable in BLAS_VARIABLES:
+        if value := os.environ.get(variable):
+            hint = "Unset it for the server, unless this processor needs it: it may cost half the speed."
+            yield variable, value, "warn", hint
+
+
+def _settings() -> Iterator[Finding]:
+    """Settings that are no values: whatever uses them would say so."""
+    for name, read in SETTINGS.items():
+        try:
+            read()
+        except InvalidParameter as error:
+            yield f"pg_gpt2.{name}", db.setting(name) or "", "error", f"{error.message}. {error.hint}"
+
+
+def _hardware() -> Iterator[Finding]:
+    rate = _gflops()
+    hint = "Install OpenBLAS (apt-get install libopenblas0), or NumPy from PyPI, which brings it."
+    yield _check("matrix product", f"{rate:.0f} GFLOP/s on one core", rate >= SLOW_GFLOPS, hint)
+    yield "threads", f"{threads.threads()} of {resources.cores()} cores", "ok", None
+    with suppress(InvalidParameter):  # it is among the settings
+        yield "max_memory", resources.megabytes(resources.memory_limit()), "ok", None
+    available = resources.available_memory()
+    if available is not None:
+        hint = "Other programs, or other sessions, have the rest: what needs more is refused with 53200."
+        yield _check("memory available", resources.megabytes(available), available > 4 * resources.RESERVE, hint)
+    shared = _room("/dev/shm", whole=True)
+    if shared is not None:
+        hint = "PostgreSQL's parallel queries may fail. For Docker: --shm-size=1g."
+        yield _check("/dev/shm", resources.megabytes(shared), shared >= SMALL_SHM, hint)
+    room = _room(".", whole=False)  # a server's working directory is its data directory
+    if room is not None:
+        hint = "Without room for a model's file each session keeps a copy of its own, and training cannot commit."
+        yield _check("disk available", resources.megabytes(room), room >= LITTLE_ROOM, hint)
+    folder = weight_file.directory()
+    yield _check("shared weights", folder or "none", folder is not None, "Each session keeps a copy of its own.")
+    yield "cached weights", resources.megabytes(weights.cache.bytes()), "ok", None
+
+
+def _gflops(n: int = 512) -> float:
+    a = np.ones((n, n), np.float32)
+    a @ a
+    began = time.perf_counter()
+    for _ in range(4):
+        a @ a
+    return 8e-9 * n**3 / (time.perf_counter() - began)
+
+
+def _room(path: str, whole: bool) -> int | None:
+    """Bytes of a file system, all or those that are free; None where it says nothing."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return None
+    return found.f_frsize * (found.f_blocks if whole else found.f_bavail)
+
+
+def _database() -> Iterator[Finding]:
+    encoding = (db.row("SELECT current_setting('server_encoding') AS v") or {})["v"]
+    hint = "Text functions need a database with ENCODING 'UTF8'."
+    yield _check("encoding", encoding, encoding == "UTF8", hint, status="error")
+    hidden = db.row(
+        "SELECT current_user AS name WHERE NOT has_table_privilege('{schema}.llm_models', 'SELECT')"
+        " OR NOT has_table_privilege('{schema}.llm_bpe_vocab', 'SELECT')"
+    )
+    if hidden:
+        yield "models", f"hidden from {hidden['name']}", "warn", "The extension's owner: SELECT llm_grant_usage(role)."
+        return
+    models = db.query(
+        "SELECT model, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models"
+        " LEFT JOIN (SELECT model, max(token_id) + 1 AS ids FROM {schema}.llm_bpe_vocab GROUP BY model) AS v USING (model)"
+        " WHERE n_params > 0 ORDER BY model"
+    )
+    if not models:
+        hint = "llm_init_model, the import functions and python -m loaders.load_model make one."
+        yield "models", "none", "warn", hint
+    for row in models:
+        yield _model(row)
+    default = store.model_name(None)
+    hint = "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
+    yield _check("pg_gpt2.model", default, any(row["model"] == default for row in models), hint)
+
+
+def _model(row: db.Row) -> Finding:
+    value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens"
+    hint = "It has no vocabulary: only functions on token ids work."
+    if row["tokenizer_tokens"]:
+        hint = (
+            f"Ids of its vocabulary reach {row['ids'] - 1}, and its weights are for {row['vocab']} tokens: text with"
+            " the others is refused. Load the vocabulary that belongs to it."
+        )
+    return _check(f"model {row['model']}", value, 0 < (row["ids"] or 0) <= row["vocab"], hint)
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.errors', $pg_gpt2_source$"""Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
 
 `db.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours.
@@ -4757,10 +4864,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .. import host
 from ..errors import FeatureNotSupported, MalformedData
 from .npy import NpyHeader, read_npy_header
 from .npz import too_large
 from .source import DEFAULT_MAX_BYTES, MAX_TENSORS, check_rows, read_array, read_exactly, reading, skip, to_float32
+
+MAX_NAME_BYTES = 1000  # a stream that inflates to names alone must not fill the memory
 
 
 class GzipNpzReader:
@@ -4786,6 +4896,7 @@ class GzipNpzReader:
                 raise MalformedData(
                     f"tensor {name:.80} stands twice in the file", hint="Write the file again, each tensor once."
                 )
+            host.check_interrupts()
             header = read_npy_header(self._stream, name)
             if header.fortran_order and len(header.shape) > 1:
                 raise FeatureNotSupported(
@@ -4811,6 +4922,11 @@ class GzipNpzReader:
         if not first:
             return None
         length = first[0] + 256 * read_exactly(self._stream, 1, "the gzip stream")[0]
+        if length > MAX_NAME_BYTES:
+            raise MalformedData(
+                f"the file has a tensor name of {length} bytes, over the limit of {MAX_NAME_BYTES}",
+                hint="Is this the checkpoint of a GPT-2?",
+            )
         raw = read_exactly(self._stream, length, "a tensor name")
         with reading("a tensor name"):
             return raw.decode()
@@ -4966,10 +5082,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .. import host
 from ..errors import MalformedData
 from .npy import NpyHeader, read_npy_header
 from .safetensors import exact_blocks
 from .source import DEFAULT_MAX_BYTES, MAX_TENSORS, check_rows, read_array, reading, skip, to_float32
+
+MAX_DIRECTORY_BYTES = 10 << 20  # gpt2-xl needs 60 kB
 
 
 class NpzReader:
@@ -4978,6 +5097,7 @@ class NpzReader:
     def __init__(self, file: BinaryIO, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         self._file = file
         with reading("the .npz file"):
+            refuse_large_directory(file)
             self._zip = zipfile.ZipFile(file)
         self.metadata = read_comment(self._zip.comment)
         self._members = self._index(max_bytes)
@@ -5017,6 +5137,7 @@ class NpzReader:
         return members
 
     def _header(self, name: str) -> NpyHeader:
+        host.check_interrupts()
         with self._stream(name) as stream:
             header = read_npy_header(stream, name)
         declared = self._members[name].file_size
@@ -5081,6 +5202,20 @@ class NpzReader:
             self._open[1].close()
         self._zip.close()
         self._file.close()
+
+
+def refuse_large_directory(file: BinaryIO) -> None:
+    """22P02 before zipfile makes an object of every member, a thousand bytes each: a file can have tens of millions.
+
+    It is asked where it would read the directory itself: two ways of reading a hostile file find two things.
+    """
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    if end and end[zipfile._ECD_SIZE] > MAX_DIRECTORY_BYTES:  # type: ignore[attr-defined]
+        raise MalformedData(
+            f"the .npz file has a directory of {end[zipfile._ECD_SIZE]} bytes,"  # type: ignore[attr-defined]
+            f" over the limit of {MAX_DIRECTORY_BYTES}",
+            hint="Is this the checkpoint of a GPT-2?",
+        )
 
 
 def read_to_end(stream: BinaryIO, name: str) -> None:
@@ -5509,7 +5644,7 @@ def _load_json(data: bytes, source: str) -> Any:
 
     try:
         return json.loads(_decode(data, source), object_pairs_hook=unique)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a ValueError is also a number of thousands of digits
         raise MalformedData(
             f"{source} is not JSON: {error}", hint="Is the file complete, and is it the file you mean?"
         ) from None
@@ -5983,7 +6118,7 @@ def finish_manual_run(model: str) -> None:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.host', $pg_gpt2_source$"""What the engine asks of its host, with defaults that serve outside a server.
 
-`db` replaces the two hooks when the package is loaded into PostgreSQL. Long loops call
+`db` and `resources` replace the hooks when the package is loaded into PostgreSQL. Long loops call
 `host.check_interrupts()` at least every 100 ms: Python code that does not enter the server cannot be cancelled.
 """
 
@@ -5998,8 +6133,13 @@ def _print(message: str) -> None:
     print(message)
 
 
+def _enough(wanted: int, purpose: str) -> None:
+    """Outside a server nobody else is killed for it."""
+
+
 check_interrupts: Callable[[], None] = _nothing
 notice: Callable[[str], None] = _print
+require_memory: Callable[[int, str], None] = _enough  # (bytes, what for): an error when so much is not there
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.importer', $pg_gpt2_source$"""Import the package from a dict of sources, which `llm_boot` reads from the table llm_module.
 
@@ -9135,7 +9275,7 @@ import ctypes
 import os
 import re
 
-from . import db, threads
+from . import db, host, threads
 from .errors import InvalidParameter, OutOfMemory
 from .ops import CHUNK
 
@@ -9235,6 +9375,9 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)
+
+
+host.require_memory = require_memory
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.rng', $pg_gpt2_source$"""Counter-based random numbers: a draw is addressed by (seed, step, site, row, tick), never by what was drawn before.
 
@@ -9589,7 +9732,7 @@ class Record:
             raise WrongState(f"run {run_id} has no step in llm_train_log", hint="There is nothing to compare with.")
         try:
             record = cls._of(run_id, row, json.loads(row["config"]))
-        except (KeyError, TypeError, AttributeError, ValueError, PgGpt2Error):
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, PgGpt2Error):
             raise InconsistentData(
                 f"llm_run row {run_id}: config, environment or resumed is not what a run records",
                 hint="The row was changed by hand; without it the run cannot be done again.",
@@ -13343,8 +13486,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -13359,8 +13502,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -13374,8 +13517,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -13401,8 +13544,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 bd535b5c96f8 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 555482f4c232 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -13412,8 +13555,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 bd535b5c96f8 @extschema@'].models.copy_model(source, target, checkpoint_id)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 555482f4c232 @extschema@'].models.copy_model(source, target, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -13423,8 +13566,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 bd535b5c96f8 @extschema@'].models.drop_model(model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 555482f4c232 @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -13463,8 +13606,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.changed()
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.changed()
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -13480,8 +13623,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -13491,8 +13634,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -13502,8 +13645,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -13512,8 +13655,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -13523,8 +13666,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -13533,8 +13676,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -13549,8 +13692,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -13560,8 +13703,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -13571,8 +13714,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -13586,8 +13729,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -13597,8 +13740,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -13608,8 +13751,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -13619,8 +13762,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -13630,8 +13773,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -13641,8 +13784,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -13669,8 +13812,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -13702,8 +13845,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -13726,8 +13869,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -13751,8 +13894,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -13772,8 +13915,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -13788,8 +13931,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -13806,8 +13949,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -13821,8 +13964,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -13832,8 +13975,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -13848,8 +13991,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -13870,8 +14013,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -13893,8 +14036,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -13909,8 +14052,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -13942,8 +14085,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.train_step(
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed, audit)
 $$;
@@ -13982,8 +14125,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.train(
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
 $$;
@@ -14023,8 +14166,8 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.train_run(
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 555482f4c232 @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
 $$;
@@ -14039,8 +14182,8 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].training.train_stop(model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -14173,8 +14316,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].checkpoints.save(model, note, file_path)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].checkpoints.save(model, note, file_path)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -14184,8 +14327,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].checkpoints.load(model, checkpoint_id)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].checkpoints.load(model, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -14218,8 +14361,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 bd535b5c96f8 @extschema@'].checkpoints.drop(checkpoint_id)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 555482f4c232 @extschema@'].checkpoints.drop(checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -14229,8 +14372,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -14246,8 +14389,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].checkpoints.diff(a, b)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].checkpoints.diff(a, b)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -14268,8 +14411,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].checkpoints.history(model, name)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].checkpoints.history(model, name)
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -14292,8 +14435,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -14307,8 +14450,8 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].sparklines.of_numbers(numbers, width)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].sparklines.of_numbers(numbers, width)
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars such as █▅▃▂▁▁, from the lowest to the highest; more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -14318,8 +14461,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].sparklines.of_run(run_id, width)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].sparklines.of_run(run_id, width)
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -14333,8 +14476,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].retention.prune_log(model, older_than, keep_every)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].retention.prune_log(model, older_than, keep_every)
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -14406,8 +14549,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -14417,8 +14560,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.values(data)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -14436,8 +14579,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -14446,8 +14589,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -14457,8 +14600,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -14468,8 +14611,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -14479,8 +14622,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -14489,8 +14632,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -14505,8 +14648,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -14521,8 +14664,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -14532,8 +14675,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -14543,8 +14686,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -14559,8 +14702,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -14576,8 +14719,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -14587,8 +14730,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -14597,8 +14740,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -14607,8 +14750,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -14626,8 +14769,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -14647,8 +14790,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -14667,8 +14810,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -14691,8 +14834,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -14702,8 +14845,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -14718,8 +14861,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -14735,8 +14878,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -14756,8 +14899,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -14775,8 +14918,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.tape_id()
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -14786,8 +14929,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -14797,8 +14940,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -14808,8 +14951,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.value(handle)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -14818,8 +14961,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 555482f4c232 @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -14829,8 +14972,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -14842,8 +14985,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].pieces.embed(tokens, model, d)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].pieces.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -14873,8 +15016,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -14895,8 +15038,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -14910,8 +15053,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.trace_text(prompt, model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.trace_text(prompt, model)
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -14921,8 +15064,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.trace_ids(ids, model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.trace_ids(ids, model)
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -14937,8 +15080,8 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -14948,8 +15091,8 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.logit_lens(prompt, model, n)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.logit_lens(prompt, model, n)
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -14959,8 +15102,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.token_embedding(token_id, model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.token_embedding(token_id, model)
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token: a row of wte.';
 
@@ -14969,8 +15112,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.dot(tape_id)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.dot(tape_id)
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -14980,8 +15123,8 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.replay_tape(tape_id)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.replay_tape(tape_id)
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -14991,8 +15134,8 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -15017,8 +15160,8 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].admin.doctor()
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].admin.doctor()
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -15028,8 +15171,8 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].admin.cache_status()
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -15039,8 +15182,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].admin.cache_clear()
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].admin.cache_clear()
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -15049,8 +15192,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 bd535b5c96f8 @extschema@'].admin.grant_usage(role, level)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 555482f4c232 @extschema@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -15087,8 +15230,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.enabled()
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -15098,8 +15241,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
 
@@ -15114,8 +15257,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -15125,8 +15268,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -15136,8 +15279,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -15147,8 +15290,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 bd535b5c96f8 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 bd535b5c96f8 @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

@@ -20,7 +20,7 @@ INTEGERS = {"axis", "chunk", "n_head", "seed", "site", "start", "step", "stop"}
 
 def parse(op: str, text: str | None) -> dict[str, Any]:
     """The attributes of an application of `op`; 22023 naming the op and what does not fit."""
-    extra = json.loads(text or "{}")
+    extra = parse_jsonb(text or "{}", f"{op}: extra")
     if not isinstance(extra, dict):
         raise InvalidParameter(f"{op}: extra must be a JSON object, not {text}", hint="Example: '{\"axis\": 0}'.")
     known = inspect.signature(lookup(op).forward).parameters
@@ -36,6 +36,14 @@ def parse(op: str, text: str | None) -> dict[str, Any]:
         if name not in extra and known[name].default is inspect.Parameter.empty:
             raise InvalidParameter(f'{op}: extra lacks "{name}"', hint=f"It takes: {', '.join(takes)}.")
     return extra
+
+
+def parse_jsonb(text: str, what: str) -> Any:
+    """A jsonb value as Python has it; 22023 for one that Python cannot have, such as a number of thousands of digits."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidParameter(f"{what} cannot be read: {error}", hint="Write shorter numbers, less deeply.") from None
 
 
 def _check(op: str, name: str, value: Any) -> None:

@@ -18,6 +18,7 @@ END_OF_TEXT = "<|endoftext|>"
 CACHED_WORDS = 1 << 16  # some 15 MB
 CACHED_LENGTH = 64  # longer words seldom come back
 LONG_WORD = 48  # bytes from which the heap is faster
+MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
 PIECES_A_CHECK = 32  # of about 1 kB, between two looks for a cancel request
 
 
@@ -175,9 +176,13 @@ class Tokenizer:
 
     def _encode_ordinary(self, text: str) -> list[int]:
         ids: list[int] = []
+        room = MANY_TOKENS
         for n, words in enumerate(split(text)):
             if n % PIECES_A_CHECK == 0:
                 host.check_interrupts()
+            if len(ids) > room:
+                room *= 2
+                host.require_memory(BYTES_A_TOKEN * room, f"a text of more than {len(ids)} tokens")
             ids.extend(chain.from_iterable(map(self._words.__getitem__, words)))
         return ids
 

@@ -18,6 +18,10 @@ from .pretokenize import split
 Pair: TypeAlias = tuple[int, int]
 WORDS_A_CHECK = 1 << 12
 PIECES_A_CHECK = 32
+MANY_WORDS, BYTES_A_WORD = (
+    1 << 18,
+    1500,
+)  # from where room is asked for; counted, as symbols, and its place among the pairs
 
 
 def train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -52,13 +56,16 @@ def train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[t
 def _count_words(texts: Iterable[str]) -> Counter[str]:
     """How often each pretoken occurs in `texts`."""
     counted: Counter[str] = Counter()
-    pieces = 0
+    pieces, room = 0, MANY_WORDS
     for text in texts:
         for words in split(text):
             if pieces % PIECES_A_CHECK == 0:
                 host.check_interrupts()
             pieces += 1
             counted.update(words)
+            if len(counted) > room:
+                room *= 2
+                host.require_memory(BYTES_A_WORD * room, f"a vocabulary from more than {len(counted)} different words")
     return counted
 
 

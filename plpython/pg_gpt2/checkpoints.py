@@ -62,8 +62,14 @@ def find(checkpoint_id: int, model: str | None = None, lock: bool = False) -> Ch
             f'checkpoint {checkpoint_id} is of model "{row["model"]}", not of "{model}"',
             hint="llm_copy_model(source, target, checkpoint_id) makes another model from a checkpoint.",
         )
-    manifest = row["manifest"] and [Part.from_json(values) for values in json.loads(row["manifest"])]
-    config = GPT2Config(**json.loads(row["config"]))
+    try:
+        manifest = row["manifest"] and [Part.from_json(values) for values in json.loads(row["manifest"])]
+        config = GPT2Config(**json.loads(row["config"]))
+    except (TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
+        raise InconsistentData(
+            f"llm_checkpoint row {checkpoint_id}: config or manifest is not what a checkpoint has",
+            hint="The row was changed by hand; DELETE it from llm_checkpoint.",
+        ) from None
     return Checkpoint(row["id"], row["model"], row["step"], row["run_id"], config, row["file_path"], manifest)
 
 

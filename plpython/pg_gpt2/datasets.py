@@ -14,6 +14,7 @@ from .bpe import Tokenizer
 from .config import GPT2Config
 from .errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
 
+MANY_TOKENS = 1 << 24  # from where room is asked for
 INSERT_TOKENS = 1 << 16  # tokens a statement
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
@@ -43,10 +44,7 @@ def load(
             f'the vocabulary of "{model}" has no end-of-text token to put after each text',
             hint="Add a token <|endoftext|> to llm_bpe_vocab.",
         )
-    ids = np.concatenate(
-        [np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32) for text in texts]
-        or [np.empty(0, np.int32)]
-    )
+    ids = np.concatenate(list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)])
     rows = (ids.size - 1) // block_size
     if rows < 1:
         raise InvalidParameter(
@@ -57,6 +55,18 @@ def load(
     _insert(ids, model, block_size, split, 0, first_val)
     _insert(ids, model, block_size, "val", first_val, rows)
     return rows
+
+
+def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Ids of each text and one end-of-text."""
+    count, room = 0, MANY_TOKENS
+    for text in texts:
+        ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32)
+        count += ids.size
+        if count > room:
+            room = 2 * count
+            host.require_memory(2 * ids.itemsize * room, f"data of more than {count} tokens")  # in parts, and as one
+        yield ids
 
 
 def _insert(ids: np.ndarray, model: str, block_size: int, split: str, start: int, stop: int) -> None:

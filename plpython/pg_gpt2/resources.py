@@ -7,7 +7,7 @@ import ctypes
 import os
 import re
 
-from . import db, threads
+from . import db, host, threads
 from .errors import InvalidParameter, OutOfMemory
 from .ops import CHUNK
 
@@ -107,3 +107,6 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)
+
+
+host.require_memory = require_memory

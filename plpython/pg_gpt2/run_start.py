@@ -76,7 +76,7 @@ class Record:
             raise WrongState(f"run {run_id} has no step in llm_train_log", hint="There is nothing to compare with.")
         try:
             record = cls._of(run_id, row, json.loads(row["config"]))
-        except (KeyError, TypeError, AttributeError, ValueError, PgGpt2Error):
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, PgGpt2Error):
             raise InconsistentData(
                 f"llm_run row {run_id}: config, environment or resumed is not what a run records",
                 hint="The row was changed by hand; without it the run cannot be done again.",

@@ -307,6 +307,27 @@ def test_bombs_are_refused_before_inflating(write):
         formats.open_npz(io.BytesIO(bomb), CONFIG)
 
 
+def test_a_zip_file_of_millions_of_members_is_refused_by_the_size_of_its_directory():
+    """zipfile makes an object of every member before anybody can count them."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("wte.npy", npy(np.zeros((2, 2), "<f4")))
+    data = file.getvalue()
+    start, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
+    count = 300_000
+    directory = data[start:end] * count
+    tail = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count & 0xFFFF, count & 0xFFFF, len(directory), start, 0)
+    with pytest.raises(MalformedData, match=f"directory of {len(directory)} bytes"):
+        formats.open_npz(io.BytesIO(data[:start] + directory + tail), CONFIG)
+
+
+def test_a_gzip_stream_of_long_names_is_refused():
+    """Its data would be few, and its names, which nothing counts, fill the memory."""
+    entries = [struct.pack("<H", 60_000) + b"%060000d" % i + npy(np.zeros(1, "<f4")) for i in range(3)]
+    with pytest.raises(MalformedData, match="name of 60000 bytes"):
+        formats.open_npz(io.BytesIO(gzip.compress(b"".join(entries))), CONFIG)
+
+
 def npy_with(header):
     text = header.encode()
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text

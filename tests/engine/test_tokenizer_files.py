@@ -59,6 +59,7 @@ def test_ids_need_not_be_contiguous():
         (b"", "not JSON"),
         (b'{"a": 0', "not JSON"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"a": 1%s}' % (b"0" * 10_000), "not JSON"),  # more digits than Python reads
         (b"\xff\xfe", "not UTF-8: byte 0xff at offset 0"),
         (b"[]", "no vocabulary"),
         (b"{}", "no vocabulary"),

@@ -36,6 +36,21 @@ RUN = [
 LOG = ["batch = '{}'", "batch = '{NULL}'", "batch = '{{1,2},{3,4}}'", "batch_digest = '{}'", "loss = 'NaN'"]
 
 
+CHECKPOINT = [
+    *(
+        "config = '{}'",
+        "config = '[]'",
+        "config = 'null'",
+        """config = '{"n_layer": "x"}'""",
+        "config = config - 'vocab'",
+    ),
+    *(
+        f"file_path = '/no/such', manifest = '{manifest}'"
+        for manifest in ("{}", "[[1]]", '[[1, 2, 3, 4, "zz", 5, 6]]', "7")
+    ),
+]
+
+
 @pytest.fixture(scope="module")
 def recorded(module_conn: psycopg.Connection) -> psycopg.Connection:
     """A session with a tape of one op, and a run."""
@@ -98,6 +113,28 @@ def test_a_row_of_the_log(recorded, change, data):
     change = f"WITH d AS (UPDATE llm_dataset SET target = {data}) UPDATE llm_train_log SET {change}"
     found = outcome(recorded, change, "SELECT step, what FROM llm_run, llm_replay(run_id)")
     assert found[0] == 1
+
+
+@pytest.mark.parametrize("change", CHECKPOINT)
+@pytest.mark.parametrize("statement", ["SELECT llm_checkpoint_load('m', 1)", "SELECT llm_copy_model('m', 'n', 1)"])
+def test_a_row_of_a_checkpoint(recorded, change, statement):
+    with recorded.transaction(force_rollback=True):
+        recorded.execute("SELECT llm_checkpoint_save('m')")
+        recorded.execute("UPDATE llm_checkpoint_part SET checkpoint_id = 1; UPDATE llm_checkpoint SET id = 1")
+        assert isinstance(outcome(recorded, f"UPDATE llm_checkpoint SET {change}", statement), psycopg.Error)
+
+
+def test_a_number_of_thousands_of_digits(recorded):
+    """jsonb has them, Python refuses to read them."""
+    digits = "1" + "0" * 10_000
+    found = outcome(
+        recorded,
+        f"UPDATE llm_run SET config = config || '{{\"seed\": {digits}}}'",
+        "SELECT llm_replay(run_id) FROM llm_run",
+    )
+    assert isinstance(found, psycopg.errors.DataException)
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="extra cannot be read"):
+        recorded.execute(f"SELECT llm_op('scale', ARRAY[1], '{{\"factor\": {digits}}}')")
 
 
 @pytest.mark.parametrize("op", ["matmul", "add", "mul"])

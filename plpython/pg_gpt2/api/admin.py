@@ -1,101 +1,15 @@
 """llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage."""
 
-import os
-import platform
-import sys
-import time
-from collections.abc import Iterator
-
-import numpy as np
-
-from .. import __version__, db, resources, store, threads, vocabularies, weight_file, weights
+from .. import db, diagnosis, resources, vocabularies, weight_file, weights
 from ..db import entry
+from ..diagnosis import Finding
 from ..errors import InvalidParameter, UndefinedObject, require
-
-Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
-SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
 
 
 @entry
 def doctor() -> list[Finding]:
     """Rows (item, value, status, hint)."""
-    resources.apply_threads()
-    return [*_software(), *_hardware(), *_database()]
-
-
-def _software() -> Iterator[Finding]:
-    yield "pg_gpt2", f"{__version__} ({db.sources_digest})", "ok", None
-    yield "PostgreSQL", (db.row("SELECT current_setting('server_version') AS v") or {})["v"], "ok", None
-    yield "Python", f"{platform.python_version()} in {sys.base_prefix}", "ok", None
-    old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 24)
-    yield "NumPy", np.__version__, *(("warn", "Upgrade to NumPy 2.") if old else ("ok", None))
-    name = threads.blas_name()
-    if threads.set_blas_threads(1):
-        yield "BLAS", name, "ok", None
-    else:
-        yield "BLAS", name, "warn", "Its threads cannot be set. Install OpenBLAS: libopenblas0, or NumPy from PyPI."
-    if core := os.environ.get("OPENBLAS_CORETYPE"):
-        yield (
-            "OPENBLAS_CORETYPE",
-            core,
-            "warn",
-            "Unset it for the server, unless this processor needs it: it may cost half the speed.",
-        )
-
-
-def _hardware() -> Iterator[Finding]:
-    rate = _gflops()
-    slow = (
-        ("warn", "Install OpenBLAS (apt-get install libopenblas0), or NumPy from PyPI, which brings it.")
-        if rate < SLOW_GFLOPS
-        else ("ok", None)
-    )
-    yield "matrix product", f"{rate:.0f} GFLOP/s on one core", *slow
-    yield "threads", f"{threads.threads()} of {resources.cores()} cores", "ok", None
-    limit = resources.memory_limit()
-    available = resources.available_memory()
-    yield "max_memory", resources.megabytes(limit), "ok", None
-    if available is not None:
-        yield "memory available", resources.megabytes(available), "ok", None
-    yield "cached weights", resources.megabytes(weights.cache.bytes()), "ok", None
-
-
-def _gflops(n: int = 512) -> float:
-    a = np.ones((n, n), np.float32)
-    a @ a
-    began = time.perf_counter()
-    for _ in range(4):
-        a @ a
-    return 8e-9 * n**3 / (time.perf_counter() - began)
-
-
-def _database() -> Iterator[Finding]:
-    encoding = (db.row("SELECT current_setting('server_encoding') AS v") or {})["v"]
-    good = encoding == "UTF8"
-    yield (
-        "encoding",
-        encoding,
-        *(("ok", None) if good else ("error", "Text functions need a database with ENCODING 'UTF8'.")),
-    )
-    models = db.query(
-        "SELECT model, n_params, tokenizer_tokens FROM {schema}.llm_models WHERE n_params > 0 ORDER BY model"
-    )
-    if not models:
-        yield (
-            "models",
-            "none",
-            "warn",
-            "llm_init_model, the import functions and python -m loaders.load_model make one.",
-        )
-    for row in models:
-        has_vocabulary = row["tokenizer_tokens"] > 0
-        value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens"
-        hint = None if has_vocabulary else "It has no vocabulary: only functions on token ids work."
-        yield f"model {row['model']}", value, "ok" if has_vocabulary else "warn", hint
-    default = store.model_name(None)
-    known = any(row["model"] == default for row in models)
-    hint = None if known else "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
-    yield "pg_gpt2.model", default, "ok" if known else "warn", hint
+    return list(diagnosis.findings())
 
 
 @entry

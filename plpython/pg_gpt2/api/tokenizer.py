@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
-from .. import bpe_train, db, server_files, store, vocabularies
+from .. import bpe_train, db, resources, server_files, store, vocabularies
 from ..bpe import Tokenizer
 from ..db import entry
 from ..errors import InvalidParameter, require
 from ..formats import vocab as vocab_files
 
-MAX_FILE_BYTES = 256 << 20  # of vocab.json or merges.txt; GPT-2's have 1 MB
+MAX_FILE_BYTES = 64 << 20  # of vocab.json or merges.txt; GPT-2's have 1 MB
+BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
 
 
 def _tokenizer(model: str | None) -> Tokenizer:
@@ -80,7 +81,7 @@ def changed() -> None:
 def load_vocab(path: str, model: str) -> int:
     """vocab.json -> rows; their number."""
     store.require_name(model)
-    vocab = vocab_files.parse_vocab(server_files.read(path, MAX_FILE_BYTES))
+    vocab = vocab_files.parse_vocab(_read(path))
     vocabularies.replace_tokens(model, vocab)
     return len(vocab)
 
@@ -89,6 +90,12 @@ def load_vocab(path: str, model: str) -> int:
 def load_merges(path: str, model: str) -> int:
     """merges.txt -> rows; their number."""
     store.require_name(model)
-    merges = vocab_files.parse_merges(server_files.read(path, MAX_FILE_BYTES))
+    merges = vocab_files.parse_merges(_read(path))
     vocabularies.replace_merges(model, merges)
     return len(merges)
+
+
+def _read(path: str) -> bytes:
+    data = server_files.read(path, MAX_FILE_BYTES)
+    resources.require_memory(BYTES_A_BYTE * len(data), f'reading "{path}"')
+    return data

@@ -10,10 +10,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .. import host
 from ..errors import FeatureNotSupported, MalformedData
 from .npy import NpyHeader, read_npy_header
 from .npz import too_large
 from .source import DEFAULT_MAX_BYTES, MAX_TENSORS, check_rows, read_array, read_exactly, reading, skip, to_float32
+
+MAX_NAME_BYTES = 1000  # a stream that inflates to names alone must not fill the memory
 
 
 class GzipNpzReader:
@@ -39,6 +42,7 @@ class GzipNpzReader:
                 raise MalformedData(
                     f"tensor {name:.80} stands twice in the file", hint="Write the file again, each tensor once."
                 )
+            host.check_interrupts()
             header = read_npy_header(self._stream, name)
             if header.fortran_order and len(header.shape) > 1:
                 raise FeatureNotSupported(
@@ -64,6 +68,11 @@ class GzipNpzReader:
         if not first:
             return None
         length = first[0] + 256 * read_exactly(self._stream, 1, "the gzip stream")[0]
+        if length > MAX_NAME_BYTES:
+            raise MalformedData(
+                f"the file has a tensor name of {length} bytes, over the limit of {MAX_NAME_BYTES}",
+                hint="Is this the checkpoint of a GPT-2?",
+            )
         raw = read_exactly(self._stream, length, "a tensor name")
         with reading("a tensor name"):
             return raw.decode()

@@ -13,10 +13,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .. import host
 from ..errors import MalformedData
 from .npy import NpyHeader, read_npy_header
 from .safetensors import exact_blocks
 from .source import DEFAULT_MAX_BYTES, MAX_TENSORS, check_rows, read_array, reading, skip, to_float32
+
+MAX_DIRECTORY_BYTES = 10 << 20  # gpt2-xl needs 60 kB
 
 
 class NpzReader:
@@ -25,6 +28,7 @@ class NpzReader:
     def __init__(self, file: BinaryIO, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         self._file = file
         with reading("the .npz file"):
+            refuse_large_directory(file)
             self._zip = zipfile.ZipFile(file)
         self.metadata = read_comment(self._zip.comment)
         self._members = self._index(max_bytes)
@@ -64,6 +68,7 @@ class NpzReader:
         return members
 
     def _header(self, name: str) -> NpyHeader:
+        host.check_interrupts()
         with self._stream(name) as stream:
             header = read_npy_header(stream, name)
         declared = self._members[name].file_size
@@ -128,6 +133,20 @@ class NpzReader:
             self._open[1].close()
         self._zip.close()
         self._file.close()
+
+
+def refuse_large_directory(file: BinaryIO) -> None:
+    """22P02 before zipfile makes an object of every member, a thousand bytes each: a file can have tens of millions.
+
+    It is asked where it would read the directory itself: two ways of reading a hostile file find two things.
+    """
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    if end and end[zipfile._ECD_SIZE] > MAX_DIRECTORY_BYTES:  # type: ignore[attr-defined]
+        raise MalformedData(
+            f"the .npz file has a directory of {end[zipfile._ECD_SIZE]} bytes,"  # type: ignore[attr-defined]
+            f" over the limit of {MAX_DIRECTORY_BYTES}",
+            hint="Is this the checkpoint of a GPT-2?",
+        )
 
 
 def read_to_end(stream: BinaryIO, name: str) -> None:

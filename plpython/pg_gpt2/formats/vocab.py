@@ -57,7 +57,7 @@ def _load_json(data: bytes, source: str) -> Any:
 
     try:
         return json.loads(_decode(data, source), object_pairs_hook=unique)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a ValueError is also a number of thousands of digits
         raise MalformedData(
             f"{source} is not JSON: {error}", hint="Is the file complete, and is it the file you mean?"
         ) from None
