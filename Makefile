@@ -29,7 +29,7 @@ help:
 	@echo 'make test         all tests that need no torch, in a throw-away cluster'
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
 	@echo 'make fuzz         search for hostile input, a minute a parser; FUZZ_ARGS="--seconds 600 npz" for more or less'
-	@echo 'make bench        time decoding and training beside torch; BENCH_ARGS=--full for more'
+	@echo 'make bench        time it beside its rivals and the bounds of the machine; BENCH_ARGS=--full for all'
 	@echo 'make lint         ruff, mypy, shellcheck, and whether the install script is current'
 	@echo 'make build        write the install script (pg_gpt2--*.sql) from sql/ and plpython/'
 	@echo 'make install      install into the server that pg_config names (PG_CONFIG=...); may need root'

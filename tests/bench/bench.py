@@ -1,261 +1,124 @@
 #!/usr/bin/env python3
-"""Time pg_gpt2 beside Hugging Face transformers, with random weights of gpt2-small's shape, and the machine's bounds.
+"""Time pg_gpt2 beside its rivals and beside what the machine can do, with random weights of gpt2-small's shape.
 
-Everything runs in one process in rounds: the bounds, we, the rival, and again. Figures are medians over rounds. Without
-torch only we and the bounds are measured. A database of its own is made in the cluster of --dsn, and dropped.
+Everything runs in rounds: a bound, we, the rivals, the bound again. Figures are medians over rounds, ratios are taken
+within a round. Without torch only we and the bounds are measured. A database of its own is made in the cluster of --dsn,
+and dropped. How to read the result: docs/performance.md.
 """
 
 import argparse
 import os
-import random
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
-from typing import Any
 
+import bounds  # first: it keeps BLAS at one thread
+import decoding
+import learning
 import machine
+import report
 import rivals
-from bounds import Bounds
-from ours import Server, database, timed
-from report import BOUND, US, Row, table, write_json
-from shapes import TEXT_BYTES, Shape, english
+import scaling
+import tokenizing
+from harness import FULL, QUICK, SEED, SMOKE, Bench, Length
+from ours import Server, database
+from shapes import Shape
+from texts import english
 
-PROMPT, NEW_TOKENS, LONG_PROMPT = 32, 128, 1023
-DROPOUT = 0.1  # the default of llm_train and of transformers; a row of --full
-SEED = 1
-
-
-@dataclass
-class Bench:
-    """The parties, and the rows as they fill."""
-
-    shape: Shape
-    server: Server
-    torch: Any
-    others: list[Any]
-    bounds: Bounds
-    rows: dict[str, Row] = field(default_factory=dict)
-    rates: dict[str, list[float]] = field(default_factory=lambda: {"read": [], "sgemm": []})
-    checks: dict[str, Any] = field(default_factory=dict)
-    rng: random.Random = field(default_factory=lambda: random.Random(SEED))
-    patience: float = 0.0
-    disturbed: list[bool] = field(default_factory=list)
-
-    def ids(self, count: int) -> list[int]:
-        """Random ids, other ones at each call, so that nothing can be reused."""
-        return [self.rng.randrange(self.shape.vocab) for _ in range(count)]
-
-    def row(self, key: str, what: str, unit: str, amount: float = 1.0, *, rate: bool = False) -> Row:
-        """The row `key`, made at its first use."""
-        return self.rows.setdefault(key, Row(key, what, unit, amount, rate))
-
-    def rate(self, kind: str) -> float:
-        """Measure a bound now: bytes or operations a second."""
-        self.rates[kind].append(getattr(self.bounds, kind)())
-        return self.rates[kind][-1]
-
-    def timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
-        """Seconds and result of `work`, once the machine is idle."""
-        self.wait()
-        return timed(work)
-
-    def wait(self) -> None:
-        """Wait until the machine is idle, as long as patience lasts."""
-        self.disturbed.append(not machine.wait_until_idle(self.patience))
-
-    def compare(
-        self, row: Row, kind: str, demand: float, parties: Sequence[tuple[str, Callable[[], Any]]]
-    ) -> list[Any]:
-        """One round: every party between two measurements of the bound on `demand`; what each returned."""
-        rates = [self.rate(kind)]
-        results = []
-        for party, work in parties:
-            seconds, result = self.timed(work)
-            row.add(party, seconds)
-            results.append(result)
-        rates.append(self.rate(kind))
-        row.add(BOUND, demand / max(rates))
-        return results
-
-
-def decode(bench: Bench) -> None:
-    """One stream, greedy; the prompt's pass is part of the time."""
-    row = bench.row(
-        "decode", f"decode, one stream, prompt {PROMPT}, {NEW_TOKENS} new", "tokens/s", NEW_TOKENS, rate=True
-    )
-    ids = bench.ids(PROMPT)
-    others = [*([bench.torch] if bench.torch else []), *bench.others]
-    parties = [(US, partial(bench.server.generate, ids, NEW_TOKENS))]
-    parties += [(other.name, partial(other.generate, ids, NEW_TOKENS)) for other in others]
-    ours, *theirs = bench.compare(row, "read", NEW_TOKENS * bench.shape.decode_bytes(), parties)
-    for other, ids_of_other in zip(others, theirs, strict=True):
-        bench.checks.setdefault(f"decode: same ids as {other.name}", []).append(ours == ids_of_other)
-
-
-def prefill(bench: Bench) -> None:
-    """A prompt of nearly the window, to the token that follows it."""
-    row = bench.row("prefill", f"prefill of {LONG_PROMPT:,} tokens", "s")
-    ids = bench.ids(LONG_PROMPT)
-    parties = [(US, lambda: bench.server.generate(ids, 1)[0])]
-    if bench.torch:
-        parties.append((bench.torch.name, lambda: bench.torch.prefill(ids)))
-    results = bench.compare(row, "sgemm", bench.shape.prefill_flops(LONG_PROMPT), parties)
-    if bench.torch:
-        bench.checks.setdefault(f"prefill: same id as {bench.torch.name}", []).append(len(set(results)) == 1)
-
-
-def train(bench: Bench, batch: int, length: int, steps: int, dropout: float = 0.0) -> None:
-    """A training step in memory, by the log; and what a step of the call takes with reading and writing the tables."""
-    key, name = f"train {batch}x{length}", f"training step, B={batch} T={length}"
-    if dropout:
-        key, name = f"{key} dropout", f"{name}, dropout {dropout}"
-    row = bench.row(key, name, "s")
-    whole = bench.row(f"{key} call", f"  a step of the call of {steps + 1}, with loading and saving", "s")
-    stream = [bench.ids(length + 1) for _ in range(batch)]
-    tokens, targets = [line[:-1] for line in stream], [line[1:] for line in stream]
-    rates = [bench.rate("sgemm")]
-    bench.wait()
-    ours, whole_call = bench.server.train(tokens, targets, steps, dropout)
-    row.add(US, ours)
-    whole.add(US, whole_call)
-    if bench.torch:
-        bench.torch.train(tokens, targets, dropout)  # as our first step, not timed
-        seconds, _ = bench.timed(lambda: [bench.torch.train(tokens, targets, dropout) for _ in range(steps)])
-        row.add(bench.torch.name, seconds / steps)
-    rates.append(bench.rate("sgemm"))
-    row.add(BOUND, bench.shape.step_flops(batch * length) / max(rates))
-
-
-def first_token(bench: Bench) -> None:
-    """A new session: connecting, loading the package and the weights, a short prompt."""
-    bench.wait()
-    bench.row("first", "first token of a new session", "s").add(US, bench.server.first_token(bench.ids(PROMPT)))
-
-
-def tokenize(bench: Bench, text: str) -> None:
-    """1 MB of English, in a session that has seen no text, and again."""
-    bench.wait()
-    cold, warm, ids = bench.server.encode(text)
-    megabytes = TEXT_BYTES / 1e6
-    rows = [
-        bench.row(f"encode {kind}", f"llm_encode, 1 MB of English, {kind}", "MB/s", megabytes, rate=True)
-        for kind in ("cold", "warm")
-    ]
-    for row, seconds in zip(rows, (cold, warm), strict=True):
-        row.add(US, seconds)
-    if find_spec("tokenizers"):
-        rival = rivals.Tokenizers(*bench.server.vocabulary())
-        for row in rows:
-            seconds, theirs = bench.timed(lambda: rival.encode(text))
-            row.add(rival.name, seconds)
-        bench.checks.setdefault("llm_encode: same ids as tokenizers", []).append(ids == theirs)
-
-
-def rounds_of(args: argparse.Namespace, bench: Bench, text: str) -> list[tuple[str, Callable[[], None], int]]:
-    """(topic, one round of it, number of rounds)."""
-    n = args.rounds or (7 if args.full else 3)
-    few = args.rounds or (5 if args.full else 2)
-    found = [
-        ("decode", lambda: decode(bench), n),
-        ("prefill", lambda: prefill(bench), n),
-        ("train", lambda: train(bench, 4, 64, 2), few),
-        ("tokenize", lambda: tokenize(bench, text), n),
-        ("first", lambda: first_token(bench), n),
-    ]
-    if args.full:
-        found[3:3] = [
-            ("train", lambda: train(bench, 4, 64, 2, DROPOUT), few),
-            ("train", lambda: train(bench, 4, 256, 1), few),
-        ]
-    return [entry for entry in found if not args.only or entry[0] in args.only]
-
-
-def warm_up(bench: Bench, topics: set[str]) -> None:
-    """Load what is loaded once, and run each party's code once."""
-    ids = bench.ids(PROMPT)
-    if topics & {"decode", "prefill"}:
-        bench.server.generate(ids, 8)
-        for rival in [*([bench.torch] if bench.torch else []), *bench.others]:
-            rival.generate(ids, 8)
-    bench.bounds.read()
-    bench.bounds.sgemm()
+# Topic -> which rivals it needs, rounds of --quick and of --full, and what a round is.
+Topic = tuple[str, int, int, Callable[[Bench], None]]
+TOPICS: dict[str, list[Topic]] = {
+    "decode": [("decoders", 2, 5, decoding.decode)],
+    "position": [("", 1, 3, decoding.position)],
+    "batch": [("decoders", 1, 3, decoding.batch)],
+    "prefill": [("torch", 2, 5, decoding.prefill)],
+    "train": [
+        ("torch", 1, 3, lambda bench: learning.train(bench, 4, 64, 2)),
+        ("torch", 0, 2, lambda bench: learning.train(bench, 4, 256, 1)),
+        ("torch", 0, 2, lambda bench: learning.train(bench, 1, 1024, 1)),
+        ("torch", 0, 1, lambda bench: learning.train(bench, 4, 64, 2, learning.DROPOUT)),
+    ],
+    "peak": [("torch", 0, 1, lambda bench: learning.peak(bench, 4, 256))],
+    "adamw": [("torch", 1, 1, learning.adamw)],
+    "audit": [("", 0, 2, learning.audit)],
+    "flush": [("", 0, 1, learning.flush)],
+    "nanogpt": [("torch", 1, 1, learning.recipe)],
+    "workers": [("", 0, 1, learning.workers)],
+    "first": [("", 1, 3, decoding.first_token)],
+    "memory": [("", 1, 1, decoding.memory)],
+    "encode": [("", 1, 1, tokenizing.tokenize)],
+    "sessions": [("", 1, 2, decoding.sessions)],
+    "sql": [("", 1, 1, decoding.pure_sql)],
+}
+SCALING: list[Topic] = [("", 1, 2, scaling.shapes), ("", 1, 2, scaling.lengths)]
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, and print."""
-    shape = Shape()
+    run_length: Length = FULL if args.full else SMOKE if args.smoke else QUICK
+    shape = Shape(n_layer=2, n_head=2, d_model=64) if args.smoke else Shape()
     say = Progress(args.quiet)
-    text = english()
+    topics = {"scaling": SCALING} if args.scaling else TOPICS
+    chosen = [
+        (name, needs, rounds, one_round)
+        for name in args.only or topics
+        for needs, few, many, one_round in topics[name]
+        if (rounds := args.rounds or (many if args.full else few) or (1 if args.only or args.smoke else 0))
+    ]
     with database(args.dsn) as dsn, tempfile.TemporaryDirectory(prefix="pg_gpt2_bench_") as scratch:
         say("making a random model of gpt2-small's shape")
         server = Server(dsn, shape, args.threads, SEED)
-        facts = machine.facts() | {"threads": args.threads, "server": server.facts()}
-        torch, others = rivals_of(args, server, Path(scratch), shape)
-        for rival in [*([torch] if torch else []), *others]:
-            facts |= rival.versions
-        bench = Bench(shape, server, torch, others, Bounds(args.threads), patience=args.patience)
-        topics = rounds_of(args, bench, text)
-        wanted = {topic for topic, _, _ in topics}
-        if "tokenize" in wanted:
-            facts["vocabulary"] = server.load_vocabulary(text)
-        warm_up(bench, wanted)
-        for number in range(max(count for _, _, count in topics)):
-            for topic, one_round, count in topics:
-                if number < count:
-                    say(f"round {number + 1}: {topic}")
-                    one_round()
+        facts = machine.facts() | {"threads": args.threads, "length": run_length.name}
+        facts |= {"kind": "scaling" if args.scaling else "bench", "command": args.command}
+        bench = Bench(shape, server, bounds.Bounds(args.threads), Path(scratch), run_length, patience=args.patience)
+        if args.smoke:
+            bench.limits = {}
+        facts["vocabulary"] = server.load_vocabulary(english(1_000_000)[0])
+        facts |= {"server": server.facts(), "versions": invite(bench, args, {needs for _, needs, *_ in chosen})}
+        if not args.scaling:
+            decoding.warm_up(server.main, bench)
+        for number in range(max(rounds for _, _, rounds, _ in chosen)):
+            for name, _, rounds, one_round in chosen:
+                if number < rounds:
+                    say(f"round {number + 1}: {name}")
+                    attempt(bench, name, one_round)
         say("")
-    show(bench, facts)
+    facts |= {"notes": bench.notes, "checks": bench.checks, "disturbed": bench.disturbed}
+    result = report.as_json(list(bench.rows.values()), facts, bench.rates)
+    print(report.summary(result))
     if args.json:
-        write_json(
-            args.json,
-            list(bench.rows.values()),
-            facts | {"checks": bench.checks, "disturbed": bench.disturbed},
-            bench.rates,
-        )
+        report.write(args.json, result)
+    if args.against:
+        print(f"\nsince {args.against}:\n{report.since(result, report.read(args.against))}")
+    if any(note.startswith("FAILED") for note in bench.notes):
+        raise SystemExit(1)
 
 
-def rivals_of(args: argparse.Namespace, server: Server, scratch: Path, shape: Shape) -> tuple[Any, list[Any]]:
-    """Transformers with the server's weights, and further rivals for decoding; None and none without torch."""
-    topics = set(args.only or ("decode", "prefill", "train"))
-    if args.alone or not rivals.has_torch() or not topics & {"decode", "prefill", "train"}:
-        return None, []
-    rivals.write_config(scratch, shape)
-    server.export(scratch / "model.safetensors")
-    others = (
-        [rivals.CTranslate2(scratch, args.threads, shape)] if find_spec("ctranslate2") and "decode" in topics else []
-    )
-    return rivals.Torch(scratch, args.threads), others
+def attempt(bench: Bench, name: str, one_round: Callable[[Bench], None]) -> None:
+    """One round; an error is reported with the results of the others, and makes the run fail at its end."""
+    try:
+        one_round(bench)
+    except Exception as error:
+        traceback.print_exc()
+        bench.notes[f"FAILED {name}"] = f"{type(error).__name__}: {error}"
 
 
-def show(bench: Bench, facts: dict[str, Any]) -> None:
-    """The table, the bounds it refers to, and what a reader must know."""
-    print(f"{facts['processor']}, {facts['threads']} of {facts['cores']} cores, commit {facts['commit'] or 'unknown'}")
-    print(
-        ", ".join(f"{name} {facts[name]}" for name in ("torch", "transformers", "ctranslate2") if name in facts)
-        or "no rivals: only pg_gpt2 and the bounds"
-    )
-    print()
-    print(table(list(bench.rows.values())))
-    print()
-    for kind, scale, unit in (("read", 1e9, "GB/s memory read"), ("sgemm", 1e9, "GFLOP/s sgemm")):
-        if bench.rates[kind]:
-            low, middle, high = (f(bench.rates[kind]) / scale for f in (min, median, max))
-            print(f"bound: {middle:.0f} {unit} on {facts['threads']} threads ({low:.0f} to {high:.0f} over rounds)")
-    for check, found in bench.checks.items():
-        print(f"check: {check}: {sum(found)} of {len(found)}")
-    if "vocabulary" in facts:
-        print(f"vocabulary: {facts['vocabulary']}")
-    for where, environment in (("here", os.environ), ("in the server", facts["server"]["environment"])):
-        if "OPENBLAS_CORETYPE" in environment:
-            print(f"note: OPENBLAS_CORETYPE is set {where}: NumPy may be slowed")
-    if any(bench.disturbed):
-        print(f"note: the machine was busy before {sum(bench.disturbed)} of {len(bench.disturbed)} measurements")
+def invite(bench: Bench, args: argparse.Namespace, needs: set[str]) -> dict[str, str]:
+    """Set up the rivals that topics need, with the server's weights; their versions."""
+    if args.alone or not rivals.has_torch() or needs == {""}:
+        return {}
+    rivals.write_config(bench.scratch, bench.shape)
+    bench.server.export(bench.scratch / "model.safetensors")
+    bench.torch = rivals.Torch(bench.scratch, args.threads)
+    bench.rivals = [bench.torch]
+    if find_spec("ctranslate2") and "decoders" in needs:
+        bench.rivals += [
+            rivals.CTranslate2(bench.scratch, args.threads, bench.shape, kind) for kind in ("float32", "int8")
+        ]
+    return {name: version for rival in bench.rivals for name, version in rival.versions.items()}
 
 
 class Progress:
@@ -278,18 +141,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dsn", required=True, help="a cluster whose installation has pg_gpt2; as a superuser of it")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--quick", action="store_true", help="few rounds, about two minutes (the default)")
-    length.add_argument("--full", action="store_true", help="more rounds, and training with T=256 and with dropout")
+    length.add_argument("--quick", action="store_true", help="few rounds and rows, about two minutes (the default)")
+    length.add_argument("--full", action="store_true", help="all of it, about twelve minutes")
+    length.add_argument("--smoke", action="store_true", help="a very small model: only to see that everything works")
+    parser.add_argument(
+        "--scaling", action="store_true", help="instead: how costs grow with layers, width, length, batch"
+    )
+    parser.add_argument("--only", action="append", choices=TOPICS, metavar="TOPIC", help=f"of {', '.join(TOPICS)}")
     parser.add_argument("--rounds", type=int, help="rounds of everything")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for every party")
     parser.add_argument(
         "--patience", type=float, default=5.0, metavar="SECONDS", help="wait so long for an idle machine, each time"
     )
-    parser.add_argument("--only", action="append", choices=("decode", "prefill", "train", "tokenize", "first"))
     parser.add_argument("--alone", action="store_true", help="without rivals")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="say what changed since that one was written")
     parser.add_argument("--quiet", action="store_true", help="no progress")
-    run(parser.parse_args(arguments))
+    args = parser.parse_args(arguments)
+    chosen = [f"--{name}" for name in ("full", "smoke", "scaling", "alone") if getattr(args, name)]
+    chosen += [f"--only {name}" for name in args.only or ()]
+    args.command = f"make bench BENCH_ARGS='{' '.join(chosen or ['--quick'])}'"
+    run(args)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Our side: pg_gpt2 as a client sees it, in SQL through psycopg, in a database made for the benchmark.
 
-Times are the client's, with everything between the statement and its result; those of training steps are also taken
-from llm_train_log, which leaves out reading and writing the tables.
+Times are the client's, with everything between the statement and its result. Where only a part of a call is meant, the
+server is asked about it through functions in pg_temp, which look into the package that the session has loaded.
 """
 
 import json
@@ -9,30 +9,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg import conninfo, sql
-from shapes import CLIP, LR, WEIGHT_DECAY, Shape
+from shapes import CLIP, LR, ROOT, WEIGHT_DECAY, Shape
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "bench"
-UNTIMED_STEPS = 1  # of a training call: the first allocates its memory
-
-FACTS = """
-CREATE FUNCTION pg_temp.facts() RETURNS json LANGUAGE plpython3u AS $$
-import json, os, platform
-import numpy as np
-blas = np.show_config(mode='dicts')['Build Dependencies']['blas']
-return json.dumps({
-    'python': platform.python_version(), 'numpy': np.__version__, 'blas': '%(name)s %(version)s' % blas,
-    'environment': {name: os.environ[name] for name in sorted(os.environ) if name.startswith('OPENBLAS_')}})
-$$
-"""
+PROBES = Path(__file__).with_name("probes.sql")
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -57,84 +46,133 @@ def database(dsn: str) -> Iterator[str]:
             conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-class Server:
-    """A session with a random model of `shape` named bench, on `threads` cores."""
+class Session:
+    """A connection, and what is asked of it."""
 
-    def __init__(self, dsn: str, shape: Shape, threads: int, seed: int) -> None:
-        self.dsn = conninfo.make_conninfo(dsn, options=f"-c pg_gpt2.threads={threads}")
-        self.conn = self._connect()
-        n = shape
-        self.conn.execute(
-            "SELECT llm_init_model(%s, %s, %s, %s, %s, %s, seed => %s)",
-            (MODEL, n.n_layer, n.n_head, n.d_model, n.n_positions, n.vocab, seed),
-        )
-        self.conn.execute("VACUUM ANALYZE llm_param")
+    def __init__(self, dsn: str, **settings: object) -> None:
+        options = " ".join(f"-c pg_gpt2.{name}={value}" for name, value in settings.items())
+        self.conn = psycopg.connect(conninfo.make_conninfo(dsn, options=options), autocommit=True)
 
-    def _connect(self) -> psycopg.Connection:
-        return psycopg.connect(self.dsn, autocommit=True, client_encoding="utf8")
+    def __enter__(self) -> "Session":
+        return self
 
-    def _value(self, query: str, *args: Any) -> Any:
-        row = self.conn.execute(query, args).fetchone()
+    def __exit__(self, *_: object) -> None:
+        self.conn.close()
+
+    def value(self, query: str, *args: Any, binary: bool = False) -> Any:
+        """The first value of a query's first row."""
+        row = self.conn.execute(query, args or None, binary=binary).fetchone()
         return row[0] if row else None
 
-    def facts(self) -> dict[str, Any]:
-        """Versions of the server and of what it computes with."""
-        self.conn.execute(FACTS)
-        found = json.loads(self._value("SELECT pg_temp.facts()::text"))
-        return {"postgresql": self._value("SHOW server_version"), **found}
-
-    def export(self, file: Path) -> None:
-        """The model's weights as a safetensors file."""
-        with file.open("wb") as out, self.conn.transaction(), self.conn.cursor("export") as cursor:
-            cursor.itersize = 4
-            cursor.execute("SELECT llm_export_safetensors(%s)", (MODEL,), binary=True)
-            for (chunk,) in cursor:
-                out.write(chunk)
+    def probe(self, name: str, *args: Any) -> Any:
+        """What a function of probes.sql finds in this session's process."""
+        if not self.value("SELECT to_regproc(%s) IS NOT NULL", f"pg_temp.{name}"):
+            self.conn.execute(PROBES.read_text(encoding="utf-8"))
+        places = ", ".join(["%s"] * len(args))
+        return json.loads(self.value(f"SELECT pg_temp.{name}({places})::text", *args))
 
     # ---- generation
 
-    def generate(self, ids: list[int], count: int) -> list[int]:
+    def generate(self, ids: Sequence[int], count: int, model: str = MODEL) -> list[int]:
         """Greedy continuation by `count` ids."""
         query = "SELECT llm_generate_tokens(%s::int[], %s, temperature => 0, model_name => %s, eos_token => -1)"
-        return self._value(query, ids, count, MODEL)
+        return self.value(query, list(ids), count, model)
 
-    def first_token(self, ids: list[int]) -> float:
-        """Seconds from connecting to the first token of a new session."""
+    def generate_batch(self, prompts: list[str], count: int) -> int:
+        """Greedy continuations of several prompts by `count` ids each; how many prompts there were."""
+        query = "SELECT count(*) FROM llm_generate_batch(%s, %s, temperature => 0, model_name => %s, eos_token => -1)"
+        return self.value(query, prompts, count, MODEL)
 
-        def work() -> None:
-            with self._connect() as conn:
-                conn.execute(
-                    "SELECT llm_generate_tokens(%s::int[], 1, temperature => 0, model_name => %s)", (ids, MODEL)
-                ).fetchone()
-
-        return timed(work)[0]
+    @contextmanager
+    def stream(self, prompt: str) -> Iterator[Callable[[], float]]:
+        """A cursor on llm_generate_stream: each call takes a token, and says how many seconds that took."""
+        with self.conn.transaction(), self.conn.cursor("stream") as cursor:
+            cursor.itersize = 1
+            cursor.execute(
+                "SELECT (llm_generate_stream(%s, 2000, temperature => 0, model_name => %s, eos_token => -1, echo => false)).*",
+                (prompt, MODEL),
+            )
+            yield lambda: timed(lambda: cursor.fetchmany(1))[0]
 
     # ---- training
 
-    def train(
-        self, tokens: list[list[int]], targets: list[list[int]], steps: int, dropout: float
-    ) -> tuple[float, float]:
-        """Seconds of one step by the log, and of the whole call divided by its steps. The update is rolled back."""
-        n_steps = steps + UNTIMED_STEPS
-        with self.conn.transaction(force_rollback=True):
-            with self.conn.cursor() as cursor:
-                cursor.executemany(
-                    "INSERT INTO llm_dataset (model, tokens, target) VALUES (%s, %s, %s)",
-                    [(MODEL, row, target) for row, target in zip(tokens, targets, strict=True)],
-                )
-            query = (
+    def load_rows(self, tokens: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], model: str = MODEL) -> None:
+        """Replace the model's training data."""
+        with self.conn.transaction(), self.conn.cursor() as cursor:
+            cursor.execute("DELETE FROM llm_dataset WHERE model = %s", (model,))
+            with cursor.copy("COPY llm_dataset (model, tokens, target) FROM STDIN") as copy:
+                for row, target in zip(tokens, targets, strict=True):
+                    copy.write_row((model, list(row), list(target)))
+
+    def steps(
+        self, batch: int, count: int, dropout: float = 0.0, audit: str = "tape", model: str = MODEL
+    ) -> list[float]:
+        """Seconds of `count` training steps after a first one; then the call is cancelled, so that nothing is written."""
+        ends: list[float] = []
+
+        def notice(diagnostic: psycopg.errors.Diagnostic) -> None:
+            if (diagnostic.message_primary or "").startswith("step "):
+                ends.append(time.perf_counter())
+                if len(ends) == count + 1:
+                    self.conn.cancel()
+
+        self.conn.add_notice_handler(notice)
+        try:
+            self.value(
                 "SELECT llm_train(%s, %s, batch_size => %s, dropout_p => %s, lr_max => %s, wd => %s, grad_clip => %s,"
-                " log_every => 0)"
+                " log_every => 1, audit => %s)",
+                *(model, count + 100, batch, dropout, LR, WEIGHT_DECAY, CLIP, audit),
             )
-            args = (MODEL, n_steps, len(tokens), dropout, LR, WEIGHT_DECAY, CLIP)
-            seconds, run = timed(lambda: self._value(query, *args))
-            step = self._value(
-                "SELECT avg(seconds) FROM llm_train_log WHERE run_id = %s AND step > %s", run, UNTIMED_STEPS
-            )
-        # What the rollback left is cleared away now, rather than during the next measurement.
-        self.conn.execute("VACUUM llm_param")
-        self.conn.execute("CHECKPOINT")
-        return step, seconds / n_steps
+        except psycopg.errors.QueryCanceled:
+            pass
+        finally:
+            self.conn.remove_notice_handler(notice)
+        return [after - before for before, after in pairwise(ends)]
+
+    def train(self, model: str, n_steps: int, **options: Any) -> tuple[float, int]:
+        """Seconds of a whole call of llm_train, and its run_id."""
+        named = "".join(f", {name} => %s" for name in options)
+        query = f"SELECT llm_train(%s, %s, log_every => 0{named})"
+        return timed(lambda: self.value(query, model, n_steps, *options.values()))
+
+    def log(self, run_id: int) -> list[tuple[float, float, list[int]]]:
+        """(seconds, loss, rows of llm_dataset) of each step of a run."""
+        query = "SELECT seconds, loss, batch FROM llm_train_log WHERE run_id = %s ORDER BY step"
+        return self.conn.execute(query, (run_id,)).fetchall()  # type: ignore[return-value]
+
+
+class Server:
+    """The database, with a random model of `shape` named bench; `threads` cores for each session."""
+
+    def __init__(self, dsn: str, shape: Shape, threads: int, seed: int) -> None:
+        self.dsn = dsn
+        self.threads = threads
+        self.main = self.session()
+        self.init_model(MODEL, shape, seed)
+
+    def session(self, **settings: object) -> Session:
+        """Another session."""
+        return Session(self.dsn, **({"threads": self.threads} | settings))
+
+    def init_model(self, name: str, shape: Shape, seed: int = 1) -> None:
+        """Make a model with random weights."""
+        n = shape
+        numbers = (n.n_layer, n.n_head, n.d_model, n.n_positions, n.vocab)
+        self.main.value("SELECT llm_init_model(%s, %s, %s, %s, %s, %s, seed => %s)", name, *numbers, seed)
+        self.main.conn.execute("VACUUM ANALYZE llm_param")
+
+    def facts(self) -> dict[str, Any]:
+        """Versions of the server and of what it computes with."""
+        return {"postgresql": self.main.value("SHOW server_version"), **self.main.probe("facts")}
+
+    def export(self, file: Path, model: str = MODEL) -> None:
+        """A model's weights as a safetensors file."""
+        conn = self.main.conn
+        with file.open("wb") as out, conn.transaction(), conn.cursor("export") as cursor:
+            cursor.itersize = 4
+            cursor.execute("SELECT llm_export_safetensors(%s)", (model,), binary=True)
+            for (chunk,) in cursor:
+                out.write(chunk)
 
     # ---- tokenizer
 
@@ -147,23 +185,25 @@ class Server:
             command = [sys.executable, "-m", "loaders.ingest_tokenizer", "--dsn", self.dsn, "--model", MODEL, *files]
             subprocess.run(list(map(str, command)), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
             return "GPT-2's"
-        self.conn.execute("CREATE TEMP TABLE bench_text AS SELECT %s::text AS body", (text,))
-        self._value("SELECT llm_train_bpe('SELECT body FROM bench_text', 8192, %s, 'pg_temp')", MODEL)
+        self.main.conn.execute("CREATE TEMP TABLE bench_text AS SELECT %s::text AS body", (text,))
+        self.main.value("SELECT llm_train_bpe('SELECT body FROM bench_text', 8192, %s, 'pg_temp')", MODEL)
         return "learned, 8192 tokens"
 
-    def vocabulary(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
-        """Tokens and merges of the model."""
-        tokens = self.conn.execute("SELECT token, token_id FROM llm_bpe_vocab WHERE model = %s", (MODEL,)).fetchall()
-        merges = self.conn.execute(
+    def vocabulary(self) -> tuple[dict[str, int], dict[bytes, int], list[tuple[str, str]]]:
+        """Ids of tokens as they are written, ids of their bytes, and merges."""
+        rows = self.main.conn.execute(
+            "SELECT token, bytes, token_id FROM llm_bpe_vocab WHERE model = %s", (MODEL,), binary=True
+        ).fetchall()
+        merges = self.main.conn.execute(
             'SELECT "left", "right" FROM llm_bpe_merges WHERE model = %s ORDER BY rank', (MODEL,)
         ).fetchall()
-        return dict(tokens), list(merges)
+        return {token: i for token, _, i in rows}, {data: i for _, data, i in rows}, list(merges)  # type: ignore[arg-type]
 
     def encode(self, text: str) -> tuple[float, float, list[int]]:
         """Seconds to encode `text` cold and warm, and the ids: cold has the vocabulary loaded, but has seen no text."""
         query = "SELECT llm_encode(%s, %s)"
-        with self._connect() as conn, conn.cursor(binary=True) as cursor:
-            cursor.execute(query, ("", MODEL)).fetchone()
-            cold, _ = timed(lambda: cursor.execute(query, (text, MODEL)).fetchone())
-            warm, row = timed(lambda: cursor.execute(query, (text, MODEL)).fetchone())
-        return cold, warm, row[0]
+        with self.session() as session:
+            session.value(query, "", MODEL, binary=True)
+            cold, _ = timed(lambda: session.value(query, text, MODEL, binary=True))
+            warm, ids = timed(lambda: session.value(query, text, MODEL, binary=True))
+        return cold, warm, ids

@@ -1,15 +1,20 @@
-"""The other side: Hugging Face transformers on torch, tokenizers, and CTranslate2, each at its best settings for CPU.
+"""The other side: Hugging Face transformers on torch, plain torch, CTranslate2, tokenizers and tiktoken.
 
-That is for torch: inference mode, key-value cache, the fused attention kernel, fused AdamW, as many threads as we have.
-Nothing here is imported unless it is installed.
+Each at its best settings for a CPU. That is for torch: inference mode, key-value cache, the fused attention kernel, fused
+AdamW, as many threads as we have; not torch.compile, which wants a C++ compiler and minutes. Nothing here is imported
+unless it is installed.
 """
 
 import json
+from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from shapes import CLIP, LR, WEIGHT_DECAY, Shape
+from ours import timed
+from shapes import CLIP, LR, NANOGPT_BETA2, NANOGPT_LR, NANOGPT_MIN_LR, NANOGPT_WARMUP, WEIGHT_DECAY, Shape
+from targets import CT2, CT2_INT8, TORCH
 
 
 def has_torch() -> bool:
@@ -36,9 +41,11 @@ def write_config(directory: Path, shape: Shape) -> None:
 class Torch:
     """GPT2LMHeadModel with our weights, for inference; a copy of its own for training is made when first needed."""
 
-    name = "transformers"
+    name = TORCH
+    exact = True
 
-    def __init__(self, directory: Path, threads: int) -> None:
+    def __init__(self, directory: Path, threads: int, *, random: bool = False) -> None:
+        """With `random`, the weights are not read, and the one model that there is is for training."""
         import torch
         import transformers
 
@@ -48,12 +55,15 @@ class Torch:
         self.versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         self._torch = torch
         self._directory = directory
-        self._model = self._load().eval()
+        self._random = random
+        self._model = None if random else self._load().eval()
         self._training: tuple[Any, Any] | None = None
 
     def _load(self) -> Any:
-        from transformers import GPT2LMHeadModel
+        from transformers import AutoConfig, GPT2LMHeadModel
 
+        if self._random:
+            return GPT2LMHeadModel(AutoConfig.from_pretrained(self._directory, attn_implementation="sdpa"))
         return GPT2LMHeadModel.from_pretrained(
             self._directory, attn_implementation="sdpa", dtype=self._torch.float32, use_safetensors=True
         )
@@ -82,9 +92,7 @@ class Torch:
     def train(self, tokens: list[list[int]], targets: list[list[int]], dropout: float) -> float:
         """One step of forward, backward, clipping and AdamW; the loss. State is kept from call to call."""
         torch = self._torch
-        if self._training is None:
-            self._training = self._new_training()
-        model, optimizer = self._training
+        model, optimizer = self._learner()
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = dropout
@@ -98,14 +106,94 @@ class Torch:
         optimizer.step()
         return float(loss.detach())
 
-    def _new_training(self) -> tuple[Any, Any]:
-        model = self._load().train()
-        parameters = list(model.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        return model, self._torch.optim.AdamW(groups, lr=LR, fused=True)
+    def optimizer_step(self) -> None:
+        """Clipping and AdamW alone, with gradients that are made at the first call."""
+        model, optimizer = self._learner()
+        for parameter in model.parameters():
+            if parameter.grad is None:
+                parameter.grad = self._torch.full_like(parameter, 1e-3)
+        self._torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+
+    def _learner(self) -> tuple[Any, Any]:
+        if self._training is None:
+            model = self._load().train()
+            self._training = model, fused_adamw(model, LR, 0.999)
+        return self._training
+
+
+def fused_adamw(model: Any, lr: float, beta2: float) -> Any:
+    """Torch's fastest AdamW on a CPU; decay on matrices only."""
+    import torch
+
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
+
+
+class NanoGPT:
+    """nanoGPT's recipe: its model and loop (karpathy/nanoGPT, model.py and train.py), with biases and GPT-2's GELU."""
+
+    def __init__(self, weights: Path, shape: Shape, threads: int) -> None:
+        import torch
+        from safetensors.torch import load_file
+
+        torch.set_num_threads(threads)
+        self._shape = shape
+        self._w = {name.removeprefix("transformer."): torch.nn.Parameter(w) for name, w in load_file(weights).items()}
+        self._model = torch.nn.ParameterList(self._w.values())
+
+    def loss(self, tokens: Any, targets: Any) -> Any:
+        """Mean cross entropy of a batch."""
+        from torch.nn import functional as F
+
+        w, s = self._w, self._shape
+        width, (batch, length) = (s.d_model,), tokens.shape
+        x = F.embedding(tokens, w["wte.weight"]) + w["wpe.weight"][:length]
+        for layer in range(s.n_layer):
+            p = {name: w[f"h.{layer}.{name}"] for name in BLOCK}
+            h = F.layer_norm(x, width, p["ln_1.weight"], p["ln_1.bias"])
+            qkv = (h @ p["attn.c_attn.weight"] + p["attn.c_attn.bias"]).split(s.d_model, dim=2)
+            q, k, v = (part.view(batch, length, s.n_head, -1).transpose(1, 2) for part in qkv)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, length, -1)
+            x = x + y @ p["attn.c_proj.weight"] + p["attn.c_proj.bias"]
+            h = F.layer_norm(x, width, p["ln_2.weight"], p["ln_2.bias"])
+            h = F.gelu(h @ p["mlp.c_fc.weight"] + p["mlp.c_fc.bias"], approximate="tanh")
+            x = x + h @ p["mlp.c_proj.weight"] + p["mlp.c_proj.bias"]
+        x = F.layer_norm(x, width, w["ln_f.weight"], w["ln_f.bias"])
+        return F.cross_entropy((x @ w["wte.weight"].T).flatten(0, 1), targets.flatten())
+
+    def train(self, ids: Any, batches: Sequence[Sequence[int]], length: int) -> list[tuple[float, float]]:
+        """(seconds, loss) of a step on each of `batches`, which say where in `ids` their rows begin."""
+        import torch
+        from pg_gpt2.optim import run_lr
+
+        stream = torch.from_numpy(ids)
+        optimizer = fused_adamw(self._model, NANOGPT_LR, NANOGPT_BETA2)
+
+        def step(number: int, starts: Sequence[int]) -> float:
+            for group in optimizer.param_groups:
+                group["lr"] = run_lr(number, len(batches), NANOGPT_WARMUP, NANOGPT_LR, NANOGPT_MIN_LR)
+            tokens = torch.stack([stream[i : i + length] for i in starts])
+            targets = torch.stack([stream[i + 1 : i + 1 + length] for i in starts])
+            loss = self.loss(tokens, targets)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), CLIP)
+            optimizer.step()
+            return float(loss.detach())
+
+        return [timed(partial(step, number, starts)) for number, starts in enumerate(batches, 1)]
+
+
+BLOCK = [
+    f"{layer}.{kind}"
+    for layer in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+    for kind in ("weight", "bias")
+]
 
 
 class Tokenizers:
@@ -124,45 +212,66 @@ class Tokenizers:
         return self._tokenizer.encode(text).ids
 
 
+class TikToken:
+    """OpenAI's tiktoken on the same vocabulary."""
+
+    name = "tiktoken"
+    PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+    def __init__(self, ranks: dict[bytes, int]) -> None:
+        import tiktoken
+
+        special = {"<|endoftext|>": ranks[b"<|endoftext|>"]} if b"<|endoftext|>" in ranks else {}
+        plain = {data: rank for data, rank in ranks.items() if rank not in special.values()}
+        self._encoding = tiktoken.Encoding("bench", pat_str=self.PATTERN, mergeable_ranks=plain, special_tokens=special)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        return self._encoding.encode_ordinary(text)
+
+
+def convert_for_ctranslate2(directory: Path, target: Path, quantization: str, names: list[str]) -> None:
+    """Write the model in `directory` in CTranslate2's format. It wants a vocabulary, for which names of ids will do."""
+    from ctranslate2.converters import TransformersConverter
+
+    class Converter(TransformersConverter):
+        def load_tokenizer(self, tokenizer_class: Any, model_name_or_path: str, **options: Any) -> Any:
+            return _Names(names)
+
+    Converter(str(directory)).convert(str(target), quantization=quantization)
+
+
 class CTranslate2:
-    """CTranslate2's generator on the same weights in float32. For decoding only."""
+    """CTranslate2's generator on the same weights, in float32 or int8. For decoding only."""
 
-    name = "ctranslate2"
-
-    def __init__(self, directory: Path, threads: int, shape: Shape) -> None:
+    def __init__(self, directory: Path, threads: int, shape: Shape, compute_type: str) -> None:
         import ctranslate2
 
+        self.name = CT2 if compute_type == "float32" else CT2_INT8
+        self.exact = compute_type == "float32"
         self.versions = {"ctranslate2": ctranslate2.__version__}
-        target = directory / "ctranslate2"
-        # The converter wants a vocabulary beside the weights; ids are all we use, so their numbers will do.
         self._names = [f"t{i}" for i in range(shape.vocab)]
-        self._convert(directory, target)
+        target = directory / f"ctranslate2_{compute_type}"
+        convert_for_ctranslate2(directory, target, compute_type, self._names)
         self._generator = ctranslate2.Generator(
-            str(target), device="cpu", compute_type="float32", intra_threads=threads
+            str(target), device="cpu", compute_type=compute_type, intra_threads=threads
         )
-
-    def _convert(self, directory: Path, target: Path) -> None:
-        from ctranslate2.converters import TransformersConverter
-
-        names = self._names
-
-        class Converter(TransformersConverter):
-            def load_tokenizer(self, tokenizer_class: Any, model_name_or_path: str, **options: Any) -> Any:
-                return _Names(names)
-
-        Converter(str(directory)).convert(str(target), quantization="float32")
 
     def generate(self, ids: list[int], count: int) -> list[int]:
         """Greedy continuation by `count` ids."""
-        result = self._generator.generate_batch(
-            [[self._names[i] for i in ids]],
+        return self.generate_batch([ids], count)[0]
+
+    def generate_batch(self, prompts: list[list[int]], count: int) -> list[list[int]]:
+        """Greedy continuations of several prompts in one pass."""
+        results = self._generator.generate_batch(
+            [[self._names[i] for i in ids] for ids in prompts],
             max_length=count,
             min_length=count,
             sampling_topk=1,
             include_prompt_in_result=False,
             end_token=[],
         )
-        return result[0].sequences_ids[0]
+        return [result.sequences_ids[0] for result in results]
 
 
 class _Names:

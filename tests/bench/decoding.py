@@ -1,0 +1,186 @@
+"""Rows about generating: one stream, a batch, long positions, prompts, sessions beside each other, new sessions."""
+
+import threading
+import time
+from contextlib import ExitStack
+from functools import partial
+from statistics import median
+
+from harness import Bench, us
+from ours import MODEL, Session, timed
+from report import US
+from shapes import ROOT
+from targets import CT2, CT2_INT8, PURE_SQL, READ, SGEMM
+from texts import english
+
+PROMPT, NEW_TOKENS, LONG_PROMPT = 32, 128, 1023
+BATCH = 16
+NEAR, FAR, WINDOW = 50, 900, 32
+
+
+def decode(bench: Bench) -> None:
+    """One stream, greedy; the prompt's pass is part of the time."""
+    what = f"decode, one stream, prompt {PROMPT}, {NEW_TOKENS} new"
+    row = bench.row("decode", what, "tokens/s", NEW_TOKENS, rate=True, bound=READ)
+    ids = bench.ids(PROMPT)
+    parties = [us(partial(bench.server.main.generate, ids, NEW_TOKENS))]
+    parties += [(rival.name, partial(rival.generate, ids, NEW_TOKENS)) for rival in bench.rivals]
+    ours, *theirs = bench.compare(row, NEW_TOKENS * bench.shape.decode_bytes(), parties)
+    for rival, found in zip(bench.rivals, theirs, strict=True):
+        if rival.exact:
+            bench.check(f"decode: same ids as {rival.name}", ours == found)
+
+
+def position(bench: Bench) -> None:
+    """Two streams in turns, a token each: one at the window's beginning, one near its end."""
+    row = bench.row("position", f"decode at position {FAR}", "tokens/s", rate=True)
+    prompts = {place: _text(bench, place - WINDOW // 2) for place in (NEAR, FAR)}
+    seconds: dict[int, list[float]] = {NEAR: [], FAR: []}
+    with ExitStack() as stack:
+        near, far = (
+            stack.enter_context(stack.enter_context(bench.server.session()).stream(prompts[place]))
+            for place in (NEAR, FAR)
+        )
+        near(), far()  # the prompts
+        bench.wait()
+        for _ in range(WINDOW):
+            seconds[NEAR].append(near())
+            seconds[FAR].append(far())
+    row.add(US, median(seconds[FAR]))
+    row.add(f"at position {NEAR}", median(seconds[NEAR]))
+
+
+def _text(bench: Bench, length: int) -> str:
+    """English of about `length` tokens, another at each call."""
+    text = english(1_000_000)[0]
+    start = bench.rng.randrange(len(text) - 20 * length)
+    query = "SELECT llm_decode((llm_encode(%s, %s))[:%s], %s)"
+    return bench.server.main.value(query, text[start : start + 20 * length], MODEL, length, MODEL)
+
+
+def batch(bench: Bench) -> None:
+    """Sixteen prompts at once, beside one of them alone and beside CTranslate2 with all."""
+    count = bench.length.batch_tokens
+    row = bench.row(
+        "batch",
+        f"batch of {BATCH} prompts of {PROMPT}, {count} new each",
+        "tokens/s",
+        BATCH * count,
+        rate=True,
+        bound=SGEMM,
+    )
+    texts = [_text(bench, PROMPT) for _ in range(BATCH)]
+    prompts = [bench.server.main.value("SELECT llm_encode(%s, %s)", text, MODEL) for text in texts]
+    parties = [us(partial(bench.server.main.generate_batch, texts, count))]
+    parties += [
+        (rival.name, partial(rival.generate_batch, prompts, count))
+        for rival in bench.rivals
+        if rival.name in (CT2, CT2_INT8)
+    ]
+    bench.compare(row, BATCH * (PROMPT + count) * bench.shape.decode_flops(), parties)
+    alone, _ = bench.timed(partial(bench.server.main.generate, prompts[0], count))
+    row.add("one stream", BATCH * alone)
+
+
+def prefill(bench: Bench) -> None:
+    """A prompt of nearly the window, to the token that follows it."""
+    row = bench.row("prefill", f"prefill of {LONG_PROMPT:,} tokens", "s", bound=SGEMM)
+    ids = bench.ids(LONG_PROMPT)
+    parties = [us(lambda: bench.server.main.generate(ids, 1)[0])]
+    if bench.torch:
+        parties.append((bench.torch.name, lambda: bench.torch.prefill(ids)))
+    results = bench.compare(row, bench.shape.prefill_flops(LONG_PROMPT), parties)
+    if bench.torch:
+        bench.check(f"prefill: same id as {bench.torch.name}", len(set(results)) == 1)
+
+
+def sessions(bench: Bench) -> None:
+    """The same call in 1, 2, 4 and 8 sessions at once: tokens a second of all together."""
+    count = bench.length.session_tokens
+    found: dict[int, float] = {}
+    most = bench.length.most_sessions
+    opened = [bench.server.session() for _ in range(most)]
+    for session in opened:
+        session.generate(bench.ids(4), 2)
+    for number in (n for n in (1, 2, 4, 8) if n <= most):
+        bench.wait()
+        found[number] = _together([partial(s.generate, bench.ids(PROMPT), count) for s in opened[:number]]) / number
+        what = f"{number} generating session{'s' if number > 1 else ''}, together"
+        row = bench.row(f"sessions {number}", what, "tokens/s", count, rate=True)
+        row.add(US, found[number])
+    for session in opened:
+        session.conn.close()
+    row = bench.row("sessions", f"{most} sessions beside the best number of them", "tokens/s", count, rate=True)
+    row.add(US, found[most])
+    row.add("the best number", min(found.values()))
+
+
+def _together(calls: list[partial]) -> float:
+    """Seconds until all of the calls, begun at once, are done."""
+    barrier = threading.Barrier(len(calls) + 1)
+
+    def run(call: partial) -> None:
+        barrier.wait()
+        call()
+
+    workers = [threading.Thread(target=run, args=(call,)) for call in calls]
+    for worker in workers:
+        worker.start()
+    barrier.wait()
+    began = time.perf_counter()
+    for worker in workers:
+        worker.join()
+    return time.perf_counter() - began
+
+
+def first_token(bench: Bench) -> None:
+    """A new session: connecting, loading the package and the weights, a short prompt; before and after others did so."""
+    ids = bench.ids(PROMPT)
+
+    def work() -> None:
+        with bench.server.session() as session:
+            session.generate(ids, 1)
+
+    warm = bench.row("first warm", "first token of a new session, model in use by another", "s", bound=READ)
+    bench.compare(warm, bench.shape.decode_bytes(), [us(work)])
+    bench.server.main.value("SELECT llm_cache_clear()")
+    cold = bench.row("first cold", "first token of a new session, cold, from the tables", "s", bound=READ)
+    bench.compare(cold, bench.shape.decode_bytes(), [us(work)])
+    bench.server.main.generate(ids, 1)
+
+
+def memory(bench: Bench) -> None:
+    """What a second generating session holds for itself, above one that has only loaded NumPy."""
+    row = bench.row("memory", "memory of a further generating session, its own", "MB", 1e6)
+    with bench.server.session() as idle, bench.server.session() as session:
+        session.generate(bench.ids(PROMPT), 16)
+        row.add(US, session.probe("memory")["RssAnon"] - idle.probe("memory")["RssAnon"])
+
+
+def pure_sql(bench: Bench) -> None:
+    """A very small model: one recursive query over its tables, and llm_generate."""
+    server, count = bench.server, 4
+    name, body = "bench_tiny", "the quick brown fox jumps over the lazy dog and runs away. "
+    if not server.main.value("SELECT EXISTS (SELECT FROM llm_model_config WHERE model = %s)", name):
+        server.main.conn.execute("CREATE TABLE bench_words AS SELECT %s::text AS body", (body * 8,))
+        server.main.value("SELECT llm_train_bpe('SELECT body FROM bench_words', 290, %s)", name)
+        server.main.value("SELECT llm_init_model(%s, 2, 2, 32, 64, seed => 4)", name)
+        server.main.conn.execute("ANALYZE")
+    row = bench.row("pure sql", f"{count} tokens of a model of 2 layers, 32 wide", "tokens/s", count, rate=True)
+    with server.session() as session:
+        session.conn.execute("SET jit = off")  # compiling costs more than running
+        session.conn.execute((ROOT / "docs" / "sql" / "generate.sql").read_text(encoding="utf-8"))
+        ours = "SELECT llm_generate('the quick', %s, temperature => 0, model_name => %s, eos_token => -1)"
+        session.value(ours, count, name)
+        found = min(timed(partial(session.value, ours, count, name))[0] for _ in range(5))
+        row.add(US, found)
+        seconds, _ = timed(lambda: session.conn.execute(f"EXECUTE generate('the quick', {count}, '{name}')").fetchall())
+        row.add(PURE_SQL, seconds)
+
+
+def warm_up(session: Session, bench: Bench) -> None:
+    """Run each party's code once."""
+    ids = bench.ids(PROMPT)
+    session.generate(ids, 8)
+    for rival in bench.rivals:
+        rival.generate(ids, 8)

@@ -1,0 +1,37 @@
+"""What each row is held to, on gpt2-small's shape with two threads; ratios are ours / theirs in the row's unit.
+
+Those of decoding suppose AVX-512, and the absolute ones a machine as fast as the one they were set on.
+"""
+
+from report import Limit
+
+TORCH, CT2, CT2_INT8 = "transformers", "ctranslate2", "ctranslate2 int8"
+READ, SGEMM = "memory read", "sgemm"
+PURE_SQL = "the query of docs/sql"
+
+TARGETS: dict[str, tuple[Limit, ...]] = {
+    "decode": (Limit(READ, ">=", 0.80), Limit(TORCH, ">=", 2.4), Limit(CT2, ">=", 1.1)),
+    "position": (Limit("at position 50", ">=", 0.88),),
+    "verify 4": (Limit("one token", "<=", 1.1),),
+    "verify 8": (Limit("one token", "<=", 1.4),),
+    "lookup": (Limit("without lookup", ">=", 3.0),),
+    "batch": (Limit("one stream", ">=", 7.0), Limit(CT2, ">=", 2.5), Limit(CT2_INT8, ">=", 1.0)),
+    "prefill": (Limit(SGEMM, "<=", 1.45), Limit(TORCH, "<=", 0.8)),
+    "train 4x64": (Limit(SGEMM, "<=", 1.3), Limit(TORCH, "<=", 0.75)),
+    "train 4x256": (Limit(SGEMM, "<=", 1.3), Limit(TORCH, "<=", 0.6)),
+    "train 1x1024": (Limit(SGEMM, "<=", 1.3), Limit(TORCH, "<=", 0.6)),
+    "peak 4x256": (Limit(TORCH, "<=", 0.7),),
+    "adamw": (Limit(None, "<=", 0.15),),
+    "nanogpt": (Limit("torch", "<=", 0.75),),
+    "nanogpt loss": (Limit("torch", "<=", 1.01),),
+    "audit": (Limit("without audit", "<=", 1.05),),
+    "overhead": (Limit("its arithmetic", "<=", 1.1),),
+    "first warm": (Limit(None, "<=", 0.4),),
+    "first cold": (Limit(None, "<=", 2.5),),
+    "memory": (Limit(None, "<=", 60.0),),
+    "encode english warm": (Limit(None, ">=", 8.0),),
+    "encode english cold": (Limit(None, ">=", 3.0),),
+    "encode mixed warm": (Limit(None, ">=", 6.0),),
+    "sessions": (Limit("the best number", ">=", 0.85),),
+    "pure sql": (Limit(PURE_SQL, ">=", 500.0),),
+}
