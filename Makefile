@@ -30,9 +30,10 @@ help:
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
 	@echo 'make fuzz         search for hostile input, a minute a parser; FUZZ_ARGS="--seconds 600 npz" for more or less'
 	@echo 'make bench        time it beside its rivals and the bounds of the machine; BENCH_ARGS=--full for all'
-	@echo 'make lint         ruff, mypy, shellcheck, and whether the install script is current'
+	@echo 'make lint         ruff, mypy, shellcheck, hadolint, and whether what is generated is current'
 	@echo 'make build        write the install script (pg_gpt2--*.sql) from sql/ and plpython/'
 	@echo 'make install      install into the server that pg_config names (PG_CONFIG=...); may need root'
+	@echo 'make dist         write the archive of a release for PGXN, from the committed files'
 	@echo 'make clean        stop the private cluster, and delete it with its data, and the virtual environments'
 
 .PHONY: build
@@ -100,7 +101,16 @@ lint: .venv/lint/complete
 	@.venv/lint/bin/ruff format --check
 	@.venv/lint/bin/mypy
 	@.venv/lint/bin/shellcheck docker/*.sh tests/*.sh .ci/run
+	@.venv/lint/bin/hadolint docker/Dockerfile
 	@$(SYSTEM_PYTHON) build.py --check
+
+# ---- a release: PGXN wants a zip whose one directory has name and version
+
+.PHONY: dist
+dist: build
+	@version=$$(sed -n 's/^   "version": "\(.*\)",/\1/p' META.json) && mkdir -p dist && \
+	    git archive --format zip --prefix "$(EXTENSION)-$$version/" -o "dist/$(EXTENSION)-$$version.zip" HEAD && \
+	    echo "dist/$(EXTENSION)-$$version.zip"
 
 # ---- installation into an existing server (PGXS where the server's development files are there, else the same by hand)
 
