@@ -12,7 +12,8 @@ In a sql block, lines that begin with `-->` are the rows that its statements ret
 `/srv/gpt2/` stands for a directory of the server that has a vocabulary's two files. A page that has no CREATE EXTENSION
 gets a database with the extension. Programs run in an empty directory, with libpq's variables naming the database.
 
-    docker/cluster.sh run .venv/test/bin/python tests/server/test_docs.py --update [PAGE...]    writes the outputs anew
+    docker/cluster.sh run .venv/test/bin/python tests/server/test_docs.py --update [PAGE...]    writes outputs that are wrong
+    docker/cluster.sh run .venv/test/bin/python tests/server/test_docs.py --renew [PAGE...]     writes all outputs anew
 """
 
 import os
@@ -248,26 +249,26 @@ def test_every_function_and_relation_is_in_the_reference_and_every_function_has_
     assert unused == []
 
 
-def update(session: Session, page: str) -> None:
-    """Write the outputs that changed into a page."""
+def update(session: Session, page: str, renew: bool) -> None:
+    """Write the outputs that are wrong, or with `renew` all, into a page."""
     text = read_page(page)
     for block, output in reversed(list(zip(BLOCKS[page], session.outputs(page), strict=True))):
         if block.output is None and problem(block, output):
             print(f"{page}:{block.line}: {output}", file=sys.stderr)
         elif block.loose == "rows" and problem(block, output):
             print(f"{page}:{block.line}: rows now are\n{output}", file=sys.stderr)
-        elif block.loose != "rows" and block.output is not None and (block.loose == "output" or problem(block, output)):
+        elif block.loose != "rows" and block.output is not None and (renew or problem(block, output)):
             text = text[: block.span[0]] + output + "\n" + text[block.span[1] :]
     (ROOT / page).write_text(text, encoding="utf-8")
 
 
 def main() -> None:
     wanted = sys.argv[2:] or PAGES
-    if sys.argv[1:2] != ["--update"] or set(wanted) - set(PAGES) or "PG_GPT2_TEST_DSN" not in os.environ:
+    if sys.argv[1:2] not in (["--update"], ["--renew"]) or set(wanted) - set(PAGES) or "PG_GPT2_TEST_DSN" not in os.environ:
         sys.exit(__doc__)
     session = Session(os.environ["PG_GPT2_TEST_DSN"], Path(os.environ["PG_GPT2_TEST_DATA"]))
     for page in wanted:
-        update(session, page)
+        update(session, page, sys.argv[1] == "--renew")
 
 
 if __name__ == "__main__":
