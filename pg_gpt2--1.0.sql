@@ -32,7 +32,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 555482f4c232 @extschema@'] = importer['load'](sources, 'pg_gpt2 555482f4c232 @extschema@', '@extschema@')
+GD['pg_gpt2 eae4e00b1627 @extschema@'] = importer['load'](sources, 'pg_gpt2 eae4e00b1627 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -6698,7 +6698,7 @@ import numpy as np
 
 from .. import threads
 from . import buffers
-from .elementwise import BLOCK, contiguous, for_blocks
+from .elementwise import block_rows, contiguous, for_blocks
 from .op import misfit, register
 
 SQRT_2_OVER_PI = sqrt(2.0 / pi)
@@ -6707,7 +6707,7 @@ Grads = tuple[np.ndarray | None, ...]
 
 
 def _gelu_tanh(x: np.ndarray, square: np.ndarray, out: np.ndarray) -> None:
-    """out = tanh(sqrt(2/pi) (x + 0.044715 x^3)), square = x^2."""
+    """out = tanh(sqrt(2/pi) (x + 0.044715 x^3)), square = x^2; both may be the same memory."""
     np.multiply(x, x, out=square)
     np.multiply(square, SQRT_2_OVER_PI * CUBIC, out=out)
     out += SQRT_2_OVER_PI
@@ -6719,7 +6719,7 @@ def gelu(x: np.ndarray) -> np.ndarray:  # [..] -> [..]
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
 
     def block(x: np.ndarray, y: np.ndarray) -> None:
-        _gelu_tanh(x, buffers.scratch("gelu", x.shape, x.dtype), y)
+        _gelu_tanh(x, y, y)
         y += 1.0
         y *= x
         y *= 0.5
@@ -6768,7 +6768,7 @@ def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
     """Call `work(*blocks)` on blocks of whole rows of arrays [.., n]."""
     n = arrays[0].shape[-1]
     rows = [array.reshape(-1, n) for array in arrays]
-    threads.for_rows(len(rows[0]), max(1, BLOCK // max(1, n)), lambda block: work(*(array[block] for array in rows)))
+    threads.for_rows(len(rows[0]), block_rows(len(rows[0]), n), lambda block: work(*(array[block] for array in rows)))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
@@ -6804,20 +6804,19 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.attend', $pg_gpt2_source$"""The core of causal attention, in chunks of query rows: scores of a chunk against the keys it may see, never T x T.
 
 `attend` serves training and KV-cached decoding alike; q, k and v may be strided views. The backward pass recomputes
-probabilities from what normalised them (as Dao et al. 2022) and stores none. All of it runs on the calling thread.
+the exponentials (as Dao et al. 2022) and stores none. All of it runs on the calling thread.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
 
 from .. import threads
 from . import buffers
-from .activations import exponentials_in_place
 
 CHUNK = 64  # query rows at a time (setting pg_gpt2.attention_chunk)
-Factors = Callable[[slice, int], np.ndarray]  # (query rows, n_keys) -> what to multiply their probabilities with
+LEAST, MOST = 2.0**-80, 2.0**80  # sums of exponentials that need no shift
 
 
 @lru_cache(maxsize=8)
@@ -6826,19 +6825,49 @@ def _future(rows: int, dtype: np.dtype) -> np.ndarray:
     return np.triu(np.full((rows, rows), -np.inf, dtype), 1)
 
 
+@lru_cache(maxsize=64)
+def _ones(n: int, dtype: np.dtype) -> np.ndarray:
+    """[n, 1]: a product with it adds up rows, faster than `sum` does over so few values."""
+    return np.ones((n, 1), dtype)
+
+
 def _chunks(t: int, offset: int, chunk: int) -> Iterator[tuple[slice, int]]:
     """(query rows, number of keys the last of them sees)."""
     for rows in threads.pieces(t, chunk):
         yield rows, offset + rows.stop
 
 
-def _scores(q: np.ndarray, k: np.ndarray, scale: float) -> np.ndarray:
-    """[.., c, d], [.., end, d] -> [.., c, end]: q k' scale, -inf for keys after the query (the last query sees all)."""
+def _scaled(q: np.ndarray) -> np.ndarray:
+    """q / sqrt(d), in scratch."""
+    return np.multiply(q, q.shape[-1] ** -0.5, out=buffers.scratch("queries", q.shape, q.dtype))
+
+
+def _scores(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """[.., c, d], [.., end, d] -> [.., c, end]: q k', -inf for keys after the query (the last query sees all)."""
     c, end = q.shape[-2], k.shape[-2]
     z = buffers.scratch("scores", (*q.shape[:-1], end), q.dtype)
-    np.matmul(q * scale, k.swapaxes(-1, -2), out=z)
+    np.matmul(q, k.swapaxes(-1, -2), out=z)
     z[..., end - c :] += _future(c, q.dtype)
     return z
+
+
+def _exponentials(q: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """exp(scores - top) [.., c, end], their sums and top [.., c, 1].
+
+    The maximum of so few values is slow to find, and nearly always needless: a row is shifted by its maximum only
+    where its sum would leave the range of numbers. None for top: no row is.
+    """
+    z = _scores(q, k)
+    ones = _ones(k.shape[-2], q.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.exp(z, out=z) @ ones
+        if total.min() > LEAST and total.max() < MOST:
+            return z, total, None
+        usable = (total > LEAST) & (total < MOST)
+        z = _scores(q, k)
+        top = np.where(usable, 0, z.max(axis=-1, keepdims=True)).astype(z.dtype)
+        z -= top
+        return z, np.exp(z, out=z) @ ones, top
 
 
 def attend(
@@ -6850,21 +6879,21 @@ def attend(
     chunk: int = CHUNK,
     *,
     norms: np.ndarray | None = None,
-    dropped: Factors | None = None,
+    p: float = 0.0,
+    masks: np.ndarray | None = None,
 ) -> None:  # [.., t, d], [.., n, d], [.., n, d], [.., t, d]
     """out = softmax(q k' / sqrt(d)) v, where query i sees the keys 0 .. offset + i.
 
-    norms [2, .., t, 1] receives each row's maximum and sum of exponentials: together they give exactly the same
-    probabilities again, which a log-sum-exp does not. `dropped(rows, n_keys)` gives factors for the probabilities.
+    norms [2, .., t, 1] receives each row's shift and sum of exponentials: together they give exactly the same
+    probabilities again, which a log-sum-exp does not. Probabilities are dropped with `p` where masks [.., t, n] is 0.
     """
-    scale = q.shape[-1] ** -0.5
     for rows, end in _chunks(q.shape[-2], offset, chunk):
-        z = _scores(q[..., rows, :], k[..., :end, :], scale)
-        top, total = exponentials_in_place(z)
+        z, total, top = _exponentials(_scaled(q[..., rows, :]), k[..., :end, :])
         if norms is not None:
-            norms[0, ..., rows, :], norms[1, ..., rows, :] = top, total
-        if dropped is not None:
-            z *= dropped(rows, end)
+            norms[0, ..., rows, :], norms[1, ..., rows, :] = 0 if top is None else top, total
+        if masks is not None:
+            z *= masks[..., rows, :end]
+            total *= 1.0 - p
         np.matmul(z, v[..., :end, :], out=out[..., rows, :])
         out[..., rows, :] /= total
 
@@ -6877,36 +6906,46 @@ def attend_backward(
     norms: np.ndarray,
     grads: tuple[np.ndarray, np.ndarray, np.ndarray],
     chunk: int,
-    dropped: Factors | None,
+    p: float = 0.0,
+    masks: np.ndarray | None = None,
 ) -> None:
     """Gradients of `attend` (offset 0) into dq, dk, dv: dS = P (dP - rowsum(P dP)), P recomputed.
 
-    rowsum(P dP) is also dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
+    P is never formed: what the exponentials E lack of it is a factor a row, which goes into dout. rowsum(P dP) is also
+    dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
     """
-    scale = q.shape[-1] ** -0.5
+    t, dtype = q.shape[-2], q.dtype
     dq, dk, dv = grads
-    for rows, end in reversed(list(_chunks(q.shape[-2], 0, chunk))):
-        q_rows, keys = q[..., rows, :], k[..., :end, :]
-        p = _scores(q_rows, keys, scale)
-        p -= norms[0, ..., rows, :]
-        np.exp(p, out=p)
-        p /= norms[1, ..., rows, :]
-        d_rows = d_out[..., rows, :]
-        dz = buffers.scratch("d_scores", p.shape, p.dtype)
+    dk_total, dv_total = (_total(name, grad, t > chunk) for name, grad in (("dk", dk), ("dv", dv)))
+    for rows, end in reversed(list(_chunks(t, 0, chunk))):
+        q_rows, keys = _scaled(q[..., rows, :]), k[..., :end, :]
+        e = _scores(q_rows, keys)
+        if norms[0, ..., rows, :].any():
+            e -= norms[0, ..., rows, :]
+        np.exp(e, out=e)
+        factor = 1.0 / norms[1, ..., rows, :]
+        d_rows = buffers.scratch("d_rows", (*q.shape[:-2], rows.stop - rows.start, q.shape[-1]), dtype)
+        np.multiply(d_out[..., rows, :], factor / (1.0 - p), out=d_rows)
+        kept = e
+        if masks is not None:
+            kept = np.multiply(e, masks[..., rows, :end], out=buffers.scratch("kept", e.shape, dtype))
+        dz = buffers.scratch("d_scores", e.shape, dtype)
         np.matmul(d_rows, v[..., :end, :].swapaxes(-1, -2), out=dz)
-        if dropped is None:
-            _collect(p.swapaxes(-1, -2), d_rows, dv, end)
-        else:
-            factors = dropped(rows, end)
-            dz *= factors
-            factors *= p
-            _collect(factors.swapaxes(-1, -2), d_rows, dv, end)
-        dz -= np.einsum("...i,...i->...", p, dz)[..., None]
-        dz *= p
-        dq_rows = dq[..., rows, :]
-        np.matmul(dz, keys, out=dq_rows)
-        dq_rows *= scale
-        _collect(dz.swapaxes(-1, -2), q_rows * scale, dk, end)
+        _collect(kept.swapaxes(-1, -2), d_rows, dv_total, end)
+        if masks is not None:
+            dz *= masks[..., rows, :end]
+        dz -= np.einsum("...i,...i->...", e, dz)[..., None] * factor
+        dz *= e
+        _collect(dz.swapaxes(-1, -2), q_rows, dk_total, end)
+        np.matmul(dz, keys, out=dq[..., rows, :])
+        dq[..., rows, :] *= q.shape[-1] ** -0.5
+    if dk_total is not dk:
+        dk[...], dv[...] = dk_total, dv_total
+
+
+def _total(name: str, grad: np.ndarray, several: bool) -> np.ndarray:
+    """Where to add up `grad`: adding to contiguous memory is faster."""
+    return buffers.scratch(name, grad.shape, grad.dtype) if several else grad
 
 
 def _collect(a: np.ndarray, b: np.ndarray, total: np.ndarray, end: int) -> None:
@@ -6914,7 +6953,8 @@ def _collect(a: np.ndarray, b: np.ndarray, total: np.ndarray, end: int) -> None:
     if end == total.shape[-2]:
         np.matmul(a, b, out=total)
     else:
-        total[..., :end, :] += np.matmul(a, b)
+        term = buffers.scratch("term", (*total.shape[:-2], end, total.shape[-1]), total.dtype)
+        total[..., :end, :] += np.matmul(a, b, out=term)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.attend_blocks', $pg_gpt2_source$"""Attention of a few new rows over keys and values kept in blocks of 64 positions; a row's bits do not depend on the others.
 
@@ -7006,7 +7046,6 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.attention', $pg_gpt2_
 Follows Vaswani et al. 2017; the arithmetic of a head is in `attend`.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -7014,14 +7053,16 @@ import numpy as np
 from .. import rng, threads
 from ..errors import InvalidParameter
 from . import buffers
-from .attend import CHUNK, Factors, attend, attend_backward
+from .attend import CHUNK, attend, attend_backward
 from .dropout import check_p
-from .elementwise import BLOCK
 from .linear import linear, linear_backward
 from .op import misfit, register
 from .products import run_all
 
 Grads = tuple[np.ndarray | None, ...]
+GROUP = 1 << 18  # scores of a chunk of rows, of as many heads: as `elementwise.BLOCK`
+Group = tuple[slice, slice]  # batch rows, heads
+Saved = tuple[np.ndarray, np.ndarray | None]  # norms of the probabilities, masks of dropout
 
 
 def split_heads(x: np.ndarray, n_head: int) -> np.ndarray:  # [B, T, D] -> [B, H, T, d]
@@ -7038,12 +7079,14 @@ def split_qkv(
     return split_heads(q, n_head), split_heads(k, n_head), split_heads(v, n_head)
 
 
-def _groups(b: int, h: int, t: int, chunk: int) -> list[tuple[slice, slice]]:
-    """(batch rows, heads) of each piece of work: scores of a chunk fill about one block."""
+def _groups(b: int, h: int, t: int, chunk: int) -> list[Group]:
+    """(batch rows, heads) of each piece of work: an even number, so that two cores end together, about GROUP each."""
     scores = min(t, chunk) * t
-    if h * scores <= BLOCK:
-        return [(rows, slice(0, h)) for rows in threads.pieces(b, max(1, min(BLOCK // (h * scores), -(-b // 2))))]
-    heads = threads.pieces(h, max(1, BLOCK // scores))
+    if h * scores <= GROUP:
+        count = 2 * -(-b * h * scores // (2 * GROUP))
+        return [(rows, slice(0, h)) for rows in threads.pieces(b, -(-b // count))]
+    count = -(-h * scores // GROUP)
+    heads = threads.pieces(h, -(-h // (count + count * b % 2)))
     return [(slice(i, i + 1), group) for i in range(b) for group in heads]
 
 
@@ -7054,40 +7097,24 @@ def _batched(qkv: np.ndarray, n_head: int) -> np.ndarray:
     return np.ascontiguousarray(qkv).reshape(-1, *qkv.shape[-2:])
 
 
-@dataclass(frozen=True)
-class _Dropped:
-    """The dropout mask of the probabilities [B, H, T, T], by address; the mask of a head is the same for any chunk."""
+def _draw(masks: np.ndarray, g: Group, p: float, key: dict[str, int]) -> None:
+    """Fill the masks [B, H, t, width] of these heads by address: the mask of a head does not depend on the chunk."""
+    n_head = masks.shape[1]
+    for i in range(g[0].start, g[0].stop):
+        for j in range(g[1].start, g[1].stop):
+            rng.keep_mask(p, masks[i, j].size, row=i * n_head + j, out=masks[i, j].reshape(-1), **key)
 
-    p: float
-    key: dict[str, int]
-    n_head: int
-    t: int
-    dtype: np.dtype
 
-    def factors(self, batch: slice, heads: slice) -> Factors | None:
-        """What `attend` multiplies the probabilities of these heads with."""
-        if not self.p:
-            return None
-        width = -(-self.t // rng.VALUES_PER_TICK) * rng.VALUES_PER_TICK
-
-        def factors(rows: slice, end: int) -> np.ndarray:
-            n = rows.stop - rows.start
-            out = buffers.scratch("factors", (batch.stop - batch.start, heads.stop - heads.start, n, end), self.dtype)
-            for i in range(batch.start, batch.stop):
-                for j in range(heads.start, heads.stop):
-                    row = i * self.n_head + j
-                    mask = rng.keep_mask(self.p, n * width, row=row, start=rows.start * width, **self.key)
-                    kept = mask.reshape(n, width)[:, :end]
-                    np.multiply(kept, 1.0 / (1.0 - self.p), out=out[i - batch.start, j - heads.start])
-            return out
-
-        return factors
+def _empty_masks(p: float, b: int, n_head: int, t: int) -> np.ndarray | None:
+    """[B, H, t, width], a row of a mask being whole ticks of the generator; None without dropout."""
+    width = -(-t // rng.VALUES_PER_TICK) * rng.VALUES_PER_TICK
+    return buffers.empty((b, n_head, t, width), np.dtype(bool)) if p else None
 
 
 def causal_attention(
     qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
-) -> tuple[np.ndarray, np.ndarray]:  # [.., T, 3D] -> [.., T, D]
-    """Attention of each head over its q, k, v; p drops probabilities. Saves their norms [2, B, H, T, 1]."""
+) -> tuple[np.ndarray, Saved]:  # [.., T, 3D] -> [.., T, D]
+    """Attention of each head over its q, k, v; p drops probabilities. Saves their norms [2, B, H, T, 1] and masks."""
     check_p(p)
     x = _batched(qkv, n_head)
     b, t, width = x.shape
@@ -7095,13 +7122,17 @@ def causal_attention(
     q, k, v = split_qkv(x, n_head)
     out = split_heads(y.reshape(b, t, -1), n_head)
     norms = np.empty((2, b, n_head, t, 1), x.dtype)
-    drop = _Dropped(p, {"seed": seed, "step": step, "site": site}, n_head, t, x.dtype)
+    masks = _empty_masks(p, b, n_head, t)
 
-    def work(g: tuple[slice, slice]) -> None:
-        attend(q[g], k[g], v[g], out[g], 0, chunk, norms=norms[(slice(None), *g)], dropped=drop.factors(*g))
+    def work(g: Group) -> None:
+        mask = None
+        if masks is not None:
+            _draw(masks, g, p, {"seed": seed, "step": step, "site": site})
+            mask = masks[g]
+        attend(q[g], k[g], v[g], out[g], 0, chunk, norms=norms[(slice(None), *g)], p=p, masks=mask)
 
     run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
-    return y, norms
+    return y, (norms, masks)
 
 
 def causal_attention_backward(
@@ -7115,23 +7146,22 @@ def causal_attention_backward(
     seed: int = 0,
     step: int = 0,
     site: int = 0,
-    saved: np.ndarray | None = None,
+    saved: Saved | None = None,
     sinks: Any = (),
 ) -> Grads:
     """dqkv, head by head."""
     if saved is None:
         _, saved = causal_attention(qkv, n_head=n_head, chunk=chunk, p=p, seed=seed, step=step, site=site)
-    norms, x = saved, _batched(qkv, n_head)
+    (norms, masks), x = saved, _batched(qkv, n_head)
     b, t, _ = x.shape
     dqkv = buffers.empty(qkv.shape, x.dtype)
     q, k, v = split_qkv(x, n_head)
     dq, dk, dv = split_qkv(dqkv.reshape(x.shape), n_head)
     d_out = split_heads(np.ascontiguousarray(dy).reshape(b, t, -1), n_head)
-    drop = _Dropped(p, {"seed": seed, "step": step, "site": site}, n_head, t, x.dtype)
 
-    def work(g: tuple[slice, slice]) -> None:
-        grads = (dq[g], dk[g], dv[g])
-        attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, drop.factors(*g))
+    def work(g: Group) -> None:
+        grads, mask = (dq[g], dk[g], dv[g]), None if masks is None else masks[g]
+        attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, p, mask)
 
     run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
     return (dqkv,)
@@ -7157,8 +7187,8 @@ def attention(
             hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
         )
     qkv = linear(x, w_qkv, b_qkv)
-    mixed, norms = causal_attention(qkv, n_head=n_head, chunk=chunk)
-    return linear(mixed, w_o, b_o), (qkv, mixed, norms)
+    mixed, parts = causal_attention(qkv, n_head=n_head, chunk=chunk)
+    return linear(mixed, w_o, b_o), (qkv, mixed, parts)
 
 
 def attention_backward(
@@ -7176,14 +7206,108 @@ def attention_backward(
     sinks: Any = (),
 ) -> Grads:
     """The backward passes of its three parts, in reverse."""
-    qkv, mixed, norms = saved or attention(x, w_qkv, b_qkv, w_o, b_o, n_head=n_head, chunk=chunk)[1]
+    qkv, mixed, parts = saved or attention(x, w_qkv, b_qkv, w_o, b_o, n_head=n_head, chunk=chunk)[1]
     d_mixed, dw_o, db_o = linear_backward(dy, None, mixed, w_o, b_o)
-    (dqkv,) = causal_attention_backward(d_mixed, None, qkv, n_head=n_head, chunk=chunk, saved=norms)  # type: ignore[arg-type]
+    (dqkv,) = causal_attention_backward(d_mixed, None, qkv, n_head=n_head, chunk=chunk, saved=parts)  # type: ignore[arg-type]
     dx, dw_qkv, db_qkv = linear_backward(dqkv, None, x, w_qkv, b_qkv)  # type: ignore[arg-type]
     return dx, dw_qkv, db_qkv, dw_o, db_o
 
 
 register("attention", attention, attention_backward, "x w_qkv b_qkv w_o b_o", saves=True, reads=(0, 1, 2, 3))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.blas', $pg_gpt2_source$"""out += a @ b in one pass, by the sgemm of the BLAS that NumPy loaded: np.matmul can only overwrite its result.
+
+Where that BLAS has no known symbol, or the arrays are not float32 matrices as it takes them, NumPy does it in two passes.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+
+from .. import threads
+from . import buffers
+
+ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112  # as CBLAS counts
+_SYMBOLS = (
+    ("scipy_cblas_sgemm64_", ctypes.c_int64),
+    ("cblas_sgemm64_", ctypes.c_int64),
+    ("scipy_cblas_sgemm", ctypes.c_int),
+    ("cblas_sgemm", ctypes.c_int),
+)
+_Layout = tuple[int, int]  # (PLAIN or TRANSPOSED, elements from one row or column to the next)
+
+
+def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:  # [m,k], [k,n], [m,n]
+    """out += a @ b; a and b may be transposed views, out has contiguous rows."""
+    layouts = _layout(a), _layout(b), _layout(out)
+    gemm = _gemm()
+    if gemm is None or None in layouts or layouts[2][0] != PLAIN:  # type: ignore[index]
+        out += np.matmul(a, b, out=buffers.scratch("product", out.shape, out.dtype))
+    else:
+        gemm(a, b, out, *layouts)  # type: ignore[arg-type]
+
+
+def _layout(x: np.ndarray) -> _Layout | None:
+    """How CBLAS is to read x; None when it cannot."""
+    if x.dtype != np.float32 or not x.dtype.isnative or not x.size:
+        return None
+    (rows, columns), (down, across) = x.shape, x.strides
+    if across == 4 and down % 4 == 0 and down >= 4 * columns:
+        return PLAIN, down // 4
+    if down == 4 and across % 4 == 0 and across >= 4 * rows:
+        return TRANSPOSED, across // 4
+    return None
+
+
+@lru_cache(maxsize=1)
+def _gemm() -> Callable[[np.ndarray, np.ndarray, np.ndarray, _Layout, _Layout, _Layout], None] | None:
+    """A caller of the first symbol found that multiplies correctly."""
+    for library in threads.blas_libraries():
+        for symbol, integer in _SYMBOLS:
+            function = getattr(ctypes.CDLL(library), symbol, None)
+            if function is None:
+                continue
+            function.restype = None
+            function.argtypes = [
+                *[ctypes.c_int] * 3,
+                *[integer] * 3,
+                *[ctypes.c_float, ctypes.c_void_p, integer, ctypes.c_void_p, integer],
+                *[ctypes.c_float, ctypes.c_void_p, integer],
+            ]
+
+            def gemm(
+                a: np.ndarray,
+                b: np.ndarray,
+                out: np.ndarray,
+                a_layout: _Layout,
+                b_layout: _Layout,
+                out_layout: _Layout,
+                function: Callable[..., None] = function,
+            ) -> None:
+                (m, k), n = a.shape, b.shape[1]
+                function(
+                    *(ROW_MAJOR, a_layout[0], b_layout[0], m, n, k),
+                    *(1.0, _address(a), a_layout[1], _address(b), b_layout[1], 1.0, _address(out), out_layout[1]),
+                )
+
+            if _multiplies(gemm):
+                return gemm
+    return None
+
+
+def _address(x: np.ndarray) -> int:
+    return x.__array_interface__["data"][0]
+
+
+def _multiplies(gemm: Callable[..., None]) -> bool:
+    """Whether a product of small whole numbers, one operand transposed, is right."""
+    a, b = np.arange(12, dtype=np.float32).reshape(3, 4), np.arange(20, dtype=np.float32).reshape(5, 4).T
+    out = np.ones((3, 8), np.float32)[:, :5]
+    expected = out + a @ b
+    gemm(a, b, out, _layout(a), _layout(b), _layout(out))
+    return bool((out == expected).all())
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.buffers', $pg_gpt2_source$"""Where ops get their memory: results from a pool that a training step reuses, temporaries from one scratch per thread.
 
@@ -7267,9 +7391,10 @@ def scratch(slot: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.dropout', $pg_gpt2_source$"""dropout (Srivastava et al. 2014), inverted: survivors are scaled by 1 / (1 - p), so that inference needs nothing.
 
-The mask is addressed by (seed, step, site) and never stored: backward draws it again.
+The mask is addressed by (seed, step, site): a backward pass that was not given it draws it again.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7277,10 +7402,9 @@ import numpy as np
 from .. import rng, threads
 from ..errors import InvalidParameter
 from . import buffers
-from .elementwise import contiguous
+from .elementwise import block_rows, contiguous
 from .op import register
 
-BLOCK = 6400 * rng.VALUES_PER_TICK
 Grads = tuple[np.ndarray | None, ...]
 
 
@@ -7293,19 +7417,18 @@ def check_p(p: float) -> None:
         )
 
 
-def dropout(x: np.ndarray, *, p: float, seed: int = 0, step: int = 0, site: int = 0) -> np.ndarray:  # [..] -> [..]
-    """x * mask / (1 - p)."""
+def dropout(
+    x: np.ndarray, *, p: float, seed: int = 0, step: int = 0, site: int = 0
+) -> tuple[np.ndarray, np.ndarray]:  # [..] -> [..]
+    """x * mask / (1 - p); saves the mask."""
     check_p(p)
-    source, y = contiguous(x).reshape(-1), buffers.empty(x.shape, x.dtype)
-    out = y.reshape(-1)
+    mask = buffers.empty(x.shape, np.dtype(bool))
+    flat = mask.reshape(-1)
 
-    def block(b: slice) -> None:
-        mask = rng.keep_mask(p, b.stop - b.start, seed=seed, step=step, site=site, start=b.start)
-        np.multiply(source[b], mask, out=out[b])
-        out[b] *= 1.0 / (1.0 - p)
+    def draw(b: slice) -> None:
+        rng.keep_mask(p, b.stop - b.start, seed=seed, step=step, site=site, start=b.start, out=flat[b])
 
-    threads.for_rows(source.size, BLOCK, block)
-    return y
+    return _masked(x, mask, p, draw), mask
 
 
 def dropout_backward(
@@ -7317,11 +7440,29 @@ def dropout_backward(
     seed: int = 0,
     step: int = 0,
     site: int = 0,
-    saved: Any = None,
+    saved: np.ndarray | None = None,
     sinks: Any = (),
 ) -> Grads:
-    """dy * mask / (1 - p): the same mask, drawn again."""
-    return (dropout(dy, p=p, seed=seed, step=step, site=site),)
+    """dy * mask / (1 - p)."""
+    if saved is None:
+        return (dropout(dy, p=p, seed=seed, step=step, site=site)[0],)
+    return (_masked(dy, saved, p),)
+
+
+def _masked(x: np.ndarray, mask: np.ndarray, p: float, draw: Callable[[slice], object] | None = None) -> np.ndarray:
+    """x * mask / (1 - p); `draw` fills a part of the mask first."""
+    source, flat, y = contiguous(x).reshape(-1), mask.reshape(-1), buffers.empty(x.shape, x.dtype)
+    out = y.reshape(-1)
+
+    def block(b: slice) -> None:
+        if draw is not None:
+            draw(b)
+        np.multiply(source[b], flat[b], out=out[b])
+        out[b] *= 1.0 / (1.0 - p)
+
+    ticks = block_rows(-(-source.size // rng.VALUES_PER_TICK), rng.VALUES_PER_TICK)
+    threads.for_rows(source.size, ticks * rng.VALUES_PER_TICK, block)
+    return y
 
 
 def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: float) -> np.ndarray:  # [..] -> [..]
@@ -7329,7 +7470,7 @@ def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: flo
     return np.where((y != 0) | (x == 0), dy * dy.dtype.type(1.0 / (1.0 - p)), dy.dtype.type(0))
 
 
-register("dropout", dropout, dropout_backward, "x")
+register("dropout", dropout, dropout_backward, "x", saves=True)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.elementwise', $pg_gpt2_source$"""Elementwise ops: add and mul with NumPy's broadcasting, scale, ones_like, zeros_like; and the blocks that others use.
 
@@ -7346,14 +7487,22 @@ from .. import threads
 from . import buffers
 from .op import Shape, misfit, register
 
-BLOCK = 100_000  # elements: smaller ones make the threads fight over the interpreter lock
+# Elements of the largest block. Smaller ones fit a core's cache better, but the threads then fight over the interpreter
+# lock, whose hand-over takes as long as 100,000 elements, the more so where others use the cores.
+BLOCK = 150_000
 Grads = tuple[np.ndarray | None, ...]
 
 
 def for_blocks(work: Callable[..., object], *arrays: np.ndarray) -> None:
     """Call `work(*blocks)` on flat blocks of contiguous arrays of one size."""
     flat = [array.reshape(-1) for array in arrays]
-    threads.for_rows(flat[0].size, BLOCK, lambda block: work(*(array[block] for array in flat)))
+    threads.for_rows(flat[0].size, block_rows(flat[0].size), lambda block: work(*(array[block] for array in flat)))
+
+
+def block_rows(n: int, width: int = 1) -> int:
+    """How many of n rows of `width` elements to a block: all of them, or an even number of blocks of one size."""
+    count = -(-n * width // BLOCK)
+    return max(1, -(-n // (count + count % 2 if count > 1 else 1)))
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:
@@ -7390,8 +7539,7 @@ def _binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.nda
         for_blocks(lambda x, z, out: function(x, z, out=out), a, b, y)
     else:
         rows, out, repeated = a.reshape(-1, *b.shape), y.reshape(-1, *b.shape), b
-        step = max(1, BLOCK // max(1, b.size))
-        threads.for_rows(len(rows), step, lambda r: function(rows[r], repeated, out=out[r]))
+        threads.for_rows(len(rows), block_rows(len(rows), b.size), lambda r: function(rows[r], repeated, out=out[r]))
     return y
 
 
@@ -7463,8 +7611,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import threads
 from ..errors import InvalidParameter
 from . import buffers
+from .elementwise import block_rows
 from .op import Sink, misfit, register
 from .products import gradient_buffer
 
@@ -7496,24 +7646,34 @@ def embedding(table: np.ndarray, *, ids: Any) -> np.ndarray:  # [V, D] -> [*ids.
 def embedding_backward(
     dy: np.ndarray, y: Any, table: np.ndarray, *, ids: Any, saved: Any = None, sinks: Sequence[Sink | None] = (None,)
 ) -> Grads:
-    """Each row of dy, added to its row of the table.
-
-    Repeated ids are added up first: the bits of a sum with other gradients of the table are then the same whether
-    it is made here, in a sink, or later.
-    """
+    """Each row of dy, added to its row of the table."""
     index = checked_ids("embedding", ids, table.shape[0]).reshape(-1)
     dtable, add = gradient_buffer(sinks[0] if sinks else None, table.shape, dy.dtype)
     if not add:
         dtable[...] = 0
-    rows = dy.reshape(-1, table.shape[1])
-    picked, places = np.unique(index, return_inverse=True)
-    if len(picked) < len(index):
-        sums = np.zeros((len(picked), rows.shape[1]), rows.dtype)
-        np.add.at(sums, places.reshape(-1), rows)
-        dtable[picked] += sums
-    else:
-        dtable[index] += rows
+    add_rows(dtable, index, dy.reshape(-1, table.shape[1]))
     return (dtable,)
+
+
+def add_rows(table: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None:  # [V, D], [n], [n, D]
+    """table[index] += rows, columns in parallel.
+
+    Repeated ids are added up first: the bits of a sum with other gradients of the table are then the same whether
+    it is made here, in a sink, or later.
+    """
+    order = np.argsort(index, kind="stable")
+    ordered = index[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    picked = ordered[starts]
+
+    def work(c: slice) -> None:
+        sums = rows[order, c]
+        if len(starts) < len(order):
+            sums = np.add.reduceat(sums, starts, axis=0)
+        table[picked, c] += sums
+
+    if len(index):
+        threads.for_rows(table.shape[1], block_rows(table.shape[1], len(index)), work)
 
 
 register("embedding", embedding, embedding_backward, "table")
@@ -7558,7 +7718,10 @@ def matmul_backward(
         rows = as_rows(dy)
         da = buffers.empty(a.shape, dy.dtype)
         db = buffers.empty(b.shape, dy.dtype)
-        run_all(product_tasks(rows, b.T, as_rows(da)), product_tasks(as_rows(a).T, rows, db))
+        run_all(
+            product_tasks(rows, b.T, as_rows(da), paired=True),
+            product_tasks(as_rows(a).T, rows, db, paired=True),
+        )
         return da, db
     da, db = np.matmul(dy, b.swapaxes(-1, -2)), np.matmul(a.swapaxes(-1, -2), dy)
     return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
@@ -7591,8 +7754,8 @@ def linear_backward(
     dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
     db = np.empty(b.shape, dy.dtype)
     run_all(
-        product_tasks(rows, w.T, as_rows(dx)),
-        product_tasks(as_rows(x).T, rows, dw, accumulate=add),
+        product_tasks(rows, w.T, as_rows(dx), paired=True),
+        product_tasks(as_rows(x).T, rows, dw, accumulate=add, paired=True),
         [lambda: column_sums(rows, out=db)],
     )
     return dx, dw, db
@@ -7621,7 +7784,10 @@ def lm_head_backward(
     rows = as_rows(dy)
     dx = buffers.empty(x.shape, dy.dtype)
     dwte, add = gradient_buffer(sinks[1], wte.shape, dy.dtype)
-    run_all(product_tasks(rows, wte, as_rows(dx)), product_tasks(rows.T, as_rows(x), dwte, accumulate=add))
+    run_all(
+        product_tasks(rows, wte, as_rows(dx), paired=True),
+        product_tasks(rows.T, as_rows(x), dwte, accumulate=add, paired=True),
+    )
     return dx, dwte
 
 
@@ -7673,7 +7839,9 @@ from .. import threads
 from ..errors import InvalidParameter
 from . import buffers
 from .activations import softmax
-from .embedding import checked_ids
+from .blas import add_product
+from .elementwise import BLOCK
+from .embedding import add_rows, checked_ids
 from .op import Sink, misfit, register
 from .products import gradient_buffer, run_all
 
@@ -7747,10 +7915,12 @@ class _Group:
         np.matmul(self.x, self.wte[part].T, out=z)
         here = np.flatnonzero((self.classes >= part.start) & (self.classes < part.stop))
         self.picked[here] = z[here, self.classes[here] - part.start]
-        self.tops[i] = z.max(axis=1)
-        z -= self.tops[i][:, None]
-        np.exp(z, out=z)
-        self.sums[i] = z.sum(axis=1)
+        ones = np.ones(z.shape[1], z.dtype)
+        for r in threads.pieces(len(z), max(1, BLOCK // z.shape[1])):  # what stays in a core's cache
+            rows = z[r]
+            self.tops[i, r] = rows.max(axis=1)
+            rows -= self.tops[i, r, None]
+            np.matmul(np.exp(rows, out=rows), ones, out=self.sums[i, r])
 
     def losses(self) -> np.ndarray:
         """logsumexp - z[target] of each row, in float64."""
@@ -7770,15 +7940,14 @@ class _Group:
             parts[i] *= factors[i][:, None]
             scaled = np.multiply(self.x, factors[i][:, None], out=buffers.scratch("head_x", self.x.shape, self.x.dtype))
             if add:
-                out = buffers.scratch("head_w", dwte[part].shape, dwte.dtype)
-                dwte[part] += np.matmul(z.T, scaled, out=out)
+                add_product(z.T, scaled, dwte[part])
             else:
                 np.matmul(z.T, scaled, out=dwte[part])
 
         run_all([lambda i=i: work(i) for i in range(len(self.slices))], at_once=TURN)  # type: ignore[misc]
         parts.sum(axis=0, out=dx)
         dx -= self.wte[self.classes] * dx.dtype.type(weight)
-        np.subtract.at(dwte, self.classes, self.x * self.x.dtype.type(weight))
+        add_rows(dwte, self.classes, self.x * self.x.dtype.type(-weight))
 
 
 def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: Sink | None) -> tuple[np.ndarray, Grads]:
@@ -7838,7 +8007,7 @@ import numpy as np
 
 from .. import threads
 from . import buffers
-from .elementwise import BLOCK, contiguous
+from .elementwise import block_rows, contiguous
 from .op import misfit, register
 
 Grads = tuple[np.ndarray | None, ...]
@@ -7871,7 +8040,7 @@ def layernorm(
         out_r *= gamma
         out_r += beta
 
-    threads.for_rows(len(rows), max(1, BLOCK // n), block)
+    threads.for_rows(len(rows), block_rows(len(rows), n), block)
     return y, stats
 
 
@@ -7886,29 +8055,30 @@ def layernorm_backward(
     saved: np.ndarray | None = None,
     sinks: Any = (),
 ) -> Grads:
-    """dx = rstd (g - mean(g) - h mean(g h)), h = (x - mean) rstd, g = dy gamma; dgamma = sum(dy h), dbeta = sum(dy)."""
+    """dx = rstd (g - mean(g) - h mean(g h)), h = (x - mean) rstd, g = dy gamma; dgamma = sum(dy h), dbeta = sum(dy).
+
+    h is never formed: its factor rstd goes into the sums, and gamma into what they are taken with.
+    """
     stats = layernorm(x, gamma, beta, eps=eps)[1] if saved is None else saved
     n = x.shape[-1]
     rows, d_rows = contiguous(x).reshape(-1, n), contiguous(dy).reshape(-1, n)
     dx = buffers.empty(x.shape, x.dtype)
     out = dx.reshape(-1, n)
-    mean_of = np.full((n, 1), 1.0 / n, x.dtype)
-    step = max(1, BLOCK // n)
+    weighted = (gamma / n)[:, None]
+    step = block_rows(len(rows), n)
     parts = np.empty((2, -(-len(rows) // step), n), x.dtype)
 
     def block(r: slice) -> None:
-        dy, dx = d_rows[r], out[r]
-        h = np.subtract(rows[r], stats[0, r], out=buffers.scratch("norm_h", dy.shape, dy.dtype))
-        h *= stats[1, r]
-        product = np.multiply(dy, h, out=buffers.scratch("norm_p", dy.shape, dy.dtype))
-        ones, i = np.ones(len(dy), dy.dtype), r.start // step
-        parts[0, i], parts[1, i] = ones @ product, ones @ dy
+        dy, dx, rstd = d_rows[r], out[r], stats[1, r]
+        centred = np.subtract(rows[r], stats[0, r], out=buffers.scratch("norm_c", dy.shape, dy.dtype))
+        product = np.multiply(dy, centred, out=dx)
+        i = r.start // step
+        parts[0, i], parts[1, i] = rstd[:, 0] @ product, np.ones(len(dy), dy.dtype) @ dy
+        centred *= rstd * rstd * (product @ weighted)
+        centred += dy @ weighted
         np.multiply(dy, gamma, out=dx)
-        product *= gamma
-        h *= product @ mean_of
-        dx -= dx @ mean_of
-        dx -= h
-        dx *= stats[1, r]
+        dx -= centred
+        dx *= rstd
 
     threads.for_rows(len(rows), step, block)
     return dx, parts[0].sum(axis=0), parts[1].sum(axis=0)
@@ -8235,11 +8405,13 @@ import numpy as np
 
 from .. import host, threads
 from . import buffers
+from .blas import add_product
 from .op import Sink
 
-PIECE_FLOPS = 800e6  # about 4 ms of one core: BLAS packs its operands again for each piece, which costs 10 % at 1 ms
+PIECE_FLOPS = 2.5e9  # about 10 ms of one core: BLAS packs its operands again for each piece, which costs 10 % at 2 ms
 LEAST_FLOPS = 5e6  # a smaller piece costs more to hand over than it saves
 MOST_PIECES = 32
+FEW_ROWS = 32  # below: BLAS has faster ways than sgemm, which np.matmul knows
 
 
 def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options: np.ndarray | None) -> np.ndarray:
@@ -8251,11 +8423,20 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **optio
 
 
 def product_tasks(
-    a: np.ndarray, b: np.ndarray, out: np.ndarray, *, bias: np.ndarray | None = None, accumulate: bool = False
+    a: np.ndarray,
+    b: np.ndarray,
+    out: np.ndarray,
+    *,
+    bias: np.ndarray | None = None,
+    accumulate: bool = False,
+    paired: bool = False,
 ) -> list[Callable[[], None]]:
-    """Tasks that together set out = a @ b (+ bias), or add that to out. Transposed operands are passed as views."""
+    """Tasks that together set out = a @ b (+ bias), or add that to out. Transposed operands are passed as views.
+
+    `paired`: another product of the same size runs beside it, so that two cores have work with each one whole.
+    """
     (m, k), n = a.shape, b.shape[1]
-    count = _n_pieces(2.0 * m * k * n)
+    count = _n_pieces(2.0 * m * k * n, 1 if paired else 2)
     if m > n:
         rows = threads.pieces(m, _size(m, count))
         return [lambda r=r: _piece(a[r], b, out[r], bias, accumulate) for r in rows]  # type: ignore[misc]
@@ -8267,18 +8448,21 @@ def product_tasks(
 
 
 def _piece(a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, accumulate: bool) -> None:
+    if bias is not None and len(a) >= FEW_ROWS:
+        out[...] = bias
+        accumulate, bias = True, None
     if accumulate:
-        out += np.matmul(a, b, out=buffers.scratch("product", out.shape, out.dtype))
+        add_product(a, b, out)
     else:
         np.matmul(a, b, out=out)
     if bias is not None:
         out += bias
 
 
-def _n_pieces(flops: float) -> int:
+def _n_pieces(flops: float, least: int) -> int:
     if flops < 2 * LEAST_FLOPS:
         return 1
-    return min(MOST_PIECES, 2 * max(1, round(flops / (2 * PIECE_FLOPS))))
+    return min(MOST_PIECES, least * max(1, round(flops / (least * PIECE_FLOPS))))
 
 
 def _size(total: int, count: int) -> int:
@@ -9382,7 +9566,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.rng', $pg_gpt2_source$"""Counter-based random numbers: a draw is addressed by (seed, step, site, row, tick), never by what was drawn before.
 
 Philox4x64 (Salmon et al. 2011) is a function of a 128-bit key and a 256-bit counter. The key is (seed, purpose), the
-counter (tick, row, site, step): masks are the same bits for any number of threads, and are drawn again, not stored.
+counter (tick, row, site, step): masks are the same bits for any number of threads, and can be drawn again.
 """
 
 import numpy as np
@@ -9408,10 +9592,20 @@ def drop_threshold(p: float) -> int:
     return round(p * 65536)
 
 
-def keep_mask(p: float, n: int, *, seed: int, step: int = 0, site: int = 0, row: int = 0, start: int = 0) -> np.ndarray:
+def keep_mask(
+    p: float,
+    n: int,
+    *,
+    seed: int,
+    step: int = 0,
+    site: int = 0,
+    row: int = 0,
+    start: int = 0,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """Booleans [n]: elements start .. start + n of that row of masks; start is a multiple of VALUES_PER_TICK."""
     source = philox(seed, DROPOUT, step=step, site=site, row=row, tick=start // VALUES_PER_TICK)
-    return uint16(source, -(-n // VALUES_PER_TICK))[:n] >= drop_threshold(p)
+    return np.greater_equal(uint16(source, -(-n // VALUES_PER_TICK))[:n], drop_threshold(p), out=out)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.run_replay', $pg_gpt2_source$"""A training run done again beside what is recorded of it: from a checkpoint, or from the seed of the model's first weights.
 
@@ -11815,7 +12009,7 @@ def import_numpy_single_threaded() -> None:
 
 def set_blas_threads(count: int) -> bool:
     """Cap the BLAS that NumPy loaded at `count` threads; False when no known BLAS was found."""
-    for path in _loaded_blas_libraries():
+    for path in blas_libraries():
         library = ctypes.CDLL(path)
         for name in _SETTERS:
             setter = getattr(library, name, None)
@@ -11827,7 +12021,7 @@ def set_blas_threads(count: int) -> bool:
 
 def blas_name() -> str:
     """What the BLAS that NumPy loaded says of itself, else the name of its library."""
-    paths = _loaded_blas_libraries()
+    paths = blas_libraries()
     for path in paths:
         for name in _DESCRIPTIONS:
             describe = getattr(ctypes.CDLL(path), name, None)
@@ -11837,7 +12031,7 @@ def blas_name() -> str:
     return ", ".join(map(os.path.basename, paths)) or "unknown"
 
 
-def _loaded_blas_libraries() -> list[str]:
+def blas_libraries() -> list[str]:
     """Paths of mapped shared objects whose name says BLAS or MKL."""
     try:
         with open("/proc/self/maps", encoding="utf-8") as maps:
@@ -13486,8 +13680,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -13502,8 +13696,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -13517,8 +13711,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -13544,8 +13738,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 555482f4c232 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 eae4e00b1627 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -13555,8 +13749,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 555482f4c232 @extschema@'].models.copy_model(source, target, checkpoint_id)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 eae4e00b1627 @extschema@'].models.copy_model(source, target, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -13566,8 +13760,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 555482f4c232 @extschema@'].models.drop_model(model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 eae4e00b1627 @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -13606,8 +13800,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.changed()
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 eae4e00b1627 @extschema@'].tokenizer.changed()
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -13623,8 +13817,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -13634,8 +13828,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -13645,8 +13839,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -13655,8 +13849,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -13666,8 +13860,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -13676,8 +13870,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -13692,8 +13886,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -13703,8 +13897,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -13714,8 +13908,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -13729,8 +13923,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -13740,8 +13934,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -13751,8 +13945,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -13762,8 +13956,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -13773,8 +13967,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -13784,8 +13978,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -13812,8 +14006,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -13845,8 +14039,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -13869,8 +14063,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -13894,8 +14088,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -13915,8 +14109,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -13931,8 +14125,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -13949,8 +14143,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -13964,8 +14158,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -13975,8 +14169,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -13991,8 +14185,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -14013,8 +14207,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -14036,8 +14230,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -14052,8 +14246,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -14085,8 +14279,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].training.train_step(
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed, audit)
 $$;
@@ -14125,8 +14319,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].training.train(
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
 $$;
@@ -14166,8 +14360,8 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 555482f4c232 @extschema@'].training.train_run(
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 eae4e00b1627 @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
 $$;
@@ -14182,8 +14376,8 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].training.train_stop(model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -14316,8 +14510,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].checkpoints.save(model, note, file_path)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].checkpoints.save(model, note, file_path)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -14327,8 +14521,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].checkpoints.load(model, checkpoint_id)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].checkpoints.load(model, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -14361,8 +14555,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 555482f4c232 @extschema@'].checkpoints.drop(checkpoint_id)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 eae4e00b1627 @extschema@'].checkpoints.drop(checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -14372,8 +14566,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -14389,8 +14583,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].checkpoints.diff(a, b)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].checkpoints.diff(a, b)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -14411,8 +14605,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].checkpoints.history(model, name)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].checkpoints.history(model, name)
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -14435,8 +14629,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -14450,8 +14644,8 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].sparklines.of_numbers(numbers, width)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].sparklines.of_numbers(numbers, width)
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars such as █▅▃▂▁▁, from the lowest to the highest; more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -14461,8 +14655,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].sparklines.of_run(run_id, width)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].sparklines.of_run(run_id, width)
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -14476,8 +14670,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].retention.prune_log(model, older_than, keep_every)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].retention.prune_log(model, older_than, keep_every)
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -14549,8 +14743,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -14560,8 +14754,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.values(data)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -14579,8 +14773,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -14589,8 +14783,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -14600,8 +14794,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -14611,8 +14805,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -14622,8 +14816,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -14632,8 +14826,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -14648,8 +14842,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -14664,8 +14858,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -14675,8 +14869,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -14686,8 +14880,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -14702,8 +14896,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -14719,8 +14913,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -14730,8 +14924,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -14740,8 +14934,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -14750,8 +14944,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -14769,8 +14963,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -14790,8 +14984,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -14810,8 +15004,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -14834,8 +15028,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -14845,8 +15039,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -14861,8 +15055,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -14878,8 +15072,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -14899,8 +15093,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -14918,8 +15112,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.tape_id()
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -14929,8 +15123,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -14940,8 +15134,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -14951,8 +15145,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.value(handle)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -14961,8 +15155,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 555482f4c232 @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 eae4e00b1627 @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -14972,8 +15166,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -14985,8 +15179,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].pieces.embed(tokens, model, d)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].pieces.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -15016,8 +15210,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -15038,8 +15232,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -15053,8 +15247,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.trace_text(prompt, model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].inspect.trace_text(prompt, model)
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -15064,8 +15258,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.trace_ids(ids, model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].inspect.trace_ids(ids, model)
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -15080,8 +15274,8 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -15091,8 +15285,8 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.logit_lens(prompt, model, n)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].inspect.logit_lens(prompt, model, n)
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -15102,8 +15296,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.token_embedding(token_id, model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].inspect.token_embedding(token_id, model)
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token: a row of wte.';
 
@@ -15112,8 +15306,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.dot(tape_id)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].inspect.dot(tape_id)
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -15123,8 +15317,8 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.replay_tape(tape_id)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].inspect.replay_tape(tape_id)
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -15134,8 +15328,8 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -15160,8 +15354,8 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].admin.doctor()
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].admin.doctor()
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -15171,8 +15365,8 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].admin.cache_status()
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -15182,8 +15376,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].admin.cache_clear()
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].admin.cache_clear()
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -15192,8 +15386,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 555482f4c232 @extschema@'].admin.grant_usage(role, level)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 eae4e00b1627 @extschema@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -15230,8 +15424,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.enabled()
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -15241,8 +15435,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
 
@@ -15257,8 +15451,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -15268,8 +15462,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -15279,8 +15473,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -15290,8 +15484,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 555482f4c232 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 555482f4c232 @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 eae4e00b1627 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 eae4e00b1627 @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

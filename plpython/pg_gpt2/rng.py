@@ -1,7 +1,7 @@
 """Counter-based random numbers: a draw is addressed by (seed, step, site, row, tick), never by what was drawn before.
 
 Philox4x64 (Salmon et al. 2011) is a function of a 128-bit key and a 256-bit counter. The key is (seed, purpose), the
-counter (tick, row, site, step): masks are the same bits for any number of threads, and are drawn again, not stored.
+counter (tick, row, site, step): masks are the same bits for any number of threads, and can be drawn again.
 """
 
 import numpy as np
@@ -27,7 +27,17 @@ def drop_threshold(p: float) -> int:
     return round(p * 65536)
 
 
-def keep_mask(p: float, n: int, *, seed: int, step: int = 0, site: int = 0, row: int = 0, start: int = 0) -> np.ndarray:
+def keep_mask(
+    p: float,
+    n: int,
+    *,
+    seed: int,
+    step: int = 0,
+    site: int = 0,
+    row: int = 0,
+    start: int = 0,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """Booleans [n]: elements start .. start + n of that row of masks; start is a multiple of VALUES_PER_TICK."""
     source = philox(seed, DROPOUT, step=step, site=site, row=row, tick=start // VALUES_PER_TICK)
-    return uint16(source, -(-n // VALUES_PER_TICK))[:n] >= drop_threshold(p)
+    return np.greater_equal(uint16(source, -(-n // VALUES_PER_TICK))[:n], drop_threshold(p), out=out)

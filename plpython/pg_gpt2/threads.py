@@ -49,7 +49,7 @@ def import_numpy_single_threaded() -> None:
 
 def set_blas_threads(count: int) -> bool:
     """Cap the BLAS that NumPy loaded at `count` threads; False when no known BLAS was found."""
-    for path in _loaded_blas_libraries():
+    for path in blas_libraries():
         library = ctypes.CDLL(path)
         for name in _SETTERS:
             setter = getattr(library, name, None)
@@ -61,7 +61,7 @@ def set_blas_threads(count: int) -> bool:
 
 def blas_name() -> str:
     """What the BLAS that NumPy loaded says of itself, else the name of its library."""
-    paths = _loaded_blas_libraries()
+    paths = blas_libraries()
     for path in paths:
         for name in _DESCRIPTIONS:
             describe = getattr(ctypes.CDLL(path), name, None)
@@ -71,7 +71,7 @@ def blas_name() -> str:
     return ", ".join(map(os.path.basename, paths)) or "unknown"
 
 
-def _loaded_blas_libraries() -> list[str]:
+def blas_libraries() -> list[str]:
     """Paths of mapped shared objects whose name says BLAS or MKL."""
     try:
         with open("/proc/self/maps", encoding="utf-8") as maps:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pg_gpt2 import rng, threads
 from pg_gpt2.errors import InvalidParameter, UndefinedObject
-from pg_gpt2.ops import Op, attend, buffers, lookup, registry
+from pg_gpt2.ops import Op, attend, blas, buffers, lookup, registry
 from pg_gpt2.ops.products import product
 
 
@@ -159,6 +159,58 @@ def test_attention_sees_no_later_token() -> None:
     changed[50:] = normal(30, 48, seed=5)
     op = registry["causal_attention"]
     np.testing.assert_array_equal(op(qkv, n_head=2)[:50], op(changed, n_head=2)[:50])
+
+
+def test_attention_of_scores_whose_exponentials_overflow_or_vanish() -> None:
+    q, k, v = (normal(2, 150, 16, seed=i) for i in range(3))
+    q[0, ::3] *= 200.0  # scores of some hundreds in some rows
+    q[1, 10:] = -40.0 - normal(140, 16, seed=9) / 8
+    k[1] = np.abs(k[1]) + 1.0  # nothing but large negative ones
+    qkv = np.concatenate([x.transpose(1, 0, 2).reshape(150, 32) for x in (q, k, v)], axis=1)
+    grads = []
+    for kind in (np.float32, np.float64):
+        x = qkv.astype(kind)
+        y, saved = registry["causal_attention"].run(x, n_head=2)
+        dx = registry["causal_attention"].backward(normal(150, 32).astype(kind), y, x, saved=saved, n_head=2)[0]
+        grads.append((y, dx))
+    scores = np.where(np.tri(150, dtype=bool), (q.astype(float) @ k.swapaxes(1, 2)) / 4.0, -np.inf)
+    exact = (registry["softmax"](scores) @ v).transpose(1, 0, 2).reshape(150, 32)
+    assert (np.abs(scores[np.isfinite(scores)]) > 100).sum() > 1000
+    np.testing.assert_allclose(grads[1][0], exact, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(grads[0][0], exact, rtol=1e-3, atol=1e-4)  # scores of 300 have errors of 2e-5
+    np.testing.assert_allclose(grads[0][1], grads[1][1], rtol=1e-2, atol=1e-2)
+
+
+def test_attention_of_a_row_depends_on_no_other_row() -> None:
+    q, k, v = normal(3, 70, 8), normal(3, 90, 8, seed=1), normal(3, 90, 8, seed=2)
+    plain, beside_huge = np.empty_like(q), np.empty_like(q)
+    attend(q, k, v, plain, offset=20)
+    q[1, 5] *= 1e4
+    attend(q, k, v, beside_huge, offset=20)
+    same = np.ones((3, 70), bool)
+    same[1, 5] = False
+    np.testing.assert_array_equal(beside_huge[same], plain[same])
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["sgemm of the BLAS", "NumPy alone"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_products_are_added_whatever_the_layout(known: bool, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert blas._gemm() is not None, "the BLAS of NumPy's wheels is known"
+    if not known:
+        monkeypatch.setattr(blas, "_gemm", lambda: None)
+    for m, k, n in ((3, 4, 5), (1, 4, 5), (4, 1, 5), (4, 5, 1), (1, 1, 1), (200, 70, 130), (5, 0, 4)):
+        a, b = normal(m, k, seed=1).astype(kind), normal(k, n, seed=2).astype(kind)
+        spread = [np.zeros((2 * size[0], 3 * size[1]), kind) for size in (a.shape, b.shape)]
+        for x, wide in zip((a, b), spread, strict=True):
+            wide[: x.shape[0], : x.shape[1]] = x
+        lefts = [a, np.asfortranarray(a), spread[0][:m, :k], np.repeat(a, 2, axis=1)[:, ::2]]
+        rights = [b, np.asfortranarray(b), spread[1][:k, :n], np.repeat(b, 2, axis=0)[::2]]
+        for left in lefts:
+            for right in rights:
+                out = np.ones((m, n + 3), kind)
+                blas.add_product(left, right, out[:, 2 : n + 2])
+                np.testing.assert_allclose(out[:, 2 : n + 2], a @ b + 1, rtol=1e-5, atol=1e-5)
+                assert (out[:, [0, 1, -1]] == 1).all()
 
 
 def test_products_accept_transposed_views() -> None:

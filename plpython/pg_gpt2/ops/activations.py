@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import threads
 from . import buffers
-from .elementwise import BLOCK, contiguous, for_blocks
+from .elementwise import block_rows, contiguous, for_blocks
 from .op import misfit, register
 
 SQRT_2_OVER_PI = sqrt(2.0 / pi)
@@ -16,7 +16,7 @@ Grads = tuple[np.ndarray | None, ...]
 
 
 def _gelu_tanh(x: np.ndarray, square: np.ndarray, out: np.ndarray) -> None:
-    """out = tanh(sqrt(2/pi) (x + 0.044715 x^3)), square = x^2."""
+    """out = tanh(sqrt(2/pi) (x + 0.044715 x^3)), square = x^2; both may be the same memory."""
     np.multiply(x, x, out=square)
     np.multiply(square, SQRT_2_OVER_PI * CUBIC, out=out)
     out += SQRT_2_OVER_PI
@@ -28,7 +28,7 @@ def gelu(x: np.ndarray) -> np.ndarray:  # [..] -> [..]
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
 
     def block(x: np.ndarray, y: np.ndarray) -> None:
-        _gelu_tanh(x, buffers.scratch("gelu", x.shape, x.dtype), y)
+        _gelu_tanh(x, y, y)
         y += 1.0
         y *= x
         y *= 0.5
@@ -77,7 +77,7 @@ def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
     """Call `work(*blocks)` on blocks of whole rows of arrays [.., n]."""
     n = arrays[0].shape[-1]
     rows = [array.reshape(-1, n) for array in arrays]
-    threads.for_rows(len(rows[0]), max(1, BLOCK // max(1, n)), lambda block: work(*(array[block] for array in rows)))
+    threads.for_rows(len(rows[0]), block_rows(len(rows[0]), n), lambda block: work(*(array[block] for array in rows)))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]

@@ -1,20 +1,19 @@
 """The core of causal attention, in chunks of query rows: scores of a chunk against the keys it may see, never T x T.
 
 `attend` serves training and KV-cached decoding alike; q, k and v may be strided views. The backward pass recomputes
-probabilities from what normalised them (as Dao et al. 2022) and stores none. All of it runs on the calling thread.
+the exponentials (as Dao et al. 2022) and stores none. All of it runs on the calling thread.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
 
 from .. import threads
 from . import buffers
-from .activations import exponentials_in_place
 
 CHUNK = 64  # query rows at a time (setting pg_gpt2.attention_chunk)
-Factors = Callable[[slice, int], np.ndarray]  # (query rows, n_keys) -> what to multiply their probabilities with
+LEAST, MOST = 2.0**-80, 2.0**80  # sums of exponentials that need no shift
 
 
 @lru_cache(maxsize=8)
@@ -23,19 +22,49 @@ def _future(rows: int, dtype: np.dtype) -> np.ndarray:
     return np.triu(np.full((rows, rows), -np.inf, dtype), 1)
 
 
+@lru_cache(maxsize=64)
+def _ones(n: int, dtype: np.dtype) -> np.ndarray:
+    """[n, 1]: a product with it adds up rows, faster than `sum` does over so few values."""
+    return np.ones((n, 1), dtype)
+
+
 def _chunks(t: int, offset: int, chunk: int) -> Iterator[tuple[slice, int]]:
     """(query rows, number of keys the last of them sees)."""
     for rows in threads.pieces(t, chunk):
         yield rows, offset + rows.stop
 
 
-def _scores(q: np.ndarray, k: np.ndarray, scale: float) -> np.ndarray:
-    """[.., c, d], [.., end, d] -> [.., c, end]: q k' scale, -inf for keys after the query (the last query sees all)."""
+def _scaled(q: np.ndarray) -> np.ndarray:
+    """q / sqrt(d), in scratch."""
+    return np.multiply(q, q.shape[-1] ** -0.5, out=buffers.scratch("queries", q.shape, q.dtype))
+
+
+def _scores(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """[.., c, d], [.., end, d] -> [.., c, end]: q k', -inf for keys after the query (the last query sees all)."""
     c, end = q.shape[-2], k.shape[-2]
     z = buffers.scratch("scores", (*q.shape[:-1], end), q.dtype)
-    np.matmul(q * scale, k.swapaxes(-1, -2), out=z)
+    np.matmul(q, k.swapaxes(-1, -2), out=z)
     z[..., end - c :] += _future(c, q.dtype)
     return z
+
+
+def _exponentials(q: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """exp(scores - top) [.., c, end], their sums and top [.., c, 1].
+
+    The maximum of so few values is slow to find, and nearly always needless: a row is shifted by its maximum only
+    where its sum would leave the range of numbers. None for top: no row is.
+    """
+    z = _scores(q, k)
+    ones = _ones(k.shape[-2], q.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.exp(z, out=z) @ ones
+        if total.min() > LEAST and total.max() < MOST:
+            return z, total, None
+        usable = (total > LEAST) & (total < MOST)
+        z = _scores(q, k)
+        top = np.where(usable, 0, z.max(axis=-1, keepdims=True)).astype(z.dtype)
+        z -= top
+        return z, np.exp(z, out=z) @ ones, top
 
 
 def attend(
@@ -47,21 +76,21 @@ def attend(
     chunk: int = CHUNK,
     *,
     norms: np.ndarray | None = None,
-    dropped: Factors | None = None,
+    p: float = 0.0,
+    masks: np.ndarray | None = None,
 ) -> None:  # [.., t, d], [.., n, d], [.., n, d], [.., t, d]
     """out = softmax(q k' / sqrt(d)) v, where query i sees the keys 0 .. offset + i.
 
-    norms [2, .., t, 1] receives each row's maximum and sum of exponentials: together they give exactly the same
-    probabilities again, which a log-sum-exp does not. `dropped(rows, n_keys)` gives factors for the probabilities.
+    norms [2, .., t, 1] receives each row's shift and sum of exponentials: together they give exactly the same
+    probabilities again, which a log-sum-exp does not. Probabilities are dropped with `p` where masks [.., t, n] is 0.
     """
-    scale = q.shape[-1] ** -0.5
     for rows, end in _chunks(q.shape[-2], offset, chunk):
-        z = _scores(q[..., rows, :], k[..., :end, :], scale)
-        top, total = exponentials_in_place(z)
+        z, total, top = _exponentials(_scaled(q[..., rows, :]), k[..., :end, :])
         if norms is not None:
-            norms[0, ..., rows, :], norms[1, ..., rows, :] = top, total
-        if dropped is not None:
-            z *= dropped(rows, end)
+            norms[0, ..., rows, :], norms[1, ..., rows, :] = 0 if top is None else top, total
+        if masks is not None:
+            z *= masks[..., rows, :end]
+            total *= 1.0 - p
         np.matmul(z, v[..., :end, :], out=out[..., rows, :])
         out[..., rows, :] /= total
 
@@ -74,36 +103,46 @@ def attend_backward(
     norms: np.ndarray,
     grads: tuple[np.ndarray, np.ndarray, np.ndarray],
     chunk: int,
-    dropped: Factors | None,
+    p: float = 0.0,
+    masks: np.ndarray | None = None,
 ) -> None:
     """Gradients of `attend` (offset 0) into dq, dk, dv: dS = P (dP - rowsum(P dP)), P recomputed.
 
-    rowsum(P dP) is also dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
+    P is never formed: what the exponentials E lack of it is a factor a row, which goes into dout. rowsum(P dP) is also
+    dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
     """
-    scale = q.shape[-1] ** -0.5
+    t, dtype = q.shape[-2], q.dtype
     dq, dk, dv = grads
-    for rows, end in reversed(list(_chunks(q.shape[-2], 0, chunk))):
-        q_rows, keys = q[..., rows, :], k[..., :end, :]
-        p = _scores(q_rows, keys, scale)
-        p -= norms[0, ..., rows, :]
-        np.exp(p, out=p)
-        p /= norms[1, ..., rows, :]
-        d_rows = d_out[..., rows, :]
-        dz = buffers.scratch("d_scores", p.shape, p.dtype)
+    dk_total, dv_total = (_total(name, grad, t > chunk) for name, grad in (("dk", dk), ("dv", dv)))
+    for rows, end in reversed(list(_chunks(t, 0, chunk))):
+        q_rows, keys = _scaled(q[..., rows, :]), k[..., :end, :]
+        e = _scores(q_rows, keys)
+        if norms[0, ..., rows, :].any():
+            e -= norms[0, ..., rows, :]
+        np.exp(e, out=e)
+        factor = 1.0 / norms[1, ..., rows, :]
+        d_rows = buffers.scratch("d_rows", (*q.shape[:-2], rows.stop - rows.start, q.shape[-1]), dtype)
+        np.multiply(d_out[..., rows, :], factor / (1.0 - p), out=d_rows)
+        kept = e
+        if masks is not None:
+            kept = np.multiply(e, masks[..., rows, :end], out=buffers.scratch("kept", e.shape, dtype))
+        dz = buffers.scratch("d_scores", e.shape, dtype)
         np.matmul(d_rows, v[..., :end, :].swapaxes(-1, -2), out=dz)
-        if dropped is None:
-            _collect(p.swapaxes(-1, -2), d_rows, dv, end)
-        else:
-            factors = dropped(rows, end)
-            dz *= factors
-            factors *= p
-            _collect(factors.swapaxes(-1, -2), d_rows, dv, end)
-        dz -= np.einsum("...i,...i->...", p, dz)[..., None]
-        dz *= p
-        dq_rows = dq[..., rows, :]
-        np.matmul(dz, keys, out=dq_rows)
-        dq_rows *= scale
-        _collect(dz.swapaxes(-1, -2), q_rows * scale, dk, end)
+        _collect(kept.swapaxes(-1, -2), d_rows, dv_total, end)
+        if masks is not None:
+            dz *= masks[..., rows, :end]
+        dz -= np.einsum("...i,...i->...", e, dz)[..., None] * factor
+        dz *= e
+        _collect(dz.swapaxes(-1, -2), q_rows, dk_total, end)
+        np.matmul(dz, keys, out=dq[..., rows, :])
+        dq[..., rows, :] *= q.shape[-1] ** -0.5
+    if dk_total is not dk:
+        dk[...], dv[...] = dk_total, dv_total
+
+
+def _total(name: str, grad: np.ndarray, several: bool) -> np.ndarray:
+    """Where to add up `grad`: adding to contiguous memory is faster."""
+    return buffers.scratch(name, grad.shape, grad.dtype) if several else grad
 
 
 def _collect(a: np.ndarray, b: np.ndarray, total: np.ndarray, end: int) -> None:
@@ -111,4 +150,5 @@ def _collect(a: np.ndarray, b: np.ndarray, total: np.ndarray, end: int) -> None:
     if end == total.shape[-2]:
         np.matmul(a, b, out=total)
     else:
-        total[..., :end, :] += np.matmul(a, b)
+        term = buffers.scratch("term", (*total.shape[:-2], end, total.shape[-1]), total.dtype)
+        total[..., :end, :] += np.matmul(a, b, out=term)

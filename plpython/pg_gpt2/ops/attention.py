@@ -3,7 +3,6 @@
 Follows Vaswani et al. 2017; the arithmetic of a head is in `attend`.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,16 @@ import numpy as np
 from .. import rng, threads
 from ..errors import InvalidParameter
 from . import buffers
-from .attend import CHUNK, Factors, attend, attend_backward
+from .attend import CHUNK, attend, attend_backward
 from .dropout import check_p
-from .elementwise import BLOCK
 from .linear import linear, linear_backward
 from .op import misfit, register
 from .products import run_all
 
 Grads = tuple[np.ndarray | None, ...]
+GROUP = 1 << 18  # scores of a chunk of rows, of as many heads: as `elementwise.BLOCK`
+Group = tuple[slice, slice]  # batch rows, heads
+Saved = tuple[np.ndarray, np.ndarray | None]  # norms of the probabilities, masks of dropout
 
 
 def split_heads(x: np.ndarray, n_head: int) -> np.ndarray:  # [B, T, D] -> [B, H, T, d]
@@ -35,12 +36,14 @@ def split_qkv(
     return split_heads(q, n_head), split_heads(k, n_head), split_heads(v, n_head)
 
 
-def _groups(b: int, h: int, t: int, chunk: int) -> list[tuple[slice, slice]]:
-    """(batch rows, heads) of each piece of work: scores of a chunk fill about one block."""
+def _groups(b: int, h: int, t: int, chunk: int) -> list[Group]:
+    """(batch rows, heads) of each piece of work: an even number, so that two cores end together, about GROUP each."""
     scores = min(t, chunk) * t
-    if h * scores <= BLOCK:
-        return [(rows, slice(0, h)) for rows in threads.pieces(b, max(1, min(BLOCK // (h * scores), -(-b // 2))))]
-    heads = threads.pieces(h, max(1, BLOCK // scores))
+    if h * scores <= GROUP:
+        count = 2 * -(-b * h * scores // (2 * GROUP))
+        return [(rows, slice(0, h)) for rows in threads.pieces(b, -(-b // count))]
+    count = -(-h * scores // GROUP)
+    heads = threads.pieces(h, -(-h // (count + count * b % 2)))
     return [(slice(i, i + 1), group) for i in range(b) for group in heads]
 
 
@@ -51,40 +54,24 @@ def _batched(qkv: np.ndarray, n_head: int) -> np.ndarray:
     return np.ascontiguousarray(qkv).reshape(-1, *qkv.shape[-2:])
 
 
-@dataclass(frozen=True)
-class _Dropped:
-    """The dropout mask of the probabilities [B, H, T, T], by address; the mask of a head is the same for any chunk."""
+def _draw(masks: np.ndarray, g: Group, p: float, key: dict[str, int]) -> None:
+    """Fill the masks [B, H, t, width] of these heads by address: the mask of a head does not depend on the chunk."""
+    n_head = masks.shape[1]
+    for i in range(g[0].start, g[0].stop):
+        for j in range(g[1].start, g[1].stop):
+            rng.keep_mask(p, masks[i, j].size, row=i * n_head + j, out=masks[i, j].reshape(-1), **key)
 
-    p: float
-    key: dict[str, int]
-    n_head: int
-    t: int
-    dtype: np.dtype
 
-    def factors(self, batch: slice, heads: slice) -> Factors | None:
-        """What `attend` multiplies the probabilities of these heads with."""
-        if not self.p:
-            return None
-        width = -(-self.t // rng.VALUES_PER_TICK) * rng.VALUES_PER_TICK
-
-        def factors(rows: slice, end: int) -> np.ndarray:
-            n = rows.stop - rows.start
-            out = buffers.scratch("factors", (batch.stop - batch.start, heads.stop - heads.start, n, end), self.dtype)
-            for i in range(batch.start, batch.stop):
-                for j in range(heads.start, heads.stop):
-                    row = i * self.n_head + j
-                    mask = rng.keep_mask(self.p, n * width, row=row, start=rows.start * width, **self.key)
-                    kept = mask.reshape(n, width)[:, :end]
-                    np.multiply(kept, 1.0 / (1.0 - self.p), out=out[i - batch.start, j - heads.start])
-            return out
-
-        return factors
+def _empty_masks(p: float, b: int, n_head: int, t: int) -> np.ndarray | None:
+    """[B, H, t, width], a row of a mask being whole ticks of the generator; None without dropout."""
+    width = -(-t // rng.VALUES_PER_TICK) * rng.VALUES_PER_TICK
+    return buffers.empty((b, n_head, t, width), np.dtype(bool)) if p else None
 
 
 def causal_attention(
     qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
-) -> tuple[np.ndarray, np.ndarray]:  # [.., T, 3D] -> [.., T, D]
-    """Attention of each head over its q, k, v; p drops probabilities. Saves their norms [2, B, H, T, 1]."""
+) -> tuple[np.ndarray, Saved]:  # [.., T, 3D] -> [.., T, D]
+    """Attention of each head over its q, k, v; p drops probabilities. Saves their norms [2, B, H, T, 1] and masks."""
     check_p(p)
     x = _batched(qkv, n_head)
     b, t, width = x.shape
@@ -92,13 +79,17 @@ def causal_attention(
     q, k, v = split_qkv(x, n_head)
     out = split_heads(y.reshape(b, t, -1), n_head)
     norms = np.empty((2, b, n_head, t, 1), x.dtype)
-    drop = _Dropped(p, {"seed": seed, "step": step, "site": site}, n_head, t, x.dtype)
+    masks = _empty_masks(p, b, n_head, t)
 
-    def work(g: tuple[slice, slice]) -> None:
-        attend(q[g], k[g], v[g], out[g], 0, chunk, norms=norms[(slice(None), *g)], dropped=drop.factors(*g))
+    def work(g: Group) -> None:
+        mask = None
+        if masks is not None:
+            _draw(masks, g, p, {"seed": seed, "step": step, "site": site})
+            mask = masks[g]
+        attend(q[g], k[g], v[g], out[g], 0, chunk, norms=norms[(slice(None), *g)], p=p, masks=mask)
 
     run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
-    return y, norms
+    return y, (norms, masks)
 
 
 def causal_attention_backward(
@@ -112,23 +103,22 @@ def causal_attention_backward(
     seed: int = 0,
     step: int = 0,
     site: int = 0,
-    saved: np.ndarray | None = None,
+    saved: Saved | None = None,
     sinks: Any = (),
 ) -> Grads:
     """dqkv, head by head."""
     if saved is None:
         _, saved = causal_attention(qkv, n_head=n_head, chunk=chunk, p=p, seed=seed, step=step, site=site)
-    norms, x = saved, _batched(qkv, n_head)
+    (norms, masks), x = saved, _batched(qkv, n_head)
     b, t, _ = x.shape
     dqkv = buffers.empty(qkv.shape, x.dtype)
     q, k, v = split_qkv(x, n_head)
     dq, dk, dv = split_qkv(dqkv.reshape(x.shape), n_head)
     d_out = split_heads(np.ascontiguousarray(dy).reshape(b, t, -1), n_head)
-    drop = _Dropped(p, {"seed": seed, "step": step, "site": site}, n_head, t, x.dtype)
 
-    def work(g: tuple[slice, slice]) -> None:
-        grads = (dq[g], dk[g], dv[g])
-        attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, drop.factors(*g))
+    def work(g: Group) -> None:
+        grads, mask = (dq[g], dk[g], dv[g]), None if masks is None else masks[g]
+        attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, p, mask)
 
     run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
     return (dqkv,)
@@ -154,8 +144,8 @@ def attention(
             hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
         )
     qkv = linear(x, w_qkv, b_qkv)
-    mixed, norms = causal_attention(qkv, n_head=n_head, chunk=chunk)
-    return linear(mixed, w_o, b_o), (qkv, mixed, norms)
+    mixed, parts = causal_attention(qkv, n_head=n_head, chunk=chunk)
+    return linear(mixed, w_o, b_o), (qkv, mixed, parts)
 
 
 def attention_backward(
@@ -173,9 +163,9 @@ def attention_backward(
     sinks: Any = (),
 ) -> Grads:
     """The backward passes of its three parts, in reverse."""
-    qkv, mixed, norms = saved or attention(x, w_qkv, b_qkv, w_o, b_o, n_head=n_head, chunk=chunk)[1]
+    qkv, mixed, parts = saved or attention(x, w_qkv, b_qkv, w_o, b_o, n_head=n_head, chunk=chunk)[1]
     d_mixed, dw_o, db_o = linear_backward(dy, None, mixed, w_o, b_o)
-    (dqkv,) = causal_attention_backward(d_mixed, None, qkv, n_head=n_head, chunk=chunk, saved=norms)  # type: ignore[arg-type]
+    (dqkv,) = causal_attention_backward(d_mixed, None, qkv, n_head=n_head, chunk=chunk, saved=parts)  # type: ignore[arg-type]
     dx, dw_qkv, db_qkv = linear_backward(dqkv, None, x, w_qkv, b_qkv)  # type: ignore[arg-type]
     return dx, dw_qkv, db_qkv, dw_o, db_o
 

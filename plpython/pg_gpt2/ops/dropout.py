@@ -1,8 +1,9 @@
 """dropout (Srivastava et al. 2014), inverted: survivors are scaled by 1 / (1 - p), so that inference needs nothing.
 
-The mask is addressed by (seed, step, site) and never stored: backward draws it again.
+The mask is addressed by (seed, step, site): a backward pass that was not given it draws it again.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,9 @@ import numpy as np
 from .. import rng, threads
 from ..errors import InvalidParameter
 from . import buffers
-from .elementwise import contiguous
+from .elementwise import block_rows, contiguous
 from .op import register
 
-BLOCK = 6400 * rng.VALUES_PER_TICK
 Grads = tuple[np.ndarray | None, ...]
 
 
@@ -26,19 +26,18 @@ def check_p(p: float) -> None:
         )
 
 
-def dropout(x: np.ndarray, *, p: float, seed: int = 0, step: int = 0, site: int = 0) -> np.ndarray:  # [..] -> [..]
-    """x * mask / (1 - p)."""
+def dropout(
+    x: np.ndarray, *, p: float, seed: int = 0, step: int = 0, site: int = 0
+) -> tuple[np.ndarray, np.ndarray]:  # [..] -> [..]
+    """x * mask / (1 - p); saves the mask."""
     check_p(p)
-    source, y = contiguous(x).reshape(-1), buffers.empty(x.shape, x.dtype)
-    out = y.reshape(-1)
+    mask = buffers.empty(x.shape, np.dtype(bool))
+    flat = mask.reshape(-1)
 
-    def block(b: slice) -> None:
-        mask = rng.keep_mask(p, b.stop - b.start, seed=seed, step=step, site=site, start=b.start)
-        np.multiply(source[b], mask, out=out[b])
-        out[b] *= 1.0 / (1.0 - p)
+    def draw(b: slice) -> None:
+        rng.keep_mask(p, b.stop - b.start, seed=seed, step=step, site=site, start=b.start, out=flat[b])
 
-    threads.for_rows(source.size, BLOCK, block)
-    return y
+    return _masked(x, mask, p, draw), mask
 
 
 def dropout_backward(
@@ -50,11 +49,29 @@ def dropout_backward(
     seed: int = 0,
     step: int = 0,
     site: int = 0,
-    saved: Any = None,
+    saved: np.ndarray | None = None,
     sinks: Any = (),
 ) -> Grads:
-    """dy * mask / (1 - p): the same mask, drawn again."""
-    return (dropout(dy, p=p, seed=seed, step=step, site=site),)
+    """dy * mask / (1 - p)."""
+    if saved is None:
+        return (dropout(dy, p=p, seed=seed, step=step, site=site)[0],)
+    return (_masked(dy, saved, p),)
+
+
+def _masked(x: np.ndarray, mask: np.ndarray, p: float, draw: Callable[[slice], object] | None = None) -> np.ndarray:
+    """x * mask / (1 - p); `draw` fills a part of the mask first."""
+    source, flat, y = contiguous(x).reshape(-1), mask.reshape(-1), buffers.empty(x.shape, x.dtype)
+    out = y.reshape(-1)
+
+    def block(b: slice) -> None:
+        if draw is not None:
+            draw(b)
+        np.multiply(source[b], flat[b], out=out[b])
+        out[b] *= 1.0 / (1.0 - p)
+
+    ticks = block_rows(-(-source.size // rng.VALUES_PER_TICK), rng.VALUES_PER_TICK)
+    threads.for_rows(source.size, ticks * rng.VALUES_PER_TICK, block)
+    return y
 
 
 def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: float) -> np.ndarray:  # [..] -> [..]
@@ -62,4 +79,4 @@ def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: flo
     return np.where((y != 0) | (x == 0), dy * dy.dtype.type(1.0 / (1.0 - p)), dy.dtype.type(0))
 
 
-register("dropout", dropout, dropout_backward, "x")
+register("dropout", dropout, dropout_backward, "x", saves=True)

@@ -13,14 +13,22 @@ from .. import threads
 from . import buffers
 from .op import Shape, misfit, register
 
-BLOCK = 100_000  # elements: smaller ones make the threads fight over the interpreter lock
+# Elements of the largest block. Smaller ones fit a core's cache better, but the threads then fight over the interpreter
+# lock, whose hand-over takes as long as 100,000 elements, the more so where others use the cores.
+BLOCK = 150_000
 Grads = tuple[np.ndarray | None, ...]
 
 
 def for_blocks(work: Callable[..., object], *arrays: np.ndarray) -> None:
     """Call `work(*blocks)` on flat blocks of contiguous arrays of one size."""
     flat = [array.reshape(-1) for array in arrays]
-    threads.for_rows(flat[0].size, BLOCK, lambda block: work(*(array[block] for array in flat)))
+    threads.for_rows(flat[0].size, block_rows(flat[0].size), lambda block: work(*(array[block] for array in flat)))
+
+
+def block_rows(n: int, width: int = 1) -> int:
+    """How many of n rows of `width` elements to a block: all of them, or an even number of blocks of one size."""
+    count = -(-n * width // BLOCK)
+    return max(1, -(-n // (count + count % 2 if count > 1 else 1)))
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:
@@ -57,8 +65,7 @@ def _binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.nda
         for_blocks(lambda x, z, out: function(x, z, out=out), a, b, y)
     else:
         rows, out, repeated = a.reshape(-1, *b.shape), y.reshape(-1, *b.shape), b
-        step = max(1, BLOCK // max(1, b.size))
-        threads.for_rows(len(rows), step, lambda r: function(rows[r], repeated, out=out[r]))
+        threads.for_rows(len(rows), block_rows(len(rows), b.size), lambda r: function(rows[r], repeated, out=out[r]))
     return y
 
 

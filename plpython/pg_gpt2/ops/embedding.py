@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import threads
 from ..errors import InvalidParameter
 from . import buffers
+from .elementwise import block_rows
 from .op import Sink, misfit, register
 from .products import gradient_buffer
 
@@ -38,24 +40,34 @@ def embedding(table: np.ndarray, *, ids: Any) -> np.ndarray:  # [V, D] -> [*ids.
 def embedding_backward(
     dy: np.ndarray, y: Any, table: np.ndarray, *, ids: Any, saved: Any = None, sinks: Sequence[Sink | None] = (None,)
 ) -> Grads:
-    """Each row of dy, added to its row of the table.
-
-    Repeated ids are added up first: the bits of a sum with other gradients of the table are then the same whether
-    it is made here, in a sink, or later.
-    """
+    """Each row of dy, added to its row of the table."""
     index = checked_ids("embedding", ids, table.shape[0]).reshape(-1)
     dtable, add = gradient_buffer(sinks[0] if sinks else None, table.shape, dy.dtype)
     if not add:
         dtable[...] = 0
-    rows = dy.reshape(-1, table.shape[1])
-    picked, places = np.unique(index, return_inverse=True)
-    if len(picked) < len(index):
-        sums = np.zeros((len(picked), rows.shape[1]), rows.dtype)
-        np.add.at(sums, places.reshape(-1), rows)
-        dtable[picked] += sums
-    else:
-        dtable[index] += rows
+    add_rows(dtable, index, dy.reshape(-1, table.shape[1]))
     return (dtable,)
+
+
+def add_rows(table: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None:  # [V, D], [n], [n, D]
+    """table[index] += rows, columns in parallel.
+
+    Repeated ids are added up first: the bits of a sum with other gradients of the table are then the same whether
+    it is made here, in a sink, or later.
+    """
+    order = np.argsort(index, kind="stable")
+    ordered = index[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    picked = ordered[starts]
+
+    def work(c: slice) -> None:
+        sums = rows[order, c]
+        if len(starts) < len(order):
+            sums = np.add.reduceat(sums, starts, axis=0)
+        table[picked, c] += sums
+
+    if len(index):
+        threads.for_rows(table.shape[1], block_rows(table.shape[1], len(index)), work)
 
 
 register("embedding", embedding, embedding_backward, "table")

@@ -38,7 +38,10 @@ def matmul_backward(
         rows = as_rows(dy)
         da = buffers.empty(a.shape, dy.dtype)
         db = buffers.empty(b.shape, dy.dtype)
-        run_all(product_tasks(rows, b.T, as_rows(da)), product_tasks(as_rows(a).T, rows, db))
+        run_all(
+            product_tasks(rows, b.T, as_rows(da), paired=True),
+            product_tasks(as_rows(a).T, rows, db, paired=True),
+        )
         return da, db
     da, db = np.matmul(dy, b.swapaxes(-1, -2)), np.matmul(a.swapaxes(-1, -2), dy)
     return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
@@ -71,8 +74,8 @@ def linear_backward(
     dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
     db = np.empty(b.shape, dy.dtype)
     run_all(
-        product_tasks(rows, w.T, as_rows(dx)),
-        product_tasks(as_rows(x).T, rows, dw, accumulate=add),
+        product_tasks(rows, w.T, as_rows(dx), paired=True),
+        product_tasks(as_rows(x).T, rows, dw, accumulate=add, paired=True),
         [lambda: column_sums(rows, out=db)],
     )
     return dx, dw, db
@@ -101,7 +104,10 @@ def lm_head_backward(
     rows = as_rows(dy)
     dx = buffers.empty(x.shape, dy.dtype)
     dwte, add = gradient_buffer(sinks[1], wte.shape, dy.dtype)
-    run_all(product_tasks(rows, wte, as_rows(dx)), product_tasks(rows.T, as_rows(x), dwte, accumulate=add))
+    run_all(
+        product_tasks(rows, wte, as_rows(dx), paired=True),
+        product_tasks(rows.T, as_rows(x), dwte, accumulate=add, paired=True),
+    )
     return dx, dwte
 
 

@@ -13,7 +13,9 @@ from .. import threads
 from ..errors import InvalidParameter
 from . import buffers
 from .activations import softmax
-from .embedding import checked_ids
+from .blas import add_product
+from .elementwise import BLOCK
+from .embedding import add_rows, checked_ids
 from .op import Sink, misfit, register
 from .products import gradient_buffer, run_all
 
@@ -87,10 +89,12 @@ class _Group:
         np.matmul(self.x, self.wte[part].T, out=z)
         here = np.flatnonzero((self.classes >= part.start) & (self.classes < part.stop))
         self.picked[here] = z[here, self.classes[here] - part.start]
-        self.tops[i] = z.max(axis=1)
-        z -= self.tops[i][:, None]
-        np.exp(z, out=z)
-        self.sums[i] = z.sum(axis=1)
+        ones = np.ones(z.shape[1], z.dtype)
+        for r in threads.pieces(len(z), max(1, BLOCK // z.shape[1])):  # what stays in a core's cache
+            rows = z[r]
+            self.tops[i, r] = rows.max(axis=1)
+            rows -= self.tops[i, r, None]
+            np.matmul(np.exp(rows, out=rows), ones, out=self.sums[i, r])
 
     def losses(self) -> np.ndarray:
         """logsumexp - z[target] of each row, in float64."""
@@ -110,15 +114,14 @@ class _Group:
             parts[i] *= factors[i][:, None]
             scaled = np.multiply(self.x, factors[i][:, None], out=buffers.scratch("head_x", self.x.shape, self.x.dtype))
             if add:
-                out = buffers.scratch("head_w", dwte[part].shape, dwte.dtype)
-                dwte[part] += np.matmul(z.T, scaled, out=out)
+                add_product(z.T, scaled, dwte[part])
             else:
                 np.matmul(z.T, scaled, out=dwte[part])
 
         run_all([lambda i=i: work(i) for i in range(len(self.slices))], at_once=TURN)  # type: ignore[misc]
         parts.sum(axis=0, out=dx)
         dx -= self.wte[self.classes] * dx.dtype.type(weight)
-        np.subtract.at(dwte, self.classes, self.x * self.x.dtype.type(weight))
+        add_rows(dwte, self.classes, self.x * self.x.dtype.type(-weight))
 
 
 def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: Sink | None) -> tuple[np.ndarray, Grads]:

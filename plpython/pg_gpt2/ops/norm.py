@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import threads
 from . import buffers
-from .elementwise import BLOCK, contiguous
+from .elementwise import block_rows, contiguous
 from .op import misfit, register
 
 Grads = tuple[np.ndarray | None, ...]
@@ -39,7 +39,7 @@ def layernorm(
         out_r *= gamma
         out_r += beta
 
-    threads.for_rows(len(rows), max(1, BLOCK // n), block)
+    threads.for_rows(len(rows), block_rows(len(rows), n), block)
     return y, stats
 
 
@@ -54,29 +54,30 @@ def layernorm_backward(
     saved: np.ndarray | None = None,
     sinks: Any = (),
 ) -> Grads:
-    """dx = rstd (g - mean(g) - h mean(g h)), h = (x - mean) rstd, g = dy gamma; dgamma = sum(dy h), dbeta = sum(dy)."""
+    """dx = rstd (g - mean(g) - h mean(g h)), h = (x - mean) rstd, g = dy gamma; dgamma = sum(dy h), dbeta = sum(dy).
+
+    h is never formed: its factor rstd goes into the sums, and gamma into what they are taken with.
+    """
     stats = layernorm(x, gamma, beta, eps=eps)[1] if saved is None else saved
     n = x.shape[-1]
     rows, d_rows = contiguous(x).reshape(-1, n), contiguous(dy).reshape(-1, n)
     dx = buffers.empty(x.shape, x.dtype)
     out = dx.reshape(-1, n)
-    mean_of = np.full((n, 1), 1.0 / n, x.dtype)
-    step = max(1, BLOCK // n)
+    weighted = (gamma / n)[:, None]
+    step = block_rows(len(rows), n)
     parts = np.empty((2, -(-len(rows) // step), n), x.dtype)
 
     def block(r: slice) -> None:
-        dy, dx = d_rows[r], out[r]
-        h = np.subtract(rows[r], stats[0, r], out=buffers.scratch("norm_h", dy.shape, dy.dtype))
-        h *= stats[1, r]
-        product = np.multiply(dy, h, out=buffers.scratch("norm_p", dy.shape, dy.dtype))
-        ones, i = np.ones(len(dy), dy.dtype), r.start // step
-        parts[0, i], parts[1, i] = ones @ product, ones @ dy
+        dy, dx, rstd = d_rows[r], out[r], stats[1, r]
+        centred = np.subtract(rows[r], stats[0, r], out=buffers.scratch("norm_c", dy.shape, dy.dtype))
+        product = np.multiply(dy, centred, out=dx)
+        i = r.start // step
+        parts[0, i], parts[1, i] = rstd[:, 0] @ product, np.ones(len(dy), dy.dtype) @ dy
+        centred *= rstd * rstd * (product @ weighted)
+        centred += dy @ weighted
         np.multiply(dy, gamma, out=dx)
-        product *= gamma
-        h *= product @ mean_of
-        dx -= dx @ mean_of
-        dx -= h
-        dx *= stats[1, r]
+        dx -= centred
+        dx *= rstd
 
     threads.for_rows(len(rows), step, block)
     return dx, parts[0].sum(axis=0), parts[1].sum(axis=0)

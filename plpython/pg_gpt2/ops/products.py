@@ -9,11 +9,13 @@ import numpy as np
 
 from .. import host, threads
 from . import buffers
+from .blas import add_product
 from .op import Sink
 
-PIECE_FLOPS = 800e6  # about 4 ms of one core: BLAS packs its operands again for each piece, which costs 10 % at 1 ms
+PIECE_FLOPS = 2.5e9  # about 10 ms of one core: BLAS packs its operands again for each piece, which costs 10 % at 2 ms
 LEAST_FLOPS = 5e6  # a smaller piece costs more to hand over than it saves
 MOST_PIECES = 32
+FEW_ROWS = 32  # below: BLAS has faster ways than sgemm, which np.matmul knows
 
 
 def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options: np.ndarray | None) -> np.ndarray:
@@ -25,11 +27,20 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **optio
 
 
 def product_tasks(
-    a: np.ndarray, b: np.ndarray, out: np.ndarray, *, bias: np.ndarray | None = None, accumulate: bool = False
+    a: np.ndarray,
+    b: np.ndarray,
+    out: np.ndarray,
+    *,
+    bias: np.ndarray | None = None,
+    accumulate: bool = False,
+    paired: bool = False,
 ) -> list[Callable[[], None]]:
-    """Tasks that together set out = a @ b (+ bias), or add that to out. Transposed operands are passed as views."""
+    """Tasks that together set out = a @ b (+ bias), or add that to out. Transposed operands are passed as views.
+
+    `paired`: another product of the same size runs beside it, so that two cores have work with each one whole.
+    """
     (m, k), n = a.shape, b.shape[1]
-    count = _n_pieces(2.0 * m * k * n)
+    count = _n_pieces(2.0 * m * k * n, 1 if paired else 2)
     if m > n:
         rows = threads.pieces(m, _size(m, count))
         return [lambda r=r: _piece(a[r], b, out[r], bias, accumulate) for r in rows]  # type: ignore[misc]
@@ -41,18 +52,21 @@ def product_tasks(
 
 
 def _piece(a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, accumulate: bool) -> None:
+    if bias is not None and len(a) >= FEW_ROWS:
+        out[...] = bias
+        accumulate, bias = True, None
     if accumulate:
-        out += np.matmul(a, b, out=buffers.scratch("product", out.shape, out.dtype))
+        add_product(a, b, out)
     else:
         np.matmul(a, b, out=out)
     if bias is not None:
         out += bias
 
 
-def _n_pieces(flops: float) -> int:
+def _n_pieces(flops: float, least: int) -> int:
     if flops < 2 * LEAST_FLOPS:
         return 1
-    return min(MOST_PIECES, 2 * max(1, round(flops / (2 * PIECE_FLOPS))))
+    return min(MOST_PIECES, least * max(1, round(flops / (least * PIECE_FLOPS))))
 
 
 def _size(total: int, count: int) -> int:
