@@ -18,7 +18,7 @@ import pytest
 from pg_gpt2.config import GPT2Config
 from psycopg import conninfo, errors
 
-KILLS = int(os.environ.get("PG_GPT2_KILLS", "10"))
+KILLS = int(os.environ.get("PG_GPT2_KILLS", "50"))
 WAL_SEGMENT = 16 << 20  # a file of WAL must fit under a limit of sizes, or the server stops
 CONFIG = GPT2Config(2, 2, 16, 16, 50)
 OPTIONS = "batch_size => 2, lr_max => 0.01, log_every => 0, audit => 'full'"
@@ -194,7 +194,7 @@ def test_whichever_statement_of_a_committing_run_fails_it_goes_on_from_the_last_
 
 def test_kill_9_at_random_moments_loses_only_the_steps_since_the_last_commit(new_database):
     """The whole server restarts after each, so it comes with a database of its own. PG_GPT2_KILLS says how many."""
-    call = f"CALL llm_train_run(%s, 300, {OPTIONS}, commit_every => 2, flush_seconds => 0)"
+    call = f"CALL llm_train_run(%s, 200, {OPTIONS}, commit_every => 2, flush_seconds => 0)"
     moment = random.Random(KILLS)
     # Throw-away clusters do not wait for the disk, and then a commit may be lost.
     dsn = conninfo.make_conninfo(new_database(), options="-c synchronous_commit=on")
@@ -208,13 +208,12 @@ def test_kill_9_at_random_moments_loses_only_the_steps_since_the_last_commit(new
         worker = psycopg.connect(dsn, autocommit=True)
         thread = threading.Thread(target=call_and_ignore, args=(worker, call))
         thread.start()
-        time.sleep(moment.uniform(0.05, 0.7))
+        time.sleep(moment.uniform(0.02, 0.4))
         steps = check_invariants(conn, "m")
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.info.backend_pid, signal.SIGKILL)
+        os.kill(worker.info.backend_pid, signal.SIGKILL)
         thread.join()
         worker.close()
-        conn.close()
+        wait_for_end(conn)
         conn = reconnect(dsn)
         assert check_invariants(conn, "m") >= steps
         if one(conn, "SELECT count(*) FROM llm_run WHERE model = 'm' AND status = 'finished'"):
@@ -232,15 +231,22 @@ def call_and_ignore(conn: psycopg.Connection, call: str) -> None:
         conn.execute(call, ["m"])
 
 
+def wait_for_end(conn: psycopg.Connection) -> None:
+    """Until the server, which ends every session when one was killed, has ended this one."""
+    with contextlib.suppress(psycopg.OperationalError):
+        for _ in range(1000):
+            conn.execute("SELECT pg_sleep(0.01)")
+        raise TimeoutError("the server did not notice")
+    conn.close()
+
+
 def reconnect(dsn: str) -> psycopg.Connection:
-    """A session as soon as the server is back; one that it ends while it goes down does not count."""
-    for _ in range(400):
+    """A session as soon as the server is back."""
+    for _ in range(1000):
         try:
-            conn = psycopg.connect(dsn, autocommit=True)
-            conn.execute("SELECT pg_sleep(0.2)")
-            return conn
+            return psycopg.connect(dsn, autocommit=True)
         except psycopg.OperationalError:
-            time.sleep(0.05)
+            time.sleep(0.02)
     raise TimeoutError("the server did not come back")
 
 

@@ -65,7 +65,9 @@ def test_what_is_kept_never_shows(sql, conn, connect, model, between):
                 other.execute("SELECT llm_cache_clear()")
             cursor = other.execute(statement)
             found.append(cursor.fetchall() if statement == STEP else None)
-        results.append((found, sql(STATE), other.execute("SELECT step, loss, grad_norm FROM llm_train_log ORDER BY at").fetchall()))
+        results.append(
+            (found, sql(STATE), other.execute("SELECT step, loss, grad_norm FROM llm_train_log ORDER BY at").fetchall())
+        )
     assert results[0] == results[1]
     sql("SELECT llm_drop_model('other')")
 
