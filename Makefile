@@ -12,6 +12,8 @@ PYTEST_ARGS =
 FUZZ_ARGS =
 # Passed on to tests/bench/bench.py, for example BENCH_ARGS='--full --json bench.json'.
 BENCH_ARGS =
+# Passed on to docs/notebooks/execute.py, for example NOTEBOOK_ARGS='--store autograd'.
+NOTEBOOK_ARGS =
 
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
@@ -30,6 +32,7 @@ help:
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
 	@echo 'make fuzz         search for hostile input, a minute a parser; FUZZ_ARGS="--seconds 600 npz" for more or less'
 	@echo 'make bench        time it beside its rivals and the bounds of the machine; BENCH_ARGS=--full for all'
+	@echo 'make notebooks    run docs/notebooks and compare with what they hold; NOTEBOOK_ARGS=--store keeps the outputs'
 	@echo 'make lint         ruff, mypy, shellcheck, hadolint, and whether what is generated is current'
 	@echo 'make build        write the install script (pg_gpt2--*.sql) from sql/ and plpython/'
 	@echo 'make install      install into the server that pg_config names (PG_CONFIG=...); may need root'
@@ -52,12 +55,15 @@ down:
 psql: provision build
 	@docker/cluster.sh psql
 
-.PHONY: provision provision-test
+.PHONY: provision provision-test provision-notebooks
 provision:
 	@docker/provision.sh >/dev/null
 
 provision-test:
 	@docker/provision.sh test >/dev/null
+
+provision-notebooks:
+	@docker/provision.sh notebooks >/dev/null
 
 # ---- virtual environments, one for each extra of pyproject.toml, made anew when that changes
 
@@ -94,6 +100,10 @@ test-oracle: provision build .venv/oracle/complete
 .PHONY: bench
 bench: .venv/oracle/complete
 	@dsn=$$($(MAKE) up) && .venv/oracle/bin/python tests/bench/bench.py --dsn "$$(echo "$$dsn" | tail -n 1)" $(BENCH_ARGS)
+
+.PHONY: notebooks
+notebooks: provision-notebooks build .venv/notebooks/complete
+	@docker/cluster.sh run .venv/notebooks/bin/python docs/notebooks/execute.py $(NOTEBOOK_ARGS)
 
 .PHONY: lint
 lint: .venv/lint/complete

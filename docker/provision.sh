@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Make sure that this Debian or Ubuntu has a PostgreSQL server with PL/Python, and print the path of its pg_config.
 #
-#   docker/provision.sh          the server, PL/Python, and what a virtual environment needs
-#   docker/provision.sh test     also make, pgTAP and pg_prove
+#   docker/provision.sh            the server, PL/Python, and what a virtual environment needs
+#   docker/provision.sh test       also make, pgTAP and pg_prove
+#   docker/provision.sh notebooks  also Graphviz
 #
 # Does nothing when all is there; otherwise says on stderr what it installs, as root or with sudo. A server that has
 # PL/Python already is taken as it is: the newest under /usr/lib/postgresql, or the one that $PG_CONFIG names. Without
@@ -125,6 +126,9 @@ if [ "${1:-}" = test ]; then
     command -v make >/dev/null || missing+=(make)
     command -v pg_prove >/dev/null || missing+=(libtap-parser-sourcehandler-pgtap-perl)
     [ -e "$("$pg_config" --sharedir)/extension/pgtap.control" ] || missing+=("postgresql-$major-pgtap")
+fi
+if [ "${1:-}" = notebooks ]; then
+    command -v dot >/dev/null || missing+=(graphviz)
 fi
 if [ "${#missing[@]}" -gt 0 ]; then
     apt_install "${missing[@]}"

@@ -7,7 +7,7 @@ from .replay import Application, Tensor
 
 STYLE = [
     "  rankdir=TB; nodesep=0.25; ranksep=0.3;",
-    '  node [fontname="Helvetica", fontsize=10]; edge [arrowsize=0.6];',
+    '  node [fontname="Helvetica", fontsize=10, color="#9aa1ab"]; edge [arrowsize=0.6, color="#5f6670"];',
 ]
 SHOWN = 24  # characters of an attribute
 
@@ -36,9 +36,11 @@ def _nodes(
 
 
 def _edges(applications: Sequence[Application]) -> Iterator[str]:
+    """Those between ops weigh more, which keeps them short and straight: the way of the computation is seen at once."""
+    produced = {application.output for application in applications}
     for application in applications:
         for handle in application.inputs:
-            yield f"  t{handle} -> t{application.output};"
+            yield f"  t{handle} -> t{application.output}{' [weight=8]' if handle in produced else ''};"
 
 
 def _label(*lines: str) -> str:
