@@ -1,6 +1,6 @@
 """Write a model of the database as a directory that transformers.GPT2LMHeadModel.from_pretrained opens.
 
-config.json, model.safetensors in float32, and the vocabulary when the model has one.
+config.json, model.safetensors in float32 (--half: float16), and the vocabulary when the model has one.
 """
 
 import json
@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psycopg
+import safetensors.numpy
 
 if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,7 +22,7 @@ from loaders.hub_model import Config
 from loaders.vocabulary import END_OF_TEXT, Vocabulary
 
 
-def save_model(database: Database, model: str, directory: Path) -> None:
+def save_model(database: Database, model: str, directory: Path, *, half: bool = False) -> None:
     """Write `directory`; in a REPEATABLE READ transaction all of it is of one snapshot."""
     found = database.execute(
         "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {llm_model_config} WHERE model = %s",
@@ -33,15 +35,16 @@ def save_model(database: Database, model: str, directory: Path) -> None:
     if vocabulary is not None and config.eos_token_id is None:
         config = replace(config, eos_token_id=vocabulary.ids.get(END_OF_TEXT))
     directory.mkdir(parents=True, exist_ok=True)
-    write_weights(database, model, config, directory / "model.safetensors")
-    write_json(directory / "config.json", config.to_hub())
+    write_weights(database, model, config, directory / "model.safetensors", half=half)
+    # Else transformers would compute in what the weights are stored in.
+    write_json(directory / "config.json", config.to_hub() | ({"dtype": "float32"} if half else {}))
     tokens = {"bos_token_id": config.eos_token_id, "eos_token_id": config.eos_token_id}
     write_json(directory / "generation_config.json", {"_from_model_config": True, **tokens})
     if vocabulary is not None:
         vocabulary.save(directory, config.n_positions)
 
 
-def write_weights(database: Database, model: str, config: Config, path: Path) -> None:
+def write_weights(database: Database, model: str, config: Config, path: Path, *, half: bool) -> None:
     """The server's export as a file, which gets its name when it is complete."""
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -49,9 +52,22 @@ def write_weights(database: Database, model: str, config: Config, path: Path) ->
             for chunk in exported(database, model):
                 file.write(chunk)
                 progress.update(len(chunk))
+        if half:
+            halve(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def halve(path: Path) -> None:
+    """The weights of a file in float16; an error when one is too large for that."""
+    found = {}
+    for name, values in safetensors.numpy.load_file(path).items():
+        with np.errstate(over="ignore"):
+            found[name] = values.astype(np.float16)
+        if not np.isfinite(found[name]).all():
+            raise LoaderError(f"tensor {name} has a value beyond float16's 65504; leave out --half")
+    path.write_bytes(safetensors.numpy.save(found, {"format": "pt"}))
 
 
 def exported(database: Database, model: str) -> Iterator[bytes]:
@@ -74,10 +90,11 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("model", help="name in the database")
     parser.add_argument("directory", type=Path, help="where to write; made when missing")
+    parser.add_argument("--half", action="store_true", help="weights in float16: half the size, three digits")
     args = parser.parse_args()
     with connect(args.dsn) as conn:
         conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        save_model(Database(conn), args.model, args.directory)
+        save_model(Database(conn), args.model, args.directory, half=args.half)
     print(f'saved model "{args.model}" in {args.directory}')
 
 

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+SAVE_EVERY = 50  # steps
 COLUMNS = ("step", "lr", "loss", "grad_norm", "tokens", "seconds", "val_loss")
 
 
@@ -54,6 +55,7 @@ class Run:
             vocab_size=vocab,
             bos_token_id=vocab - 1,
             eos_token_id=vocab - 1,
+            activation_function="gelu_pytorch_tanh",  # the same function as gelu_new, computed faster
             **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0),
         )
         return config, safetensors.torch.load(b"".join(chunk for (chunk,) in chunks))
@@ -120,9 +122,16 @@ class Twin:
 
 
 def train(
-    run: Run, twin: Twin, n_steps: int, path: Path, *, state: Path | None = None, wait: float = 0
+    run: Run,
+    twin: Twin,
+    n_steps: int,
+    path: Path,
+    *,
+    state: Path | None = None,
+    wait: float = 0,
+    eval_every: int = 1,
 ) -> list[dict[str, Any]]:
-    """Train, writing `path` after each validation and at the end; a step that is not logged yet is waited for."""
+    """Train, writing `path` now and then and at the end; a step that is not logged yet is waited for."""
     train_rows, val_rows = run.rows("train"), list(run.rows("val").values())
     done: list[dict[str, Any]] = []
     if state is not None and state.exists():
@@ -136,13 +145,14 @@ def train(
                 raise SystemExit(f"step {step} is not in the log")
             time.sleep(wait)
         batch, lr, validates = found
+        validates = validates and (step % eval_every == 0 or step == n_steps)
         began = time.perf_counter()
         loss, norm = twin.step([train_rows[id_] for id_ in batch], lr)
         seconds = time.perf_counter() - began
         tokens = sum(len(train_rows[id_][0]) for id_ in batch)
         val_loss = twin.evaluate(val_rows) if validates else ""
         done.append(dict(zip(COLUMNS, (step, lr, loss, norm, tokens, seconds, val_loss), strict=True)))
-        if validates or step == n_steps:
+        if validates or step == n_steps or step % SAVE_EVERY == 0:
             print(
                 f"step {step}: loss {loss:.4f}, validation loss {val_loss}, {tokens / seconds:,.0f} tokens/s",
                 flush=True,
@@ -166,6 +176,10 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, required=True, help="where the log goes")
     parser.add_argument("--state", type=Path, help="weights and optimizer state are kept here, and taken up from here")
     parser.add_argument("--steps", type=int, help="default: all")
+    parser.add_argument(
+        "--eval-every", type=int, default=1, help="measure the validation loss at multiples of this only"
+    )
+    parser.add_argument("--wait", type=float, default=0, help="seconds between looks for a step that is to come")
     parser.add_argument("--threads", type=int, help="of torch; default: its own")
     args = parser.parse_args()
     if args.threads:
@@ -173,7 +187,15 @@ def main() -> None:
     with psycopg.connect(args.dsn, autocommit=True) as conn:
         run = Run(conn, args.run_id)
         steps = args.steps or run.config["n_steps"]
-        train(run, Twin(run, args.init_seed), steps, args.csv, state=args.state)
+        train(
+            run,
+            Twin(run, args.init_seed),
+            steps,
+            args.csv,
+            state=args.state,
+            wait=args.wait,
+            eval_every=args.eval_every,
+        )
 
 
 if __name__ == "__main__":

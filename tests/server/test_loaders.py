@@ -117,6 +117,19 @@ def test_model_goes_in_and_comes_out(conn, directory, tmp_path):
     assert not list((tmp_path / "saved").glob("*.partial"))
 
 
+def test_half_the_size(conn, directory, tmp_path):
+    load(conn, directory, "half")
+    with conn.transaction():
+        save_model.save_model(Database(conn), "half", tmp_path / "saved", half=True)
+    expected = {name: values.astype(np.float16) for name, values in hub_names(weights()).items()}
+    assert_same(safetensors.numpy.load_file(tmp_path / "saved" / "model.safetensors"), expected)
+    load(conn, tmp_path / "saved", "half again")
+    conn.execute("UPDATE llm_param SET data = pg_llm_tensor(ARRAY[70000]) || substr(data, 5) WHERE name = 'wpe'")
+    with conn.transaction(), pytest.raises(LoaderError, match=r"wpe\.weight has a value beyond float16's 65504"):
+        save_model.save_model(Database(conn), "half", tmp_path / "saved", half=True)
+    assert not list((tmp_path / "saved").glob("*.partial"))
+
+
 def test_loaded_model_runs(conn, directory):
     load(conn, directory, "runs")
     (logits,) = conn.execute("SELECT llm_logits(ARRAY[1, 2, 3], 'runs')").fetchone()

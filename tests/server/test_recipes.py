@@ -1,0 +1,76 @@
+"""The recipes that are SQL scripts run in psql from beginning to end, in small, and do what they say."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import psycopg
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def psql(dsn: str, script: str, **variables: object) -> str:
+    """Run a script of the repository as its header says, with variables of psql."""
+    directory = os.environ.get("PG_GPT2_TEST_BINDIR")
+    program = f"{directory}/psql" if directory else shutil.which("psql")
+    assert program, "there is no psql; set PG_GPT2_TEST_BINDIR"
+    given = [f"-v{name}={value}" for name, value in variables.items()]
+    done = subprocess.run(
+        [program, "-X", "-d", dsn, "-f", script, *given],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"PGCLIENTENCODING": "UTF8"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def nanogpt(dsn: str) -> str:
+    return psql(dsn, "docs/recipes/nanogpt.sql", n_steps=20)
+
+
+def test_nanogpt_is_the_size_that_nanogpt_says(nanogpt: str, conn: psycopg.Connection) -> None:
+    row = conn.execute("SELECT n_layer, n_head, d_model, n_positions, vocab FROM llm_models WHERE model = 'nanogpt'")
+    assert row.fetchone() == (4, 4, 128, 64, 93)
+    config = conn.execute("SELECT config FROM llm_run WHERE model = 'nanogpt'").fetchone()
+    assert config is not None
+    assert config[0] | {"data": None} == {
+        "lr_max": 1e-3, "min_lr": 1e-4, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "grad_clip": 1.0,
+        "warmup": 100, "dropout_p": 0.0, "batch_size": 12, "grad_accum": 1, "n_steps": 20, "seed": 1337, "data": None,
+    }  # fmt: skip
+
+
+def test_nanogpt_reads_characters(nanogpt: str, conn: psycopg.Connection) -> None:
+    text = (ROOT / "loaders/data/postgresql_docs.txt").read_text("utf-8").strip()
+    text = text.translate(str.maketrans("“”—", '""-'))
+    counts = dict(
+        conn.execute("SELECT split, count(*) FROM llm_dataset WHERE model = 'nanogpt' GROUP BY split").fetchall()
+    )
+    assert counts == {"train": 12 * 20, "val": (len(text) - len(text) * 9 // 10 - 2) // 64}
+    rows = conn.execute(
+        "SELECT split, llm_decode(tokens, model), llm_decode(target, model) FROM llm_dataset WHERE model = 'nanogpt'"
+    )
+    learned, held_out = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
+    for split, tokens, target in rows:
+        assert len(tokens) == 64
+        assert tokens[1:] == target[:-1]
+        assert tokens + target[-1] in (learned if split == "train" else held_out)
+
+
+def test_nanogpt_learns(nanogpt: str, conn: psycopg.Connection) -> None:
+    losses = conn.execute("SELECT loss FROM llm_train_log JOIN llm_run USING (run_id) ORDER BY step").fetchall()
+    assert len(losses) == 20
+    assert losses[-1][0] < losses[0][0] - 0.5
+    assert "validation_loss" in nanogpt
+    assert nanogpt.rstrip().endswith("(1 row)")
+
+
+def test_nanogpt_runs_again(nanogpt: str, dsn: str, conn: psycopg.Connection) -> None:
+    """And gives the same: crops, weights and text follow from the seed."""
+    assert psql(dsn, "docs/recipes/nanogpt.sql", n_steps=20).split("sample")[1] == nanogpt.split("sample")[1]
+    assert conn.execute("SELECT count(*) FROM llm_run WHERE model = 'nanogpt'").fetchone() == (1,)
