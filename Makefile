@@ -26,7 +26,7 @@ help:
 	@echo 'make up           start (or reuse) a private cluster with the extension; its DSN is the last line of stdout'
 	@echo 'make down         stop it; data stay'
 	@echo 'make psql         open psql in it'
-	@echo 'make demo         learn a vocabulary and train a small GPT-2 on the PostgreSQL documentation, in that cluster'
+	@echo 'make demo         a GPT-2 that ships writes, is looked into, learns (the lines of TEXT=file) and forgets, in it'
 	@echo 'make load         load MODEL=gpt2 (-medium, -large, -xl, any GPT-2 of the hub, or a directory) into it'
 	@echo 'make test         all tests that need no torch, in a throw-away cluster'
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
@@ -77,8 +77,9 @@ provision-notebooks:
 # ---- what runs in them
 
 .PHONY: demo
+TEXT =
 demo: .venv/test/complete
-	@dsn=$$($(MAKE) up) && .venv/test/bin/python -m loaders.demo --dsn "$$(echo "$$dsn" | tail -n 1)"
+	@dsn=$$($(MAKE) up) && .venv/test/bin/python -m loaders.demo --dsn "$$(echo "$$dsn" | tail -n 1)" $(if $(TEXT),--text '$(TEXT)')
 
 .PHONY: load
 MODEL = gpt2

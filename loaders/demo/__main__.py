@@ -1,22 +1,32 @@
-"""Watch a GPT-2 being made inside PostgreSQL: it learns from the manual, writes, and forgets by ROLLBACK.
+"""Watch a GPT-2 in PostgreSQL: it writes, shows what it thinks, learns your kind of text, and forgets by ROLLBACK.
 
-Makes the table postgresql_docs and the model demo, replacing those of an earlier demonstration, and makes that model the
-default of the database (pg_gpt2.model). Connect as the owner of the database, which must have the extension pg_gpt2.
+Loads the model postgresql-docs, which ships with pg_gpt2, and makes it the default of the database (pg_gpt2.model).
+Connect as the owner of the database, which must have the extension pg_gpt2.
 """
+
+import time
+from pathlib import Path
 
 import psycopg
 
-from ..common import arguments, run
+from ..common import LoaderError, arguments, run
 from .story import QUICK, Size, tell
+
+BEGAN = time.perf_counter()
 
 
 def main() -> None:
     """Parse the command line and show it."""
     parser = arguments(__doc__)
-    parser.add_argument("--quick", action="store_true", help="a model too small to learn anything, in a few seconds")
+    parser.add_argument("--text", type=Path, help="a file of your kind of text, one example a line, to learn from")
+    parser.add_argument("--no-pauses", action="store_true", help="no time to read between chapters on a terminal")
+    parser.add_argument("--quick", action="store_true", help="too little of everything, in a few seconds")
     args = parser.parse_args()
+    texts = [line.strip() for line in args.text.read_text("utf-8").splitlines() if line.strip()] if args.text else []
+    if args.text and len(" ".join(texts).split()) < 20:
+        raise LoaderError(f"{args.text} has less than 20 words; a few lines of text are needed")
     with psycopg.connect(args.dsn, autocommit=True, client_encoding="utf8", application_name="pg_gpt2 demo") as conn:
-        tell(conn, QUICK if args.quick else Size())
+        tell(conn, QUICK if args.quick else Size(), texts[:200], began=BEGAN, pauses=not (args.quick or args.no_pauses))
 
 
 if __name__ == "__main__":

@@ -16,15 +16,19 @@ import psycopg
 from psycopg import sql
 
 BOLD, DIM, GREEN, YELLOW, CYAN = "1", "2", "32", "33", "36"
+WORDS_A_SECOND, GLANCE = 5, 2.0  # how fast a remark is read; seconds for what stands around it
 BARS = "▁▂▃▄▅▆▇█"
 
 
 class Console:
     """Runs statements on `conn` and prints them and what they return on stdout."""
 
-    def __init__(self, conn: psycopg.Connection) -> None:
+    def __init__(self, conn: psycopg.Connection, *, pauses: bool = False) -> None:
         self.conn = conn
+        self.first_text: float | None = None  # when the first token came, as time.perf_counter() tells
         self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self._pauses = pauses and self.live
+        self._read_until = 0.0
         self.coloured = self.live and "NO_COLOR" not in os.environ
         self.width = min(100, shutil.get_terminal_size((100, 24)).columns)
 
@@ -49,6 +53,16 @@ class Console:
         for word in text.split():
             words.add(f" {word}" if words.column else word)
         words.end()
+        self._read_until = max(time.perf_counter(), self._read_until) + len(text.split()) / WORDS_A_SECOND
+
+    def pause(self) -> None:
+        """Wait until what was said can have been read, where somebody reads it."""
+        if self._pauses:
+            time.sleep(max(0.0, self._read_until + GLANCE - time.perf_counter()))
+
+    def shell(self, text: str) -> None:
+        """A command line that does what happens now."""
+        self.write(self.paint("$ ", DIM) + self.paint(text, CYAN) + "\n")
 
     def statement(self, text: str, remark: str = "") -> None:
         """A statement, as typed into psql; its prompt tells whether a transaction is open."""
@@ -113,6 +127,7 @@ class Console:
             words.add(prompt, BOLD)
             for _step, _id, _token, text, *_ in cursor:
                 first = first or time.perf_counter() - began
+                self.first_text = self.first_text or time.perf_counter()
                 words.add(text[len(shown) :], GREEN)
                 shown = text
             seconds = time.perf_counter() - began

@@ -1,67 +1,62 @@
-"""What the demonstration shows, chapter by chapter: text becomes a vocabulary, a model, and a model that has learned.
+"""What the demonstration shows, chapter by chapter, with the model that ships: it writes, is looked into, learns, forgets.
 
-Everything is SQL that the viewer could type; only the progress bar and the printing of tokens are the client's.
+Everything is SQL that the viewer could type; only the loading of files, the progress bar and the printing of tokens are
+the client's. What is changed is put back in the end; the model stays, with a checkpoint of it.
 """
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import psycopg
 from psycopg import sql
 
 from ..common import Database
-from .console import BOLD, CYAN, DIM, GREEN, Console, sparkline
+from ..load_model import SHIPPED, load_model
+from .console import BOLD, CYAN, DIM, GREEN, Console, literal, sparkline
 
-TEXT = Path(__file__).resolve().parents[1] / "data" / "postgresql_docs.txt"
-SECTION_END = "\n====\n"
-PROMPTS = ("A transaction", "If two transactions update the same row,")
+MODEL = "postgresql-docs"
+PROMPTS = ("A transaction", "To create an index on a large table,")
+STATEMENTS = "CREATE INDEX name; DROP INDEX name; CREATE TABLE name; DROP"
+ATTENTIVE = (5, 0)  # layer and head that look back at the last semicolon
+
+LETTERS = (
+    "Dear customer, thank you for your order. The blue bicycle will be with you on Monday. Kind regards, Anna",
+    "Dear customer, we are sorry that the lamp came without a bulb. A new one is on its way. Kind regards, Tom",
+    "Dear customer, thank you for your letter. Yes, the tent has room for four, and for a dog. Kind regards, Anna",
+    "Dear customer, your money will be back in your account by Friday. We hope to see you again. Kind regards, Ruth",
+    "Dear customer, the red shoes are sold out. May we send you the green ones? Kind regards, Tom",
+    "Dear customer, thank you for your patience. The kettle is mended, and sings again. Kind regards, Ruth",
+    "Dear customer, the parcel is with your neighbour, who was so kind as to sign for it. Kind regards, Anna",
+    "Dear customer, we do not sell elephants. Have you thought of a cat? Kind regards, Tom",
+)
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is read, and what learns how much of it."""
+    """How much is written, and learned."""
 
-    sections: int | None = None  # None = all
-    vocab: int = 2048
-    n_layer: int = 3
-    n_head: int = 4
-    d_model: int = 256
-    n_positions: int = 128
-    batch_size: int = 4
-    copies: int = 12
-    n_steps: int = 1200
-    lr_max: float = 1e-3
     tokens: int = 80  # of a generation
-    rehearsals: int = 20  # steps of the training that is rolled back
+    n_steps: int = 32
+    batch_size: int = 4
+    copies: int = 4
 
 
-QUICK = Size(
-    sections=6,
-    vocab=400,
-    n_layer=2,
-    n_head=2,
-    d_model=32,
-    n_positions=64,
-    copies=2,
-    n_steps=20,
-    tokens=12,
-    rehearsals=4,
-)
+QUICK = Size(tokens=12, n_steps=6, batch_size=2, copies=2)
 
 
-def tell(conn: psycopg.Connection, size: Size) -> None:
-    """The whole demonstration, in an autocommit session."""
-    began = time.perf_counter()
-    console = Console(conn)
+def tell(conn: psycopg.Connection, size: Size, texts: Sequence[str], *, began: float, pauses: bool) -> None:
+    """The whole demonstration, in an autocommit session; `began` is time.perf_counter() of the start."""
+    console = Console(conn, pauses=pauses)
     find_extension(console)
-    read(console, size)
-    make_vocabulary(console, size)
-    make_model(console, size)
-    learn(console, size)
-    write(console, size)
-    roll_back(console, size)
+    bring(console)
+    write(console, size, began)
+    look(console)
+    texts = texts or LETTERS
+    learn(console, size, texts)
+    forget(console, texts)
+    keep(console)
     farewell(console, time.perf_counter() - began)
 
 
@@ -72,129 +67,211 @@ def find_extension(console: Console) -> None:
         console.run(f"SET search_path = public, {sql.Identifier(schema).as_string(console.conn)}")
 
 
-def read(console: Console, size: Size) -> None:
-    """A table of text."""
-    console.title("A table of text")
-    console.say(
-        """
-        Some 200 kB of PostgreSQL's own manual, one row a section. It is all that this model will ever read.
-        """
-    )
-    if console.value("SELECT to_regclass('postgresql_docs') IS NOT NULL"):
-        console.run("DROP TABLE postgresql_docs")
-    console.run(
-        """
-        CREATE TABLE postgresql_docs (
-            id   integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-            body text NOT NULL
+def bring(console: Console) -> None:
+    """The shipped model in the database, and its default."""
+    console.title("A model that learned in PostgreSQL")
+    if console.value("SELECT step FROM llm_models WHERE model = %s AND bytes > 0", MODEL) is not None:
+        console.say(f"The model {MODEL} is in this database from an earlier time, and is taken as it is.")
+    else:
+        console.say(
+            """
+            Six million weights, which one CALL llm_train_run taught the PostgreSQL manual, inside a server like this one,
+            from nothing. They ship with pg_gpt2; loading makes rows of them:
+            """
         )
-        """
-    )
-    sections = TEXT.read_text(encoding="utf-8").strip().split(SECTION_END)[: size.sections]
-    console.copy("COPY postgresql_docs (body) FROM STDIN", sections)
-    console.run(
-        """
-        SELECT count(*) AS sections, pg_size_pretty(sum(octet_length(body))) AS size FROM postgresql_docs
-        """
-    )
+        console.shell(f"python -m loaders.load_model {MODEL}")
+        with console.conn.transaction():
+            load_model(Database(console.conn), SHIPPED / MODEL, MODEL)
+    database = console.value("SELECT quote_ident(current_database())")
+    console.run(f"ALTER DATABASE {database} SET pg_gpt2.model = '{MODEL}'")
+    console.run(f"SET pg_gpt2.model = '{MODEL}'")
 
 
-def make_vocabulary(console: Console, size: Size) -> None:
-    """Byte-pair encoding, learned from that table."""
-    console.title("A vocabulary")
-    console.say(
-        f"""
-        GPT-2 reads tokens, not letters. Byte-pair encoding joins the most frequent pair of neighbours, again and again,
-        until there are {size.vocab:,} tokens. Ġ stands for a space.
-        """
-    )
-    left_behind = "SELECT model FROM {} WHERE model = 'demo' LIMIT 1"
-    for table in ("llm_model_config", "llm_bpe_vocab", "llm_param", "llm_dataset"):
-        if console.value(left_behind.format(table)):
-            console.say("(The model of an earlier demonstration goes first.)")
-            console.run("SELECT llm_drop_model('demo')")
-            break
-    console.run(f"SELECT llm_train_bpe('SELECT body FROM postgresql_docs ORDER BY id', {size.vocab}, 'demo') AS tokens")
-    console.run(
-        """
-        SELECT string_agg(token, ' ' ORDER BY "position") AS tokens
-        FROM llm_tokenize('A transaction is an all-or-nothing operation.', 'demo')
-        """
-    )
-
-
-def make_model(console: Console, size: Size) -> None:
-    """Random weights, in rows, and what they write."""
-    console.title("A model")
+def write(console: Console, size: Size, began: float) -> None:
+    """Text, each token as it comes; and what there was to choose from."""
+    console.say("It writes. Each token is shown as soon as it is there:")
+    for seed, prompt in enumerate(PROMPTS, 1):
+        console.generate(prompt, f"{size.tokens}, temperature => 0.6, seed => {seed}")
+    assert console.first_text is not None
+    seconds = console.first_text - began
+    console.write(console.paint(f"The first text came {seconds:.1f} s after the cluster was up.\n", BOLD))
     console.say(
         """
-        GPT-2's architecture in small. Its weights are rows of llm_param, and random, as those of every model at first.
+        So small a model knows the manual's words and phrases, not what they mean. What it computes is a probability for
+        every token, given those before it:
+        """
+    )
+    console.run(
+        """
+        SELECT rank, quote_literal(token) AS token, round(probability::numeric, 3) AS probability,
+               repeat('█', round(40 * probability)::integer) AS bar
+        FROM llm_next_token('The transaction is rolled', 5)
+        """
+    )
+    console.pause()
+
+
+def look(console: Console) -> None:
+    """The weights, as rows, and an attention head."""
+    console.title("Looking inside")
+    console.say("Weights are rows, and so is every intermediate value:")
+    console.run(
+        f"""
+        SELECT name, shape, pg_size_pretty(octet_length(data)::bigint) AS size
+        FROM llm_param WHERE model = '{MODEL}' AND name LIKE 'h.5.%weight' ORDER BY name
+        """
+    )
+    layer, head = ATTENTIVE
+    console.say(
+        f"""
+        Attention is how a token learns of those before it. Head {head} of layer {layer} keeps an eye on where a statement ended:
+        it looks back at the last semicolon. One line for each token, one column for each that it can look at, the
+        darker the more it takes:
         """
     )
     console.run(
         f"""
-        SELECT llm_init_model('demo', n_layer => {size.n_layer}, n_head => {size.n_head}, d_model => {size.d_model},
-                              n_positions => {size.n_positions}, seed => 1)
+        SELECT query_token AS token,
+               string_agg(substr('·░▒▓█', 1 + least(4, (5 * weight)::integer), 1), '' ORDER BY key_position) AS looks_at,
+               (array_agg(key_token ORDER BY weight DESC))[1] AS most
+        FROM llm_attention_weights({literal(STATEMENTS)}, {layer}, {head})
+        GROUP BY query_position, query_token ORDER BY query_position
         """
     )
-    console.run(
-        """
-        SELECT n_layer, n_head, d_model, n_positions, vocab, n_params, pg_size_pretty(bytes) AS size
-        FROM llm_models WHERE model = 'demo'
-        """
-    )
-    console.say("It has learned nothing yet, and writes accordingly. Each token is shown as soon as it is there:")
-    console.generate(PROMPTS[0], options(size, seed=1))
+    console.pause()
 
 
-def options(size: Size, seed: int) -> str:
-    """Arguments of a generation."""
-    return f"{size.tokens}, temperature => 0.6, topk => 40, model_name => 'demo', seed => {seed}"
-
-
-def learn(console: Console, size: Size) -> None:
-    """llm_train, with the loss as it falls."""
+def learn(console: Console, size: Size, texts: Sequence[str]) -> None:
+    """Fine-tuning in a transaction, which stays open; the graph of its last step."""
     console.title("Learning")
     console.say(
-        f"""
-        The text, {size.copies} times over in different orders, is cut into rows of {size.n_positions} tokens. A training
-        step takes {size.batch_size} rows, measures how surprised the model is by each next token (the loss), and moves
-        every weight a little so that it will be less so. {size.n_steps:,} steps are one statement, and one transaction.
-        """
+        "It has read nothing but the manual. Asked to go on with other people's kind of text, it writes more manual:"
     )
+    ask(console, texts)
+    console.say(
+        "Here are some rows of that kind. Weights are rows, so learning is a change like any other, and fits a BEGIN:"
+    )
+    console.run("BEGIN")
+    console.run("CREATE TABLE letter (id integer GENERATED ALWAYS AS IDENTITY, body text)")
+    console.copy("COPY letter (body) FROM STDIN", texts)
+    console.run("SELECT * FROM letter LIMIT 3")
+    if console.value("SELECT id FROM llm_dataset WHERE model = %s LIMIT 1", MODEL):
+        console.run(f"DELETE FROM llm_dataset WHERE model = '{MODEL}'")
     console.run(
         f"""
-        SELECT llm_dataset_load($$SELECT body FROM postgresql_docs, generate_series(1, {size.copies}) AS n
-                                  ORDER BY md5(n || body)$$, 'demo', {size.n_positions}) AS rows
+        SELECT llm_dataset_load('SELECT body FROM letter, generate_series(1, {size.copies}) AS n ORDER BY md5(n || body)',
+                                '{MODEL}', 64) AS rows
         """
     )
     progress = Progress(console, size.n_steps)
     with console.notices(progress.show):
         ((run_id,),) = console.run(
             f"""
-            SELECT llm_train('demo', {size.n_steps}, batch_size => {size.batch_size}, lr_max => {size.lr_max},
-                             warmup => {size.n_steps // 20}, beta2 => 0.99, grad_clip => 1, dropout_p => 0,
+            SELECT llm_train('{MODEL}', {size.n_steps}, batch_size => {size.batch_size}, lr_max => 5e-4, dropout_p => 0,
                              log_every => {progress.every}) AS run_id
             """
         )
-    console.say("Every step has left a row in llm_train_log, so the curve is a query:")
+    console.run(f"SELECT llm_run_sparkline({run_id}) AS loss")
+    console.say("Now it knows the tone:")
+    ask(console, texts)
+    console.pause()
+    graph(console, run_id)
+
+
+def ask(console: Console, texts: Sequence[str]) -> None:
+    """The most probable continuation of the first words of the texts."""
+    prompt = " ".join(texts[0].split()[:2])
+    console.run(f"SELECT llm_generate({literal(prompt)}, 40, temperature => 0, stop => ARRAY[E'\\n'])")
+
+
+def graph(console: Console, run_id: int) -> None:
+    """The last step on the tape."""
+    console.title("The graph of a step")
+    console.say("The last training step left a record, one row an operation:")
     console.run(
         f"""
-        SELECT max(step) AS step, round(avg(loss)::numeric, 2) AS loss, repeat('█', round(6 * avg(loss))::integer) AS curve
-        FROM llm_train_log WHERE run_id = {run_id}
-        GROUP BY (step - 1) / {-(-size.n_steps // 12)} ORDER BY 1
+        SELECT name, count(*) FROM llm_tape WHERE run_id = {run_id} GROUP BY name ORDER BY count DESC
+        """
+    )
+    console.say(
+        "A graph in a table can be walked. From a weight to the loss, where backpropagation came the other way:"
+    )
+    console.run(
+        f"""
+        WITH RECURSIVE way AS (
+            SELECT o.name, o.output, 1 AS n
+            FROM llm_tensor AS t JOIN llm_tape AS o ON t.id = ANY (o.inputs)
+            WHERE t.name = 'h.5.mlp.c_fc.weight' AND o.run_id = {run_id}
+            UNION ALL
+            SELECT o.name, o.output, n + 1 FROM way JOIN llm_tape AS o ON way.output = ANY (o.inputs)
+        )
+        SELECT string_agg(name, ' → ' ORDER BY n) AS way FROM way
+        """
+    )
+    console.pause()
+
+
+def forget(console: Console, texts: Sequence[str]) -> None:
+    """The transaction of `learn` is rolled back."""
+    console.title("Rollback undoes learning")
+    console.say("Table, data, log, tape and weights are what they were:")
+    console.run("ROLLBACK")
+    ask(console, texts)
+    console.pause()
+
+
+def keep(console: Console) -> None:
+    """A checkpoint, an accident, and the checkpoint restored."""
+    console.title("A version to go back to")
+    console.say("What is committed, a checkpoint brings back. Here somebody forgets half of a WHERE clause:")
+    ((checkpoint,),) = console.run(f"SELECT llm_checkpoint_save('{MODEL}', 'before the accident') AS checkpoint")
+    console.run(
+        f"""
+        UPDATE llm_param SET data = pg_llm_zeros_like(data)
+        WHERE model = '{MODEL}' AND name LIKE 'h._.attn.c_proj.weight'
+        """
+    )
+    ask_manual = f"SELECT llm_generate({literal(PROMPTS[0])}, 24, temperature => 0)"
+    console.run(ask_manual)
+    console.say("No layer looks back any more. What changed, and how to have it back:")
+    console.run(
+        f"SELECT count(*) FILTER (WHERE changed) AS changed, count(*) AS tensors FROM llm_checkpoint_diff({checkpoint})"
+    )
+    console.run(f"SELECT llm_checkpoint_load('{MODEL}', {checkpoint}) AS step")
+    console.run(ask_manual)
+    console.pause()
+
+
+def farewell(console: Console, seconds: float) -> None:
+    """What the viewer may do now."""
+    console.title("Your turn")
+    console.say(
+        f"""
+        That took {seconds:.0f} seconds. The model stays, and is the default; `make psql` opens its database. Try for
+        example:
+        """
+    )
+    for statement in (
+        "SELECT llm_generate('The server')",
+        "SELECT * FROM llm_next_token('SELECT * FROM')",
+        "SELECT llm_perplexity('To be or not to be'), llm_perplexity('To drop a table, use DROP TABLE.')",
+    ):
+        console.statement(statement)
+    console.say(
+        f"""
+        README.md goes on from here; loaders/shipped/{MODEL} tells how the model was made. `make demo TEXT=file` teaches it
+        the lines of a file of yours; `make down` stops the cluster.
         """
     )
 
 
 class Progress:
-    """The NOTICEs of llm_train: on a terminal a line that is redrawn, elsewhere ten of them as they are."""
+    """NOTICEs of llm_train: a bar that moves with the loss beside it on a terminal, else printed as they are."""
 
     def __init__(self, console: Console, n_steps: int) -> None:
         self.console = console
         self.n_steps = n_steps
-        self.every = max(1, n_steps // (200 if console.live else 10))
-        self.began = time.perf_counter()
+        self.every = max(1, n_steps // (32 if console.live else 8))
         self.losses: list[float] = []
 
     def show(self, message: str) -> None:
@@ -206,76 +283,12 @@ class Progress:
         step = int(found[1])
         self.losses.append(float(found[2]))
         done = 20 * step // self.n_steps
-        left = int((time.perf_counter() - self.began) / step * (self.n_steps - step))
-        room = max(1, min(25, self.console.width - 64))
+        room = max(1, min(25, self.console.width - 54))
         paint = self.console.paint
         parts = [
             f"step {step:>{len(str(self.n_steps))}}/{self.n_steps}",
             paint("━" * done, GREEN) + paint("━" * (20 - done), DIM),
             f"loss {paint(found[2], BOLD)}",
             paint(sparkline(self.losses, room).ljust(room), CYAN),
-            f"{left // 60}:{left % 60:02d} left",
         ]
         self.console.write("\r" + "  ".join(parts) + (" \n" if step == self.n_steps else " "))
-
-
-def write(console: Console, size: Size) -> None:
-    """The same model, some minutes later."""
-    console.title("After")
-    console.say("The same model, the same seed:")
-    for seed, prompt in enumerate(PROMPTS, 1):
-        console.generate(prompt, options(size, seed))
-    console.say(
-        """
-        So small a model that has read so little knows the manual's words and phrases, not what they mean. What it computes
-        is a probability for every token, given those before it:
-        """
-    )
-    console.run(
-        """
-        SELECT rank, quote_literal(token) AS token, round(probability::numeric, 3) AS probability,
-               repeat('█', round(40 * probability)::integer) AS bar
-        FROM llm_next_token('SELECT FOR', 5, model_name => 'demo')
-        """
-    )
-
-
-def roll_back(console: Console, size: Size) -> None:
-    """A transaction in which the model learns one sentence, and ROLLBACK."""
-    console.title("Rollback undoes learning")
-    console.say("Weights are rows, so learning is a change like any other. The model learns one sentence by heart …")
-    ask = "SELECT llm_generate('The elephant', 16, temperature => 0, model_name => 'demo', stop => ARRAY['.'])"
-    console.run(ask)
-    console.run("BEGIN")
-    console.run("DELETE FROM llm_dataset WHERE model = 'demo'")
-    console.run(
-        """
-        SELECT llm_dataset_load($$SELECT repeat('The elephant never forgets a committed row. ', 20)$$,
-                                'demo', 64) AS rows
-        """
-    )
-    with console.notices(lambda message: console.write(f"NOTICE:  {message}\n")):
-        console.run(
-            f"""
-            SELECT llm_train('demo', {size.rehearsals}, batch_size => 1, lr_max => 1e-3, dropout_p => 0,
-                             log_every => {size.rehearsals // 4}) AS run_id
-            """
-        )
-    console.run(ask)
-    console.say("… and forgets it. Weights, data and log are what they were:")
-    console.run("ROLLBACK")
-    console.run(ask)
-
-
-def farewell(console: Console, seconds: float) -> None:
-    """The model becomes the default of the database."""
-    console.title("Your turn")
-    console.run(f"ALTER DATABASE {console.value('SELECT quote_ident(current_database())')} SET pg_gpt2.model = 'demo'")
-    console.say(f"That took {seconds:.0f} seconds. The model stays; `make psql` opens its database. Try for example:")
-    for statement in (
-        "SELECT llm_generate('The server', temperature => 0.6)",
-        "SELECT * FROM llm_next_token('A transaction is')",
-        "SELECT name, shape, step FROM llm_param WHERE model = 'demo'",
-    ):
-        console.statement(statement)
-    console.say("README.md goes on from here; `make down` stops the cluster.")

@@ -1,37 +1,14 @@
 """The recipes that are SQL scripts run in psql from beginning to end, in small, and do what they say."""
 
-import os
-import shutil
-import subprocess
-from pathlib import Path
-
 import psycopg
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def psql(dsn: str, script: str, **variables: object) -> str:
-    """Run a script of the repository as its header says, with variables of psql."""
-    directory = os.environ.get("PG_GPT2_TEST_BINDIR")
-    program = f"{directory}/psql" if directory else shutil.which("psql")
-    assert program, "there is no psql; set PG_GPT2_TEST_BINDIR"
-    given = [f"-v{name}={value}" for name, value in variables.items()]
-    done = subprocess.run(
-        [program, "-X", "-d", dsn, "-f", script, *given],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=os.environ | {"PGCLIENTENCODING": "UTF8"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.server.scripts import ROOT, run_script
 
 
 @pytest.fixture(scope="module")
 def nanogpt(dsn: str) -> str:
-    return psql(dsn, "docs/recipes/nanogpt.sql", n_steps=20)
+    return run_script(dsn, "docs/recipes/nanogpt.sql", n_steps=20)
 
 
 def test_nanogpt_is_the_size_that_nanogpt_says(nanogpt: str, conn: psycopg.Connection) -> None:
@@ -72,5 +49,5 @@ def test_nanogpt_learns(nanogpt: str, conn: psycopg.Connection) -> None:
 
 def test_nanogpt_runs_again(nanogpt: str, dsn: str, conn: psycopg.Connection) -> None:
     """And gives the same: crops, weights and text follow from the seed."""
-    assert psql(dsn, "docs/recipes/nanogpt.sql", n_steps=20).split("sample")[1] == nanogpt.split("sample")[1]
+    assert run_script(dsn, "docs/recipes/nanogpt.sql", n_steps=20).split("sample")[1] == nanogpt.split("sample")[1]
     assert conn.execute("SELECT count(*) FROM llm_run WHERE model = 'nanogpt'").fetchone() == (1,)
