@@ -8,6 +8,8 @@ PG_CONFIG ?= pg_config
 SYSTEM_PYTHON = /usr/bin/python3
 # Passed on to pytest, for example PYTEST_ARGS='-k tokenizer -x'.
 PYTEST_ARGS =
+# Passed on to python -m tests.soak, for example SOAK_ARGS='--minutes 3 --seed 1'.
+SOAK_ARGS =
 # Passed on to python -m tests.fuzz, for example FUZZ_ARGS='--seconds 600 npz'.
 FUZZ_ARGS =
 # Passed on to tests/bench/bench.py, for example BENCH_ARGS='--full --json bench.json'.
@@ -31,6 +33,7 @@ help:
 	@echo 'make test         all tests that need no torch, in a throw-away cluster'
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
 	@echo 'make fuzz         search for hostile input, a minute a parser; FUZZ_ARGS="--seconds 600 npz" for more or less'
+	@echo 'make soak         30 minutes of everything at once, with cancels and kills, in a throw-away cluster; SOAK_ARGS="--minutes 3"'
 	@echo 'make bench        time it beside its rivals and the bounds of the machine; BENCH_ARGS=--full for all'
 	@echo 'make notebooks    run docs/notebooks and compare with what they hold; NOTEBOOK_ARGS=--store keeps the outputs'
 	@echo 'make lint         ruff, mypy, shellcheck, hadolint, and whether what is generated is current'
@@ -93,6 +96,10 @@ test: provision-test build .venv/test/complete
 .PHONY: fuzz
 fuzz: .venv/test/complete
 	@PYTHONPATH=plpython:. .venv/test/bin/python -m tests.fuzz $(FUZZ_ARGS)
+
+.PHONY: soak
+soak: provision-test build .venv/test/complete
+	@PYTHONPATH=plpython:. docker/cluster.sh run .venv/test/bin/python -m tests.soak $(SOAK_ARGS)
 
 .PHONY: test-oracle
 test-oracle: provision build .venv/oracle/complete

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from .tensor import FLOAT32
 LEAST_BYTES = 8 << 20  # a smaller model loads as fast from its rows
 HUGE_PAGE = 2 << 20  # tensors of this size begin at one: 4 kB pages cost a fifth of the bandwidth
 WRITE_BYTES = 8 << 20  # file systems give huge pages to what is written in large pieces
-PREFIX = "pgsql_tmp_pg_gpt2"
+PREFIX, UNFINISHED = "pgsql_tmp_pg_gpt2", ".new"
 
 Params = dict[str, np.ndarray]
 
@@ -36,7 +36,7 @@ class WeightFile:
         self, folder: str, database: int, model: str, version: str, shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         self._folder = folder
-        self._stem = f"{PREFIX}_{database}_{hashlib.md5(model.encode()).hexdigest()[:16]}_"
+        self._stem = stem(database, model)
         self._name = self._stem + version
         self._shapes = dict(shapes)
         self._places, self._size = _layout(self._shapes)
@@ -62,19 +62,23 @@ class WeightFile:
 
     def build(self, params: Mapping[str, np.ndarray]) -> Params | None:
         """Write the file, remove those of other versions, and attach it; None where there is no room. One builder at a time."""
-        new = os.path.join(self._folder, f"{self._name}.{os.getpid()}.new")
+        new = os.path.join(self._folder, f"{self._name}.{os.getpid()}{UNFINISHED}")
         try:
-            os.makedirs(self._folder, mode=0o700, exist_ok=True)
-            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
-                for name, place in self._places.items():
-                    file.seek(place)
-                    _write(file.fileno(), params[name])
-                os.pwrite(file.fileno(), b"\0", self._size - 1)  # the last of the padding
-            os.rename(new, os.path.join(self._folder, self._name))
+            return self._written(new, params)
         except OSError:
+            return None
+        finally:
             with contextlib.suppress(OSError):
                 os.unlink(new)
-            return None
+
+    def _written(self, new: str, params: Mapping[str, np.ndarray]) -> Params | None:
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+            for name, place in self._places.items():
+                file.seek(place)
+                _write(file.fileno(), params[name])
+            os.pwrite(file.fileno(), b"\0", self._size - 1)  # the last of the padding
+        os.rename(new, os.path.join(self._folder, self._name))
         remove(self._folder, self._stem, but=self._name)
         return self.attach()
 
@@ -97,12 +101,27 @@ def _write(file: int, array: np.ndarray) -> None:
         host.check_interrupts()
 
 
-def remove(folder: str, stem: str, but: str = "") -> int:
-    """Unlink the files whose names begin with `stem`, but not `but`; how many there were."""
+def stem(database: int, model: str) -> str:
+    """What the names of a model's files begin with."""
+    return f"{PREFIX}_{database}_{hashlib.md5(model.encode()).hexdigest()[:16]}_"
+
+
+def remove_others(folder: str, database: int, models: Iterable[str]) -> None:
+    """Unlink the files of models that are not there any more; not those that are being written."""
+    kept = tuple(stem(database, model) for model in models)
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            if name.startswith(f"{PREFIX}_{database}_") and not name.startswith(kept) and not name.endswith(UNFINISHED):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(folder, name))
+
+
+def remove(folder: str, beginning: str, but: str = "") -> int:
+    """Unlink the files whose names begin with `beginning`, but not `but`; how many there were."""
     count = 0
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(folder):
-            if name.startswith(stem) and name != but:
+            if name.startswith(beginning) and name != but:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(folder, name))
                     count += 1

@@ -174,7 +174,22 @@ def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
 
 def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
     read, params = _read_params(name, wanted)
-    return file.build(layout.Stored(params, wanted)) if read == version else None
+    if read != version:
+        return None
+    rows = db.query(
+        "SELECT model, (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database"
+        " FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
+    )
+    if rows:  # the caller sees all there are
+        weight_file.remove_others(weight_file.directory() or "", rows[0]["database"], [row["model"] for row in rows])
+    return file.build(layout.Stored(params, wanted))
+
+
+def forget_file(name: str) -> None:
+    """Remove the file of a model that is dropped; whoever still sees the model, as when that is rolled back, makes it again."""
+    row = db.row("SELECT oid::bigint AS database FROM pg_database WHERE datname = current_database()")
+    if row and (folder := weight_file.directory()):
+        weight_file.remove(folder, weight_file.stem(row["database"], name))
 
 
 @contextmanager

@@ -142,6 +142,38 @@ def test_who_holds_the_builders_lock_delays_others_but_does_not_stop_them(connec
     assert len(files()) == 1
 
 
+def test_a_dropped_model_leaves_no_file(connect, files):
+    conn, other = connect(), connect()
+    conn.execute("SELECT llm_copy_model('big', 'copy')")
+    logits = one(other, "SELECT md5(llm_logits('{1}', 'copy'))")
+    assert len(files()) == 1
+    with conn.transaction(force_rollback=True):
+        conn.execute("SELECT llm_drop_model('copy')")
+    assert one(connect(), "SELECT md5(llm_logits('{1}', 'copy'))") == logits, "the file is made again"
+    other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    other.execute("SELECT FROM llm_param LIMIT 1")
+    conn.execute("SELECT llm_drop_model('copy')")
+    assert files() == []
+    other.execute("SELECT llm_cache_clear()")
+    assert one(other, "SELECT md5(llm_logits('{1}', 'copy'))") == logits, "by whom it is there for"
+    other.execute("COMMIT")
+    one(conn, LOGITS)
+    assert len(files()) == 1, "and whoever makes the next file removes it"
+
+
+def test_a_cancelled_builder_leaves_no_file(connect, files, folder):
+    conn = connect()
+    conn.execute("SELECT llm_generate_tokens('{1}', 1, model_name => 'big')")
+    conn.execute("SELECT llm_cache_clear()")
+    for milliseconds in range(2, 60, 3):
+        conn.execute(f"SET statement_timeout = {milliseconds}")
+        try:
+            conn.execute(LOGITS)
+        except psycopg.errors.QueryCanceled:
+            assert not [name for name in files() if "new" in name]
+        conn.execute("RESET statement_timeout; SELECT llm_cache_clear()")
+
+
 def test_a_damaged_file_is_not_used(connect, files, folder):
     """Cut short by somebody who may write there, which only the server's own user may."""
     logits = one(connect(), LOGITS)

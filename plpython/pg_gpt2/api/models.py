@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .. import audit, checkpoints, db, gpt2, resources, sharing, store
+from .. import audit, checkpoints, db, gpt2, resources, sharing, store, weights
 from ..config import GPT2Config
 from ..db import entry
 from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
@@ -134,6 +134,7 @@ def drop_model(model: str) -> None:
     sharing.refuse_if_used(model)
     audit.drop_all(model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
+    weights.forget_file(model)
     dropped += checkpoints.drop_all(model) + sharing.forget(model)
     dropped += db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if not dropped:
