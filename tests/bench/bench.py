@@ -33,6 +33,8 @@ Topic = tuple[str, int, int, Callable[[Bench], None]]
 TOPICS: dict[str, list[Topic]] = {
     "decode": [("decoders", 2, 5, decoding.decode)],
     "position": [("", 1, 3, decoding.position)],
+    "verify": [("", 1, 3, decoding.verify)],
+    "lookup": [("", 1, 3, decoding.lookup)],
     "batch": [("decoders", 1, 3, decoding.batch)],
     "prefill": [("torch", 2, 5, decoding.prefill)],
     "train": [

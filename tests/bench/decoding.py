@@ -38,7 +38,7 @@ def position(bench: Bench) -> None:
     seconds: dict[int, list[float]] = {NEAR: [], FAR: []}
     with ExitStack() as stack:
         near, far = (
-            stack.enter_context(stack.enter_context(bench.server.session()).stream(prompts[place]))
+            stack.enter_context(stack.enter_context(bench.server.plain_session()).stream(prompts[place]))
             for place in (NEAR, FAR)
         )
         near(), far()  # the prompts
@@ -48,6 +48,35 @@ def position(bench: Bench) -> None:
             seconds[FAR].append(far())
     row.add(US, median(seconds[FAR]))
     row.add(f"at position {NEAR}", median(seconds[NEAR]))
+
+
+def verify(bench: Bench) -> None:
+    """A pass over several tokens beside one over a single token, in the server: what prompt lookup lives on."""
+    bench.wait()
+    with bench.server.session() as session:
+        seconds = session.probe("passes", MODEL, 10)
+    for count in (4, 8, 16):
+        row = bench.row(f"verify {count}", f"a pass over {count} tokens of one stream", "ms", 1e-3)
+        row.add(US, median(seconds[str(count)]))
+        row.add("one token", median(seconds["1"]))
+
+
+def lookup(bench: Bench) -> None:
+    """Text that repeats itself, as that of random weights does: with prompt lookup, and without; the tokens are the same."""
+    row = bench.row(
+        "lookup", f"decode of text that repeats itself, {NEW_TOKENS} new", "tokens/s", NEW_TOKENS, rate=True, bound=READ
+    )
+    ids = bench.ids(PROMPT // 4) * 4
+    with bench.server.session() as guessing, bench.server.plain_session() as plain:
+        for session in (guessing, plain):
+            session.generate(ids, 2)
+        parties = [
+            us(partial(guessing.generate, ids, NEW_TOKENS)),
+            ("without lookup", partial(plain.generate, ids, NEW_TOKENS)),
+        ]
+        ours, theirs = bench.compare(row, NEW_TOKENS * bench.shape.decode_bytes(), parties)
+    bench.check("lookup: same ids as without", ours == theirs)
+    bench.notes["the text that repeats itself"] = f"{len(set(ours))} different tokens"
 
 
 def _text(bench: Bench, length: int) -> str:
@@ -99,7 +128,7 @@ def sessions(bench: Bench) -> None:
     count = bench.length.session_tokens
     found: dict[int, float] = {}
     most = bench.length.most_sessions
-    opened = [bench.server.session() for _ in range(most)]
+    opened = [bench.server.plain_session() for _ in range(most)]
     for session in opened:
         session.generate(bench.ids(4), 2)
     for number in (n for n in (1, 2, 4, 8) if n <= most):

@@ -147,12 +147,18 @@ class Server:
     def __init__(self, dsn: str, shape: Shape, threads: int, seed: int) -> None:
         self.dsn = dsn
         self.threads = threads
-        self.main = self.session()
+        self.main = self.plain_session()
         self.init_model(MODEL, shape, seed)
 
     def session(self, **settings: object) -> Session:
         """Another session."""
         return Session(self.dsn, **({"threads": self.threads} | settings))
+
+    def plain_session(self) -> Session:
+        """Another session, in which a token is a pass of the model: nothing is guessed from what was said before."""
+        session = self.session()
+        session.probe("look_up", False)
+        return session
 
     def init_model(self, name: str, shape: Shape, seed: int = 1) -> None:
         """Make a model with random weights."""

@@ -39,3 +39,31 @@ $$;
 CREATE FUNCTION pg_temp.watched_seconds() RETURNS json LANGUAGE plpython3u AS $$
 return repr(GD['bench_seconds'])
 $$;
+
+-- Whether generation may guess from what was said before and verify (prompt lookup); its tokens are the same either way.
+CREATE FUNCTION pg_temp.look_up(allowed boolean) RETURNS json LANGUAGE plpython3u AS $$
+import importlib
+plpy.execute('SELECT llm_boot()')
+api = next(module for key, module in GD.items() if key.startswith('pg_gpt2'))
+importlib.import_module(api.__name__.removesuffix('api') + 'generation').look_up = allowed
+return '0'
+$$;
+
+-- Seconds of passes over 1, 4, 8 and 16 tokens after 200 others, in turns: number of tokens -> one time for each turn.
+CREATE FUNCTION pg_temp.passes(model text, turns integer) RETURNS json LANGUAGE plpython3u AS $$
+import importlib, json, time
+plpy.execute('SELECT llm_boot()')
+api = next(module for key, module in GD.items() if key.startswith('pg_gpt2'))
+package = api.__name__.removesuffix('api')
+loaded = importlib.import_module(package + 'weights').load(model)
+decoder = importlib.import_module(package + 'decode').Decoder(loaded.arranged, loaded.config, 256)
+decoder.feed([n * 37 % loaded.config.vocab for n in range(200)])
+seconds = {1: [], 4: [], 8: [], 16: []}
+for turn in range(turns + 1):
+    for count, found in seconds.items():
+        began = time.perf_counter()
+        decoder.feed_all([(turn + n) % loaded.config.vocab for n in range(count)])
+        found.append(time.perf_counter() - began)
+        decoder.rewind(200)
+return json.dumps({count: found[1:] for count, found in seconds.items()})
+$$;

@@ -63,7 +63,7 @@ def _model(bench: Bench, shape: Shape) -> Iterator[str]:
 def _decode(bench: Bench, name: str, model: str, shape: Shape) -> None:
     """Tokens after a prompt of one; the session's first use of the model is not timed."""
     row = bench.row(f"decode {name}", f"decode, {name}", "ms", TOKENS / 1e3, bound=READ)
-    with bench.server.session() as session:
+    with bench.server.plain_session() as session:
         session.generate([1], 2, model)
         call = partial(session.generate, bench.ids(1), TOKENS, model)
         bench.compare(row, TOKENS * shape.decode_bytes(), [us(call)])
