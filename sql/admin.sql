@@ -58,7 +58,7 @@ CREATE VIEW llm_settings AS
 SELECT name, coalesce(nullif(current_setting(name, true), ''), boot_val) AS setting, boot_val, short_desc
 FROM (VALUES
     ('pg_gpt2.model', 'gpt2-small', 'Model that is meant when none is named.'),
-    ('pg_gpt2.threads', NULL, 'Threads of a session; null = all cores. Results do not depend on it.'),
+    ('pg_gpt2.threads', NULL, 'Threads of a session, at most one a core; null = all cores. Results do not depend on it.'),
     ('pg_gpt2.max_memory', NULL, 'What would need more memory than this, for example 2GB, is refused, and the models that a session keeps are bounded by it; null = three quarters of the machine''s. A cap is in llm_limit.'),
     ('pg_gpt2.autograd', 'off', 'Whether llm_logits, llm_loss and the pieces of the model record on the tape what they compute; also llm_autograd_mode.'),
     ('pg_gpt2.audit_keep', '1', 'Training steps of a model that stay on the tape; 0 = all.'),

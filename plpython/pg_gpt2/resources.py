@@ -6,6 +6,7 @@ NumPy's memory is outside work_mem, and the kernel answers its exhaustion by kil
 import ctypes
 import os
 import re
+from math import ceil
 
 from . import db, host, threads
 from .errors import InvalidParameter, OutOfMemory
@@ -20,13 +21,16 @@ def spare() -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those it is bound to, within the quota of its container or service."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = threads.cpu_quota()
+    return bound if quota is None else max(1, min(bound, ceil(quota)))
 
 
 def apply_threads(workers: int = 1) -> None:
-    """Use `workers` cores when more than 1 are asked for, else those of pg_gpt2.threads, else all there are."""
-    threads.set_threads(workers if workers > 1 else _integer("threads", cores()))
+    """Use `workers` cores when more than 1 are asked for, else those of pg_gpt2.threads, else all there are; never more."""
+    wanted = workers if workers > 1 else _integer("threads", cores())
+    threads.set_threads(min(wanted, cores()))
 
 
 def attention_chunk() -> int:

@@ -11,6 +11,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import count
 
 Task = Callable[[], object]
@@ -80,6 +81,19 @@ def blas_libraries() -> list[str]:
         return []
     names = ("blas", "mkl_rt")
     return sorted(path for path in paths if any(name in os.path.basename(path).lower() for name in names))
+
+
+@cache
+def cpu_quota(root: str = "/") -> float | None:
+    """Cores' worth of time that control group version 2 allows, where it says so; asked once a session."""
+    try:
+        with open(os.path.join(root, "proc/self/cgroup"), encoding="ascii") as file:
+            group = next(line[3:].strip() for line in file if line.startswith("0::"))
+        with open(os.path.join(root, f"sys/fs/cgroup/{group}/cpu.max"), encoding="ascii") as file:
+            quota, period = file.read().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError, StopIteration):  # no such group, or "max"
+        return None
 
 
 class Pool:
