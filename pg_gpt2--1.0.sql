@@ -32,7 +32,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 2841b7095d44 @extschema@'] = importer['load'](sources, 'pg_gpt2 2841b7095d44 @extschema@', '@extschema@')
+GD['pg_gpt2 b71b6f66bba5 @extschema@'] = importer['load'](sources, 'pg_gpt2 b71b6f66bba5 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -735,7 +735,8 @@ def _options(
             f"eos_token {eos_token} is not in 0..{config.vocab - 1}",
             hint="Give a token id, null for the model's, or -1 for none.",
         )
-    return Options(max_tokens, sampling, eos, draw_seed() if seed is None else seed, tuple(stop or ()))
+    seed = draw_seed() if seed is None else seed
+    return Options(max_tokens, sampling, eos, seed, tuple(stop or ()), resources.prompt_lookup())
 
 
 @entry
@@ -2318,7 +2319,7 @@ import numpy as np
 
 from . import host
 from .config import GPT2Config
-from .decode import Decoder, step_together
+from .decode import Decoder, several, step_together
 from .generation import Options, Token, kept_window
 from .layout import Arranged
 from .sampling import Draws, choose, is_decisive, log_softmax
@@ -2329,13 +2330,11 @@ Stopped = Callable[[int], bool]
 class Stream:
     """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
 
-    def __init__(
-        self, params: Arranged, config: GPT2Config, prompt: Sequence[int], options: Options, stopped: Stopped
-    ) -> None:
+    def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
         self.seen = list(prompt)
         self.tokens: list[Token] = []
         self.options = options
-        self.decoder = Decoder(params, config, len(prompt) + options.max_tokens)
+        self.decoder = decoder
         self._stopped = stopped
         self._draws = Draws(options.seed)
         self._exact = True  # whether all that the decoder holds has the bits of the plain path
@@ -2386,7 +2385,8 @@ def generate_batch(
     stopped: Sequence[Stopped],
 ) -> list[list[Token]]:
     """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
-    streams = [Stream(params, config, *each) for each in zip(prompts, options, stopped)]
+    rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
+    streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
     going_on = [s for s in streams if s.options.max_tokens and s.take(s.read_alone(s.seen[-config.n_positions :]))]
     while going_on:
         full = [s for s in going_on if s.decoder.length == config.n_positions]
@@ -3025,6 +3025,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.cache', $pg_gpt2_source$"
 Blocks go with panels: there a row's attention has the same bits whatever other rows it is computed with.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -3037,6 +3038,7 @@ from .tensor import FLOAT32
 
 HEADS_A_TASK = 2  # of a prompt; few rows' attention is too little to share out
 FEW_ROWS = 16
+STREAMS_A_TASK = 8
 
 
 class Cache(Protocol):
@@ -3078,12 +3080,10 @@ class RowCache:
 class BlockCache:
     """Keys as [H, blocks, d, 64], values as [H, positions, d]; zeros at first, since what is not there gets weight 0."""
 
-    def __init__(self, config: GPT2Config, room: int) -> None:
-        blocks = -(-room // attend_blocks.BLOCK)
+    def __init__(self, config: GPT2Config, room: int, arena: "Arena | None" = None, slot: int = 0) -> None:
         self.room, self._n_head = room, config.n_head
-        layers = (config.n_layer, config.n_head)
-        self._keys = np.zeros((*layers, blocks, config.d_head, attend_blocks.BLOCK), FLOAT32)
-        self._values = np.zeros((*layers, blocks * attend_blocks.BLOCK, config.d_head), FLOAT32)
+        self.arena, self.slot = arena or Arena(config, room, 1), slot
+        self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
         """See Cache."""
@@ -3105,6 +3105,50 @@ class BlockCache:
         blocks = -(-length // attend_blocks.BLOCK)
         other._keys[:, :, :blocks] = self._keys[:, :, :blocks]
         other._values[:, :, :length] = self._values[:, :, :length]
+
+
+class Arena:
+    """Memory of several caches of blocks, side by side, so that one row of each is attended to in the same few calls."""
+
+    def __init__(self, config: GPT2Config, room: int, count: int) -> None:
+        blocks = -(-room // attend_blocks.BLOCK)
+        shape = (config.n_layer, count, config.n_head)
+        self.keys = np.zeros((*shape, blocks, config.d_head, attend_blocks.BLOCK), FLOAT32)
+        self.values = np.zeros((*shape, blocks * attend_blocks.BLOCK, config.d_head), FLOAT32)
+
+    def attend(
+        self, slots: np.ndarray, layer: int, qkv: np.ndarray, starts: np.ndarray
+    ) -> np.ndarray:  # [S, 3D] -> [S, D]
+        """Attention of one row for each of `slots`, at the positions starts [S]."""
+        n_head = self.keys.shape[2]
+        q, k, v = qkv.reshape(len(slots), 3, n_head, -1).swapaxes(0, 1)
+        keys, values = self.keys[layer], self.values[layer]
+        keys[slots, :, starts // attend_blocks.BLOCK, :, starts % attend_blocks.BLOCK] = k
+        values[slots, :, starts] = v
+        first, end = int(slots.min()), int(slots.max()) + 1
+        queries = np.zeros((end - first, *q.shape[1:]), FLOAT32)
+        places = np.zeros(end - first, np.int64)  # a slot between that has no row computes what nobody reads
+        queries[slots - first], places[slots - first] = q, starts
+        mixed = np.empty_like(queries)
+
+        def some(s: slice) -> None:
+            mine = slice(first + s.start, first + s.stop)
+            attend_blocks.attend_each(queries[s], keys[mine], values[mine], mixed[s], places[s])
+
+        threads.for_rows(end - first, STREAMS_A_TASK, some)
+        return mixed[slots - first].reshape(len(slots), -1)
+
+
+def block_caches(config: GPT2Config, rooms: Sequence[int]) -> list[BlockCache]:
+    """Caches for streams that go on together: those whose rooms differ by less than a factor of two share an arena."""
+    groups: dict[int, list[int]] = {}
+    for number, room in enumerate(rooms):
+        groups.setdefault((-(-room // attend_blocks.BLOCK) - 1).bit_length(), []).append(number)
+    found: dict[int, BlockCache] = {}
+    for numbers in groups.values():
+        arena = Arena(config, max(rooms[number] for number in numbers), len(numbers))
+        found |= {number: BlockCache(config, rooms[number], arena, slot) for slot, number in enumerate(numbers)}
+    return [found[number] for number in range(len(rooms))]
 
 
 def _heads(x: np.ndarray, parts: int, n_head: int) -> np.ndarray:  # [T, parts D] -> [parts, H, T, d]
@@ -4186,6 +4230,15 @@ def setting(name: str, default: str | None = None) -> str | None:
     return default if found is None or found["value"] is None else found["value"]
 
 
+def flag(name: str, default: str) -> bool:
+    """Value of the boolean setting `pg_gpt2.name`. 22023 when it is none."""
+    text = (setting(name, default) or default).strip().lower()
+    for value, words in ((True, ("on", "true", "yes", "1", "t", "y")), (False, ("off", "false", "no", "0", "f", "n"))):
+        if text in words:
+            return value
+    raise InvalidParameter(f"pg_gpt2.{name} must be on or off, not '{text}'", hint=f"RESET pg_gpt2.{name};")
+
+
 def storable(text: str) -> str:
     """`text` without U+0000, which a text cannot hold: PostgreSQL would cut it there silently."""
     return text.replace("\0", "\ufffd")
@@ -4215,7 +4268,7 @@ from typing import Any
 import numpy as np
 
 from . import gpt2, host, threads
-from .cache import BlockCache, Cache, RowCache
+from .cache import Arena, BlockCache, Cache, RowCache, block_caches
 from .config import GPT2Config
 from .errors import InconsistentData, InvalidParameter
 from .layout import Arranged
@@ -4233,13 +4286,13 @@ class Decoder:
     `exact` says that a row's results have the same bits whatever rows share its pass; it comes with weights in panels.
     """
 
-    def __init__(self, params: Arranged, config: GPT2Config, room: int) -> None:
+    def __init__(self, params: Arranged, config: GPT2Config, room: int, cache: Cache | None = None) -> None:
         self.params = params
         self.config = config
         self.length = 0
-        self.exact = isinstance(params["h.0.mlp.c_fc.weight"], Panels)
+        self.exact = _is_exact(params)
         kind: type[RowCache] | type[BlockCache] = BlockCache if self.exact else RowCache
-        self._cache: Cache = kind(config, min(room, config.n_positions))
+        self.cache: Cache = cache or kind(config, min(room, config.n_positions))
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids`; logits [vocab] of what follows the last of them."""
@@ -4264,9 +4317,9 @@ class Decoder:
 
     def copy(self) -> "Decoder":
         """Another stream that has read the same tokens."""
-        twin = Decoder(self.params, self.config, self._cache.room)
+        twin = Decoder(self.params, self.config, self.cache.room)
         twin.length = self.length
-        self._cache.copy_to(twin._cache, self.length)
+        self.cache.copy_to(twin.cache, self.length)
         return twin
 
     def _attend_alone(self, layer: int, qkv: np.ndarray) -> np.ndarray:  # [1, T, 3D] -> [1, T, D]
@@ -4276,25 +4329,48 @@ class Decoder:
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [T, D]
         """Attention of new rows over all positions so far; their keys and values are kept."""
-        self._cache.attend(layer, qkv, out, self.length)
+        self.cache.attend(layer, qkv, out, self.length)
 
 
 def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndarray:
     """Append one token to each of several streams of one model, in one pass; logits [len(decoders), vocab]."""
     first = decoders[0]
+    ids = np.asarray(tokens, np.int64)[:, None]
+    lengths = np.asarray([decoder.length for decoder in decoders])
+    arenas = _arenas([decoder.cache for decoder in decoders if isinstance(decoder.cache, BlockCache)])
 
     def attend_each(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, 1, 3D] -> [B, 1, D]
         out = np.empty((len(decoders), 1, first.config.d_model), qkv.dtype)
-        each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]
-        threads.run(each)
+        for arena, rows, slots in arenas:
+            out[rows, 0] = arena.attend(slots, layer, qkv[rows, 0], lengths[rows])
+        if not first.exact:
+            each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]
+            threads.run(each)
         return out
 
-    ids = np.asarray(tokens, np.int64)[:, None]
-    lengths = np.asarray([decoder.length for decoder in decoders])
     x = _hidden(first.params, ids, first.config, position=lengths, attend=attend_each)
     for decoder in decoders:
         decoder.length += 1
     return checked(_logits(first.params, x[:, 0]))
+
+
+def _arenas(caches: Sequence[BlockCache]) -> list[tuple[Arena, np.ndarray, np.ndarray]]:
+    """(arena, places of its caches among those given, their slots) of each arena."""
+    places: dict[Arena, list[int]] = {}
+    for place, found in enumerate(caches):
+        places.setdefault(found.arena, []).append(place)
+    return [(arena, np.array(rows), np.array([caches[row].slot for row in rows])) for arena, rows in places.items()]
+
+
+def several(params: Arranged, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
+    """Decoders of streams that go on together."""
+    rooms = [min(room, config.n_positions) for room in rooms]
+    kept = block_caches(config, rooms) if _is_exact(params) else [None] * len(rooms)
+    return [Decoder(params, config, room, cache) for room, cache in zip(rooms, kept)]
+
+
+def _is_exact(params: Arranged) -> bool:
+    return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
 
 
 def _hidden(params: Arranged, ids: np.ndarray, config: GPT2Config, **options: Any) -> np.ndarray:
@@ -4303,8 +4379,7 @@ def _hidden(params: Arranged, ids: np.ndarray, config: GPT2Config, **options: An
 
 def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
     wte = params["wte"]
-    exact = isinstance(params["h.0.mlp.c_fc.weight"], Panels)
-    return panels.product_with_rows(hidden, wte) if exact else product(hidden, wte.T)
+    return panels.product_with_rows(hidden, wte) if _is_exact(params) else product(hidden, wte.T)
 
 
 def checked(logits: np.ndarray) -> np.ndarray:
@@ -4355,6 +4430,7 @@ SETTINGS: dict[str, Callable[[], object]] = {
     "attention_chunk": resources.attention_chunk,
     "max_memory": resources.memory_limit,
     "autograd": recording.enabled,
+    "prompt_lookup": resources.prompt_lookup,
     "audit_keep": audit.steps_kept,
 }
 
@@ -5693,8 +5769,6 @@ from .layout import Arranged
 from .lookup import Drafts
 from .sampling import Draws, Sampling, choose, log_softmax
 
-look_up = True  # draft what follows from what was seen, where that cannot change a token
-
 
 @dataclass(frozen=True)
 class Options:
@@ -5705,6 +5779,7 @@ class Options:
     eos: int | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
+    look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
 
     def __post_init__(self) -> None:
         if self.max_tokens is None:
@@ -5744,7 +5819,7 @@ def tokens(
 
     def generate(logits: np.ndarray) -> Iterator[Token]:
         left = options.max_tokens
-        drafts = Drafts() if decoder.exact and look_up else None
+        drafts = Drafts() if decoder.exact and options.look_up else None
         for rows, draft in _passes(decoder, drafts, seen, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
                 token = choose(checked(row), options.sampling, draws.next(), seen)
@@ -5844,6 +5919,7 @@ D; the leading B may be absent. Reference: Radford et al. 2019; pre-LN blocks, t
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 from typing import Any
 
@@ -5972,7 +6048,12 @@ def blocks(
 
 def layer_params(params: Params, layer: int) -> dict[str, Handle]:
     """The twelve parameters of a block, by their names without `h.{layer}.`."""
-    return {name: params[f"h.{layer}.{name}"] for name in block_shapes(1)}
+    return {name: params[full] for name, full in _block_names(layer)}
+
+
+@lru_cache(maxsize=256)
+def _block_names(layer: int) -> list[tuple[str, str]]:
+    return [(name, f"h.{layer}.{name}") for name in block_shapes(1)]
 
 
 def project(run: Runner, params: Params, x: Handle) -> Handle:  # [.., D] -> [.., V]
@@ -6992,17 +7073,39 @@ def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray
     np.multiply(q, d**-0.5, out=rows[:, 0, :t])
     scores = buffers.scratch("scores", (n_head, room, blocks, BLOCK), q.dtype)
     np.matmul(rows, keys[:, :blocks], out=scores.swapaxes(1, 2))
-    flat = scores.reshape(n_head, room, -1)
-    z = flat[:, :t]
+    z = scores.reshape(n_head, room, -1)[:, :t]
     z[..., offset:] += _future(t)[:, : z.shape[-1] - offset]
-    z -= z.max(axis=-1, keepdims=True)
+    _mix(scores, t, values, out)
+
+
+def attend_each(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, places: np.ndarray
+) -> None:  # [S, H, d], [S, H, blocks, d, 64], [S, H, 64 blocks, d], [S, H, d], [S]
+    """`attend_blocks` of one row for each of several streams, which sees the positions 0 .. its place."""
+    n, n_head, d = q.shape
+    blocks = int(places.max()) // BLOCK + 1
+    rows = buffers.scratch("queries", (n, n_head, 1, 2, d), q.dtype)
+    rows[:, :, :, 1] = 0
+    np.multiply(q, d**-0.5, out=rows[:, :, 0, 0])
+    scores = buffers.scratch("scores", (n, n_head, 2, blocks, BLOCK), q.dtype)
+    np.matmul(rows, keys[:, :, :blocks], out=scores.swapaxes(2, 3))
+    z = scores.reshape(n, n_head, 2, -1)[:, :, :1]
+    z += np.where(np.arange(z.shape[-1]) > places[:, None, None, None], np.float32(-np.inf), np.float32(0))
+    _mix(scores, 1, values, out[:, :, None])
+
+
+def _mix(scores: np.ndarray, t: int, values: np.ndarray, out: np.ndarray) -> None:
+    """out [.., t, d] = softmax(scores) values, of the first t rows of [.., room, blocks, 64]."""
+    flat = scores.reshape(*scores.shape[:-2], -1)
+    z = flat[..., :t, :]
+    z -= np.maximum.reduce(z, axis=-1, keepdims=True)
     np.exp(z, out=z)
-    total = scores[:, :t].sum(axis=2).sum(axis=-1, keepdims=True)
-    mixed = np.matmul(flat[..., :SEGMENT], values[:, : min(SEGMENT, flat.shape[-1])])
+    total = np.add.reduce(np.add.reduce(scores[..., :t, :, :], axis=-2), axis=-1, keepdims=True)
+    mixed = np.matmul(flat[..., :SEGMENT], values[..., : min(SEGMENT, flat.shape[-1]), :])
     for start in range(SEGMENT, flat.shape[-1], SEGMENT):
         part = slice(start, min(start + SEGMENT, flat.shape[-1]))
-        mixed += np.matmul(flat[..., part], values[:, part])
-    np.divide(mixed[:, :t], total, out=out)
+        mixed += np.matmul(flat[..., part], values[..., part, :])
+    np.divide(mixed[..., :t, :], total, out=out)
 
 
 @lru_cache(maxsize=ROWS)
@@ -8002,6 +8105,7 @@ register("lm_head_loss", lm_head_loss, lm_head_loss_backward, "x wte", reads=(0,
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.norm', $pg_gpt2_source$"""layernorm over the last axis (Ba, Kiros & Hinton 2016), with the biased variance, as GPT-2 and torch have it."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -8012,6 +8116,12 @@ from .elementwise import block_rows, contiguous
 from .op import misfit, register
 
 Grads = tuple[np.ndarray | None, ...]
+
+
+@lru_cache(maxsize=16)
+def _mean_of(n: int, dtype: np.dtype) -> np.ndarray:
+    """[n, 1]: 1 / n."""
+    return np.full((n, 1), 1.0 / n, dtype)
 
 
 def layernorm(
@@ -8025,7 +8135,7 @@ def layernorm(
     y = buffers.empty(x.shape, x.dtype)
     out = y.reshape(-1, n)
     stats = np.empty((2, len(rows), 1), x.dtype)
-    mean_of = np.full((n, 1), 1.0 / n, x.dtype)
+    mean_of = _mean_of(n, x.dtype)
 
     def block(r: slice) -> None:
         # Each row is a product of its own: BLAS treats rows in groups, and a row's bits would depend on how many there are.
@@ -8231,7 +8341,7 @@ WIDTH = 64
 ROWS = 16  # at a time
 SMALL = 1_000_000  # m n k of OpenBLAS's kernels for small matrices
 DEPTH = SMALL // (WIDTH * ROWS)  # of a panel; a deeper one is cut and the parts are added
-PARALLEL_FLOPS = 2e6
+PARALLEL_FLOPS = 2e6  # below it a product costs less than handing over half of it
 PIECE_FLOPS = 400e6
 TRIAL_SCALARS = 1 << 20  # of weights that are timed
 
@@ -8326,40 +8436,39 @@ def _for_panels(count: int, flops: float, piece: Callable[[slice], object]) -> N
 
 
 def _multiply(x: np.ndarray, panels: np.ndarray, out: np.ndarray) -> None:  # [m, K], [P, K, w], [m, P w], m > 1
-    """out = x @ each panel."""
-    first, *others = _parts(x.shape[1])
-    _multiply_part(x[:, first], panels[:, first], out)
-    for part in others:
-        term = buffers.scratch("panels", out.shape, out.dtype)
-        _multiply_part(x[:, part], panels[:, part], term)
-        out += term
+    """out = x @ each panel, the depth in equal parts whose products are added in order."""
+    (m, k), (count, _, width) = x.shape, panels.shape
+    parts = _parts(k)
+    x = x.reshape(m, parts, -1)
+    panels = panels.reshape(count, parts, -1, width)
+    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
+    whole = m - m % ROWS
+    if whole:
+        results = terms[:, :whole].reshape(parts, -1, ROWS, count, width).transpose(0, 3, 1, 2, 4)
+        groups = x[:whole].reshape(-1, ROWS, *x.shape[1:]).transpose(2, 0, 1, 3)
+        np.matmul(groups[:, None], panels.swapaxes(0, 1)[:, :, None], out=results)
+    if m > whole:
+        rest = x[whole:].swapaxes(0, 1)
+        if m - whole == 1:
+            pair = np.zeros((parts, 2, x.shape[2]), x.dtype)
+            pair[:, :1] = rest
+            terms[:, whole] = np.matmul(pair[:, None], panels.swapaxes(0, 1))[:, :, 0].reshape(parts, -1)
+        else:
+            results = terms[:, whole:].reshape(parts, m - whole, count, width).swapaxes(1, 2)
+            np.matmul(rest[:, None], panels.swapaxes(0, 1), out=results)
+    if parts > 1:
+        np.add.reduce(terms, axis=0, out=out)
 
 
 @lru_cache(maxsize=64)
-def _parts(k: int) -> list[slice]:
-    """Equal parts of the depth, so that ROWS rows make small products; one where there are none."""
-    count = next((n for n in range(-(-k // DEPTH), k // 16 + 1) if k % n == 0), 1)
-    return threads.pieces(k, k // count)
-
-
-def _multiply_part(x: np.ndarray, panels: np.ndarray, out: np.ndarray) -> None:
-    m, (count, k, width) = len(x), panels.shape
-    whole = m - m % ROWS
-    if whole:
-        results = out[:whole].reshape(-1, ROWS, count, width).transpose(2, 0, 1, 3)
-        np.matmul(x[:whole].reshape(-1, ROWS, k), panels[:, None], out=results)
-    if m - whole == 1:
-        pair = buffers.scratch("pair", (2, count * width), x.dtype)
-        _multiply_part(_paired(x[whole:]), panels, pair)
-        out[whole] = pair[0]
-    elif m > whole:
-        np.matmul(x[whole:], panels, out=out[whole:m].reshape(-1, count, width).swapaxes(0, 1))
+def _parts(k: int) -> int:
+    """Into how many equal parts the depth is cut, so that ROWS rows make small products; 1 where there are none."""
+    return next((n for n in range(-(-k // DEPTH), k // 16 + 1) if k % n == 0), 1)
 
 
 def serve(depths: Sequence[int]) -> bool:
     """Whether panels of weights of these depths give each row the same bits in any company, and are no slower than rows."""
-    parts = {part.stop - part.start for depth in depths for part in _parts(depth)[:1]}
-    return all(_serves(k) for k in sorted(parts))
+    return all(_serves(k) for k in sorted({depth // _parts(depth) for depth in depths}))
 
 
 @lru_cache(maxsize=64)
@@ -8969,11 +9078,7 @@ from .tensor import to_bytes
 
 def enabled() -> bool:
     """Whether recording is on in this session (pg_gpt2.autograd)."""
-    text = (db.setting("autograd", "off") or "off").strip().lower()
-    for flag, words in ((True, ("on", "true", "yes", "1", "t", "y")), (False, ("off", "false", "no", "0", "f", "n"))):
-        if text in words:
-            return flag
-    raise InvalidParameter(f"pg_gpt2.autograd must be on or off, not '{text}'", hint="RESET pg_gpt2.autograd;")
+    return db.flag("autograd", "off")
 
 
 @dataclass(eq=False)
@@ -9489,6 +9594,11 @@ def apply_threads(workers: int = 1) -> None:
 def attention_chunk() -> int:
     """Query rows of attention at a time (pg_gpt2.attention_chunk)."""
     return _integer("attention_chunk", CHUNK)
+
+
+def prompt_lookup() -> bool:
+    """Whether continuations are guessed from what occurred before (pg_gpt2.prompt_lookup)."""
+    return db.flag("prompt_lookup", "on")
 
 
 def _integer(name: str, default: int) -> int:
@@ -13735,8 +13845,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -13751,8 +13861,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -13766,8 +13876,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -13793,8 +13903,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 2841b7095d44 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b71b6f66bba5 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -13804,8 +13914,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 2841b7095d44 @extschema@'].models.copy_model(source, target, checkpoint_id)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b71b6f66bba5 @extschema@'].models.copy_model(source, target, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -13815,8 +13925,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 2841b7095d44 @extschema@'].models.drop_model(model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b71b6f66bba5 @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -13855,8 +13965,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 2841b7095d44 @extschema@'].tokenizer.changed()
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b71b6f66bba5 @extschema@'].tokenizer.changed()
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -13872,8 +13982,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -13883,8 +13993,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -13894,8 +14004,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
 
@@ -13904,8 +14014,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -13915,8 +14025,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
 
@@ -13925,8 +14035,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -13941,8 +14051,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -13952,8 +14062,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -13963,8 +14073,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -13978,8 +14088,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -13989,8 +14099,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -14000,8 +14110,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -14011,8 +14121,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -14022,8 +14132,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -14033,8 +14143,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -14061,8 +14171,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -14094,8 +14204,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -14118,8 +14228,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -14143,8 +14253,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -14164,8 +14274,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -14180,8 +14290,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -14198,8 +14308,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -14213,8 +14323,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -14224,8 +14334,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -14240,8 +14350,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -14262,8 +14372,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -14285,8 +14395,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -14301,8 +14411,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -14334,8 +14444,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].training.train_step(
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed, audit)
 $$;
@@ -14374,8 +14484,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].training.train(
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
 $$;
@@ -14415,8 +14525,8 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 2841b7095d44 @extschema@'].training.train_run(
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b71b6f66bba5 @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
 $$;
@@ -14431,8 +14541,8 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].training.train_stop(model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -14565,8 +14675,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].checkpoints.save(model, note, file_path)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].checkpoints.save(model, note, file_path)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -14576,8 +14686,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].checkpoints.load(model, checkpoint_id)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].checkpoints.load(model, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -14610,8 +14720,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 2841b7095d44 @extschema@'].checkpoints.drop(checkpoint_id)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b71b6f66bba5 @extschema@'].checkpoints.drop(checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -14621,8 +14731,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -14638,8 +14748,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].checkpoints.diff(a, b)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].checkpoints.diff(a, b)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -14660,8 +14770,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].checkpoints.history(model, name)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].checkpoints.history(model, name)
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -14684,8 +14794,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -14699,8 +14809,8 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].sparklines.of_numbers(numbers, width)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].sparklines.of_numbers(numbers, width)
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars such as █▅▃▂▁▁, from the lowest to the highest; more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -14710,8 +14820,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].sparklines.of_run(run_id, width)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].sparklines.of_run(run_id, width)
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -14725,8 +14835,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].retention.prune_log(model, older_than, keep_every)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].retention.prune_log(model, older_than, keep_every)
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -14798,8 +14908,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
@@ -14809,8 +14919,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.values(data)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -14828,8 +14938,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -14838,8 +14948,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -14849,8 +14959,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -14860,8 +14970,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -14871,8 +14981,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -14881,8 +14991,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -14897,8 +15007,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -14913,8 +15023,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -14924,8 +15034,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -14935,8 +15045,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -14951,8 +15061,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -14968,8 +15078,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -14979,8 +15089,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -14989,8 +15099,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -14999,8 +15109,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -15018,8 +15128,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -15039,8 +15149,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -15059,8 +15169,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -15083,8 +15193,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -15094,8 +15204,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -15110,8 +15220,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -15127,8 +15237,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -15148,8 +15258,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -15167,8 +15277,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].autograd.tape_id()
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -15178,8 +15288,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -15189,8 +15299,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -15200,8 +15310,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].autograd.value(handle)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -15210,8 +15320,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 2841b7095d44 @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -15221,8 +15331,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -15234,8 +15344,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].pieces.embed(tokens, model, d)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].pieces.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -15265,8 +15375,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -15287,8 +15397,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -15302,8 +15412,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].inspect.trace_text(prompt, model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].inspect.trace_text(prompt, model)
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -15313,8 +15423,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].inspect.trace_ids(ids, model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].inspect.trace_ids(ids, model)
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -15329,8 +15439,8 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -15340,8 +15450,8 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].inspect.logit_lens(prompt, model, n)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].inspect.logit_lens(prompt, model, n)
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -15351,8 +15461,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].inspect.token_embedding(token_id, model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].inspect.token_embedding(token_id, model)
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token: a row of wte.';
 
@@ -15361,8 +15471,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].inspect.dot(tape_id)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].inspect.dot(tape_id)
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -15372,8 +15482,8 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].inspect.replay_tape(tape_id)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].inspect.replay_tape(tape_id)
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -15383,8 +15493,8 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -15409,8 +15519,8 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].admin.doctor()
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].admin.doctor()
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -15420,8 +15530,8 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].admin.cache_status()
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -15431,8 +15541,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].admin.cache_clear()
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].admin.cache_clear()
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -15441,8 +15551,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 2841b7095d44 @extschema@'].admin.grant_usage(role, level)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 b71b6f66bba5 @extschema@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -15453,6 +15563,7 @@ FROM (VALUES
     ('pg_gpt2.model', 'gpt2-small', 'Model that is meant when none is named.'),
     ('pg_gpt2.threads', NULL, 'Threads of a session, at most one a core; null = all cores. Results do not depend on it.'),
     ('pg_gpt2.max_memory', NULL, 'What would need more memory than this, for example 2GB, is refused, and the models that a session keeps are bounded by it; null = three quarters of the machine''s. A cap is in llm_limit.'),
+    ('pg_gpt2.prompt_lookup', 'on', 'Whether a continuation is guessed from what occurred before and verified several tokens at a time, where this processor gives the same tokens so; changes no result.'),
     ('pg_gpt2.autograd', 'off', 'Whether llm_logits, llm_loss and the pieces of the model record on the tape what they compute; also llm_autograd_mode.'),
     ('pg_gpt2.audit_keep', '1', 'Training steps of a model that stay on the tape; 0 = all.'),
     ('pg_gpt2.attention_chunk', '64', 'Query rows of attention at a time; rounding depends on it.')
@@ -15479,8 +15590,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].autograd.enabled()
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -15490,8 +15601,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
 
@@ -15506,8 +15617,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -15517,8 +15628,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -15528,8 +15639,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -15539,8 +15650,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 2841b7095d44 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 2841b7095d44 @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

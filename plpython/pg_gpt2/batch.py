@@ -11,7 +11,7 @@ import numpy as np
 
 from . import host
 from .config import GPT2Config
-from .decode import Decoder, step_together
+from .decode import Decoder, several, step_together
 from .generation import Options, Token, kept_window
 from .layout import Arranged
 from .sampling import Draws, choose, is_decisive, log_softmax
@@ -22,13 +22,11 @@ Stopped = Callable[[int], bool]
 class Stream:
     """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
 
-    def __init__(
-        self, params: Arranged, config: GPT2Config, prompt: Sequence[int], options: Options, stopped: Stopped
-    ) -> None:
+    def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
         self.seen = list(prompt)
         self.tokens: list[Token] = []
         self.options = options
-        self.decoder = Decoder(params, config, len(prompt) + options.max_tokens)
+        self.decoder = decoder
         self._stopped = stopped
         self._draws = Draws(options.seed)
         self._exact = True  # whether all that the decoder holds has the bits of the plain path
@@ -79,7 +77,8 @@ def generate_batch(
     stopped: Sequence[Stopped],
 ) -> list[list[Token]]:
     """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
-    streams = [Stream(params, config, *each) for each in zip(prompts, options, stopped)]
+    rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
+    streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
     going_on = [s for s in streams if s.options.max_tokens and s.take(s.read_alone(s.seen[-config.n_positions :]))]
     while going_on:
         full = [s for s in going_on if s.decoder.length == config.n_positions]

@@ -3,6 +3,7 @@
 Blocks go with panels: there a row's attention has the same bits whatever other rows it is computed with.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from .tensor import FLOAT32
 
 HEADS_A_TASK = 2  # of a prompt; few rows' attention is too little to share out
 FEW_ROWS = 16
+STREAMS_A_TASK = 8
 
 
 class Cache(Protocol):
@@ -56,12 +58,10 @@ class RowCache:
 class BlockCache:
     """Keys as [H, blocks, d, 64], values as [H, positions, d]; zeros at first, since what is not there gets weight 0."""
 
-    def __init__(self, config: GPT2Config, room: int) -> None:
-        blocks = -(-room // attend_blocks.BLOCK)
+    def __init__(self, config: GPT2Config, room: int, arena: "Arena | None" = None, slot: int = 0) -> None:
         self.room, self._n_head = room, config.n_head
-        layers = (config.n_layer, config.n_head)
-        self._keys = np.zeros((*layers, blocks, config.d_head, attend_blocks.BLOCK), FLOAT32)
-        self._values = np.zeros((*layers, blocks * attend_blocks.BLOCK, config.d_head), FLOAT32)
+        self.arena, self.slot = arena or Arena(config, room, 1), slot
+        self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
         """See Cache."""
@@ -83,6 +83,50 @@ class BlockCache:
         blocks = -(-length // attend_blocks.BLOCK)
         other._keys[:, :, :blocks] = self._keys[:, :, :blocks]
         other._values[:, :, :length] = self._values[:, :, :length]
+
+
+class Arena:
+    """Memory of several caches of blocks, side by side, so that one row of each is attended to in the same few calls."""
+
+    def __init__(self, config: GPT2Config, room: int, count: int) -> None:
+        blocks = -(-room // attend_blocks.BLOCK)
+        shape = (config.n_layer, count, config.n_head)
+        self.keys = np.zeros((*shape, blocks, config.d_head, attend_blocks.BLOCK), FLOAT32)
+        self.values = np.zeros((*shape, blocks * attend_blocks.BLOCK, config.d_head), FLOAT32)
+
+    def attend(
+        self, slots: np.ndarray, layer: int, qkv: np.ndarray, starts: np.ndarray
+    ) -> np.ndarray:  # [S, 3D] -> [S, D]
+        """Attention of one row for each of `slots`, at the positions starts [S]."""
+        n_head = self.keys.shape[2]
+        q, k, v = qkv.reshape(len(slots), 3, n_head, -1).swapaxes(0, 1)
+        keys, values = self.keys[layer], self.values[layer]
+        keys[slots, :, starts // attend_blocks.BLOCK, :, starts % attend_blocks.BLOCK] = k
+        values[slots, :, starts] = v
+        first, end = int(slots.min()), int(slots.max()) + 1
+        queries = np.zeros((end - first, *q.shape[1:]), FLOAT32)
+        places = np.zeros(end - first, np.int64)  # a slot between that has no row computes what nobody reads
+        queries[slots - first], places[slots - first] = q, starts
+        mixed = np.empty_like(queries)
+
+        def some(s: slice) -> None:
+            mine = slice(first + s.start, first + s.stop)
+            attend_blocks.attend_each(queries[s], keys[mine], values[mine], mixed[s], places[s])
+
+        threads.for_rows(end - first, STREAMS_A_TASK, some)
+        return mixed[slots - first].reshape(len(slots), -1)
+
+
+def block_caches(config: GPT2Config, rooms: Sequence[int]) -> list[BlockCache]:
+    """Caches for streams that go on together: those whose rooms differ by less than a factor of two share an arena."""
+    groups: dict[int, list[int]] = {}
+    for number, room in enumerate(rooms):
+        groups.setdefault((-(-room // attend_blocks.BLOCK) - 1).bit_length(), []).append(number)
+    found: dict[int, BlockCache] = {}
+    for numbers in groups.values():
+        arena = Arena(config, max(rooms[number] for number in numbers), len(numbers))
+        found |= {number: BlockCache(config, rooms[number], arena, slot) for slot, number in enumerate(numbers)}
+    return [found[number] for number in range(len(rooms))]
 
 
 def _heads(x: np.ndarray, parts: int, n_head: int) -> np.ndarray:  # [T, parts D] -> [parts, H, T, d]

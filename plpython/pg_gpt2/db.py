@@ -235,6 +235,15 @@ def setting(name: str, default: str | None = None) -> str | None:
     return default if found is None or found["value"] is None else found["value"]
 
 
+def flag(name: str, default: str) -> bool:
+    """Value of the boolean setting `pg_gpt2.name`. 22023 when it is none."""
+    text = (setting(name, default) or default).strip().lower()
+    for value, words in ((True, ("on", "true", "yes", "1", "t", "y")), (False, ("off", "false", "no", "0", "f", "n"))):
+        if text in words:
+            return value
+    raise InvalidParameter(f"pg_gpt2.{name} must be on or off, not '{text}'", hint=f"RESET pg_gpt2.{name};")
+
+
 def storable(text: str) -> str:
     """`text` without U+0000, which a text cannot hold: PostgreSQL would cut it there silently."""
     return text.replace("\0", "\ufffd")

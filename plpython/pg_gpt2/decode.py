@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import gpt2, host, threads
-from .cache import BlockCache, Cache, RowCache
+from .cache import Arena, BlockCache, Cache, RowCache, block_caches
 from .config import GPT2Config
 from .errors import InconsistentData, InvalidParameter
 from .layout import Arranged
@@ -27,13 +27,13 @@ class Decoder:
     `exact` says that a row's results have the same bits whatever rows share its pass; it comes with weights in panels.
     """
 
-    def __init__(self, params: Arranged, config: GPT2Config, room: int) -> None:
+    def __init__(self, params: Arranged, config: GPT2Config, room: int, cache: Cache | None = None) -> None:
         self.params = params
         self.config = config
         self.length = 0
-        self.exact = isinstance(params["h.0.mlp.c_fc.weight"], Panels)
+        self.exact = _is_exact(params)
         kind: type[RowCache] | type[BlockCache] = BlockCache if self.exact else RowCache
-        self._cache: Cache = kind(config, min(room, config.n_positions))
+        self.cache: Cache = cache or kind(config, min(room, config.n_positions))
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids`; logits [vocab] of what follows the last of them."""
@@ -58,9 +58,9 @@ class Decoder:
 
     def copy(self) -> "Decoder":
         """Another stream that has read the same tokens."""
-        twin = Decoder(self.params, self.config, self._cache.room)
+        twin = Decoder(self.params, self.config, self.cache.room)
         twin.length = self.length
-        self._cache.copy_to(twin._cache, self.length)
+        self.cache.copy_to(twin.cache, self.length)
         return twin
 
     def _attend_alone(self, layer: int, qkv: np.ndarray) -> np.ndarray:  # [1, T, 3D] -> [1, T, D]
@@ -70,25 +70,48 @@ class Decoder:
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [T, D]
         """Attention of new rows over all positions so far; their keys and values are kept."""
-        self._cache.attend(layer, qkv, out, self.length)
+        self.cache.attend(layer, qkv, out, self.length)
 
 
 def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndarray:
     """Append one token to each of several streams of one model, in one pass; logits [len(decoders), vocab]."""
     first = decoders[0]
+    ids = np.asarray(tokens, np.int64)[:, None]
+    lengths = np.asarray([decoder.length for decoder in decoders])
+    arenas = _arenas([decoder.cache for decoder in decoders if isinstance(decoder.cache, BlockCache)])
 
     def attend_each(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, 1, 3D] -> [B, 1, D]
         out = np.empty((len(decoders), 1, first.config.d_model), qkv.dtype)
-        each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]
-        threads.run(each)
+        for arena, rows, slots in arenas:
+            out[rows, 0] = arena.attend(slots, layer, qkv[rows, 0], lengths[rows])
+        if not first.exact:
+            each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]
+            threads.run(each)
         return out
 
-    ids = np.asarray(tokens, np.int64)[:, None]
-    lengths = np.asarray([decoder.length for decoder in decoders])
     x = _hidden(first.params, ids, first.config, position=lengths, attend=attend_each)
     for decoder in decoders:
         decoder.length += 1
     return checked(_logits(first.params, x[:, 0]))
+
+
+def _arenas(caches: Sequence[BlockCache]) -> list[tuple[Arena, np.ndarray, np.ndarray]]:
+    """(arena, places of its caches among those given, their slots) of each arena."""
+    places: dict[Arena, list[int]] = {}
+    for place, found in enumerate(caches):
+        places.setdefault(found.arena, []).append(place)
+    return [(arena, np.array(rows), np.array([caches[row].slot for row in rows])) for arena, rows in places.items()]
+
+
+def several(params: Arranged, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
+    """Decoders of streams that go on together."""
+    rooms = [min(room, config.n_positions) for room in rooms]
+    kept = block_caches(config, rooms) if _is_exact(params) else [None] * len(rooms)
+    return [Decoder(params, config, room, cache) for room, cache in zip(rooms, kept)]
+
+
+def _is_exact(params: Arranged) -> bool:
+    return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
 
 
 def _hidden(params: Arranged, ids: np.ndarray, config: GPT2Config, **options: Any) -> np.ndarray:
@@ -97,8 +120,7 @@ def _hidden(params: Arranged, ids: np.ndarray, config: GPT2Config, **options: An
 
 def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
     wte = params["wte"]
-    exact = isinstance(params["h.0.mlp.c_fc.weight"], Panels)
-    return panels.product_with_rows(hidden, wte) if exact else product(hidden, wte.T)
+    return panels.product_with_rows(hidden, wte) if _is_exact(params) else product(hidden, wte.T)
 
 
 def checked(logits: np.ndarray) -> np.ndarray:

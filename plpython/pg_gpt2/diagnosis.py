@@ -26,6 +26,7 @@ SETTINGS: dict[str, Callable[[], object]] = {
     "attention_chunk": resources.attention_chunk,
     "max_memory": resources.memory_limit,
     "autograd": recording.enabled,
+    "prompt_lookup": resources.prompt_lookup,
     "audit_keep": audit.steps_kept,
 }
 

@@ -16,8 +16,6 @@ from .layout import Arranged
 from .lookup import Drafts
 from .sampling import Draws, Sampling, choose, log_softmax
 
-look_up = True  # draft what follows from what was seen, where that cannot change a token
-
 
 @dataclass(frozen=True)
 class Options:
@@ -28,6 +26,7 @@ class Options:
     eos: int | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
+    look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
 
     def __post_init__(self) -> None:
         if self.max_tokens is None:
@@ -67,7 +66,7 @@ def tokens(
 
     def generate(logits: np.ndarray) -> Iterator[Token]:
         left = options.max_tokens
-        drafts = Drafts() if decoder.exact and look_up else None
+        drafts = Drafts() if decoder.exact and options.look_up else None
         for rows, draft in _passes(decoder, drafts, seen, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
                 token = choose(checked(row), options.sampling, draws.next(), seen)

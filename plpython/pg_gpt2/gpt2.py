@@ -6,6 +6,7 @@ D; the leading B may be absent. Reference: Radford et al. 2019; pre-LN blocks, t
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 from typing import Any
 
@@ -134,7 +135,12 @@ def blocks(
 
 def layer_params(params: Params, layer: int) -> dict[str, Handle]:
     """The twelve parameters of a block, by their names without `h.{layer}.`."""
-    return {name: params[f"h.{layer}.{name}"] for name in block_shapes(1)}
+    return {name: params[full] for name, full in _block_names(layer)}
+
+
+@lru_cache(maxsize=256)
+def _block_names(layer: int) -> list[tuple[str, str]]:
+    return [(name, f"h.{layer}.{name}") for name in block_shapes(1)]
 
 
 def project(run: Runner, params: Params, x: Handle) -> Handle:  # [.., D] -> [.., V]

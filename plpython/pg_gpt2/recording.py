@@ -23,11 +23,7 @@ from .tensor import to_bytes
 
 def enabled() -> bool:
     """Whether recording is on in this session (pg_gpt2.autograd)."""
-    text = (db.setting("autograd", "off") or "off").strip().lower()
-    for flag, words in ((True, ("on", "true", "yes", "1", "t", "y")), (False, ("off", "false", "no", "0", "f", "n"))):
-        if text in words:
-            return flag
-    raise InvalidParameter(f"pg_gpt2.autograd must be on or off, not '{text}'", hint="RESET pg_gpt2.autograd;")
+    return db.flag("autograd", "off")
 
 
 @dataclass(eq=False)

@@ -38,6 +38,11 @@ def attention_chunk() -> int:
     return _integer("attention_chunk", CHUNK)
 
 
+def prompt_lookup() -> bool:
+    """Whether continuations are guessed from what occurred before (pg_gpt2.prompt_lookup)."""
+    return db.flag("prompt_lookup", "on")
+
+
 def _integer(name: str, default: int) -> int:
     text = db.setting(name)
     if text is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pg_gpt2 import batch, beam, generation, gpt2, layout
+from pg_gpt2 import batch, beam, decode, generation, gpt2, layout
 from pg_gpt2.config import GPT2Config
 from pg_gpt2.decode import Decoder, step_together
 from pg_gpt2.generation import Options
@@ -99,7 +99,7 @@ def test_every_route_gives_the_logits_of_a_full_pass(config: GPT2Config, by_pane
     several.rewind(30)
     np.testing.assert_allclose(several.feed_all(ids[30:37]), wanted[30:37], **close)
 
-    streams = [Decoder(arranged, config, 96) for _ in range(5)]
+    streams = decode.several(arranged, config, [96, 70, 96, 64, 96])
     for place, stream in enumerate(streams):
         stream.feed(ids[: 10 * place + 1])
     streams.append(streams[3].copy())
@@ -117,7 +117,7 @@ from pg_gpt2 import threads
 threads.import_numpy_single_threaded()
 import numpy as np
 from pg_gpt2 import layout
-from pg_gpt2.decode import Decoder, step_together
+from pg_gpt2.decode import Decoder, several, step_together
 from test_decode import CONFIGS, random_params
 for config in CONFIGS:
     if not layout.in_panels(config):
@@ -129,14 +129,14 @@ for config in CONFIGS:
     prompt = alone.feed(ids[:9])
     one = np.array([prompt, *(alone.feed([token]) for token in ids[9:])])
     for rows in range(2, 20):
-        several = Decoder(params, config, 96)
-        several.feed(ids[:9])
-        parts = [several.feed_all(ids[start : start + rows]) for start in range(9, 90, rows)]
+        other = Decoder(params, config, 96)
+        other.feed(ids[:9])
+        parts = [other.feed_all(ids[start : start + rows]) for start in range(9, 90, rows)]
         assert np.array_equal(np.concatenate(parts), one[1:]), rows
-    streams = [Decoder(params, config, 96) for _ in range(20)]
+    streams = several(params, config, [96, 60] * 9 + [96]) + [Decoder(params, config, 96)]
     for place, stream in enumerate(streams):
         stream.feed(ids[:9])
-        for token in ids[9 : 9 + 4 * place]:
+        for token in ids[9 : 9 + (4 * place if place > 18 or place % 2 == 0 else 2 * place)]:
             stream.feed([token])
     for row, stream in zip(step_together(streams, [ids[s.length] for s in streams]), streams):
         assert np.array_equal(row, one[stream.length - 9])
@@ -183,15 +183,18 @@ def test_drafts_do_not_change_a_token(
     prompt = [5, 6, 7, 8] * 6
     found = {}
     for on in (False, True):
-        monkeypatch.setattr(generation, "look_up", on)
         for length in (1, 2, 7, 250):
             passes = 0
-            found[on, length] = list(generation.tokens(arranged, config, prompt, Options(length, sampling, seed=4)))
+            found[on, length] = list(
+                generation.tokens(arranged, config, prompt, Options(length, sampling, seed=4, look_up=on))
+            )
             assert len(found[on, length]) == length
             assert [token.finish for token in found[on, length]] == [None] * (length - 1) + ["length"]
         found[on, "passes"] = passes
         eos = found[False, 250][60].id
-        found[on, "eos"] = list(generation.tokens(arranged, config, prompt, Options(250, sampling, eos, seed=4)))
+        found[on, "eos"] = list(
+            generation.tokens(arranged, config, prompt, Options(250, sampling, eos, seed=4, look_up=on))
+        )
         assert found[on, "eos"][-1].finish == "stop"
     for case in (1, 2, 7, 250, "eos"):
         assert [token.id for token in found[True, case]] == [token.id for token in found[False, case]]

@@ -344,3 +344,15 @@ def test_everything_that_reads_works_in_a_read_only_transaction(conn):
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         conn.execute("SELECT llm_init_model('x', 1, 1, 8, 8, 8)")
     conn.execute("ROLLBACK")
+
+
+def test_prompt_lookup_changes_no_token(conn):
+    query = "SELECT llm_generate_tokens(ARRAY[1,2,3,4,1,2,3,4,1,2,3], 100, temperature => 0, model_name => 'tiny')"
+    found = []
+    for setting in ("on", "off"):
+        conn.execute(f"SET pg_gpt2.prompt_lookup = {setting}")
+        found.append(conn.execute(query).fetchone()[0])
+    assert found[0] == found[1]
+    conn.execute("SET pg_gpt2.prompt_lookup = 'perhaps'")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="prompt_lookup must be on or off"):
+        conn.execute(query)

@@ -227,7 +227,8 @@ def _options(
             f"eos_token {eos_token} is not in 0..{config.vocab - 1}",
             hint="Give a token id, null for the model's, or -1 for none.",
         )
-    return Options(max_tokens, sampling, eos, draw_seed() if seed is None else seed, tuple(stop or ()))
+    seed = draw_seed() if seed is None else seed
+    return Options(max_tokens, sampling, eos, seed, tuple(stop or ()), resources.prompt_lookup())
 
 
 @entry

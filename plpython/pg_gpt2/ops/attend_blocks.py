@@ -33,17 +33,39 @@ def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray
     np.multiply(q, d**-0.5, out=rows[:, 0, :t])
     scores = buffers.scratch("scores", (n_head, room, blocks, BLOCK), q.dtype)
     np.matmul(rows, keys[:, :blocks], out=scores.swapaxes(1, 2))
-    flat = scores.reshape(n_head, room, -1)
-    z = flat[:, :t]
+    z = scores.reshape(n_head, room, -1)[:, :t]
     z[..., offset:] += _future(t)[:, : z.shape[-1] - offset]
-    z -= z.max(axis=-1, keepdims=True)
+    _mix(scores, t, values, out)
+
+
+def attend_each(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, places: np.ndarray
+) -> None:  # [S, H, d], [S, H, blocks, d, 64], [S, H, 64 blocks, d], [S, H, d], [S]
+    """`attend_blocks` of one row for each of several streams, which sees the positions 0 .. its place."""
+    n, n_head, d = q.shape
+    blocks = int(places.max()) // BLOCK + 1
+    rows = buffers.scratch("queries", (n, n_head, 1, 2, d), q.dtype)
+    rows[:, :, :, 1] = 0
+    np.multiply(q, d**-0.5, out=rows[:, :, 0, 0])
+    scores = buffers.scratch("scores", (n, n_head, 2, blocks, BLOCK), q.dtype)
+    np.matmul(rows, keys[:, :, :blocks], out=scores.swapaxes(2, 3))
+    z = scores.reshape(n, n_head, 2, -1)[:, :, :1]
+    z += np.where(np.arange(z.shape[-1]) > places[:, None, None, None], np.float32(-np.inf), np.float32(0))
+    _mix(scores, 1, values, out[:, :, None])
+
+
+def _mix(scores: np.ndarray, t: int, values: np.ndarray, out: np.ndarray) -> None:
+    """out [.., t, d] = softmax(scores) values, of the first t rows of [.., room, blocks, 64]."""
+    flat = scores.reshape(*scores.shape[:-2], -1)
+    z = flat[..., :t, :]
+    z -= np.maximum.reduce(z, axis=-1, keepdims=True)
     np.exp(z, out=z)
-    total = scores[:, :t].sum(axis=2).sum(axis=-1, keepdims=True)
-    mixed = np.matmul(flat[..., :SEGMENT], values[:, : min(SEGMENT, flat.shape[-1])])
+    total = np.add.reduce(np.add.reduce(scores[..., :t, :, :], axis=-2), axis=-1, keepdims=True)
+    mixed = np.matmul(flat[..., :SEGMENT], values[..., : min(SEGMENT, flat.shape[-1]), :])
     for start in range(SEGMENT, flat.shape[-1], SEGMENT):
         part = slice(start, min(start + SEGMENT, flat.shape[-1]))
-        mixed += np.matmul(flat[..., part], values[:, part])
-    np.divide(mixed[:, :t], total, out=out)
+        mixed += np.matmul(flat[..., part], values[..., part, :])
+    np.divide(mixed[..., :t, :], total, out=out)
 
 
 @lru_cache(maxsize=ROWS)

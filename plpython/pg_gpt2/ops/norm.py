@@ -1,5 +1,6 @@
 """layernorm over the last axis (Ba, Kiros & Hinton 2016), with the biased variance, as GPT-2 and torch have it."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,12 @@ from .elementwise import block_rows, contiguous
 from .op import misfit, register
 
 Grads = tuple[np.ndarray | None, ...]
+
+
+@lru_cache(maxsize=16)
+def _mean_of(n: int, dtype: np.dtype) -> np.ndarray:
+    """[n, 1]: 1 / n."""
+    return np.full((n, 1), 1.0 / n, dtype)
 
 
 def layernorm(
@@ -23,7 +30,7 @@ def layernorm(
     y = buffers.empty(x.shape, x.dtype)
     out = y.reshape(-1, n)
     stats = np.empty((2, len(rows), 1), x.dtype)
-    mean_of = np.full((n, 1), 1.0 / n, x.dtype)
+    mean_of = _mean_of(n, x.dtype)
 
     def block(r: slice) -> None:
         # Each row is a product of its own: BLAS treats rows in groups, and a row's bits would depend on how many there are.

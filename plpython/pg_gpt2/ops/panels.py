@@ -18,7 +18,7 @@ WIDTH = 64
 ROWS = 16  # at a time
 SMALL = 1_000_000  # m n k of OpenBLAS's kernels for small matrices
 DEPTH = SMALL // (WIDTH * ROWS)  # of a panel; a deeper one is cut and the parts are added
-PARALLEL_FLOPS = 2e6
+PARALLEL_FLOPS = 2e6  # below it a product costs less than handing over half of it
 PIECE_FLOPS = 400e6
 TRIAL_SCALARS = 1 << 20  # of weights that are timed
 
@@ -113,40 +113,39 @@ def _for_panels(count: int, flops: float, piece: Callable[[slice], object]) -> N
 
 
 def _multiply(x: np.ndarray, panels: np.ndarray, out: np.ndarray) -> None:  # [m, K], [P, K, w], [m, P w], m > 1
-    """out = x @ each panel."""
-    first, *others = _parts(x.shape[1])
-    _multiply_part(x[:, first], panels[:, first], out)
-    for part in others:
-        term = buffers.scratch("panels", out.shape, out.dtype)
-        _multiply_part(x[:, part], panels[:, part], term)
-        out += term
+    """out = x @ each panel, the depth in equal parts whose products are added in order."""
+    (m, k), (count, _, width) = x.shape, panels.shape
+    parts = _parts(k)
+    x = x.reshape(m, parts, -1)
+    panels = panels.reshape(count, parts, -1, width)
+    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
+    whole = m - m % ROWS
+    if whole:
+        results = terms[:, :whole].reshape(parts, -1, ROWS, count, width).transpose(0, 3, 1, 2, 4)
+        groups = x[:whole].reshape(-1, ROWS, *x.shape[1:]).transpose(2, 0, 1, 3)
+        np.matmul(groups[:, None], panels.swapaxes(0, 1)[:, :, None], out=results)
+    if m > whole:
+        rest = x[whole:].swapaxes(0, 1)
+        if m - whole == 1:
+            pair = np.zeros((parts, 2, x.shape[2]), x.dtype)
+            pair[:, :1] = rest
+            terms[:, whole] = np.matmul(pair[:, None], panels.swapaxes(0, 1))[:, :, 0].reshape(parts, -1)
+        else:
+            results = terms[:, whole:].reshape(parts, m - whole, count, width).swapaxes(1, 2)
+            np.matmul(rest[:, None], panels.swapaxes(0, 1), out=results)
+    if parts > 1:
+        np.add.reduce(terms, axis=0, out=out)
 
 
 @lru_cache(maxsize=64)
-def _parts(k: int) -> list[slice]:
-    """Equal parts of the depth, so that ROWS rows make small products; one where there are none."""
-    count = next((n for n in range(-(-k // DEPTH), k // 16 + 1) if k % n == 0), 1)
-    return threads.pieces(k, k // count)
-
-
-def _multiply_part(x: np.ndarray, panels: np.ndarray, out: np.ndarray) -> None:
-    m, (count, k, width) = len(x), panels.shape
-    whole = m - m % ROWS
-    if whole:
-        results = out[:whole].reshape(-1, ROWS, count, width).transpose(2, 0, 1, 3)
-        np.matmul(x[:whole].reshape(-1, ROWS, k), panels[:, None], out=results)
-    if m - whole == 1:
-        pair = buffers.scratch("pair", (2, count * width), x.dtype)
-        _multiply_part(_paired(x[whole:]), panels, pair)
-        out[whole] = pair[0]
-    elif m > whole:
-        np.matmul(x[whole:], panels, out=out[whole:m].reshape(-1, count, width).swapaxes(0, 1))
+def _parts(k: int) -> int:
+    """Into how many equal parts the depth is cut, so that ROWS rows make small products; 1 where there are none."""
+    return next((n for n in range(-(-k // DEPTH), k // 16 + 1) if k % n == 0), 1)
 
 
 def serve(depths: Sequence[int]) -> bool:
     """Whether panels of weights of these depths give each row the same bits in any company, and are no slower than rows."""
-    parts = {part.stop - part.start for depth in depths for part in _parts(depth)[:1]}
-    return all(_serves(k) for k in sorted(parts))
+    return all(_serves(k) for k in sorted({depth // _parts(depth) for depth in depths}))
 
 
 @lru_cache(maxsize=64)
