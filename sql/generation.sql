@@ -23,7 +23,7 @@ return GD['@package@'].generation.generate(prompt, max_tokens, temperature, topk
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
-    'Continue a prompt: prompt and completion, or with echo => false the completion. temperature 0 is greedy; topk 0, topp 1 and min_p 0 keep all tokens. model_name null = the setting pg_gpt2.model, else gpt2-small. eos_token null = the model''s, -1 = none. The same seed gives the same text. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it.';
+    'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. temperature 0 takes the most probable token each time; else one is drawn from the topk most probable (0 = all), of those the fewest that together have probability topp (1 = all), of those the ones with at least min_p times the probability of the best. repetition_penalty above 1 makes tokens less probable that occurred. It ends at the end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting pg_gpt2.model, else gpt2-small. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it.';
 
 CREATE FUNCTION llm_generate_stream(
     prompt text,
@@ -56,7 +56,7 @@ return GD['@package@'].generation.stream(prompt, max_tokens, temperature, topk, 
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
-    'Continue a prompt, one row a token, with everything so far in text. Rows arrive as they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; finish_reason is stop or length on the last row.';
+    'Continue a prompt as llm_generate does, one row a token, with everything so far in text. Rows arrive as they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; finish_reason is stop or length on the last row.';
 
 CREATE FUNCTION llm_generate_tokens(
     ids integer[],

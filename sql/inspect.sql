@@ -57,7 +57,7 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].inspect.token_embedding(token_id, model)
 $$;
-COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token: a row of wte.';
+COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
 CREATE FUNCTION llm_tape_dot(tape_id bigint DEFAULT NULL)
 RETURNS text

@@ -50,7 +50,7 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].tokenizer.decode_bytes(ids, model)
 $$;
-COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
+COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
 CREATE FUNCTION llm_tokenize(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
 RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
@@ -71,7 +71,7 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].tokenizer.count(text_in, model, special)
 $$;
-COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
+COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
 CREATE FUNCTION llm_bpe_trace(word text, model text DEFAULT NULL)
 RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])

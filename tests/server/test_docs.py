@@ -264,7 +264,11 @@ def update(session: Session, page: str, renew: bool) -> None:
 
 def main() -> None:
     wanted = sys.argv[2:] or PAGES
-    if sys.argv[1:2] not in (["--update"], ["--renew"]) or set(wanted) - set(PAGES) or "PG_GPT2_TEST_DSN" not in os.environ:
+    if (
+        sys.argv[1:2] not in (["--update"], ["--renew"])
+        or set(wanted) - set(PAGES)
+        or "PG_GPT2_TEST_DSN" not in os.environ
+    ):
         sys.exit(__doc__)
     session = Session(os.environ["PG_GPT2_TEST_DSN"], Path(os.environ["PG_GPT2_TEST_DATA"]))
     for page in wanted:
