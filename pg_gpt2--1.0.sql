@@ -14007,7 +14007,7 @@ AS $$
 if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['pg_gpt2 b71b6f66bba5 @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
-COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly.';
+COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
 CREATE FUNCTION llm_tokenize(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
 RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
@@ -14028,7 +14028,7 @@ AS $$
 if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['pg_gpt2 b71b6f66bba5 @extschema@'].tokenizer.count(text_in, model, special)
 $$;
-COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text.';
+COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
 CREATE FUNCTION llm_bpe_trace(word text, model text DEFAULT NULL)
 RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
@@ -14176,7 +14176,7 @@ return GD['pg_gpt2 b71b6f66bba5 @extschema@'].generation.generate(prompt, max_to
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
-    'Continue a prompt: prompt and completion, or with echo => false the completion. temperature 0 is greedy; topk 0, topp 1 and min_p 0 keep all tokens. model_name null = the setting pg_gpt2.model, else gpt2-small. eos_token null = the model''s, -1 = none. The same seed gives the same text. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it.';
+    'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. temperature 0 takes the most probable token each time; else one is drawn from the topk most probable (0 = all), of those the fewest that together have probability topp (1 = all), of those the ones with at least min_p times the probability of the best. repetition_penalty above 1 makes tokens less probable that occurred. It ends at the end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting pg_gpt2.model, else gpt2-small. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it.';
 
 CREATE FUNCTION llm_generate_stream(
     prompt text,
@@ -14209,7 +14209,7 @@ return GD['pg_gpt2 b71b6f66bba5 @extschema@'].generation.stream(prompt, max_toke
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
-    'Continue a prompt, one row a token, with everything so far in text. Rows arrive as they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; finish_reason is stop or length on the last row.';
+    'Continue a prompt as llm_generate does, one row a token, with everything so far in text. Rows arrive as they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; finish_reason is stop or length on the last row.';
 
 CREATE FUNCTION llm_generate_tokens(
     ids integer[],
@@ -14493,7 +14493,7 @@ COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
     integer, integer, text) IS
-    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. grad_clip bounds the gradient''s global norm. NOTICEs show progress every log_every steps; eval_every measures the loss on the split val. audit as in llm_train_step.';
+    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten times, 0 = never); eval_every measures the loss on the split val every so many steps. n_layer, n_head, d and vocab are checks: null, or what the model has. grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -14912,7 +14912,7 @@ if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema
 return GD['pg_gpt2 b71b6f66bba5 @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
-    'A tensor of the array''s elements, rounded to float32; an array of several dimensions gives its elements row by row.';
+    'A tensor of the array''s elements: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
 
 CREATE FUNCTION pg_llm_values(data bytea)
 RETURNS real[]
@@ -15464,7 +15464,7 @@ AS $$
 if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['pg_gpt2 b71b6f66bba5 @extschema@'].inspect.token_embedding(token_id, model)
 $$;
-COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token: a row of wte.';
+COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
 CREATE FUNCTION llm_tape_dot(tape_id bigint DEFAULT NULL)
 RETURNS text
@@ -15604,7 +15604,7 @@ AS $$
 if 'pg_gpt2 b71b6f66bba5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['pg_gpt2 b71b6f66bba5 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
-COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: llm_variable.';
+COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
 
 CREATE FUNCTION pg_llm_autograd_map_param(
     model text,

@@ -64,8 +64,8 @@ def test_first_start_makes_the_extension_and_loads_the_models(conn, new_database
         assert other.execute("SELECT llm_generate('low', 8, temperature => 0)").fetchone() == expected
         assert other.execute("SHOW pg_gpt2.model").fetchone() == ("a model",)
         assert other.execute("SELECT model, eos_token_id FROM llm_models WHERE NOT preset ORDER BY 1").fetchall() == [
-            ("a model", 256),
-            ("b", 256),
+            ("a model", 259),
+            ("b", 259),
         ]
 
 
