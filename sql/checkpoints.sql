@@ -105,6 +105,17 @@ $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
 
+CREATE FUNCTION llm_checkpoint_attach(file_path text, model text DEFAULT NULL)
+RETURNS integer
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].checkpoints.attach(file_path, model)
+$$;
+COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
+    'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
+
 CREATE FUNCTION llm_checkpoint_load(model text, checkpoint_id integer)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE

@@ -16,6 +16,7 @@ REVOKE EXECUTE ON FUNCTION
     llm_share_param(text, text, integer, text, text, integer),
     llm_unshare_param(text, text, integer, boolean),
     llm_checkpoint_save(text, text, text),
+    llm_checkpoint_attach(text, text),
     llm_checkpoint_load(text, integer),
     llm_checkpoint_drop(integer),
     llm_checkpoint_prune(text, integer, integer),

@@ -4,16 +4,21 @@ SELECT llm_checkpoint_save('copy', file_path => '/srv/gpt2/copy.safetensors') AS
 --> 2
 --> 3
 
+-- llm_checkpoint_attach
+SELECT llm_checkpoint_drop(3);  -- forgotten, and the file stays
+SELECT llm_checkpoint_attach('/srv/gpt2/copy.safetensors') AS checkpoint_id;
+--> 4
+
 -- llm_checkpoint_load
 SELECT llm_checkpoint_load('copy', 2) AS step;
 
 -- llm_checkpoint_list
 SELECT id, note, file_path IS NOT NULL AS in_a_file FROM llm_checkpoint_list('copy');
 --> 2|before an experiment|f
---> 3||t
+--> 4|attached, saved of model "copy"|t
 
 -- llm_checkpoint_drop
-SELECT llm_checkpoint_drop(3);
+SELECT llm_checkpoint_drop(4);
 
 -- llm_checkpoint_prune
 SELECT llm_checkpoint_prune('copy', keep_last => 1, keep_every => 100);

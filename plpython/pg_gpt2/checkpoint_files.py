@@ -6,6 +6,7 @@ keeps the manifest, with the SHA-256 of every block: a file that is incomplete, 
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -167,6 +168,50 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
     except Exception:
         file.close()
         raise
+
+
+def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
+    """Model, configuration and manifest of a checkpoint whose row is in another database, every byte compared with the
+    digest that the file carries. 22000 when it is none, is damaged, or had its tensors in other blocks than ours."""
+    with server_files.open_to_read(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        reader: TensorReader = NpzReader(file, size) if path.endswith(".npz") else SafetensorsReader(file)
+        metadata = reader.metadata
+        try:
+            config = GPT2Config(**json.loads(metadata["pg_gpt2.config"]))
+            if 4 * config.n_params() > size or not isinstance(config.eos_token_id, int | None):
+                raise ValueError
+            model, step, digest = metadata["pg_gpt2.model"], int(metadata["pg_gpt2.step"]), metadata["pg_gpt2.sha256"]
+        except (KeyError, TypeError, ValueError, InvalidParameter):
+            raise InconsistentData(
+                f'"{path}" is not a checkpoint that llm_checkpoint_save wrote',
+                hint="pg_llm_import_safetensors and pg_llm_import_npz read the weights of other files.",
+            ) from None
+        manifest = _manifest(reader, config, step)
+        if manifest_digest(manifest) != digest:
+            raise InconsistentData(
+                f'"{path}" is not what llm_checkpoint_save wrote: its tensors differ from the digest in it',
+                hint="It was damaged or changed; or it is of a model whose rows were split, or trained, tensor by tensor.",
+            )
+        return model, config, manifest
+
+
+def _manifest(reader: TensorReader, config: GPT2Config, step: int) -> list[Part]:
+    """What the file holds, in the blocks in which models are stored."""
+    found = {name: reader.shape(name) for name in reader.names()}
+    digests: dict[tuple[str, int], dict[str, bytes | None]] = {}
+    for kind in KINDS:
+        for name, shape in sorted(config.param_shapes().items()):
+            for start, stop in store.row_blocks(shape):
+                within = tensor_name(kind, name)
+                data = to_bytes(reader.rows(within, start, stop)) if found.get(within) == shape else None
+                digests.setdefault((name, start), {})[kind] = data and hashlib.sha256(data).digest()
+                host.check_interrupts()
+    return [
+        Part(name, start, [stop - start, *shape[1:]], step, *(digests[name, start][kind] for kind in KINDS))  # type: ignore[arg-type]
+        for name, shape in sorted(config.param_shapes().items())
+        for start, stop in store.row_blocks(shape)
+    ]
 
 
 def read_block(reader: TensorReader, part: Part, kind: str, checkpoint_id: int) -> bytes | None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from . import checkpoint_files, db, sharing, store
 from .checkpoint_files import Part
@@ -206,12 +206,8 @@ def save(model: str, note: str) -> int:
 def save_file(model: str, note: str, path: str) -> int:
     """The state of `model` into a file of the server; the id."""
     checkpoint_files.require_suffix(path)
-    real = os.path.realpath(path)
+    real = _new_path(path)
     config = store.config(model)
-    if db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE file_path = $1", ["text"], real):
-        raise DuplicateObject(
-            f'"{path}" already holds a checkpoint', hint="Choose another path, or llm_checkpoint_drop that one first."
-        )
     manifest = current_parts(model)
     if not manifest:
         raise store.no_weights(model)
@@ -231,6 +227,33 @@ def save_file(model: str, note: str, path: str) -> int:
     saved = find((row or {})["id"])
     checkpoint_files.write(path, saved.id, model, config, manifest)
     return saved.id
+
+
+def attach(path: str, model: str | None) -> int:
+    """The checkpoint in a file that another database wrote, or that this one has forgotten, as one of `model`; the id."""
+    checkpoint_files.require_suffix(path)
+    real = _new_path(path)
+    name, config, manifest = checkpoint_files.survey(path)
+    store.require_name(name if model is None else model)
+    row = db.row(
+        "INSERT INTO {schema}.llm_checkpoint (model, step, note, n_params, bytes, config, file_path, manifest)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
+        ["text", "int8", "text", "int8", "int8", "jsonb", "text", "jsonb"],
+        *(name if model is None else model, max(part.step for part in manifest), f'attached, saved of model "{name}"'),
+        *(config.n_params(), sum(part.nbytes() for part in manifest), json.dumps(asdict(config)), real),
+        json.dumps([part.to_json() for part in manifest]),
+    )
+    return (row or {})["id"]
+
+
+def _new_path(path: str) -> str:
+    """The path after links are resolved; 42710 when a checkpoint is there."""
+    real = os.path.realpath(path)
+    if db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE file_path = $1", ["text"], real):
+        raise DuplicateObject(
+            f'"{path}" already holds a checkpoint', hint="Choose another path, or llm_checkpoint_drop that one first."
+        )
+    return real
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 -- Checkpoints: llm_checkpoint_save, _load, _list, _drop, _prune, _diff, llm_param_history, llm_copy_model from a checkpoint.
 BEGIN;
-SELECT plan(59);
+SELECT plan(61);
 
 SELECT llm_init_model('a', 1, 2, 8, 16, 50, seed => 1);
 SELECT llm_init_model('b', 1, 2, 8, 16, 50, seed => 2);
@@ -53,6 +53,8 @@ SELECT throws_ok($$SELECT llm_checkpoint_save('a', NULL)$$, '22004', NULL, 'note
 SELECT throws_ok($$SELECT llm_checkpoint_save('a', '', '/x.pt')$$, '22023', NULL, 'a file of unknown format');
 SELECT throws_ok($$SELECT llm_checkpoint_save('a', '', 'x.npz')$$, '22023', NULL, 'a relative path');
 SELECT throws_ok($$SELECT llm_checkpoint_save('a', '', '/nowhere/x.npz')$$, '58P01', NULL, 'a directory that is not there');
+SELECT throws_ok($$SELECT llm_checkpoint_attach('/nowhere/x.npz')$$, '58P01', NULL, 'a file that is not there');
+SELECT throws_ok($$SELECT llm_checkpoint_attach(NULL)$$, '22004', NULL, 'no file');
 
 -- Forks.
 SELECT lives_ok($$SELECT llm_copy_model('a', 'fork', one) FROM made$$, 'a fork');

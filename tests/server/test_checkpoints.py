@@ -344,6 +344,66 @@ def test_a_file_that_is_not_the_checkpoint_is_refused(sql, conn, model, server_f
         rest.unlink()
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_a_file_is_a_checkpoint_in_another_database_too(sql, new_database, server_files, suffix):
+    """What the row held comes back from the file: without the database that wrote it nothing is lost."""
+    step = "SELECT llm_train_step(%s, lr_max => 0.01)"
+    data = "INSERT INTO llm_dataset (tokens, target) VALUES ('{1,2,3}', '{2,3,4}')"
+    sql("SELECT llm_init_model('a', 1, 2, 1024, 16, 2000)")  # wte in two blocks
+    sql(data)
+    for trained in (False, True):
+        if trained:
+            sql(step, "a")
+        path = server_files / f"moved{trained}{suffix}"
+        save(sql, "a", "", str(path))
+        state = sql(STATE, "a")
+        with psycopg.connect(new_database(), autocommit=True) as elsewhere:
+
+            def there(statement: str, *values: object, conn: psycopg.Connection = elsewhere) -> object:
+                return conn.execute(statement, values).fetchone()[0]  # type: ignore[index]
+
+            one = there("SELECT llm_checkpoint_attach(%s)", str(path))
+            assert there("SELECT llm_checkpoint_load('a', %s)", one) == int(trained)
+            assert there(STATE, "a") == state
+            elsewhere.execute(data)
+            following = there(step, "a")
+            assert sqlstate(elsewhere, "SELECT llm_checkpoint_attach(%s)", str(path))[0] == "42710"
+            path = path.rename(server_files / f"again{trained}{suffix}")
+            two = there("SELECT llm_checkpoint_attach(%s, 'b')", str(path))
+            assert there("SELECT llm_checkpoint_load('b', %s)", two) == int(trained)
+            assert there(step, "b") == following
+            assert sqlstate(elsewhere, "SELECT llm_checkpoint_load('a', %s)", one)[0] == "58P01"
+            there("SELECT llm_checkpoint_load('b', %s)", two)
+            assert there(STATE, "b") == state
+        path.unlink()
+    sql("SELECT llm_drop_model('a')")
+    sql("DELETE FROM llm_dataset WHERE model IS NULL")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_only_a_whole_checkpoint_is_attached(sql, conn, model, server_files, suffix):
+    path, attach = server_files / f"part{suffix}", "SELECT llm_checkpoint_attach(%s)"
+    sql("SELECT llm_init_model('a', 1, 2, 8, 16, 50)")
+    sql("SELECT llm_checkpoint_drop(%s)", save(sql, "a", "", str(path)))
+    whole = path.read_bytes()
+    for data in (b"", whole[:7], whole[: len(whole) // 2], whole[:-1]):
+        path.write_bytes(data)
+        assert sqlstate(conn, attach, str(path))[0] in ("22P02", "22000")
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    path.write_bytes(flipped)
+    assert sqlstate(conn, attach, str(path))[0] in ("22P02", "22000")
+    sql(f"SELECT pg_llm_export_{suffix[1:]}(%s, 'a')", str(path))  # weights alone
+    assert sqlstate(conn, attach, str(path))[0] == "22000"
+    sql("SELECT llm_checkpoint_drop(%s)", save(sql, "m", "", str(server_files / f"split{suffix}")))
+    state, message = sqlstate(conn, attach, str(server_files / f"split{suffix}"))  # in blocks made by hand
+    assert (state, "digest" in message) == ("22000", True)
+    assert sql("SELECT count(*) FROM llm_checkpoint WHERE file_path IS NOT NULL") == 0
+    sql("SELECT llm_drop_model('a')")
+    for found in (path, server_files / f"split{suffix}"):
+        found.unlink()
+
+
 def test_a_file_is_written_whole_or_not_at_all(sql, conn, model, server_files):
     path = server_files / "there.npz"
     one = save(sql, "m", "", str(path))

@@ -122,6 +122,7 @@ EXAMPLES = {
     "llm_trace": "'low the', 'm'",
     "llm_replay": "(SELECT min(run_id) FROM llm_run)",
     "llm_checkpoint_save": "'m'",
+    "llm_checkpoint_attach": "'/no/such.npz', 'new'",
     "llm_checkpoint_load": "'m', 1",
     "llm_checkpoint_list": "",
     "llm_checkpoint_diff": "1, 1",
@@ -138,7 +139,10 @@ PARAMETERS = """
     SELECT proargnames[:pronargs], ARRAY(SELECT format_type(t, NULL) FROM unnest(proargtypes) AS t), prokind = 'p'
     FROM pg_proc WHERE proname = %s ORDER BY oid
 """
-REFUSED = {"pg_llm_import_safetensors", "pg_llm_import_npz", "pg_llm_export_safetensors", "pg_llm_export_npz"}
+REFUSED = {
+    *("pg_llm_import_safetensors", "pg_llm_import_npz", "pg_llm_export_safetensors", "pg_llm_export_npz"),
+    "llm_checkpoint_attach",
+}
 REFUSED |= {"pg_llm_load_bpe_vocab", "pg_llm_load_bpe_merges"}  # /etc/passwd is none, and /no/such not there
 
 

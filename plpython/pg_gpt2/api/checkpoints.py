@@ -1,4 +1,4 @@
-"""llm_checkpoint_save, _load, _drop, _prune, _diff, llm_param_history: arguments from SQL, checked."""
+"""llm_checkpoint_save, _attach, _load, _drop, _prune, _diff, llm_param_history: arguments from SQL, checked."""
 
 from collections.abc import Iterator
 
@@ -12,6 +12,13 @@ def save(model: str, note: str, file_path: str | None) -> int:
     """A new checkpoint, in the database or in a file; its id."""
     require(model=model, note=note)
     return checkpoints.save(model, note) if file_path is None else checkpoints.save_file(model, note, file_path)
+
+
+@entry
+def attach(file_path: str, model: str | None) -> int:
+    """A file that holds a checkpoint, as one of this database; its id."""
+    require(file_path=file_path)
+    return checkpoints.attach(file_path, model)
 
 
 @entry
