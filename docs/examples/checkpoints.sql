@@ -5,7 +5,8 @@ SELECT llm_checkpoint_save('copy', file_path => '/srv/gpt2/copy.safetensors') AS
 --> 3
 
 -- llm_checkpoint_attach
-SELECT llm_checkpoint_drop(3);  -- forgotten, and the file stays
+-- A database that has forgotten the file, or never knew it.
+SELECT llm_checkpoint_drop(3) \gset
 SELECT llm_checkpoint_attach('/srv/gpt2/copy.safetensors') AS checkpoint_id;
 --> 4
 

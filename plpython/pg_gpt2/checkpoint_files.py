@@ -22,6 +22,7 @@ from .formats import NpzReader, SafetensorsReader, TensorReader, hub_metadata, h
 from .tensor import FLOAT32, to_bytes
 
 KINDS = ("data", "m", "v")
+MOST_UNUSUAL = 60_000  # bytes; the comment of a zip file, which has the metadata of .npz, ends at 65,535
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,9 @@ def write(path: str, checkpoint_id: int, model: str, config: GPT2Config, manifes
         "pg_gpt2.config": json.dumps(asdict(config)),
         "pg_gpt2.sha256": manifest_digest(manifest),
     }
+    unusual = json.dumps(_unusual(config, manifest))
+    if len(unusual) < MOST_UNUSUAL:  # the file is the same to its own database, and no other can attach it
+        metadata["pg_gpt2.blocks"] = unusual
     blocks = _stored_blocks(model, manifest)
 
     def fill(file: BinaryIO) -> None:
@@ -105,6 +109,27 @@ def write(path: str, checkpoint_id: int, model: str, config: GPT2Config, manifes
             file.write(chunk)
 
     server_files.write(path, fill)
+
+
+def _usual(shape: tuple[int, ...], step: int, moments: str) -> list[list]:
+    """Blocks of a tensor, [first row, rows, step, moments that are not null], where nobody made others."""
+    return [[start, stop - start, step, moments] for start, stop in store.row_blocks(shape)]
+
+
+def _unusual(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, list[list]]:
+    """Tensors in other blocks: split by hand, or where blocks or tensors had other steps, as those that were shared."""
+    step = max(part.step for part in manifest)
+    found = {}
+    for name, group in groupby(manifest, lambda part: part.name):
+        parts = list(group)
+        blocks = [[part.token_id, part.shape[0], part.step, _moments([part])] for part in parts]
+        if blocks != _usual(config.param_shapes()[name], step, _moments(parts)):
+            found[name] = blocks
+    return found
+
+
+def _moments(parts: Sequence[Part]) -> str:
+    return "".join(kind for kind in KINDS[1:] if any(part.digest(kind) for part in parts))
 
 
 def _file_shapes(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, tuple[int, ...]]:
@@ -172,7 +197,7 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
 
 def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
     """Model, configuration and manifest of a checkpoint whose row is in another database, every byte compared with the
-    digest that the file carries. 22000 when it is none, is damaged, or had its tensors in other blocks than ours."""
+    digest that the file carries. 22000 when it is none, or is damaged."""
     with server_files.open_to_read(path) as file:
         size = os.fstat(file.fileno()).st_size
         reader: TensorReader = NpzReader(file, size) if path.endswith(".npz") else SafetensorsReader(file)
@@ -182,35 +207,49 @@ def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
             if 4 * config.n_params() > size or not isinstance(config.eos_token_id, int | None):
                 raise ValueError
             model, step, digest = metadata["pg_gpt2.model"], int(metadata["pg_gpt2.step"]), metadata["pg_gpt2.sha256"]
-        except (KeyError, TypeError, ValueError, InvalidParameter):
+            manifest = _manifest(reader, config, step, json.loads(metadata["pg_gpt2.blocks"]))
+        except (KeyError, TypeError, ValueError, AttributeError, InvalidParameter):
             raise InconsistentData(
-                f'"{path}" is not a checkpoint that llm_checkpoint_save wrote',
+                f'"{path}" is not a checkpoint that llm_checkpoint_save wrote, or is damaged',
                 hint="pg_llm_import_safetensors and pg_llm_import_npz read the weights of other files.",
             ) from None
-        manifest = _manifest(reader, config, step)
         if manifest_digest(manifest) != digest:
             raise InconsistentData(
                 f'"{path}" is not what llm_checkpoint_save wrote: its tensors differ from the digest in it',
-                hint="It was damaged or changed; or it is of a model whose rows were split, or trained, tensor by tensor.",
+                hint="It was damaged or changed. Give a copy of the original.",
             )
         return model, config, manifest
 
 
-def _manifest(reader: TensorReader, config: GPT2Config, step: int) -> list[Part]:
-    """What the file holds, in the blocks in which models are stored."""
-    found = {name: reader.shape(name) for name in reader.names()}
-    digests: dict[tuple[str, int], dict[str, bytes | None]] = {}
-    for kind in KINDS:
-        for name, shape in sorted(config.param_shapes().items()):
-            for start, stop in store.row_blocks(shape):
-                within = tensor_name(kind, name)
-                data = to_bytes(reader.rows(within, start, stop)) if found.get(within) == shape else None
-                digests.setdefault((name, start), {})[kind] = data and hashlib.sha256(data).digest()
+def _manifest(reader: TensorReader, config: GPT2Config, step: int, unusual: dict[str, list[list]]) -> list[Part]:
+    """What the file holds, in the blocks that it was stored in; an error of any kind where it is no such file."""
+    within = {name: reader.shape(name) for name in reader.names()}
+    layout = {}
+    for name, shape in sorted(config.param_shapes().items()):
+        moments = "".join(kind for kind in KINDS[1:] if tensor_name(kind, name) in within)
+        layout[name] = unusual.get(name) or _usual(shape, step, moments)
+        following = 0
+        for first, rows, _, _ in layout[name]:
+            if first != following or rows < 1:
+                raise ValueError
+            following += rows
+        if following != shape[0] or any(within[tensor_name(kind, name)] != shape for kind in ("data", *moments)):
+            raise ValueError
+    digests: dict[tuple[str, int, str], bytes] = {}
+    for kind in KINDS:  # in the order of the file
+        for name, blocks in layout.items():
+            for first, rows, _, moments in blocks:
+                if kind == "data" or kind in moments:
+                    data = to_bytes(reader.rows(tensor_name(kind, name), first, first + rows))
+                    digests[name, first, kind] = hashlib.sha256(data).digest()
                 host.check_interrupts()
     return [
-        Part(name, start, [stop - start, *shape[1:]], step, *(digests[name, start][kind] for kind in KINDS))  # type: ignore[arg-type]
-        for name, shape in sorted(config.param_shapes().items())
-        for start, stop in store.row_blocks(shape)
+        Part(
+            *(name, first, [rows, *config.param_shapes()[name][1:]], block_step),
+            *(digests[name, first, "data"], digests.get((name, first, "m")), digests.get((name, first, "v"))),
+        )
+        for name, blocks in layout.items()
+        for first, rows, block_step, _ in blocks
     ]
 
 

@@ -77,3 +77,15 @@ def block_shapes(d: int) -> dict[str, tuple[int, ...]]:
         "mlp.c_proj.weight": (4 * d, d),
         "mlp.c_proj.bias": (d,),
     }
+
+
+# The published sizes; sql/models.sql enters them, and dropping a model that took the place of one brings it back.
+PRESETS = {
+    name: GPT2Config(n_layer, n_head, d_model, 1024, 50257, 50256)
+    for name, n_layer, n_head, d_model in (
+        ("gpt2-small", 12, 12, 768),
+        ("gpt2-medium", 24, 16, 1024),
+        ("gpt2-large", 36, 20, 1280),
+        ("gpt2-xl", 48, 25, 1600),
+    )
+}

@@ -123,14 +123,14 @@ def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B
     return panels.product_with_rows(hidden, wte) if _is_exact(params) else product(hidden, wte.T)
 
 
-def checked(logits: np.ndarray) -> np.ndarray:
-    """`logits`; XX001 when one is not finite."""
-    if not np.isfinite(logits.max()):
+def checked(values: np.ndarray, what: str = "logits") -> np.ndarray:
+    """`values`; 22000 when the largest is not finite, as where a NaN is among them."""
+    if not np.isfinite(values.max()):
         raise InconsistentData(
-            "the model's logits are not finite",
+            f"the model's {what} are not finite",
             hint="Its weights have NaN or huge values: go back to an earlier state, or import it again.",
         )
-    return logits
+    return values
 
 
 def check_ids(ids: Sequence[int], config: GPT2Config, model: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import gpt2, host, threads
 from .config import LAYER_NORM_EPS, GPT2Config
+from .decode import checked
 from .errors import InvalidParameter
 from .layout import Arranged
 from .ops.products import product
@@ -27,7 +28,7 @@ def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tu
         hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
         for rows in threads.pieces(stop - first, ROWS):
             targets = tokens[first:stop][rows]
-            logits = product(hidden[first - 1 - start :][rows], params["wte"].T)
+            logits = checked(product(hidden[first - 1 - start :][rows], params["wte"].T))
             place = slice(first - 1 + rows.start, first - 1 + rows.stop)
             logprobs[place], ranks[place] = _score_rows(logits, targets)
             host.check_interrupts()
@@ -96,4 +97,4 @@ def _states(params: Arranged, config: GPT2Config, ids: np.ndarray, depth: int) -
         x = gpt2.block(run, gpt2.layer_params(params, i), x, n_head=config.n_head, layer=i)
     if depth == config.n_layer:
         x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
-    return x[0]
+    return checked(x[0], "hidden states")

@@ -56,11 +56,12 @@ class Settings:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value is None and name != "grad_clip":
-                raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default.")
-        for name in ("lr_max", "warmup", "min_lr"):
-            if not 0 <= getattr(self, name) < float("inf"):
+                raise NullNotAllowed(f"{_sql_name(name)} must not be null", hint="Leave it out to get its default.")
+        for name in ("lr_max", "warmup", "min_lr", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
                 raise InvalidParameter(
-                    f"{name} must be 0 or more, not {getattr(self, name)}", hint="Leave it out to get its default."
+                    f"{_sql_name(name)} must be 0 or more, not {value}", hint="Leave it out to get its default."
                 )
         if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
             raise InvalidParameter(f"grad_clip must be above 0, not {self.grad_clip}", hint="null = no clipping.")
@@ -71,6 +72,11 @@ class Settings:
         """What Trainer.step takes beside batches, learning rate and number of the step."""
         values = asdict(self)
         return {name: value for name, value in values.items() if name not in ("lr_max", "warmup", "min_lr")}
+
+
+def _sql_name(name: str) -> str:
+    """What the caller knows it by."""
+    return "wd" if name == "weight_decay" else name
 
 
 class Learner:

@@ -1,6 +1,6 @@
 -- Checkpoints: llm_checkpoint_save, _load, _list, _drop, _prune, _diff, llm_param_history, llm_copy_model from a checkpoint.
 BEGIN;
-SELECT plan(61);
+SELECT plan(62);
 
 SELECT llm_init_model('a', 1, 2, 8, 16, 50, seed => 1);
 SELECT llm_init_model('b', 1, 2, 8, 16, 50, seed => 2);

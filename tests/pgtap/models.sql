@@ -1,6 +1,6 @@
 -- Models: llm_model_config and its presets, llm_init_model, llm_copy_model, llm_drop_model, llm_models, llm_get_model_config.
 BEGIN;
-SELECT plan(66);
+SELECT plan(68);
 
 -- Presets.
 SELECT results_eq(
@@ -102,6 +102,11 @@ SELECT lives_ok($$SELECT llm_drop_model('w')$$, 'a vocabulary alone is dropped, 
 SELECT throws_ok($$SELECT llm_drop_model('copy')$$, '42704', NULL, 'unknown model');
 SELECT throws_ok($$SELECT llm_drop_model('gpt2-small')$$, '55000', NULL, 'a preset without weights has nothing to drop');
 SELECT throws_ok($$SELECT llm_drop_model(NULL)$$, '22004', NULL, 'model null');
+
+SELECT lives_ok($$SELECT llm_drop_model(model) FROM llm_models WHERE model LIKE 'gpt2-%' AND NOT preset$$, 'a model may have taken the place of a preset');
+SELECT results_eq('SELECT model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id, preset FROM llm_model_config WHERE model LIKE ''gpt2-%'' ORDER BY n_layer',
+    $$VALUES ('gpt2-small', 12, 12, 768, 1024, 50257, 50256, true), ('gpt2-medium', 24, 16, 1024, 1024, 50257, 50256, true),
+             ('gpt2-large', 36, 20, 1280, 1024, 50257, 50256, true), ('gpt2-xl', 48, 25, 1600, 1024, 50257, 50256, true)$$, 'which comes back then');
 
 -- llm_get_model_config.
 SELECT volatility_is('llm_get_model_config', '{text}'::name[], 'stable');

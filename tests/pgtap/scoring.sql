@@ -1,6 +1,6 @@
 -- Scoring: llm_logprobs, llm_perplexity, llm_text_embedding.
 BEGIN;
-SELECT plan(36);
+SELECT plan(42);
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
 SELECT llm_init_model('ids', 2, 2, 8, 16, 50);
@@ -46,6 +46,13 @@ SELECT throws_ok(format('SELECT llm_text_embedding(%s)', arguments), state, NULL
     ($$''$$, '22023'), ($$'low', 3$$, '22023'), ($$'low', -4$$, '22023'), ($$'low', pooling => 'max'$$, '22023'), ($$'low', pooling => NULL$$, '22004'),
     ($$'low', model_name => 'nope'$$, '42704'), ($$'low', model_name => 'ids'$$, '55000')) AS v (arguments, state);
 SELECT throws_ok($$SELECT llm_text_embedding('low', model_name => 'gpt2-small')$$, '55000', NULL, 'no weights');
+
+-- Weights that are not numbers are an error, as in generation.
+INSERT INTO llm_dataset (model, split, tokens, target) VALUES ('t', 'val', '{1,2}', '{2,3}');
+UPDATE llm_param SET data = pg_llm_tensor(array_fill('NaN'::double precision, ARRAY[8])) WHERE model = 't' AND name = 'ln_f.bias';
+SELECT throws_ok(statement, '22000', NULL, statement) FROM (VALUES
+    ($$SELECT llm_generate('low')$$), ($$SELECT * FROM llm_next_token('low')$$), ($$SELECT * FROM llm_logprobs('lower')$$),
+    ($$SELECT llm_perplexity('lower')$$), ($$SELECT llm_text_embedding('low')$$), ($$SELECT * FROM llm_evaluate('t')$$)) AS v (statement);
 
 SELECT * FROM finish();
 ROLLBACK;

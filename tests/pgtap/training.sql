@@ -1,6 +1,6 @@
 -- Learning: llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train, llm_train_stop. tests/server holds what needs commits.
 BEGIN;
-SELECT plan(140);
+SELECT plan(142);
 SET LOCAL client_min_messages = warning;
 CREATE TEMPORARY TABLE documents (id integer, body text);
 INSERT INTO documents SELECT i, repeat('low lower lowest newer wider ', i) FROM generate_series(1, 12) AS i;
@@ -110,6 +110,9 @@ SELECT throws_ok($$CALL llm_train_run('t', 1)$$, '2D000', NULL, 'llm_train_run c
 SELECT volatility_is('llm_train_stop', '{text}'::name[], 'volatile');
 SELECT is(llm_train_stop('t'), false, 'nothing to stop');
 SELECT throws_ok($$SELECT llm_train_stop(NULL)$$, '22004', NULL, 'model null');
+
+SELECT throws_ok('SELECT llm_train_step(''t'', ' || arguments || ')', state, message, 'an error says wd, as the call does') FROM (VALUES
+    ('wd => -1', '22023', 'pg_gpt2: wd must be 0 or more, not -1.0'), ('wd => NULL', '22004', 'pg_gpt2: wd must not be null')) AS v (arguments, state, message);
 
 SELECT * FROM finish();
 ROLLBACK;

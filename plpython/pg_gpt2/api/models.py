@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from .. import audit, checkpoints, db, gpt2, resources, sharing, store, weights
-from ..config import GPT2Config
+from ..config import PRESETS, GPT2Config
 from ..db import entry
 from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
 
@@ -136,7 +136,11 @@ def drop_model(model: str) -> None:
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
     weights.forget_file(model)
     dropped += checkpoints.drop_all(model) + sharing.forget(model)
-    dropped += db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
+    replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
+    if replaced and model in PRESETS:
+        store.register(model, PRESETS[model])
+        db.run("UPDATE {schema}.llm_model_config SET preset = true WHERE model = $1", ["text"], model)
+    dropped += replaced
     if not dropped:
         if store.find_config(model) is not None:
             raise WrongState(

@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import audit, datasets, db, gpt2, hand_steps, recording, resources, runs, store, training, vocabularies, weights
 from ..db import entry
-from ..decode import check_ids
+from ..decode import check_ids, checked
 from ..errors import InvalidParameter, require, require_positive
 from ..ops.dropout import check_p
 from ..prompts import draw_seed
@@ -83,6 +83,7 @@ def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: in
     loaded = weights.load(model)
     ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
     mean, count = training.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
+    checked(np.asarray(mean), "losses")
     return [(mean, math.exp(min(mean, 700.0)), count)]
 
 
