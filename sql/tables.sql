@@ -161,6 +161,7 @@ CREATE TABLE llm_train_log (
     weights_digest text,
     config         jsonb,
     lineage        text,
+    write_seconds  double precision,
     at             timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (run_id, step)
 );
@@ -178,6 +179,7 @@ COMMENT ON COLUMN llm_train_log.val_loss IS 'Loss on the validation split after 
 COMMENT ON COLUMN llm_train_log.batch IS 'Ids of the rows of llm_dataset in the batch.';
 COMMENT ON COLUMN llm_train_log.batch_digest IS 'What those rows held: of each, the first 8 bytes of the SHA-256 of its tokens and targets.';
 COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
+COMMENT ON COLUMN llm_train_log.write_seconds IS 'Seconds that writing weights, moments and tape took after this step, where they were written; the commit itself comes on top.';
 COMMENT ON COLUMN llm_train_log.weights_digest IS 'SHA-256 of the weights after this step, at commit points.';
 COMMENT ON COLUMN llm_train_log.config IS 'What determined a step by hand: parameters of the call. Null in a run, whose steps llm_run.config determines.';
 COMMENT ON COLUMN llm_train_log.lineage IS 'After a step by hand, a digest of which rows of llm_param hold the weights: the next one belongs to the same manual run if they still do.';

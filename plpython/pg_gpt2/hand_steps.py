@@ -50,10 +50,12 @@ def train_step(
     lr, result, digests = runs.learn(session, plan, step, ids, auditor.begin(log.run_id, step))
     auditor.end(session.trainer)
     log.add(step, lr, result, time.perf_counter() - began, ids, digests)
+    began = time.perf_counter()
     session.write()
-    config = asdict(settings) | {"total_steps": total_steps, "attention_chunk": session.trainer.chunk}
-    log.write(config=config, lineage=weights.lineage_of(session.model))
     auditor.write()
+    seconds = time.perf_counter() - began
+    config = asdict(settings) | {"total_steps": total_steps, "attention_chunk": session.trainer.chunk}
+    log.write(seconds, config=config, lineage=weights.lineage_of(session.model))
     return result.loss
 
 

@@ -96,24 +96,30 @@ class Log:
         arrays = ["{" + ",".join(map(str, values)) + "}" for values in (batch, digests)]
         self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays))
 
-    def write(self, weights_digest: str | None = None, config: dict | None = None, lineage: str | None = None) -> None:
-        """Insert what was remembered; the digest or lineage is of the weights after the last of it."""
+    def write(
+        self,
+        write_seconds: float,
+        weights_digest: str | None = None,
+        config: dict | None = None,
+        lineage: str | None = None,
+    ) -> None:
+        """Insert what was remembered; digest, lineage and the seconds of writing are of the weights after the last of it."""
         if not self.rows:
             return
         db.run(
             "INSERT INTO {schema}.llm_train_log"
             " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest,"
-            " config, lineage)"
+            " config, lineage, write_seconds)"
             " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
-            " CASE WHEN step = $12 THEN $13 END, $14, $15"
+            " CASE WHEN step = $12 THEN $13 END, $14, $15, CASE WHEN step = $12 THEN $16 END"
             " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11)"
             " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests)",
             [
                 *("int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]"),
-                *("text[]", "text[]", "int8", "text", "jsonb", "text"),
+                *("text[]", "text[]", "int8", "text", "jsonb", "text", "float8"),
             ],
             *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
-            *(None if config is None else json.dumps(config), lineage),
+            *(None if config is None else json.dumps(config), lineage, write_seconds),
         )
         self.rows.clear()
 
@@ -208,9 +214,10 @@ class Run:
 
     def commit_point(self, status: str = "running") -> None:
         """Write weights and log; the caller commits."""
+        began = time.perf_counter()
         self.session.write()
         self._audit.write()
-        self._log.write(self.session.digest())
+        self._log.write(time.perf_counter() - began, self.session.digest())
         db.run(
             "UPDATE {schema}.llm_run SET status = $2, finished_at = CASE WHEN $2 <> 'running' THEN clock_timestamp() END"
             " WHERE run_id = $1",

@@ -1,6 +1,6 @@
 -- llm_replay.
 BEGIN;
-SELECT plan(17);
+SELECT plan(18);
 
 SELECT volatility_is('llm_replay', '{bigint,integer,bigint}'::name[], 'stable');
 SELECT is(has_function_privilege('public', 'llm_replay(bigint, integer, bigint)', 'EXECUTE'), true, 'it reads only');
@@ -13,6 +13,7 @@ GRANT SELECT ON run TO PUBLIC;
 SELECT is((SELECT init_seed FROM llm_model_config WHERE model = 'a'), 1::bigint, 'the seed of the first weights is kept');
 SELECT matches((SELECT weights_digest FROM llm_run), '^[0-9a-f]{64}$', 'and the digest of those that a run began with');
 SELECT is((SELECT bool_and(cardinality(batch_digest) = 2) FROM llm_train_log), true, 'and of the rows of each batch');
+SELECT results_eq('SELECT step FROM llm_train_log WHERE write_seconds > 0', 'VALUES (5::bigint)', 'what writing the weights cost is told where they were written');
 SELECT results_eq('SELECT r.* FROM run, llm_replay(id) AS r',
     $$VALUES (1::bigint, 5::bigint, NULL::bigint, NULL, NULL, NULL, true, 'from llm_init_model; llm_param compared')$$, 'no difference');
 SELECT results_eq('SELECT r.* FROM run, llm_replay(id, to_step => 2) AS r',
