@@ -14,7 +14,7 @@ from .ops import attend_blocks
 from .ops.attend import attend
 from .tensor import FLOAT32
 
-HEADS_A_TASK = 2  # of a prompt; few rows' attention is too little to share out
+MOST_HEADS = 6  # a task
 FEW_ROWS = 16
 STREAMS_A_TASK = 8
 
@@ -46,7 +46,7 @@ class RowCache:
         (mixed,) = _heads(out, 1, self._n_head)
         keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
         keys[:, start:], values[:, start:] = k, v
-        heads = self._n_head if len(qkv) == 1 else HEADS_A_TASK
+        heads = self._n_head if len(qkv) == 1 else _heads_a_task(self._n_head)
         threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], start))
 
     def copy_to(self, other: "RowCache", length: int) -> None:
@@ -74,7 +74,7 @@ class BlockCache:
         else:
             threads.for_rows(
                 self._n_head,
-                HEADS_A_TASK,
+                _heads_a_task(self._n_head),
                 lambda h: attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], start),
             )
 
@@ -127,6 +127,11 @@ def block_caches(config: GPT2Config, rooms: Sequence[int]) -> list[BlockCache]:
         arena = Arena(config, max(rooms[number] for number in numbers), len(numbers))
         found |= {number: BlockCache(config, rooms[number], arena, slot) for slot, number in enumerate(numbers)}
     return [found[number] for number in range(len(rooms))]
+
+
+def _heads_a_task(n_head: int) -> int:
+    """Of a prompt; few rows' attention is too little to share out. A head has the same bits in any company."""
+    return min(MOST_HEADS, -(-n_head // threads.threads()))
 
 
 def _heads(x: np.ndarray, parts: int, n_head: int) -> np.ndarray:  # [T, parts D] -> [parts, H, T, d]

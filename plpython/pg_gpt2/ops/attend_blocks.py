@@ -12,7 +12,8 @@ from .. import threads
 from . import buffers
 
 BLOCK = 64  # positions
-ROWS = 8  # at a time
+ROWS = 8  # in a product
+GROUPS = 8  # of rows at a time
 SEGMENT = 1024  # positions whose values are mixed in one product
 
 
@@ -20,8 +21,24 @@ def attend_blocks(
     q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int
 ) -> None:  # [H, t, d], [H, blocks, d, 64], [H, 64 blocks, d], [H, t, d]
     """out = softmax(q k' / sqrt(d)) v, where row i sees the positions 0 .. offset + i."""
-    for rows in threads.pieces(q.shape[1], ROWS):
-        _attend(q[:, rows], keys, values, out[:, rows], offset + rows.start)
+    whole = q.shape[1] - q.shape[1] % ROWS
+    for rows in threads.pieces(whole, ROWS * GROUPS):
+        _attend_groups(q[:, rows], keys, values, out[:, rows], offset + rows.start)
+    if whole < q.shape[1]:
+        _attend(q[:, whole:], keys, values, out[:, whole:], offset + whole)
+
+
+def _attend_groups(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int) -> None:
+    """Groups of ROWS rows, in the same few calls: the products of `_attend`, and its bits."""
+    n_head, t, d = q.shape
+    blocks = -(-(offset + t) // BLOCK)
+    rows = buffers.scratch("queries", (n_head, t // ROWS, 1, ROWS, d), q.dtype)
+    np.multiply(q, d**-0.5, out=rows.reshape(q.shape))
+    scores = buffers.scratch("scores", (n_head, t // ROWS, ROWS, blocks, BLOCK), q.dtype)
+    np.matmul(rows, keys[:, None, :blocks], out=scores.swapaxes(2, 3))
+    z = scores.reshape(n_head, t, -1)
+    z[..., offset:] += _future(t)[:, : z.shape[-1] - offset]
+    _mix(scores, ROWS, values[:, None], out.reshape(n_head, -1, ROWS, d))
 
 
 def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int) -> None:
@@ -68,7 +85,7 @@ def _mix(scores: np.ndarray, t: int, values: np.ndarray, out: np.ndarray) -> Non
     np.divide(mixed[..., :t, :], total, out=out)
 
 
-@lru_cache(maxsize=ROWS)
+@lru_cache(maxsize=ROWS + GROUPS)
 def _future(rows: int) -> np.ndarray:
     """[rows, rows + 63]: -inf where the key comes after the query, else 0; up to the end of a block."""
     return np.triu(np.full((rows, rows + BLOCK - 1), -np.inf, np.float32), 1)
