@@ -8,12 +8,15 @@ and dropped. How to read the result: docs/performance.md.
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import bounds  # first: it keeps BLAS at one thread
 import decoding
@@ -23,8 +26,8 @@ import report
 import rivals
 import scaling
 import tokenizing
-from harness import FULL, QUICK, SEED, SMOKE, Bench, Length
-from ours import Server, database
+from harness import FULL, QUICK, SMOKE, Bench, Length
+from ours import MODEL, Server, database
 from shapes import Shape
 from texts import english
 
@@ -51,7 +54,7 @@ TOPICS: dict[str, list[Topic]] = {
     "workers": [("", 0, 1, learning.workers)],
     "first": [("", 1, 3, decoding.first_token)],
     "memory": [("", 1, 1, decoding.memory)],
-    "encode": [("", 1, 1, tokenizing.tokenize)],
+    "encode": [("tokenizers", 1, 1, tokenizing.tokenize)],
     "sessions": [("", 1, 2, decoding.sessions)],
     "sql": [("", 1, 1, decoding.pure_sql)],
 }
@@ -60,34 +63,14 @@ SCALING: list[Topic] = [("", 1, 2, scaling.shapes), ("", 1, 2, scaling.lengths)]
 
 def run(args: argparse.Namespace) -> None:
     """Measure, and print."""
-    run_length: Length = FULL if args.full else SMOKE if args.smoke else QUICK
+    length: Length = FULL if args.full else SMOKE if args.smoke else QUICK
     shape = Shape(n_layer=2, n_head=2, d_model=64) if args.smoke else Shape()
-    say = Progress(args.quiet)
-    topics = {"scaling": SCALING} if args.scaling else TOPICS
-    chosen = [
-        (name, needs, rounds, one_round)
-        for name in args.only or topics
-        for needs, few, many, one_round in topics[name]
-        if (rounds := args.rounds or (many if args.full else few) or (1 if args.only or args.smoke else 0))
-    ]
     with database(args.dsn) as dsn, tempfile.TemporaryDirectory(prefix="pg_gpt2_bench_") as scratch:
-        say("making a random model of gpt2-small's shape")
-        server = Server(dsn, shape, args.threads, SEED)
-        facts = machine.facts() | {"threads": args.threads, "length": run_length.name}
+        server = Server(dsn, args.threads)
+        bench = Bench(shape, server, bounds.Bounds(args.threads), Path(scratch), length, patience=args.patience)
+        facts = machine.facts() | {"threads": args.threads, "length": length.name, "server": server.facts()}
         facts |= {"kind": "scaling" if args.scaling else "bench", "command": args.command}
-        bench = Bench(shape, server, bounds.Bounds(args.threads), Path(scratch), run_length, patience=args.patience)
-        if args.smoke:
-            bench.limits = {}
-        facts["vocabulary"] = server.load_vocabulary(english(1_000_000)[0])
-        facts |= {"server": server.facts(), "versions": invite(bench, args, {needs for _, needs, *_ in chosen})}
-        if not args.scaling:
-            decoding.warm_up(server.main, bench)
-        for number in range(max(rounds for _, _, rounds, _ in chosen)):
-            for name, _, rounds, one_round in chosen:
-                if number < rounds:
-                    say(f"round {number + 1}: {name}")
-                    attempt(bench, name, one_round)
-        say("")
+        facts |= measure(bench, args, Progress(args.quiet))
     facts |= {"notes": bench.notes, "checks": bench.checks, "disturbed": bench.disturbed}
     result = report.as_json(list(bench.rows.values()), facts, bench.rates)
     print(report.summary(result))
@@ -99,6 +82,34 @@ def run(args: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
+def measure(bench: Bench, args: argparse.Namespace, say: "Progress") -> dict[str, Any]:
+    """Rounds of all topics that were asked for; which rivals and vocabulary they had."""
+    topics = {"scaling": SCALING} if args.scaling else TOPICS
+    chosen = [
+        (name, needs, rounds, one_round)
+        for name in args.only or topics
+        for needs, few, many, one_round in topics[name]
+        if (rounds := args.rounds or (many if args.full else few) or (1 if args.only or args.smoke else 0))
+    ]
+    facts: dict[str, Any] = {"versions": {}, "vocabulary": ""}
+    if not args.scaling:
+        say("making a random model")
+        bench.server.init_model(MODEL, bench.shape)
+        facts["vocabulary"] = bench.server.load_vocabulary(english(1_000_000)[0])
+        if args.smoke:
+            bench.limits = {}
+        if not args.alone:
+            facts["versions"] = invite(bench, args.threads, {needs for _, needs, *_ in chosen})
+        decoding.warm_up(bench.server.main, bench)
+    for number in range(max(rounds for _, _, rounds, _ in chosen)):
+        for name, _, rounds, one_round in chosen:
+            if number < rounds:
+                say(f"round {number + 1}: {name}")
+                attempt(bench, name, one_round)
+    say("")
+    return facts
+
+
 def attempt(bench: Bench, name: str, one_round: Callable[[Bench], None]) -> None:
     """One round; an error is reported with the results of the others, and makes the run fail at its end."""
     try:
@@ -108,19 +119,20 @@ def attempt(bench: Bench, name: str, one_round: Callable[[Bench], None]) -> None
         bench.notes[f"FAILED {name}"] = f"{type(error).__name__}: {error}"
 
 
-def invite(bench: Bench, args: argparse.Namespace, needs: set[str]) -> dict[str, str]:
+def invite(bench: Bench, threads: int, needs: set[str]) -> dict[str, str]:
     """Set up the rivals that topics need, with the server's weights; their versions."""
-    if args.alone or not rivals.has_torch() or needs == {""}:
-        return {}
+    versions = {name: version(name) for name in ("tokenizers", "tiktoken") if "tokenizers" in needs and find_spec(name)}
+    if "tokenizers" in needs:
+        bench.tokenizers = rivals.tokenizers(*bench.server.vocabulary())
+    if not rivals.has_torch() or not needs & {"torch", "decoders"}:
+        return versions
     rivals.write_config(bench.scratch, bench.shape)
     bench.server.export(bench.scratch / "model.safetensors")
-    bench.torch = rivals.Torch(bench.scratch, args.threads)
+    bench.torch = rivals.Torch(bench.scratch, threads)
     bench.rivals = [bench.torch]
     if find_spec("ctranslate2") and "decoders" in needs:
-        bench.rivals += [
-            rivals.CTranslate2(bench.scratch, args.threads, bench.shape, kind) for kind in ("float32", "int8")
-        ]
-    return {name: version for rival in bench.rivals for name, version in rival.versions.items()}
+        bench.rivals += [rivals.CTranslate2(bench.scratch, threads, bench.shape, kind) for kind in ("float32", "int8")]
+    return versions | {name: version for rival in bench.rivals for name, version in rival.versions.items()}
 
 
 class Progress:
@@ -160,9 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--against", type=Path, metavar="FILE", help="say what changed since that one was written")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     args = parser.parse_args(arguments)
+    if args.scaling and args.only:
+        parser.error("--scaling has no topics")
     chosen = [f"--{name}" for name in ("full", "smoke", "scaling", "alone") if getattr(args, name)]
     chosen += [f"--only {name}" for name in args.only or ()]
     args.command = f"make bench BENCH_ARGS='{' '.join(chosen or ['--quick'])}'"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the database is dropped
     run(args)
 
 

@@ -46,6 +46,7 @@ class Bench:
     limits: Mapping[str, tuple[Limit, ...]] = field(default_factory=lambda: TARGETS)
     torch: Any = None
     rivals: list[Any] = field(default_factory=list)
+    tokenizers: list[Any] = field(default_factory=list)
     patience: float = 0.0
     rows: dict[str, Row] = field(default_factory=dict)
     rates: dict[str, list[float]] = field(default_factory=lambda: {READ: [], SGEMM: []})

@@ -142,13 +142,12 @@ class Session:
 
 
 class Server:
-    """The database, with a random model of `shape` named bench; `threads` cores for each session."""
+    """The database; `threads` cores for each session."""
 
-    def __init__(self, dsn: str, shape: Shape, threads: int, seed: int) -> None:
+    def __init__(self, dsn: str, threads: int) -> None:
         self.dsn = dsn
         self.threads = threads
         self.main = self.plain_session()
-        self.init_model(MODEL, shape, seed)
 
     def session(self, **settings: object) -> Session:
         """Another session."""
@@ -156,15 +155,13 @@ class Server:
 
     def plain_session(self) -> Session:
         """Another session, in which a token is a pass of the model: nothing is guessed from what was said before."""
-        session = self.session()
-        session.probe("look_up", False)
-        return session
+        return self.session(prompt_lookup="off")
 
-    def init_model(self, name: str, shape: Shape, seed: int = 1) -> None:
+    def init_model(self, name: str, shape: Shape) -> None:
         """Make a model with random weights."""
         n = shape
         numbers = (n.n_layer, n.n_head, n.d_model, n.n_positions, n.vocab)
-        self.main.value("SELECT llm_init_model(%s, %s, %s, %s, %s, %s, seed => %s)", name, *numbers, seed)
+        self.main.value("SELECT llm_init_model(%s, %s, %s, %s, %s, %s, seed => 1)", name, *numbers)
         self.main.conn.execute("VACUUM ANALYZE llm_param")
 
     def facts(self) -> dict[str, Any]:

@@ -40,15 +40,6 @@ CREATE FUNCTION pg_temp.watched_seconds() RETURNS json LANGUAGE plpython3u AS $$
 return repr(GD['bench_seconds'])
 $$;
 
--- Whether generation may guess from what was said before and verify (prompt lookup); its tokens are the same either way.
-CREATE FUNCTION pg_temp.look_up(allowed boolean) RETURNS json LANGUAGE plpython3u AS $$
-import importlib
-plpy.execute('SELECT llm_boot()')
-api = next(module for key, module in GD.items() if key.startswith('pg_gpt2'))
-importlib.import_module(api.__name__.removesuffix('api') + 'generation').look_up = allowed
-return '0'
-$$;
-
 -- Seconds of passes over 1, 4, 8 and 16 tokens after 200 others, in turns: number of tokens -> one time for each turn.
 CREATE FUNCTION pg_temp.passes(model text, turns integer) RETURNS json LANGUAGE plpython3u AS $$
 import importlib, json, time

@@ -215,7 +215,9 @@ def remarks(result: Mapping[str, Any]) -> Iterator[str]:
     findings = [finding for row in rows_of(result) for finding in row.findings()]
     if findings:
         yield f"targets met: {sum(finding.met for finding in findings)} of {len(findings)}"
-    yield f"vocabulary: {facts['vocabulary']}" + "".join(f"; {name}: {note}" for name, note in facts["notes"].items())
+    yield from (
+        f"{name}: {note}" for name, note in [("vocabulary", facts["vocabulary"]), *facts["notes"].items()] if note
+    )
     if facts["server"]["environment"]:
         settings = ", ".join(f"{name}={value}" for name, value in facts["server"]["environment"].items())
         yield f"note: the server has {settings}: NumPy may be slowed"

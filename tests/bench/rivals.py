@@ -230,6 +230,12 @@ class TikToken:
         return self._encoding.encode_ordinary(text)
 
 
+def tokenizers(names: dict[str, int], ranks: dict[bytes, int], merges: list[tuple[str, str]]) -> list[Any]:
+    """Those that are installed, on a vocabulary."""
+    found: list[Any] = [Tokenizers(names, merges)] if find_spec("tokenizers") else []
+    return [*found, TikToken(ranks)] if find_spec("tiktoken") else found
+
+
 def convert_for_ctranslate2(directory: Path, target: Path, quantization: str, names: list[str]) -> None:
     """Write the model in `directory` in CTranslate2's format. It wants a vocabulary, for which names of ids will do."""
     from ctranslate2.converters import TransformersConverter

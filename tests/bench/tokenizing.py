@@ -1,10 +1,7 @@
 """Rows about llm_encode: English and mixed scripts, in a session that has seen no text, and again."""
 
 from functools import partial
-from importlib.util import find_spec
-from typing import Any
 
-import rivals
 from harness import Bench
 from report import US
 from texts import english, mixed
@@ -17,7 +14,6 @@ def tokenize(bench: Bench) -> None:
     size = bench.length.text_bytes
     prose, distinct = english(size)
     bench.notes["english"] = f"{distinct / 1e6:.1f} MB until it repeats"
-    others = _rivals(bench)
     for kind, text in (("english", prose), ("mixed", mixed(size))):
         bench.wait()
         cold, warm, ids = bench.server.encode(text)
@@ -27,17 +23,7 @@ def tokenize(bench: Bench) -> None:
             what = f"llm_encode, {length / 1e6:.2g} MB of {'English' if kind == 'english' else 'many scripts'}, {state}"
             row = bench.row(f"encode {kind} {state}", what, "MB/s", length / 1e6, rate=True)
             row.add(US, seconds)
-            for rival in others:
+            for rival in bench.tokenizers:
                 theirs, found = bench.timed(partial(rival.encode, part))
                 row.add(rival.name, theirs * length / len(part.encode()))
                 bench.check(f"llm_encode: same ids as {rival.name}", found[:-4] == ids[: len(found) - 4])
-
-
-def _rivals(bench: Bench) -> list[Any]:
-    names, ranks, merges = bench.server.vocabulary()
-    found: list[Any] = []
-    if find_spec("tokenizers"):
-        found.append(rivals.Tokenizers(names, merges))
-    if find_spec("tiktoken"):
-        found.append(rivals.TikToken(ranks))
-    return found
