@@ -8,6 +8,11 @@ import pytest
 
 SOON = 1.5  # seconds; a cancel takes effect within 0.5, the rest is for a busy machine
 TIMEOUT = 0.3
+# 10 MB, and the same in letters only: translate() cannot be cancelled, and is not what is tested.
+WORDS = """
+    CREATE TABLE words AS SELECT body, translate(body, ' 0123456789', 'ghijklmnopq') AS letters
+    FROM (SELECT string_agg(md5(i::text), ' ') AS body FROM generate_series(1, 300000) AS i) AS t
+"""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -17,9 +22,7 @@ def models(module_conn):
     module_conn.execute(
         "SELECT llm_dataset_load($$SELECT repeat('low lower ', 20000)$$, 'slow', 256, val_fraction => 0.5)"
     )
-    module_conn.execute(
-        "CREATE TABLE words AS SELECT string_agg(md5(i::text), ' ') AS body FROM generate_series(1, 300000) AS i"
-    )
+    module_conn.execute(WORDS)
 
 
 LONG = {
@@ -32,7 +35,7 @@ LONG = {
     "logits": "SELECT llm_logits(array_fill(i, '{1024}'), 'slow') FROM generate_series(1, 100) AS i",
     "tokenizing": "SELECT llm_token_count(body, 'slow') FROM words",
     "tokenizing one long word": "SELECT llm_token_count(repeat('lower', 2000000), 'slow')",
-    "tokenizing unlike letters": "SELECT llm_token_count(translate(body, ' 0123456789', 'ghijklmnopq'), 'slow') FROM words",
+    "tokenizing unlike letters": "SELECT llm_token_count(letters, 'slow') FROM words",
     "decoding": "SELECT llm_decode(array_fill(70, '{3000000}') || llm_encode(body, 'slow'), 'slow') FROM words",
     "training a vocabulary": "SELECT llm_train_bpe('SELECT body FROM words', 50000, 'x')",
     "loading data": "SELECT llm_dataset_load('SELECT body FROM words', 'slow', 64)",
@@ -42,9 +45,29 @@ LONG = {
     "log-probabilities": "SELECT * FROM llm_logprobs(repeat('low lower ', 20000), 'slow')",
     "making a model": "SELECT llm_init_model('x', 12, 16, 1024, 1024, 50000)",
     "exporting": "SELECT count(*) FROM generate_series(1, 30), llm_export_safetensors('slow')",
+    "importing": "SELECT llm_import_safetensors(data, 'x' || i) FROM file, generate_series(1, 60) AS i",
+    "importing a file": "SELECT pg_llm_import_safetensors('{folder}/slow.safetensors', 'x' || i) FROM generate_series(1, 60) i",
+    "importing a .npz file": "SELECT pg_llm_import_npz('{folder}/slow.npz', 'x' || i) FROM generate_series(1, 60) AS i",
+    "exporting a file": "SELECT pg_llm_export_safetensors('{folder}/x', 'slow') FROM generate_series(1, 60)",
+    "exporting a .npz file": "SELECT pg_llm_export_npz('{folder}/x', 'slow') FROM generate_series(1, 60)",
+    "a checkpoint": "SELECT llm_checkpoint_save('slow') FROM generate_series(1, 100)",
+    "a checkpoint in a file": "SELECT llm_checkpoint_save('slow', '', '{folder}/x' || i || '.npz')"
+    " FROM generate_series(1, 60) AS i",
+    "loading a checkpoint": "SELECT llm_checkpoint_load('slow', id) FROM llm_checkpoint, generate_series(1, 60)",
+    "comparing checkpoints": "SELECT count(*) FROM llm_checkpoint AS c, generate_series(1, 60), llm_checkpoint_diff(c.id, c.id)",
+    "copying a model": "SELECT llm_copy_model('slow', 'x' || i) FROM generate_series(1, 60) AS i",
+    "a trace": "SELECT count(*) FROM generate_series(1, 60), llm_trace(array_fill(1, '{500}'), 'slow')",
+    "attention weights": "SELECT count(*) FROM generate_series(1, 60), llm_attention_weights(repeat('low ', 500), 0, 0, 'slow')",
+    "a recorded loss": "SELECT set_config('pg_gpt2.autograd', 'on', true), llm_loss('slow', array_fill(1, '{256}'),"
+    " array_fill(2, '{256}')), llm_backprop(NULL, 'slow') FROM generate_series(1, 30)",
+    "a product": "SELECT pg_llm_matmul(a, a, 1500, 1500, 1500)"
+    " FROM decode(repeat('00', 9000000), 'hex') AS a, generate_series(1, 60)",
     "a slow source": "SELECT llm_train_bpe('SELECT pg_sleep(60)::text', 300, 'x')",
 }
 
+
+# Procedures commit; what they had committed stays.
+COMMITTING = "CALL llm_train_run('slow', 1000, batch_size => 4, commit_every => 1)"
 
 ROWS = (
     "SELECT (SELECT count(*) FROM llm_bpe_vocab), (SELECT count(*) FROM llm_param),"
@@ -52,9 +75,23 @@ ROWS = (
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def files(models, module_conn, server_files):
+    """What is imported: bytes, and files of the server."""
+    module_conn.execute(
+        "CREATE TABLE file AS SELECT string_agg(c, '') AS data FROM llm_export_safetensors('slow') AS c"
+    )
+    module_conn.execute("SELECT llm_checkpoint_save('slow')")
+    for kind in ("safetensors", "npz"):
+        module_conn.execute(f"SELECT pg_llm_export_{kind}(%s, 'slow')", [f"{server_files}/slow.{kind}"])
+    yield
+    for path in [*server_files.glob("slow.*"), *server_files.glob("x*")]:
+        path.unlink()
+
+
 @pytest.mark.parametrize("statement", LONG.values(), ids=LONG)
-def test_a_timeout_ends_it_and_the_session_goes_on(module_conn, statement):
-    conn = module_conn
+def test_a_timeout_ends_it_and_the_session_goes_on(module_conn, server_files, statement):
+    conn, statement = module_conn, statement.replace("{folder}", str(server_files))
     rows = conn.execute(ROWS).fetchone()
     conn.execute("SELECT llm_generate('low', 1, model_name => 'slow')")  # loads the model
     (alive,) = conn.execute("SELECT pg_backend_pid()").fetchone()
@@ -70,6 +107,20 @@ def test_a_timeout_ends_it_and_the_session_goes_on(module_conn, statement):
     assert conn.execute("SELECT pg_backend_pid()").fetchone() == (alive,)
     assert conn.execute("SELECT llm_generate('low', 2, 0, model_name => 'slow') LIKE 'low%'").fetchone() == (True,)
     assert conn.execute(ROWS).fetchone() == rows
+    assert not list(server_files.glob(".pg_gpt2-*"))
+
+
+def test_a_committing_run_is_cancelled_between_its_commits(connect):
+    conn = connect()
+    conn.execute(f"SET statement_timeout = '{4 * TIMEOUT}s'")
+    started = time.monotonic()
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        conn.execute(COMMITTING)
+    assert time.monotonic() - started < 4 * TIMEOUT + SOON
+    conn.execute("RESET statement_timeout")
+    statuses = conn.execute("SELECT status FROM llm_run WHERE status <> 'manual'").fetchall()
+    assert set(statuses) <= {("running",)}, "never reported as finished"
+    conn.execute("DELETE FROM llm_train_log; DELETE FROM llm_run")
 
 
 def test_a_cancel_from_outside_ends_it_too(connect, module_conn):
@@ -83,14 +134,17 @@ def test_a_cancel_from_outside_ends_it_too(connect, module_conn):
     assert conn.execute("SELECT llm_generate('low', 0, model_name => 'slow')").fetchone() == ("low",)
 
 
-def test_termination_is_heeded(connect, module_conn):
+@pytest.mark.parametrize(
+    "what", ["generation", "a batch", "tokenizing", "training a vocabulary", "training", "importing"]
+)
+def test_termination_is_heeded(connect, module_conn, what):
     conn = connect()
     conn.execute("SELECT llm_generate('low', 1, model_name => 'slow')")
     pid = conn.info.backend_pid
     threading.Timer(TIMEOUT, lambda: module_conn.execute("SELECT pg_terminate_backend(%s)", [pid])).start()
     started = time.monotonic()
     with pytest.raises(psycopg.OperationalError):
-        conn.execute(LONG["training"])
+        conn.execute(LONG[what])
     assert time.monotonic() - started < TIMEOUT + SOON
 
 

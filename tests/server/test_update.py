@@ -4,7 +4,11 @@ The later version is 1.0 with another number: its script is what build.py would 
 """
 
 import re
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -70,6 +74,55 @@ def test_an_update_is_followed_by_open_sessions_and_keeps_everything(later_versi
     found = conn.execute("SELECT r.* FROM llm_run, llm_replay(run_id) AS r ORDER BY run_id LIMIT 1").fetchone()
     assert found[2] is None  # the run of 1.0 agrees
     assert "sources differ from the run's" in found[-1]
+
+
+def test_an_update_under_load_is_not_noticed(later_version, new_database):
+    """By sessions that generate all the time, by an open cursor, and by another database, which stays at its version."""
+    dsn, elsewhere = new_database(), new_database()
+    with ExitStack() as stack:
+        conn, streaming, neighbour = (
+            stack.enter_context(psycopg.connect(where, autocommit=True)) for where in (dsn, dsn, elsewhere)
+        )
+        for one in (conn, neighbour):
+            one.execute("SELECT llm_init_model('m', 1, 2, 8, 16, 50)")
+            one.execute(
+                "INSERT INTO llm_dataset (tokens, target) SELECT '{1,2,3}', '{2,3,4}' FROM generate_series(1, 6)"
+            )
+        tokens = conn.execute(GENERATE).fetchone()
+        streaming.execute("BEGIN")
+        streaming.execute(
+            "DECLARE c CURSOR FOR SELECT unnest(llm_generate_tokens(ARRAY[1, n], 8, model_name => 'm', seed => 1,"
+            " eos_token => -1)) FROM generate_series(1, 4) AS n"
+        )
+        first = streaming.execute("FETCH 5 FROM c").fetchall()
+        done = threading.Event()
+
+        def generate() -> set[str]:
+            found = set()
+            with psycopg.connect(dsn, autocommit=True) as session:
+                while not done.is_set():
+                    found.add(str(session.execute(GENERATE).fetchone()))
+            return found
+
+        with ThreadPoolExecutor(3) as pool:
+            running = [pool.submit(generate) for _ in range(3)]
+            time.sleep(0.3)
+            conn.execute(f"ALTER EXTENSION pg_gpt2 UPDATE TO '{later_version}'")
+            time.sleep(0.3)
+            done.set()
+            assert [future.result(20) for future in running] == [{str(tokens)}] * 3
+        rest = streaming.execute("FETCH ALL FROM c").fetchall()
+        streaming.execute("COMMIT")
+        assert len(first + rest) == 32
+        assert neighbour.execute(GENERATE).fetchone() == tokens
+        for one, version in ((conn, later_version), (neighbour, "1.0"), (conn, later_version)):
+            train(one)
+            assert one.execute(VERSION).fetchone() == (version,)
+            assert (
+                one.execute("SELECT value FROM llm_doctor() WHERE item = 'pg_gpt2'")
+                .fetchone()[0]
+                .startswith(f"{version} ")
+            )
 
 
 def test_drop_extension_leaves_nothing_behind(connect):
