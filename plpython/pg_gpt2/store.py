@@ -97,9 +97,9 @@ def check_overrides(
 LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
 
 
-def lock(model: str) -> None:
-    """Wait until no other session changes `model`, and make others wait until this transaction ends."""
-    for name in locked_with(model):
+def lock(*models: str) -> None:
+    """Wait until no other session changes `models`, and make others wait until this transaction ends."""
+    for name in sorted({name for model in models for name in locked_with(model)}):
         db.run(f"SELECT pg_advisory_xact_lock({LOCK})", ["text"], name)
 
 
