@@ -86,7 +86,6 @@ def attention_weights(qkv: np.ndarray, n_head: int) -> np.ndarray:  # [T, 3D] ->
 
 def trace(params: Params, config: GPT2Config, ids: Sequence[int]) -> list[Step]:
     """Every intermediate value of a forward pass over `ids`, logits and probabilities included."""
-    params = dict(params)
     run = Tracer(params, config.n_head)
     logits = gpt2.logits(run, params, np.asarray(ids, np.int64), config)
     run.steps.append(Step(None, "softmax", "probabilities", lookup("softmax")(logits)))
@@ -95,7 +94,6 @@ def trace(params: Params, config: GPT2Config, ids: Sequence[int]) -> list[Step]:
 
 def layer_attention(params: Params, config: GPT2Config, ids: Sequence[int], layer: int) -> np.ndarray:  # -> [H, T, T]
     """The attention matrices of one layer."""
-    params = dict(params)
     run = Tracer(params, config.n_head)
     gpt2.hidden(run, params, np.asarray(ids, np.int64), config)
     return next(step.data for step in run.steps if step.name == f"h.{layer}.attn.weights")
@@ -103,7 +101,6 @@ def layer_attention(params: Params, config: GPT2Config, ids: Sequence[int], laye
 
 def logit_lens(params: Params, config: GPT2Config, ids: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """(layer, probabilities [V] of the next token), as if the blocks ended there; layer 0 is the embeddings."""
-    params = dict(params)
     run = Tracer(params, config.n_head)
     gpt2.hidden(run, params, np.asarray(ids, np.int64), config)
     ends = ["embeddings", *(f"h.{i}.output" for i in range(config.n_layer))]

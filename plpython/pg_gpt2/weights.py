@@ -41,8 +41,15 @@ class Model:
 
     @property
     def params(self) -> layout.Plain:
-        """Name -> array as the checkpoint has it."""
+        """Name -> array as the checkpoint has it; one from panels is copied when it is asked for."""
         return layout.Plain(self.arranged)
+
+    def plain(self) -> dict[str, np.ndarray]:
+        """All of `params` at once. 53200 when there is no room for the copies."""
+        copied = sum(array.nbytes for array in self.arranged.values() if not isinstance(array, np.ndarray))
+        if copied:
+            resources.require_memory(copied, f'model "{self.name}" outside its panels')
+        return dict(self.params)
 
 
 class Kept(Protocol):

@@ -44,7 +44,7 @@ def _trace(model: weights.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
     config, t = model.config, len(ids)
     layer = t * 22 * config.d_model + t * t * config.n_head
     resources.require_memory(4 * (config.n_layer * layer + 3 * t * config.vocab), f"a trace of {t} tokens")
-    steps = tracing.trace(model.params, config, ids)
+    steps = tracing.trace(model.plain(), config, ids)
     return (
         (seq, step.layer, step.op, step.name, list(step.data.shape), to_bytes(step.data))
         for seq, step in enumerate(steps, 1)
@@ -63,7 +63,7 @@ def attention_weights(prompt: str, layer: int, head: int, model: str | None) -> 
                 hint="Layers and heads count from 0, as in the names of parameters.",
             )
     ids = _ids_of(prompt, loaded)
-    attention = tracing.layer_attention(loaded.params, loaded.config, ids, layer)[head].tolist()
+    attention = tracing.layer_attention(loaded.plain(), loaded.config, ids, layer)[head].tolist()
     tokenizer = vocabularies.load(loaded.name)
     tokens = [db.storable(tokenizer.decode([token])) for token in ids]
     return [(q, tokens[q], k, tokens[k], attention[q][k]) for q in range(len(ids)) for k in range(q + 1)]
@@ -77,7 +77,7 @@ def logit_lens(prompt: str, model: str | None, n: int) -> list[tuple[Any, ...]]:
     ids = _ids_of(prompt, loaded)
     tokenizer = vocabularies.load(loaded.name)
     rows = []
-    for layer, probabilities in tracing.logit_lens(loaded.params, loaded.config, ids):
+    for layer, probabilities in tracing.logit_lens(loaded.plain(), loaded.config, ids):
         for rank, token in enumerate(np.argsort(-probabilities, kind="stable")[:n].tolist(), 1):
             rows.append((layer, rank, db.storable(tokenizer.decode([token])), float(probabilities[token]), token))
     return rows
