@@ -1,149 +1,179 @@
-"""A database that is dumped and restored has the same models, vocabularies, data and runs, and goes on from there."""
+"""A database that was dumped and restored, in each form, has every row and goes on with the same results and ids."""
 
 import os
+import shutil
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
 
-DUMPED = (
+BINDIR = os.environ.get("PG_GPT2_TEST_BINDIR") or str(Path(shutil.which("pg_dump") or "").parent)
+TABLES = (
     *("llm_model_config", "llm_param", "llm_dataset", "llm_bpe_vocab", "llm_bpe_merges", "llm_run", "llm_train_log"),
-    "llm_tape",
+    *(
+        "llm_checkpoint",
+        "llm_checkpoint_blob",
+        "llm_checkpoint_part",
+        "llm_checkpoint_restore",
+        "llm_param_share",
+        "llm_tape",
+    ),
+)
+NOT_OF_THE_USER = {
+    "llm_bpe_version",
+    "llm_limit",
+}  # a version of rows, which are new rows; what the test below looks at
+STATE = "SELECT md5(string_agg(md5(data) || md5(m) || md5(v), '' ORDER BY model, name, token_id)) FROM llm_param"
+NEXT = (
+    "SELECT llm_generate('low', 8, model_name => 'm', seed => 1)",
+    "SELECT llm_loss('m', ARRAY[1, 2], ARRAY[2, 3], training => false)",
+    "SELECT llm_train_step('m', dropout_p => 0.1, seed => 5)",
+    STATE,
+    "SELECT llm_train_step('sharing', batch => ARRAY[1])",
+    STATE,
+    "SELECT llm_train('m', 2, batch_size => 2, log_every => 0)",
+    "INSERT INTO llm_dataset (model, tokens, target) VALUES ('m', '{1}', '{2}') RETURNING id",
+    "SELECT llm_checkpoint_save('m')",
+    "SELECT llm_checkpoint_load('m', 1)",
+    STATE,
+    "SELECT max(id) FROM llm_checkpoint_restore",
+    "SELECT max(id), max(tape_id), max(run_id) FROM llm_tape",
+    "SELECT * FROM llm_evaluate('m', 'train')",
+    "DELETE FROM llm_bpe_merges WHERE model = 'm' AND rank > 1 RETURNING rank",
+    "SELECT llm_encode('lower', 'm')",
+    "SELECT llm_train_step('m', seed => 5)",
+    STATE,
 )
 
 
 @pytest.fixture(scope="module")
-def original(module_conn):
-    """A database with a trained model, a preset that was replaced, one that got weights' room, and presets as they come."""
-    conn = module_conn
-    conn.execute("SET client_min_messages = warning")
-    conn.execute("SELECT llm_train_bpe($$VALUES ('low lower lowest naïve')$$, 265, 'tiny')")
-    conn.execute("SELECT llm_init_model('tiny', 1, 2, 16, 32, seed => 1)")
-    conn.execute("SELECT llm_dataset_load($$VALUES (repeat('low lower ', 100))$$, 'tiny', 8, val_fraction => 0.2)")
-    conn.execute("SELECT llm_train('tiny', 3, batch_size => 2, seed => 5)")
-    conn.execute("INSERT INTO llm_model_config VALUES ('gpt2-large', 1, 2, 8, 16, 265)")
-    conn.execute("SELECT llm_init_model('gpt2-xl', 1, 1, 8, 16, 265)")
-    return conn
+def source(dsn: str) -> str:
+    """A database that has everything: vocabulary, data, runs, checkpoints, a run by hand, a load, a shared tensor."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for statement in (
+            "SELECT llm_train_bpe($$SELECT 'low lower lowest newer wider' $$, 262, 'm')",
+            "SELECT llm_init_model('m', 2, 2, 16, 16)",
+            "SELECT llm_dataset_load($$SELECT repeat('low lower ', 50)$$, 'm', 16)",
+            "UPDATE llm_dataset SET model = NULL",
+            "SELECT llm_train('m', 2, batch_size => 2, log_every => 0)",
+            "SELECT llm_checkpoint_save('m', 'first')",
+            "SELECT llm_train_step('m')",
+            "SELECT llm_checkpoint_save('m')",
+            "SELECT llm_checkpoint_load('m', 1)",
+            "SELECT llm_train_step('m')",
+            "SELECT llm_train('m', 1, log_every => 0)",  # steps by hand begin another run in new rows, and so they do here
+            "SELECT llm_init_model('gpt2-small', 1, 2, 8, 16, 50)",  # the name of a preset
+            "INSERT INTO llm_model_config VALUES ('gpt2-large', 1, 2, 8, 16, 265)",
+            "SELECT llm_copy_model('m', 'sharing')",
+            "SELECT llm_share_param('m', 'wte', NULL, 'sharing')",
+        ):
+            conn.execute(statement)
+    return dsn
 
 
-def program(name: str) -> str:
-    directory = os.environ.get("PG_GPT2_TEST_BINDIR")
-    return os.path.join(directory, name) if directory else name
+def run(program: str, *arguments: str) -> None:
+    """A program of PostgreSQL, which must succeed and say nothing."""
+    done = subprocess.run([f"{BINDIR}/{program}", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
 
 
-def restore(dsn: str, into: str, *options: str) -> None:
-    """pg_dump dsn | psql into: every error counts."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    dump = subprocess.run(
-        [program("pg_dump"), *options, dsn], check=True, stdout=subprocess.PIPE, env=environment
-    ).stdout
-    done = subprocess.run(
-        [program("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", into],
-        input=dump,
-        capture_output=True,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    assert b"ERROR" not in done.stderr
+def contents(dsn: str) -> dict[str, object]:
+    """Number of rows and a digest of each table."""
+    with psycopg.connect(dsn) as conn:
+        return {
+            name: conn.execute(
+                f"SELECT count(*), md5(string_agg(md5(t::text), '' ORDER BY md5(t::text))) FROM {name} AS t"
+            ).fetchone()
+            for name in TABLES
+        }
 
 
-def restore_custom(dsn: str, into: str) -> None:
-    """pg_dump -Fc, pg_restore -j 2: tables are filled in any order, side by side."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    dump = subprocess.run([program("pg_dump"), "-Fc", dsn], check=True, stdout=subprocess.PIPE, env=environment).stdout
-    subprocess.run(
-        [program("pg_restore"), "--exit-on-error", "-d", into],
-        check=True,
-        input=dump,
-        env=environment,
-        capture_output=True,
-    )
+def next_results(dsn: str) -> list[object]:
+    """What the next statements return, ids included."""
+    with psycopg.connect(dsn) as conn:
+        return [conn.execute(statement).fetchone() for statement in NEXT]
 
 
-@pytest.fixture(scope="module", params=["plain", "inserts", "custom"])
-def copy(request, original, dsn, new_database):
-    into = new_database("template0")
-    if request.param == "custom":
-        restore_custom(dsn, into)
+@pytest.mark.parametrize("form", ["plain", "inserts", "custom", "parallel"])
+def test_a_restored_database_is_and_does_the_same(source, new_database, tmp_path, form):
+    target, dump = new_database("template0"), str(tmp_path / "dump")
+    if form in ("plain", "inserts"):
+        run("pg_dump", *(["--column-inserts"] if form == "inserts" else []), "-f", dump, source)
+        run("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", os.devnull, "-f", dump, "-d", target)
+    elif form == "custom":
+        run("pg_dump", "-Fc", "-f", dump, source)
+        run("pg_restore", "--exit-on-error", "-d", target, dump)
     else:
-        restore(dsn, into, *(["--column-inserts"] if request.param == "inserts" else []))
-    with psycopg.connect(into, autocommit=True) as conn:
-        conn.execute("SET client_min_messages = warning")
-        yield conn
+        run("pg_dump", "-Fd", "-j2", "-f", dump, source)
+        run("pg_restore", "--exit-on-error", "-j2", "-d", target, dump)
+    assert contents(target) == contents(source)
+    copy = new_database(psycopg.conninfo.conninfo_to_dict(source)["dbname"])
+    assert next_results(target) == next_results(copy)
 
 
-def both(original, copy, statement):
-    first, second = (conn.execute(statement).fetchall() for conn in (original, copy))
-    assert first == second
-    return first
+def test_every_table_of_the_user_is_among_those_compared(source):
+    with psycopg.connect(source) as conn:
+        dumped = conn.execute(
+            "SELECT c.relname FROM pg_extension e, unnest(e.extconfig) AS t JOIN pg_class c ON c.oid = t"
+            " WHERE extname = 'pg_gpt2' AND relkind = 'r'"
+        ).fetchall()
+        presets = conn.execute(
+            "SELECT model, preset FROM llm_model_config WHERE model LIKE 'gpt2-%' ORDER BY 1"
+        ).fetchall()
+    assert {name for (name,) in dumped} - NOT_OF_THE_USER == set(TABLES)
+    assert presets == [("gpt2-large", False), ("gpt2-medium", True), ("gpt2-small", False), ("gpt2-xl", True)]
 
 
-@pytest.mark.parametrize("table", DUMPED)
-def test_every_row_is_there_once(original, copy, table):
-    rows = both(original, copy, f"SELECT t::text FROM {table} AS t ORDER BY 1")
-    assert rows or table == "llm_checkpoint"
-
-
-def test_every_table_with_user_data_is_among_those_compared(original):
-    dumped = original.execute(
-        "SELECT c.relname FROM pg_extension e, unnest(e.extconfig) AS t JOIN pg_class c ON c.oid = t"
-        " WHERE extname = 'pg_gpt2' AND relkind = 'r'"
-    ).fetchall()
-    assert set(DUMPED) <= {name for (name,) in dumped}
-    for (name,) in dumped:
-        if name not in DUMPED:
-            assert original.execute(f"SELECT count(*) FROM {name}").fetchone() is not None
-
-
-def test_models_and_what_they_say_are_the_same(original, copy):
-    both(original, copy, "SELECT * FROM llm_models ORDER BY model")
-    both(original, copy, "SELECT llm_logits('{1,2,3}', 'tiny'), llm_logits('{1,2,3}', 'gpt2-xl')")
-    both(original, copy, "SELECT llm_generate('lower naïve', 20, model_name => 'tiny', seed => 3)")
-    both(original, copy, "SELECT * FROM llm_evaluate('tiny')")
-
-
-def test_presets_are_presets_and_replaced_ones_replaced(original, copy):
-    rows = both(original, copy, "SELECT model, n_layer, preset FROM llm_model_config ORDER BY model")
-    assert rows == [
-        ("gpt2-large", 1, False),
-        ("gpt2-medium", 24, True),
-        ("gpt2-small", 12, True),
-        ("gpt2-xl", 1, False),
-        ("tiny", 1, False),
-    ]
-
-
-def test_ids_go_on_and_so_does_training(original, copy):
-    for table, column in (("llm_dataset", "id"), ("llm_run", "run_id"), ("llm_tape", "id"), ("llm_tape", "tape_id")):
-        last = both(original, copy, f"SELECT max({column}) FROM {table}")[0][0]
-        with copy.transaction(force_rollback=True):
-            if table == "llm_dataset":
-                copy.execute("INSERT INTO llm_dataset (tokens, target) VALUES ('{1}', '{2}')")
-            else:
-                copy.execute("SELECT llm_train('tiny', 1)")
-            assert copy.execute(f"SELECT max({column}) FROM {table}").fetchone()[0] > last
-    weights = []
-    for conn in (original, copy):
-        with conn.transaction(force_rollback=True):
-            conn.execute("SELECT llm_train('tiny', 2, batch_size => 2, seed => 6)")
-            state = "SELECT name, data, m, v, step FROM llm_param WHERE model = 'tiny' ORDER BY name"
-            weights.append(conn.execute(state).fetchall())
-    assert weights[0] == weights[1]
-
-
-def test_a_restored_vocabulary_is_followed_when_it_changes(copy):
-    before = copy.execute("SELECT llm_encode('lower', 'tiny')").fetchone()
-    with copy.transaction(force_rollback=True):
-        copy.execute("DELETE FROM llm_bpe_merges WHERE model = 'tiny'")
-        assert copy.execute("SELECT llm_encode('lower', 'tiny')").fetchone() != before
-
-
-def test_a_dump_of_another_schema_is_restored_there(new_database):
-    first, second = new_database("template0"), new_database("template0")
+def test_a_dump_of_another_schema_is_restored_there(new_database, tmp_path):
+    first, second, dump = new_database("template0"), new_database("template0"), str(tmp_path / "dump")
     with psycopg.connect(first, autocommit=True) as conn:
         conn.execute('CREATE SCHEMA "My llm"; CREATE EXTENSION pg_gpt2 SCHEMA "My llm" CASCADE')
         conn.execute("SELECT \"My llm\".llm_init_model('tiny', 1, 2, 16, 32, 50)")
         expected = conn.execute("SELECT \"My llm\".llm_logits('{1}', 'tiny')").fetchone()
-    restore(first, second)
+    run("pg_dump", "-f", dump, first)
+    run("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", os.devnull, "-f", dump, "-d", second)
     with psycopg.connect(second, autocommit=True) as conn:
         assert conn.execute("SELECT \"My llm\".llm_logits('{1}', 'tiny')").fetchone() == expected
+
+
+def test_data_go_to_a_role_that_is_no_superuser(source, new_database, tmp_path):
+    """A superuser creates the extension; who was granted its tables restores into them."""
+    target, dump = new_database(), str(tmp_path / "dump")
+    with psycopg.connect(target, autocommit=True) as conn:
+        conn.execute("CREATE ROLE restorer LOGIN")
+        try:
+            conn.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO restorer")
+            conn.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO restorer")
+            run("pg_dump", "--data-only", "-Fc", "-f", dump, source)
+            as_restorer = psycopg.conninfo.make_conninfo(target, user="restorer")
+            run("pg_restore", "--exit-on-error", "--no-owner", "-d", as_restorer, dump)
+            assert contents(target) == contents(source)
+        finally:
+            conn.execute("DROP OWNED BY restorer")
+            conn.execute("DROP ROLE restorer")
+
+
+def test_a_tensor_as_large_as_wte_of_gpt2_xl(new_database: Callable[..., str]) -> None:
+    """50257 x 1600 values, 322 MB in blocks of 4 MiB, from pg_dump to psql without a file between."""
+    source, target = new_database(), new_database("template0")
+    with psycopg.connect(source, autocommit=True) as conn:
+        conn.execute("""
+            INSERT INTO llm_param (model, name, token_id, shape, data)
+            SELECT 'gpt2-xl', 'wte', first, ARRAY[rows, 1600], decode(repeat(md5(first::text), rows * 400), 'hex')
+            FROM generate_series(0, 50256, 655) AS first, LATERAL (SELECT least(655, 50257 - first)) AS block (rows)
+        """)
+    dumping = subprocess.Popen([f"{BINDIR}/pg_dump", source], stdout=subprocess.PIPE)
+    restoring = [f"{BINDIR}/psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", os.devnull, "-d", target]
+    done = subprocess.run(restoring, stdin=dumping.stdout, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert dumping.wait() == 0
+    state = "SELECT count(*), sum(octet_length(data)), md5(string_agg(md5(data), '' ORDER BY token_id)) FROM llm_param"
+    found = []
+    for dsn in (source, target):
+        with psycopg.connect(dsn) as conn:
+            found.append(conn.execute(state).fetchone())
+    assert found[0] == found[1]
+    assert found[0][:2] == (77, 50257 * 1600 * 4)

@@ -222,3 +222,18 @@ def test_what_writes_says_so(replica: psycopg.Connection, statement: str) -> Non
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         replica.execute(statement)
     assert replica.execute("SELECT llm_generate('The standby', 2, seed => 1)").fetchone()
+
+
+def test_a_promoted_copy_trains_on_as_the_primary_does(
+    standby: Standby, model: psycopg.Connection, replica: psycopg.Connection
+) -> None:
+    """A physical backup is a server of its own. The last test: afterwards the standby is none."""
+    standby.catch_up(replica)
+    assert replica.execute("SELECT pg_promote()").fetchone() == (True,)
+    found = []
+    for conn in (model, replica):
+        loss = conn.execute("SELECT llm_train_step('m', lr_max => 0.01, seed => 5)").fetchone()
+        run = conn.execute("SELECT llm_train('m', 2, batch_size => 2, log_every => 0)").fetchone()
+        state = "SELECT md5(string_agg(md5(data) || md5(m) || md5(v), '' ORDER BY name, token_id)) FROM llm_param"
+        found.append((loss, run, conn.execute(state).fetchone()))
+    assert found[0] == found[1]
