@@ -226,6 +226,12 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert broken == []
 
 
+def test_the_index_lists_every_page() -> None:
+    index = read_page("docs/README.md")
+    pages = [page.removeprefix("docs/") for page in PAGES if page not in ("README.md", "docs/README.md")]
+    assert [page for page in pages if f"]({page})" not in index] == []
+
+
 def test_every_function_and_relation_is_in_the_reference_and_every_function_has_an_example(
     conn: psycopg.Connection,
 ) -> None:
