@@ -189,6 +189,8 @@ class Tokenizer:
     def _encode_word(self, word: str) -> list[int]:
         """Ids of one pretoken."""
         symbols = self._bytes_to_symbols(word)
+        if len(symbols) > MANY_TOKENS:
+            host.check_interrupts()
         if len(symbols) < LONG_WORD:
             for _ in merge_by_scan(symbols, self._ranks, self._merged):
                 pass

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--dsn", default=os.environ.get("PG_GPT2_TEST_DSN"))
     parser.add_argument("--times", type=int, default=10, help="cancels a statement")
     parser.add_argument("--seconds", type=float, default=1.0, help="the latest moment of a cancel")
-    parser.add_argument("--only", help="part of the name of a statement")
+    parser.add_argument("--only", default="", help="part of the name of a statement")
     parser.add_argument("--large", action="store_true")
     chosen = parser.parse_args()
     with psycopg.connect(chosen.dsn, autocommit=True) as conn:
@@ -73,7 +73,7 @@ def main() -> None:
     moment = random.Random(0)
     with psycopg.connect(conninfo.make_conninfo(chosen.dsn, dbname="cancel"), autocommit=True) as conn:
         for name, statement in prepare(conn, folder, chosen.large).items():
-            if chosen.only is None or chosen.only in name:
+            if chosen.only in name:
                 taken = [latency(conn, statement, moment.uniform(0.02, chosen.seconds)) for _ in range(chosen.times)]
                 found = [one for one in taken if one is not None]
                 worst = f"{1000 * max(found):.0f} ms" if found else "-"
