@@ -1,5 +1,6 @@
 """Tables are the truth: what a session keeps in memory follows its rows, through every way in which rows change."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import psycopg
@@ -247,6 +248,15 @@ def test_a_vocabulary_can_be_changed_at_any_isolation_level(warm, connect, level
     assert pieces(warm) == before
 
 
+def until_it_waits(conn: psycopg.Connection, pid: int) -> None:
+    """Return when the session waits for a lock."""
+    for _ in range(200):
+        if conn.execute("SELECT wait_event_type FROM pg_stat_activity WHERE pid = %s", [pid]).fetchone() == ("Lock",):
+            return
+        time.sleep(0.05)
+    raise TimeoutError("it does not wait")
+
+
 @pytest.mark.parametrize(
     "training",
     ["SELECT llm_train('tiny', 1, batch_size => 1)", "SELECT llm_train_step('tiny')", "CALL llm_train_run('tiny', 1)"],
@@ -259,7 +269,8 @@ def test_training_does_not_overwrite_what_another_session_changed_meanwhile(conn
     expected = one.execute(changed).fetchone()
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(two.execute, training)
-        assert wait([waiting], 0.5).not_done
+        until_it_waits(connect(), two.info.backend_pid)
+        assert not waiting.done()
         one.execute("COMMIT")
         with pytest.raises(psycopg.errors.DataException, match="changed by somebody else"):
             waiting.result(10)
