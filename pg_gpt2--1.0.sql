@@ -32,7 +32,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 8d789eb574b5 @extschema@'] = importer['load'](sources, 'pg_gpt2 8d789eb574b5 @extschema@', '@extschema@')
+GD['pg_gpt2 279cd54ffc4b @extschema@'] = importer['load'](sources, 'pg_gpt2 279cd54ffc4b @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -40,7 +40,7 @@ COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Ev
 
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2', $pg_gpt2_source$"""pg_gpt2: GPT-2, trained and run inside PostgreSQL, on NumPy.
 
-Dependency runs one way: errors <- tensor, tape <- ops <- model <- training, sampling <- api.
+Dependency runs one way: errors, tensor <- ops <- tape <- gpt2; tokenizer, storage <- autograd, training, inference <- api.
 Only `db` talks to the server; everything else runs in any Python that has NumPy.
 """
 
@@ -60,10 +60,12 @@ def __getattr__(name: str) -> ModuleType:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.admin', $pg_gpt2_source$"""llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage."""
 
-from .. import db, diagnosis, resources, vocabularies, weight_file, weights
+from .. import db, diagnosis, resources
 from ..db import entry
 from ..diagnosis import Finding
 from ..errors import InvalidParameter, UndefinedObject, require
+from ..storage import weight_file, weights
+from ..tokenizer import vocabularies
 
 
 @entry
@@ -166,7 +168,10 @@ from math import prod
 
 import numpy as np
 
-from .. import attributes, db, recording, replay, resources, store, tape_rows, weights
+from .. import db, resources
+from ..autograd import attributes, recording, replay, tape_rows
+from ..autograd.recording import Recorder
+from ..autograd.tape_rows import session_tape
 from ..db import entry
 from ..errors import (
     InvalidParameter,
@@ -178,11 +183,10 @@ from ..errors import (
     require,
     require_positive,
 )
+from ..inference.prompts import draw_seed
 from ..kernels import MAX_BYTES
 from ..ops import lookup
-from ..prompts import draw_seed
-from ..recording import Recorder
-from ..tape_rows import session_tape
+from ..storage import store, weights
 from ..tensor import from_bytes, to_bytes
 
 # --- the mode -------------------------------------------------------------------------------------------------------
@@ -438,9 +442,10 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.checkpoints', $pg_gpt
 
 from collections.abc import Iterator
 
-from .. import checkpoints, db, store, tensor_versions
+from .. import db
 from ..db import entry
 from ..errors import InvalidParameter, UndefinedObject, require, require_positive
+from ..storage import checkpoints, store, tensor_versions
 
 
 @entry
@@ -521,16 +526,20 @@ from typing import Any
 
 import numpy as np
 
-from .. import batch, beam, db, gpt2, host, recording, resources, store, vocabularies, weights
-from ..bpe import Tokenizer
+from .. import db, gpt2, host, resources
+from ..autograd import recording
 from ..config import GPT2Config
 from ..db import entry
-from ..decode import Decoder, check_ids
 from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, require, require_positive
-from ..generation import Options, TextStream, Token, tokens
-from ..prompts import check_prompt, draw_seed, encode_prompt
-from ..sampling import Sampling, softmax
+from ..inference import batch, beam
+from ..inference.decode import Decoder, check_ids
+from ..inference.generation import Options, TextStream, Token, tokens
+from ..inference.prompts import check_prompt, draw_seed, encode_prompt
+from ..inference.sampling import Sampling, softmax
+from ..storage import store, weights
 from ..tensor import to_bytes
+from ..tokenizer import vocabularies
+from ..tokenizer.bpe import Tokenizer
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
 MOST_BEAMS = 1024  # each has keys and values of its own
@@ -843,14 +852,18 @@ from typing import Any
 
 import numpy as np
 
-from .. import db, replay, resources, store, tape_dot, tape_rows, tracing, vocabularies, weights
+from .. import db, resources
+from ..autograd import replay, tape_dot, tape_rows
+from ..autograd.replay import Application, Tensor
 from ..db import entry
-from ..decode import check_ids
 from ..errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState, require, require_positive
 from ..gpt2 import check_window
-from ..prompts import encode_prompt
-from ..replay import Application, Tensor
+from ..inference import tracing
+from ..inference.decode import check_ids
+from ..inference.prompts import encode_prompt
+from ..storage import store, weights
 from ..tensor import FLOAT32, to_bytes
+from ..tokenizer import vocabularies
 
 # --- a forward pass -------------------------------------------------------------------------------------------------
 
@@ -1021,8 +1034,8 @@ from typing import Any
 from .. import kernels, resources
 from ..db import entry
 from ..errors import require
-from ..prompts import draw_seed
-from ..sampling import Sampling
+from ..inference.prompts import draw_seed
+from ..inference.sampling import Sampling
 
 SMALL = (
     1 << 18
@@ -1107,10 +1120,12 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.models', $pg_gpt2_sou
 
 from dataclasses import replace
 
-from .. import audit, checkpoints, db, gpt2, resources, sharing, store, weights
+from .. import db, gpt2, resources
 from ..config import PRESETS, GPT2Config
 from ..db import entry
 from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
+from ..storage import checkpoints, sharing, store, weights
+from ..training import audit
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -1260,15 +1275,17 @@ from typing import Any
 
 import numpy as np
 
-from .. import gpt2, layout, recording, resources, store, weights
+from .. import gpt2, resources
+from ..autograd import recording
+from ..autograd.recording import Recorder
 from ..config import block_shapes
 from ..db import entry
-from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
 from ..gpt2 import Dropout
+from ..inference.decode import check_ids
+from ..inference.prompts import draw_seed
 from ..ops.dropout import check_p
-from ..prompts import draw_seed
-from ..recording import Recorder
+from ..storage import layout, store, weights
 from ..tape import Eager
 from ..tensor import from_bytes, to_bytes
 
@@ -1387,10 +1404,11 @@ def _drop(p: float, training: bool) -> Dropout | None:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.replay', $pg_gpt2_source$"""llm_replay: arguments from SQL, checked."""
 
-from .. import resources, run_replay
+from .. import resources
 from ..db import entry
 from ..errors import require
-from ..run_start import Record
+from ..training import run_replay
+from ..training.run_start import Record
 
 
 @entry
@@ -1410,9 +1428,10 @@ def _text(value: object) -> str | None:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.retention', $pg_gpt2_source$"""llm_log_prune: the log thinned out by age."""
 
-from .. import db, store
+from .. import db
 from ..db import entry
 from ..errors import InvalidParameter, require, require_positive
+from ..storage import store
 
 
 @entry
@@ -1443,11 +1462,14 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.scoring', $pg_gpt2_so
 import math
 from typing import Any
 
-from .. import db, scoring, vocabularies, weights
-from ..bpe import Tokenizer
+from .. import db
 from ..db import entry
-from ..decode import check_ids
 from ..errors import InvalidParameter, require
+from ..inference import scoring
+from ..inference.decode import check_ids
+from ..storage import weights
+from ..tokenizer import vocabularies
+from ..tokenizer.bpe import Tokenizer
 
 
 def _prepare(text: str, model_name: str | None) -> tuple[weights.Model, Tokenizer, list[int]]:
@@ -1498,9 +1520,9 @@ def text_embedding(text: str | None, layer: int | None, pooling: str, model_name
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.sharing', $pg_gpt2_source$"""llm_share_param, llm_unshare_param: arguments from SQL, checked."""
 
-from .. import sharing
 from ..db import entry
 from ..errors import require
+from ..storage import sharing
 
 
 @entry
@@ -1563,11 +1585,13 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.tokenizer', $pg_gpt2_
 from collections.abc import Iterator
 from typing import Any
 
-from .. import bpe_train, db, resources, server_files, store, vocabularies
-from ..bpe import Tokenizer
+from .. import db, resources
 from ..db import entry
 from ..errors import InvalidParameter, require
 from ..formats import vocab as vocab_files
+from ..storage import server_files, store
+from ..tokenizer import bpe_train, vocabularies
+from ..tokenizer.bpe import Tokenizer
 
 MAX_FILE_BYTES = 64 << 20  # of vocab.json or merges.txt; GPT-2's have 1 MB
 BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
@@ -1667,13 +1691,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .. import audit, datasets, db, gpt2, hand_steps, recording, resources, runs, store, training, vocabularies, weights
+from .. import db, gpt2, resources
+from ..autograd import recording
 from ..db import entry
-from ..decode import check_ids, checked
 from ..errors import InvalidParameter, require, require_positive
+from ..inference.decode import check_ids, checked
+from ..inference.prompts import draw_seed
 from ..ops.dropout import check_p
-from ..prompts import draw_seed
+from ..storage import store, weights
 from ..tape import Handle, Runner
+from ..tokenizer import vocabularies
+from ..training import audit, datasets, hand_steps, runs, session
 
 MOST_ROWS = 1 << 20  # a step: their order is drawn before anything else is done with them
 
@@ -1744,7 +1772,7 @@ def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: in
     require_positive(batch_size=batch_size, max_rows=1 if max_rows is None else max_rows)
     loaded = weights.load(model)
     ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
-    mean, count = training.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
+    mean, count = session.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
     checked(np.asarray(mean), "losses")
     return [(mean, math.exp(min(mean, 700.0)), count)]
 
@@ -1787,13 +1815,13 @@ def train_step(
     if total_steps is not None:
         require_positive(total_steps=total_steps)
     audit.check_level(level)
-    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     store.lock(model)
-    session = training.Session(model, grad_workers)
-    loss = hand_steps.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
-    session.keep()
-    del session
+    trained = session.Session(model, grad_workers)
+    loss = hand_steps.train_step(trained, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
+    trained.keep()
+    del trained
     resources.release_memory()
     return loss
 
@@ -1825,12 +1853,12 @@ def train(
     level: str,
 ) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
-    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
     plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
     _check_run(model, plan, grad_workers, prune_workers)
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     store.lock(model)
-    run_id = runs.train(training.Session(model, grad_workers), plan)
+    run_id = runs.train(session.Session(model, grad_workers), plan)
     resources.release_memory()
     return run_id
 
@@ -1866,7 +1894,7 @@ def train_run(
 ) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
     db.start_committing("llm_train_run")
-    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
     plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
     _check_run(model, plan, grad_workers, prune_workers)
     require_positive(commit_every=commit_every)
@@ -1878,7 +1906,7 @@ def train_run(
         )
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     with store.session_lock(model, wait):
-        runs.train_committing(training.Session(model, grad_workers), plan, commit_every, flush_seconds)
+        runs.train_committing(session.Session(model, grad_workers), plan, commit_every, flush_seconds)
     resources.release_memory()
 
 
@@ -1919,11 +1947,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .. import db, host, server_files, sharing, store
+from .. import db, host
 from ..config import GPT2Config
 from ..db import entry
 from ..errors import InconsistentData, UndefinedObject, require
 from ..formats import Checkpoint, hub_metadata, hub_name, open_npz, open_safetensors, write_npz, write_safetensors
+from ..storage import server_files, sharing, store
 from ..tensor import FLOAT32
 
 
@@ -2059,7 +2088,9 @@ class _Stored:
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "none" if shape is None else str(list(shape))
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.attributes', $pg_gpt2_source$"""Attributes of ops as JSON, the column `llm_tape.extra`: read and checked on the way in, written on the way out.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd', $pg_gpt2_source$"""Tapes as rows: recorded by SQL, differentiated, run again and compared, drawn."""
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.attributes', $pg_gpt2_source$"""Attributes of ops as JSON, the column `llm_tape.extra`: read and checked on the way in, written on the way out.
 
 An attribute has one kind whatever op it belongs to. Which attributes an op takes, the op itself knows.
 """
@@ -2072,8 +2103,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InvalidParameter
-from .ops import lookup
+from ..errors import InvalidParameter
+from ..ops import lookup
 
 NUMBERS = {"eps", "factor", "p"}
 INTEGERS = {"axis", "chunk", "n_head", "seed", "site", "start", "step", "stop"}
@@ -2153,1728 +2184,815 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.audit', $pg_gpt2_source$"""Audited training steps: their ops as rows of llm_tape, and at level 'full' every value and gradient in llm_tensor_rt.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.recording', $pg_gpt2_source$"""Recording: a `Runner` whose handles are rows, so that model code written for training leaves its tape in tables.
 
-It only looks on: a step calls it after each op, forward and backward, and computes the same bits at every level. What
-pg_gpt2.audit_keep would prune at once is not recorded in the first place, where that can be known.
+A parameter is the handle that this session mapped for it, else one made from the stored weights and mapped. A tensor
+given as bytes has no identity: it is the latest value of this session with the same bytes, else a new one.
 """
 
-from collections import deque
-
-import numpy as np
-
-from . import db, store
-from .errors import InvalidParameter
-from .ops import Sink
-from .tape import Node, Value
-from .tape_rows import FLUSH_BYTES, Writer, drop, new_tape, update_grads
-from .tensor import to_bytes
-from .trainer import Trainer
-
-LEVELS = ("none", "tape", "full")
-ROOM = 512  # handles drawn at a time
-
-
-def check_level(level: str) -> None:
-    """22023 unless `level` is one."""
-    if level not in LEVELS:
-        raise InvalidParameter(
-            f"audit must be one of {', '.join(LEVELS)}, not {level!r}",
-            hint="tape: one row an op; full: values and gradients as well.",
-        )
-
-
-def steps_kept() -> int | None:
-    """How many steps of a model stay (pg_gpt2.audit_keep); None = all."""
-    text = db.setting("audit_keep", "1") or "1"
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise InvalidParameter(
-            f"pg_gpt2.audit_keep must be a number of steps, not '{text}'", hint="1 is the default, 0 keeps all."
-        )
-    return int(text) or None
-
-
-def drop_all(model: str) -> None:
-    """Delete the tapes of all runs of a model."""
-    rows = db.query(
-        "SELECT DISTINCT t.tape_id FROM {schema}.llm_tape AS t JOIN {schema}.llm_run AS r USING (run_id) WHERE r.model = $1",
-        ["text"],
-        model,
-    )
-    if rows:
-        drop([row["tape_id"] for row in rows])
-
-
-class StepTape:
-    """The tape of one step; called by the trainer's tape after each op."""
-
-    def __init__(self, level: str, run_id: int, step: int) -> None:
-        self.full = level == "full"
-        self.writer = Writer(new_tape(), run_id=run_id, step=step, room=ROOM)
-        self._handles: dict[int, int] = {}  # of values by id(); of parameters by that of their sink
-        self._seen: list[Value | Sink] = []  # held, so that an id() means one object
-        self._grads: list[tuple[int, bytes]] = []
-        self._held = 0
-
-    @property
-    def tape_id(self) -> int:
-        """Its number."""
-        return self.writer.tape_id
-
-    def __call__(self, phase: str, node: Node) -> None:
-        """After an op ran (forward), or passed its gradient on (backward)."""
-        if phase == "forward":
-            inputs = [self._handle(value) for value in node.inputs]
-            self.writer.op(node.name, inputs, self._handle(node.output), node.attrs)
-        elif self.full and node.output.grad is not None:
-            self._grad(self._handle(node.output), node.output.grad)
-
-    def _handle(self, value: Value) -> int:
-        key = value if value.sink is None else value.sink
-        if id(key) not in self._handles:
-            data = to_bytes(value.data) if self.full and value.data is not None else None
-            self._handles[id(key)] = self.writer.tensor(value.shape, value.requires_grad, data)
-            self._seen.append(key)
-        return self._handles[id(key)]
-
-    def _grad(self, handle: int, grad: np.ndarray) -> None:
-        self._grads.append((handle, to_bytes(grad)))
-        self._held += grad.nbytes
-        if self._held >= FLUSH_BYTES:
-            self._flush_grads()
-
-    def _flush_grads(self) -> None:
-        self.writer.flush()
-        update_grads(self.tape_id, self._grads)
-        self._grads.clear()
-        self._held = 0
-
-    def finish(self, trainer: Trainer) -> dict[str, int]:
-        """After the step: gradients of the parameters; their handles by name."""
-        names = {id(sink): name for name, sink in trainer.sinks.items()}
-        params = {names[key]: handle for key, handle in self._handles.items() if key in names}
-        if self.full:
-            for name, grad in trainer.grads.items():
-                self._grad(params[name], grad)
-            self._flush_grads()
-        self._seen.clear()
-        self._handles.clear()
-        return params
-
-
-class Auditor:
-    """Audits the steps of a run: `begin` and `end` around each, `write` when the weights are written."""
-
-    def __init__(self, model: str, level: str) -> None:
-        check_level(level)
-        self.model, self.level = model, level
-        self._keep = steps_kept()
-        self._kept: deque[tuple[StepTape, dict[str, int]]] = deque(maxlen=self._keep)
-        self._tape: StepTape | None = None
-
-    def begin(self, run_id: int, step: int, steps_left: int = 0) -> StepTape | None:
-        """What watches this step; None when nobody does, as when more than enough steps are still to come."""
-        self._tape = None
-        if self.level != "none" and (self._keep is None or steps_left < self._keep):
-            self._tape = StepTape(self.level, run_id, step)
-        return self._tape
-
-    def end(self, trainer: Trainer) -> None:
-        """The step is done."""
-        if self._tape is None:
-            return
-        if self.level == "full" and self._keep is not None and len(self._kept) == self._keep:
-            drop([self._kept[0][0].tape_id])  # values were written as they came
-        self._kept.append((self._tape, self._tape.finish(trainer)))
-        self._tape = None
-        if self._keep is None:
-            self._flush()
-
-    def write(self) -> None:
-        """Insert what is kept, and delete the model's older steps."""
-        tapes = [tape.tape_id for tape, _ in self._kept]
-        self._flush()
-        if not tapes or self._keep is None:
-            return
-        rows = db.query(
-            "SELECT t.tape_id FROM {schema}.llm_tape AS t JOIN {schema}.llm_run AS r USING (run_id)"
-            " WHERE r.model = $1 GROUP BY t.tape_id ORDER BY t.tape_id DESC OFFSET $2",
-            ["text", "int4"],
-            self.model,
-            self._keep,
-        )
-        if rows:
-            drop([row["tape_id"] for row in rows])
-
-    def _flush(self) -> None:
-        for tape, params in self._kept:
-            tape.writer.flush()
-            db.run(
-                "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
-                f" SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {store.resolved('$2')} AS p"
-                " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name",
-                ["int8", "text", "text[]", "int8[]"],
-                *(tape.tape_id, self.model, list(params), list(params.values())),
-            )
-        self._kept.clear()
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.batch', $pg_gpt2_source$"""Several prompts at once: one pass of the model a step for all of them, and the tokens that each would get alone.
-
-With weights in rows, a row of a product may differ in its last bits from the same row computed alone. Where that could decide
-about a token, the plain path does: the prompt is decoded alone up to there. This is rare, and it makes the result independent of
-the batch. With weights in panels there is no such difference.
-"""
-
-from collections.abc import Callable, Sequence
-
-import numpy as np
-
-from . import host
-from .config import GPT2Config
-from .decode import Decoder, several, step_together
-from .generation import Options, Token, kept_window
-from .layout import Arranged
-from .sampling import Draws, choose, is_decisive, log_softmax
-
-Stopped = Callable[[int], bool]
-
-
-class Stream:
-    """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
-
-    def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
-        self.seen = list(prompt)
-        self.tokens: list[Token] = []
-        self.options = options
-        self.decoder = decoder
-        self._stopped = stopped
-        self._draws = Draws(options.seed)
-        self._exact = True  # whether all that the decoder holds has the bits of the plain path
-        self._plain: Decoder | None = None
-        self._alone: list[int] = []  # what the decoder last read in a pass of its own
-        self._read = 0  # how many of the seen tokens the plain decoder has read
-
-    def read_alone(self, ids: list[int]) -> np.ndarray:
-        """Logits after a pass over `ids` alone: the prompt, or what remains of a full window."""
-        self.decoder.rewind(0)
-        self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
-        return self.decoder.feed(ids)
-
-    def shared(self, others: int) -> None:
-        """The last token was read in one pass with `others`."""
-        self._exact = self._exact and (self.decoder.exact or not others)
-
-    def take(self, logits: np.ndarray) -> bool:
-        """Choose a token; True while the stream goes on."""
-        draw = self._draws.next()
-        sampling = self.options.sampling
-        if not self._exact and not is_decisive(logits, sampling, draw, self.seen):
-            logits = self._plain_logits()
-        token = choose(logits, sampling, draw, self.seen)
-        self.seen.append(token)
-        ended = token == self.options.eos or self._stopped(token)
-        full = len(self.tokens) + 1 == self.options.max_tokens
-        finish = "stop" if ended else "length" if full else None
-        self.tokens.append(Token(token, log_softmax(logits, token), finish))
-        return finish is None
-
-    def _plain_logits(self) -> np.ndarray:
-        """Logits of the next token from a decoder of this prompt alone, caught up step by step."""
-        if self._plain is None:
-            self._plain = Decoder(self.decoder.params, self.decoder.config, len(self._alone) + self.options.max_tokens)
-            self._plain.feed(self._alone)
-        for token in self.seen[self._read :]:
-            logits = self._plain.feed([token])
-        self._read = len(self.seen)
-        return logits
-
-
-def generate_batch(
-    params: Arranged,
-    config: GPT2Config,
-    prompts: Sequence[Sequence[int]],
-    options: Sequence[Options],
-    stopped: Sequence[Stopped],
-) -> list[list[Token]]:
-    """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
-    rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
-    streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
-    going_on = [s for s in streams if s.options.max_tokens and s.take(s.read_alone(s.seen[-config.n_positions :]))]
-    while going_on:
-        full = [s for s in going_on if s.decoder.length == config.n_positions]
-        rest = [s for s in going_on if s.decoder.length < config.n_positions]
-        results = [(s, s.read_alone(kept_window(s.seen, config))) for s in full]
-        if rest:
-            results += zip(rest, step_together([s.decoder for s in rest], [s.seen[-1] for s in rest]))
-        for stream in rest:
-            stream.shared(len(rest) - 1)
-        going_on = [stream for stream, logits in results if stream.take(logits)]
-        host.check_interrupts()
-    return [stream.tokens for stream in streams]
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.batches', $pg_gpt2_source$"""The order in which a training run reads its rows: a new permutation each epoch, a function of seed and step alone.
-
-Rows are numbered 0 .. n - 1 in the order the caller fixed; ids and model names play no part. A run resumes anywhere.
-"""
-
-import numpy as np
-
-from . import rng
-from .errors import InvalidParameter
-
-
-class BatchOrder:
-    """Rows of each step. Holds the permutation of one epoch."""
-
-    def __init__(self, seed: int, n_rows: int) -> None:
-        if n_rows < 1:
-            raise InvalidParameter("there are no rows to train on", hint="Load some with llm_dataset_load.")
-        self.seed, self.n_rows = seed, n_rows
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    def rows(self, step: int, batch_size: int) -> np.ndarray:
-        """Row numbers [batch_size] of step 1, 2, ..; a batch may reach into the next epoch."""
-        if step < 1 or batch_size < 1:
-            raise InvalidParameter(
-                f"step {step} and batch size {batch_size} must be at least 1", hint="Steps and batches count from 1."
-            )
-        first = (step - 1) * batch_size
-        return np.array([self._row(i) for i in range(first, first + batch_size)], np.int64)
-
-    def _row(self, i: int) -> int:
-        epoch, place = divmod(i, self.n_rows)
-        if epoch != self._epoch:
-            source = np.random.Generator(rng.philox(self.seed, rng.ORDER, step=epoch))
-            self._epoch, self._order = epoch, source.permutation(self.n_rows)
-        return int(self._order[place])
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.beam', $pg_gpt2_source$"""Beam search as Hugging Face's `generate(num_beams=...)` does it: the same candidates, scores, penalties and stopping rules.
-
-All beams advance in one pass of the model a step. A score is the sum of log-probabilities over length ** length_penalty.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-
-from . import host
-from .config import GPT2Config
-from .decode import Decoder, step_together
-from .errors import InvalidParameter
-from .layout import Arranged
-
-
-@dataclass(frozen=True)
-class Beam:
-    """A continuation: its ids (the end-of-text token included) and its score, or while it runs the sum of log-probabilities."""
-
-    ids: tuple[int, ...]
-    score: np.float32
-
-
-def beam_search(
-    params: Arranged,
-    config: GPT2Config,
-    prompt: Sequence[int],
-    *,
-    width: int,
-    max_tokens: int,
-    length_penalty: float,
-    early_stopping: bool,
-    eos: int | None,
-) -> list[Beam]:
-    """The `width` best continuations of `prompt`, best first."""
-    if len(prompt) + max_tokens > config.n_positions:
-        raise InvalidParameter(
-            f"a prompt of {len(prompt)} tokens and max_tokens {max_tokens} do not fit the window of {config.n_positions}",
-            hint="Beam search does not slide the window: use a shorter prompt or fewer max_tokens.",
-        )
-    decoder = Decoder(params, config, len(prompt) + max_tokens)
-    decoders = [decoder]
-    running = [Beam((), np.float32(0))]
-    finished: list[Beam] = []
-    logits = decoder.feed(prompt)[None]
-    for length in range(1, max_tokens + 1):
-        candidates = _continuations(running, logits, 2 * width)  # twice, so that `width` remain when as many end
-        ended = [length == max_tokens or beam.ids[-1] == eos for _, beam in candidates]
-        finished += [
-            Beam(beam.ids, _score(beam.score, length, length_penalty))
-            for (_, beam), end in zip(candidates[:width], ended)
-            if end
-        ]
-        finished = sorted(finished, key=lambda beam: -beam.score)[:width]
-        going_on = [candidate for candidate, end in zip(candidates, ended) if not end][:width]
-        if not going_on or (
-            len(finished) == width
-            and (early_stopping or _score(going_on[0][1].score, length, length_penalty) <= finished[-1].score)
-        ):
-            break
-        decoders = _follow(decoders, [source for source, _ in going_on])
-        running = [beam for _, beam in going_on]
-        logits = step_together(decoders, [beam.ids[-1] for beam in running])
-        host.check_interrupts()
-    return finished
-
-
-def _score(total: np.float32, length: int, penalty: float) -> np.float32:
-    return np.float32(total / np.float32(length**penalty))
-
-
-def _continuations(running: list[Beam], logits: np.ndarray, count: int) -> list[tuple[int, Beam]]:
-    """The `count` best extensions by one token, best first, each with the number of the beam that it extends."""
-    totals = _log_softmax(logits) + np.array([beam.score for beam in running], np.float32)[:, None]
-    flat = totals.reshape(-1)
-    count = min(count, flat.size)
-    best = np.argpartition(-flat, count - 1)[:count]
-    best = best[np.lexsort((best, -flat[best]))]
-    sources, tokens = np.divmod(best, logits.shape[1])
-    return [
-        (int(source), Beam((*running[source].ids, int(token)), flat[place]))
-        for source, token, place in zip(sources, tokens, best)
-    ]
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:  # [B, V] -> [B, V]
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
-def _follow(decoders: list[Decoder], sources: list[int]) -> list[Decoder]:
-    """Decoders for beams that extend `sources`: the first to extend one takes it over, the others copy it."""
-    free = dict(enumerate(decoders))
-    copies = [None if free.pop(source, None) is not None else decoders[source].copy() for source in sources]
-    return [copy or decoders[source] for copy, source in zip(copies, sources)]
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.bpe', $pg_gpt2_source$"""GPT-2's tokenizer: text to token ids and back, with a vocabulary given as plain data.
-
-Follows OpenAI's encoder.py, and Hugging Face `tokenizers` where that leaves a choice (see bpe_merge). Words are cached:
-only a new word pays. No file or table is read here, that is for formats.vocab and the store.
-"""
-
-import codecs
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, groupby
-from typing import NamedTuple
-
-from . import host
-from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
-from .errors import InconsistentData, InvalidParameter, NullNotAllowed, PgGpt2Error
-from .pretokenize import pretokens, split
-
-END_OF_TEXT = "<|endoftext|>"
-CACHED_WORDS = 1 << 16  # some 15 MB
-CACHED_LENGTH = 64  # longer words seldom come back
-LONG_WORD = 48  # bytes from which the heap is faster
-MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
-PIECES_A_CHECK = 32  # of about 1 kB, between two looks for a cancel request
-
-
-def _byte_characters() -> list[str]:
-    """GPT-2's printable character of each byte: printable Latin-1 is itself, the others follow from U+0100."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [b for b in range(256) if b not in printable]
-    return [chr(b if b in printable else 0x100 + others.index(b)) for b in range(256)]
-
-
-BYTE_CHARACTERS = _byte_characters()
-_CHARACTER_OF = dict(enumerate(BYTE_CHARACTERS))
-_BYTE_OF = {c: b for b, c in enumerate(BYTE_CHARACTERS)}
-
-
-def token_text(data: bytes) -> str:
-    """Bytes in the printable form of vocab.json, where a space is Ġ."""
-    return data.decode("latin-1").translate(_CHARACTER_OF)
-
-
-def token_bytes(token: str) -> bytes:
-    """The bytes of a token of vocab.json; of one with characters that stand for no byte (an added token) its UTF-8."""
-    try:
-        return bytes([_BYTE_OF[c] for c in token])
-    except KeyError:
-        return token.encode()
-
-
-class Token(NamedTuple):
-    """A token in its text. Positions count from 0, as the rows of `wpe` do."""
-
-    position: int
-    token_id: int
-    token: str  # printable form
-    bytes: bytes
-
-
-class Merge(NamedTuple):
-    """A step of the encoding of a word: the token it made of a pair, wherever the pair was, and the word after it."""
-
-    step: int  # from 1
-    token_id: int | None  # None when the vocabulary lacks it
-    merged: str  # printable form
-    pieces: list[str]
-
-
-class _Words(dict[str, list[int]]):
-    """Word -> ids, computed when missing. Emptied when full: the words in use are back at once."""
-
-    def __init__(self, encode_word: Callable[[str], list[int]]) -> None:
-        super().__init__()
-        self.encode_word = encode_word
-
-    def __missing__(self, word: str) -> list[int]:
-        ids = self.encode_word(word)
-        if len(word) <= CACHED_LENGTH:
-            if len(self) >= CACHED_WORDS:
-                self.clear()
-            self[word] = ids
-        return ids
-
-
-class Tokenizer:
-    """A vocabulary: `tokens` id -> bytes; `merges` (left, right) in printable form, best first.
-
-    A symbol is a token id, or a negative number for a string that merges make and the vocabulary lacks (a truncated
-    one): that is an error only when it remains in a word.
-    """
-
-    def __init__(
-        self, tokens: Mapping[int, bytes], merges: Iterable[tuple[str, str]], eos_token_id: int | None = None
-    ) -> None:
-        if not tokens:
-            raise InconsistentData("the vocabulary has no tokens", hint="Load vocab.json first.")
-        self.tokens = dict(sorted(tokens.items()))
-        self._missing: list[str] = []
-        self._symbols: dict[str, int] = {}
-        for token_id, data in self.tokens.items():
-            self._symbols.setdefault(token_text(data), token_id)
-        self.eos_token_id = self._symbols.get(END_OF_TEXT) if eos_token_id is None else eos_token_id
-        self._byte_symbols = [self._symbol(c) for c in BYTE_CHARACTERS]
-        self._ranks: Ranks = {}
-        self._merged: list[int] = []  # by rank
-        for rank, (left, right) in enumerate(merges):
-            self._ranks[self._symbol(left), self._symbol(right)] = rank
-            self._merged.append(self._symbol(left + right))
-        self._words = _Words(self._encode_word)
-
-    @classmethod
-    def from_strings(
-        cls, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], eos_token_id: int | None = None
-    ) -> "Tokenizer":
-        """From what vocab.json and merges.txt hold."""
-        return cls({token_id: token_bytes(token) for token, token_id in vocab.items()}, merges, eos_token_id)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids. With `special`, `<|endoftext|>` in the text is the end-of-text token, else it is plain text."""
-        if not special or END_OF_TEXT not in text:
-            return self._encode_ordinary(text)
-        if self.eos_token_id is None:
-            raise InvalidParameter(
-                f"the vocabulary has no token {END_OF_TEXT}",
-                hint="Encode it as ordinary text (special => false), or add the token to the vocabulary.",
-            )
-        first, *parts = text.split(END_OF_TEXT)
-        ids = self._encode_ordinary(first)
-        for part in parts:
-            ids += [self.eos_token_id, *self._encode_ordinary(part)]
-        return ids
-
-    def count(self, text: str, special: bool = False) -> int:
-        """Number of tokens of `text`."""
-        return len(self.encode(text, special))
-
-    def tokenize(self, text: str, special: bool = False) -> Iterator[Token]:
-        """The tokens of `text`, each with its printable form and its bytes."""
-        for position, token_id in enumerate(self.encode(text, special)):
-            data = self.token_bytes(token_id)
-            yield Token(position, token_id, token_text(data), data)
-
-    def trace(self, word: str) -> Iterator[Merge]:
-        """How `word` becomes tokens, a row a merge. The words of a longer text are merged one after another."""
-        done: list[str] = []
-        step = 0
-        for pretoken in pretokens(word):
-            symbols = self._bytes_to_symbols(pretoken)
-            pieces = [self._symbol_text(symbol) for symbol in symbols]
-            for rank, merges in groupby(merge_by_scan(symbols, self._ranks, self._merged), lambda merge: merge[0]):
-                host.check_interrupts()
-                for _, place in merges:
-                    pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
-                step += 1
-                merged = self._merged[rank]
-                yield Merge(step, merged if merged >= 0 else None, self._symbol_text(merged), done + pieces)
-            done += pieces
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token."""
-        return self.decode_bytes((token_id,))
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of the tokens one after another; an id that the vocabulary lacks is an error."""
-        ids = list(ids)
-        try:
-            return b"".join(map(self.tokens.__getitem__, ids))
-        except KeyError:
-            raise self._unknown(ids) from None
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the tokens; what is not UTF-8 becomes U+FFFD as in Python's errors='replace'. NUL stays NUL."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
-
-    def _encode_ordinary(self, text: str) -> list[int]:
-        ids: list[int] = []
-        room = MANY_TOKENS
-        for n, words in enumerate(split(text)):
-            if n % PIECES_A_CHECK == 0:
-                host.check_interrupts()
-            if len(ids) > room:
-                room *= 2
-                host.require_memory(BYTES_A_TOKEN * room, f"a text of more than {len(ids)} tokens")
-            ids.extend(chain.from_iterable(map(self._words.__getitem__, words)))
-        return ids
-
-    def _encode_word(self, word: str) -> list[int]:
-        """Ids of one pretoken."""
-        symbols = self._bytes_to_symbols(word)
-        if len(symbols) > MANY_TOKENS:
-            host.check_interrupts()
-        if len(symbols) < LONG_WORD:
-            for _ in merge_by_scan(symbols, self._ranks, self._merged):
-                pass
-        else:
-            symbols = merge_by_heap(symbols, self._ranks, self._merged)
-        if min(symbols) < 0:
-            lacking = next(self._symbol_text(symbol) for symbol in symbols if symbol < 0)
-            raise InconsistentData(
-                f"the vocabulary of {len(self)} tokens lacks the token {lacking!r}",
-                hint="Text needs all 256 byte tokens, and every merge the token it makes: load the vocabulary and "
-                "the merges that belong together.",
-            )
-        return symbols
-
-    def _bytes_to_symbols(self, word: str) -> list[int]:
-        try:
-            return [self._byte_symbols[b] for b in word.encode()]
-        except UnicodeEncodeError as error:
-            surrogate = ord(word[error.start])
-            raise InvalidParameter(
-                f"the text contains the surrogate U+{surrogate:04X}, which is not a character",
-                hint="Decode the text from its bytes with errors='replace'.",
-            ) from None
-
-    def _symbol(self, token: str) -> int:
-        """The symbol of a token in printable form; a new one when the vocabulary lacks it."""
-        symbol = self._symbols.get(token)
-        if symbol is None:
-            self._missing.append(token)
-            symbol = self._symbols[token] = -len(self._missing)
-        return symbol
-
-    def _symbol_text(self, symbol: int) -> str:
-        return token_text(self.tokens[symbol]) if symbol >= 0 else self._missing[-symbol - 1]
-
-    def _unknown(self, ids: list[int]) -> PgGpt2Error:
-        """The error for the first id without a token."""
-        place, token_id = next((n, token_id) for n, token_id in enumerate(ids, 1) if token_id not in self.tokens)
-        if token_id is None:
-            return NullNotAllowed(f"token id number {place} is null", hint="Leave nulls out: array_remove(ids, null).")
-        return InvalidParameter(
-            f"token id {token_id} is not in the vocabulary of {len(self)} tokens",
-            hint=f"The ids of this vocabulary run from {min(self.tokens)} to {max(self.tokens)}.",
-        )
-
-
-class StreamDecoder:
-    """Decodes ids as they come: gives the text that is complete and holds an unfinished character's bytes back.
-
-    The parts joined are `Tokenizer.decode` of all ids.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    @property
-    def pending(self) -> bytes:
-        """The bytes held back."""
-        return self._decoder.getstate()[0]
-
-    def push(self, token_id: int) -> str:
-        """The text that this token completes, often all of it, at times ''."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
-
-    def finish(self) -> str:
-        """What is left: '', or U+FFFD for a character that never ended."""
-        return self._decoder.decode(b"", final=True)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.bpe_merge', $pg_gpt2_source$"""Merges byte pairs inside one word: again and again the pair of lowest rank, of equal pairs the leftmost.
-
-Two ways to the same symbols: scanning, for words as they are, and a heap, for a megabyte without a space. Where each
-merge makes a token of its own, as in GPT-2's vocabulary, this equals merging all occurrences of the best pair at once.
-"""
-
-from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
-from itertools import pairwise
-from typing import TypeAlias
-
-from . import host
-
-Ranks: TypeAlias = dict[tuple[int, int], int]  # (left, right) -> rank
-
-NEVER = 1 << 62  # the rank of a pair that does not merge
-MERGES_A_CHECK = 1 << 14
-
-
-def merge_by_scan(symbols: list[int], ranks: Ranks, merged: list[int]) -> Iterator[tuple[int, int]]:
-    """Merges `symbols` in place, giving the rank and the place of each merge; `merged[rank]` is the symbol it makes.
-
-    Quadratic in the length, with the constant of `min` and `list.index`.
-    """
-    rank_of = ranks.get
-    waiting = [rank_of(pair, NEVER) for pair in pairwise(symbols)]
-    while waiting and (rank := min(waiting)) < NEVER:
-        i = waiting.index(rank)
-        symbols[i] = merged[rank]
-        del symbols[i + 1], waiting[i]
-        if i:
-            waiting[i - 1] = rank_of((symbols[i - 1], symbols[i]), NEVER)
-        if i < len(waiting):
-            waiting[i] = rank_of((symbols[i], symbols[i + 1]), NEVER)
-        yield rank, i
-
-
-def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[int]:
-    """The same symbols as `merge_by_scan` leaves, in O(n log n). `symbols` is used up."""
-    n = len(symbols)
-    left = list(range(-1, n - 1))  # neighbours; for 10 MB each of these takes a fifth of a second
-    host.check_interrupts()
-    right = list(range(1, n + 1))  # n ends the word
-    rank_at: list[int] = []
-    heap: list[int] = []  # of rank * n + place, which orders by rank, then from the left
-    for start in range(0, n, MERGES_A_CHECK):
-        host.check_interrupts()
-        ranked = [ranks.get(pair, NEVER) for pair in pairwise(symbols[start : start + MERGES_A_CHECK + 1])]
-        rank_at += ranked
-        heap += [rank * n + place for place, rank in enumerate(ranked, start) if rank < NEVER]
-    rank_at.append(NEVER)
-    heapify(heap)
-    host.check_interrupts()
-
-    def join(place: int) -> None:
-        """Looks at the pair that begins at `place`."""
-        follower = right[place]
-        rank = ranks.get((symbols[place], symbols[follower]), NEVER) if follower < n else NEVER
-        rank_at[place] = rank
-        if rank < NEVER:
-            heappush(heap, rank * n + place)
-
-    for count in range(n):
-        while heap:
-            rank, place = divmod(heappop(heap), n)
-            if rank_at[place] == rank:  # else another merge took one of the two
-                break
-        else:
-            break
-        if count % MERGES_A_CHECK == 0:
-            host.check_interrupts()
-        gone = right[place]
-        symbols[place] = merged[rank]
-        rank_at[gone] = NEVER
-        right[place] = right[gone]
-        if right[gone] < n:
-            left[right[gone]] = place
-        join(place)
-        if place:
-            join(left[place])
-    place = 0
-    result: list[int] = []
-    while place < n:
-        if len(result) % MERGES_A_CHECK == 0:
-            host.check_interrupts()
-        result.append(symbols[place])
-        place = right[place]
-    return result
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.bpe_train', $pg_gpt2_source$"""Learns a byte-pair vocabulary from text: the pair of tokens that occurs most becomes a token, again and again.
-
-Follows Sennrich et al. 2016 on GPT-2's pretokens, with the ties and the ids of Hugging Face's BpeTrainer: the same text
-gives the same vocabulary. Counts are kept up to date in the words that a merge touches, never taken afresh.
-"""
-
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from heapq import heapify, heappop, heappush
-from itertools import pairwise
-from typing import TypeAlias
-
-from . import host
-from .bpe import BYTE_CHARACTERS, END_OF_TEXT
-from .errors import InvalidParameter
-from .pretokenize import split
-
-Pair: TypeAlias = tuple[int, int]
-WORDS_A_CHECK = 1 << 12
-PIECES_A_CHECK = 32
-MANY_WORDS, BYTES_A_WORD = (
-    1 << 18,
-    1500,
-)  # from where room is asked for; counted, as symbols, and its place among the pairs
-
-
-def train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges in printable form, as for vocab.json and merges.txt.
-
-    `vocab_size` counts the 256 bytes (ids 0 to 255 in GPT-2's order) and <|endoftext|>, which is the last id. When no
-    pair is left to merge, the vocabulary is smaller than asked.
-    """
-    if vocab_size < 257:
-        raise InvalidParameter(
-            f"vocab_size {vocab_size} is too small", hint="256 bytes and <|endoftext|> make 257; GPT-2 has 50257."
-        )
-    # GPT-2 numbers the bytes by their printable characters; Hugging Face comes to the same order
-    vocab = {c: i for i, c in enumerate(sorted(BYTE_CHARACTERS))}
-    tokens = list(vocab)
-    counted = _count_words(texts)
-    words = [[vocab[BYTE_CHARACTERS[b]] for b in word.encode()] for word in counted]
-    merges = []
-    pairs = _PairCounts(words, list(counted.values()))
-    while len(vocab) < vocab_size - 1 and (pair := pairs.pop_most_frequent()):
-        left, right = (tokens[i] for i in pair)
-        merges.append((left, right))
-        # Two pairs can make the same token; it keeps its first id
-        merged = vocab.setdefault(left + right, len(tokens))
-        if merged == len(tokens):
-            tokens.append(left + right)
-        pairs.merge(pair, merged)
-    vocab[END_OF_TEXT] = len(vocab)
-    return vocab, merges
-
-
-def _count_words(texts: Iterable[str]) -> Counter[str]:
-    """How often each pretoken occurs in `texts`."""
-    counted: Counter[str] = Counter()
-    pieces, room = 0, MANY_WORDS
-    for text in texts:
-        for words in split(text):
-            if pieces % PIECES_A_CHECK == 0:
-                host.check_interrupts()
-            pieces += 1
-            counted.update(words)
-            if len(counted) > room:
-                room *= 2
-                host.require_memory(BYTES_A_WORD * room, f"a vocabulary from more than {len(counted)} different words")
-    return counted
-
-
-class _PairCounts:
-    """The words as symbols, how often each pair occurs in them and in which it does, and the pairs by frequency."""
-
-    def __init__(self, words: list[list[int]], frequencies: list[int]) -> None:
-        self.words, self.frequencies = words, frequencies
-        self.counts: defaultdict[Pair, int] = defaultdict(int)
-        self.places: defaultdict[Pair, set[int]] = defaultdict(set)  # words that hold the pair, or held it once
-        for n, word in enumerate(words):
-            if n % WORDS_A_CHECK == 0:
-                host.check_interrupts()
-            for pair in pairwise(word):
-                self.counts[pair] += frequencies[n]
-                self.places[pair].add(n)
-        # Highest count first, then the lowest ids
-        self.queue = [(-count, pair) for pair, count in self.counts.items()]
-        heapify(self.queue)
-
-    def pop_most_frequent(self) -> Pair | None:
-        """The pair to merge next; None when no word has two symbols left."""
-        while self.queue:
-            count, pair = heappop(self.queue)
-            current = self.counts[pair]
-            if current == -count:
-                return pair
-            if current > 0:
-                heappush(self.queue, (-current, pair))  # counts fall behind the queue's back, and are seen here
-        return None
-
-    def merge(self, pair: Pair, merged: int) -> None:
-        """Replaces `pair` by the symbol `merged` in all words."""
-        grown: set[Pair] = set()
-        for seen, n in enumerate(self.places.pop(pair)):
-            if seen % WORDS_A_CHECK == 0:
-                host.check_interrupts()
-            new_pairs = self._merge_in_word(n, pair, merged)
-            for new in new_pairs:
-                self.places[new].add(n)
-            grown |= new_pairs
-        del self.counts[pair]
-        for new in grown:
-            if self.counts[new] > 0:  # not so if the next place in the word took it again
-                heappush(self.queue, (-self.counts[new], new))
-
-    def _merge_in_word(self, n: int, pair: Pair, merged: int) -> set[Pair]:
-        """Replaces `pair` in one word from the left, counts what that changes, and gives the new pairs.
-
-        `list.index` finds the places, so that a rare pair in a very long word is cheap.
-        """
-        a, b = pair
-        word, frequency, counts = self.words[n], self.frequencies[n], self.counts
-        result: list[int] = []
-        new_pairs: set[Pair] = set()
-        start, i, last = 0, -1, len(word) - 1
-        for _ in range(word.count(a)):
-            i = word.index(a, i + 1)
-            if i < start or i == last or word[i + 1] != b:  # i < start: its a is the b of the pair before
-                continue
-            result += word[start:i]
-            if result:
-                counts[result[-1], a] -= frequency
-                counts[result[-1], merged] += frequency
-                new_pairs.add((result[-1], merged))
-            if i + 2 <= last:
-                counts[b, word[i + 2]] -= frequency
-                counts[merged, word[i + 2]] += frequency
-                new_pairs.add((merged, word[i + 2]))
-            result.append(merged)
-            start = i + 2
-        self.words[n] = result + word[start:]
-        return new_pairs
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.cache', $pg_gpt2_source$"""Keys and values of the positions that a stream has read, and attention of new rows over them: in rows, or in blocks.
-
-Blocks go with panels: there a row's attention has the same bits whatever other rows it is computed with.
-"""
-
-from collections.abc import Sequence
-from typing import Any, Protocol
-
-import numpy as np
-
-from . import threads
-from .config import GPT2Config
-from .ops import attend_blocks
-from .ops.attend import attend
-from .tensor import FLOAT32
-
-MOST_HEADS = 6  # a task
-FEW_ROWS = 16
-STREAMS_A_TASK = 8
-
-
-class Cache(Protocol):
-    """Keys and values of all layers, of at most `room` positions."""
-
-    room: int
-
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:
-        """Attention of the rows qkv [T, 3D] over the positions before `start` and themselves, into out [T, D]; they are kept."""
-
-    def copy_to(self, other: Any, length: int) -> None:
-        """The first `length` positions, into a cache of the same kind."""
-
-
-class RowCache:
-    """Keys and values as [H, positions, d]."""
-
-    def __init__(self, config: GPT2Config, room: int) -> None:
-        self.room, self._n_head = room, config.n_head
-        shape = (config.n_layer, config.n_head, room, config.d_head)
-        self._keys, self._values = np.empty(shape, FLOAT32), np.empty(shape, FLOAT32)
-
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
-        """See Cache."""
-        end = start + len(qkv)
-        q, k, v = _heads(qkv, 3, self._n_head)
-        (mixed,) = _heads(out, 1, self._n_head)
-        keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
-        keys[:, start:], values[:, start:] = k, v
-        heads = self._n_head if len(qkv) == 1 else _heads_a_task(self._n_head)
-        threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], start))
-
-    def copy_to(self, other: "RowCache", length: int) -> None:
-        """See Cache."""
-        other._keys[:, :, :length] = self._keys[:, :, :length]
-        other._values[:, :, :length] = self._values[:, :, :length]
-
-
-class BlockCache:
-    """Keys as [H, blocks, d, 64], values as [H, positions, d]; zeros at first, since what is not there gets weight 0."""
-
-    def __init__(self, config: GPT2Config, room: int, arena: "Arena | None" = None, slot: int = 0) -> None:
-        self.room, self._n_head = room, config.n_head
-        self.arena, self.slot = arena or Arena(config, room, 1), slot
-        self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
-
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
-        """See Cache."""
-        q, k, v = _heads(qkv, 3, self._n_head)
-        (mixed,) = _heads(out, 1, self._n_head)
-        keys, values = self._keys[layer], self._values[layer]
-        attend_blocks.store(keys, values, k, v, start)
-        if len(qkv) <= FEW_ROWS:
-            attend_blocks.attend_blocks(q, keys, values, mixed, start)
-        else:
-            threads.for_rows(
-                self._n_head,
-                _heads_a_task(self._n_head),
-                lambda h: attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], start),
-            )
-
-    def copy_to(self, other: "BlockCache", length: int) -> None:
-        """See Cache."""
-        blocks = -(-length // attend_blocks.BLOCK)
-        other._keys[:, :, :blocks] = self._keys[:, :, :blocks]
-        other._values[:, :, :length] = self._values[:, :, :length]
-
-
-class Arena:
-    """Memory of several caches of blocks, side by side, so that one row of each is attended to in the same few calls."""
-
-    def __init__(self, config: GPT2Config, room: int, count: int) -> None:
-        blocks = -(-room // attend_blocks.BLOCK)
-        shape = (config.n_layer, count, config.n_head)
-        self.keys = np.zeros((*shape, blocks, config.d_head, attend_blocks.BLOCK), FLOAT32)
-        self.values = np.zeros((*shape, blocks * attend_blocks.BLOCK, config.d_head), FLOAT32)
-
-    def attend(
-        self, slots: np.ndarray, layer: int, qkv: np.ndarray, starts: np.ndarray
-    ) -> np.ndarray:  # [S, 3D] -> [S, D]
-        """Attention of one row for each of `slots`, at the positions starts [S]."""
-        n_head = self.keys.shape[2]
-        q, k, v = qkv.reshape(len(slots), 3, n_head, -1).swapaxes(0, 1)
-        keys, values = self.keys[layer], self.values[layer]
-        keys[slots, :, starts // attend_blocks.BLOCK, :, starts % attend_blocks.BLOCK] = k
-        values[slots, :, starts] = v
-        first, end = int(slots.min()), int(slots.max()) + 1
-        queries = np.zeros((end - first, *q.shape[1:]), FLOAT32)
-        places = np.zeros(end - first, np.int64)  # a slot between that has no row computes what nobody reads
-        queries[slots - first], places[slots - first] = q, starts
-        mixed = np.empty_like(queries)
-
-        def some(s: slice) -> None:
-            mine = slice(first + s.start, first + s.stop)
-            attend_blocks.attend_each(queries[s], keys[mine], values[mine], mixed[s], places[s])
-
-        threads.for_rows(end - first, STREAMS_A_TASK, some)
-        return mixed[slots - first].reshape(len(slots), -1)
-
-
-def block_caches(config: GPT2Config, rooms: Sequence[int]) -> list[BlockCache]:
-    """Caches for streams that go on together: those whose rooms differ by less than a factor of two share an arena."""
-    groups: dict[int, list[int]] = {}
-    for number, room in enumerate(rooms):
-        groups.setdefault((-(-room // attend_blocks.BLOCK) - 1).bit_length(), []).append(number)
-    found: dict[int, BlockCache] = {}
-    for numbers in groups.values():
-        arena = Arena(config, max(rooms[number] for number in numbers), len(numbers))
-        found |= {number: BlockCache(config, rooms[number], arena, slot) for slot, number in enumerate(numbers)}
-    return [found[number] for number in range(len(rooms))]
-
-
-def _heads_a_task(n_head: int) -> int:
-    """Of a prompt; few rows' attention is too little to share out. A head has the same bits in any company."""
-    return min(MOST_HEADS, -(-n_head // threads.threads()))
-
-
-def _heads(x: np.ndarray, parts: int, n_head: int) -> np.ndarray:  # [T, parts D] -> [parts, H, T, d]
-    return x.reshape(len(x), parts, n_head, -1).transpose(1, 2, 0, 3)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.checkpoint_files', $pg_gpt2_source$"""A checkpoint as one file of the server: `.safetensors` or `.npz`, with weights, moments, and a digest of its manifest.
-
-Weights have the names that transformers knows; moments stand after them as `adamw.m.NAME` and `adamw.v.NAME`. The database
-keeps the manifest, with the SHA-256 of every block: a file that is incomplete, damaged or of something else is refused.
-"""
-
-import hashlib
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
 from math import prod
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from . import db, host, server_files, store
-from .config import GPT2Config
-from .errors import InconsistentData, InvalidParameter
-from .formats import NpzReader, SafetensorsReader, TensorReader, hub_metadata, hub_name, write_npz, write_safetensors
-from .tensor import FLOAT32, to_bytes
-
-KINDS = ("data", "m", "v")
-MOST_UNUSUAL = 60_000  # bytes; the comment of a zip file, which has the metadata of .npz, ends at 65,535
-
-
-@dataclass(frozen=True)
-class Part:
-    """A block: its place, its step, and digests of its weights and moments."""
-
-    name: str
-    token_id: int
-    shape: list[int]
-    step: int
-    data: bytes
-    m: bytes | None
-    v: bytes | None
-
-    def digest(self, kind: str) -> bytes | None:
-        """Digest of "data", "m" or "v"."""
-        return getattr(self, kind)
-
-    def nbytes(self) -> int:
-        """Bytes of weights and moments."""
-        return 4 * prod(self.shape) * sum(self.digest(kind) is not None for kind in KINDS)
-
-    def to_json(self) -> list[Any]:
-        """As an element of a manifest."""
-        digests = [digest and digest.hex() for digest in (self.data, self.m, self.v)]
-        return [self.name, self.token_id, self.shape, self.step, *digests]
-
-    @classmethod
-    def from_json(cls, values: list[Any]) -> "Part":
-        """Back from a manifest."""
-        return cls(*values[:4], *(digest and bytes.fromhex(digest) for digest in values[4:]))
+from .. import db, host, resources
+from ..config import block_shapes
+from ..errors import InvalidParameter, WrongState
+from ..ops import lookup
+from ..ops.elementwise import contiguous
+from ..storage import store, weights
+from ..tape import Eager, Handle, Runner
+from ..tensor import to_bytes
+from .tape_rows import Writer, checked_values, session_tape
 
 
-def require_suffix(path: str) -> None:
-    """22023 unless the name says which format it shall have."""
-    if not path.endswith((".safetensors", ".npz")):
-        raise InvalidParameter(
-            f'file_path "{path}" must end in .safetensors or .npz', hint="The name decides the format of the file."
-        )
+def enabled() -> bool:
+    """Whether recording is on in this session (pg_gpt2.autograd)."""
+    return db.flag("autograd", "off")
 
 
-def tensor_name(kind: str, name: str) -> str:
-    """Name of a tensor in the file."""
-    return hub_name(name) if kind == "data" else f"adamw.{kind}.{name}"
+@dataclass(eq=False)
+class Recorded:
+    """A value on the session's tape, with its data at hand."""
+
+    id: int
+    data: np.ndarray
+    requires_grad: bool
 
 
-def manifest_digest(manifest: Sequence[Part]) -> str:
-    """SHA-256 of a manifest as text, and so of everything in the checkpoint."""
-    text = json.dumps([part.to_json() for part in manifest], separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+class Recorder:
+    """Runs ops and writes them to the session's tape. Call `flush` at the end."""
+
+    def __init__(self, *, room: int = 64, values: bool = True) -> None:
+        """`values`: whether data are kept; without them a tape shows what was done and cannot be differentiated."""
+        self.writer = Writer(session_tape(), room=room)
+        self._values = values
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Recorded:
+        """A new value."""
+        content = to_bytes(data) if self._values else None
+        return Recorded(self.writer.tensor(data.shape, requires_grad, content), data, requires_grad)
+
+    def apply(self, name: str, *inputs: Recorded, **attrs: Any) -> Recorded:
+        """The result of an op, recorded."""
+        host.check_interrupts()
+        data = contiguous(lookup(name)(*(value.data for value in inputs), **attrs))  # as the next op would read it
+        if 0 in data.shape:
+            raise InvalidParameter(
+                f"{name}: the result of shape {list(data.shape)} has no values", hint="Give at least one id."
+            )
+        found = self.leaf(data, any(value.requires_grad for value in inputs))
+        self.writer.op(name, [value.id for value in inputs], found.id, attrs)
+        return found
+
+    def forget(self, handle: Recorded) -> None:
+        """Nothing to do: what is recorded stays."""
+
+    def flush(self) -> None:
+        """Write what is still held."""
+        self.writer.flush()
+
+    def params(self, model: weights.Model) -> dict[str, Recorded]:
+        """Handles of all parameters of a model; those that are not mapped yet are made and mapped."""
+        mapped = mapped_params(model.name)
+        found = {}
+        shapes = model.config.param_shapes()
+        for name, shape in shapes.items():
+            if name in mapped:
+                found[name] = self._whole(name, mapped[name], shape)
+        missing = [name for name in shapes if name not in found]
+        found |= materialize(self, model, missing)
+        return {name: found[name] for name in shapes}
+
+    def _whole(self, name: str, blocks: Sequence[Recorded], shape: tuple[int, ...]) -> Recorded:
+        """One handle for a tensor that is mapped as a whole or in blocks."""
+        whole = blocks[0] if len(blocks) == 1 else self.apply("concat", *blocks, axis=0)
+        if whole.data.shape != shape:
+            raise WrongState(
+                f'the handles mapped for "{name}" make shape {list(whole.data.shape)}; the parameter has {list(shape)}',
+                hint="Map every block of it, or SELECT llm_materialize_params(model) to map all anew.",
+            )
+        return whole
 
 
-def damaged(checkpoint_id: int, name: str, token_id: int, where: str) -> InconsistentData:
-    """The error for a block that is not what was saved."""
-    return InconsistentData(
-        f'checkpoint {checkpoint_id} is damaged: tensor "{name}", block {token_id}, is not what was saved',
-        hint=f"Its SHA-256 differs from that {where}. Load another checkpoint; nothing was changed.",
+def on_tape(
+    model: weights.Model, work: Callable[[Runner, Mapping[str, Handle]], Handle], level: str | None = None
+) -> np.ndarray:
+    """The result of `work(run, params)`, recorded while recording is on, or as the audit level says."""
+    if level is None:
+        level = "full" if enabled() else "none"
+    if level == "none":
+        return work(Eager(), model.params)
+    recorder = Recorder(values=level == "full")
+    result = work(recorder, recorder.params(model))
+    recorder.flush()
+    return result.data
+
+
+def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) -> dict[str, Recorded]:
+    """New handles for parameters, mapped to their rows of llm_param."""
+    params = model.params
+    shapes = model.config.param_shapes()
+    resources.require_memory(4 * sum(prod(shapes[name]) for name in names), f'handles for model "{model.name}"')
+    found = {name: recorder.leaf(params[name], True) for name in names}
+    recorder.flush()
+    db.run(
+        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
+        f" SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {store.resolved('$2')} AS p"
+        " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name"
+        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
+        ["int8", "text", "text[]", "int8[]"],
+        *(session_tape(), model.name, list(found), [value.id for value in found.values()]),
     )
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------------
-
-
-def write(path: str, checkpoint_id: int, model: str, config: GPT2Config, manifest: Sequence[Part]) -> None:
-    """Write what `model` has now, which must be what `manifest` says."""
-    shapes = _file_shapes(config, manifest)
-    metadata = hub_metadata(config) | {
-        "pg_gpt2.checkpoint": str(checkpoint_id),
-        "pg_gpt2.model": model,
-        "pg_gpt2.step": str(max(part.step for part in manifest)),
-        "pg_gpt2.config": json.dumps(asdict(config)),
-        "pg_gpt2.sha256": manifest_digest(manifest),
-    }
-    unusual = json.dumps(_unusual(config, manifest))
-    if len(unusual) < MOST_UNUSUAL:  # the file is the same to its own database, and no other can attach it
-        metadata["pg_gpt2.blocks"] = unusual
-    blocks = _stored_blocks(model, manifest)
-
-    def fill(file: BinaryIO) -> None:
-        if path.endswith(".npz"):
-            write_npz(file, shapes, blocks, metadata)
-            return
-        for chunk in write_safetensors(shapes, blocks, metadata):
-            file.write(chunk)
-
-    server_files.write(path, fill)
-
-
-def _usual(shape: tuple[int, ...], step: int, moments: str) -> list[list]:
-    """Blocks of a tensor, [first row, rows, step, moments that are not null], where nobody made others."""
-    return [[start, stop - start, step, moments] for start, stop in store.row_blocks(shape)]
-
-
-def _unusual(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, list[list]]:
-    """Tensors in other blocks: split by hand, or where blocks or tensors had other steps, as those that were shared."""
-    step = max(part.step for part in manifest)
-    found = {}
-    for name, group in groupby(manifest, lambda part: part.name):
-        parts = list(group)
-        blocks = [[part.token_id, part.shape[0], part.step, _moments([part])] for part in parts]
-        if blocks != _usual(config.param_shapes()[name], step, _moments(parts)):
-            found[name] = blocks
     return found
 
 
-def _moments(parts: Sequence[Part]) -> str:
-    return "".join(kind for kind in KINDS[1:] if any(part.digest(kind) for part in parts))
-
-
-def _file_shapes(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, tuple[int, ...]]:
-    """Names in the file -> shapes, in file order; moments that are null throughout are left out."""
-    names = sorted(config.param_shapes())
-    return {
-        tensor_name(kind, name): config.param_shapes()[name]
-        for kind in KINDS
-        for name in names
-        if any(part.name == name and part.digest(kind) for part in manifest)
-    }
-
-
-def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iterator[np.ndarray]]:
-    """A function that gives the blocks of the next tensor in file order, through one cursor, checked."""
-    digests = {(part.name, part.token_id): part for part in manifest}
-    present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind)}
+def mapped_params(model: str) -> dict[str, list[Recorded]]:
+    """Parameter name -> handles mapped for it in this session, in the order of their blocks."""
     rows = db.cursor(
-        "SELECT k.kind, p.name, p.token_id, p.shape, CASE k.kind WHEN 'data' THEN data WHEN 'm' THEN m ELSE v END AS bytes"
-        f" FROM {store.resolved()} AS p CROSS JOIN (VALUES (1, 'data'), (2, 'm'), (3, 'v')) AS k (place, kind)"
-        ' ORDER BY k.place, p.name COLLATE "C", p.token_id',
-        ["text"],
+        "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_rt AS t"
+        " JOIN (SELECT name, tensor_id, min(token_id) AS token_id FROM {schema}.llm_tensor_map"
+        "       WHERE tape_id = $1 AND model = $2 GROUP BY name, tensor_id) AS m ON m.tensor_id = t.id"
+        " WHERE t.tape_id = $1 AND t.data IS NOT NULL ORDER BY m.name, m.token_id",
+        ["int8", "text"],
+        session_tape(),
         model,
     )
-    tensors = groupby(
-        (row for row in rows if (row["kind"], row["name"]) in present), lambda row: (row["kind"], row["name"])
-    )
-
-    def blocks(wanted: str) -> Iterator[np.ndarray]:
-        (kind, name), found = next(tensors, (("", ""), iter(())))
-        for row in found:
-            part = digests.get((name, row["token_id"]))
-            digest = row["bytes"] and hashlib.sha256(row["bytes"]).digest()
-            if tensor_name(kind, name) != wanted or part is None or digest != part.digest(kind):
-                raise InconsistentData(
-                    f'tensor "{name}" of model "{model}" was changed while it was saved', hint="Save it again."
-                )
-            host.check_interrupts()
-            yield np.frombuffer(row["bytes"] or bytes(4 * prod(row["shape"])), FLOAT32).reshape(row["shape"])
-
-    return blocks
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------------
-
-
-def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Sequence[Part]) -> TensorReader:
-    """Reader of a checkpoint's file; 22000 when it is not the one that was written, 22P02 when it is cut short."""
-    file = server_files.open_to_read(path)
-    try:
-        most = 12 * config.n_params() + (1 << 20)
-        reader: TensorReader = NpzReader(file, most) if path.endswith(".npz") else SafetensorsReader(file)
-        wanted = _file_shapes(config, manifest)
-        found = {name: reader.shape(name) for name in reader.names()}
-        if reader.metadata.get("pg_gpt2.sha256") != manifest_digest(manifest) or found != wanted:
-            raise InconsistentData(
-                f'"{path}" is not the file that was written as checkpoint {checkpoint_id}',
-                hint="Put the original file back; llm_checkpoint_drop forgets the checkpoint.",
-            )
-        return reader
-    except Exception:
-        file.close()
-        raise
-
-
-def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
-    """Model, configuration and manifest of a checkpoint whose row is in another database, every byte compared with the
-    digest that the file carries. 22000 when it is none, or is damaged."""
-    with server_files.open_to_read(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        reader: TensorReader = NpzReader(file, size) if path.endswith(".npz") else SafetensorsReader(file)
-        metadata = reader.metadata
-        try:
-            config = GPT2Config(**json.loads(metadata["pg_gpt2.config"]))
-            if 4 * config.n_params() > size or not isinstance(config.eos_token_id, int | None):
-                raise ValueError
-            model, step, digest = metadata["pg_gpt2.model"], int(metadata["pg_gpt2.step"]), metadata["pg_gpt2.sha256"]
-            manifest = _manifest(reader, config, step, json.loads(metadata["pg_gpt2.blocks"]))
-        except (KeyError, TypeError, ValueError, AttributeError, InvalidParameter):
-            raise InconsistentData(
-                f'"{path}" is not a checkpoint that llm_checkpoint_save wrote, or is damaged',
-                hint="pg_llm_import_safetensors and pg_llm_import_npz read the weights of other files.",
-            ) from None
-        if manifest_digest(manifest) != digest:
-            raise InconsistentData(
-                f'"{path}" is not what llm_checkpoint_save wrote: its tensors differ from the digest in it',
-                hint="It was damaged or changed. Give a copy of the original.",
-            )
-        return model, config, manifest
-
-
-def _manifest(reader: TensorReader, config: GPT2Config, step: int, unusual: dict[str, list[list]]) -> list[Part]:
-    """What the file holds, in the blocks that it was stored in; an error of any kind where it is no such file."""
-    within = {name: reader.shape(name) for name in reader.names()}
-    layout = {}
-    for name, shape in sorted(config.param_shapes().items()):
-        moments = "".join(kind for kind in KINDS[1:] if tensor_name(kind, name) in within)
-        layout[name] = unusual.get(name) or _usual(shape, step, moments)
-        following = 0
-        for first, rows, _, _ in layout[name]:
-            if first != following or rows < 1:
-                raise ValueError
-            following += rows
-        if following != shape[0] or any(within[tensor_name(kind, name)] != shape for kind in ("data", *moments)):
-            raise ValueError
-    digests: dict[tuple[str, int, str], bytes] = {}
-    for kind in KINDS:  # in the order of the file
-        for name, blocks in layout.items():
-            for first, rows, _, moments in blocks:
-                if kind == "data" or kind in moments:
-                    data = to_bytes(reader.rows(tensor_name(kind, name), first, first + rows))
-                    digests[name, first, kind] = hashlib.sha256(data).digest()
-                host.check_interrupts()
-    return [
-        Part(
-            *(name, first, [rows, *config.param_shapes()[name][1:]], block_step),
-            *(digests[name, first, "data"], digests.get((name, first, "m")), digests.get((name, first, "v"))),
-        )
-        for name, blocks in layout.items()
-        for first, rows, block_step, _ in blocks
-    ]
-
-
-def read_block(reader: TensorReader, part: Part, kind: str, checkpoint_id: int) -> bytes | None:
-    """Bytes of one block, compared with its digest; None where it was null."""
-    if part.digest(kind) is None:
-        return None
-    data = to_bytes(reader.rows(tensor_name(kind, part.name), part.token_id, part.token_id + part.shape[0]))
-    if hashlib.sha256(data).digest() != part.digest(kind):
-        raise damaged(checkpoint_id, part.name, part.token_id, "in llm_checkpoint.manifest")
-    return data
-
-
-def read_into(model: str, path: str, checkpoint_id: int, config: GPT2Config, manifest: Sequence[Part]) -> None:
-    """Rows of llm_param from the file, which is read once and in order; `model` has none before."""
-    reader = open_file(path, checkpoint_id, config, manifest)
-    try:
-        for batch in _batches(reader, manifest, "data", checkpoint_id):
-            _insert(model, batch)
-        for kind in KINDS[1:]:
-            for batch in _batches(reader, manifest, kind, checkpoint_id):
-                _update(model, kind, batch)
-    finally:
-        reader.close()
-
-
-def _batches(
-    reader: TensorReader, manifest: Iterable[Part], kind: str, checkpoint_id: int
-) -> Iterator[list[tuple[Part, bytes]]]:
-    batch: list[tuple[Part, bytes]] = []
-    held = 0
-    for part in manifest:
-        data = read_block(reader, part, kind, checkpoint_id)
+    found: dict[str, list[Recorded]] = {}
+    for row in rows:
+        value = Recorded(row["id"], checked_values(row["id"], row["data"], row["shape"]), row["requires_grad"])
+        found.setdefault(row["name"], []).append(value)
         host.check_interrupts()
-        if data is None:
+    return found
+
+
+# --- tensors given as bytes -----------------------------------------------------------------------------------------
+
+
+def find(recorder: Recorder, data: np.ndarray) -> Recorded:
+    """The latest value of this session with these bytes and this shape, else a new one without gradient."""
+    row = db.row(
+        "SELECT id, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND data = $2 AND shape = $3"
+        " ORDER BY id DESC LIMIT 1",
+        ["int8", "bytea", "int4[]"],
+        *(session_tape(), to_bytes(data), list(data.shape)),
+    )
+    return Recorded(row["id"], data, row["requires_grad"]) if row else recorder.leaf(data)
+
+
+def find_block(recorder: Recorder, given: dict[str, np.ndarray]) -> dict[str, Recorded]:
+    """Handles for the parameters of one block, by their names without `h.{i}.`.
+
+    Vectors of zeros or ones are the same bytes in every layer. So the layer is the one that a matrix belongs to, and what
+    equals that layer's parameter is that parameter.
+    """
+    found = {name: find(recorder, array) for name, array in given.items() if array.ndim == 2}
+    layer = _mapped_layer(found)
+    for name, array in given.items():
+        if name in found:
             continue
-        batch.append((part, data))
-        held += len(data)
-        if held >= store.FLUSH_BYTES:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
+        handle = layer.get(name)
+        if handle is not None and np.array_equal(handle.data, array):
+            found[name] = handle
+        else:
+            found[name] = find(recorder, array)
+    return {name: found[name] for name in block_shapes(1)}
 
 
-def _insert(model: str, batch: list[tuple[Part, bytes]]) -> None:
-    whole, places = store.joined([data for _, data in batch])
-    db.run(
-        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data)"
-        " SELECT $1, name, first, shape::integer[], step, substring($8 FROM place FOR size)"
-        " FROM unnest($2, $3, $4, $5, $6, $7) AS block (name, first, shape, step, place, size)",
-        ["text", "text[]", "int4[]", "text[]", "int8[]", "int4[]", "int4[]", "bytea"],
-        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
-        [f"{{{','.join(map(str, part.shape))}}}" for part, _ in batch],
-        *([part.step for part, _ in batch], places, [len(data) for _, data in batch], whole),
+def _mapped_layer(matrices: dict[str, Recorded]) -> dict[str, Recorded]:
+    """The mapped vectors of the layer that one of these matrices is mapped to."""
+    row = db.row(
+        "SELECT model, substring(name FROM '^h\\.[0-9]+\\.') AS prefix FROM {schema}.llm_tensor_map"
+        " WHERE tape_id = $1 AND tensor_id = ANY ($2) AND name ~ '^h\\.[0-9]+\\.' LIMIT 1",
+        ["int8", "int8[]"],
+        session_tape(),
+        [value.id for value in matrices.values()],
     )
-
-
-def _update(model: str, kind: str, batch: list[tuple[Part, bytes]]) -> None:
-    """A moment of rows that are there: their other columns are not written again."""
-    whole, places = store.joined([data for _, data in batch])
-    db.run(
-        f"UPDATE {{schema}}.llm_param AS p SET {kind} = substring($6 FROM place FOR size)"
-        " FROM unnest($2, $3, $4, $5) AS block (name, token_id, place, size)"
-        " WHERE p.model = $1 AND p.name = block.name AND p.token_id = block.token_id",
-        ["text", "text[]", "int4[]", "int4[]", "int4[]", "bytea"],
-        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
-        *(places, [len(data) for _, data in batch], whole),
+    if row is None:
+        return {}
+    rows = db.query(
+        "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_map AS m"
+        " JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = m.tape_id"
+        " WHERE m.tape_id = $1 AND m.model = $2 AND starts_with(m.name, $3) AND cardinality(t.shape) = 1",
+        ["int8", "text", "text"],
+        *(session_tape(), row["model"], row["prefix"]),
     )
+    return {
+        found["name"].removeprefix(row["prefix"]): Recorded(
+            found["id"], checked_values(found["id"], found["data"], found["shape"]), found["requires_grad"]
+        )
+        for found in rows
+    }
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.checkpoints', $pg_gpt2_source$"""Checkpoints: a model's whole state at one moment, as rows that share equal blocks, or as a file with its manifest.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.replay', $pg_gpt2_source$"""A recorded tape, back from its rows: differentiate it, run it again and compare, check it by finite differences.
 
-Saving into the database is one statement: of one snapshot, whatever is committed beside it, and no weight passes through
-Python. A block is stored under its SHA-256 and compared with it when it is loaded. The order of locks is in
-sql/checkpoints.sql.
+Works on plain records, wherever they come from. It uses the tape and the ops of training: what was recorded op by op gives
+the gradients of a training step, bit for bit.
 """
 
-import hashlib
-import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from . import checkpoint_files, db, sharing, store
-from .checkpoint_files import Part
-from .config import GPT2Config
-from .errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
+import numpy as np
 
-# The run that last changed a model: the latest one that began after the latest load, else that of what was loaded.
-LAST_RUN = """
-    SELECT coalesce(
-        (SELECT max(run_id) FROM {schema}.llm_run AS r
-         WHERE r.model = $1 AND r.run_id > coalesce(load.after_run, 0)
-           AND (r.status <> 'running' OR EXISTS (SELECT FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id))),
-        load.run_id)
-    FROM (VALUES (1)) AS always
-    LEFT JOIN (
-        SELECT after_run, run_id FROM {schema}.llm_checkpoint_restore WHERE model = $1 ORDER BY id DESC LIMIT 1
-    ) AS load ON true
-"""
-CONFIG = "to_jsonb(c) - 'model' - 'preset' - 'init_seed'"
-MOMENTS = "coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)"
+from .. import host
+from ..errors import InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ..ops import Op, Sink, lookup
+from ..tape import Node, Tape, Value
+
+Arrays = Mapping[int, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A row of llm_checkpoint; `manifest` is that of a file, else None."""
+class Application:
+    """A row of llm_tape: one application of an op to handles."""
 
     id: int
-    model: str
-    step: int
-    run_id: int | None
-    config: GPT2Config
-    file_path: str | None
-    manifest: list[Part] | None
+    name: str
+    inputs: tuple[int, ...]
+    output: int
+    attrs: dict[str, Any]
+
+    @property
+    def op(self) -> Op:
+        """The op; an unknown name is an error that names the row."""
+        try:
+            return lookup(self.name)
+        except UndefinedObject as error:
+            raise self.about(error) from None
+
+    def about(self, error: PgGpt2Error) -> PgGpt2Error:
+        """`error`, with this row named in front."""
+        message = f"llm_tape row {self.id} ({self.name}): {error.message}"
+        return type(error)(message, hint=error.hint, detail=error.detail)
+
+    def run(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The op's result."""
+        try:
+            return self.op(*arrays, **self.attrs)
+        except PgGpt2Error as error:
+            raise self.about(error) from None
 
 
-def find(checkpoint_id: int, model: str | None = None, lock: bool = False) -> Checkpoint:
-    """The checkpoint; 42704 when there is none, 22023 when it is not of `model`. `lock` keeps it from being dropped."""
-    row = db.row(
-        "SELECT id, model, step, run_id, config, file_path, manifest FROM {schema}.llm_checkpoint WHERE id = $1"
-        + (" FOR KEY SHARE" if lock else ""),
-        ["int4"],
-        checkpoint_id,
-    )
-    if row is None:
-        raise UndefinedObject(
-            f"checkpoint {checkpoint_id} does not exist", hint="SELECT * FROM llm_checkpoint_list() lists them."
+@dataclass(frozen=True)
+class Tensor:
+    """A row of llm_tensor_rt, without its bytes."""
+
+    id: int
+    shape: tuple[int, ...]
+    requires_grad: bool
+
+
+def ancestors(applications: Sequence[Application], start: int) -> list[Application]:
+    """The applications that `start` was computed by, in order."""
+    wanted, found = {start}, []
+    for application in reversed(applications):
+        if application.output in wanted:
+            found.append(application)
+            wanted.update(application.inputs)
+    return found[::-1]
+
+
+def check_complete(applications: Iterable[Application], tensors: Mapping[int, Any]) -> None:
+    """22023 or 42704 naming the row when an op has another number of inputs, or a handle no tensor."""
+    for application in applications:
+        try:
+            application.op.check_inputs(len(application.inputs))
+        except InvalidParameter as error:
+            raise application.about(error) from None
+        for role, handle in [*(("input", i) for i in application.inputs), ("output", application.output)]:
+            if handle not in tensors:
+                raise application.about(
+                    UndefinedObject(
+                        f"{role} handle {handle} does not exist",
+                        hint="Its row of llm_tensor_rt was deleted, or lost in a crash: the table is unlogged. Record again.",
+                    )
+                )
+
+
+def values_read(applications: Iterable[Application]) -> set[int]:
+    """Handles whose data a backward pass looks at; of all others the shape is enough."""
+    found: set[int] = set()
+    for application in applications:
+        reads = application.op.reads
+        found.update(handle for i, handle in enumerate(application.inputs) if i in reads)
+        if "y" in reads:
+            found.add(application.output)
+    return found
+
+
+class Graph:
+    """A tape of values and nodes made from records. `data` has what will be read; the rest has shapes only."""
+
+    def __init__(self, applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays) -> None:
+        check_complete(applications, tensors)
+        self.tape = Tape()
+        outputs = {application.output for application in applications}
+        self.values: dict[int, Value] = {}
+        dtype = next((array.dtype for array in data.values()), np.dtype(np.float32))
+        for handle in sorted({h for a in applications for h in (*a.inputs, a.output)}):
+            tensor = tensors[handle]
+            shown = data[handle] if handle in data else np.broadcast_to(np.zeros((), dtype), tensor.shape)
+            # A leaf collects in a sink, as parameters of a training step do: the order of additions is the same.
+            sink = Sink(np.empty(tensor.shape, dtype)) if tensor.requires_grad and handle not in outputs else None
+            self.values[handle] = Value(shown, tensor.requires_grad, sink=sink)
+        for application in applications:
+            output = self.values[application.output]
+            inputs = tuple(self.values[handle] for handle in application.inputs)
+            output.node = Node(application.op, inputs, application.attrs, output)
+            self.tape.nodes.append(output.node)
+        self._rows = dict(zip(self.tape.nodes, applications, strict=True))
+
+    def backward(self, start: int, seed: np.ndarray | float = 1.0) -> None:
+        """Gradients of sum(seed * start)."""
+        value = self.values.get(start)
+        if value is None or value.node is None or not value.requires_grad:
+            raise InvalidParameter(
+                f"handle {start} was not computed from anything that requires a gradient",
+                hint="Make variables with llm_variable(data, shape, requires_grad => true) and start at a result of ops.",
+            )
+        self._guard(lambda: self.tape.backward(value, seed))
+
+    def backward_one(self, node: Node, dy: np.ndarray) -> None:
+        """The gradients that one node gives its inputs."""
+        node.output.grad = dy
+        nodes, self.tape.nodes = self.tape.nodes, [node]
+        self._guard(lambda: self.tape._sweep(0, node.output))
+        self.tape.nodes = nodes
+
+    def gradients(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(handle, gradient) of everything that has one."""
+        for handle, value in self.values.items():
+            if value.sink is not None and value.sink.filled:
+                yield handle, value.sink.array
+            elif value.grad is not None:
+                yield handle, value.grad
+
+    def close(self) -> None:
+        """Values and nodes refer to each other: without this they stay until Python's collector happens to run."""
+        for value in self.values.values():
+            value.node = None
+
+    def _guard(self, work: Any) -> None:
+        """Run a sweep; a shape that does not fit any more is reported with the row whose backward pass found it."""
+        done: list[Node] = []
+        self.tape.audit = lambda _, node: done.append(node)
+        try:
+            work()
+        except (PgGpt2Error, ValueError, IndexError) as error:
+            pending = [node for node in self.tape.nodes if node.output.grad is not None and node not in done]
+            row = self._rows[(pending or self.tape.nodes)[-1]]
+            if isinstance(error, PgGpt2Error):
+                raise row.about(error) from None
+            misfit = InvalidParameter(f"shapes do not fit: {error}", hint="Values were changed by hand; record again.")
+            raise row.about(misfit) from None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a replay computed otherwise than the record has it."""
+
+    application: Application
+    handle: int
+    what: str  # value | gradient
+    max_difference: float
+
+
+def compare(
+    applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays, grads: Arrays
+) -> Iterator[Difference]:
+    """Every op again, forward and backward, each from its recorded inputs: so one changed row shows where it stands.
+
+    A value is compared with the op that gave it; where an input was changed, with the ops that took it. A gradient is
+    compared with the sum over the ops that took its value; those of leaves as well.
+    """
+    check_complete(applications, tensors)
+    for application in applications:
+        if application.output in data and all(handle in data for handle in application.inputs):
+            host.check_interrupts()
+            again = application.run([data[handle] for handle in application.inputs])
+            yield from _difference(application, application.output, "value", again, data[application.output])
+    yield from _compare_gradients(applications, tensors, data, grads)
+
+
+def _compare_gradients(
+    applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays, grads: Arrays
+) -> Iterator[Difference]:
+    """The backward sweeps again; each node takes the recorded gradient of its output."""
+    producer = {application.output: application for application in applications}
+    users: dict[int, Application] = {}
+    for application in reversed(applications):
+        if application.output in grads:
+            for handle in application.inputs:
+                users[handle] = application  # the first to use it, hence the last to contribute
+    graph = Graph(applications, tensors, data)
+    for first, last in _sweeps(applications, grads):
+        for place in range(last, first - 1, -1):
+            application, node = applications[place], graph.tape.nodes[place]
+            if application.output not in grads:
+                continue
+            if application.output in users and node.output.grad is not None:
+                recorded = grads[application.output]
+                yield from _difference(
+                    users[application.output], application.output, "gradient", node.output.grad, recorded
+                )
+            graph.backward_one(node, grads[application.output])
+    for handle, value in graph.values.items():
+        if handle not in producer and value.sink is not None and value.sink.filled and handle in grads:
+            yield from _difference(users[handle], handle, "gradient", value.sink.array, grads[handle])
+    graph.close()
+
+
+def _sweeps(applications: Sequence[Application], grads: Arrays) -> Iterator[tuple[int, int]]:
+    """(first, last) place of each backward pass: it starts where a gradient was not received from anyone."""
+    used = {handle for a in applications if a.output in grads for handle in a.inputs}
+    first = 0
+    for place, application in enumerate(applications):
+        if application.output in grads and application.output not in used:
+            yield first, place
+            first = place + 1
+
+
+def _difference(
+    application: Application, handle: int, what: str, again: np.ndarray, recorded: np.ndarray
+) -> Iterator[Difference]:
+    if again.shape != recorded.shape:
+        yield Difference(application, handle, what, float("inf"))
+    elif not np.array_equal(again, recorded, equal_nan=True):
+        with np.errstate(invalid="ignore"):
+            worst = np.abs(again.astype(np.float64) - recorded).max()
+        yield Difference(application, handle, what, float(worst))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Analytic against numeric gradient of one leaf, in float64."""
+
+    handle: int
+    n_checked: int
+    max_error: float
+    max_gradient: float
+
+
+def gradcheck(
+    applications: Sequence[Application],
+    tensors: Mapping[int, Tensor],
+    data: Arrays,
+    start: int,
+    *,
+    epsilon: float,
+    most: int,
+) -> Iterator[Checked]:
+    """Central differences of sum(start) by at most `most` elements of each leaf, evenly spread."""
+    wide = {handle: np.array(array, np.float64) for handle, array in data.items()}
+    for application in applications:
+        wide[application.output] = application.run([wide[handle] for handle in application.inputs])
+    graph = Graph(applications, tensors, wide)
+    graph.backward(start)
+    analytic = dict(graph.gradients())
+    graph.close()
+    produced = {application.output for application in applications}
+
+    def total() -> float:
+        for application in applications:
+            wide[application.output] = application.run([wide[handle] for handle in application.inputs])
+        host.check_interrupts()
+        return float(wide[start].sum())
+
+    for handle in sorted(graph.values):
+        if handle in produced or not tensors[handle].requires_grad:
+            continue
+        flat = wide[handle].reshape(-1)
+        expected = np.zeros(flat.size) if handle not in analytic else analytic[handle].reshape(-1)
+        places = np.unique(np.linspace(0, flat.size - 1, min(most, flat.size)).astype(np.int64))
+        worst = 0.0
+        for place in places:
+            was = flat[place]
+            flat[place] = was + epsilon
+            above = total()
+            flat[place] = was - epsilon
+            worst = max(worst, abs(float((above - total()) / (2 * epsilon) - expected[place])))
+            flat[place] = was
+        yield Checked(handle, len(places), worst, float(np.abs(expected[places]).max()))
+
+
+def require_kept(handles: Iterable[int], data: Arrays) -> None:
+    """55000 when data that is needed was not kept, as by audit level 'tape'."""
+    missing = [handle for handle in handles if handle not in data]
+    if missing:
+        raise WrongState(
+            f"handle {missing[0]} has no data",
+            hint="It was recorded by audit level 'tape', which keeps no values; use 'full', or switch recording on.",
         )
-    if model is not None and row["model"] != model:
-        raise InvalidParameter(
-            f'checkpoint {checkpoint_id} is of model "{row["model"]}", not of "{model}"',
-            hint="llm_copy_model(source, target, checkpoint_id) makes another model from a checkpoint.",
-        )
-    try:
-        manifest = row["manifest"] and [Part.from_json(values) for values in json.loads(row["manifest"])]
-        config = GPT2Config(**json.loads(row["config"]))
-    except (TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
-        raise InconsistentData(
-            f"llm_checkpoint row {checkpoint_id}: config or manifest is not what a checkpoint has",
-            hint="The row was changed by hand; DELETE it from llm_checkpoint.",
-        ) from None
-    return Checkpoint(row["id"], row["model"], row["step"], row["run_id"], config, row["file_path"], manifest)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.tape_dot', $pg_gpt2_source$"""A tape as a picture: DOT text for Graphviz. Ops are boxes, values from outside are ellipses, parameters by name."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+from .replay import Application, Tensor
+
+STYLE = [
+    "  rankdir=TB; nodesep=0.25; ranksep=0.3;",
+    '  node [fontname="Helvetica", fontsize=10, color="#9aa1ab"]; edge [arrowsize=0.6, color="#5f6670"];',
+]
+SHOWN = 24  # characters of an attribute
 
 
-def last_run(model: str) -> int | None:
-    """The run that last changed `model`."""
-    row = db.row(f"SELECT ({LAST_RUN}) AS run_id", ["text"], model)
-    return (row or {})["run_id"]
+def dot(
+    tape_id: int, applications: Sequence[Application], tensors: Mapping[int, Tensor], names: Mapping[int, str]
+) -> str:
+    """`names` are those of parameters, by handle."""
+    lines = [f'digraph "tape {tape_id}" {{', *STYLE, *_nodes(applications, tensors, names), *_edges(applications), "}"]
+    return "\n".join(lines) + "\n"
 
 
-def parts(checkpoint: Checkpoint) -> list[Part]:
-    """What a checkpoint consists of, ordered by name and first row."""
-    if checkpoint.manifest is not None:
-        return checkpoint.manifest
+def _nodes(
+    applications: Sequence[Application], tensors: Mapping[int, Tensor], names: Mapping[int, str]
+) -> Iterator[str]:
+    produced = {application.output for application in applications}
+    outside = sorted({handle for application in applications for handle in application.inputs} - produced)
+    for handle in outside:
+        fill = "#dbe9f6" if handle in tensors and tensors[handle].requires_grad else "#eeeeee"
+        label = _label(names.get(handle, f"variable {handle}"), _shape(tensors, handle))
+        yield f'  t{handle} [shape=ellipse, style=filled, fillcolor="{fill}", label={label}];'
+    for application in applications:
+        attrs = [f"{name}={_short(value)}" for name, value in application.attrs.items()]
+        label = _label(application.name, *attrs, _shape(tensors, application.output))
+        yield f'  t{application.output} [shape=box, style="rounded,filled", fillcolor="#fdf3dc", label={label}];'
+
+
+def _edges(applications: Sequence[Application]) -> Iterator[str]:
+    """Those between ops weigh more, which keeps them short and straight: the way of the computation is seen at once."""
+    produced = {application.output for application in applications}
+    for application in applications:
+        for handle in application.inputs:
+            yield f"  t{handle} -> t{application.output}{' [weight=8]' if handle in produced else ''};"
+
+
+def _label(*lines: str) -> str:
+    """A quoted DOT string of several lines."""
+    return json.dumps("\n".join(lines), ensure_ascii=False)
+
+
+def _shape(tensors: Mapping[int, Tensor], handle: int) -> str:
+    return " × ".join(map(str, tensors[handle].shape)) or "scalar" if handle in tensors else "missing"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.tape_rows', $pg_gpt2_source$"""Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `replay`.
+
+A session has one tape, with a number that no other session ever has; its functions touch the rows of that number only.
+Tapes of audited training steps have numbers of their own.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .. import db, host, resources
+from ..errors import InconsistentData, PgGpt2Error, UndefinedObject, WrongState
+from ..storage.store import joined
+from ..tensor import FLOAT32, to_bytes
+from . import attributes
+from .replay import Application, Tensor
+
+FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
+_session_tape: int | None = None
+
+
+def session_tape() -> int:
+    """The number of this session's tape; drawn when it first needs one, and kept."""
+    global _session_tape
+    if _session_tape is None:
+        _session_tape = new_tape()
+    return _session_tape
+
+
+def new_tape() -> int:
+    """A number that no tape has."""
+    return reserve("llm_tape_tape_id_seq", 1)[0]
+
+
+def reserve(sequence: str, count: int) -> list[int]:
+    """`count` new numbers of a sequence, ascending."""
     rows = db.query(
-        "SELECT name, token_id, shape, step, data, m, v FROM {schema}.llm_checkpoint_part WHERE checkpoint_id = $1"
-        ' ORDER BY name COLLATE "C", token_id',
-        ["int4"],
-        checkpoint.id,
-    )
-    return [Part(**row) for row in rows]
-
-
-def current_parts(model: str) -> list[Part]:
-    """The same of what `model` has now."""
-    rows = db.query(
-        "SELECT name, token_id, shape, step, sha256(data) AS data, sha256(m) AS m, sha256(v) AS v"
-        f' FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
-        ["text"],
-        model,
-    )
-    return [Part(**row) for row in rows]
-
-
-def check_layout(model: str, config: GPT2Config, found: Iterable[Part]) -> None:
-    """22000 unless the blocks cover exactly the tensors of `config`: only what can be loaded is saved."""
-    rows = dict.fromkeys(config.param_shapes(), 0)
-    for part in found:
-        wanted = config.param_shapes().get(part.name, ())
-        if tuple(part.shape[1:]) != wanted[1:] or part.token_id != rows.get(part.name):
-            raise _layout_error(model, part.name)
-        rows[part.name] += part.shape[0]
-    for name, shape in config.param_shapes().items():
-        if rows[name] != shape[0]:
-            raise _layout_error(model, name)
-
-
-def _layout_error(model: str, name: str) -> InconsistentData:
-    return InconsistentData(
-        f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
-        hint="Import the model again, or llm_checkpoint_load an earlier state.",
-    )
-
-
-def blocks(saved: Checkpoint) -> Iterator[tuple[str, Part, bytes]]:
-    """("data", "m" or "v", block, its bytes) of all of a checkpoint, moments that are null left out; 22000 where the bytes are
-    not what was saved."""
-    if saved.manifest is None:
-        for kind in checkpoint_files.KINDS:
-            yield from _stored_blocks(saved, kind)
-        return
-    reader = checkpoint_files.open_file(str(saved.file_path), saved.id, saved.config, saved.manifest)
-    try:
-        for kind in checkpoint_files.KINDS:
-            for part in saved.manifest:
-                data = checkpoint_files.read_block(reader, part, kind, saved.id)
-                if data is not None:
-                    yield kind, part, data
-    finally:
-        reader.close()
-
-
-def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, bytes]]:
-    found = {(part.name, part.token_id): part for part in parts(saved) if part.digest(kind) is not None}
-    for row in db.cursor(
-        "SELECT c.name, c.token_id, b.data FROM {schema}.llm_checkpoint_part AS c"
-        f" LEFT JOIN {{schema}}.llm_checkpoint_blob AS b ON b.digest = c.{kind}"
-        f' WHERE c.checkpoint_id = $1 AND c.{kind} IS NOT NULL ORDER BY c.name COLLATE "C", c.token_id',
-        ["int4"],
-        saved.id,
-    ):
-        part = found[row["name"], row["token_id"]]
-        if row["data"] is None or hashlib.sha256(row["data"]).digest() != part.digest(kind):
-            raise checkpoint_files.damaged(saved.id, part.name, part.token_id, "in llm_checkpoint_blob")
-        yield kind, part, row["data"]
-
-
-# --- saving -----------------------------------------------------------------------------------------------------------------
-
-
-def save(model: str, note: str) -> int:
-    """The state of `model` into the database; the id."""
-    config = store.config(model)
-    db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN ROW EXCLUSIVE MODE")  # before the snapshot: see sweep()
-    row = db.row(
-        f"""
-        WITH state AS MATERIALIZED (
-            SELECT name, token_id, shape, step, data, m, v,
-                   sha256(data) AS data_digest, sha256(m) AS m_digest, sha256(v) AS v_digest
-            FROM {store.resolved()} AS p
-        ), new AS (
-            INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config)
-            SELECT $1, t.step, ({LAST_RUN}), $2, t.data / 4, t.data + t.moments, {CONFIG}
-            FROM {{schema}}.llm_model_config AS c, (
-                SELECT max(step) AS step, sum(octet_length(data)) AS data, sum({MOMENTS}) AS moments FROM state
-            ) AS t
-            WHERE c.model = $1 AND t.step IS NOT NULL
-            RETURNING id
-        ), blobs AS (
-            INSERT INTO {{schema}}.llm_checkpoint_blob (digest, data)
-            SELECT DISTINCT ON (digest) digest, data
-            FROM (
-                SELECT data_digest, data FROM state
-                UNION ALL SELECT m_digest, m FROM state WHERE m IS NOT NULL
-                UNION ALL SELECT v_digest, v FROM state WHERE v IS NOT NULL
-            ) AS block (digest, data)
-            ORDER BY digest -- of those who insert the same blocks, one waits for the other
-            ON CONFLICT (digest) DO NOTHING
-        ), parts AS (
-            INSERT INTO {{schema}}.llm_checkpoint_part (checkpoint_id, name, token_id, shape, step, data, m, v)
-            SELECT new.id, name, token_id, shape, step, data_digest, m_digest, v_digest FROM state, new
-        )
-        SELECT id FROM new
-        """,
-        ["text", "text"],
-        *(model, note),
-    )
-    if row is None:
-        raise store.no_weights(model)
-    saved = find(row["id"])
-    check_layout(model, config, parts(saved))
-    return saved.id
-
-
-def save_file(model: str, note: str, path: str) -> int:
-    """The state of `model` into a file of the server; the id."""
-    checkpoint_files.require_suffix(path)
-    real = _new_path(path)
-    config = store.config(model)
-    manifest = current_parts(model)
-    if not manifest:
-        raise store.no_weights(model)
-    check_layout(model, config, manifest)
-    # First the row: whoever saves to the same path meanwhile waits for the unique index, and then fails before writing.
-    row = db.row(
-        f"""
-        INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config, file_path, manifest)
-        SELECT $1, $4, ({LAST_RUN}), $2, $5, $6, {CONFIG}, $3, $7 FROM {{schema}}.llm_model_config AS c WHERE model = $1
-        RETURNING id
-        """,
-        ["text", "text", "text", "int8", "int8", "int8", "jsonb"],
-        *(model, note, real, max(part.step for part in manifest), config.n_params()),
-        sum(part.nbytes() for part in manifest),
-        json.dumps([part.to_json() for part in manifest]),
-    )
-    saved = find((row or {})["id"])
-    checkpoint_files.write(path, saved.id, model, config, manifest)
-    return saved.id
-
-
-def attach(path: str, model: str | None) -> int:
-    """The checkpoint in a file that another database wrote, or that this one has forgotten, as one of `model`; the id."""
-    checkpoint_files.require_suffix(path)
-    real = _new_path(path)
-    name, config, manifest = checkpoint_files.survey(path)
-    store.require_name(name if model is None else model)
-    row = db.row(
-        "INSERT INTO {schema}.llm_checkpoint (model, step, note, n_params, bytes, config, file_path, manifest)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
-        ["text", "int8", "text", "int8", "int8", "jsonb", "text", "jsonb"],
-        *(name if model is None else model, max(part.step for part in manifest), f'attached, saved of model "{name}"'),
-        *(config.n_params(), sum(part.nbytes() for part in manifest), json.dumps(asdict(config)), real),
-        json.dumps([part.to_json() for part in manifest]),
-    )
-    return (row or {})["id"]
-
-
-def _new_path(path: str) -> str:
-    """The path after links are resolved; 42710 when a checkpoint is there."""
-    real = os.path.realpath(path)
-    if db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE file_path = $1", ["text"], real):
-        raise DuplicateObject(
-            f'"{path}" already holds a checkpoint', hint="Choose another path, or llm_checkpoint_drop that one first."
-        )
-    return real
-
-
-# --- loading ----------------------------------------------------------------------------------------------------------------
-
-
-def load(model: str, checkpoint_id: int) -> Checkpoint:
-    """Put `model` back to a checkpoint of its own."""
-    store.lock(model)
-    saved = find(checkpoint_id, model, lock=True)
-    restore(saved, model)
-    return saved
-
-
-def restore(saved: Checkpoint, model: str) -> None:
-    """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved."""
-    sharing.forget(model)
-    if store.find_config(model) != saved.config:
-        store.register(model, saved.config)
-    if saved.manifest is None:
-        _restore_rows(saved, model)
-    else:
-        db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
-        checkpoint_files.read_into(model, str(saved.file_path), saved.id, saved.config, saved.manifest)
-    # A manual run logs under the model's own step, which goes back: the next step by hand begins another.
-    db.run(
-        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp()"
-        " WHERE model = $1 AND status = 'manual'",
-        ["text"],
-        model,
-    )
-    db.run(
-        "INSERT INTO {schema}.llm_checkpoint_restore (model, checkpoint_id, source, step, run_id, after_run)"
-        " SELECT $1, $2, $3, $4, $5, coalesce(max(run_id), 0) FROM {schema}.llm_run WHERE model = $1",
-        ["text", "int4", "text", "int8", "int8"],
-        *(model, saved.id, saved.model, saved.step, saved.run_id),
-    )
-
-
-def _restore_rows(saved: Checkpoint, model: str) -> None:
-    """Rows that are as saved stay; the others are replaced, and then compared with their digests."""
-    as_saved = (
-        "c.checkpoint_id = $2 AND c.name = p.name AND c.token_id = p.token_id AND c.shape = p.shape AND c.step = p.step"
-        " AND c.data = sha256(p.data) AND c.m IS NOT DISTINCT FROM sha256(p.m) AND c.v IS NOT DISTINCT FROM sha256(p.v)"
-    )
-    db.run(
-        "DELETE FROM {schema}.llm_param AS p WHERE model = $1 AND (grad IS NOT NULL"
-        f" OR NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS c WHERE {as_saved}))",
-        ["text", "int4"],
-        *(model, saved.id),
-    )
-    db.run(
-        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data, m, v)"
-        " SELECT $1, c.name, c.token_id, c.shape, c.step, data.data, m.data, v.data"
-        " FROM {schema}.llm_checkpoint_part AS c"
-        " JOIN {schema}.llm_checkpoint_blob AS data ON data.digest = c.data"
-        " LEFT JOIN {schema}.llm_checkpoint_blob AS m ON m.digest = c.m"
-        " LEFT JOIN {schema}.llm_checkpoint_blob AS v ON v.digest = c.v"
-        " WHERE c.checkpoint_id = $2"
-        " AND NOT EXISTS (SELECT FROM {schema}.llm_param AS p WHERE p.model = $1 AND p.name = c.name AND p.token_id = c.token_id)"
-        ' ORDER BY c.name COLLATE "C", c.token_id',
-        ["text", "int4"],
-        *(model, saved.id),
-    )
-    wrong = db.row(
-        "SELECT c.name, c.token_id FROM {schema}.llm_checkpoint_part AS c"
-        " LEFT JOIN {schema}.llm_param AS p ON p.model = $1 AND p.name = c.name AND p.token_id = c.token_id"
-        f" WHERE c.checkpoint_id = $2 AND ({as_saved}) IS NOT TRUE"
-        ' ORDER BY c.name COLLATE "C", c.token_id LIMIT 1',
-        ["text", "int4"],
-        *(model, saved.id),
-    )
-    if wrong:
-        raise checkpoint_files.damaged(saved.id, wrong["name"], wrong["token_id"], "in llm_checkpoint_blob")
-
-
-# --- removing ---------------------------------------------------------------------------------------------------------------
-
-
-def drop(checkpoint_ids: Sequence[int]) -> int:
-    """Remove checkpoints, and the blocks that none is left to need; how many there were."""
-    dropped = db.run("DELETE FROM {schema}.llm_checkpoint WHERE id = ANY ($1)", ["int4[]"], list(checkpoint_ids))
-    if dropped:
-        sweep()
-    return dropped
-
-
-def drop_all(model: str) -> int:
-    """Remove all checkpoints of `model`; how many there were."""
-    rows = db.query("SELECT id FROM {schema}.llm_checkpoint WHERE model = $1", ["text"], model)
-    return drop([row["id"] for row in rows])
-
-
-def sweep() -> None:
-    """Delete what no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved."""
-    isolation = db.row("SELECT current_setting('transaction_isolation') AS level")
-    if (isolation or {})["level"] not in ("read committed", "read uncommitted"):
-        return  # an older snapshot misses the latest; the next drop will do it
-    db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN SHARE ROW EXCLUSIVE MODE")
-    db.run(
-        "DELETE FROM {schema}.llm_checkpoint_part AS p"
-        " WHERE NOT EXISTS (SELECT FROM {schema}.llm_checkpoint AS c WHERE c.id = p.checkpoint_id)"
-    )
-    used = " AND ".join(
-        f"NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS p WHERE p.{column} = b.digest)"
-        for column in ("data", "m", "v")
-    )
-    db.run(f"DELETE FROM {{schema}}.llm_checkpoint_blob AS b WHERE {used}")
-
-
-def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
-    """Ids of the checkpoints in the database beyond the last `keep_last`, whose step is no multiple of `keep_every`."""
-    rows = db.query(
-        "SELECT id FROM {schema}.llm_checkpoint WHERE model = $1 AND file_path IS NULL"
-        " AND ($3 IS NULL OR step % $3 <> 0) AND id NOT IN ("
-        "SELECT id FROM {schema}.llm_checkpoint WHERE model = $1 AND file_path IS NULL ORDER BY id DESC LIMIT $2)",
-        ["text", "int4", "int4"],
-        *(model, keep_last, keep_every),
+        "SELECT nextval($1) AS id FROM generate_series(1, $2)", ["regclass", "int4"], db.qualified(sequence), count
     )
     return [row["id"] for row in rows]
+
+
+class Writer:
+    """Collects rows of one tape and inserts them, values and ops of one batch together."""
+
+    def __init__(self, tape_id: int, *, run_id: int | None = None, step: int | None = None, room: int = 64) -> None:
+        """`room`: how many handles are drawn at a time."""
+        self.tape_id, self.run_id, self.step, self.room = tape_id, run_id, step, room
+        self._ids: list[int] = []
+        self._tensors: list[tuple[int, str, bool, bytes | None]] = []
+        self._ops: list[tuple[str, str, int, str]] = []
+        self._held = 0
+
+    def tensor(self, shape: tuple[int, ...], requires_grad: bool, data: bytes | None = None) -> int:
+        """Add a value; its handle."""
+        if self._held >= FLUSH_BYTES:
+            self.flush()
+        if not self._ids:
+            self._ids = reserve("llm_handle_seq", self.room)[::-1]
+        handle = self._ids.pop()
+        self._tensors.append((handle, _array(shape), requires_grad, data))
+        self._held += len(data or b"")
+        return handle
+
+    def op(self, name: str, inputs: Sequence[int], output: int, attrs: dict[str, Any]) -> None:
+        """Add an application of an op."""
+        self._ops.append((name, _array(inputs), output, attributes.to_json(attrs)))
+
+    def flush(self) -> None:
+        """Insert what was added."""
+        if self._tensors:
+            ids, shapes, flags, data = map(list, zip(*self._tensors, strict=True))
+            whole, places = joined([part or b"" for part in data])
+            sizes = [None if part is None else len(part) for part in data]
+            db.run(
+                "INSERT INTO {schema}.llm_tensor_rt (tape_id, id, shape, requires_grad, data)"
+                " SELECT $1, id, shape::int[], requires_grad, substring($7 FROM place FOR size)"
+                " FROM unnest($2, $3, $4, $5, $6) AS new (id, shape, requires_grad, place, size)",
+                ["int8", "int8[]", "text[]", "bool[]", "int4[]", "int4[]", "bytea"],
+                *(self.tape_id, ids, shapes, flags, places, sizes, whole),
+            )
+        if self._ops:
+            db.run(
+                "INSERT INTO {schema}.llm_tape (tape_id, run_id, step, name, inputs, output, extra)"
+                " SELECT $1, $2, $3, name, inputs::bigint[], output, extra::jsonb"
+                " FROM unnest($4, $5, $6, $7) WITH ORDINALITY AS new (name, inputs, output, extra, place) ORDER BY place",
+                ["int8", "int8", "int8", "text[]", "text[]", "int8[]", "text[]"],
+                *(self.tape_id, self.run_id, self.step, *map(list, zip(*self._ops, strict=True))),
+            )
+        self._tensors.clear()
+        self._ops.clear()
+        self._held = 0
+        host.check_interrupts()
+
+
+def _array(numbers: Iterable[int]) -> str:
+    """Text of an integer array: PL/Python cannot pass an array of arrays of different lengths."""
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def applications(tape_id: int) -> list[Application]:
+    """The ops of a tape in the order of their recording."""
+    rows = db.query(
+        "SELECT id, name, inputs, output, extra::text AS extra FROM {schema}.llm_tape WHERE tape_id = $1 ORDER BY id",
+        ["int8"],
+        tape_id,
+    )
+    return [_application(row) for row in rows]
+
+
+def _application(row: db.Row) -> Application:
+    bare = Application(row["id"], row["name"], tuple(row["inputs"]), row["output"], {})
+    if not all(type(handle) is int for handle in bare.inputs):
+        raise bare.about(
+            InconsistentData(
+                "inputs must be an array of handles, of one dimension and without null",
+                hint="The row was changed by hand; record again.",
+            )
+        )
+    try:
+        return replace(bare, attrs=attributes.parse(row["name"], row["extra"]))
+    except PgGpt2Error as error:
+        raise bare.about(error) from None
+
+
+def tensors(tape_id: int) -> dict[int, Tensor]:
+    """The values of a tape, without their bytes."""
+    rows = db.cursor(
+        "SELECT id, shape, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1", ["int8"], tape_id
+    )
+    return {row["id"]: Tensor(row["id"], _shape(row["id"], row["shape"]), row["requires_grad"]) for row in rows}
+
+
+def _shape(handle: int, shape: list) -> tuple[int, ...]:
+    if not all(type(n) is int for n in shape):
+        raise InconsistentData(
+            f"handle {handle} has a shape of more than one dimension, or with a null: {shape}",
+            hint="Its row of llm_tensor_rt was changed by hand; record again.",
+        )
+    return tuple(shape)
+
+
+def data(tape_id: int, handles: Iterable[int], column: str = "data") -> dict[int, np.ndarray]:
+    """Data (or grad) of those handles that have it."""
+    wanted = list(handles)
+    size = db.row(
+        f"SELECT sum(octet_length({column})) AS bytes FROM {{schema}}.llm_tensor_rt WHERE tape_id = $1 AND id = ANY ($2)",
+        ["int8", "int8[]"],
+        tape_id,
+        wanted,
+    )
+    resources.require_memory(2 * ((size or {})["bytes"] or 0), f"reading tape {tape_id}")
+    rows = db.cursor(
+        f"SELECT id, shape, {column} AS bytes FROM {{schema}}.llm_tensor_rt"
+        f" WHERE tape_id = $1 AND id = ANY ($2) AND {column} IS NOT NULL",
+        ["int8", "int8[]"],
+        tape_id,
+        wanted,
+    )
+    found = {}
+    for row in rows:
+        found[row["id"]] = checked_values(row["id"], row["bytes"], _shape(row["id"], row["shape"]))
+        host.check_interrupts()
+    return found
+
+
+def checked_values(handle: int, content: bytes, shape: Sequence[int]) -> np.ndarray:
+    """The array; 22000 naming the handle when bytes and shape do not belong together."""
+    array = np.frombuffer(content[: len(content) // 4 * 4], FLOAT32)
+    try:
+        if len(content) % 4:
+            raise ValueError
+        return array.reshape(tuple(shape))
+    except ValueError:
+        raise InconsistentData(
+            f"handle {handle} has {len(content)} bytes, which are not float32 values of shape {list(shape)}",
+            hint="Its row of llm_tensor_rt was changed by hand; record again.",
+        ) from None
+
+
+def value(handle: int) -> tuple[Tensor, np.ndarray]:
+    """One value of this session; 42704 when it has no such handle, 55000 when the data was not kept."""
+    row = db.row(
+        "SELECT shape, requires_grad, data FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
+        ["int8", "int8"],
+        session_tape(),
+        handle,
+    )
+    if row is None:
+        raise unknown(handle)
+    if row["data"] is None:
+        raise WrongState(f"handle {handle} has no data", hint="Audit level 'tape' keeps no values; use 'full'.")
+    found = Tensor(handle, _shape(handle, row["shape"]), row["requires_grad"])
+    return found, checked_values(handle, row["data"], found.shape)
+
+
+def unknown(handle: int) -> UndefinedObject:
+    """The error for a handle that this session does not have."""
+    return UndefinedObject(
+        f"handle {handle} does not exist in this session",
+        hint="llm_variable and llm_op make handles; they belong to the session and end with llm_prune_autograd_state.",
+    )
+
+
+# --- changing -------------------------------------------------------------------------------------------------------
+
+
+def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
+    """Replace all gradients of a tape."""
+    db.run("UPDATE {schema}.llm_tensor_rt SET grad = NULL WHERE tape_id = $1 AND grad IS NOT NULL", ["int8"], tape_id)
+    batch: list[tuple[int, bytes]] = []
+    held = 0
+    for handle, grad in grads:
+        batch.append((handle, to_bytes(grad)))
+        held += len(batch[-1][1])
+        if held >= FLUSH_BYTES:
+            update_grads(tape_id, batch)
+            batch, held = [], 0
+    update_grads(tape_id, batch)
+
+
+def update_grads(tape_id: int, batch: list[tuple[int, bytes]]) -> None:
+    """Set some gradients, given as (handle, bytes), in one statement."""
+    if not batch:
+        return
+    handles, grads = map(list, zip(*batch, strict=True))
+    whole, places = joined(grads)
+    db.run(
+        "UPDATE {schema}.llm_tensor_rt AS t SET grad = substring($5 FROM place FOR size)"
+        " FROM unnest($2, $3, $4) AS new (id, place, size) WHERE t.tape_id = $1 AND t.id = new.id",
+        ["int8", "int8[]", "int4[]", "int4[]", "bytea"],
+        *(tape_id, handles, places, list(map(len, grads)), whole),
+    )
+    host.check_interrupts()
+
+
+def drop(tape_ids: Sequence[int]) -> int:
+    """Delete tapes with their values; the number of values."""
+    dropped = 0
+    for table in ("llm_tensor_map", "llm_tape", "llm_tensor_rt"):
+        dropped = db.run(f"DELETE FROM {{schema}}.{table} WHERE tape_id = ANY ($1)", ["int8[]"], list(tape_ids))
+    return dropped
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.config', $pg_gpt2_source$"""The shape of a GPT-2: hyperparameters, and the names and shapes of the tensors that follow from them.
 
@@ -3967,174 +3085,6 @@ PRESETS = {
         ("gpt2-xl", 48, 25, 1600),
     )
 }
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.datasets', $pg_gpt2_source$"""Rows of llm_dataset: loading text into them, and reading batches out of them.
-
-A batch is fetched when its step needs it, as the binary form of the arrays, which NumPy reads without a Python object a token.
-"""
-
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
-
-import numpy as np
-
-from . import db, host
-from .bpe import Tokenizer
-from .config import GPT2Config
-from .errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
-
-MANY_TOKENS = 1 << 24  # from where room is asked for
-INSERT_TOKENS = 1 << 16  # tokens a statement
-
-Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
-
-
-class Row(NamedTuple):
-    """A row of llm_dataset: tokens [T], targets [T], and the first 8 bytes of the SHA-256 of both."""
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    digest: int
-
-
-# Rows that a model learns from: its own, and those of nobody whose ids it has.
-USABLE = (
-    "(model = $1 OR model IS NULL"
-    " AND NOT EXISTS (SELECT FROM unnest(tokens || target) AS id WHERE id NOT BETWEEN 0 AND $2 - 1))"
-)
-
-
-def load(
-    texts: Iterator[str], tokenizer: Tokenizer, model: str, block_size: int, split: str, val_fraction: float
-) -> int:
-    """Tokenize `texts`, one end-of-text after each, into rows of `block_size`; the number of rows."""
-    if tokenizer.eos_token_id is None:
-        raise WrongState(
-            f'the vocabulary of "{model}" has no end-of-text token to put after each text',
-            hint="Add a token <|endoftext|> to llm_bpe_vocab.",
-        )
-    ids = np.concatenate(list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)])
-    rows = (ids.size - 1) // block_size
-    if rows < 1:
-        raise InvalidParameter(
-            f"the source has {ids.size} tokens, too few for one row of {block_size} and the token after it",
-            hint="Use a smaller block_size, or more text.",
-        )
-    first_val = rows - round(rows * val_fraction)
-    _insert(ids, model, block_size, split, 0, first_val)
-    _insert(ids, model, block_size, "val", first_val, rows)
-    return rows
-
-
-def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Ids of each text and one end-of-text."""
-    count, room = 0, MANY_TOKENS
-    for text in texts:
-        ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32)
-        count += ids.size
-        if count > room:
-            room = 2 * count
-            host.require_memory(2 * ids.itemsize * room, f"data of more than {count} tokens")  # in parts, and as one
-        yield ids
-
-
-def _insert(ids: np.ndarray, model: str, block_size: int, split: str, start: int, stop: int) -> None:
-    """Rows start..stop of the stream `ids`, targets shifted by one."""
-    step = max(1, INSERT_TOKENS // block_size)
-    for first in range(start, stop, step):
-        rows = min(step, stop - first)
-        part = ids[first * block_size : (first + rows) * block_size + 1]
-        db.run(
-            "INSERT INTO {schema}.llm_dataset (model, split, tokens, target)"
-            " SELECT $1, $2, $3[i * $4 + 1 : (i + 1) * $4], $3[i * $4 + 2 : (i + 1) * $4 + 1]"
-            " FROM generate_series(0, $5 - 1) AS i ORDER BY i",
-            ["text", "text", "int4[]", "int4", "int4"],
-            *(model, split, part.tolist(), block_size, rows),
-        )
-        host.check_interrupts()
-
-
-def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
-    """Ids of the rows that `model` may use, in order; 55000 when there is none."""
-    rows = db.query(
-        f"SELECT id FROM {{schema}}.llm_dataset WHERE split = $3 AND {USABLE} ORDER BY id",
-        ["text", "int4", "text"],
-        *(model, config.vocab, split),
-    )
-    if not rows:
-        raise WrongState(
-            f'there is no data of split "{split}" for model "{model}"',
-            hint=f"Load some: SELECT llm_dataset_load('SELECT body FROM documents', '{model}',"
-            f" {min(config.n_positions, 256)}{'' if split == 'train' else ', val_fraction => 0.1'}).",
-        )
-    return np.asarray([row["id"] for row in rows])
-
-
-def digest(model: str, config: GPT2Config) -> str:
-    """SHA-256 of the training rows that `model` may use, in order; their ids play no part."""
-    found = hashlib.sha256()
-    for row in db.cursor(
-        "SELECT array_send(tokens) AS tokens, array_send(target) AS target"
-        f" FROM {{schema}}.llm_dataset WHERE split = 'train' AND {USABLE} ORDER BY id",
-        ["text", "int4"],
-        *(model, config.vocab),
-    ):
-        found.update(row["tokens"])
-        found.update(row["target"])
-        host.check_interrupts()
-    return found.hexdigest()
-
-
-def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
-    """The rows `ids`, checked, in that order."""
-    found = db.query(
-        "SELECT id, array_send(tokens) AS tokens, array_send(target) AS target FROM {schema}.llm_dataset WHERE id = ANY ($1)",
-        ["int8[]"],
-        list(map(int, ids)),
-    )
-    by_id = {}
-    for row in found:
-        tokens, targets = _ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])
-        _check_row(row["id"], tokens, targets, model, config)
-        digest = hashlib.sha256(row["tokens"] + row["target"]).digest()
-        by_id[row["id"]] = Row(tokens, targets, int.from_bytes(digest[:8], "big", signed=True))
-    for row_id in ids:
-        if row_id not in by_id:
-            raise UndefinedObject(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
-    return [by_id[row_id] for row_id in ids]
-
-
-def batches(found: Iterable[Row]) -> list[Batch]:
-    """Rows as batches of equal length, in their order within a length."""
-    by_length: dict[int, list[Row]] = {}
-    for row in found:
-        by_length.setdefault(row.tokens.size, []).append(row)
-    return [(np.stack([r.tokens for r in rows]), np.stack([r.targets for r in rows])) for rows in by_length.values()]
-
-
-def _ints(row_id: int, sent: bytes) -> np.ndarray:
-    """int4[] in PostgreSQL's binary form: a header of 20 bytes, then length and value, big-endian. NULLs are refused."""
-    if int.from_bytes(sent[:4], "big") != 1 or int.from_bytes(sent[4:8], "big"):
-        raise InconsistentData(
-            f"row {row_id} of llm_dataset has an array with nulls or more than one dimension", hint="Delete the row."
-        )
-    return np.frombuffer(sent, ">i4", offset=20).reshape(-1, 2)[:, 1].astype(np.int64)
-
-
-def _check_row(row_id: int, tokens: np.ndarray, target: np.ndarray, model: str, config: GPT2Config) -> None:
-    if tokens.size > config.n_positions:
-        raise InvalidParameter(
-            f"row {row_id} of llm_dataset has {tokens.size} tokens, more than the {config.n_positions} positions of"
-            f' model "{model}"',
-            hint=f"Load the data with block_size => {config.n_positions} or less.",
-        )
-    for ids in (tokens, target):
-        if ids.min() < 0 or ids.max() >= config.vocab:
-            raise InvalidParameter(
-                f'row {row_id} of llm_dataset has a token id outside 0..{config.vocab - 1}, the ids of model "{model}"',
-                hint="Tokenize the text with this model's vocabulary: llm_dataset_load.",
-            )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.db', $pg_gpt2_source$"""The one module that talks to the server: queries, settings, notices, cancel, and errors on their way out.
 
@@ -4400,151 +3350,6 @@ def notice(message: str) -> None:
     """Tell the client something, as a NOTICE."""
     plpy.notice(message)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.decode', $pg_gpt2_source$"""Streams of tokens through a model: keys and values are kept, so that a new token costs one row of work.
-
-The model itself is gpt2.hidden; what differs is the layout of its weights, and that its attention goes over a cache.
-"""
-
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-
-from . import gpt2, host, threads
-from .cache import Arena, BlockCache, Cache, RowCache, block_caches
-from .config import GPT2Config
-from .errors import InconsistentData, InvalidParameter
-from .layout import Arranged
-from .ops import panels
-from .ops.panels import Panels
-from .ops.products import product
-from .tape import Eager
-
-PREFILL_ROWS = 256  # rows of the prompt a pass: each pass ends soon enough to be cancelled
-
-
-class Decoder:
-    """Feeds tokens to a model and gives logits; holds keys and values of at most `room` positions.
-
-    `exact` says that a row's results have the same bits whatever rows share its pass; it comes with weights in panels.
-    """
-
-    def __init__(self, params: Arranged, config: GPT2Config, room: int, cache: Cache | None = None) -> None:
-        self.params = params
-        self.config = config
-        self.length = 0
-        self.exact = _is_exact(params)
-        kind: type[RowCache] | type[BlockCache] = BlockCache if self.exact else RowCache
-        self.cache: Cache = cache or kind(config, min(room, config.n_positions))
-
-    def feed(self, ids: Sequence[int]) -> np.ndarray:
-        """Append `ids`; logits [vocab] of what follows the last of them."""
-        for rows in threads.pieces(len(ids), PREFILL_ROWS):
-            x = self._read(ids[rows])
-            host.check_interrupts()
-        return checked(_logits(self.params, x[-1:]))[0]
-
-    def feed_all(self, ids: Sequence[int]) -> np.ndarray:
-        """Append `ids`, a few; logits [len(ids), vocab] of what follows each, not checked to be finite."""
-        return _logits(self.params, self._read(ids))
-
-    def _read(self, ids: Sequence[int]) -> np.ndarray:  # [T] -> [T, D]
-        tokens = np.asarray(ids, np.int64)[None]
-        x = _hidden(self.params, tokens, self.config, position=self.length, attend=self._attend_alone)
-        self.length += tokens.size
-        return x[0]
-
-    def rewind(self, length: int) -> None:
-        """Forget the positions from `length` on."""
-        self.length = length
-
-    def copy(self) -> "Decoder":
-        """Another stream that has read the same tokens."""
-        twin = Decoder(self.params, self.config, self.cache.room)
-        twin.length = self.length
-        self.cache.copy_to(twin.cache, self.length)
-        return twin
-
-    def _attend_alone(self, layer: int, qkv: np.ndarray) -> np.ndarray:  # [1, T, 3D] -> [1, T, D]
-        out = np.empty((*qkv.shape[:2], self.config.d_model), qkv.dtype)
-        self.attend(layer, qkv[0], out[0])
-        return out
-
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [T, D]
-        """Attention of new rows over all positions so far; their keys and values are kept."""
-        self.cache.attend(layer, qkv, out, self.length)
-
-
-def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndarray:
-    """Append one token to each of several streams of one model, in one pass; logits [len(decoders), vocab]."""
-    first = decoders[0]
-    ids = np.asarray(tokens, np.int64)[:, None]
-    lengths = np.asarray([decoder.length for decoder in decoders])
-    arenas = _arenas([decoder.cache for decoder in decoders if isinstance(decoder.cache, BlockCache)])
-
-    def attend_each(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, 1, 3D] -> [B, 1, D]
-        out = np.empty((len(decoders), 1, first.config.d_model), qkv.dtype)
-        for arena, rows, slots in arenas:
-            out[rows, 0] = arena.attend(slots, layer, qkv[rows, 0], lengths[rows])
-        if not first.exact:
-            each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]
-            threads.run(each)
-        return out
-
-    x = _hidden(first.params, ids, first.config, position=lengths, attend=attend_each)
-    for decoder in decoders:
-        decoder.length += 1
-    return checked(_logits(first.params, x[:, 0]))
-
-
-def _arenas(caches: Sequence[BlockCache]) -> list[tuple[Arena, np.ndarray, np.ndarray]]:
-    """(arena, places of its caches among those given, their slots) of each arena."""
-    places: dict[Arena, list[int]] = {}
-    for place, found in enumerate(caches):
-        places.setdefault(found.arena, []).append(place)
-    return [(arena, np.array(rows), np.array([caches[row].slot for row in rows])) for arena, rows in places.items()]
-
-
-def several(params: Arranged, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
-    """Decoders of streams that go on together."""
-    rooms = [min(room, config.n_positions) for room in rooms]
-    kept = block_caches(config, rooms) if _is_exact(params) else [None] * len(rooms)
-    return [Decoder(params, config, room, cache) for room, cache in zip(rooms, kept)]
-
-
-def _is_exact(params: Arranged) -> bool:
-    return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
-
-
-def _hidden(params: Arranged, ids: np.ndarray, config: GPT2Config, **options: Any) -> np.ndarray:
-    return gpt2.hidden(Eager(), params, ids, config, **options)
-
-
-def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
-    wte = params["wte"]
-    return panels.product_with_rows(hidden, wte) if _is_exact(params) else product(hidden, wte.T)
-
-
-def checked(values: np.ndarray, what: str = "logits") -> np.ndarray:
-    """`values`; 22000 when the largest is not finite, as where a NaN is among them."""
-    if not np.isfinite(values.max()):
-        raise InconsistentData(
-            f"the model's {what} are not finite",
-            hint="Its weights have NaN or huge values: go back to an earlier state, or import it again.",
-        )
-    return values
-
-
-def check_ids(ids: Sequence[int], config: GPT2Config, model: str) -> None:
-    """22023 unless every id is one of the model's."""
-    for place, token in enumerate(ids):
-        if token is None or not 0 <= token < config.vocab:
-            raise InvalidParameter(
-                f"token id {'null' if token is None else token} at position {place} is not in 0..{config.vocab - 1},"
-                f' the ids of model "{model}"',
-                hint="llm_encode(text, model) gives the ids of a text.",
-            )
-$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.diagnosis', $pg_gpt2_source$"""What llm_doctor finds: software, hardware, settings and models, each ok, or warn or error with a hint.
 
 It looks at what has cost people time: a slow BLAS, another Python than the one meant, a setting that is no value, a disk or a
@@ -4560,8 +3365,11 @@ from contextlib import suppress
 
 import numpy as np
 
-from . import __version__, audit, db, recording, resources, store, threads, weight_file, weights
+from . import __version__, db, resources, threads
+from .autograd import recording
 from .errors import InvalidParameter
+from .storage import store, weight_file, weights
+from .training import audit
 
 Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
 SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
@@ -5894,166 +4702,6 @@ def _checked_vocab(vocab: Any, source: str) -> dict[str, int]:
             )
     return vocab
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation', $pg_gpt2_source$"""Text from a model, token by token: the loop around Decoder and sampling, and how tokens become text.
-
-Past the window, the last half of it is fed again and generation goes on. Nothing here touches the server.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
-
-from .bpe import StreamDecoder, Tokenizer
-from .config import GPT2Config
-from .decode import Decoder, checked
-from .errors import InvalidParameter, NullNotAllowed
-from .layout import Arranged
-from .lookup import Drafts
-from .sampling import Draws, Sampling, choose, log_softmax
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a call asks for beside its prompt; `eos` None = no end-of-text token."""
-
-    max_tokens: int = 64
-    sampling: Sampling = field(default_factory=Sampling)
-    eos: int | None = None
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
-
-    def __post_init__(self) -> None:
-        if self.max_tokens is None:
-            raise NullNotAllowed("max_tokens must not be null", hint="Leave it out to get 64.")
-        if self.max_tokens < 0:
-            raise InvalidParameter(
-                f"max_tokens must be 0 or more, not {self.max_tokens}",
-                hint="It is the most that is generated; the default is 64.",
-            )
-        if any(not stop for stop in self.stop):
-            raise InvalidParameter(
-                "a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line."
-            )
-
-
-@dataclass(frozen=True)
-class Token:
-    """One generated token; `finish` is 'stop' or 'length' on the last."""
-
-    id: int
-    logprob: float
-    finish: str | None
-
-
-def tokens(
-    params: Arranged,
-    config: GPT2Config,
-    prompt: Sequence[int],
-    options: Options,
-    stopped: Callable[[int], bool] = lambda token: False,
-) -> Iterator[Token]:
-    """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
-    decoder = Decoder(params, config, len(prompt) + options.max_tokens)
-    draws = Draws(options.seed)
-    seen = list(prompt)
-    logits = decoder.feed(seen[-config.n_positions :]) if options.max_tokens else None
-
-    def generate(logits: np.ndarray) -> Iterator[Token]:
-        left = options.max_tokens
-        drafts = Drafts() if decoder.exact and options.look_up else None
-        for rows, draft in _passes(decoder, drafts, seen, logits, options):
-            for row, drafted in zip(rows, [*draft, None]):
-                token = choose(checked(row), options.sampling, draws.next(), seen)
-                logprob = log_softmax(row, token)
-                seen.append(token)
-                left -= 1
-                if token == options.eos or stopped(token):
-                    yield Token(token, logprob, "stop")
-                    return
-                yield Token(token, logprob, None if left else "length")
-                if token != drafted:
-                    break
-            if not left:
-                return
-
-    return generate(logits) if logits is not None else iter(())
-
-
-def _passes(
-    decoder: Decoder, drafts: Drafts | None, seen: list[int], logits: np.ndarray, options: Options
-) -> Iterator[tuple[np.ndarray, list[int]]]:
-    """Logits after `seen` and after each token of a draft of what follows, and the draft; the caller appends to `seen`."""
-    config = decoder.config
-    end = len(seen) + options.max_tokens
-    yield logits[None], []
-    while True:
-        if decoder.length == config.n_positions:
-            decoder.rewind(0)
-            yield decoder.feed(kept_window(seen, config))[None], []
-            continue
-        most = min(config.n_positions - decoder.length, end - len(seen)) - 1
-        draft = drafts.propose(seen, most) if drafts else []
-        before, length = len(seen), decoder.length
-        yield decoder.feed_all([seen[-1], *draft]), draft
-        accepted = len(seen) - before - 1
-        decoder.rewind(length + 1 + accepted)
-        if drafts:
-            drafts.report(len(draft), accepted)
-
-
-def kept_window(seen: list[int], config: GPT2Config) -> list[int]:
-    """What generation goes on from when the window is full: its last half, so that a pass over it is paid seldom."""
-    return seen[-max(1, config.n_positions // 2) :]
-
-
-class TextStream:
-    """Collects the text of new tokens; shows only what later tokens cannot change.
-
-    Bytes of an unfinished character are held back, and so is an end that might become a stop string.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], eos: int | None) -> None:
-        self._decoder = StreamDecoder(tokenizer)
-        self._stop = tuple(stop)
-        self._eos = eos
-        self._text = ""
-        self.stopped = False
-
-    def add(self, token: int) -> bool:
-        """Take a token; True when a stop string is complete, and the text then ends before it."""
-        if token == self._eos:
-            return False
-        start = max(0, len(self._text) - max(map(len, self._stop), default=0))
-        self._text += self._decoder.push(token)
-        return self._cut(start)
-
-    def finish(self) -> None:
-        """No token follows: unfinished bytes become U+FFFD."""
-        if not self.stopped:
-            self._text += self._decoder.finish()
-            self._cut(0)
-
-    def _cut(self, start: int) -> bool:
-        found = [place for stop in self._stop if (place := self._text.find(stop, start)) >= 0]
-        if found:
-            self._text, self.stopped = self._text[: min(found)], True
-        return self.stopped
-
-    def text(self) -> str:
-        """All that is certain; after `finish` all there is."""
-        return self._text
-
-    def shown(self) -> str:
-        """The text without an end that could grow into a stop string."""
-        if self.stopped:
-            return self._text
-        held = max(
-            (size for stop in self._stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])), default=0
-        )
-        return self._text[: len(self._text) - held]
-$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.gpt2', $pg_gpt2_source$"""GPT-2, once: every forward pass, training, decoding or a single block in SQL, runs these lines over a `Runner`.
 
 Parameters are a dict by checkpoint name: a layer is the entries under `h.{i}.`. Shapes: B sequences of T tokens, width
@@ -6251,98 +4899,6 @@ def _draw_normal(flat: np.ndarray, std: float, seed: int, index: int) -> None:
 
     run_all([lambda part=part: piece(part) for part in threads.pieces(flat.size, INIT_PIECE)])  # type: ignore[misc]
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.hand_steps', $pg_gpt2_source$"""Steps by hand: llm_train_step, one statement a step, each recorded with its parameters under the model's manual run.
-
-The run ends when anything else changes the weights, so that its steps follow one another and can be done again as a run's.
-"""
-
-import json
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-
-from . import datasets, db, runs, weights
-from .audit import Auditor
-from .optim import lr_schedule
-from .training import Session, Settings
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """What one step by hand is to do, on `batch_size` rows; its number is the model's own."""
-
-    settings: Settings
-    total_steps: int | None
-    batch_size: int
-
-    @classmethod
-    def of(cls, config: dict, batch_size: int) -> "StepPlan":
-        """Back from llm_train_log.config."""
-        return cls(runs.settings_of(config), config["total_steps"], batch_size)
-
-    def lr(self, step: int) -> float:
-        """Learning rate of the model's step 1, 2, ..."""
-        settings = self.settings
-        if self.total_steps is not None:
-            return lr_schedule(step, settings.warmup, self.total_steps, settings.lr_max, settings.min_lr)
-        return settings.lr_max * min(1.0, step / settings.warmup) if settings.warmup else settings.lr_max
-
-
-def train_step(
-    session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None, audit: str
-) -> float:
-    """One step by hand, on the rows `ids`, else on the next row of the training data; the loss before it."""
-    step = session.step + 1
-    if ids is None:
-        rows = datasets.row_ids(session.model, session.config, "train")
-        ids = [int(rows[(step - 1) % len(rows)])]
-    plan = StepPlan(settings, total_steps, len(ids))
-    log = runs.Log(_manual_run(session, settings.seed), session.model)
-    auditor = Auditor(session.model, audit)
-    began = time.perf_counter()
-    lr, result, digests = runs.learn(session, plan, step, ids, auditor.begin(log.run_id, step))
-    auditor.end(session.trainer)
-    log.add(step, lr, result, time.perf_counter() - began, ids, digests)
-    began = time.perf_counter()
-    session.write()
-    auditor.write()
-    seconds = time.perf_counter() - began
-    config = asdict(settings) | {"total_steps": total_steps, "attention_chunk": session.trainer.chunk}
-    log.write(seconds, config=config, lineage=weights.lineage_of(session.model))
-    return result.loss
-
-
-def _manual_run(session: Session, seed: int) -> int:
-    """The model's run of steps by hand: the one that left these weights, else a new one."""
-    found = runs.environment()
-    row = db.row(
-        "SELECT r.run_id, l.lineage = $2 AS same, coalesce(r.resumed -> -1 -> 'environment', r.environment) = $3 AS here"
-        " FROM {schema}.llm_run AS r LEFT JOIN LATERAL (SELECT lineage FROM {schema}.llm_train_log"
-        " WHERE run_id = r.run_id ORDER BY step DESC LIMIT 1) AS l ON true WHERE r.model = $1 AND r.status = 'manual'",
-        ["text", "text", "jsonb"],
-        *(session.model, weights.lineage_of(session.model), json.dumps(found)),
-    )
-    if row is None or not row["same"]:
-        finish_manual_run(session.model)
-        return runs.new_run(session, runs.tied_in(session), seed, None, "manual")
-    if not row["here"]:
-        db.run(
-            f"UPDATE {{schema}}.llm_run SET {runs.RESUMED} WHERE run_id = $1",
-            ["int8", "int8", "jsonb"],
-            *(row["run_id"], session.step, json.dumps(found)),
-        )
-    return row["run_id"]
-
-
-def finish_manual_run(model: str) -> None:
-    """The next step of `model` by hand begins another run."""
-    db.run(
-        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp()"
-        " WHERE model = $1 AND status = 'manual'",
-        ["text"],
-        model,
-    )
-$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.host', $pg_gpt2_source$"""What the engine asks of its host, with defaults that serve outside a server.
 
 `db` and `resources` replace the hooks when the package is loaded into PostgreSQL. Long loops call
@@ -6430,6 +4986,1114 @@ def load(sources, key, schema):
     importlib.import_module(root + ".db").connect(schema, key.split()[1])
     return importlib.import_module(root + ".api")
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference', $pg_gpt2_source$"""Using a model: decoding, sampling, batches, beams, scores, and a look at every value on the way."""
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.batch', $pg_gpt2_source$"""Several prompts at once: one pass of the model a step for all of them, and the tokens that each would get alone.
+
+With weights in rows, a row of a product may differ in its last bits from the same row computed alone. Where that could decide
+about a token, the plain path does: the prompt is decoded alone up to there. This is rare, and it makes the result independent of
+the batch. With weights in panels there is no such difference.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .. import host
+from ..config import GPT2Config
+from ..storage.layout import Arranged
+from .decode import Decoder, several, step_together
+from .generation import Options, Token, kept_window
+from .sampling import Draws, choose, is_decisive, log_softmax
+
+Stopped = Callable[[int], bool]
+
+
+class Stream:
+    """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
+
+    def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
+        self.seen = list(prompt)
+        self.tokens: list[Token] = []
+        self.options = options
+        self.decoder = decoder
+        self._stopped = stopped
+        self._draws = Draws(options.seed)
+        self._exact = True  # whether all that the decoder holds has the bits of the plain path
+        self._plain: Decoder | None = None
+        self._alone: list[int] = []  # what the decoder last read in a pass of its own
+        self._read = 0  # how many of the seen tokens the plain decoder has read
+
+    def read_alone(self, ids: list[int]) -> np.ndarray:
+        """Logits after a pass over `ids` alone: the prompt, or what remains of a full window."""
+        self.decoder.rewind(0)
+        self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
+        return self.decoder.feed(ids)
+
+    def shared(self, others: int) -> None:
+        """The last token was read in one pass with `others`."""
+        self._exact = self._exact and (self.decoder.exact or not others)
+
+    def take(self, logits: np.ndarray) -> bool:
+        """Choose a token; True while the stream goes on."""
+        draw = self._draws.next()
+        sampling = self.options.sampling
+        if not self._exact and not is_decisive(logits, sampling, draw, self.seen):
+            logits = self._plain_logits()
+        token = choose(logits, sampling, draw, self.seen)
+        self.seen.append(token)
+        ended = token == self.options.eos or self._stopped(token)
+        full = len(self.tokens) + 1 == self.options.max_tokens
+        finish = "stop" if ended else "length" if full else None
+        self.tokens.append(Token(token, log_softmax(logits, token), finish))
+        return finish is None
+
+    def _plain_logits(self) -> np.ndarray:
+        """Logits of the next token from a decoder of this prompt alone, caught up step by step."""
+        if self._plain is None:
+            self._plain = Decoder(self.decoder.params, self.decoder.config, len(self._alone) + self.options.max_tokens)
+            self._plain.feed(self._alone)
+        for token in self.seen[self._read :]:
+            logits = self._plain.feed([token])
+        self._read = len(self.seen)
+        return logits
+
+
+def generate_batch(
+    params: Arranged,
+    config: GPT2Config,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Options],
+    stopped: Sequence[Stopped],
+) -> list[list[Token]]:
+    """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
+    rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
+    streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
+    going_on = [s for s in streams if s.options.max_tokens and s.take(s.read_alone(s.seen[-config.n_positions :]))]
+    while going_on:
+        full = [s for s in going_on if s.decoder.length == config.n_positions]
+        rest = [s for s in going_on if s.decoder.length < config.n_positions]
+        results = [(s, s.read_alone(kept_window(s.seen, config))) for s in full]
+        if rest:
+            results += zip(rest, step_together([s.decoder for s in rest], [s.seen[-1] for s in rest]))
+        for stream in rest:
+            stream.shared(len(rest) - 1)
+        going_on = [stream for stream, logits in results if stream.take(logits)]
+        host.check_interrupts()
+    return [stream.tokens for stream in streams]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.beam', $pg_gpt2_source$"""Beam search as Hugging Face's `generate(num_beams=...)` does it: the same candidates, scores, penalties and stopping rules.
+
+All beams advance in one pass of the model a step. A score is the sum of log-probabilities over length ** length_penalty.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import host
+from ..config import GPT2Config
+from ..errors import InvalidParameter
+from ..storage.layout import Arranged
+from .decode import Decoder, step_together
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A continuation: its ids (the end-of-text token included) and its score, or while it runs the sum of log-probabilities."""
+
+    ids: tuple[int, ...]
+    score: np.float32
+
+
+def beam_search(
+    params: Arranged,
+    config: GPT2Config,
+    prompt: Sequence[int],
+    *,
+    width: int,
+    max_tokens: int,
+    length_penalty: float,
+    early_stopping: bool,
+    eos: int | None,
+) -> list[Beam]:
+    """The `width` best continuations of `prompt`, best first."""
+    if len(prompt) + max_tokens > config.n_positions:
+        raise InvalidParameter(
+            f"a prompt of {len(prompt)} tokens and max_tokens {max_tokens} do not fit the window of {config.n_positions}",
+            hint="Beam search does not slide the window: use a shorter prompt or fewer max_tokens.",
+        )
+    decoder = Decoder(params, config, len(prompt) + max_tokens)
+    decoders = [decoder]
+    running = [Beam((), np.float32(0))]
+    finished: list[Beam] = []
+    logits = decoder.feed(prompt)[None]
+    for length in range(1, max_tokens + 1):
+        candidates = _continuations(running, logits, 2 * width)  # twice, so that `width` remain when as many end
+        ended = [length == max_tokens or beam.ids[-1] == eos for _, beam in candidates]
+        finished += [
+            Beam(beam.ids, _score(beam.score, length, length_penalty))
+            for (_, beam), end in zip(candidates[:width], ended)
+            if end
+        ]
+        finished = sorted(finished, key=lambda beam: -beam.score)[:width]
+        going_on = [candidate for candidate, end in zip(candidates, ended) if not end][:width]
+        if not going_on or (
+            len(finished) == width
+            and (early_stopping or _score(going_on[0][1].score, length, length_penalty) <= finished[-1].score)
+        ):
+            break
+        decoders = _follow(decoders, [source for source, _ in going_on])
+        running = [beam for _, beam in going_on]
+        logits = step_together(decoders, [beam.ids[-1] for beam in running])
+        host.check_interrupts()
+    return finished
+
+
+def _score(total: np.float32, length: int, penalty: float) -> np.float32:
+    return np.float32(total / np.float32(length**penalty))
+
+
+def _continuations(running: list[Beam], logits: np.ndarray, count: int) -> list[tuple[int, Beam]]:
+    """The `count` best extensions by one token, best first, each with the number of the beam that it extends."""
+    totals = _log_softmax(logits) + np.array([beam.score for beam in running], np.float32)[:, None]
+    flat = totals.reshape(-1)
+    count = min(count, flat.size)
+    best = np.argpartition(-flat, count - 1)[:count]
+    best = best[np.lexsort((best, -flat[best]))]
+    sources, tokens = np.divmod(best, logits.shape[1])
+    return [
+        (int(source), Beam((*running[source].ids, int(token)), flat[place]))
+        for source, token, place in zip(sources, tokens, best)
+    ]
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:  # [B, V] -> [B, V]
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _follow(decoders: list[Decoder], sources: list[int]) -> list[Decoder]:
+    """Decoders for beams that extend `sources`: the first to extend one takes it over, the others copy it."""
+    free = dict(enumerate(decoders))
+    copies = [None if free.pop(source, None) is not None else decoders[source].copy() for source in sources]
+    return [copy or decoders[source] for copy, source in zip(copies, sources)]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.cache', $pg_gpt2_source$"""Keys and values of the positions that a stream has read, and attention of new rows over them: in rows, or in blocks.
+
+Blocks go with panels: there a row's attention has the same bits whatever other rows it is computed with.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import threads
+from ..config import GPT2Config
+from ..ops import attend_blocks
+from ..ops.attend import attend
+from ..tensor import FLOAT32
+
+MOST_HEADS = 6  # a task
+FEW_ROWS = 16
+STREAMS_A_TASK = 8
+
+
+class Cache(Protocol):
+    """Keys and values of all layers, of at most `room` positions."""
+
+    room: int
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:
+        """Attention of the rows qkv [T, 3D] over the positions before `start` and themselves, into out [T, D]; they are kept."""
+
+    def copy_to(self, other: Any, length: int) -> None:
+        """The first `length` positions, into a cache of the same kind."""
+
+
+class RowCache:
+    """Keys and values as [H, positions, d]."""
+
+    def __init__(self, config: GPT2Config, room: int) -> None:
+        self.room, self._n_head = room, config.n_head
+        shape = (config.n_layer, config.n_head, room, config.d_head)
+        self._keys, self._values = np.empty(shape, FLOAT32), np.empty(shape, FLOAT32)
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
+        """See Cache."""
+        end = start + len(qkv)
+        q, k, v = _heads(qkv, 3, self._n_head)
+        (mixed,) = _heads(out, 1, self._n_head)
+        keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
+        keys[:, start:], values[:, start:] = k, v
+        heads = self._n_head if len(qkv) == 1 else _heads_a_task(self._n_head)
+        threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], start))
+
+    def copy_to(self, other: "RowCache", length: int) -> None:
+        """See Cache."""
+        other._keys[:, :, :length] = self._keys[:, :, :length]
+        other._values[:, :, :length] = self._values[:, :, :length]
+
+
+class BlockCache:
+    """Keys as [H, blocks, d, 64], values as [H, positions, d]; zeros at first, since what is not there gets weight 0."""
+
+    def __init__(self, config: GPT2Config, room: int, arena: "Arena | None" = None, slot: int = 0) -> None:
+        self.room, self._n_head = room, config.n_head
+        self.arena, self.slot = arena or Arena(config, room, 1), slot
+        self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
+        """See Cache."""
+        q, k, v = _heads(qkv, 3, self._n_head)
+        (mixed,) = _heads(out, 1, self._n_head)
+        keys, values = self._keys[layer], self._values[layer]
+        attend_blocks.store(keys, values, k, v, start)
+        if len(qkv) <= FEW_ROWS:
+            attend_blocks.attend_blocks(q, keys, values, mixed, start)
+        else:
+            threads.for_rows(
+                self._n_head,
+                _heads_a_task(self._n_head),
+                lambda h: attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], start),
+            )
+
+    def copy_to(self, other: "BlockCache", length: int) -> None:
+        """See Cache."""
+        blocks = -(-length // attend_blocks.BLOCK)
+        other._keys[:, :, :blocks] = self._keys[:, :, :blocks]
+        other._values[:, :, :length] = self._values[:, :, :length]
+
+
+class Arena:
+    """Memory of several caches of blocks, side by side, so that one row of each is attended to in the same few calls."""
+
+    def __init__(self, config: GPT2Config, room: int, count: int) -> None:
+        blocks = -(-room // attend_blocks.BLOCK)
+        shape = (config.n_layer, count, config.n_head)
+        self.keys = np.zeros((*shape, blocks, config.d_head, attend_blocks.BLOCK), FLOAT32)
+        self.values = np.zeros((*shape, blocks * attend_blocks.BLOCK, config.d_head), FLOAT32)
+
+    def attend(
+        self, slots: np.ndarray, layer: int, qkv: np.ndarray, starts: np.ndarray
+    ) -> np.ndarray:  # [S, 3D] -> [S, D]
+        """Attention of one row for each of `slots`, at the positions starts [S]."""
+        n_head = self.keys.shape[2]
+        q, k, v = qkv.reshape(len(slots), 3, n_head, -1).swapaxes(0, 1)
+        keys, values = self.keys[layer], self.values[layer]
+        keys[slots, :, starts // attend_blocks.BLOCK, :, starts % attend_blocks.BLOCK] = k
+        values[slots, :, starts] = v
+        first, end = int(slots.min()), int(slots.max()) + 1
+        queries = np.zeros((end - first, *q.shape[1:]), FLOAT32)
+        places = np.zeros(end - first, np.int64)  # a slot between that has no row computes what nobody reads
+        queries[slots - first], places[slots - first] = q, starts
+        mixed = np.empty_like(queries)
+
+        def some(s: slice) -> None:
+            mine = slice(first + s.start, first + s.stop)
+            attend_blocks.attend_each(queries[s], keys[mine], values[mine], mixed[s], places[s])
+
+        threads.for_rows(end - first, STREAMS_A_TASK, some)
+        return mixed[slots - first].reshape(len(slots), -1)
+
+
+def block_caches(config: GPT2Config, rooms: Sequence[int]) -> list[BlockCache]:
+    """Caches for streams that go on together: those whose rooms differ by less than a factor of two share an arena."""
+    groups: dict[int, list[int]] = {}
+    for number, room in enumerate(rooms):
+        groups.setdefault((-(-room // attend_blocks.BLOCK) - 1).bit_length(), []).append(number)
+    found: dict[int, BlockCache] = {}
+    for numbers in groups.values():
+        arena = Arena(config, max(rooms[number] for number in numbers), len(numbers))
+        found |= {number: BlockCache(config, rooms[number], arena, slot) for slot, number in enumerate(numbers)}
+    return [found[number] for number in range(len(rooms))]
+
+
+def _heads_a_task(n_head: int) -> int:
+    """Of a prompt; few rows' attention is too little to share out. A head has the same bits in any company."""
+    return min(MOST_HEADS, -(-n_head // threads.threads()))
+
+
+def _heads(x: np.ndarray, parts: int, n_head: int) -> np.ndarray:  # [T, parts D] -> [parts, H, T, d]
+    return x.reshape(len(x), parts, n_head, -1).transpose(1, 2, 0, 3)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.decode', $pg_gpt2_source$"""Streams of tokens through a model: keys and values are kept, so that a new token costs one row of work.
+
+The model itself is gpt2.hidden; what differs is the layout of its weights, and that its attention goes over a cache.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import gpt2, host, threads
+from ..config import GPT2Config
+from ..errors import InconsistentData, InvalidParameter
+from ..ops import panels
+from ..ops.panels import Panels
+from ..ops.products import product
+from ..storage.layout import Arranged
+from ..tape import Eager
+from .cache import Arena, BlockCache, Cache, RowCache, block_caches
+
+PREFILL_ROWS = 256  # rows of the prompt a pass: each pass ends soon enough to be cancelled
+
+
+class Decoder:
+    """Feeds tokens to a model and gives logits; holds keys and values of at most `room` positions.
+
+    `exact` says that a row's results have the same bits whatever rows share its pass; it comes with weights in panels.
+    """
+
+    def __init__(self, params: Arranged, config: GPT2Config, room: int, cache: Cache | None = None) -> None:
+        self.params = params
+        self.config = config
+        self.length = 0
+        self.exact = _is_exact(params)
+        kind: type[RowCache] | type[BlockCache] = BlockCache if self.exact else RowCache
+        self.cache: Cache = cache or kind(config, min(room, config.n_positions))
+
+    def feed(self, ids: Sequence[int]) -> np.ndarray:
+        """Append `ids`; logits [vocab] of what follows the last of them."""
+        for rows in threads.pieces(len(ids), PREFILL_ROWS):
+            x = self._read(ids[rows])
+            host.check_interrupts()
+        return checked(_logits(self.params, x[-1:]))[0]
+
+    def feed_all(self, ids: Sequence[int]) -> np.ndarray:
+        """Append `ids`, a few; logits [len(ids), vocab] of what follows each, not checked to be finite."""
+        return _logits(self.params, self._read(ids))
+
+    def _read(self, ids: Sequence[int]) -> np.ndarray:  # [T] -> [T, D]
+        tokens = np.asarray(ids, np.int64)[None]
+        x = _hidden(self.params, tokens, self.config, position=self.length, attend=self._attend_alone)
+        self.length += tokens.size
+        return x[0]
+
+    def rewind(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        self.length = length
+
+    def copy(self) -> "Decoder":
+        """Another stream that has read the same tokens."""
+        twin = Decoder(self.params, self.config, self.cache.room)
+        twin.length = self.length
+        self.cache.copy_to(twin.cache, self.length)
+        return twin
+
+    def _attend_alone(self, layer: int, qkv: np.ndarray) -> np.ndarray:  # [1, T, 3D] -> [1, T, D]
+        out = np.empty((*qkv.shape[:2], self.config.d_model), qkv.dtype)
+        self.attend(layer, qkv[0], out[0])
+        return out
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [T, D]
+        """Attention of new rows over all positions so far; their keys and values are kept."""
+        self.cache.attend(layer, qkv, out, self.length)
+
+
+def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndarray:
+    """Append one token to each of several streams of one model, in one pass; logits [len(decoders), vocab]."""
+    first = decoders[0]
+    ids = np.asarray(tokens, np.int64)[:, None]
+    lengths = np.asarray([decoder.length for decoder in decoders])
+    arenas = _arenas([decoder.cache for decoder in decoders if isinstance(decoder.cache, BlockCache)])
+
+    def attend_each(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, 1, 3D] -> [B, 1, D]
+        out = np.empty((len(decoders), 1, first.config.d_model), qkv.dtype)
+        for arena, rows, slots in arenas:
+            out[rows, 0] = arena.attend(slots, layer, qkv[rows, 0], lengths[rows])
+        if not first.exact:
+            each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]
+            threads.run(each)
+        return out
+
+    x = _hidden(first.params, ids, first.config, position=lengths, attend=attend_each)
+    for decoder in decoders:
+        decoder.length += 1
+    return checked(_logits(first.params, x[:, 0]))
+
+
+def _arenas(caches: Sequence[BlockCache]) -> list[tuple[Arena, np.ndarray, np.ndarray]]:
+    """(arena, places of its caches among those given, their slots) of each arena."""
+    places: dict[Arena, list[int]] = {}
+    for place, found in enumerate(caches):
+        places.setdefault(found.arena, []).append(place)
+    return [(arena, np.array(rows), np.array([caches[row].slot for row in rows])) for arena, rows in places.items()]
+
+
+def several(params: Arranged, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
+    """Decoders of streams that go on together."""
+    rooms = [min(room, config.n_positions) for room in rooms]
+    kept = block_caches(config, rooms) if _is_exact(params) else [None] * len(rooms)
+    return [Decoder(params, config, room, cache) for room, cache in zip(rooms, kept)]
+
+
+def _is_exact(params: Arranged) -> bool:
+    return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
+
+
+def _hidden(params: Arranged, ids: np.ndarray, config: GPT2Config, **options: Any) -> np.ndarray:
+    return gpt2.hidden(Eager(), params, ids, config, **options)
+
+
+def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
+    wte = params["wte"]
+    return panels.product_with_rows(hidden, wte) if _is_exact(params) else product(hidden, wte.T)
+
+
+def checked(values: np.ndarray, what: str = "logits") -> np.ndarray:
+    """`values`; 22000 when the largest is not finite, as where a NaN is among them."""
+    if not np.isfinite(values.max()):
+        raise InconsistentData(
+            f"the model's {what} are not finite",
+            hint="Its weights have NaN or huge values: go back to an earlier state, or import it again.",
+        )
+    return values
+
+
+def check_ids(ids: Sequence[int], config: GPT2Config, model: str) -> None:
+    """22023 unless every id is one of the model's."""
+    for place, token in enumerate(ids):
+        if token is None or not 0 <= token < config.vocab:
+            raise InvalidParameter(
+                f"token id {'null' if token is None else token} at position {place} is not in 0..{config.vocab - 1},"
+                f' the ids of model "{model}"',
+                hint="llm_encode(text, model) gives the ids of a text.",
+            )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.generation', $pg_gpt2_source$"""Text from a model, token by token: the loop around Decoder and sampling, and how tokens become text.
+
+Past the window, the last half of it is fed again and generation goes on. Nothing here touches the server.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..config import GPT2Config
+from ..errors import InvalidParameter, NullNotAllowed
+from ..storage.layout import Arranged
+from ..tokenizer.bpe import StreamDecoder, Tokenizer
+from .decode import Decoder, checked
+from .lookup import Drafts
+from .sampling import Draws, Sampling, choose, log_softmax
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a call asks for beside its prompt; `eos` None = no end-of-text token."""
+
+    max_tokens: int = 64
+    sampling: Sampling = field(default_factory=Sampling)
+    eos: int | None = None
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is None:
+            raise NullNotAllowed("max_tokens must not be null", hint="Leave it out to get 64.")
+        if self.max_tokens < 0:
+            raise InvalidParameter(
+                f"max_tokens must be 0 or more, not {self.max_tokens}",
+                hint="It is the most that is generated; the default is 64.",
+            )
+        if any(not stop for stop in self.stop):
+            raise InvalidParameter(
+                "a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line."
+            )
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token; `finish` is 'stop' or 'length' on the last."""
+
+    id: int
+    logprob: float
+    finish: str | None
+
+
+def tokens(
+    params: Arranged,
+    config: GPT2Config,
+    prompt: Sequence[int],
+    options: Options,
+    stopped: Callable[[int], bool] = lambda token: False,
+) -> Iterator[Token]:
+    """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
+    decoder = Decoder(params, config, len(prompt) + options.max_tokens)
+    draws = Draws(options.seed)
+    seen = list(prompt)
+    logits = decoder.feed(seen[-config.n_positions :]) if options.max_tokens else None
+
+    def generate(logits: np.ndarray) -> Iterator[Token]:
+        left = options.max_tokens
+        drafts = Drafts() if decoder.exact and options.look_up else None
+        for rows, draft in _passes(decoder, drafts, seen, logits, options):
+            for row, drafted in zip(rows, [*draft, None]):
+                token = choose(checked(row), options.sampling, draws.next(), seen)
+                logprob = log_softmax(row, token)
+                seen.append(token)
+                left -= 1
+                if token == options.eos or stopped(token):
+                    yield Token(token, logprob, "stop")
+                    return
+                yield Token(token, logprob, None if left else "length")
+                if token != drafted:
+                    break
+            if not left:
+                return
+
+    return generate(logits) if logits is not None else iter(())
+
+
+def _passes(
+    decoder: Decoder, drafts: Drafts | None, seen: list[int], logits: np.ndarray, options: Options
+) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """Logits after `seen` and after each token of a draft of what follows, and the draft; the caller appends to `seen`."""
+    config = decoder.config
+    end = len(seen) + options.max_tokens
+    yield logits[None], []
+    while True:
+        if decoder.length == config.n_positions:
+            decoder.rewind(0)
+            yield decoder.feed(kept_window(seen, config))[None], []
+            continue
+        most = min(config.n_positions - decoder.length, end - len(seen)) - 1
+        draft = drafts.propose(seen, most) if drafts else []
+        before, length = len(seen), decoder.length
+        yield decoder.feed_all([seen[-1], *draft]), draft
+        accepted = len(seen) - before - 1
+        decoder.rewind(length + 1 + accepted)
+        if drafts:
+            drafts.report(len(draft), accepted)
+
+
+def kept_window(seen: list[int], config: GPT2Config) -> list[int]:
+    """What generation goes on from when the window is full: its last half, so that a pass over it is paid seldom."""
+    return seen[-max(1, config.n_positions // 2) :]
+
+
+class TextStream:
+    """Collects the text of new tokens; shows only what later tokens cannot change.
+
+    Bytes of an unfinished character are held back, and so is an end that might become a stop string.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], eos: int | None) -> None:
+        self._decoder = StreamDecoder(tokenizer)
+        self._stop = tuple(stop)
+        self._eos = eos
+        self._text = ""
+        self.stopped = False
+
+    def add(self, token: int) -> bool:
+        """Take a token; True when a stop string is complete, and the text then ends before it."""
+        if token == self._eos:
+            return False
+        start = max(0, len(self._text) - max(map(len, self._stop), default=0))
+        self._text += self._decoder.push(token)
+        return self._cut(start)
+
+    def finish(self) -> None:
+        """No token follows: unfinished bytes become U+FFFD."""
+        if not self.stopped:
+            self._text += self._decoder.finish()
+            self._cut(0)
+
+    def _cut(self, start: int) -> bool:
+        found = [place for stop in self._stop if (place := self._text.find(stop, start)) >= 0]
+        if found:
+            self._text, self.stopped = self._text[: min(found)], True
+        return self.stopped
+
+    def text(self) -> str:
+        """All that is certain; after `finish` all there is."""
+        return self._text
+
+    def shown(self) -> str:
+        """The text without an end that could grow into a stop string."""
+        if self.stopped:
+            return self._text
+        held = max(
+            (size for stop in self._stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])), default=0
+        )
+        return self._text[: len(self._text) - held]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.lookup', $pg_gpt2_source$"""Drafts of what comes next: what followed the last few tokens when they occurred before (prompt lookup, Saxena 2023).
+
+A draft is verified in one pass of the model, so it may be wrong at the cost of a few rows. Up to four rows cost hardly more
+than one; longer drafts have to be earned by shorter ones that came true, and where drafts keep failing they become rare.
+"""
+
+from collections.abc import Sequence
+
+NGRAM = 3  # tokens that have to agree
+SHORT, LONG = 3, 15  # tokens of a draft: with the token before them 4 to 16 rows
+PATIENCE = 32  # tokens without a draft, at most
+
+
+class Drafts:
+    """Proposals for the continuation of a growing sequence."""
+
+    def __init__(self) -> None:
+        self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> the place after its last occurrence but the present one
+        self._known = 0  # tokens whose n-grams are entered
+        self._size = SHORT
+        self._pause = self._wait = 0
+
+    def propose(self, seen: Sequence[int], most: int) -> list[int]:
+        """Up to `most` tokens that may follow `seen`; none without a precedent."""
+        for end in range(max(self._known, NGRAM), len(seen)):
+            self._ends[tuple(seen[end - NGRAM : end])] = end
+        self._known = len(seen)
+        start = self._ends.get(tuple(seen[-NGRAM:])) if len(seen) >= NGRAM else None
+        if self._wait:
+            self._wait -= 1
+            return []
+        if start is None:
+            return []
+        period = len(seen) - start  # a draft that reaches the end of what was seen repeats itself
+        return [seen[start + i % period] for i in range(min(self._size, most))]
+
+    def report(self, drafted: int, accepted: int) -> None:
+        """How many of the `drafted` tokens came true."""
+        if not drafted:
+            return
+        if accepted == drafted:
+            self._size = min(LONG, 2 * self._size + 1)
+        else:
+            self._size = SHORT
+        if accepted:
+            self._pause = 0
+        else:
+            self._pause = min(PATIENCE, 2 * self._pause + 1)
+        self._wait = self._pause
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.prompts', $pg_gpt2_source$"""What generation starts from: a prompt as ids the model has, and a seed.
+
+A prompt longer than the window keeps its tail, which callers cut off; the NOTICE about it is made here.
+"""
+
+from .. import db
+from ..errors import InvalidParameter, require
+from ..storage import weights
+from ..tokenizer.bpe import Tokenizer
+from .decode import check_ids
+
+
+def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
+    """Ids of the prompt; the end-of-text token for an empty one; with a NOTICE when only its tail fits the window."""
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
+        if eos is None:
+            raise InvalidParameter(
+                f'an empty prompt needs an end-of-text token, and model "{model.name}" has none',
+                hint="Give a prompt, or set eos_token_id in llm_model_config.",
+            )
+        return [eos]
+    check_ids(ids, model.config, model.name)
+    _notice_long_prompt(len(ids), model)
+    return ids
+
+
+def check_prompt(ids: list[int] | None, model: weights.Model) -> list[int]:
+    """Prompt ids as given, checked; with a NOTICE when only their tail fits the window."""
+    require(ids=ids)
+    if not ids:
+        raise InvalidParameter("ids must not be empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
+    check_ids(ids, model.config, model.name)
+    _notice_long_prompt(len(ids), model)
+    return ids
+
+
+def _notice_long_prompt(length: int, model: weights.Model) -> None:
+    if length > model.config.n_positions:
+        db.notice(
+            f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used"
+        )
+
+
+def draw_seed() -> int:
+    """A seed from the server's random(), which setseed() fixes."""
+    row = db.row("SELECT random() AS value")
+    return int((row or {})["value"] * 2**53)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.sampling', $pg_gpt2_source$"""From logits to a token: the processors of Hugging Face's `generate`, in its order, and a seeded draw.
+
+Repetition penalty, temperature, top-k, top-p, min-p; temperature 0 is greedy. Which tokens are kept and their probabilities equal
+transformers' LogitsProcessors (`RepetitionPenalty`, `Temperature`, `TopK`, `TopP`, `MinP`); the draws themselves do not.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..errors import InvalidParameter, NullNotAllowed
+
+_UNIT = 2.0**-53
+ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
+_COLDEST = 1e-30  # below it logits / temperature may overflow float32; any difference decides: only the best are left
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose the next token. `topk` 0, `topp` 1, `min_p` 0 and `repetition_penalty` 1 switch a step off."""
+
+    temperature: float = 1.0
+    topk: int = 50
+    topp: float = 0.95
+    repetition_penalty: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "topk", "topp", "repetition_penalty", "min_p"):
+            value = getattr(self, name)
+            if value is None:
+                raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default.")
+            if not math.isfinite(value):
+                raise InvalidParameter(f"{name} must be finite, not {value}", hint="Leave it out to get its default.")
+        _check(self.temperature >= 0, "temperature", self.temperature, "0 or more", "0 takes the most probable token.")
+        _check(self.topk >= 0, "topk", self.topk, "0 or more", "0 keeps all tokens.")
+        _check(0 <= self.topp <= 1, "topp", self.topp, "between 0 and 1", "1 keeps all tokens.")
+        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1", "0 keeps all tokens.")
+        _check(
+            self.repetition_penalty > 0,
+            "repetition_penalty",
+            self.repetition_penalty,
+            "above 0",
+            "1 is no penalty, 1.2 a usual one.",
+        )
+
+
+def _check(good: bool, name: str, value: float, domain: str, hint: str) -> None:
+    if not good:
+        raise InvalidParameter(f"{name} must be {domain}, not {value}", hint=hint)
+
+
+class Draws:
+    """Numbers in [0, 1) that depend on the seed only: the n-th of a Philox stream, for the n-th token."""
+
+    def __init__(self, seed: int) -> None:
+        self._bits = np.random.Philox(key=seed & (2**64 - 1))
+
+    def next(self) -> float:
+        """The next number."""
+        return (int(self._bits.random_raw()) >> 11) * _UNIT
+
+
+def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> int:
+    """Id of the next token for `logits` [vocab] after the tokens `seen`; `draw` in [0, 1) decides among those kept."""
+    scores = penalize(logits, seen, how.repetition_penalty)
+    if how.temperature < _COLDEST:
+        return int(np.argmax(scores))
+    ids, probabilities = distribution(scores, how)
+    cumulative = np.cumsum(probabilities, dtype=np.float64)
+    place = np.searchsorted(cumulative, draw * cumulative[-1], side="right")
+    return int(ids[min(int(place), len(ids) - 1)])
+
+
+def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> bool:
+    """Whether `choose` gives the same token for all logits that differ from these by no more than rounding."""
+    scores = penalize(logits, seen, how.repetition_penalty)
+    margin = ROUNDING * max(1.0, float(np.abs(logits).max())) * max(1.0, how.repetition_penalty)
+    if how.temperature < _COLDEST:
+        return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > margin)
+    if 0 < how.topk < len(scores):
+        ordered = np.partition(scores, (-how.topk - 1, -how.topk))
+        if ordered[-how.topk] - ordered[-how.topk - 1] <= margin:
+            return False
+    slack = margin / how.temperature  # relative error of a probability
+    loose, strict = (_bounds(scores, how, sign * slack) for sign in (1, -1))
+    if not np.array_equal(loose, strict):
+        return False
+    _, probabilities = distribution(scores, how)
+    cumulative = np.cumsum(probabilities, dtype=np.float64)
+    return bool(np.abs(cumulative / cumulative[-1] - draw).min() > slack)
+
+
+def _bounds(scores: np.ndarray, how: Sampling, slack: float) -> np.ndarray:
+    """Ids kept when top-p and min-p are moved by `slack`."""
+    moved = replace(how, topp=min(1.0, max(0.0, how.topp + slack)) if how.topp < 1 else 1.0)
+    moved = replace(moved, min_p=min(1.0, max(0.0, how.min_p * (1 - slack))))
+    return distribution(scores, moved)[0]
+
+
+def penalize(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.ndarray:
+    """Divide the positive and multiply the negative logits of `seen` tokens (Keskar et al. 2019, CTRL)."""
+    if penalty == 1 or not len(seen):
+        return logits
+    scores = logits.copy()
+    ids = np.unique(np.asarray(seen))
+    values = scores[ids]
+    scores[ids] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
+    return scores
+
+
+def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Kept ids, ascending, and their probabilities; temperature must not be 0."""
+    if how.temperature < _COLDEST:
+        scores = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
+    else:
+        scores = scores / np.float32(how.temperature)
+    ids = np.arange(len(scores))
+    if 0 < how.topk < len(scores):
+        least = np.partition(scores, -how.topk)[-how.topk]
+        ids = np.flatnonzero(scores >= least)
+        scores = scores[ids]
+    if how.topp < 1:
+        kept = _nucleus(scores, how.topp)
+        ids, scores = ids[kept], scores[kept]
+    probabilities = softmax(scores)
+    if how.min_p > 0:
+        kept = np.flatnonzero(probabilities >= np.float32(how.min_p) * probabilities.max())
+        ids, probabilities = ids[kept], softmax(scores[kept])
+    return ids, probabilities
+
+
+def _nucleus(scores: np.ndarray, topp: float) -> np.ndarray:
+    """Places of the fewest most probable scores whose probabilities reach `topp`, ascending; at least one."""
+    ascending = np.argsort(scores, kind="stable")
+    cumulative = np.cumsum(softmax(scores[ascending]), dtype=np.float64).astype(np.float32)
+    kept = cumulative > np.float32(1 - topp)
+    kept[-1] = True
+    return np.sort(ascending[kept])
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Probabilities of `scores`, float32. A score of +inf takes all."""
+    top = scores.max()
+    if not np.isfinite(top):
+        hits = (scores == top).astype(np.float32)
+        return hits / hits.sum()
+    exponentials = np.exp(scores - top)
+    return exponentials / exponentials.sum()
+
+
+def log_softmax(logits: np.ndarray, token: int) -> float:
+    """Log-probability of `token` under `logits`, before any processor."""
+    top = float(logits.max())
+    return float(logits[token]) - top - math.log(float(np.exp(logits - np.float32(top)).sum(dtype=np.float64)))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.scoring', $pg_gpt2_source$"""What a model thinks of a given text: log-probabilities, ranks, perplexity, and hidden states as an embedding.
+
+Past the window it slides by half, as in Hugging Face's guide to perplexity of fixed-length models: every token is scored once,
+with at least half a window before it. Logits are made a few rows at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from .. import gpt2, host, threads
+from ..config import LAYER_NORM_EPS, GPT2Config
+from ..errors import InvalidParameter
+from ..ops.products import product
+from ..storage.layout import Arranged
+from ..tape import Eager
+from .decode import checked
+
+ROWS = 32  # rows of logits at a time: 6 MB of GPT-2's
+
+
+def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1]."""
+    logprobs = np.empty(len(ids) - 1)
+    ranks = np.empty(len(ids) - 1, np.int64)
+    tokens = np.asarray(ids, np.int64)
+    for start, first, stop in windows(len(ids), config.n_positions):
+        hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
+        for rows in threads.pieces(stop - first, ROWS):
+            targets = tokens[first:stop][rows]
+            logits = checked(product(hidden[first - 1 - start :][rows], params["wte"].T))
+            place = slice(first - 1 + rows.start, first - 1 + rows.stop)
+            logprobs[place], ranks[place] = _score_rows(logits, targets)
+            host.check_interrupts()
+    return logprobs, ranks
+
+
+def _score_rows(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [m, V], [m] -> [m], [m]
+    chosen = logits[np.arange(len(targets)), targets]
+    ranks = 1 + np.count_nonzero(logits > chosen[:, None], axis=1)
+    top = logits.max(axis=1, keepdims=True)
+    logits -= top
+    chosen = chosen - top[:, 0]
+    np.exp(logits, out=logits)
+    return chosen - np.log(logits.sum(axis=1, dtype=np.float64)), ranks
+
+
+def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:
+    """(start, first, stop): the window start..stop scores the tokens first..stop, of `n` tokens from the second on."""
+    scored = 1
+    stride = max(1, width // 2)
+    for start in range(0, n, stride):
+        stop = min(start + width, n)
+        if scored < stop:
+            yield start, scored, stop
+        scored = stop
+        if stop == n:
+            return
+
+
+def embedding(params: Arranged, config: GPT2Config, ids: Sequence[int], layer: int | None, pooling: str) -> np.ndarray:
+    """Hidden state [D] after `layer` blocks (0 = embeddings, null or n_layer = after the final norm), over all tokens.
+
+    Texts longer than the window are cut into windows; 'mean' averages all tokens, 'last' takes the last one.
+    """
+    depth = _depth(layer, config)
+    if pooling not in ("mean", "last"):
+        raise InvalidParameter(
+            f"pooling must be 'mean' or 'last', not '{pooling}'",
+            hint="mean averages all tokens, last takes the last one.",
+        )
+    tokens = np.asarray(ids, np.int64)
+    if pooling == "last":
+        return _states(params, config, tokens[-config.n_positions :], depth)[-1]
+    total = np.zeros(config.d_model, np.float64)
+    for window in threads.pieces(len(tokens), config.n_positions):
+        total += _states(params, config, tokens[window], depth).sum(axis=0, dtype=np.float64)
+    return (total / len(tokens)).astype(np.float32)
+
+
+def _depth(layer: int | None, config: GPT2Config) -> int:
+    depth = config.n_layer if layer is None else layer
+    if depth < 0:
+        depth += config.n_layer + 1
+    if not 0 <= depth <= config.n_layer:
+        raise InvalidParameter(
+            f"layer {layer} is not in 0..{config.n_layer}",
+            hint="0 is the embeddings, -1 or null the state after the final norm.",
+        )
+    return depth
+
+
+def _states(params: Arranged, config: GPT2Config, ids: np.ndarray, depth: int) -> np.ndarray:  # [T] -> [T, D]
+    run = Eager()
+    x = gpt2.embed(run, params, ids[None])
+    for i in range(depth):
+        x = gpt2.block(run, gpt2.layer_params(params, i), x, n_head=config.n_head, layer=i)
+    if depth == config.n_layer:
+        x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
+    return checked(x[0], "hidden states")
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.tracing', $pg_gpt2_source$"""A forward pass with everything it computes on the way, under names that say where it belongs.
+
+The pass is that of `gpt2`, run by a `Runner` that keeps what goes by: names follow from the parameters that an op takes. Two
+things that the ops never form are added for the reader: q, k and v of each head, and the attention matrix.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import gpt2, host
+from ..config import GPT2Config
+from ..ops import lookup
+from ..ops.attention import split_qkv
+
+Params = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One intermediate value. `layer` is None outside the blocks."""
+
+    layer: int | None
+    op: str
+    name: str
+    data: np.ndarray
+
+
+class Tracer:
+    """Runs ops and keeps every result. An array of `params` is known by its identity."""
+
+    def __init__(self, params: Params, n_head: int) -> None:
+        self.steps: list[Step] = []
+        self._names = {id(array): name for name, array in params.items()}
+        self._n_head = n_head
+        self._layer: int | None = None
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
+        """data."""
+        return data
+
+    def forget(self, handle: np.ndarray) -> None:
+        """Nothing to do: everything is kept."""
+
+    def apply(self, name: str, *inputs: np.ndarray, **attrs: Any) -> np.ndarray:
+        """The op's result."""
+        host.check_interrupts()
+        y = lookup(name)(*inputs, **attrs)
+        parameter = next((self._names[id(array)] for array in inputs if id(array) in self._names), None)
+        if parameter is not None:
+            self._layer = int(parameter.split(".")[1]) if parameter.startswith("h.") else None
+        if name == "causal_attention":
+            self._keep("softmax", "attn.weights", attention_weights(inputs[0], self._n_head))
+        self._keep(name, self._name(name, parameter), y)
+        if parameter is not None and parameter.endswith("attn.c_attn.weight"):
+            for part, heads in zip("qkv", split_qkv(y[None], self._n_head), strict=True):
+                self._keep("slice", f"attn.{part}", heads[0])
+        return y
+
+    def _name(self, op: str, parameter: str | None) -> str:
+        """The name without `h.{i}.`."""
+        if op == "lm_head":
+            return "logits"
+        if parameter is not None:
+            return parameter.removeprefix(f"h.{self._layer}.").removesuffix(".weight")
+        if op != "add":
+            return {"causal_attention": "attn.heads", "gelu": "mlp.gelu"}.get(op, op)
+        if self._layer is None:
+            return "embeddings"
+        return "attn.residual" if self.steps[-1].name.endswith("attn.c_proj") else "output"
+
+    def _keep(self, op: str, name: str, data: np.ndarray) -> None:
+        full = name if self._layer is None else f"h.{self._layer}.{name}"
+        self.steps.append(Step(self._layer, op, full, data))
+
+
+def attention_weights(qkv: np.ndarray, n_head: int) -> np.ndarray:  # [T, 3D] -> [H, T, T]
+    """softmax(q k' / sqrt(d)) of each head, 0 where the key comes after the query."""
+    q, k, _ = split_qkv(qkv[None], n_head)
+    scores = (q[0] * q.shape[-1] ** -0.5) @ k[0].swapaxes(-1, -2)
+    scores += np.triu(np.full(scores.shape[-2:], -np.inf, scores.dtype), 1)
+    return lookup("softmax")(scores)
+
+
+def trace(params: Params, config: GPT2Config, ids: Sequence[int]) -> list[Step]:
+    """Every intermediate value of a forward pass over `ids`, logits and probabilities included."""
+    run = Tracer(params, config.n_head)
+    logits = gpt2.logits(run, params, np.asarray(ids, np.int64), config)
+    run.steps.append(Step(None, "softmax", "probabilities", lookup("softmax")(logits)))
+    return run.steps
+
+
+def layer_attention(params: Params, config: GPT2Config, ids: Sequence[int], layer: int) -> np.ndarray:  # -> [H, T, T]
+    """The attention matrices of one layer."""
+    run = Tracer(params, config.n_head)
+    gpt2.hidden(run, params, np.asarray(ids, np.int64), config)
+    return next(step.data for step in run.steps if step.name == f"h.{layer}.attn.weights")
+
+
+def logit_lens(params: Params, config: GPT2Config, ids: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(layer, probabilities [V] of the next token), as if the blocks ended there; layer 0 is the embeddings."""
+    run = Tracer(params, config.n_head)
+    gpt2.hidden(run, params, np.asarray(ids, np.int64), config)
+    ends = ["embeddings", *(f"h.{i}.output" for i in range(config.n_layer))]
+    streams = [step.data[-1:] for step in run.steps if step.name in ends]
+    for layer, x in enumerate(streams):
+        normed = lookup("layernorm")(x, params["ln_f.weight"], params["ln_f.bias"])
+        yield layer, lookup("softmax")(lookup("lm_head")(normed, params["wte"]))[0]
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.kernels', $pg_gpt2_source$"""The kernels `pg_llm_*`: ops of the registry on bytes, as SQL has them. Pure: no table, no setting, nothing recorded.
 
 A kernel reads float32 bytes into arrays of the shapes that its scalars say, calls `registry[name]`, and gives bytes
@@ -6443,12 +6107,13 @@ from typing import Any
 
 import numpy as np
 
-from . import optim, threads
+from . import threads
 from .errors import InvalidParameter, NullNotAllowed, OutOfMemory
+from .inference.sampling import Draws, Sampling, choose
 from .ops import CHUNK, dropout, lookup
 from .ops.dropout import check_p
-from .sampling import Draws, Sampling, choose
 from .tensor import FLOAT32, from_bytes, to_bytes
+from .training import optim
 
 MAX_BYTES = (1 << 30) - (1 << 16)  # of a bytea
 
@@ -6745,149 +6410,6 @@ def _backward(name: str, dy: np.ndarray, y: np.ndarray | None, *arrays: np.ndarr
 
 def _bytes(arrays: Sequence[np.ndarray]) -> tuple[bytes, ...]:
     return tuple(map(to_bytes, arrays))
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.layout', $pg_gpt2_source$"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or linear layers in panels where that pays.
-
-The choice follows from what this CPU and BLAS do with panels of the model's sizes, hence is the same in all sessions of a server.
-Everything that asks for a tensor by name, a tape or a trace, gets it as the checkpoint has it.
-"""
-
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-import numpy as np
-
-from .config import GPT2Config
-from .ops import attend_blocks, panels
-from .ops.panels import Panels
-
-Params = Mapping[str, np.ndarray]
-Arranged = Mapping[str, Any]  # arrays, or Panels for the weights of linear layers
-
-use_panels: bool | None = None  # None: where they pay
-
-
-def in_panels(config: GPT2Config) -> bool:
-    """Whether linear layers of such a model lie in panels."""
-    if use_panels is not None:
-        return use_panels
-    d = config.d_model
-    return panels.serve((d, 4 * d)) and attend_blocks.serves(config.n_head, config.d_head)
-
-
-def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what is kept for each tensor."""
-    shapes = config.param_shapes()
-    if not in_panels(config):
-        return shapes
-    return {name: panels.stored_shape(shape) if _is_linear(name, shape) else shape for name, shape in shapes.items()}
-
-
-def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and name.startswith("h.")
-
-
-class Stored(Mapping[str, np.ndarray]):
-    """What is kept for each tensor of `params`, made when it is asked for."""
-
-    def __init__(self, params: Params, config: GPT2Config) -> None:
-        self._params, self._shapes = params, stored_shapes(config)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        array = self._params[name]
-        return array if array.shape == self._shapes[name] else Panels.of(array).data
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-
-class Plain(Mapping[str, np.ndarray]):
-    """Each tensor as the checkpoint has it; one from panels is a new copy at every call."""
-
-    def __init__(self, arranged: Arranged) -> None:
-        self._arranged = arranged
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        found = self._arranged[name]
-        return found.plain() if isinstance(found, Panels) else found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arranged)
-
-    def __len__(self) -> int:
-        return len(self._arranged)
-
-
-def arranged(stored: Params, config: GPT2Config) -> Arranged:
-    """The parameters for a `Decoder`, from what is kept for them."""
-    shapes = config.param_shapes()
-    return {
-        name: array if array.shape == shapes[name] else Panels(array, shapes[name]) for name, array in stored.items()
-    }
-
-
-def arrange(params: dict[str, np.ndarray], config: GPT2Config) -> Arranged:
-    """The parameters for a `Decoder`, from those of the checkpoint, which are taken out of `params` one by one."""
-    stored = Stored(params, config)
-    kept = {}
-    for name in list(params):
-        kept[name] = stored[name]
-        kept[name].flags.writeable = False
-        del params[name]
-    return arranged(kept, config)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.lookup', $pg_gpt2_source$"""Drafts of what comes next: what followed the last few tokens when they occurred before (prompt lookup, Saxena 2023).
-
-A draft is verified in one pass of the model, so it may be wrong at the cost of a few rows. Up to four rows cost hardly more
-than one; longer drafts have to be earned by shorter ones that came true, and where drafts keep failing they become rare.
-"""
-
-from collections.abc import Sequence
-
-NGRAM = 3  # tokens that have to agree
-SHORT, LONG = 3, 15  # tokens of a draft: with the token before them 4 to 16 rows
-PATIENCE = 32  # tokens without a draft, at most
-
-
-class Drafts:
-    """Proposals for the continuation of a growing sequence."""
-
-    def __init__(self) -> None:
-        self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> the place after its last occurrence but the present one
-        self._known = 0  # tokens whose n-grams are entered
-        self._size = SHORT
-        self._pause = self._wait = 0
-
-    def propose(self, seen: Sequence[int], most: int) -> list[int]:
-        """Up to `most` tokens that may follow `seen`; none without a precedent."""
-        for end in range(max(self._known, NGRAM), len(seen)):
-            self._ends[tuple(seen[end - NGRAM : end])] = end
-        self._known = len(seen)
-        start = self._ends.get(tuple(seen[-NGRAM:])) if len(seen) >= NGRAM else None
-        if self._wait:
-            self._wait -= 1
-            return []
-        if start is None:
-            return []
-        period = len(seen) - start  # a draft that reaches the end of what was seen repeats itself
-        return [seen[start + i % period] for i in range(min(self._size, most))]
-
-    def report(self, drafted: int, accepted: int) -> None:
-        """How many of the `drafted` tokens came true."""
-        if not drafted:
-            return
-        if accepted == drafted:
-            self._size = min(LONG, 2 * self._size + 1)
-        else:
-            self._size = SHORT
-        if accepted:
-            self._pause = 0
-        else:
-            self._pause = min(PATIENCE, 2 * self._pause + 1)
-        self._wait = self._pause
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops', $pg_gpt2_source$"""The ops, in one registry: `registry[name]` is an `Op`; calling it is the forward pass, `grads` the backward pass.
 
@@ -8909,817 +8431,6 @@ def _count(x: np.ndarray, axis: int | None) -> int:
 
 register("mean", mean, mean_backward, "x")
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.optim', $pg_gpt2_source$"""AdamW (Loshchilov & Hutter 2019), global-norm clipping, and the learning rate's schedule, as torch computes them.
-
-Everything works in place on fixed pieces that stay in a core's cache, so that a step reads and writes each array once.
-"""
-
-from collections.abc import Mapping, Sequence
-from math import cos, isfinite, pi, sqrt
-
-import numpy as np
-
-from . import threads
-from .errors import InvalidParameter
-from .ops import buffers
-from .ops.products import run_all
-
-PIECE = 1 << 17  # scalars: what a step touches of them fits a second-level cache
-AT_ONCE = 256  # pieces between looks for an interrupt: some 20 ms
-CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
-
-
-def adamw(
-    w: np.ndarray,
-    g: np.ndarray,
-    m: np.ndarray,
-    v: np.ndarray,
-    *,
-    lr: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-    step: int,
-    grad_scale: float = 1.0,
-) -> None:
-    """One step on flat arrays, in place in w, m and v; g stays. The decay acts on the old weight.
-
-    `1 - beta` is taken in the arrays' precision, as the moments themselves are. Every pass over memory counts, so
-    grad_scale and the bias corrections are in the constants: w -= lr' m / (sqrt(v) + eps').
-    """
-    kind = w.dtype.type
-    a = buffers.scratch("adamw_a", w.shape, w.dtype)
-    correction = sqrt(1.0 - beta2**step)
-    np.multiply(g, np.sqrt(kind(1) - kind(beta2)) * kind(grad_scale), out=a)
-    a *= a
-    v *= kind(beta2)
-    v += a
-    np.multiply(g, (kind(1) - kind(beta1)) * kind(grad_scale), out=a)
-    m *= kind(beta1)
-    m += a
-    np.sqrt(v, out=a)
-    a += kind(eps * correction)
-    np.divide(m, a, out=a)
-    a *= kind(lr * correction / (1.0 - beta1**step))
-    if weight_decay:
-        w *= kind(1.0 - lr * weight_decay)
-    w -= a
-
-
-def check_adamw(lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int) -> None:
-    """22023 when a hyperparameter is outside its domain."""
-    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if not (isfinite(value) and value >= 0):
-            raise InvalidParameter(
-                f"{name} must be a finite number of at least 0, not {value}",
-                hint="torch's defaults are lr 1e-3, eps 1e-8 and weight_decay 0.01.",
-            )
-    for name, value in (("beta1", beta1), ("beta2", beta2)):
-        if not 0 <= value < 1:
-            raise InvalidParameter(
-                f"{name} must be at least 0 and below 1, not {value}",
-                hint="torch's defaults are beta1 0.9 and beta2 0.999.",
-            )
-    if step < 1:
-        raise InvalidParameter(f"step must be at least 1, not {step}", hint="AdamW counts its steps from 1.")
-
-
-def step_all(
-    weights: Mapping[str, np.ndarray],
-    grads: Mapping[str, np.ndarray],
-    m: Mapping[str, np.ndarray],
-    v: Mapping[str, np.ndarray],
-    steps: Mapping[str, int],
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    grad_scale: float = 1.0,
-) -> None:
-    """AdamW on every parameter in `grads`; decay on tensors of two or more dimensions. `steps` are those being made."""
-    tasks = []
-    for name, grad in grads.items():
-        decay = weight_decay if grad.ndim >= 2 else 0.0
-        check_adamw(lr, beta1, beta2, eps, decay, steps[name])
-        flat = [_flat(array) for array in (weights[name], grad, m[name], v[name])]
-        for part in threads.pieces(grad.size, PIECE):
-
-            def task(flat: list = flat, part: slice = part, decay: float = decay, step: int = steps[name]) -> None:
-                adamw(
-                    *(array[part] for array in flat),
-                    lr=lr,
-                    beta1=beta1,
-                    beta2=beta2,
-                    eps=eps,
-                    weight_decay=decay,
-                    step=step,
-                    grad_scale=grad_scale,
-                )
-
-            tasks.append(task)
-    run_all(tasks, at_once=AT_ONCE)
-
-
-def _flat(array: np.ndarray) -> np.ndarray:
-    """A flat view; a copy would lose the update."""
-    if not array.flags.c_contiguous:
-        raise ValueError("parameters and their state must be contiguous")
-    return array.reshape(-1)
-
-
-def global_norm(grads: Sequence[np.ndarray]) -> float:
-    """Euclidean norm of all gradients together; dot products of fixed pieces, added in float64."""
-    parts = [(grad.reshape(-1), part) for grad in grads for part in threads.pieces(grad.size, PIECE)]
-    squares = np.zeros(len(parts))
-
-    def square(i: int) -> None:
-        flat, part = parts[i]
-        squares[i] = np.dot(flat[part], flat[part])
-
-    run_all([lambda i=i: square(i) for i in range(len(parts))], at_once=AT_ONCE)  # type: ignore[misc]
-    return sqrt(squares.sum())
-
-
-def clip_scale(norm: float, clip: float | None) -> float:
-    """What to multiply gradients with so that their norm is at most `clip`; 1 without a clip."""
-    if clip is None:
-        return 1.0
-    if not clip > 0:
-        raise InvalidParameter(f"grad_clip must be positive, not {clip}", hint="NULL turns clipping off.")
-    return min(1.0, clip / (norm + CLIP_EPS))
-
-
-def lr_schedule(step: int, warmup: int, total: int, lr_max: float, min_lr: float = 0.0) -> float:
-    """Linear warm-up to lr_max, then half a cosine to min_lr at `total`, and min_lr from there on."""
-    if step < warmup:
-        return lr_max * step / warmup
-    progress = min(1.0, (step - warmup) / (total - warmup)) if total > warmup else 1.0
-    return min_lr + 0.5 * (lr_max - min_lr) * (1.0 + cos(pi * progress))
-
-
-def run_lr(step: int, n_steps: int, warmup: int, lr_max: float, min_lr: float = 0.0) -> float:
-    """Learning rate of step 1 .. n of a run: `lr_schedule` with the warm-up cut to n / 10; lr_max when n is 1."""
-    if n_steps == 1:
-        return lr_max
-    return lr_schedule(step, min(warmup, n_steps // 10), n_steps, lr_max, min_lr)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.pretokenize', $pg_gpt2_source$r"""Splits text into GPT-2's pretokens, the words inside which byte pairs merge; follows OpenAI's encoder.py.
-
-The pattern is `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`. The standard library has no
-`\p`, and its `\s` and `\d` differ from the reference, so the classes come from the pinned `unicode_classes`.
-"""
-
-import re
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from functools import cache
-
-from .unicode_classes import LETTER, NUMBER, WHITE_SPACE
-
-PIECE = 1024  # characters; small, so that one rare character slows one piece down and not the whole text
-
-
-def pretokens(text: str) -> list[str]:
-    """The pretokens of `text`; joined they are `text` again."""
-    return [word for words in split(text) for word in words]
-
-
-def split(text: str) -> Iterator[list[str]]:
-    """Pretokens in lists, each of a piece of about PIECE characters.
-
-    A piece ends between a character that is not white space and one that is. No pretoken spans that place, for white
-    space only starts one; and no pretoken that ends before it looks beyond it, for `(?!\\S)` follows white space.
-    """
-    start, size = 0, len(text)
-    while size - start > PIECE and (cut := _CUT.search(text, start + PIECE)):
-        yield _words(text[start : cut.end() - 1])
-        start = cut.end() - 1
-    if start < size:
-        yield _words(text[start:])
-
-
-def _words(piece: str) -> list[str]:
-    """Pretokens of one piece, by the cheapest pattern that knows its characters."""
-    if piece.isascii():
-        return _ASCII_WORDS(piece)
-    if len(piece.encode("utf-16-le", "surrogatepass")) == 2 * len(piece):  # no character beyond U+FFFF
-        return _bmp_words()(piece)
-    # Ranges beyond U+FFFF make `re` five times slower: put characters of the same class in their place
-    words, end = [], 0
-    for stand_in in _bmp_words()(_ASTRAL.sub(_stand_ins, piece)):
-        start, end = end, end + len(stand_in)
-        words.append(piece[start:end])
-    return words
-
-
-def _ranges(table: str, first: int, last: int) -> list[tuple[int, int]]:
-    """The ranges of a table of `unicode_classes` that begin between `first` and `last`."""
-    pairs = (word.partition("-")[::2] for word in table.split())
-    ranges = [(int(a, 16), int(b or a, 16)) for a, b in pairs]
-    return [(a, b) for a, b in ranges if first <= a <= last]
-
-
-def _char_class(table: str, last: int) -> str:
-    """The inside of a `re` character class: the members of a table up to `last`."""
-    return "".join(f"\\U{a:08x}-\\U{min(b, last):08x}" for a, b in _ranges(table, 0, last))
-
-
-def _splitter(last: int) -> Callable[[str], list[str]]:
-    """findall of GPT-2's pattern for text without characters beyond `last`.
-
-    Contractions come after letters, which excludes nothing: no match of either can start like one of the other.
-    """
-    letter, number, space = (_char_class(table, last) for table in (LETTER, NUMBER, WHITE_SPACE))
-    return re.compile(
-        f" ?[{letter}]+|'(?:[stmd]|ll|[rv]e)| ?[{number}]+| ?[^{space}{letter}{number}]+"
-        f"|[{space}]+(?![^{space}])|[{space}]+"
-    ).findall
-
-
-@cache
-def _bmp_words() -> Callable[[str], list[str]]:
-    """Compiled when first needed, because that takes some 20 ms."""
-    return _splitter(0xFFFF)
-
-
-@cache
-def _astral_ranges() -> tuple[list[int], list[tuple[int, str]]]:
-    """Starts of the ranges beyond U+FFFF, ascending, and for each its end and a character of its class."""
-    ranges = [(a, b, "a") for a, b in _ranges(LETTER, 0x10000, 0x10FFFF)]
-    ranges += [(a, b, "1") for a, b in _ranges(NUMBER, 0x10000, 0x10FFFF)]
-    ranges.sort()
-    return [a for a, _, _ in ranges], [(b, like) for _, b, like in ranges]
-
-
-def _stand_ins(run: re.Match[str]) -> str:
-    """For characters beyond U+FFFF as many of the same classes: a, 1 or ! (no contraction contains them)."""
-    starts, ends = _astral_ranges()
-    likes = []
-    for c in map(ord, run[0]):
-        end, like = ends[bisect_right(starts, c) - 1] if c >= starts[0] else (0, "!")
-        likes.append(like if c <= end else "!")
-    return "".join(likes)
-
-
-_ASCII_WORDS = _splitter(0x7F)
-_ASTRAL = re.compile("[\U00010000-\U0010ffff]+")
-_CUT = re.compile("[^{0}][{0}]".format(_char_class(WHITE_SPACE, 0xFFFF)))
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.prompts', $pg_gpt2_source$"""What generation starts from: a prompt as ids the model has, and a seed.
-
-A prompt longer than the window keeps its tail, which callers cut off; the NOTICE about it is made here.
-"""
-
-from . import db, weights
-from .bpe import Tokenizer
-from .decode import check_ids
-from .errors import InvalidParameter, require
-
-
-def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
-    """Ids of the prompt; the end-of-text token for an empty one; with a NOTICE when only its tail fits the window."""
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
-        if eos is None:
-            raise InvalidParameter(
-                f'an empty prompt needs an end-of-text token, and model "{model.name}" has none',
-                hint="Give a prompt, or set eos_token_id in llm_model_config.",
-            )
-        return [eos]
-    check_ids(ids, model.config, model.name)
-    _notice_long_prompt(len(ids), model)
-    return ids
-
-
-def check_prompt(ids: list[int] | None, model: weights.Model) -> list[int]:
-    """Prompt ids as given, checked; with a NOTICE when only their tail fits the window."""
-    require(ids=ids)
-    if not ids:
-        raise InvalidParameter("ids must not be empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
-    check_ids(ids, model.config, model.name)
-    _notice_long_prompt(len(ids), model)
-    return ids
-
-
-def _notice_long_prompt(length: int, model: weights.Model) -> None:
-    if length > model.config.n_positions:
-        db.notice(
-            f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used"
-        )
-
-
-def draw_seed() -> int:
-    """A seed from the server's random(), which setseed() fixes."""
-    row = db.row("SELECT random() AS value")
-    return int((row or {})["value"] * 2**53)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.recording', $pg_gpt2_source$"""Recording: a `Runner` whose handles are rows, so that model code written for training leaves its tape in tables.
-
-A parameter is the handle that this session mapped for it, else one made from the stored weights and mapped. A tensor
-given as bytes has no identity: it is the latest value of this session with the same bytes, else a new one.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
-from typing import Any
-
-import numpy as np
-
-from . import db, host, resources, store, weights
-from .config import block_shapes
-from .errors import InvalidParameter, WrongState
-from .ops import lookup
-from .ops.elementwise import contiguous
-from .tape import Eager, Handle, Runner
-from .tape_rows import Writer, checked_values, session_tape
-from .tensor import to_bytes
-
-
-def enabled() -> bool:
-    """Whether recording is on in this session (pg_gpt2.autograd)."""
-    return db.flag("autograd", "off")
-
-
-@dataclass(eq=False)
-class Recorded:
-    """A value on the session's tape, with its data at hand."""
-
-    id: int
-    data: np.ndarray
-    requires_grad: bool
-
-
-class Recorder:
-    """Runs ops and writes them to the session's tape. Call `flush` at the end."""
-
-    def __init__(self, *, room: int = 64, values: bool = True) -> None:
-        """`values`: whether data are kept; without them a tape shows what was done and cannot be differentiated."""
-        self.writer = Writer(session_tape(), room=room)
-        self._values = values
-
-    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Recorded:
-        """A new value."""
-        content = to_bytes(data) if self._values else None
-        return Recorded(self.writer.tensor(data.shape, requires_grad, content), data, requires_grad)
-
-    def apply(self, name: str, *inputs: Recorded, **attrs: Any) -> Recorded:
-        """The result of an op, recorded."""
-        host.check_interrupts()
-        data = contiguous(lookup(name)(*(value.data for value in inputs), **attrs))  # as the next op would read it
-        if 0 in data.shape:
-            raise InvalidParameter(
-                f"{name}: the result of shape {list(data.shape)} has no values", hint="Give at least one id."
-            )
-        found = self.leaf(data, any(value.requires_grad for value in inputs))
-        self.writer.op(name, [value.id for value in inputs], found.id, attrs)
-        return found
-
-    def forget(self, handle: Recorded) -> None:
-        """Nothing to do: what is recorded stays."""
-
-    def flush(self) -> None:
-        """Write what is still held."""
-        self.writer.flush()
-
-    def params(self, model: weights.Model) -> dict[str, Recorded]:
-        """Handles of all parameters of a model; those that are not mapped yet are made and mapped."""
-        mapped = mapped_params(model.name)
-        found = {}
-        shapes = model.config.param_shapes()
-        for name, shape in shapes.items():
-            if name in mapped:
-                found[name] = self._whole(name, mapped[name], shape)
-        missing = [name for name in shapes if name not in found]
-        found |= materialize(self, model, missing)
-        return {name: found[name] for name in shapes}
-
-    def _whole(self, name: str, blocks: Sequence[Recorded], shape: tuple[int, ...]) -> Recorded:
-        """One handle for a tensor that is mapped as a whole or in blocks."""
-        whole = blocks[0] if len(blocks) == 1 else self.apply("concat", *blocks, axis=0)
-        if whole.data.shape != shape:
-            raise WrongState(
-                f'the handles mapped for "{name}" make shape {list(whole.data.shape)}; the parameter has {list(shape)}',
-                hint="Map every block of it, or SELECT llm_materialize_params(model) to map all anew.",
-            )
-        return whole
-
-
-def on_tape(
-    model: weights.Model, work: Callable[[Runner, Mapping[str, Handle]], Handle], level: str | None = None
-) -> np.ndarray:
-    """The result of `work(run, params)`, recorded while recording is on, or as the audit level says."""
-    if level is None:
-        level = "full" if enabled() else "none"
-    if level == "none":
-        return work(Eager(), model.params)
-    recorder = Recorder(values=level == "full")
-    result = work(recorder, recorder.params(model))
-    recorder.flush()
-    return result.data
-
-
-def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) -> dict[str, Recorded]:
-    """New handles for parameters, mapped to their rows of llm_param."""
-    params = model.params
-    shapes = model.config.param_shapes()
-    resources.require_memory(4 * sum(prod(shapes[name]) for name in names), f'handles for model "{model.name}"')
-    found = {name: recorder.leaf(params[name], True) for name in names}
-    recorder.flush()
-    db.run(
-        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
-        f" SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {store.resolved('$2')} AS p"
-        " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name"
-        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
-        ["int8", "text", "text[]", "int8[]"],
-        *(session_tape(), model.name, list(found), [value.id for value in found.values()]),
-    )
-    return found
-
-
-def mapped_params(model: str) -> dict[str, list[Recorded]]:
-    """Parameter name -> handles mapped for it in this session, in the order of their blocks."""
-    rows = db.cursor(
-        "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_rt AS t"
-        " JOIN (SELECT name, tensor_id, min(token_id) AS token_id FROM {schema}.llm_tensor_map"
-        "       WHERE tape_id = $1 AND model = $2 GROUP BY name, tensor_id) AS m ON m.tensor_id = t.id"
-        " WHERE t.tape_id = $1 AND t.data IS NOT NULL ORDER BY m.name, m.token_id",
-        ["int8", "text"],
-        session_tape(),
-        model,
-    )
-    found: dict[str, list[Recorded]] = {}
-    for row in rows:
-        value = Recorded(row["id"], checked_values(row["id"], row["data"], row["shape"]), row["requires_grad"])
-        found.setdefault(row["name"], []).append(value)
-        host.check_interrupts()
-    return found
-
-
-# --- tensors given as bytes -----------------------------------------------------------------------------------------
-
-
-def find(recorder: Recorder, data: np.ndarray) -> Recorded:
-    """The latest value of this session with these bytes and this shape, else a new one without gradient."""
-    row = db.row(
-        "SELECT id, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND data = $2 AND shape = $3"
-        " ORDER BY id DESC LIMIT 1",
-        ["int8", "bytea", "int4[]"],
-        *(session_tape(), to_bytes(data), list(data.shape)),
-    )
-    return Recorded(row["id"], data, row["requires_grad"]) if row else recorder.leaf(data)
-
-
-def find_block(recorder: Recorder, given: dict[str, np.ndarray]) -> dict[str, Recorded]:
-    """Handles for the parameters of one block, by their names without `h.{i}.`.
-
-    Vectors of zeros or ones are the same bytes in every layer. So the layer is the one that a matrix belongs to, and what
-    equals that layer's parameter is that parameter.
-    """
-    found = {name: find(recorder, array) for name, array in given.items() if array.ndim == 2}
-    layer = _mapped_layer(found)
-    for name, array in given.items():
-        if name in found:
-            continue
-        handle = layer.get(name)
-        if handle is not None and np.array_equal(handle.data, array):
-            found[name] = handle
-        else:
-            found[name] = find(recorder, array)
-    return {name: found[name] for name in block_shapes(1)}
-
-
-def _mapped_layer(matrices: dict[str, Recorded]) -> dict[str, Recorded]:
-    """The mapped vectors of the layer that one of these matrices is mapped to."""
-    row = db.row(
-        "SELECT model, substring(name FROM '^h\\.[0-9]+\\.') AS prefix FROM {schema}.llm_tensor_map"
-        " WHERE tape_id = $1 AND tensor_id = ANY ($2) AND name ~ '^h\\.[0-9]+\\.' LIMIT 1",
-        ["int8", "int8[]"],
-        session_tape(),
-        [value.id for value in matrices.values()],
-    )
-    if row is None:
-        return {}
-    rows = db.query(
-        "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_map AS m"
-        " JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = m.tape_id"
-        " WHERE m.tape_id = $1 AND m.model = $2 AND starts_with(m.name, $3) AND cardinality(t.shape) = 1",
-        ["int8", "text", "text"],
-        *(session_tape(), row["model"], row["prefix"]),
-    )
-    return {
-        found["name"].removeprefix(row["prefix"]): Recorded(
-            found["id"], checked_values(found["id"], found["data"], found["shape"]), found["requires_grad"]
-        )
-        for found in rows
-    }
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.replay', $pg_gpt2_source$"""A recorded tape, back from its rows: differentiate it, run it again and compare, check it by finite differences.
-
-Works on plain records, wherever they come from. It uses the tape and the ops of training: what was recorded op by op gives
-the gradients of a training step, bit for bit.
-"""
-
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-
-from . import host
-from .errors import InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
-from .ops import Op, Sink, lookup
-from .tape import Node, Tape, Value
-
-Arrays = Mapping[int, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Application:
-    """A row of llm_tape: one application of an op to handles."""
-
-    id: int
-    name: str
-    inputs: tuple[int, ...]
-    output: int
-    attrs: dict[str, Any]
-
-    @property
-    def op(self) -> Op:
-        """The op; an unknown name is an error that names the row."""
-        try:
-            return lookup(self.name)
-        except UndefinedObject as error:
-            raise self.about(error) from None
-
-    def about(self, error: PgGpt2Error) -> PgGpt2Error:
-        """`error`, with this row named in front."""
-        message = f"llm_tape row {self.id} ({self.name}): {error.message}"
-        return type(error)(message, hint=error.hint, detail=error.detail)
-
-    def run(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """The op's result."""
-        try:
-            return self.op(*arrays, **self.attrs)
-        except PgGpt2Error as error:
-            raise self.about(error) from None
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A row of llm_tensor_rt, without its bytes."""
-
-    id: int
-    shape: tuple[int, ...]
-    requires_grad: bool
-
-
-def ancestors(applications: Sequence[Application], start: int) -> list[Application]:
-    """The applications that `start` was computed by, in order."""
-    wanted, found = {start}, []
-    for application in reversed(applications):
-        if application.output in wanted:
-            found.append(application)
-            wanted.update(application.inputs)
-    return found[::-1]
-
-
-def check_complete(applications: Iterable[Application], tensors: Mapping[int, Any]) -> None:
-    """22023 or 42704 naming the row when an op has another number of inputs, or a handle no tensor."""
-    for application in applications:
-        try:
-            application.op.check_inputs(len(application.inputs))
-        except InvalidParameter as error:
-            raise application.about(error) from None
-        for role, handle in [*(("input", i) for i in application.inputs), ("output", application.output)]:
-            if handle not in tensors:
-                raise application.about(
-                    UndefinedObject(
-                        f"{role} handle {handle} does not exist",
-                        hint="Its row of llm_tensor_rt was deleted, or lost in a crash: the table is unlogged. Record again.",
-                    )
-                )
-
-
-def values_read(applications: Iterable[Application]) -> set[int]:
-    """Handles whose data a backward pass looks at; of all others the shape is enough."""
-    found: set[int] = set()
-    for application in applications:
-        reads = application.op.reads
-        found.update(handle for i, handle in enumerate(application.inputs) if i in reads)
-        if "y" in reads:
-            found.add(application.output)
-    return found
-
-
-class Graph:
-    """A tape of values and nodes made from records. `data` has what will be read; the rest has shapes only."""
-
-    def __init__(self, applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays) -> None:
-        check_complete(applications, tensors)
-        self.tape = Tape()
-        outputs = {application.output for application in applications}
-        self.values: dict[int, Value] = {}
-        dtype = next((array.dtype for array in data.values()), np.dtype(np.float32))
-        for handle in sorted({h for a in applications for h in (*a.inputs, a.output)}):
-            tensor = tensors[handle]
-            shown = data[handle] if handle in data else np.broadcast_to(np.zeros((), dtype), tensor.shape)
-            # A leaf collects in a sink, as parameters of a training step do: the order of additions is the same.
-            sink = Sink(np.empty(tensor.shape, dtype)) if tensor.requires_grad and handle not in outputs else None
-            self.values[handle] = Value(shown, tensor.requires_grad, sink=sink)
-        for application in applications:
-            output = self.values[application.output]
-            inputs = tuple(self.values[handle] for handle in application.inputs)
-            output.node = Node(application.op, inputs, application.attrs, output)
-            self.tape.nodes.append(output.node)
-        self._rows = dict(zip(self.tape.nodes, applications, strict=True))
-
-    def backward(self, start: int, seed: np.ndarray | float = 1.0) -> None:
-        """Gradients of sum(seed * start)."""
-        value = self.values.get(start)
-        if value is None or value.node is None or not value.requires_grad:
-            raise InvalidParameter(
-                f"handle {start} was not computed from anything that requires a gradient",
-                hint="Make variables with llm_variable(data, shape, requires_grad => true) and start at a result of ops.",
-            )
-        self._guard(lambda: self.tape.backward(value, seed))
-
-    def backward_one(self, node: Node, dy: np.ndarray) -> None:
-        """The gradients that one node gives its inputs."""
-        node.output.grad = dy
-        nodes, self.tape.nodes = self.tape.nodes, [node]
-        self._guard(lambda: self.tape._sweep(0, node.output))
-        self.tape.nodes = nodes
-
-    def gradients(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(handle, gradient) of everything that has one."""
-        for handle, value in self.values.items():
-            if value.sink is not None and value.sink.filled:
-                yield handle, value.sink.array
-            elif value.grad is not None:
-                yield handle, value.grad
-
-    def close(self) -> None:
-        """Values and nodes refer to each other: without this they stay until Python's collector happens to run."""
-        for value in self.values.values():
-            value.node = None
-
-    def _guard(self, work: Any) -> None:
-        """Run a sweep; a shape that does not fit any more is reported with the row whose backward pass found it."""
-        done: list[Node] = []
-        self.tape.audit = lambda _, node: done.append(node)
-        try:
-            work()
-        except (PgGpt2Error, ValueError, IndexError) as error:
-            pending = [node for node in self.tape.nodes if node.output.grad is not None and node not in done]
-            row = self._rows[(pending or self.tape.nodes)[-1]]
-            if isinstance(error, PgGpt2Error):
-                raise row.about(error) from None
-            misfit = InvalidParameter(f"shapes do not fit: {error}", hint="Values were changed by hand; record again.")
-            raise row.about(misfit) from None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What a replay computed otherwise than the record has it."""
-
-    application: Application
-    handle: int
-    what: str  # value | gradient
-    max_difference: float
-
-
-def compare(
-    applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays, grads: Arrays
-) -> Iterator[Difference]:
-    """Every op again, forward and backward, each from its recorded inputs: so one changed row shows where it stands.
-
-    A value is compared with the op that gave it; where an input was changed, with the ops that took it. A gradient is
-    compared with the sum over the ops that took its value; those of leaves as well.
-    """
-    check_complete(applications, tensors)
-    for application in applications:
-        if application.output in data and all(handle in data for handle in application.inputs):
-            host.check_interrupts()
-            again = application.run([data[handle] for handle in application.inputs])
-            yield from _difference(application, application.output, "value", again, data[application.output])
-    yield from _compare_gradients(applications, tensors, data, grads)
-
-
-def _compare_gradients(
-    applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays, grads: Arrays
-) -> Iterator[Difference]:
-    """The backward sweeps again; each node takes the recorded gradient of its output."""
-    producer = {application.output: application for application in applications}
-    users: dict[int, Application] = {}
-    for application in reversed(applications):
-        if application.output in grads:
-            for handle in application.inputs:
-                users[handle] = application  # the first to use it, hence the last to contribute
-    graph = Graph(applications, tensors, data)
-    for first, last in _sweeps(applications, grads):
-        for place in range(last, first - 1, -1):
-            application, node = applications[place], graph.tape.nodes[place]
-            if application.output not in grads:
-                continue
-            if application.output in users and node.output.grad is not None:
-                recorded = grads[application.output]
-                yield from _difference(
-                    users[application.output], application.output, "gradient", node.output.grad, recorded
-                )
-            graph.backward_one(node, grads[application.output])
-    for handle, value in graph.values.items():
-        if handle not in producer and value.sink is not None and value.sink.filled and handle in grads:
-            yield from _difference(users[handle], handle, "gradient", value.sink.array, grads[handle])
-    graph.close()
-
-
-def _sweeps(applications: Sequence[Application], grads: Arrays) -> Iterator[tuple[int, int]]:
-    """(first, last) place of each backward pass: it starts where a gradient was not received from anyone."""
-    used = {handle for a in applications if a.output in grads for handle in a.inputs}
-    first = 0
-    for place, application in enumerate(applications):
-        if application.output in grads and application.output not in used:
-            yield first, place
-            first = place + 1
-
-
-def _difference(
-    application: Application, handle: int, what: str, again: np.ndarray, recorded: np.ndarray
-) -> Iterator[Difference]:
-    if again.shape != recorded.shape:
-        yield Difference(application, handle, what, float("inf"))
-    elif not np.array_equal(again, recorded, equal_nan=True):
-        with np.errstate(invalid="ignore"):
-            worst = np.abs(again.astype(np.float64) - recorded).max()
-        yield Difference(application, handle, what, float(worst))
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Analytic against numeric gradient of one leaf, in float64."""
-
-    handle: int
-    n_checked: int
-    max_error: float
-    max_gradient: float
-
-
-def gradcheck(
-    applications: Sequence[Application],
-    tensors: Mapping[int, Tensor],
-    data: Arrays,
-    start: int,
-    *,
-    epsilon: float,
-    most: int,
-) -> Iterator[Checked]:
-    """Central differences of sum(start) by at most `most` elements of each leaf, evenly spread."""
-    wide = {handle: np.array(array, np.float64) for handle, array in data.items()}
-    for application in applications:
-        wide[application.output] = application.run([wide[handle] for handle in application.inputs])
-    graph = Graph(applications, tensors, wide)
-    graph.backward(start)
-    analytic = dict(graph.gradients())
-    graph.close()
-    produced = {application.output for application in applications}
-
-    def total() -> float:
-        for application in applications:
-            wide[application.output] = application.run([wide[handle] for handle in application.inputs])
-        host.check_interrupts()
-        return float(wide[start].sum())
-
-    for handle in sorted(graph.values):
-        if handle in produced or not tensors[handle].requires_grad:
-            continue
-        flat = wide[handle].reshape(-1)
-        expected = np.zeros(flat.size) if handle not in analytic else analytic[handle].reshape(-1)
-        places = np.unique(np.linspace(0, flat.size - 1, min(most, flat.size)).astype(np.int64))
-        worst = 0.0
-        for place in places:
-            was = flat[place]
-            flat[place] = was + epsilon
-            above = total()
-            flat[place] = was - epsilon
-            worst = max(worst, abs(float((above - total()) / (2 * epsilon) - expected[place])))
-            flat[place] = was
-        yield Checked(handle, len(places), worst, float(np.abs(expected[places]).max()))
-
-
-def require_kept(handles: Iterable[int], data: Arrays) -> None:
-    """55000 when data that is needed was not kept, as by audit level 'tape'."""
-    missing = [handle for handle in handles if handle not in data]
-    if missing:
-        raise WrongState(
-            f"handle {missing[0]} has no data",
-            hint="It was recorded by audit level 'tape', which keeps no values; use 'full', or switch recording on.",
-        )
-$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.resources', $pg_gpt2_source$"""What a session may use: cores (pg_gpt2.threads) and memory (pg_gpt2.max_memory), asked before it is taken.
 
 NumPy's memory is outside work_mem, and the kernel answers its exhaustion by killing the whole cluster.
@@ -9886,7 +8597,3825 @@ def keep_mask(
     source = philox(seed, DROPOUT, step=step, site=site, row=row, tick=start // VALUES_PER_TICK)
     return np.greater_equal(uint16(source, -(-n // VALUES_PER_TICK))[:n], drop_threshold(p), out=out)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.run_replay', $pg_gpt2_source$"""A training run done again beside what is recorded of it: from a checkpoint, or from the seed of the model's first weights.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.sparkline', $pg_gpt2_source$"""Numbers as a line of bars, for a terminal: a curve at a glance. It has no scale; print the ends beside it."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeGuard
+
+BARS = "▁▂▃▄▅▆▇█"
+GAP = " "
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """A character a value, from the lowest to the highest of them; a gap where one is null, NaN or infinite."""
+    known = [value for value in values if _is_finite(value)]
+    # halved, so that the span of any two finite numbers is finite
+    low = min(known, default=0.0) / 2
+    span = max(known, default=0.0) / 2 - low
+    return "".join(
+        BARS[min(int((value / 2 - low) / span * len(BARS)), len(BARS) - 1) if span else 0] if _is_finite(value) else GAP
+        for value in values
+    )
+
+
+def means(values: Sequence[float | None], width: int) -> list[float | None]:
+    """At most `width` values: means of runs of equal length (give or take one) of those that are finite, None of none."""
+    if len(values) <= width:
+        return list(values)
+    ends = [-(-len(values) * place // width) for place in range(width + 1)]  # as llm_run_sparkline cuts a log
+    return [_mean([value for value in values[a:b] if _is_finite(value)]) for a, b in pairwise(ends)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(value / len(values) for value in values) if values else None
+
+
+def _is_finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage', $pg_gpt2_source$"""Models as rows and files: weights and their cache, checkpoints, sharing."""
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.checkpoint_files', $pg_gpt2_source$"""A checkpoint as one file of the server: `.safetensors` or `.npz`, with weights, moments, and a digest of its manifest.
+
+Weights have the names that transformers knows; moments stand after them as `adamw.m.NAME` and `adamw.v.NAME`. The database
+keeps the manifest, with the SHA-256 of every block: a file that is incomplete, damaged or of something else is refused.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from math import prod
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .. import db, host
+from ..config import GPT2Config
+from ..errors import InconsistentData, InvalidParameter
+from ..formats import NpzReader, SafetensorsReader, TensorReader, hub_metadata, hub_name, write_npz, write_safetensors
+from ..tensor import FLOAT32, to_bytes
+from . import server_files, store
+
+KINDS = ("data", "m", "v")
+MOST_UNUSUAL = 60_000  # bytes; the comment of a zip file, which has the metadata of .npz, ends at 65,535
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block: its place, its step, and digests of its weights and moments."""
+
+    name: str
+    token_id: int
+    shape: list[int]
+    step: int
+    data: bytes
+    m: bytes | None
+    v: bytes | None
+
+    def digest(self, kind: str) -> bytes | None:
+        """Digest of "data", "m" or "v"."""
+        return getattr(self, kind)
+
+    def nbytes(self) -> int:
+        """Bytes of weights and moments."""
+        return 4 * prod(self.shape) * sum(self.digest(kind) is not None for kind in KINDS)
+
+    def to_json(self) -> list[Any]:
+        """As an element of a manifest."""
+        digests = [digest and digest.hex() for digest in (self.data, self.m, self.v)]
+        return [self.name, self.token_id, self.shape, self.step, *digests]
+
+    @classmethod
+    def from_json(cls, values: list[Any]) -> "Part":
+        """Back from a manifest."""
+        return cls(*values[:4], *(digest and bytes.fromhex(digest) for digest in values[4:]))
+
+
+def require_suffix(path: str) -> None:
+    """22023 unless the name says which format it shall have."""
+    if not path.endswith((".safetensors", ".npz")):
+        raise InvalidParameter(
+            f'file_path "{path}" must end in .safetensors or .npz', hint="The name decides the format of the file."
+        )
+
+
+def tensor_name(kind: str, name: str) -> str:
+    """Name of a tensor in the file."""
+    return hub_name(name) if kind == "data" else f"adamw.{kind}.{name}"
+
+
+def manifest_digest(manifest: Sequence[Part]) -> str:
+    """SHA-256 of a manifest as text, and so of everything in the checkpoint."""
+    text = json.dumps([part.to_json() for part in manifest], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def damaged(checkpoint_id: int, name: str, token_id: int, where: str) -> InconsistentData:
+    """The error for a block that is not what was saved."""
+    return InconsistentData(
+        f'checkpoint {checkpoint_id} is damaged: tensor "{name}", block {token_id}, is not what was saved',
+        hint=f"Its SHA-256 differs from that {where}. Load another checkpoint; nothing was changed.",
+    )
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------------
+
+
+def write(path: str, checkpoint_id: int, model: str, config: GPT2Config, manifest: Sequence[Part]) -> None:
+    """Write what `model` has now, which must be what `manifest` says."""
+    shapes = _file_shapes(config, manifest)
+    metadata = hub_metadata(config) | {
+        "pg_gpt2.checkpoint": str(checkpoint_id),
+        "pg_gpt2.model": model,
+        "pg_gpt2.step": str(max(part.step for part in manifest)),
+        "pg_gpt2.config": json.dumps(asdict(config)),
+        "pg_gpt2.sha256": manifest_digest(manifest),
+    }
+    unusual = json.dumps(_unusual(config, manifest))
+    if len(unusual) < MOST_UNUSUAL:  # the file is the same to its own database, and no other can attach it
+        metadata["pg_gpt2.blocks"] = unusual
+    blocks = _stored_blocks(model, manifest)
+
+    def fill(file: BinaryIO) -> None:
+        if path.endswith(".npz"):
+            write_npz(file, shapes, blocks, metadata)
+            return
+        for chunk in write_safetensors(shapes, blocks, metadata):
+            file.write(chunk)
+
+    server_files.write(path, fill)
+
+
+def _usual(shape: tuple[int, ...], step: int, moments: str) -> list[list]:
+    """Blocks of a tensor, [first row, rows, step, moments that are not null], where nobody made others."""
+    return [[start, stop - start, step, moments] for start, stop in store.row_blocks(shape)]
+
+
+def _unusual(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, list[list]]:
+    """Tensors in other blocks: split by hand, or where blocks or tensors had other steps, as those that were shared."""
+    step = max(part.step for part in manifest)
+    found = {}
+    for name, group in groupby(manifest, lambda part: part.name):
+        parts = list(group)
+        blocks = [[part.token_id, part.shape[0], part.step, _moments([part])] for part in parts]
+        if blocks != _usual(config.param_shapes()[name], step, _moments(parts)):
+            found[name] = blocks
+    return found
+
+
+def _moments(parts: Sequence[Part]) -> str:
+    return "".join(kind for kind in KINDS[1:] if any(part.digest(kind) for part in parts))
+
+
+def _file_shapes(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, tuple[int, ...]]:
+    """Names in the file -> shapes, in file order; moments that are null throughout are left out."""
+    names = sorted(config.param_shapes())
+    return {
+        tensor_name(kind, name): config.param_shapes()[name]
+        for kind in KINDS
+        for name in names
+        if any(part.name == name and part.digest(kind) for part in manifest)
+    }
+
+
+def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iterator[np.ndarray]]:
+    """A function that gives the blocks of the next tensor in file order, through one cursor, checked."""
+    digests = {(part.name, part.token_id): part for part in manifest}
+    present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind)}
+    rows = db.cursor(
+        "SELECT k.kind, p.name, p.token_id, p.shape, CASE k.kind WHEN 'data' THEN data WHEN 'm' THEN m ELSE v END AS bytes"
+        f" FROM {store.resolved()} AS p CROSS JOIN (VALUES (1, 'data'), (2, 'm'), (3, 'v')) AS k (place, kind)"
+        ' ORDER BY k.place, p.name COLLATE "C", p.token_id',
+        ["text"],
+        model,
+    )
+    tensors = groupby(
+        (row for row in rows if (row["kind"], row["name"]) in present), lambda row: (row["kind"], row["name"])
+    )
+
+    def blocks(wanted: str) -> Iterator[np.ndarray]:
+        (kind, name), found = next(tensors, (("", ""), iter(())))
+        for row in found:
+            part = digests.get((name, row["token_id"]))
+            digest = row["bytes"] and hashlib.sha256(row["bytes"]).digest()
+            if tensor_name(kind, name) != wanted or part is None or digest != part.digest(kind):
+                raise InconsistentData(
+                    f'tensor "{name}" of model "{model}" was changed while it was saved', hint="Save it again."
+                )
+            host.check_interrupts()
+            yield np.frombuffer(row["bytes"] or bytes(4 * prod(row["shape"])), FLOAT32).reshape(row["shape"])
+
+    return blocks
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------
+
+
+def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Sequence[Part]) -> TensorReader:
+    """Reader of a checkpoint's file; 22000 when it is not the one that was written, 22P02 when it is cut short."""
+    file = server_files.open_to_read(path)
+    try:
+        most = 12 * config.n_params() + (1 << 20)
+        reader: TensorReader = NpzReader(file, most) if path.endswith(".npz") else SafetensorsReader(file)
+        wanted = _file_shapes(config, manifest)
+        found = {name: reader.shape(name) for name in reader.names()}
+        if reader.metadata.get("pg_gpt2.sha256") != manifest_digest(manifest) or found != wanted:
+            raise InconsistentData(
+                f'"{path}" is not the file that was written as checkpoint {checkpoint_id}',
+                hint="Put the original file back; llm_checkpoint_drop forgets the checkpoint.",
+            )
+        return reader
+    except Exception:
+        file.close()
+        raise
+
+
+def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
+    """Model, configuration and manifest of a checkpoint whose row is in another database, every byte compared with the
+    digest that the file carries. 22000 when it is none, or is damaged."""
+    with server_files.open_to_read(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        reader: TensorReader = NpzReader(file, size) if path.endswith(".npz") else SafetensorsReader(file)
+        metadata = reader.metadata
+        try:
+            config = GPT2Config(**json.loads(metadata["pg_gpt2.config"]))
+            if 4 * config.n_params() > size or not isinstance(config.eos_token_id, int | None):
+                raise ValueError
+            model, step, digest = metadata["pg_gpt2.model"], int(metadata["pg_gpt2.step"]), metadata["pg_gpt2.sha256"]
+            manifest = _manifest(reader, config, step, json.loads(metadata["pg_gpt2.blocks"]))
+        except (KeyError, TypeError, ValueError, AttributeError, InvalidParameter):
+            raise InconsistentData(
+                f'"{path}" is not a checkpoint that llm_checkpoint_save wrote, or is damaged',
+                hint="pg_llm_import_safetensors and pg_llm_import_npz read the weights of other files.",
+            ) from None
+        if manifest_digest(manifest) != digest:
+            raise InconsistentData(
+                f'"{path}" is not what llm_checkpoint_save wrote: its tensors differ from the digest in it',
+                hint="It was damaged or changed. Give a copy of the original.",
+            )
+        return model, config, manifest
+
+
+def _manifest(reader: TensorReader, config: GPT2Config, step: int, unusual: dict[str, list[list]]) -> list[Part]:
+    """What the file holds, in the blocks that it was stored in; an error of any kind where it is no such file."""
+    within = {name: reader.shape(name) for name in reader.names()}
+    layout = {}
+    for name, shape in sorted(config.param_shapes().items()):
+        moments = "".join(kind for kind in KINDS[1:] if tensor_name(kind, name) in within)
+        layout[name] = unusual.get(name) or _usual(shape, step, moments)
+        following = 0
+        for first, rows, _, _ in layout[name]:
+            if first != following or rows < 1:
+                raise ValueError
+            following += rows
+        if following != shape[0] or any(within[tensor_name(kind, name)] != shape for kind in ("data", *moments)):
+            raise ValueError
+    digests: dict[tuple[str, int, str], bytes] = {}
+    for kind in KINDS:  # in the order of the file
+        for name, blocks in layout.items():
+            for first, rows, _, moments in blocks:
+                if kind == "data" or kind in moments:
+                    data = to_bytes(reader.rows(tensor_name(kind, name), first, first + rows))
+                    digests[name, first, kind] = hashlib.sha256(data).digest()
+                host.check_interrupts()
+    return [
+        Part(
+            *(name, first, [rows, *config.param_shapes()[name][1:]], block_step),
+            *(digests[name, first, "data"], digests.get((name, first, "m")), digests.get((name, first, "v"))),
+        )
+        for name, blocks in layout.items()
+        for first, rows, block_step, _ in blocks
+    ]
+
+
+def read_block(reader: TensorReader, part: Part, kind: str, checkpoint_id: int) -> bytes | None:
+    """Bytes of one block, compared with its digest; None where it was null."""
+    if part.digest(kind) is None:
+        return None
+    data = to_bytes(reader.rows(tensor_name(kind, part.name), part.token_id, part.token_id + part.shape[0]))
+    if hashlib.sha256(data).digest() != part.digest(kind):
+        raise damaged(checkpoint_id, part.name, part.token_id, "in llm_checkpoint.manifest")
+    return data
+
+
+def read_into(model: str, path: str, checkpoint_id: int, config: GPT2Config, manifest: Sequence[Part]) -> None:
+    """Rows of llm_param from the file, which is read once and in order; `model` has none before."""
+    reader = open_file(path, checkpoint_id, config, manifest)
+    try:
+        for batch in _batches(reader, manifest, "data", checkpoint_id):
+            _insert(model, batch)
+        for kind in KINDS[1:]:
+            for batch in _batches(reader, manifest, kind, checkpoint_id):
+                _update(model, kind, batch)
+    finally:
+        reader.close()
+
+
+def _batches(
+    reader: TensorReader, manifest: Iterable[Part], kind: str, checkpoint_id: int
+) -> Iterator[list[tuple[Part, bytes]]]:
+    batch: list[tuple[Part, bytes]] = []
+    held = 0
+    for part in manifest:
+        data = read_block(reader, part, kind, checkpoint_id)
+        host.check_interrupts()
+        if data is None:
+            continue
+        batch.append((part, data))
+        held += len(data)
+        if held >= store.FLUSH_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _insert(model: str, batch: list[tuple[Part, bytes]]) -> None:
+    whole, places = store.joined([data for _, data in batch])
+    db.run(
+        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data)"
+        " SELECT $1, name, first, shape::integer[], step, substring($8 FROM place FOR size)"
+        " FROM unnest($2, $3, $4, $5, $6, $7) AS block (name, first, shape, step, place, size)",
+        ["text", "text[]", "int4[]", "text[]", "int8[]", "int4[]", "int4[]", "bytea"],
+        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
+        [f"{{{','.join(map(str, part.shape))}}}" for part, _ in batch],
+        *([part.step for part, _ in batch], places, [len(data) for _, data in batch], whole),
+    )
+
+
+def _update(model: str, kind: str, batch: list[tuple[Part, bytes]]) -> None:
+    """A moment of rows that are there: their other columns are not written again."""
+    whole, places = store.joined([data for _, data in batch])
+    db.run(
+        f"UPDATE {{schema}}.llm_param AS p SET {kind} = substring($6 FROM place FOR size)"
+        " FROM unnest($2, $3, $4, $5) AS block (name, token_id, place, size)"
+        " WHERE p.model = $1 AND p.name = block.name AND p.token_id = block.token_id",
+        ["text", "text[]", "int4[]", "int4[]", "int4[]", "bytea"],
+        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
+        *(places, [len(data) for _, data in batch], whole),
+    )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.checkpoints', $pg_gpt2_source$"""Checkpoints: a model's whole state at one moment, as rows that share equal blocks, or as a file with its manifest.
+
+Saving into the database is one statement: of one snapshot, whatever is committed beside it, and no weight passes through
+Python. A block is stored under its SHA-256 and compared with it when it is loaded. The order of locks is in
+sql/checkpoints.sql.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from .. import db
+from ..config import GPT2Config
+from ..errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
+from . import checkpoint_files, sharing, store
+from .checkpoint_files import Part
+
+# The run that last changed a model: the latest one that began after the latest load, else that of what was loaded.
+LAST_RUN = """
+    SELECT coalesce(
+        (SELECT max(run_id) FROM {schema}.llm_run AS r
+         WHERE r.model = $1 AND r.run_id > coalesce(load.after_run, 0)
+           AND (r.status <> 'running' OR EXISTS (SELECT FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id))),
+        load.run_id)
+    FROM (VALUES (1)) AS always
+    LEFT JOIN (
+        SELECT after_run, run_id FROM {schema}.llm_checkpoint_restore WHERE model = $1 ORDER BY id DESC LIMIT 1
+    ) AS load ON true
+"""
+CONFIG = "to_jsonb(c) - 'model' - 'preset' - 'init_seed'"
+MOMENTS = "coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A row of llm_checkpoint; `manifest` is that of a file, else None."""
+
+    id: int
+    model: str
+    step: int
+    run_id: int | None
+    config: GPT2Config
+    file_path: str | None
+    manifest: list[Part] | None
+
+
+def find(checkpoint_id: int, model: str | None = None, lock: bool = False) -> Checkpoint:
+    """The checkpoint; 42704 when there is none, 22023 when it is not of `model`. `lock` keeps it from being dropped."""
+    row = db.row(
+        "SELECT id, model, step, run_id, config, file_path, manifest FROM {schema}.llm_checkpoint WHERE id = $1"
+        + (" FOR KEY SHARE" if lock else ""),
+        ["int4"],
+        checkpoint_id,
+    )
+    if row is None:
+        raise UndefinedObject(
+            f"checkpoint {checkpoint_id} does not exist", hint="SELECT * FROM llm_checkpoint_list() lists them."
+        )
+    if model is not None and row["model"] != model:
+        raise InvalidParameter(
+            f'checkpoint {checkpoint_id} is of model "{row["model"]}", not of "{model}"',
+            hint="llm_copy_model(source, target, checkpoint_id) makes another model from a checkpoint.",
+        )
+    try:
+        manifest = row["manifest"] and [Part.from_json(values) for values in json.loads(row["manifest"])]
+        config = GPT2Config(**json.loads(row["config"]))
+    except (TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
+        raise InconsistentData(
+            f"llm_checkpoint row {checkpoint_id}: config or manifest is not what a checkpoint has",
+            hint="The row was changed by hand; DELETE it from llm_checkpoint.",
+        ) from None
+    return Checkpoint(row["id"], row["model"], row["step"], row["run_id"], config, row["file_path"], manifest)
+
+
+def last_run(model: str) -> int | None:
+    """The run that last changed `model`."""
+    row = db.row(f"SELECT ({LAST_RUN}) AS run_id", ["text"], model)
+    return (row or {})["run_id"]
+
+
+def parts(checkpoint: Checkpoint) -> list[Part]:
+    """What a checkpoint consists of, ordered by name and first row."""
+    if checkpoint.manifest is not None:
+        return checkpoint.manifest
+    rows = db.query(
+        "SELECT name, token_id, shape, step, data, m, v FROM {schema}.llm_checkpoint_part WHERE checkpoint_id = $1"
+        ' ORDER BY name COLLATE "C", token_id',
+        ["int4"],
+        checkpoint.id,
+    )
+    return [Part(**row) for row in rows]
+
+
+def current_parts(model: str) -> list[Part]:
+    """The same of what `model` has now."""
+    rows = db.query(
+        "SELECT name, token_id, shape, step, sha256(data) AS data, sha256(m) AS m, sha256(v) AS v"
+        f' FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
+        ["text"],
+        model,
+    )
+    return [Part(**row) for row in rows]
+
+
+def check_layout(model: str, config: GPT2Config, found: Iterable[Part]) -> None:
+    """22000 unless the blocks cover exactly the tensors of `config`: only what can be loaded is saved."""
+    rows = dict.fromkeys(config.param_shapes(), 0)
+    for part in found:
+        wanted = config.param_shapes().get(part.name, ())
+        if tuple(part.shape[1:]) != wanted[1:] or part.token_id != rows.get(part.name):
+            raise _layout_error(model, part.name)
+        rows[part.name] += part.shape[0]
+    for name, shape in config.param_shapes().items():
+        if rows[name] != shape[0]:
+            raise _layout_error(model, name)
+
+
+def _layout_error(model: str, name: str) -> InconsistentData:
+    return InconsistentData(
+        f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
+        hint="Import the model again, or llm_checkpoint_load an earlier state.",
+    )
+
+
+def blocks(saved: Checkpoint) -> Iterator[tuple[str, Part, bytes]]:
+    """("data", "m" or "v", block, its bytes) of all of a checkpoint, moments that are null left out; 22000 where the bytes are
+    not what was saved."""
+    if saved.manifest is None:
+        for kind in checkpoint_files.KINDS:
+            yield from _stored_blocks(saved, kind)
+        return
+    reader = checkpoint_files.open_file(str(saved.file_path), saved.id, saved.config, saved.manifest)
+    try:
+        for kind in checkpoint_files.KINDS:
+            for part in saved.manifest:
+                data = checkpoint_files.read_block(reader, part, kind, saved.id)
+                if data is not None:
+                    yield kind, part, data
+    finally:
+        reader.close()
+
+
+def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, bytes]]:
+    found = {(part.name, part.token_id): part for part in parts(saved) if part.digest(kind) is not None}
+    for row in db.cursor(
+        "SELECT c.name, c.token_id, b.data FROM {schema}.llm_checkpoint_part AS c"
+        f" LEFT JOIN {{schema}}.llm_checkpoint_blob AS b ON b.digest = c.{kind}"
+        f' WHERE c.checkpoint_id = $1 AND c.{kind} IS NOT NULL ORDER BY c.name COLLATE "C", c.token_id',
+        ["int4"],
+        saved.id,
+    ):
+        part = found[row["name"], row["token_id"]]
+        if row["data"] is None or hashlib.sha256(row["data"]).digest() != part.digest(kind):
+            raise checkpoint_files.damaged(saved.id, part.name, part.token_id, "in llm_checkpoint_blob")
+        yield kind, part, row["data"]
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------------
+
+
+def save(model: str, note: str) -> int:
+    """The state of `model` into the database; the id."""
+    config = store.config(model)
+    db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN ROW EXCLUSIVE MODE")  # before the snapshot: see sweep()
+    row = db.row(
+        f"""
+        WITH state AS MATERIALIZED (
+            SELECT name, token_id, shape, step, data, m, v,
+                   sha256(data) AS data_digest, sha256(m) AS m_digest, sha256(v) AS v_digest
+            FROM {store.resolved()} AS p
+        ), new AS (
+            INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config)
+            SELECT $1, t.step, ({LAST_RUN}), $2, t.data / 4, t.data + t.moments, {CONFIG}
+            FROM {{schema}}.llm_model_config AS c, (
+                SELECT max(step) AS step, sum(octet_length(data)) AS data, sum({MOMENTS}) AS moments FROM state
+            ) AS t
+            WHERE c.model = $1 AND t.step IS NOT NULL
+            RETURNING id
+        ), blobs AS (
+            INSERT INTO {{schema}}.llm_checkpoint_blob (digest, data)
+            SELECT DISTINCT ON (digest) digest, data
+            FROM (
+                SELECT data_digest, data FROM state
+                UNION ALL SELECT m_digest, m FROM state WHERE m IS NOT NULL
+                UNION ALL SELECT v_digest, v FROM state WHERE v IS NOT NULL
+            ) AS block (digest, data)
+            ORDER BY digest -- of those who insert the same blocks, one waits for the other
+            ON CONFLICT (digest) DO NOTHING
+        ), parts AS (
+            INSERT INTO {{schema}}.llm_checkpoint_part (checkpoint_id, name, token_id, shape, step, data, m, v)
+            SELECT new.id, name, token_id, shape, step, data_digest, m_digest, v_digest FROM state, new
+        )
+        SELECT id FROM new
+        """,
+        ["text", "text"],
+        *(model, note),
+    )
+    if row is None:
+        raise store.no_weights(model)
+    saved = find(row["id"])
+    check_layout(model, config, parts(saved))
+    return saved.id
+
+
+def save_file(model: str, note: str, path: str) -> int:
+    """The state of `model` into a file of the server; the id."""
+    checkpoint_files.require_suffix(path)
+    real = _new_path(path)
+    config = store.config(model)
+    manifest = current_parts(model)
+    if not manifest:
+        raise store.no_weights(model)
+    check_layout(model, config, manifest)
+    # First the row: whoever saves to the same path meanwhile waits for the unique index, and then fails before writing.
+    row = db.row(
+        f"""
+        INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config, file_path, manifest)
+        SELECT $1, $4, ({LAST_RUN}), $2, $5, $6, {CONFIG}, $3, $7 FROM {{schema}}.llm_model_config AS c WHERE model = $1
+        RETURNING id
+        """,
+        ["text", "text", "text", "int8", "int8", "int8", "jsonb"],
+        *(model, note, real, max(part.step for part in manifest), config.n_params()),
+        sum(part.nbytes() for part in manifest),
+        json.dumps([part.to_json() for part in manifest]),
+    )
+    saved = find((row or {})["id"])
+    checkpoint_files.write(path, saved.id, model, config, manifest)
+    return saved.id
+
+
+def attach(path: str, model: str | None) -> int:
+    """The checkpoint in a file that another database wrote, or that this one has forgotten, as one of `model`; the id."""
+    checkpoint_files.require_suffix(path)
+    real = _new_path(path)
+    name, config, manifest = checkpoint_files.survey(path)
+    store.require_name(name if model is None else model)
+    row = db.row(
+        "INSERT INTO {schema}.llm_checkpoint (model, step, note, n_params, bytes, config, file_path, manifest)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
+        ["text", "int8", "text", "int8", "int8", "jsonb", "text", "jsonb"],
+        *(name if model is None else model, max(part.step for part in manifest), f'attached, saved of model "{name}"'),
+        *(config.n_params(), sum(part.nbytes() for part in manifest), json.dumps(asdict(config)), real),
+        json.dumps([part.to_json() for part in manifest]),
+    )
+    return (row or {})["id"]
+
+
+def _new_path(path: str) -> str:
+    """The path after links are resolved; 42710 when a checkpoint is there."""
+    real = os.path.realpath(path)
+    if db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE file_path = $1", ["text"], real):
+        raise DuplicateObject(
+            f'"{path}" already holds a checkpoint', hint="Choose another path, or llm_checkpoint_drop that one first."
+        )
+    return real
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------------
+
+
+def load(model: str, checkpoint_id: int) -> Checkpoint:
+    """Put `model` back to a checkpoint of its own."""
+    store.lock(model)
+    saved = find(checkpoint_id, model, lock=True)
+    restore(saved, model)
+    return saved
+
+
+def restore(saved: Checkpoint, model: str) -> None:
+    """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved."""
+    sharing.forget(model)
+    if store.find_config(model) != saved.config:
+        store.register(model, saved.config)
+    if saved.manifest is None:
+        _restore_rows(saved, model)
+    else:
+        db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+        checkpoint_files.read_into(model, str(saved.file_path), saved.id, saved.config, saved.manifest)
+    # A manual run logs under the model's own step, which goes back: the next step by hand begins another.
+    db.run(
+        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp()"
+        " WHERE model = $1 AND status = 'manual'",
+        ["text"],
+        model,
+    )
+    db.run(
+        "INSERT INTO {schema}.llm_checkpoint_restore (model, checkpoint_id, source, step, run_id, after_run)"
+        " SELECT $1, $2, $3, $4, $5, coalesce(max(run_id), 0) FROM {schema}.llm_run WHERE model = $1",
+        ["text", "int4", "text", "int8", "int8"],
+        *(model, saved.id, saved.model, saved.step, saved.run_id),
+    )
+
+
+def _restore_rows(saved: Checkpoint, model: str) -> None:
+    """Rows that are as saved stay; the others are replaced, and then compared with their digests."""
+    as_saved = (
+        "c.checkpoint_id = $2 AND c.name = p.name AND c.token_id = p.token_id AND c.shape = p.shape AND c.step = p.step"
+        " AND c.data = sha256(p.data) AND c.m IS NOT DISTINCT FROM sha256(p.m) AND c.v IS NOT DISTINCT FROM sha256(p.v)"
+    )
+    db.run(
+        "DELETE FROM {schema}.llm_param AS p WHERE model = $1 AND (grad IS NOT NULL"
+        f" OR NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS c WHERE {as_saved}))",
+        ["text", "int4"],
+        *(model, saved.id),
+    )
+    db.run(
+        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data, m, v)"
+        " SELECT $1, c.name, c.token_id, c.shape, c.step, data.data, m.data, v.data"
+        " FROM {schema}.llm_checkpoint_part AS c"
+        " JOIN {schema}.llm_checkpoint_blob AS data ON data.digest = c.data"
+        " LEFT JOIN {schema}.llm_checkpoint_blob AS m ON m.digest = c.m"
+        " LEFT JOIN {schema}.llm_checkpoint_blob AS v ON v.digest = c.v"
+        " WHERE c.checkpoint_id = $2"
+        " AND NOT EXISTS (SELECT FROM {schema}.llm_param AS p WHERE p.model = $1 AND p.name = c.name AND p.token_id = c.token_id)"
+        ' ORDER BY c.name COLLATE "C", c.token_id',
+        ["text", "int4"],
+        *(model, saved.id),
+    )
+    wrong = db.row(
+        "SELECT c.name, c.token_id FROM {schema}.llm_checkpoint_part AS c"
+        " LEFT JOIN {schema}.llm_param AS p ON p.model = $1 AND p.name = c.name AND p.token_id = c.token_id"
+        f" WHERE c.checkpoint_id = $2 AND ({as_saved}) IS NOT TRUE"
+        ' ORDER BY c.name COLLATE "C", c.token_id LIMIT 1',
+        ["text", "int4"],
+        *(model, saved.id),
+    )
+    if wrong:
+        raise checkpoint_files.damaged(saved.id, wrong["name"], wrong["token_id"], "in llm_checkpoint_blob")
+
+
+# --- removing ---------------------------------------------------------------------------------------------------------------
+
+
+def drop(checkpoint_ids: Sequence[int]) -> int:
+    """Remove checkpoints, and the blocks that none is left to need; how many there were."""
+    dropped = db.run("DELETE FROM {schema}.llm_checkpoint WHERE id = ANY ($1)", ["int4[]"], list(checkpoint_ids))
+    if dropped:
+        sweep()
+    return dropped
+
+
+def drop_all(model: str) -> int:
+    """Remove all checkpoints of `model`; how many there were."""
+    rows = db.query("SELECT id FROM {schema}.llm_checkpoint WHERE model = $1", ["text"], model)
+    return drop([row["id"] for row in rows])
+
+
+def sweep() -> None:
+    """Delete what no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved."""
+    isolation = db.row("SELECT current_setting('transaction_isolation') AS level")
+    if (isolation or {})["level"] not in ("read committed", "read uncommitted"):
+        return  # an older snapshot misses the latest; the next drop will do it
+    db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN SHARE ROW EXCLUSIVE MODE")
+    db.run(
+        "DELETE FROM {schema}.llm_checkpoint_part AS p"
+        " WHERE NOT EXISTS (SELECT FROM {schema}.llm_checkpoint AS c WHERE c.id = p.checkpoint_id)"
+    )
+    used = " AND ".join(
+        f"NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS p WHERE p.{column} = b.digest)"
+        for column in ("data", "m", "v")
+    )
+    db.run(f"DELETE FROM {{schema}}.llm_checkpoint_blob AS b WHERE {used}")
+
+
+def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
+    """Ids of the checkpoints in the database beyond the last `keep_last`, whose step is no multiple of `keep_every`."""
+    rows = db.query(
+        "SELECT id FROM {schema}.llm_checkpoint WHERE model = $1 AND file_path IS NULL"
+        " AND ($3 IS NULL OR step % $3 <> 0) AND id NOT IN ("
+        "SELECT id FROM {schema}.llm_checkpoint WHERE model = $1 AND file_path IS NULL ORDER BY id DESC LIMIT $2)",
+        ["text", "int4", "int4"],
+        *(model, keep_last, keep_every),
+    )
+    return [row["id"] for row in rows]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.layout', $pg_gpt2_source$"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or linear layers in panels where that pays.
+
+The choice follows from what this CPU and BLAS do with panels of the model's sizes, hence is the same in all sessions of a server.
+Everything that asks for a tensor by name, a tape or a trace, gets it as the checkpoint has it.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..config import GPT2Config
+from ..ops import attend_blocks, panels
+from ..ops.panels import Panels
+
+Params = Mapping[str, np.ndarray]
+Arranged = Mapping[str, Any]  # arrays, or Panels for the weights of linear layers
+
+use_panels: bool | None = None  # None: where they pay
+
+
+def in_panels(config: GPT2Config) -> bool:
+    """Whether linear layers of such a model lie in panels."""
+    if use_panels is not None:
+        return use_panels
+    d = config.d_model
+    return panels.serve((d, 4 * d)) and attend_blocks.serves(config.n_head, config.d_head)
+
+
+def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what is kept for each tensor."""
+    shapes = config.param_shapes()
+    if not in_panels(config):
+        return shapes
+    return {name: panels.stored_shape(shape) if _is_linear(name, shape) else shape for name, shape in shapes.items()}
+
+
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and name.startswith("h.")
+
+
+class Stored(Mapping[str, np.ndarray]):
+    """What is kept for each tensor of `params`, made when it is asked for."""
+
+    def __init__(self, params: Params, config: GPT2Config) -> None:
+        self._params, self._shapes = params, stored_shapes(config)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = self._params[name]
+        return array if array.shape == self._shapes[name] else Panels.of(array).data
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+class Plain(Mapping[str, np.ndarray]):
+    """Each tensor as the checkpoint has it; one from panels is a new copy at every call."""
+
+    def __init__(self, arranged: Arranged) -> None:
+        self._arranged = arranged
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        found = self._arranged[name]
+        return found.plain() if isinstance(found, Panels) else found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arranged)
+
+    def __len__(self) -> int:
+        return len(self._arranged)
+
+
+def arranged(stored: Params, config: GPT2Config) -> Arranged:
+    """The parameters for a `Decoder`, from what is kept for them."""
+    shapes = config.param_shapes()
+    return {
+        name: array if array.shape == shapes[name] else Panels(array, shapes[name]) for name, array in stored.items()
+    }
+
+
+def arrange(params: dict[str, np.ndarray], config: GPT2Config) -> Arranged:
+    """The parameters for a `Decoder`, from those of the checkpoint, which are taken out of `params` one by one."""
+    stored = Stored(params, config)
+    kept = {}
+    for name in list(params):
+        kept[name] = stored[name]
+        kept[name].flags.writeable = False
+        del params[name]
+    return arranged(kept, config)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.server_files', $pg_gpt2_source$"""Files of the server's file system: only for members of pg_read_server_files and pg_write_server_files, as COPY has it.
+
+Membership is asked with USAGE, so that a NOINHERIT member has to SET ROLE first. Writing goes to a temporary file beside the
+target, which is renamed when it is complete: a failure leaves what was there.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Callable
+from typing import BinaryIO
+
+from .. import db
+from ..errors import (
+    DiskFull,
+    FileAccessError,
+    InsufficientPrivilege,
+    InvalidParameter,
+    MalformedData,
+    NullNotAllowed,
+    UndefinedFile,
+)
+
+TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by the process's number
+
+
+def open_to_read(path: str | None) -> BinaryIO:
+    """An open regular file; 42501, 58P01 or 58030 when that may not or cannot be."""
+    real = _allowed(path, "pg_read_server_files", "read")
+    try:
+        handle = os.open(
+            real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        )  # opening a named pipe would wait for its writer
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
+        return open(handle, "rb")
+    except OSError as error:
+        raise _file_error(path, error) from None
+
+
+def read(path: str | None, limit: int) -> bytes:
+    """All bytes of a file of at most `limit` bytes."""
+    with open_to_read(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise MalformedData(f'"{path}" has more than {limit} bytes', hint="Is this the right file?")
+    return data
+
+
+def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
+    """Let `fill` write the file `path`, which appears when it is complete; its size."""
+    real = _allowed(path, "pg_write_server_files", "write")
+    temporary = None
+    try:
+        _remove_left_over(os.path.dirname(real))
+        handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=os.path.dirname(real))
+        with open(handle, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+            size = file.tell()
+        os.replace(temporary, real)
+        temporary = None
+        return size
+    except OSError as error:
+        raise _file_error(path, error) from None
+    finally:
+        if temporary is not None:
+            os.unlink(temporary)
+
+
+def _remove_left_over(folder: str) -> None:
+    """Remove what processes that were killed while they wrote here left."""
+    for name in os.listdir(folder):
+        if found := re.fullmatch(re.escape(TEMPORARY) + r"(\d{1,9})-\w+", name):
+            try:
+                os.kill(int(found[1]), 0)
+            except ProcessLookupError:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+            except OSError:  # a process of somebody else
+                pass
+
+
+def _allowed(path: str | None, role: str, verb: str) -> str:
+    """The path after links are resolved, when the caller may use it."""
+    if path is None:
+        raise NullNotAllowed("path must not be null", hint="Give an absolute path on the server.")
+    row = db.row("SELECT pg_has_role(current_user, $1, 'USAGE') AS allowed", ["text"], role)
+    if not (row or {})["allowed"]:
+        raise InsufficientPrivilege(
+            f"permission denied to {verb} files on the server",
+            hint=f"Only members of {role} may; the programs in loaders/ do the same as a client.",
+        )
+    if not os.path.isabs(path):
+        raise InvalidParameter(
+            f'path "{path}" is not absolute', hint="The server's working directory is its data directory."
+        )
+    return os.path.realpath(path)
+
+
+def _file_error(path: str | None, error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFull(f'cannot write "{path}": {error.strerror}', hint="Make room there, or choose another place.")
+    kind = UndefinedFile if isinstance(error, FileNotFoundError | NotADirectoryError) else FileAccessError
+    return kind(
+        f'cannot open "{path}": {error.strerror}',
+        hint="The path is on the server, and its operating-system user needs access.",
+    )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.sharing', $pg_gpt2_source$"""Weight sharing: which rows of llm_param stand in for which of another model. Reading resolves them: see store.resolved.
+
+A source is never a target itself, so that resolving is one step. Whatever changes a model locks its sources, too.
+"""
+
+from .. import db
+from ..errors import InvalidParameter, PgGpt2Error, UndefinedObject
+from . import store
+
+Block = tuple[str, str, int]  # model, name, token_id
+
+
+class StillUsed(PgGpt2Error):
+    """Rows that other models share cannot go away under them."""
+
+    sqlstate = "2BP01"
+
+
+def share(source: str, name: str, token_id: int | None, target: str, as_name: str, as_token_id: int | None) -> int:
+    """Share one block, or with `token_id` None all of a tensor; how many."""
+    if source == target:
+        raise InvalidParameter(
+            f'"{source}" cannot share a tensor with itself', hint="Give two models; within one, weights are not tied."
+        )
+    store.lock(source, target)
+    blocks = _blocks(source, name, token_id)
+    _check_target(target, as_name, as_token_id, token_id is None, [row["shape"] for row in blocks], blocks)
+    for row in blocks:
+        place = row["token_id"] if as_token_id is None else as_token_id
+        db.run(
+            "INSERT INTO {schema}.llm_param_share VALUES ($1, $2, $3, $4, $5, $6)"
+            " ON CONFLICT (target_model, target_name, target_token_id) DO UPDATE SET (source_model, source_name,"
+            " source_token_id) = (excluded.source_model, excluded.source_name, excluded.source_token_id)",
+            ["text", "text", "int4", "text", "text", "int4"],
+            *(row["source_model"], row["source_name"], row["source_token_id"], target, as_name, place),
+        )
+    return len(blocks)
+
+
+def _blocks(model: str, name: str, token_id: int | None) -> list[db.Row]:
+    """The blocks of a tensor, each with the row that it really is; 42704 when there is none."""
+    store.config(model)
+    found = db.query(
+        "SELECT token_id, shape, source_model, source_name, source_token_id"
+        f" FROM {store.resolved()} AS p WHERE name = $2 AND ($3 IS NULL OR token_id = $3) ORDER BY token_id",
+        ["text", "text", "int4"],
+        *(model, name, token_id),
+    )
+    if not found:
+        raise UndefinedObject(
+            f'model "{model}" has no tensor "{name}"' + ("" if token_id is None else f" with token_id {token_id}"),
+            hint="SELECT name, token_id, shape FROM llm_param_resolved WHERE model = ... lists them.",
+        )
+    return found
+
+
+def _check_target(
+    target: str, name: str, token_id: int | None, whole: bool, shapes: list[list[int]], blocks: list[db.Row]
+) -> None:
+    """Make room for blocks in `target`: 22023 when they do not fit, 2BP01 when another model shares what is there."""
+    wanted = store.config(target).param_shapes().get(name)
+    if wanted is None:
+        raise UndefinedObject(
+            f'a model of the shape of "{target}" has no tensor "{name}"', hint="Give target_name one of its tensors."
+        )
+    if token_id is not None and len(blocks) > 1:
+        raise InvalidParameter(
+            f"target_token_id {token_id} cannot stand for all {len(blocks)} blocks", hint="Leave target_token_id out."
+        )
+    places = [row["token_id"] if token_id is None else token_id for row in blocks]
+    covered = sum(shape[0] for shape in shapes)
+    if any(tuple(shape[1:]) != wanted[1:] for shape in shapes) or (whole and (places[0], covered) != (0, wanted[0])):
+        raise InvalidParameter(
+            f'{"x".join(map(str, [covered, *shapes[0][1:]]))} values do not fit "{name}" of "{target}",'
+            f" which is {'x'.join(map(str, wanted))}",
+            hint="Only tensors of the same shape can be shared.",
+        )
+    own = db.query(
+        "SELECT token_id, shape FROM {schema}.llm_param WHERE model = $1 AND name = $2", ["text", "text"], target, name
+    )
+    if not whole and own:
+        there = {row["token_id"]: row["shape"] for row in own}
+        if there.get(places[0], shapes[0]) != shapes[0] or places[0] not in there:
+            raise InvalidParameter(
+                f'block {places[0]} of "{name}" of "{target}" is not of shape {shapes[0]}',
+                hint="With source_token_id => NULL a tensor is shared whole, whatever its blocks are.",
+            )
+    refuse_if_used(target, name, None if whole else places[0])
+    rest = " AND ($3 IS NULL OR {column} = $3)"
+    parameters = (["text", "text", "int4"], target, name, None if whole else places[0])
+    db.run(
+        "DELETE FROM {schema}.llm_param WHERE model = $1 AND name = $2" + rest.format(column="token_id"), *parameters
+    )
+    db.run(
+        "DELETE FROM {schema}.llm_param_share WHERE target_model = $1 AND target_name = $2"
+        + rest.format(column="target_token_id"),
+        *parameters,
+    )
+
+
+def refuse_if_used(model: str, name: str | None = None, token_id: int | None = None) -> None:
+    """2BP01, naming them, when other models share rows of `model`."""
+    row = db.row(
+        "SELECT string_agg(DISTINCT format('\"%s\"', target_model), ', ') AS users FROM {schema}.llm_param_share"
+        " WHERE source_model = $1 AND ($2 IS NULL OR source_name = $2) AND ($3 IS NULL OR source_token_id = $3)",
+        ["text", "text", "int4"],
+        *(model, name, token_id),
+    )
+    if row and row["users"]:
+        raise StillUsed(
+            f'"{model}" shares tensors with {row["users"]}',
+            hint="Drop those models first, or llm_unshare_param(model, tensor, NULL) gives them copies of their own.",
+        )
+
+
+def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: bool) -> int:
+    """Copies in place of shared blocks; how many."""
+    store.lock(target)
+    copied = db.run(
+        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, m, v, step)"
+        " SELECT $1, s.target_name, s.target_token_id, p.shape, p.data,"
+        " CASE WHEN $4 THEN p.m END, CASE WHEN $4 THEN p.v END, CASE WHEN $4 THEN p.step ELSE 0 END"
+        " FROM {schema}.llm_param_share AS s JOIN {schema}.llm_param AS p"
+        " ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id"
+        " WHERE s.target_model = $1 AND s.target_name = $2 AND ($3 IS NULL OR s.target_token_id = $3)",
+        ["text", "text", "int4", "bool"],
+        *(target, name, token_id, copy_optimizer_state),
+    )
+    if not copied:
+        raise UndefinedObject(
+            f'model "{target}" does not share tensor "{name}"' + ("" if token_id is None else f", block {token_id}"),
+            hint="SELECT * FROM llm_param_share lists what is shared.",
+        )
+    db.run(
+        "DELETE FROM {schema}.llm_param_share"
+        " WHERE target_model = $1 AND target_name = $2 AND ($3 IS NULL OR target_token_id = $3)",
+        ["text", "text", "int4"],
+        *(target, name, token_id),
+    )
+    return copied
+
+
+def forget(target: str) -> int:
+    """Let `target` share nothing, without copies, because all its weights are replaced or dropped; how many it shared."""
+    return db.run("DELETE FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], target)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.store', $pg_gpt2_source$"""Models as rows: names, configurations, locks, and how weights are laid out in blocks.
+
+Tables are the truth; what a session holds of them in memory is in `weights`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+
+from .. import db, host
+from ..config import GPT2Config
+from ..errors import DuplicateObject, InvalidParameter, LockNotAvailable, NullNotAllowed, UndefinedObject, WrongState
+from ..tensor import to_bytes
+
+BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
+FLUSH_BYTES = 64 << 20  # a statement's worth of blocks: each statement is a subtransaction, and bytea[] ends at 1 GiB
+DEFAULT_MODEL = "gpt2-small"
+
+
+def resolved(model: str = "$1") -> str:
+    """A table expression: rows of llm_param of `model`, a parameter, with those that it shares in place; source_* say which
+    row each is. The view llm_param_resolved has the same, but would be read with its owner's rights."""
+    state = "p.shape, p.data, p.grad, p.m, p.v, p.step, p.ctid, p.xmin, p.cmin"
+    source = "p.model AS source_model, p.name AS source_name, p.token_id AS source_token_id"
+    return (
+        f"(SELECT p.model, p.name, p.token_id, {source}, {state} FROM {{schema}}.llm_param AS p WHERE p.model = {model}"
+        f" UNION ALL SELECT s.target_model, s.target_name, s.target_token_id, {source}, {state}"
+        " FROM {schema}.llm_param_share AS s JOIN {schema}.llm_param AS p"
+        " ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id"
+        f" WHERE s.target_model = {model})"
+    )
+
+
+RowReader = Callable[[int, int], np.ndarray]
+
+
+def model_name(model: str | None) -> str:
+    """`model`, else the setting pg_gpt2.model, else gpt2-small."""
+    return model if model is not None else db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
+
+
+def require_name(model: str | None, parameter: str = "model") -> None:
+    """22004 or 22023 unless `model` can be the name of a new model."""
+    if model is None:
+        raise NullNotAllowed(f"{parameter} must not be null", hint="Give the new model a name.")
+    if not model:
+        raise InvalidParameter(f"{parameter} must not be an empty name", hint="Give the new model a name.")
+
+
+def config(model: str) -> GPT2Config:
+    """The configuration of `model`; 42704 when there is none."""
+    found = find_config(model)
+    if found is None:
+        raise UndefinedObject(
+            f'model "{model}" does not exist',
+            hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
+        )
+    return found
+
+
+def find_config(model: str) -> GPT2Config | None:
+    """The configuration of `model`, or None."""
+    if model is None:
+        raise NullNotAllowed(
+            "model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them."
+        )
+    row = db.row(
+        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {schema}.llm_model_config WHERE model = $1",
+        ["text"],
+        model,
+    )
+    return GPT2Config(**row) if row else None
+
+
+def check_overrides(
+    known: GPT2Config, n_layer: int | None, n_head: int | None, d_model: int | None, vocab: int | None
+) -> None:
+    """22023 unless each shape that a caller repeats is null or what the model has."""
+    for name, value in (("n_layer", n_layer), ("n_head", n_head), ("d_model", d_model), ("vocab", vocab)):
+        if value is not None and value != getattr(known, name):
+            raise InvalidParameter(
+                f"{name} {value} does not fit the stored model, which has {getattr(known, name)}",
+                hint="Leave it out: the shape comes from llm_model_config.",
+            )
+
+
+# One lock a model for all that changes its weights. Readers take none. It is advisory, because a procedure that commits has to
+# hold it across its commits.
+LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
+
+
+def lock(*models: str) -> None:
+    """Wait until no other session changes `models`, and make others wait until this transaction ends."""
+    for name in sorted({name for model in models for name in locked_with(model)}):
+        db.run(f"SELECT pg_advisory_xact_lock({LOCK})", ["text"], name)
+
+
+def locked_with(model: str) -> list[str]:
+    """`model` and those that it shares weights of, in the order in which all take their locks."""
+    rows = db.query(
+        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], model
+    )
+    return sorted({model, *(row["source_model"] for row in rows)})
+
+
+@contextmanager
+def session_lock(model: str, wait: bool) -> Iterator[None]:
+    """Hold the lock of `model` across commits; 55P03 when another session has it and `wait` is false."""
+    with ExitStack() as taken:
+        for name in locked_with(model):
+            if wait:
+                db.run(f"SELECT pg_advisory_lock({LOCK})", ["text"], name)
+            elif not (db.row(f"SELECT pg_try_advisory_lock({LOCK}) AS taken", ["text"], name) or {})["taken"]:
+                raise LockNotAvailable(
+                    f'model "{name}" is being trained by another session',
+                    hint="SELECT * FROM llm_train_progress shows it; llm_train_stop ends it; wait => true waits for it.",
+                )
+            taken.callback(db.run, f"SELECT pg_advisory_unlock({LOCK})", ["text"], name)
+        yield
+
+
+def register(model: str, wanted: GPT2Config) -> None:
+    """Insert or replace the configuration of a model that has no weights. A preset that fits stays one."""
+    if find_config(model) == wanted:
+        return
+    db.run(
+        "INSERT INTO {schema}.llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab,"
+        " eos_token_id) = (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab,"
+        " excluded.eos_token_id)",
+        ["text", *["int4"] * 6],
+        *(model, wanted.n_layer, wanted.n_head, wanted.d_model, wanted.n_positions, wanted.vocab, wanted.eos_token_id),
+    )
+
+
+def no_weights(model: str) -> WrongState:
+    """The error for a model that is registered and has no weights."""
+    return WrongState(
+        f'model "{model}" has no weights',
+        hint=f"Load some: pg_llm_import_safetensors('/path/model.safetensors', '{model}') on the server,"
+        f" python -m loaders.load_model --model {model} SOURCE as a client, or llm_init_model for random ones.",
+    )
+
+
+def has_weights(model: str) -> bool:
+    """Whether any row of `model` is visible in llm_param."""
+    return db.row(f"SELECT 1 FROM {resolved()} AS p LIMIT 1", ["text"], model) is not None
+
+
+def require_no_weights(model: str) -> None:
+    """42710 when `model` has weights."""
+    if model is None:
+        raise NullNotAllowed("model must not be null", hint="Give the new model a name.")
+    if has_weights(model):
+        raise DuplicateObject(
+            f'model "{model}" already has weights', hint="Choose another name, or llm_drop_model it first."
+        )
+
+
+def last_step(model: str) -> int:
+    """AdamW updates that the model has had."""
+    row = db.row(f"SELECT max(step) AS step FROM {resolved()} AS p", ["text"], model)
+    return (row or {})["step"] or 0
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------------
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """First and last + 1 row of each stored block of a tensor of `shape`; a vector is one block."""
+    rows = shape[0] if len(shape) == 1 else max(1, BLOCK_BYTES // (4 * shape[1]))
+    for start in range(0, shape[0], rows):
+        yield start, min(start + rows, shape[0])
+
+
+def row_reader(array: np.ndarray) -> RowReader:
+    """Rows of an array in memory."""
+    return lambda start, stop: array[start:stop]
+
+
+def insert_params(model: str, tensors: Iterable[tuple[str, tuple[int, ...], RowReader]]) -> None:
+    """Insert tensors given as (name, shape, reader of rows [start, stop)), a few blocks a statement."""
+    batch: list[tuple[str, int, int, int | None, bytes]] = []
+    held = 0
+    for name, shape, read in tensors:
+        for start, stop in row_blocks(shape):
+            data = to_bytes(read(start, stop))
+            batch.append((name, start, stop - start, shape[1] if len(shape) == 2 else None, data))
+            held += len(data)
+            if held >= FLUSH_BYTES:
+                _insert(model, batch)
+                batch, held = [], 0
+            host.check_interrupts()
+    if batch:
+        _insert(model, batch)
+
+
+def _insert(model: str, batch: list[tuple[str, int, int, int | None, bytes]]) -> None:
+    names, firsts, rows, columns, data = map(list, zip(*batch))
+    whole, places = joined(data)
+    db.run(
+        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data)"
+        " SELECT $1, name, first, CASE WHEN columns IS NULL THEN ARRAY[rows] ELSE ARRAY[rows, columns] END,"
+        " substring($7 FROM place FOR 4 * rows * coalesce(columns, 1))"
+        " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, rows, columns, place)",
+        ["text", "text[]", "int4[]", "int4[]", "int4[]", "int4[]", "bytea"],
+        *(model, names, firsts, rows, columns, places, whole),
+    )
+
+
+def joined(parts: list[bytes]) -> tuple[bytes, list[int]]:
+    """`parts` as one value, and where each begins in it, from 1: PL/Python keeps the elements of a bytea[] until the
+    function ends, which for a whole model is its size once more."""
+    places = np.cumsum([1, *map(len, parts)])[:-1]
+    return b"".join(parts), places.tolist()
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.tensor_versions', $pg_gpt2_source$"""Weights of a model at its checkpoints and now, tensor by tensor: what differs between two states, what became of a tensor.
+
+Only what differs by digest is read. Numbers are float64; whether a tensor changed is a question of bits.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import groupby
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import db, host, resources
+from ..errors import InconsistentData, UndefinedObject
+from ..tensor import FLOAT32
+from . import checkpoint_files, checkpoints, store
+from .checkpoint_files import Part
+from .checkpoints import Checkpoint
+
+CHUNK = 1 << 18  # values at a time in float64
+
+
+class Difference(NamedTuple):
+    """A row of llm_checkpoint_diff without the name."""
+
+    changed: bool
+    max_abs: float | None
+    l2: float | None
+    relative: float | None
+
+
+class State:
+    """The weights of a checkpoint, or of a model now (`checkpoint` None). Use as a context manager: it may hold a file."""
+
+    def __init__(self, checkpoint: Checkpoint | None, model: str) -> None:
+        self.checkpoint = checkpoint
+        self.model = model
+        found = checkpoints.current_parts(model) if checkpoint is None else checkpoints.parts(checkpoint)
+        self.tensors: dict[str, list[Part]] = {name: list(group) for name, group in groupby(found, lambda p: p.name)}
+        self._open = ExitStack()
+
+    def __enter__(self) -> "State":
+        found = self.checkpoint
+        if found is not None and found.manifest is not None:
+            self._reader = checkpoint_files.open_file(str(found.file_path), found.id, found.config, found.manifest)
+            self._open.callback(self._reader.close)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    def digests(self, name: str) -> list[tuple[int, bytes]]:
+        """What tells two versions of a tensor apart."""
+        return [(part.token_id, part.data) for part in self.tensors.get(name, ())]
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of the whole tensor; None where it is not."""
+        found = self.tensors.get(name)
+        return (found and (sum(part.shape[0] for part in found), *found[0].shape[1:])) or None
+
+    def tensor(self, name: str) -> np.ndarray:
+        """All values of a tensor, flat."""
+        resources.require_memory(2 * 4 * prod(self.shape(name) or (0,)), f'comparing tensor "{name}"')
+        blocks = []
+        for part in self.tensors[name]:
+            blocks.append(np.frombuffer(self._block(part), FLOAT32))
+            host.check_interrupts()
+        return np.concatenate(blocks)
+
+    def _block(self, part: Part) -> bytes:
+        found = self.checkpoint
+        if found is None:
+            row = db.row(
+                f"SELECT data FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
+                ["text", "text", "int4"],
+                *(self.model, part.name, part.token_id),
+            )
+        elif found.manifest is not None:
+            return checkpoint_files.read_block(self._reader, part, "data", found.id) or b""
+        else:
+            row = db.row("SELECT data FROM {schema}.llm_checkpoint_blob WHERE digest = $1", ["bytea"], part.data)
+        if row is None:
+            raise InconsistentData(f'block {part.token_id} of tensor "{part.name}" is missing', hint="Was it deleted?")
+        return row["data"]
+
+
+def diff(a: State, b: State) -> Iterator[tuple[str, Difference]]:
+    """Each tensor of either, by name."""
+    for name in sorted(a.tensors | b.tensors):
+        yield name, compare(a, b, name)
+        host.check_interrupts()
+
+
+def compare(a: State, b: State, name: str) -> Difference:
+    """How a tensor in `b` differs from that in `a`."""
+    if a.shape(name) != b.shape(name):
+        return Difference(True, None, None, None)
+    if a.digests(name) == b.digests(name):
+        return Difference(False, 0.0, 0.0, 0.0)
+    x, y = a.tensor(name), b.tensor(name)
+    largest = squares = norm = 0.0
+    for start in range(0, x.size, CHUNK):
+        before = x[start : start + CHUNK].astype(np.float64)
+        change = y[start : start + CHUNK] - before
+        largest = max(largest, float(np.abs(change).max()))
+        squares += float(change @ change)
+        norm += float(before @ before)
+        host.check_interrupts()
+    changed = not np.array_equal(x.view(np.uint32), y.view(np.uint32))
+    return Difference(changed, largest, squares**0.5, (squares / norm) ** 0.5 if norm else None)
+
+
+def norm(state: State, name: str) -> float:
+    """L2 norm of a tensor."""
+    values = state.tensor(name)
+    parts = (values[start : start + CHUNK].astype(np.float64) for start in range(0, values.size, CHUNK))
+    return sum(float(part @ part) for part in parts) ** 0.5
+
+
+# --- history ----------------------------------------------------------------------------------------------------------------
+
+# What happened to a model, in the order of time: training, saving, loading, and what it has now.
+EVENTS = """
+    SELECT r.started_at AS at, CASE WHEN r.n_steps IS NULL THEN 'steps by hand' ELSE 'run' END AS event, r.run_id,
+           NULL::integer AS checkpoint_id,
+           CASE WHEN r.n_steps IS NULL THEN least(r.first_step + 1, l.low) ELSE r.first_step + 1 END AS first_step,
+           CASE WHEN r.n_steps IS NULL THEN l.high ELSE r.first_step + l.high END AS last_step
+    FROM {schema}.llm_run AS r
+    JOIN (
+        SELECT run_id, min(step) AS low, max(step) AS high FROM {schema}.llm_train_log WHERE model = $1 GROUP BY run_id
+    ) AS l USING (run_id)
+    UNION ALL
+    SELECT created_at, 'checkpoint', run_id, id, NULL, step FROM {schema}.llm_checkpoint WHERE model = $1
+    UNION ALL
+    SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore WHERE model = $1
+    UNION ALL
+    SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {rows} AS p WHERE name = $2 HAVING count(*) > 0
+    ORDER BY at, run_id, checkpoint_id
+"""
+
+
+def history(model: str, name: str) -> Iterator[tuple]:
+    """Events of `model` with the norm of a tensor at each that has its values, and its change since the one before."""
+    before: State | None = None
+    found = False
+    for row in db.query(EVENTS.replace("{rows}", store.resolved()), ["text", "text"], model, name):
+        size = change = relative = changed = None
+        if row["event"] in ("checkpoint", "now"):
+            saved = checkpoints.find(row["checkpoint_id"]) if row["event"] == "checkpoint" else None
+            with State(saved, model) as state:
+                if name in state.tensors:
+                    found = True
+                    size = norm(state, name)
+                    if before is not None:
+                        with before:
+                            changed, _, change, relative = compare(before, state, name)
+                    before = state
+        elif row["event"] == "load":
+            before = _state_of(row["checkpoint_id"], model) or before
+        yield (
+            *(row["at"], row["event"], row["run_id"], row["checkpoint_id"], row["first_step"], row["last_step"]),
+            *(size, changed, change, relative),
+        )
+    if not found:
+        store.config(model)
+        raise UndefinedObject(
+            f'model "{model}" has no tensor "{name}", and no checkpoint of it has',
+            hint="SELECT DISTINCT name FROM llm_param WHERE model = ... lists the names.",
+        )
+
+
+def _state_of(checkpoint_id: int, model: str) -> State | None:
+    """The state that a load brought back, unless the checkpoint was dropped since."""
+    row: Sequence = db.query("SELECT 1 FROM {schema}.llm_checkpoint WHERE id = $1", ["int4"], checkpoint_id)
+    return State(checkpoints.find(checkpoint_id), model) if row else None
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.weight_file', $pg_gpt2_source$"""One file a version of a model's weights, which all sessions map read-only: memory and time of loading are paid once.
+
+It lies where PostgreSQL keeps temporary files, under a name that a restart removes and base backups skip. It is written with
+write() and renamed when complete, never mapped for writing and never truncated: a full disk is an error here and not a
+SIGBUS in somebody else. Whoever has an older version mapped keeps it after the name is gone.
+"""
+
+import contextlib
+import hashlib
+import mmap
+import os
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from .. import host
+from ..tensor import FLOAT32
+
+LEAST_BYTES = 8 << 20  # a smaller model loads as fast from its rows
+HUGE_PAGE = 2 << 20  # tensors of this size begin at one: 4 kB pages cost a fifth of the bandwidth
+WRITE_BYTES = 8 << 20  # file systems give huge pages to what is written in large pieces
+PREFIX, UNFINISHED = "pgsql_tmp_pg_gpt2", ".new"
+
+Params = dict[str, np.ndarray]
+
+
+def directory() -> str | None:
+    """Where the server, whose working directory is its data directory, keeps temporary files; None if this is no server."""
+    return os.path.join("base", "pgsql_tmp") if os.path.exists("PG_VERSION") and os.path.isdir("base") else None
+
+
+class WeightFile:
+    """The file of one version of a model in a database."""
+
+    def __init__(
+        self, folder: str, database: int, model: str, version: str, shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self._folder = folder
+        self._stem = stem(database, model)
+        self._name = self._stem + version
+        self._shapes = dict(shapes)
+        self._places, self._size = _layout(self._shapes)
+
+    def attach(self) -> Params | None:
+        """The mapped weights, or None when there is no such file."""
+        try:
+            file = os.open(os.path.join(self._folder, self._name), os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            if os.fstat(file).st_size != self._size:
+                return None
+            mapped = mmap.mmap(file, self._size, prot=mmap.PROT_READ)
+        finally:
+            os.close(file)
+        with contextlib.suppress(OSError, AttributeError):  # systems without huge pages for files
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+        return {
+            name: np.frombuffer(mapped, FLOAT32, int(np.prod(shape)), self._places[name]).reshape(shape)
+            for name, shape in self._shapes.items()
+        }
+
+    def build(self, params: Mapping[str, np.ndarray]) -> Params | None:
+        """Write the file, remove those of other versions, and attach it; None where there is no room. One builder at a time."""
+        new = os.path.join(self._folder, f"{self._name}.{os.getpid()}{UNFINISHED}")
+        try:
+            return self._written(new, params)
+        except OSError:
+            return None
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(new)
+
+    def _written(self, new: str, params: Mapping[str, np.ndarray]) -> Params | None:
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+            for name, place in self._places.items():
+                file.seek(place)
+                _write(file.fileno(), params[name])
+            os.pwrite(file.fileno(), b"\0", self._size - 1)  # the last of the padding
+        os.rename(new, os.path.join(self._folder, self._name))
+        remove(self._folder, self._stem, but=self._name)
+        return self.attach()
+
+
+def _layout(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int], int]:
+    """Where each tensor begins, and the size of the file."""
+    places, end = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * int(np.prod(shape))
+        unit = HUGE_PAGE if size >= HUGE_PAGE else 64
+        places[name] = -(-end // unit) * unit
+        end = places[name] + size
+    return places, (end // HUGE_PAGE + 1) * HUGE_PAGE  # with padding at the end, be it a byte
+
+
+def _write(file: int, array: np.ndarray) -> None:
+    data = np.ascontiguousarray(array).data.cast("B")
+    while data:
+        data = data[os.write(file, data[:WRITE_BYTES]) :]
+        host.check_interrupts()
+
+
+def stem(database: int, model: str) -> str:
+    """What the names of a model's files begin with."""
+    return f"{PREFIX}_{database}_{hashlib.md5(model.encode()).hexdigest()[:16]}_"
+
+
+def remove_others(folder: str, database: int, models: Iterable[str]) -> None:
+    """Unlink the files of models that are not there any more; not those that are being written."""
+    kept = tuple(stem(database, model) for model in models)
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            if name.startswith(f"{PREFIX}_{database}_") and not name.startswith(kept) and not name.endswith(UNFINISHED):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(folder, name))
+
+
+def remove(folder: str, beginning: str, but: str = "") -> int:
+    """Unlink the files whose names begin with `beginning`, but not `but`; how many there were."""
+    count = 0
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            if name.startswith(beginning) and name != but:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(folder, name))
+                    count += 1
+    return count
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.weights', $pg_gpt2_source$"""Weights in memory: a cache of versions of the rows, one version for a call, shared between sessions where that can be.
+
+The version is computed from the visible rows under the caller's rights at every call, so that it follows DML by hand, rollback,
+savepoints and row-level security; nothing has to be invalidated.
+"""
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import db, host, resources
+from ..config import GPT2Config
+from ..errors import InconsistentData
+from ..tensor import FLOAT32
+from . import layout, store, weight_file
+
+# One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
+# transaction: then ctid and xmin alone repeat.
+ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+ROW_LINEAGE = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin)"
+BUILD = "'{schema}.llm_model_config'::regclass::oid::integer, hashtext($1)"  # for who writes the file of its weights
+WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
+
+Params = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at one version; its arrays are read-only."""
+
+    name: str
+    config: GPT2Config
+    version: str
+    arranged: layout.Arranged  # as a Decoder wants them
+    shared: bool = False  # mapped from the file that all sessions use
+
+    @property
+    def params(self) -> layout.Plain:
+        """Name -> array as the checkpoint has it; one from panels is copied when it is asked for."""
+        return layout.Plain(self.arranged)
+
+    def plain(self) -> dict[str, np.ndarray]:
+        """All of `params` at once. 53200 when there is no room for the copies."""
+        copied = sum(array.nbytes for array in self.arranged.values() if not isinstance(array, np.ndarray))
+        if copied:
+            resources.require_memory(copied, f'model "{self.name}" outside its panels')
+        return dict(self.params)
+
+
+class Kept(Protocol):
+    """What a training step left behind: weights and moments of a model at one version of its rows."""
+
+    model: str
+    version: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+
+
+class _Cache:
+    """Models of this session by (name, version), least recently used first; and the state of one that it trains by hand."""
+
+    def __init__(self) -> None:
+        self.models: OrderedDict[str, Model] = OrderedDict()
+        self.state: Kept | None = None
+
+    def take_state(self, name: str, version: str) -> Any:
+        """The state of a model at this version, or None; its taker changes it, so that nothing is kept on."""
+        found, self.state = self.state, None
+        return found if found is not None and (found.model, found.version) == (name, version) else None
+
+    def get(self, name: str, version: str) -> Model | None:
+        found = self.models.get(name)
+        if found is None or found.version != version:
+            return None
+        self.models.move_to_end(name)
+        return found
+
+    def make_room(self, name: str, wanted: int, room: int) -> None:
+        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`."""
+        self.models.pop(name, None)
+        if self.state is not None and self.bytes() + wanted > room:
+            self.state = None
+        while self.models and self.bytes() + wanted > room:
+            self.models.popitem(last=False)
+
+    def put(self, model: Model) -> None:
+        self.models[model.name] = model
+
+    def bytes(self) -> int:
+        """Bytes that only this session holds."""
+        state = 0 if self.state is None else self.state.nbytes
+        return state + sum(size(model) for model in self.models.values() if not model.shared)
+
+    def clear(self) -> None:
+        """Give up everything."""
+        self.models.clear()
+        self.state = None
+
+    def spare(self) -> None:
+        """Give up what is only there to save time."""
+        self.state = None
+
+
+cache = _Cache()
+resources.spare = cache.spare
+
+
+def size(model: Model) -> int:
+    """Bytes of a model's weights."""
+    return sum(array.nbytes for array in model.arranged.values())
+
+
+def version_of(model: str) -> str:
+    """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
+    return _digest_of(ROW_VERSION, model)
+
+
+def lineage_of(model: str) -> str:
+    """The same for those who ask much later: an update that was rolled back shows in the version, and here it does not."""
+    return _digest_of(ROW_LINEAGE, model)
+
+
+def _digest_of(row_version: str, model: str) -> str:
+    row = db.row(
+        f"SELECT md5(string_agg({row_version}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {store.resolved()} AS p",
+        ["text"],
+        model,
+    )
+    return (row or {})["version"] or hashlib.md5(b"").hexdigest()
+
+
+def load(model: str | None) -> Model:
+    """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
+    name = store.model_name(model)
+    wanted = store.config(name)
+    resources.apply_threads()
+    version = version_of(name)
+    found = cache.get(name, version)
+    if found is None or found.config != wanted:
+        cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
+        found = _load_shared(name, wanted, version) or _load_private(name, wanted)
+        cache.put(found)
+    return found
+
+
+def _load_private(name: str, wanted: GPT2Config) -> Model:
+    """The model in this session's own memory."""
+    version, params = _read_params(name, wanted)
+    return Model(name, wanted, version, layout.arrange(params, wanted))
+
+
+def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
+    """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
+
+    A transaction that has written may see rows that are nobody else's business yet.
+    """
+    folder = weight_file.directory()
+    row = db.row(
+        "SELECT oid::bigint AS database, pg_current_xact_id_if_assigned() IS NULL AS reads_only"
+        " FROM pg_database WHERE datname = current_database()"
+    )
+    if folder is None or row is None or not row["reads_only"] or 4 * wanted.n_params() < weight_file.LEAST_BYTES:
+        return None
+    shapes = layout.stored_shapes(wanted)
+    key = version if shapes == wanted.param_shapes() else f"{version}_panels"
+    file = weight_file.WeightFile(folder, row["database"], name, key, shapes)
+    stored = file.attach()
+    if stored is None:
+        with _builder(name, WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
+            stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
+        resources.release_memory()
+    return Model(name, wanted, version, layout.arranged(stored, wanted), shared=True) if stored else None
+
+
+def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
+    read, params = _read_params(name, wanted)
+    if read != version:
+        return None
+    rows = db.query(
+        "SELECT model, (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database"
+        " FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
+    )
+    if rows:  # the caller sees all there are
+        weight_file.remove_others(weight_file.directory() or "", rows[0]["database"], [row["model"] for row in rows])
+    return file.build(layout.Stored(params, wanted))
+
+
+def forget_file(name: str) -> None:
+    """Remove the file of a model that is dropped; whoever still sees the model, as when that is rolled back, makes it again."""
+    row = db.row("SELECT oid::bigint AS database FROM pg_database WHERE datname = current_database()")
+    if row and (folder := weight_file.directory()):
+        weight_file.remove(folder, weight_file.stem(row["database"], name))
+
+
+@contextmanager
+def _builder(model: str, seconds: float) -> Iterator[bool]:
+    """Sessions that need a version's file queue here, so that one writes it. False after `seconds`: anybody can take an
+    advisory lock, and who holds this one for long must not keep others from their models."""
+    end = time.monotonic() + seconds
+    while not (db.row(f"SELECT pg_try_advisory_lock({BUILD}) AS taken", ["text"], model) or {})["taken"]:
+        if time.monotonic() > end:
+            yield False
+            return
+        db.run("SELECT pg_sleep(0.02)")
+    try:
+        yield True
+    finally:
+        db.run(f"SELECT pg_advisory_unlock({BUILD})", ["text"], model)
+
+
+def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
+    """Version and weights through one cursor, hence of one snapshot."""
+    resources.require_memory(4 * wanted.n_params(), f'model "{name}"')
+    shapes = wanted.param_shapes()
+    rows = db.cursor(
+        f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
+        f" FROM {store.resolved()} AS p ORDER BY p.name, p.token_id",
+        ["text"],
+        name,
+    )
+    digest = hashlib.md5()
+    assembly = Assembly(name, shapes)
+    for count, row in enumerate(rows):
+        digest.update((("\n" if count else "") + row["version"]).encode())
+        assembly.add(row["name"], row["token_id"], row["shape"], row["data"])
+        host.check_interrupts()
+    return digest.hexdigest(), assembly.finish()
+
+
+class Assembly:
+    """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
+
+    def __init__(self, model: str, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.params: Params = {}
+        self._rows: dict[str, int] = {}
+
+    def add(self, name: str, first: int, shape: list[int], data: bytes) -> None:
+        """Take one block, blocks of a tensor in ascending order."""
+        if name not in self.shapes:
+            raise self._refusal(
+                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
+            )
+        wanted = self.shapes[name]
+        if tuple(shape[1:]) != wanted[1:]:
+            raise self._refusal(
+                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
+            )
+        if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
+            raise self._refusal(
+                f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
+                "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
+            )
+        if name not in self.params:
+            self.params[name] = np.empty(wanted, FLOAT32)
+        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
+        self._rows[name] = first + shape[0]
+
+    def finish(self) -> Params:
+        """All tensors in the order of the configuration; 55000 when there is none at all."""
+        if not self.params:
+            raise store.no_weights(self.model)
+        for name, shape in self.shapes.items():
+            rows = self._rows.get(name, 0)
+            if rows < shape[0]:
+                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
+        return {name: self.params[name] for name in self.shapes}
+
+    def _refusal(self, problem: str, hint: str) -> InconsistentData:
+        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tape', $pg_gpt2_source$"""Running ops: on a tape that can be differentiated, or eagerly. Model code is written once against `Runner`.
+
+A tape is a list of nodes (name, inputs, output, attributes) in the order of their execution. It follows micrograd and
+HIPS/autograd; what it adds is the economy of a training step: values are freed, or recomputed, as soon as they allow.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import host
+from .errors import InvalidParameter
+from .ops.elementwise import accumulate
+from .ops.op import Op, Sink, lookup
+
+Handle = Any  # a Value of a tape, or the array itself
+Audit = Callable[[str, "Node"], None]  # ("forward" | "backward", node)
+
+
+class Runner(Protocol):
+    """What a model needs: apply ops to handles, and say when a value has no further use."""
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Handle:
+        """A handle for data."""
+
+    def apply(self, name: str, *inputs: Handle, **attrs: Any) -> Handle:
+        """The result of an op."""
+
+    def forget(self, handle: Handle) -> None:
+        """The caller makes no further use of this value; a backward pass may recompute it."""
+
+
+class Eager:
+    """Runs ops and records nothing: a handle is the array itself."""
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
+        """data."""
+        return data
+
+    def apply(self, name: str, *inputs: np.ndarray, **attrs: Any) -> np.ndarray:
+        """The op's result."""
+        host.check_interrupts()
+        return lookup(name)(*inputs, **attrs)
+
+    def forget(self, handle: np.ndarray) -> None:
+        """Nothing to do: the array goes with its last reference."""
+
+
+class Value:
+    """A value on a tape. `sink` is where a parameter's gradient is collected; others have it in `grad`."""
+
+    __slots__ = ("data", "dtype", "grad", "node", "requires_grad", "shape", "sink")
+
+    def __init__(self, data: np.ndarray, requires_grad: bool, node: "Node | None" = None, sink: Sink | None = None):
+        self.data: np.ndarray | None = data
+        self.shape, self.dtype = data.shape, data.dtype
+        self.requires_grad = requires_grad
+        self.node, self.sink = node, sink
+        self.grad: np.ndarray | None = None
+
+
+@dataclass(eq=False)
+class Node:
+    """One application of an op: what becomes a row of `llm_tape`."""
+
+    op: Op
+    inputs: tuple[Value, ...]
+    attrs: dict[str, Any]
+    output: Value
+    saved: Any = None
+
+    @property
+    def name(self) -> str:
+        """Name of the op."""
+        return self.op.name
+
+
+class Tape:
+    """Records ops and differentiates them.
+
+    With keep, all values and gradients stay for inspection. Without, a value dies once nothing needs it: at `forget`,
+    or when the backward pass has gone by. Either way gives the same bits. `audit` is called after each node.
+    """
+
+    def __init__(self, *, keep: bool = True, audit: Audit | None = None) -> None:
+        self.nodes: list[Node] = []
+        self.keep = keep
+        self.audit = audit
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False, sink: Sink | None = None) -> Value:
+        """A value from outside: an input, or a parameter."""
+        return Value(data, requires_grad, sink=sink)
+
+    def apply(self, name: str, *inputs: Value, **attrs: Any) -> Value:
+        """Run an op on values and record it."""
+        host.check_interrupts()
+        op = lookup(name)
+        y, saved = op.run(*(_data(value) for value in inputs), **attrs)
+        return self._record(op, inputs, attrs, y, saved)
+
+    def forget(self, value: Value) -> None:
+        """Drop the data of an intermediate value; backward recomputes it if an op reads it."""
+        if not self.keep and value.node is not None:
+            value.data = None
+
+    def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:
+        """Gradients of sum(seed * start) for everything before `start` that requires one."""
+        if start.node is None or not start.requires_grad:
+            raise InvalidParameter(
+                "the value to start from was not computed from anything that requires a gradient",
+                hint="Start from a value that depends on a variable with requires_grad.",
+            )
+        start.grad = np.array(np.broadcast_to(np.asarray(seed, start.dtype), start.shape), order="C")
+        self._sweep(self.nodes.index(start.node), start)
+
+    def finish(self, name: str, *inputs: Value, seed: float = 1.0, **attrs: Any) -> Value:
+        """Apply a last op and run backward from it, in one pass where the op can do that. The same bits as the two."""
+        op = lookup(name)
+        if op.fused is None or self.keep or not any(value.requires_grad for value in inputs):
+            loss = self.apply(name, *inputs, **attrs)
+            self.backward(loss, seed)
+            return loss
+        host.check_interrupts()
+        arrays = [_data(value) for value in inputs]
+        y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **attrs)
+        loss = self._record(op, inputs, attrs, y, None)
+        loss.grad = np.asarray(seed, loss.dtype)  # for the audit
+        self._collect(self.nodes[-1], grads)
+        self._sweep(len(self.nodes) - 2, loss)
+        return loss
+
+    def _record(self, op: Op, inputs: Sequence[Value], attrs: dict[str, Any], y: np.ndarray, saved: Any) -> Value:
+        output = Value(y, any(value.requires_grad for value in inputs))
+        node = Node(op, tuple(inputs), attrs, output, saved if output.requires_grad else None)
+        output.node = node
+        self.nodes.append(node)
+        if self.audit is not None:
+            self.audit("forward", node)
+        return output
+
+    def _sweep(self, last: int, start: Value) -> None:
+        """Backward from node `last` to the first; the data of `start` stays."""
+        for node in reversed(self.nodes[: last + 1]):
+            if node.output.grad is not None:
+                host.check_interrupts()
+                y = _data(node.output) if "y" in node.op.reads else None
+                arrays = [_operand(value, i in node.op.reads) for i, value in enumerate(node.inputs)]
+                sinks = _sinks(node.inputs)
+                grads = node.op.backward(node.output.grad, y, *arrays, saved=node.saved, sinks=sinks, **node.attrs)
+                self._collect(node, grads)
+            if not self.keep:
+                node.output.grad = node.saved = None
+                node.output.data = start.data if node.output is start else None
+        if not self.keep:
+            for node in self.nodes:
+                node.output.node = None  # a cycle would hold the parameters until Python's collector happens to run
+            self.nodes.clear()
+
+    def _collect(self, node: Node, grads: Sequence[np.ndarray | None]) -> None:
+        """Add the gradients of a node's inputs to what they have."""
+        for value, grad in zip(node.inputs, grads, strict=True):
+            if grad is not None and value.requires_grad:
+                _add_gradient(value, grad, node.output.grad)
+        if self.audit is not None:
+            self.audit("backward", node)
+
+
+def _data(value: Value) -> np.ndarray:
+    """The value's data, recomputed when it was forgotten."""
+    if value.data is None:
+        node = value.node
+        if node is None:
+            raise InvalidParameter(
+                "a value of this tape is gone: a tape that does not keep runs backward once",
+                hint="Run the forward pass again.",
+            )
+        value.data = node.op(*(_data(inner) for inner in node.inputs), **node.attrs)
+    return value.data
+
+
+def _operand(value: Value, is_read: bool) -> np.ndarray:
+    """What a backward pass is given: the data, or for what it does not read an array of that shape without memory."""
+    if is_read or value.data is not None:
+        return _data(value)
+    return np.broadcast_to(np.zeros((), value.dtype), value.shape)
+
+
+def _sinks(inputs: Sequence[Value]) -> list[Sink | None]:
+    return [value.sink if value.requires_grad else None for value in inputs]
+
+
+def _add_gradient(value: Value, grad: np.ndarray, dy: np.ndarray | None) -> None:
+    """Collect `grad` in the value's sink, or in its own gradient."""
+    sink = value.sink
+    if sink is not None:
+        if np.may_share_memory(grad, sink.array):
+            return  # the op put it there
+        if sink.filled:
+            accumulate(sink.array, grad)
+        else:
+            sink.array[...], sink.filled = grad, True
+        return
+    if value.grad is None:
+        value.grad = grad
+    elif grad.flags.c_contiguous and dy is not None and not np.may_share_memory(grad, dy):
+        accumulate(grad, value.grad)
+        value.grad = grad
+    else:
+        value.grad = value.grad + grad  # an op may pass on a view of dy, which is not ours to change
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tensor', $pg_gpt2_source$"""Tensors at the border: contiguous little-endian row-major float32 bytes, shape beside them."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .errors import InvalidParameter
+
+FLOAT32 = np.dtype("<f4")
+
+
+def from_bytes(data: bytes, shape: Sequence[int] | None = None, *, name: str = "tensor") -> np.ndarray:
+    """Read-only float32 view of `data`; without `shape` a vector. 22023 when the length does not fit."""
+    if len(data) % 4:
+        raise InvalidParameter(
+            f"{name} has {len(data)} bytes, which is not a multiple of 4",
+            hint="A tensor is little-endian float32; make one with pg_llm_tensor(double precision[]).",
+        )
+    values = np.frombuffer(data, FLOAT32)
+    if shape is None:
+        return values
+    check_shape(shape, name=name)
+    if values.size != math.prod(shape):
+        raise InvalidParameter(
+            f"{name} has {values.size} values, but shape {list(shape)} needs {math.prod(shape)}",
+            hint="The length in bytes must be 4 times the product of the dimensions.",
+        )
+    return values.reshape(tuple(shape))
+
+
+def to_bytes(values: np.ndarray) -> bytes:
+    """Bytes of `values` as contiguous little-endian float32."""
+    return np.ascontiguousarray(values, FLOAT32).tobytes()
+
+
+def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
+    """22023 unless every dimension is a positive integer."""
+    if any(dim is None or dim <= 0 for dim in shape):
+        raise InvalidParameter(
+            f"{name} has shape {list(shape)}; every dimension must be positive",
+            hint="Example: ARRAY[2, 3] for two rows of three.",
+        )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.threads', $pg_gpt2_source$"""Parallel work on the cores of one backend: Python threads over single-threaded BLAS.
+
+NumPy releases the GIL in products and large ufuncs, so plain threads suffice. BLAS itself is kept at one thread,
+because its idle workers spin and would take the core that a Python thread wants. Work is cut into pieces that depend on
+the problem's size only, never on the number of threads: results are the same bits at any thread count.
+"""
+
+import ctypes
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import count
+
+Task = Callable[[], object]
+
+_SETTERS = (
+    "scipy_openblas_set_num_threads64_",
+    "scipy_openblas_set_num_threads",
+    "openblas_set_num_threads64_",
+    "openblas_set_num_threads",
+    "MKL_Set_Num_Threads",
+)
+
+_DESCRIPTIONS = (
+    "scipy_openblas_get_config64_",
+    "scipy_openblas_get_config",
+    "openblas_get_config64_",
+    "openblas_get_config",
+)
+
+
+def import_numpy_single_threaded() -> None:
+    """Import NumPy with BLAS at one thread and every signal blocked in the threads that it may start."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")}
+    try:
+        os.environ.update(dict.fromkeys(before, "1"))
+        import numpy  # noqa: F401  (imported for its effect: BLAS reads the environment once)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    set_blas_threads(1)
+
+
+def set_blas_threads(count: int) -> bool:
+    """Cap the BLAS that NumPy loaded at `count` threads; False when no known BLAS was found."""
+    for path in blas_libraries():
+        library = ctypes.CDLL(path)
+        for name in _SETTERS:
+            setter = getattr(library, name, None)
+            if setter is not None:
+                setter(ctypes.c_int(count))
+                return True
+    return False
+
+
+def blas_name() -> str:
+    """What the BLAS that NumPy loaded says of itself, else the name of its library."""
+    paths = blas_libraries()
+    for path in paths:
+        for name in _DESCRIPTIONS:
+            describe = getattr(ctypes.CDLL(path), name, None)
+            if describe is not None:
+                describe.restype = ctypes.c_char_p
+                return describe().decode()
+    return ", ".join(map(os.path.basename, paths)) or "unknown"
+
+
+def blas_libraries() -> list[str]:
+    """Paths of mapped shared objects whose name says BLAS or MKL."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/") and ".so" in line}
+    except OSError:
+        return []
+    names = ("blas", "mkl_rt")
+    return sorted(path for path in paths if any(name in os.path.basename(path).lower() for name in names))
+
+
+@cache
+def cpu_quota(root: str = "/") -> float | None:
+    """Cores' worth of time that control group version 2 allows, where it says so; asked once a session."""
+    try:
+        with open(os.path.join(root, "proc/self/cgroup"), encoding="ascii") as file:
+            group = next(line[3:].strip() for line in file if line.startswith("0::"))
+        with open(os.path.join(root, f"sys/fs/cgroup/{group}/cpu.max"), encoding="ascii") as file:
+            quota, period = file.read().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError, StopIteration):  # no such group, or "max"
+        return None
+
+
+class Pool:
+    """A few threads that run tasks beside the caller; started on first use, signals blocked."""
+
+    def __init__(self, count: int) -> None:
+        self.count = max(1, count)
+        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
+        self._started = 0
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error."""
+        if self.count == 1 or len(tasks) == 1:
+            for task in tasks:
+                task()
+            return
+        self._start(min(self.count, len(tasks)) - 1)
+        batch = _Batch(tasks)
+        for _ in range(min(self.count, len(tasks)) - 1):
+            self._tasks.put(batch)
+        batch.work()
+        batch.wait()
+
+    def _start(self, helpers: int) -> None:
+        while self._started < helpers:
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                threading.Thread(target=self._serve, daemon=True, name=f"pg_gpt2-{self._started}").start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            self._started += 1
+
+    def _serve(self) -> None:
+        import numpy
+
+        numpy.seterr(all="ignore")  # holds for this thread only
+        while (batch := self._tasks.get()) is not None:
+            batch.work()
+
+    def close(self) -> None:
+        """Let the threads end."""
+        for _ in range(self._started):
+            self._tasks.put(None)
+
+
+class _Batch:
+    """Tasks that several threads take from one end of until none is left."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._left = list(reversed(tasks))
+        self._finished = count(1 - len(self._left))  # the last task counts 0
+        self._done = threading.Lock()
+        self._done.acquire()
+        self._error: BaseException | None = None
+
+    def work(self) -> None:
+        while True:
+            try:
+                task = self._left.pop()  # atomic under the GIL
+            except IndexError:
+                return
+            try:
+                task()
+            except BaseException as error:  # handed to the caller by wait()
+                self._error = self._error or error
+            if next(self._finished) == 0:  # atomic as well
+                self._done.release()
+
+    def wait(self) -> None:
+        self._done.acquire()
+        if self._error is not None:
+            raise self._error
+
+
+_pool = Pool(min(2, os.cpu_count() or 1))
+
+
+def set_threads(count: int) -> None:
+    """Use `count` cores from now on (setting `pg_gpt2.threads`)."""
+    global _pool
+    if count != _pool.count:
+        _pool.close()
+        _pool = Pool(count)
+
+
+def threads() -> int:
+    """How many cores are in use."""
+    return _pool.count
+
+
+def run(tasks: Sequence[Task]) -> None:
+    """Run independent tasks on all cores in use."""
+    _pool.run(tasks)
+
+
+def pieces(total: int, size: int) -> list[slice]:
+    """Cut `total` items into slices of at most `size`, by size only."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
+    """Call `work(rows)` for slices of at most `size` of `total` rows, on all cores."""
+    if 0 < total <= size:
+        work(slice(0, total))
+    else:
+        run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer', $pg_gpt2_source$"""Text to tokens and back: byte-pair encoding, how a vocabulary is learned, and vocabularies as rows."""
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.bpe', $pg_gpt2_source$"""GPT-2's tokenizer: text to token ids and back, with a vocabulary given as plain data.
+
+Follows OpenAI's encoder.py, and Hugging Face `tokenizers` where that leaves a choice (see bpe_merge). Words are cached:
+only a new word pays. No file or table is read here, that is for formats.vocab and the store.
+"""
+
+import codecs
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, groupby
+from typing import NamedTuple
+
+from .. import host
+from ..errors import InconsistentData, InvalidParameter, NullNotAllowed, PgGpt2Error
+from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
+from .pretokenize import pretokens, split
+
+END_OF_TEXT = "<|endoftext|>"
+CACHED_WORDS = 1 << 16  # some 15 MB
+CACHED_LENGTH = 64  # longer words seldom come back
+LONG_WORD = 48  # bytes from which the heap is faster
+MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
+PIECES_A_CHECK = 32  # of about 1 kB, between two looks for a cancel request
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's printable character of each byte: printable Latin-1 is itself, the others follow from U+0100."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b if b in printable else 0x100 + others.index(b)) for b in range(256)]
+
+
+BYTE_CHARACTERS = _byte_characters()
+_CHARACTER_OF = dict(enumerate(BYTE_CHARACTERS))
+_BYTE_OF = {c: b for b, c in enumerate(BYTE_CHARACTERS)}
+
+
+def token_text(data: bytes) -> str:
+    """Bytes in the printable form of vocab.json, where a space is Ġ."""
+    return data.decode("latin-1").translate(_CHARACTER_OF)
+
+
+def token_bytes(token: str) -> bytes:
+    """The bytes of a token of vocab.json; of one with characters that stand for no byte (an added token) its UTF-8."""
+    try:
+        return bytes([_BYTE_OF[c] for c in token])
+    except KeyError:
+        return token.encode()
+
+
+class Token(NamedTuple):
+    """A token in its text. Positions count from 0, as the rows of `wpe` do."""
+
+    position: int
+    token_id: int
+    token: str  # printable form
+    bytes: bytes
+
+
+class Merge(NamedTuple):
+    """A step of the encoding of a word: the token it made of a pair, wherever the pair was, and the word after it."""
+
+    step: int  # from 1
+    token_id: int | None  # None when the vocabulary lacks it
+    merged: str  # printable form
+    pieces: list[str]
+
+
+class _Words(dict[str, list[int]]):
+    """Word -> ids, computed when missing. Emptied when full: the words in use are back at once."""
+
+    def __init__(self, encode_word: Callable[[str], list[int]]) -> None:
+        super().__init__()
+        self.encode_word = encode_word
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self.encode_word(word)
+        if len(word) <= CACHED_LENGTH:
+            if len(self) >= CACHED_WORDS:
+                self.clear()
+            self[word] = ids
+        return ids
+
+
+class Tokenizer:
+    """A vocabulary: `tokens` id -> bytes; `merges` (left, right) in printable form, best first.
+
+    A symbol is a token id, or a negative number for a string that merges make and the vocabulary lacks (a truncated
+    one): that is an error only when it remains in a word.
+    """
+
+    def __init__(
+        self, tokens: Mapping[int, bytes], merges: Iterable[tuple[str, str]], eos_token_id: int | None = None
+    ) -> None:
+        if not tokens:
+            raise InconsistentData("the vocabulary has no tokens", hint="Load vocab.json first.")
+        self.tokens = dict(sorted(tokens.items()))
+        self._missing: list[str] = []
+        self._symbols: dict[str, int] = {}
+        for token_id, data in self.tokens.items():
+            self._symbols.setdefault(token_text(data), token_id)
+        self.eos_token_id = self._symbols.get(END_OF_TEXT) if eos_token_id is None else eos_token_id
+        self._byte_symbols = [self._symbol(c) for c in BYTE_CHARACTERS]
+        self._ranks: Ranks = {}
+        self._merged: list[int] = []  # by rank
+        for rank, (left, right) in enumerate(merges):
+            self._ranks[self._symbol(left), self._symbol(right)] = rank
+            self._merged.append(self._symbol(left + right))
+        self._words = _Words(self._encode_word)
+
+    @classmethod
+    def from_strings(
+        cls, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], eos_token_id: int | None = None
+    ) -> "Tokenizer":
+        """From what vocab.json and merges.txt hold."""
+        return cls({token_id: token_bytes(token) for token, token_id in vocab.items()}, merges, eos_token_id)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Token ids. With `special`, `<|endoftext|>` in the text is the end-of-text token, else it is plain text."""
+        if not special or END_OF_TEXT not in text:
+            return self._encode_ordinary(text)
+        if self.eos_token_id is None:
+            raise InvalidParameter(
+                f"the vocabulary has no token {END_OF_TEXT}",
+                hint="Encode it as ordinary text (special => false), or add the token to the vocabulary.",
+            )
+        first, *parts = text.split(END_OF_TEXT)
+        ids = self._encode_ordinary(first)
+        for part in parts:
+            ids += [self.eos_token_id, *self._encode_ordinary(part)]
+        return ids
+
+    def count(self, text: str, special: bool = False) -> int:
+        """Number of tokens of `text`."""
+        return len(self.encode(text, special))
+
+    def tokenize(self, text: str, special: bool = False) -> Iterator[Token]:
+        """The tokens of `text`, each with its printable form and its bytes."""
+        for position, token_id in enumerate(self.encode(text, special)):
+            data = self.token_bytes(token_id)
+            yield Token(position, token_id, token_text(data), data)
+
+    def trace(self, word: str) -> Iterator[Merge]:
+        """How `word` becomes tokens, a row a merge. The words of a longer text are merged one after another."""
+        done: list[str] = []
+        step = 0
+        for pretoken in pretokens(word):
+            symbols = self._bytes_to_symbols(pretoken)
+            pieces = [self._symbol_text(symbol) for symbol in symbols]
+            for rank, merges in groupby(merge_by_scan(symbols, self._ranks, self._merged), lambda merge: merge[0]):
+                host.check_interrupts()
+                for _, place in merges:
+                    pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+                step += 1
+                merged = self._merged[rank]
+                yield Merge(step, merged if merged >= 0 else None, self._symbol_text(merged), done + pieces)
+            done += pieces
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token."""
+        return self.decode_bytes((token_id,))
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the tokens one after another; an id that the vocabulary lacks is an error."""
+        ids = list(ids)
+        try:
+            return b"".join(map(self.tokens.__getitem__, ids))
+        except KeyError:
+            raise self._unknown(ids) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the tokens; what is not UTF-8 becomes U+FFFD as in Python's errors='replace'. NUL stays NUL."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        ids: list[int] = []
+        room = MANY_TOKENS
+        for n, words in enumerate(split(text)):
+            if n % PIECES_A_CHECK == 0:
+                host.check_interrupts()
+            if len(ids) > room:
+                room *= 2
+                host.require_memory(BYTES_A_TOKEN * room, f"a text of more than {len(ids)} tokens")
+            ids.extend(chain.from_iterable(map(self._words.__getitem__, words)))
+        return ids
+
+    def _encode_word(self, word: str) -> list[int]:
+        """Ids of one pretoken."""
+        symbols = self._bytes_to_symbols(word)
+        if len(symbols) > MANY_TOKENS:
+            host.check_interrupts()
+        if len(symbols) < LONG_WORD:
+            for _ in merge_by_scan(symbols, self._ranks, self._merged):
+                pass
+        else:
+            symbols = merge_by_heap(symbols, self._ranks, self._merged)
+        if min(symbols) < 0:
+            lacking = next(self._symbol_text(symbol) for symbol in symbols if symbol < 0)
+            raise InconsistentData(
+                f"the vocabulary of {len(self)} tokens lacks the token {lacking!r}",
+                hint="Text needs all 256 byte tokens, and every merge the token it makes: load the vocabulary and "
+                "the merges that belong together.",
+            )
+        return symbols
+
+    def _bytes_to_symbols(self, word: str) -> list[int]:
+        try:
+            return [self._byte_symbols[b] for b in word.encode()]
+        except UnicodeEncodeError as error:
+            surrogate = ord(word[error.start])
+            raise InvalidParameter(
+                f"the text contains the surrogate U+{surrogate:04X}, which is not a character",
+                hint="Decode the text from its bytes with errors='replace'.",
+            ) from None
+
+    def _symbol(self, token: str) -> int:
+        """The symbol of a token in printable form; a new one when the vocabulary lacks it."""
+        symbol = self._symbols.get(token)
+        if symbol is None:
+            self._missing.append(token)
+            symbol = self._symbols[token] = -len(self._missing)
+        return symbol
+
+    def _symbol_text(self, symbol: int) -> str:
+        return token_text(self.tokens[symbol]) if symbol >= 0 else self._missing[-symbol - 1]
+
+    def _unknown(self, ids: list[int]) -> PgGpt2Error:
+        """The error for the first id without a token."""
+        place, token_id = next((n, token_id) for n, token_id in enumerate(ids, 1) if token_id not in self.tokens)
+        if token_id is None:
+            return NullNotAllowed(f"token id number {place} is null", hint="Leave nulls out: array_remove(ids, null).")
+        return InvalidParameter(
+            f"token id {token_id} is not in the vocabulary of {len(self)} tokens",
+            hint=f"The ids of this vocabulary run from {min(self.tokens)} to {max(self.tokens)}.",
+        )
+
+
+class StreamDecoder:
+    """Decodes ids as they come: gives the text that is complete and holds an unfinished character's bytes back.
+
+    The parts joined are `Tokenizer.decode` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def pending(self) -> bytes:
+        """The bytes held back."""
+        return self._decoder.getstate()[0]
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes, often all of it, at times ''."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+
+    def finish(self) -> str:
+        """What is left: '', or U+FFFD for a character that never ended."""
+        return self._decoder.decode(b"", final=True)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.bpe_merge', $pg_gpt2_source$"""Merges byte pairs inside one word: again and again the pair of lowest rank, of equal pairs the leftmost.
+
+Two ways to the same symbols: scanning, for words as they are, and a heap, for a megabyte without a space. Where each
+merge makes a token of its own, as in GPT-2's vocabulary, this equals merging all occurrences of the best pair at once.
+"""
+
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+from typing import TypeAlias
+
+from .. import host
+
+Ranks: TypeAlias = dict[tuple[int, int], int]  # (left, right) -> rank
+
+NEVER = 1 << 62  # the rank of a pair that does not merge
+MERGES_A_CHECK = 1 << 14
+
+
+def merge_by_scan(symbols: list[int], ranks: Ranks, merged: list[int]) -> Iterator[tuple[int, int]]:
+    """Merges `symbols` in place, giving the rank and the place of each merge; `merged[rank]` is the symbol it makes.
+
+    Quadratic in the length, with the constant of `min` and `list.index`.
+    """
+    rank_of = ranks.get
+    waiting = [rank_of(pair, NEVER) for pair in pairwise(symbols)]
+    while waiting and (rank := min(waiting)) < NEVER:
+        i = waiting.index(rank)
+        symbols[i] = merged[rank]
+        del symbols[i + 1], waiting[i]
+        if i:
+            waiting[i - 1] = rank_of((symbols[i - 1], symbols[i]), NEVER)
+        if i < len(waiting):
+            waiting[i] = rank_of((symbols[i], symbols[i + 1]), NEVER)
+        yield rank, i
+
+
+def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[int]:
+    """The same symbols as `merge_by_scan` leaves, in O(n log n). `symbols` is used up."""
+    n = len(symbols)
+    left = list(range(-1, n - 1))  # neighbours; for 10 MB each of these takes a fifth of a second
+    host.check_interrupts()
+    right = list(range(1, n + 1))  # n ends the word
+    rank_at: list[int] = []
+    heap: list[int] = []  # of rank * n + place, which orders by rank, then from the left
+    for start in range(0, n, MERGES_A_CHECK):
+        host.check_interrupts()
+        ranked = [ranks.get(pair, NEVER) for pair in pairwise(symbols[start : start + MERGES_A_CHECK + 1])]
+        rank_at += ranked
+        heap += [rank * n + place for place, rank in enumerate(ranked, start) if rank < NEVER]
+    rank_at.append(NEVER)
+    heapify(heap)
+    host.check_interrupts()
+
+    def join(place: int) -> None:
+        """Looks at the pair that begins at `place`."""
+        follower = right[place]
+        rank = ranks.get((symbols[place], symbols[follower]), NEVER) if follower < n else NEVER
+        rank_at[place] = rank
+        if rank < NEVER:
+            heappush(heap, rank * n + place)
+
+    for count in range(n):
+        while heap:
+            rank, place = divmod(heappop(heap), n)
+            if rank_at[place] == rank:  # else another merge took one of the two
+                break
+        else:
+            break
+        if count % MERGES_A_CHECK == 0:
+            host.check_interrupts()
+        gone = right[place]
+        symbols[place] = merged[rank]
+        rank_at[gone] = NEVER
+        right[place] = right[gone]
+        if right[gone] < n:
+            left[right[gone]] = place
+        join(place)
+        if place:
+            join(left[place])
+    place = 0
+    result: list[int] = []
+    while place < n:
+        if len(result) % MERGES_A_CHECK == 0:
+            host.check_interrupts()
+        result.append(symbols[place])
+        place = right[place]
+    return result
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.bpe_train', $pg_gpt2_source$"""Learns a byte-pair vocabulary from text: the pair of tokens that occurs most becomes a token, again and again.
+
+Follows Sennrich et al. 2016 on GPT-2's pretokens, with the ties and the ids of Hugging Face's BpeTrainer: the same text
+gives the same vocabulary. Counts are kept up to date in the words that a merge touches, never taken afresh.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+from typing import TypeAlias
+
+from .. import host
+from ..errors import InvalidParameter
+from .bpe import BYTE_CHARACTERS, END_OF_TEXT
+from .pretokenize import split
+
+Pair: TypeAlias = tuple[int, int]
+WORDS_A_CHECK = 1 << 12
+PIECES_A_CHECK = 32
+MANY_WORDS, BYTES_A_WORD = (
+    1 << 18,
+    1500,
+)  # from where room is asked for; counted, as symbols, and its place among the pairs
+
+
+def train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges in printable form, as for vocab.json and merges.txt.
+
+    `vocab_size` counts the 256 bytes (ids 0 to 255 in GPT-2's order) and <|endoftext|>, which is the last id. When no
+    pair is left to merge, the vocabulary is smaller than asked.
+    """
+    if vocab_size < 257:
+        raise InvalidParameter(
+            f"vocab_size {vocab_size} is too small", hint="256 bytes and <|endoftext|> make 257; GPT-2 has 50257."
+        )
+    # GPT-2 numbers the bytes by their printable characters; Hugging Face comes to the same order
+    vocab = {c: i for i, c in enumerate(sorted(BYTE_CHARACTERS))}
+    tokens = list(vocab)
+    counted = _count_words(texts)
+    words = [[vocab[BYTE_CHARACTERS[b]] for b in word.encode()] for word in counted]
+    merges = []
+    pairs = _PairCounts(words, list(counted.values()))
+    while len(vocab) < vocab_size - 1 and (pair := pairs.pop_most_frequent()):
+        left, right = (tokens[i] for i in pair)
+        merges.append((left, right))
+        # Two pairs can make the same token; it keeps its first id
+        merged = vocab.setdefault(left + right, len(tokens))
+        if merged == len(tokens):
+            tokens.append(left + right)
+        pairs.merge(pair, merged)
+    vocab[END_OF_TEXT] = len(vocab)
+    return vocab, merges
+
+
+def _count_words(texts: Iterable[str]) -> Counter[str]:
+    """How often each pretoken occurs in `texts`."""
+    counted: Counter[str] = Counter()
+    pieces, room = 0, MANY_WORDS
+    for text in texts:
+        for words in split(text):
+            if pieces % PIECES_A_CHECK == 0:
+                host.check_interrupts()
+            pieces += 1
+            counted.update(words)
+            if len(counted) > room:
+                room *= 2
+                host.require_memory(BYTES_A_WORD * room, f"a vocabulary from more than {len(counted)} different words")
+    return counted
+
+
+class _PairCounts:
+    """The words as symbols, how often each pair occurs in them and in which it does, and the pairs by frequency."""
+
+    def __init__(self, words: list[list[int]], frequencies: list[int]) -> None:
+        self.words, self.frequencies = words, frequencies
+        self.counts: defaultdict[Pair, int] = defaultdict(int)
+        self.places: defaultdict[Pair, set[int]] = defaultdict(set)  # words that hold the pair, or held it once
+        for n, word in enumerate(words):
+            if n % WORDS_A_CHECK == 0:
+                host.check_interrupts()
+            for pair in pairwise(word):
+                self.counts[pair] += frequencies[n]
+                self.places[pair].add(n)
+        # Highest count first, then the lowest ids
+        self.queue = [(-count, pair) for pair, count in self.counts.items()]
+        heapify(self.queue)
+
+    def pop_most_frequent(self) -> Pair | None:
+        """The pair to merge next; None when no word has two symbols left."""
+        while self.queue:
+            count, pair = heappop(self.queue)
+            current = self.counts[pair]
+            if current == -count:
+                return pair
+            if current > 0:
+                heappush(self.queue, (-current, pair))  # counts fall behind the queue's back, and are seen here
+        return None
+
+    def merge(self, pair: Pair, merged: int) -> None:
+        """Replaces `pair` by the symbol `merged` in all words."""
+        grown: set[Pair] = set()
+        for seen, n in enumerate(self.places.pop(pair)):
+            if seen % WORDS_A_CHECK == 0:
+                host.check_interrupts()
+            new_pairs = self._merge_in_word(n, pair, merged)
+            for new in new_pairs:
+                self.places[new].add(n)
+            grown |= new_pairs
+        del self.counts[pair]
+        for new in grown:
+            if self.counts[new] > 0:  # not so if the next place in the word took it again
+                heappush(self.queue, (-self.counts[new], new))
+
+    def _merge_in_word(self, n: int, pair: Pair, merged: int) -> set[Pair]:
+        """Replaces `pair` in one word from the left, counts what that changes, and gives the new pairs.
+
+        `list.index` finds the places, so that a rare pair in a very long word is cheap.
+        """
+        a, b = pair
+        word, frequency, counts = self.words[n], self.frequencies[n], self.counts
+        result: list[int] = []
+        new_pairs: set[Pair] = set()
+        start, i, last = 0, -1, len(word) - 1
+        for _ in range(word.count(a)):
+            i = word.index(a, i + 1)
+            if i < start or i == last or word[i + 1] != b:  # i < start: its a is the b of the pair before
+                continue
+            result += word[start:i]
+            if result:
+                counts[result[-1], a] -= frequency
+                counts[result[-1], merged] += frequency
+                new_pairs.add((result[-1], merged))
+            if i + 2 <= last:
+                counts[b, word[i + 2]] -= frequency
+                counts[merged, word[i + 2]] += frequency
+                new_pairs.add((merged, word[i + 2]))
+            result.append(merged)
+            start = i + 2
+        self.words[n] = result + word[start:]
+        return new_pairs
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.pretokenize', $pg_gpt2_source$r"""Splits text into GPT-2's pretokens, the words inside which byte pairs merge; follows OpenAI's encoder.py.
+
+The pattern is `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`. The standard library has no
+`\p`, and its `\s` and `\d` differ from the reference, so the classes come from the pinned `unicode_classes`.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from functools import cache
+
+from .unicode_classes import LETTER, NUMBER, WHITE_SPACE
+
+PIECE = 1024  # characters; small, so that one rare character slows one piece down and not the whole text
+
+
+def pretokens(text: str) -> list[str]:
+    """The pretokens of `text`; joined they are `text` again."""
+    return [word for words in split(text) for word in words]
+
+
+def split(text: str) -> Iterator[list[str]]:
+    """Pretokens in lists, each of a piece of about PIECE characters.
+
+    A piece ends between a character that is not white space and one that is. No pretoken spans that place, for white
+    space only starts one; and no pretoken that ends before it looks beyond it, for `(?!\\S)` follows white space.
+    """
+    start, size = 0, len(text)
+    while size - start > PIECE and (cut := _CUT.search(text, start + PIECE)):
+        yield _words(text[start : cut.end() - 1])
+        start = cut.end() - 1
+    if start < size:
+        yield _words(text[start:])
+
+
+def _words(piece: str) -> list[str]:
+    """Pretokens of one piece, by the cheapest pattern that knows its characters."""
+    if piece.isascii():
+        return _ASCII_WORDS(piece)
+    if len(piece.encode("utf-16-le", "surrogatepass")) == 2 * len(piece):  # no character beyond U+FFFF
+        return _bmp_words()(piece)
+    # Ranges beyond U+FFFF make `re` five times slower: put characters of the same class in their place
+    words, end = [], 0
+    for stand_in in _bmp_words()(_ASTRAL.sub(_stand_ins, piece)):
+        start, end = end, end + len(stand_in)
+        words.append(piece[start:end])
+    return words
+
+
+def _ranges(table: str, first: int, last: int) -> list[tuple[int, int]]:
+    """The ranges of a table of `unicode_classes` that begin between `first` and `last`."""
+    pairs = (word.partition("-")[::2] for word in table.split())
+    ranges = [(int(a, 16), int(b or a, 16)) for a, b in pairs]
+    return [(a, b) for a, b in ranges if first <= a <= last]
+
+
+def _char_class(table: str, last: int) -> str:
+    """The inside of a `re` character class: the members of a table up to `last`."""
+    return "".join(f"\\U{a:08x}-\\U{min(b, last):08x}" for a, b in _ranges(table, 0, last))
+
+
+def _splitter(last: int) -> Callable[[str], list[str]]:
+    """findall of GPT-2's pattern for text without characters beyond `last`.
+
+    Contractions come after letters, which excludes nothing: no match of either can start like one of the other.
+    """
+    letter, number, space = (_char_class(table, last) for table in (LETTER, NUMBER, WHITE_SPACE))
+    return re.compile(
+        f" ?[{letter}]+|'(?:[stmd]|ll|[rv]e)| ?[{number}]+| ?[^{space}{letter}{number}]+"
+        f"|[{space}]+(?![^{space}])|[{space}]+"
+    ).findall
+
+
+@cache
+def _bmp_words() -> Callable[[str], list[str]]:
+    """Compiled when first needed, because that takes some 20 ms."""
+    return _splitter(0xFFFF)
+
+
+@cache
+def _astral_ranges() -> tuple[list[int], list[tuple[int, str]]]:
+    """Starts of the ranges beyond U+FFFF, ascending, and for each its end and a character of its class."""
+    ranges = [(a, b, "a") for a, b in _ranges(LETTER, 0x10000, 0x10FFFF)]
+    ranges += [(a, b, "1") for a, b in _ranges(NUMBER, 0x10000, 0x10FFFF)]
+    ranges.sort()
+    return [a for a, _, _ in ranges], [(b, like) for _, b, like in ranges]
+
+
+def _stand_ins(run: re.Match[str]) -> str:
+    """For characters beyond U+FFFF as many of the same classes: a, 1 or ! (no contraction contains them)."""
+    starts, ends = _astral_ranges()
+    likes = []
+    for c in map(ord, run[0]):
+        end, like = ends[bisect_right(starts, c) - 1] if c >= starts[0] else (0, "!")
+        likes.append(like if c <= end else "!")
+    return "".join(likes)
+
+
+_ASCII_WORDS = _splitter(0x7F)
+_ASTRAL = re.compile("[\U00010000-\U0010ffff]+")
+_CUT = re.compile("[^{0}][{0}]".format(_char_class(WHITE_SPACE, 0xFFFF)))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.unicode_classes', $pg_gpt2_source$"""GENERATED by make_unicode_classes.py, not to be edited: the classes of GPT-2's pattern as code point ranges.
+
+Unicode 16.0, on which Hugging Face tokenizers and tiktoken agree; pinned, so that ids do not depend on the Python
+of a server. Hexadecimal, ends included.
+"""
+
+UNICODE_VERSION = "16.0"
+
+WHITE_SPACE = "9-D 20 85 A0 1680 2000-200A 2028-2029 202F 205F 3000 "
+
+NUMBER = (
+    "30-39 B2-B3 B9 BC-BE 660-669 6F0-6F9 7C0-7C9 966-96F 9E6-9EF 9F4-9F9 A66-A6F AE6-AEF B66-B6F B72-B77 BE6-BF2 "
+    "C66-C6F C78-C7E CE6-CEF D58-D5E D66-D78 DE6-DEF E50-E59 ED0-ED9 F20-F33 1040-1049 1090-1099 1369-137C "
+    "16EE-16F0 17E0-17E9 17F0-17F9 1810-1819 1946-194F 19D0-19DA 1A80-1A89 1A90-1A99 1B50-1B59 1BB0-1BB9 1C40-1C49 "
+    "1C50-1C59 2070 2074-2079 2080-2089 2150-2182 2185-2189 2460-249B 24EA-24FF 2776-2793 2CFD 3007 3021-3029 "
+    "3038-303A 3192-3195 3220-3229 3248-324F 3251-325F 3280-3289 32B1-32BF A620-A629 A6E6-A6EF A830-A835 A8D0-A8D9 "
+    "A900-A909 A9D0-A9D9 A9F0-A9F9 AA50-AA59 ABF0-ABF9 FF10-FF19 10107-10133 10140-10178 1018A-1018B 102E1-102FB "
+    "10320-10323 10341 1034A 103D1-103D5 104A0-104A9 10858-1085F 10879-1087F 108A7-108AF 108FB-108FF 10916-1091B "
+    "109BC-109BD 109C0-109CF 109D2-109FF 10A40-10A48 10A7D-10A7E 10A9D-10A9F 10AEB-10AEF 10B58-10B5F 10B78-10B7F "
+    "10BA9-10BAF 10CFA-10CFF 10D30-10D39 10D40-10D49 10E60-10E7E 10F1D-10F26 10F51-10F54 10FC5-10FCB 11052-1106F "
+    "110F0-110F9 11136-1113F 111D0-111D9 111E1-111F4 112F0-112F9 11450-11459 114D0-114D9 11650-11659 116C0-116C9 "
+    "116D0-116E3 11730-1173B 118E0-118F2 11950-11959 11BF0-11BF9 11C50-11C6C 11D50-11D59 11DA0-11DA9 11F50-11F59 "
+    "11FC0-11FD4 12400-1246E 16130-16139 16A60-16A69 16AC0-16AC9 16B50-16B59 16B5B-16B61 16D70-16D79 16E80-16E96 "
+    "1CCF0-1CCF9 1D2C0-1D2D3 1D2E0-1D2F3 1D360-1D378 1D7CE-1D7FF 1E140-1E149 1E2F0-1E2F9 1E4F0-1E4F9 1E5F1-1E5FA "
+    "1E8C7-1E8CF 1E950-1E959 1EC71-1ECAB 1ECAD-1ECAF 1ECB1-1ECB4 1ED01-1ED2D 1ED2F-1ED3D 1F100-1F10C 1FBF0-1FBF9 "
+)
+
+LETTER = (
+    "41-5A 61-7A AA B5 BA C0-D6 D8-F6 F8-2C1 2C6-2D1 2E0-2E4 2EC 2EE 370-374 376-377 37A-37D 37F 386 388-38A 38C "
+    "38E-3A1 3A3-3F5 3F7-481 48A-52F 531-556 559 560-588 5D0-5EA 5EF-5F2 620-64A 66E-66F 671-6D3 6D5 6E5-6E6 "
+    "6EE-6EF 6FA-6FC 6FF 710 712-72F 74D-7A5 7B1 7CA-7EA 7F4-7F5 7FA 800-815 81A 824 828 840-858 860-86A 870-887 "
+    "889-88E 8A0-8C9 904-939 93D 950 958-961 971-980 985-98C 98F-990 993-9A8 9AA-9B0 9B2 9B6-9B9 9BD 9CE 9DC-9DD "
+    "9DF-9E1 9F0-9F1 9FC A05-A0A A0F-A10 A13-A28 A2A-A30 A32-A33 A35-A36 A38-A39 A59-A5C A5E A72-A74 A85-A8D "
+    "A8F-A91 A93-AA8 AAA-AB0 AB2-AB3 AB5-AB9 ABD AD0 AE0-AE1 AF9 B05-B0C B0F-B10 B13-B28 B2A-B30 B32-B33 B35-B39 "
+    "B3D B5C-B5D B5F-B61 B71 B83 B85-B8A B8E-B90 B92-B95 B99-B9A B9C B9E-B9F BA3-BA4 BA8-BAA BAE-BB9 BD0 C05-C0C "
+    "C0E-C10 C12-C28 C2A-C39 C3D C58-C5A C5D C60-C61 C80 C85-C8C C8E-C90 C92-CA8 CAA-CB3 CB5-CB9 CBD CDD-CDE "
+    "CE0-CE1 CF1-CF2 D04-D0C D0E-D10 D12-D3A D3D D4E D54-D56 D5F-D61 D7A-D7F D85-D96 D9A-DB1 DB3-DBB DBD DC0-DC6 "
+    "E01-E30 E32-E33 E40-E46 E81-E82 E84 E86-E8A E8C-EA3 EA5 EA7-EB0 EB2-EB3 EBD EC0-EC4 EC6 EDC-EDF F00 F40-F47 "
+    "F49-F6C F88-F8C 1000-102A 103F 1050-1055 105A-105D 1061 1065-1066 106E-1070 1075-1081 108E 10A0-10C5 10C7 10CD "
+    "10D0-10FA 10FC-1248 124A-124D 1250-1256 1258 125A-125D 1260-1288 128A-128D 1290-12B0 12B2-12B5 12B8-12BE 12C0 "
+    "12C2-12C5 12C8-12D6 12D8-1310 1312-1315 1318-135A 1380-138F 13A0-13F5 13F8-13FD 1401-166C 166F-167F 1681-169A "
+    "16A0-16EA 16F1-16F8 1700-1711 171F-1731 1740-1751 1760-176C 176E-1770 1780-17B3 17D7 17DC 1820-1878 1880-1884 "
+    "1887-18A8 18AA 18B0-18F5 1900-191E 1950-196D 1970-1974 1980-19AB 19B0-19C9 1A00-1A16 1A20-1A54 1AA7 1B05-1B33 "
+    "1B45-1B4C 1B83-1BA0 1BAE-1BAF 1BBA-1BE5 1C00-1C23 1C4D-1C4F 1C5A-1C7D 1C80-1C8A 1C90-1CBA 1CBD-1CBF 1CE9-1CEC "
+    "1CEE-1CF3 1CF5-1CF6 1CFA 1D00-1DBF 1E00-1F15 1F18-1F1D 1F20-1F45 1F48-1F4D 1F50-1F57 1F59 1F5B 1F5D 1F5F-1F7D "
+    "1F80-1FB4 1FB6-1FBC 1FBE 1FC2-1FC4 1FC6-1FCC 1FD0-1FD3 1FD6-1FDB 1FE0-1FEC 1FF2-1FF4 1FF6-1FFC 2071 207F "
+    "2090-209C 2102 2107 210A-2113 2115 2119-211D 2124 2126 2128 212A-212D 212F-2139 213C-213F 2145-2149 214E "
+    "2183-2184 2C00-2CE4 2CEB-2CEE 2CF2-2CF3 2D00-2D25 2D27 2D2D 2D30-2D67 2D6F 2D80-2D96 2DA0-2DA6 2DA8-2DAE "
+    "2DB0-2DB6 2DB8-2DBE 2DC0-2DC6 2DC8-2DCE 2DD0-2DD6 2DD8-2DDE 2E2F 3005-3006 3031-3035 303B-303C 3041-3096 "
+    "309D-309F 30A1-30FA 30FC-30FF 3105-312F 3131-318E 31A0-31BF 31F0-31FF 3400-4DBF 4E00-A48C A4D0-A4FD A500-A60C "
+    "A610-A61F A62A-A62B A640-A66E A67F-A69D A6A0-A6E5 A717-A71F A722-A788 A78B-A7CD A7D0-A7D1 A7D3 A7D5-A7DC "
+    "A7F2-A801 A803-A805 A807-A80A A80C-A822 A840-A873 A882-A8B3 A8F2-A8F7 A8FB A8FD-A8FE A90A-A925 A930-A946 "
+    "A960-A97C A984-A9B2 A9CF A9E0-A9E4 A9E6-A9EF A9FA-A9FE AA00-AA28 AA40-AA42 AA44-AA4B AA60-AA76 AA7A AA7E-AAAF "
+    "AAB1 AAB5-AAB6 AAB9-AABD AAC0 AAC2 AADB-AADD AAE0-AAEA AAF2-AAF4 AB01-AB06 AB09-AB0E AB11-AB16 AB20-AB26 "
+    "AB28-AB2E AB30-AB5A AB5C-AB69 AB70-ABE2 AC00-D7A3 D7B0-D7C6 D7CB-D7FB F900-FA6D FA70-FAD9 FB00-FB06 FB13-FB17 "
+    "FB1D FB1F-FB28 FB2A-FB36 FB38-FB3C FB3E FB40-FB41 FB43-FB44 FB46-FBB1 FBD3-FD3D FD50-FD8F FD92-FDC7 FDF0-FDFB "
+    "FE70-FE74 FE76-FEFC FF21-FF3A FF41-FF5A FF66-FFBE FFC2-FFC7 FFCA-FFCF FFD2-FFD7 FFDA-FFDC 10000-1000B "
+    "1000D-10026 10028-1003A 1003C-1003D 1003F-1004D 10050-1005D 10080-100FA 10280-1029C 102A0-102D0 10300-1031F "
+    "1032D-10340 10342-10349 10350-10375 10380-1039D 103A0-103C3 103C8-103CF 10400-1049D 104B0-104D3 104D8-104FB "
+    "10500-10527 10530-10563 10570-1057A 1057C-1058A 1058C-10592 10594-10595 10597-105A1 105A3-105B1 105B3-105B9 "
+    "105BB-105BC 105C0-105F3 10600-10736 10740-10755 10760-10767 10780-10785 10787-107B0 107B2-107BA 10800-10805 "
+    "10808 1080A-10835 10837-10838 1083C 1083F-10855 10860-10876 10880-1089E 108E0-108F2 108F4-108F5 10900-10915 "
+    "10920-10939 10980-109B7 109BE-109BF 10A00 10A10-10A13 10A15-10A17 10A19-10A35 10A60-10A7C 10A80-10A9C "
+    "10AC0-10AC7 10AC9-10AE4 10B00-10B35 10B40-10B55 10B60-10B72 10B80-10B91 10C00-10C48 10C80-10CB2 10CC0-10CF2 "
+    "10D00-10D23 10D4A-10D65 10D6F-10D85 10E80-10EA9 10EB0-10EB1 10EC2-10EC4 10F00-10F1C 10F27 10F30-10F45 "
+    "10F70-10F81 10FB0-10FC4 10FE0-10FF6 11003-11037 11071-11072 11075 11083-110AF 110D0-110E8 11103-11126 11144 "
+    "11147 11150-11172 11176 11183-111B2 111C1-111C4 111DA 111DC 11200-11211 11213-1122B 1123F-11240 11280-11286 "
+    "11288 1128A-1128D 1128F-1129D 1129F-112A8 112B0-112DE 11305-1130C 1130F-11310 11313-11328 1132A-11330 "
+    "11332-11333 11335-11339 1133D 11350 1135D-11361 11380-11389 1138B 1138E 11390-113B5 113B7 113D1 113D3 "
+    "11400-11434 11447-1144A 1145F-11461 11480-114AF 114C4-114C5 114C7 11580-115AE 115D8-115DB 11600-1162F 11644 "
+    "11680-116AA 116B8 11700-1171A 11740-11746 11800-1182B 118A0-118DF 118FF-11906 11909 1190C-11913 11915-11916 "
+    "11918-1192F 1193F 11941 119A0-119A7 119AA-119D0 119E1 119E3 11A00 11A0B-11A32 11A3A 11A50 11A5C-11A89 11A9D "
+    "11AB0-11AF8 11BC0-11BE0 11C00-11C08 11C0A-11C2E 11C40 11C72-11C8F 11D00-11D06 11D08-11D09 11D0B-11D30 11D46 "
+    "11D60-11D65 11D67-11D68 11D6A-11D89 11D98 11EE0-11EF2 11F02 11F04-11F10 11F12-11F33 11FB0 12000-12399 "
+    "12480-12543 12F90-12FF0 13000-1342F 13441-13446 13460-143FA 14400-14646 16100-1611D 16800-16A38 16A40-16A5E "
+    "16A70-16ABE 16AD0-16AED 16B00-16B2F 16B40-16B43 16B63-16B77 16B7D-16B8F 16D40-16D6C 16E40-16E7F 16F00-16F4A "
+    "16F50 16F93-16F9F 16FE0-16FE1 16FE3 17000-187F7 18800-18CD5 18CFF-18D08 1AFF0-1AFF3 1AFF5-1AFFB 1AFFD-1AFFE "
+    "1B000-1B122 1B132 1B150-1B152 1B155 1B164-1B167 1B170-1B2FB 1BC00-1BC6A 1BC70-1BC7C 1BC80-1BC88 1BC90-1BC99 "
+    "1D400-1D454 1D456-1D49C 1D49E-1D49F 1D4A2 1D4A5-1D4A6 1D4A9-1D4AC 1D4AE-1D4B9 1D4BB 1D4BD-1D4C3 1D4C5-1D505 "
+    "1D507-1D50A 1D50D-1D514 1D516-1D51C 1D51E-1D539 1D53B-1D53E 1D540-1D544 1D546 1D54A-1D550 1D552-1D6A5 "
+    "1D6A8-1D6C0 1D6C2-1D6DA 1D6DC-1D6FA 1D6FC-1D714 1D716-1D734 1D736-1D74E 1D750-1D76E 1D770-1D788 1D78A-1D7A8 "
+    "1D7AA-1D7C2 1D7C4-1D7CB 1DF00-1DF1E 1DF25-1DF2A 1E030-1E06D 1E100-1E12C 1E137-1E13D 1E14E 1E290-1E2AD "
+    "1E2C0-1E2EB 1E4D0-1E4EB 1E5D0-1E5ED 1E5F0 1E7E0-1E7E6 1E7E8-1E7EB 1E7ED-1E7EE 1E7F0-1E7FE 1E800-1E8C4 "
+    "1E900-1E943 1E94B 1EE00-1EE03 1EE05-1EE1F 1EE21-1EE22 1EE24 1EE27 1EE29-1EE32 1EE34-1EE37 1EE39 1EE3B 1EE42 "
+    "1EE47 1EE49 1EE4B 1EE4D-1EE4F 1EE51-1EE52 1EE54 1EE57 1EE59 1EE5B 1EE5D 1EE5F 1EE61-1EE62 1EE64 1EE67-1EE6A "
+    "1EE6C-1EE72 1EE74-1EE77 1EE79-1EE7C 1EE7E 1EE80-1EE89 1EE8B-1EE9B 1EEA1-1EEA3 1EEA5-1EEA9 1EEAB-1EEBB "
+    "20000-2A6DF 2A700-2B739 2B740-2B81D 2B820-2CEA1 2CEB0-2EBE0 2EBF0-2EE5D 2F800-2FA1D 30000-3134A 31350-323AF "
+)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.vocabularies', $pg_gpt2_source$"""Vocabularies as rows, and the cache of tokenizers by version.
+
+A vocabulary has 100,000 rows, too many to digest at every call: statement triggers add a row to llm_bpe_version instead, and
+the version is the ids that are visible there, usually one. Where row-level security is active for the caller, the visible rows
+are digested after all.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from .. import db
+from ..errors import DuplicateObject, WrongState, require
+from .bpe import Tokenizer, token_bytes
+
+MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
+
+_cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
+
+
+def load(model: str) -> Tokenizer:
+    """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary."""
+    found = find(model)
+    if found is None:
+        raise WrongState(
+            f'model "{model}" has no vocabulary',
+            hint=f"Load one: pg_llm_load_bpe_vocab and pg_llm_load_bpe_merges on the server, python -m loaders.ingest_tokenizer"
+            f" --model {model} as a client, or learn one with llm_train_bpe. Functions on token ids work without.",
+        )
+    return found
+
+
+def find(model: str) -> Tokenizer | None:
+    """The tokenizer of `model`, or None when it has no vocabulary."""
+    version = _version(model)
+    if version is None:
+        return None
+    found = _cache.get(model)
+    while found is None or found[0] != version:
+        found = (version, _read(model))
+        version = _version(model)  # another one where a change was committed between the statements that read
+        if version is None:
+            return None
+    _cache[model] = found
+    _cache.move_to_end(model)
+    while len(_cache) > MOST:
+        _cache.popitem(last=False)
+    return found[1]
+
+
+def cached() -> list[tuple[str, str]]:
+    """(model, version) of the tokenizers in memory, least recently used first."""
+    return [(model, version) for model, (version, _) in _cache.items()]
+
+
+def forget() -> None:
+    """Give up all tokenizers in memory."""
+    _cache.clear()
+
+
+def _version(model: str) -> str | None:
+    """None when the caller sees no token of `model`."""
+    row = db.row(
+        "SELECT concat_ws(' ', (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
+        " EXISTS (SELECT FROM {schema}.llm_bpe_merges m WHERE m.model = $1)) AS version,"
+        " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
+        " WHERE EXISTS (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1)",
+        ["text"],
+        model,
+    )
+    if row is None:
+        return None
+    return _digest(model) if row["filtered"] else row["version"]
+
+
+def _digest(model: str) -> str:
+    row = db.row(
+        "SELECT (SELECT md5(string_agg(concat_ws(' ', ctid, xmin, cmin), E'\\n' ORDER BY token_id))"
+        " FROM {schema}.llm_bpe_vocab WHERE model = $1)"
+        " || coalesce((SELECT md5(string_agg(concat_ws(' ', ctid, xmin, cmin), E'\\n' ORDER BY rank))"
+        " FROM {schema}.llm_bpe_merges WHERE model = $1), '') AS version",
+        ["text"],
+        model,
+    )
+    return (row or {})["version"]
+
+
+def touch() -> None:
+    """Make the version another one, and remove what earlier changes left, but for what others are removing now."""
+    row = db.row("INSERT INTO {schema}.llm_bpe_version DEFAULT VALUES RETURNING id")
+    level = db.row("SELECT current_setting('transaction_isolation') AS level")
+    if row and level == {
+        "level": "read committed"
+    }:  # in the others a row that somebody has removed meanwhile is an error
+        db.run(
+            "DELETE FROM {schema}.llm_bpe_version WHERE id IN"
+            " (SELECT id FROM {schema}.llm_bpe_version WHERE id < $1 FOR UPDATE SKIP LOCKED)",
+            ["int8"],
+            row["id"],
+        )
+
+
+def _read(model: str) -> Tokenizer:
+    tokens = {
+        row["token_id"]: row["bytes"]
+        for row in db.cursor("SELECT token_id, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1", ["text"], model)
+    }
+    merges = [
+        (row["left"], row["right"])
+        for row in db.cursor(
+            'SELECT "left", "right" FROM {schema}.llm_bpe_merges WHERE model = $1 ORDER BY rank', ["text"], model
+        )
+    ]
+    return Tokenizer(tokens, merges)
+
+
+def _empty(table: str, model: str) -> None:
+    """Delete what there is: who only adds vocabularies needs no right to delete."""
+    if db.row(f"SELECT 1 FROM {{schema}}.{table} WHERE model = $1 LIMIT 1", ["text"], model):
+        db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)
+
+
+def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
+    """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
+    require(model=model)
+    _empty("llm_bpe_vocab", model)
+    db.run(
+        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, bytes)"
+        " SELECT $1, token_id, token, bytes FROM unnest($2, $3, $4) AS new (token_id, token, bytes)",
+        ["text", "int4[]", "text[]", "bytea[]"],
+        *(model, list(vocab.values()), list(vocab), [token_bytes(token) for token in vocab]),
+    )
+
+
+def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
+    """Put `merges`, best first, in the place of the model's merges."""
+    require(model=model)
+    _empty("llm_bpe_merges", model)
+    db.run(
+        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
+        " SELECT $1, rank - 1, l, r, l || ' ' || r FROM unnest($2, $3) WITH ORDINALITY AS new (l, r, rank)",
+        ["text", "text[]", "text[]"],
+        *(model, [left for left, _ in merges], [right for _, right in merges]),
+    )
+
+
+def require_none(model: str) -> None:
+    """42710 when `model` has a vocabulary."""
+    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], model):
+        raise DuplicateObject(
+            f'model "{model}" already has a vocabulary',
+            hint="Choose another name, or DELETE its rows from llm_bpe_vocab and llm_bpe_merges first.",
+        )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training', $pg_gpt2_source$"""Learning: a step in memory, runs and what is recorded of them, and runs done again."""
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.audit', $pg_gpt2_source$"""Audited training steps: their ops as rows of llm_tape, and at level 'full' every value and gradient in llm_tensor_rt.
+
+It only looks on: a step calls it after each op, forward and backward, and computes the same bits at every level. What
+pg_gpt2.audit_keep would prune at once is not recorded in the first place, where that can be known.
+"""
+
+from collections import deque
+
+import numpy as np
+
+from .. import db
+from ..autograd.tape_rows import FLUSH_BYTES, Writer, drop, new_tape, update_grads
+from ..errors import InvalidParameter
+from ..ops import Sink
+from ..storage import store
+from ..tape import Node, Value
+from ..tensor import to_bytes
+from .trainer import Trainer
+
+LEVELS = ("none", "tape", "full")
+ROOM = 512  # handles drawn at a time
+
+
+def check_level(level: str) -> None:
+    """22023 unless `level` is one."""
+    if level not in LEVELS:
+        raise InvalidParameter(
+            f"audit must be one of {', '.join(LEVELS)}, not {level!r}",
+            hint="tape: one row an op; full: values and gradients as well.",
+        )
+
+
+def steps_kept() -> int | None:
+    """How many steps of a model stay (pg_gpt2.audit_keep); None = all."""
+    text = db.setting("audit_keep", "1") or "1"
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise InvalidParameter(
+            f"pg_gpt2.audit_keep must be a number of steps, not '{text}'", hint="1 is the default, 0 keeps all."
+        )
+    return int(text) or None
+
+
+def drop_all(model: str) -> None:
+    """Delete the tapes of all runs of a model."""
+    rows = db.query(
+        "SELECT DISTINCT t.tape_id FROM {schema}.llm_tape AS t JOIN {schema}.llm_run AS r USING (run_id) WHERE r.model = $1",
+        ["text"],
+        model,
+    )
+    if rows:
+        drop([row["tape_id"] for row in rows])
+
+
+class StepTape:
+    """The tape of one step; called by the trainer's tape after each op."""
+
+    def __init__(self, level: str, run_id: int, step: int) -> None:
+        self.full = level == "full"
+        self.writer = Writer(new_tape(), run_id=run_id, step=step, room=ROOM)
+        self._handles: dict[int, int] = {}  # of values by id(); of parameters by that of their sink
+        self._seen: list[Value | Sink] = []  # held, so that an id() means one object
+        self._grads: list[tuple[int, bytes]] = []
+        self._held = 0
+
+    @property
+    def tape_id(self) -> int:
+        """Its number."""
+        return self.writer.tape_id
+
+    def __call__(self, phase: str, node: Node) -> None:
+        """After an op ran (forward), or passed its gradient on (backward)."""
+        if phase == "forward":
+            inputs = [self._handle(value) for value in node.inputs]
+            self.writer.op(node.name, inputs, self._handle(node.output), node.attrs)
+        elif self.full and node.output.grad is not None:
+            self._grad(self._handle(node.output), node.output.grad)
+
+    def _handle(self, value: Value) -> int:
+        key = value if value.sink is None else value.sink
+        if id(key) not in self._handles:
+            data = to_bytes(value.data) if self.full and value.data is not None else None
+            self._handles[id(key)] = self.writer.tensor(value.shape, value.requires_grad, data)
+            self._seen.append(key)
+        return self._handles[id(key)]
+
+    def _grad(self, handle: int, grad: np.ndarray) -> None:
+        self._grads.append((handle, to_bytes(grad)))
+        self._held += grad.nbytes
+        if self._held >= FLUSH_BYTES:
+            self._flush_grads()
+
+    def _flush_grads(self) -> None:
+        self.writer.flush()
+        update_grads(self.tape_id, self._grads)
+        self._grads.clear()
+        self._held = 0
+
+    def finish(self, trainer: Trainer) -> dict[str, int]:
+        """After the step: gradients of the parameters; their handles by name."""
+        names = {id(sink): name for name, sink in trainer.sinks.items()}
+        params = {names[key]: handle for key, handle in self._handles.items() if key in names}
+        if self.full:
+            for name, grad in trainer.grads.items():
+                self._grad(params[name], grad)
+            self._flush_grads()
+        self._seen.clear()
+        self._handles.clear()
+        return params
+
+
+class Auditor:
+    """Audits the steps of a run: `begin` and `end` around each, `write` when the weights are written."""
+
+    def __init__(self, model: str, level: str) -> None:
+        check_level(level)
+        self.model, self.level = model, level
+        self._keep = steps_kept()
+        self._kept: deque[tuple[StepTape, dict[str, int]]] = deque(maxlen=self._keep)
+        self._tape: StepTape | None = None
+
+    def begin(self, run_id: int, step: int, steps_left: int = 0) -> StepTape | None:
+        """What watches this step; None when nobody does, as when more than enough steps are still to come."""
+        self._tape = None
+        if self.level != "none" and (self._keep is None or steps_left < self._keep):
+            self._tape = StepTape(self.level, run_id, step)
+        return self._tape
+
+    def end(self, trainer: Trainer) -> None:
+        """The step is done."""
+        if self._tape is None:
+            return
+        if self.level == "full" and self._keep is not None and len(self._kept) == self._keep:
+            drop([self._kept[0][0].tape_id])  # values were written as they came
+        self._kept.append((self._tape, self._tape.finish(trainer)))
+        self._tape = None
+        if self._keep is None:
+            self._flush()
+
+    def write(self) -> None:
+        """Insert what is kept, and delete the model's older steps."""
+        tapes = [tape.tape_id for tape, _ in self._kept]
+        self._flush()
+        if not tapes or self._keep is None:
+            return
+        rows = db.query(
+            "SELECT t.tape_id FROM {schema}.llm_tape AS t JOIN {schema}.llm_run AS r USING (run_id)"
+            " WHERE r.model = $1 GROUP BY t.tape_id ORDER BY t.tape_id DESC OFFSET $2",
+            ["text", "int4"],
+            self.model,
+            self._keep,
+        )
+        if rows:
+            drop([row["tape_id"] for row in rows])
+
+    def _flush(self) -> None:
+        for tape, params in self._kept:
+            tape.writer.flush()
+            db.run(
+                "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
+                f" SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {store.resolved('$2')} AS p"
+                " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name",
+                ["int8", "text", "text[]", "int8[]"],
+                *(tape.tape_id, self.model, list(params), list(params.values())),
+            )
+        self._kept.clear()
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.batches', $pg_gpt2_source$"""The order in which a training run reads its rows: a new permutation each epoch, a function of seed and step alone.
+
+Rows are numbered 0 .. n - 1 in the order the caller fixed; ids and model names play no part. A run resumes anywhere.
+"""
+
+import numpy as np
+
+from .. import rng
+from ..errors import InvalidParameter
+
+
+class BatchOrder:
+    """Rows of each step. Holds the permutation of one epoch."""
+
+    def __init__(self, seed: int, n_rows: int) -> None:
+        if n_rows < 1:
+            raise InvalidParameter("there are no rows to train on", hint="Load some with llm_dataset_load.")
+        self.seed, self.n_rows = seed, n_rows
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def rows(self, step: int, batch_size: int) -> np.ndarray:
+        """Row numbers [batch_size] of step 1, 2, ..; a batch may reach into the next epoch."""
+        if step < 1 or batch_size < 1:
+            raise InvalidParameter(
+                f"step {step} and batch size {batch_size} must be at least 1", hint="Steps and batches count from 1."
+            )
+        first = (step - 1) * batch_size
+        return np.array([self._row(i) for i in range(first, first + batch_size)], np.int64)
+
+    def _row(self, i: int) -> int:
+        epoch, place = divmod(i, self.n_rows)
+        if epoch != self._epoch:
+            source = np.random.Generator(rng.philox(self.seed, rng.ORDER, step=epoch))
+            self._epoch, self._order = epoch, source.permutation(self.n_rows)
+        return int(self._order[place])
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.datasets', $pg_gpt2_source$"""Rows of llm_dataset: loading text into them, and reading batches out of them.
+
+A batch is fetched when its step needs it, as the binary form of the arrays, which NumPy reads without a Python object a token.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import db, host
+from ..config import GPT2Config
+from ..errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
+from ..tokenizer.bpe import Tokenizer
+
+MANY_TOKENS = 1 << 24  # from where room is asked for
+INSERT_TOKENS = 1 << 16  # tokens a statement
+
+Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
+
+
+class Row(NamedTuple):
+    """A row of llm_dataset: tokens [T], targets [T], and the first 8 bytes of the SHA-256 of both."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    digest: int
+
+
+# Rows that a model learns from: its own, and those of nobody whose ids it has.
+USABLE = (
+    "(model = $1 OR model IS NULL"
+    " AND NOT EXISTS (SELECT FROM unnest(tokens || target) AS id WHERE id NOT BETWEEN 0 AND $2 - 1))"
+)
+
+
+def load(
+    texts: Iterator[str], tokenizer: Tokenizer, model: str, block_size: int, split: str, val_fraction: float
+) -> int:
+    """Tokenize `texts`, one end-of-text after each, into rows of `block_size`; the number of rows."""
+    if tokenizer.eos_token_id is None:
+        raise WrongState(
+            f'the vocabulary of "{model}" has no end-of-text token to put after each text',
+            hint="Add a token <|endoftext|> to llm_bpe_vocab.",
+        )
+    ids = np.concatenate(list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)])
+    rows = (ids.size - 1) // block_size
+    if rows < 1:
+        raise InvalidParameter(
+            f"the source has {ids.size} tokens, too few for one row of {block_size} and the token after it",
+            hint="Use a smaller block_size, or more text.",
+        )
+    first_val = rows - round(rows * val_fraction)
+    _insert(ids, model, block_size, split, 0, first_val)
+    _insert(ids, model, block_size, "val", first_val, rows)
+    return rows
+
+
+def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Ids of each text and one end-of-text."""
+    count, room = 0, MANY_TOKENS
+    for text in texts:
+        ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32)
+        count += ids.size
+        if count > room:
+            room = 2 * count
+            host.require_memory(2 * ids.itemsize * room, f"data of more than {count} tokens")  # in parts, and as one
+        yield ids
+
+
+def _insert(ids: np.ndarray, model: str, block_size: int, split: str, start: int, stop: int) -> None:
+    """Rows start..stop of the stream `ids`, targets shifted by one."""
+    step = max(1, INSERT_TOKENS // block_size)
+    for first in range(start, stop, step):
+        rows = min(step, stop - first)
+        part = ids[first * block_size : (first + rows) * block_size + 1]
+        db.run(
+            "INSERT INTO {schema}.llm_dataset (model, split, tokens, target)"
+            " SELECT $1, $2, $3[i * $4 + 1 : (i + 1) * $4], $3[i * $4 + 2 : (i + 1) * $4 + 1]"
+            " FROM generate_series(0, $5 - 1) AS i ORDER BY i",
+            ["text", "text", "int4[]", "int4", "int4"],
+            *(model, split, part.tolist(), block_size, rows),
+        )
+        host.check_interrupts()
+
+
+def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
+    """Ids of the rows that `model` may use, in order; 55000 when there is none."""
+    rows = db.query(
+        f"SELECT id FROM {{schema}}.llm_dataset WHERE split = $3 AND {USABLE} ORDER BY id",
+        ["text", "int4", "text"],
+        *(model, config.vocab, split),
+    )
+    if not rows:
+        raise WrongState(
+            f'there is no data of split "{split}" for model "{model}"',
+            hint=f"Load some: SELECT llm_dataset_load('SELECT body FROM documents', '{model}',"
+            f" {min(config.n_positions, 256)}{'' if split == 'train' else ', val_fraction => 0.1'}).",
+        )
+    return np.asarray([row["id"] for row in rows])
+
+
+def digest(model: str, config: GPT2Config) -> str:
+    """SHA-256 of the training rows that `model` may use, in order; their ids play no part."""
+    found = hashlib.sha256()
+    for row in db.cursor(
+        "SELECT array_send(tokens) AS tokens, array_send(target) AS target"
+        f" FROM {{schema}}.llm_dataset WHERE split = 'train' AND {USABLE} ORDER BY id",
+        ["text", "int4"],
+        *(model, config.vocab),
+    ):
+        found.update(row["tokens"])
+        found.update(row["target"])
+        host.check_interrupts()
+    return found.hexdigest()
+
+
+def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
+    """The rows `ids`, checked, in that order."""
+    found = db.query(
+        "SELECT id, array_send(tokens) AS tokens, array_send(target) AS target FROM {schema}.llm_dataset WHERE id = ANY ($1)",
+        ["int8[]"],
+        list(map(int, ids)),
+    )
+    by_id = {}
+    for row in found:
+        tokens, targets = _ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])
+        _check_row(row["id"], tokens, targets, model, config)
+        digest = hashlib.sha256(row["tokens"] + row["target"]).digest()
+        by_id[row["id"]] = Row(tokens, targets, int.from_bytes(digest[:8], "big", signed=True))
+    for row_id in ids:
+        if row_id not in by_id:
+            raise UndefinedObject(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
+    return [by_id[row_id] for row_id in ids]
+
+
+def batches(found: Iterable[Row]) -> list[Batch]:
+    """Rows as batches of equal length, in their order within a length."""
+    by_length: dict[int, list[Row]] = {}
+    for row in found:
+        by_length.setdefault(row.tokens.size, []).append(row)
+    return [(np.stack([r.tokens for r in rows]), np.stack([r.targets for r in rows])) for rows in by_length.values()]
+
+
+def _ints(row_id: int, sent: bytes) -> np.ndarray:
+    """int4[] in PostgreSQL's binary form: a header of 20 bytes, then length and value, big-endian. NULLs are refused."""
+    if int.from_bytes(sent[:4], "big") != 1 or int.from_bytes(sent[4:8], "big"):
+        raise InconsistentData(
+            f"row {row_id} of llm_dataset has an array with nulls or more than one dimension", hint="Delete the row."
+        )
+    return np.frombuffer(sent, ">i4", offset=20).reshape(-1, 2)[:, 1].astype(np.int64)
+
+
+def _check_row(row_id: int, tokens: np.ndarray, target: np.ndarray, model: str, config: GPT2Config) -> None:
+    if tokens.size > config.n_positions:
+        raise InvalidParameter(
+            f"row {row_id} of llm_dataset has {tokens.size} tokens, more than the {config.n_positions} positions of"
+            f' model "{model}"',
+            hint=f"Load the data with block_size => {config.n_positions} or less.",
+        )
+    for ids in (tokens, target):
+        if ids.min() < 0 or ids.max() >= config.vocab:
+            raise InvalidParameter(
+                f'row {row_id} of llm_dataset has a token id outside 0..{config.vocab - 1}, the ids of model "{model}"',
+                hint="Tokenize the text with this model's vocabulary: llm_dataset_load.",
+            )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.hand_steps', $pg_gpt2_source$"""Steps by hand: llm_train_step, one statement a step, each recorded with its parameters under the model's manual run.
+
+The run ends when anything else changes the weights, so that its steps follow one another and can be done again as a run's.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from .. import db
+from ..storage import weights
+from . import datasets, runs
+from .audit import Auditor
+from .optim import lr_schedule
+from .session import Session, Settings
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one step by hand is to do, on `batch_size` rows; its number is the model's own."""
+
+    settings: Settings
+    total_steps: int | None
+    batch_size: int
+
+    @classmethod
+    def of(cls, config: dict, batch_size: int) -> "StepPlan":
+        """Back from llm_train_log.config."""
+        return cls(runs.settings_of(config), config["total_steps"], batch_size)
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the model's step 1, 2, ..."""
+        settings = self.settings
+        if self.total_steps is not None:
+            return lr_schedule(step, settings.warmup, self.total_steps, settings.lr_max, settings.min_lr)
+        return settings.lr_max * min(1.0, step / settings.warmup) if settings.warmup else settings.lr_max
+
+
+def train_step(
+    session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None, audit: str
+) -> float:
+    """One step by hand, on the rows `ids`, else on the next row of the training data; the loss before it."""
+    step = session.step + 1
+    if ids is None:
+        rows = datasets.row_ids(session.model, session.config, "train")
+        ids = [int(rows[(step - 1) % len(rows)])]
+    plan = StepPlan(settings, total_steps, len(ids))
+    log = runs.Log(_manual_run(session, settings.seed), session.model)
+    auditor = Auditor(session.model, audit)
+    began = time.perf_counter()
+    lr, result, digests = runs.learn(session, plan, step, ids, auditor.begin(log.run_id, step))
+    auditor.end(session.trainer)
+    log.add(step, lr, result, time.perf_counter() - began, ids, digests)
+    began = time.perf_counter()
+    session.write()
+    auditor.write()
+    seconds = time.perf_counter() - began
+    config = asdict(settings) | {"total_steps": total_steps, "attention_chunk": session.trainer.chunk}
+    log.write(seconds, config=config, lineage=weights.lineage_of(session.model))
+    return result.loss
+
+
+def _manual_run(session: Session, seed: int) -> int:
+    """The model's run of steps by hand: the one that left these weights, else a new one."""
+    found = runs.environment()
+    row = db.row(
+        "SELECT r.run_id, l.lineage = $2 AS same, coalesce(r.resumed -> -1 -> 'environment', r.environment) = $3 AS here"
+        " FROM {schema}.llm_run AS r LEFT JOIN LATERAL (SELECT lineage FROM {schema}.llm_train_log"
+        " WHERE run_id = r.run_id ORDER BY step DESC LIMIT 1) AS l ON true WHERE r.model = $1 AND r.status = 'manual'",
+        ["text", "text", "jsonb"],
+        *(session.model, weights.lineage_of(session.model), json.dumps(found)),
+    )
+    if row is None or not row["same"]:
+        finish_manual_run(session.model)
+        return runs.new_run(session, runs.tied_in(session), seed, None, "manual")
+    if not row["here"]:
+        db.run(
+            f"UPDATE {{schema}}.llm_run SET {runs.RESUMED} WHERE run_id = $1",
+            ["int8", "int8", "jsonb"],
+            *(row["run_id"], session.step, json.dumps(found)),
+        )
+    return row["run_id"]
+
+
+def finish_manual_run(model: str) -> None:
+    """The next step of `model` by hand begins another run."""
+    db.run(
+        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp()"
+        " WHERE model = $1 AND status = 'manual'",
+        ["text"],
+        model,
+    )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.optim', $pg_gpt2_source$"""AdamW (Loshchilov & Hutter 2019), global-norm clipping, and the learning rate's schedule, as torch computes them.
+
+Everything works in place on fixed pieces that stay in a core's cache, so that a step reads and writes each array once.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import cos, isfinite, pi, sqrt
+
+import numpy as np
+
+from .. import threads
+from ..errors import InvalidParameter
+from ..ops import buffers
+from ..ops.products import run_all
+
+PIECE = 1 << 17  # scalars: what a step touches of them fits a second-level cache
+AT_ONCE = 256  # pieces between looks for an interrupt: some 20 ms
+CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
+
+
+def adamw(
+    w: np.ndarray,
+    g: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    step: int,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step on flat arrays, in place in w, m and v; g stays. The decay acts on the old weight.
+
+    `1 - beta` is taken in the arrays' precision, as the moments themselves are. Every pass over memory counts, so
+    grad_scale and the bias corrections are in the constants: w -= lr' m / (sqrt(v) + eps').
+    """
+    kind = w.dtype.type
+    a = buffers.scratch("adamw_a", w.shape, w.dtype)
+    correction = sqrt(1.0 - beta2**step)
+    np.multiply(g, np.sqrt(kind(1) - kind(beta2)) * kind(grad_scale), out=a)
+    a *= a
+    v *= kind(beta2)
+    v += a
+    np.multiply(g, (kind(1) - kind(beta1)) * kind(grad_scale), out=a)
+    m *= kind(beta1)
+    m += a
+    np.sqrt(v, out=a)
+    a += kind(eps * correction)
+    np.divide(m, a, out=a)
+    a *= kind(lr * correction / (1.0 - beta1**step))
+    if weight_decay:
+        w *= kind(1.0 - lr * weight_decay)
+    w -= a
+
+
+def check_adamw(lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int) -> None:
+    """22023 when a hyperparameter is outside its domain."""
+    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+        if not (isfinite(value) and value >= 0):
+            raise InvalidParameter(
+                f"{name} must be a finite number of at least 0, not {value}",
+                hint="torch's defaults are lr 1e-3, eps 1e-8 and weight_decay 0.01.",
+            )
+    for name, value in (("beta1", beta1), ("beta2", beta2)):
+        if not 0 <= value < 1:
+            raise InvalidParameter(
+                f"{name} must be at least 0 and below 1, not {value}",
+                hint="torch's defaults are beta1 0.9 and beta2 0.999.",
+            )
+    if step < 1:
+        raise InvalidParameter(f"step must be at least 1, not {step}", hint="AdamW counts its steps from 1.")
+
+
+def step_all(
+    weights: Mapping[str, np.ndarray],
+    grads: Mapping[str, np.ndarray],
+    m: Mapping[str, np.ndarray],
+    v: Mapping[str, np.ndarray],
+    steps: Mapping[str, int],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_scale: float = 1.0,
+) -> None:
+    """AdamW on every parameter in `grads`; decay on tensors of two or more dimensions. `steps` are those being made."""
+    tasks = []
+    for name, grad in grads.items():
+        decay = weight_decay if grad.ndim >= 2 else 0.0
+        check_adamw(lr, beta1, beta2, eps, decay, steps[name])
+        flat = [_flat(array) for array in (weights[name], grad, m[name], v[name])]
+        for part in threads.pieces(grad.size, PIECE):
+
+            def task(flat: list = flat, part: slice = part, decay: float = decay, step: int = steps[name]) -> None:
+                adamw(
+                    *(array[part] for array in flat),
+                    lr=lr,
+                    beta1=beta1,
+                    beta2=beta2,
+                    eps=eps,
+                    weight_decay=decay,
+                    step=step,
+                    grad_scale=grad_scale,
+                )
+
+            tasks.append(task)
+    run_all(tasks, at_once=AT_ONCE)
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    """A flat view; a copy would lose the update."""
+    if not array.flags.c_contiguous:
+        raise ValueError("parameters and their state must be contiguous")
+    return array.reshape(-1)
+
+
+def global_norm(grads: Sequence[np.ndarray]) -> float:
+    """Euclidean norm of all gradients together; dot products of fixed pieces, added in float64."""
+    parts = [(grad.reshape(-1), part) for grad in grads for part in threads.pieces(grad.size, PIECE)]
+    squares = np.zeros(len(parts))
+
+    def square(i: int) -> None:
+        flat, part = parts[i]
+        squares[i] = np.dot(flat[part], flat[part])
+
+    run_all([lambda i=i: square(i) for i in range(len(parts))], at_once=AT_ONCE)  # type: ignore[misc]
+    return sqrt(squares.sum())
+
+
+def clip_scale(norm: float, clip: float | None) -> float:
+    """What to multiply gradients with so that their norm is at most `clip`; 1 without a clip."""
+    if clip is None:
+        return 1.0
+    if not clip > 0:
+        raise InvalidParameter(f"grad_clip must be positive, not {clip}", hint="NULL turns clipping off.")
+    return min(1.0, clip / (norm + CLIP_EPS))
+
+
+def lr_schedule(step: int, warmup: int, total: int, lr_max: float, min_lr: float = 0.0) -> float:
+    """Linear warm-up to lr_max, then half a cosine to min_lr at `total`, and min_lr from there on."""
+    if step < warmup:
+        return lr_max * step / warmup
+    progress = min(1.0, (step - warmup) / (total - warmup)) if total > warmup else 1.0
+    return min_lr + 0.5 * (lr_max - min_lr) * (1.0 + cos(pi * progress))
+
+
+def run_lr(step: int, n_steps: int, warmup: int, lr_max: float, min_lr: float = 0.0) -> float:
+    """Learning rate of step 1 .. n of a run: `lr_schedule` with the warm-up cut to n / 10; lr_max when n is 1."""
+    if n_steps == 1:
+        return lr_max
+    return lr_schedule(step, min(warmup, n_steps // 10), n_steps, lr_max, min_lr)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.run_replay', $pg_gpt2_source$"""A training run done again beside what is recorded of it: from a checkpoint, or from the seed of the model's first weights.
 
 It trains a copy in memory and writes nothing. Under the environment of the run every bit must agree; under another one losses
 and norms must agree within a tolerance, and where bits part is only told. `replay` does the same for one tape.
@@ -9899,16 +12428,18 @@ from dataclasses import dataclass, field
 from math import isclose
 from typing import Any
 
-from . import checkpoints, datasets, db, host, resources, runs, store
+from .. import db, host, resources
+from ..errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ..storage import checkpoints, store
+from ..storage.checkpoint_files import KINDS, Part
+from ..storage.checkpoints import Checkpoint
+from ..tensor import to_bytes
+from . import datasets, runs
 from .batches import BatchOrder
-from .checkpoint_files import KINDS, Part
-from .checkpoints import Checkpoint
-from .errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
 from .hand_steps import StepPlan
 from .run_start import Difference, Record, begin, check_settings, logged_step, saved_checkpoints
-from .tensor import to_bytes
+from .session import Learner
 from .trainer import Diverged, StepResult
-from .training import Learner
 
 DECISIVE = ("sources", "numpy", "blas", "machine", "processor")  # about bits; the number of threads is not
 TOLERANCE = 1e-3  # relative: rounding of float32, 6e-8, which grows from step to step
@@ -10127,7 +12658,7 @@ class _Replay:
         if self.record.plan and not self.same_data and self.report.difference is None:
             notes.append("the data have changed since, but not the rows that these steps read")
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.run_start', $pg_gpt2_source$"""What is recorded of a training run, and where it can be done again from: a checkpoint, or the seed of the first weights.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.run_start', $pg_gpt2_source$"""What is recorded of a training run, and where it can be done again from: a checkpoint, or the seed of the first weights.
 
 The state is read into memory, each block compared with its digest; nothing is written. `run_replay` goes on from there.
 """
@@ -10139,15 +12670,17 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoints, db, gpt2, host, runs, store
-from .checkpoint_files import KINDS
-from .checkpoints import Checkpoint
-from .config import GPT2Config
-from .errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
-from .ops import CHUNK
-from .tensor import FLOAT32
+from .. import db, gpt2, host
+from ..config import GPT2Config
+from ..errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ..ops import CHUNK
+from ..storage import checkpoints, store
+from ..storage.checkpoint_files import KINDS
+from ..storage.checkpoints import Checkpoint
+from ..tensor import FLOAT32
+from . import runs
+from .session import Learner, Settings
 from .trainer import Trainer
-from .training import Learner, Settings
 
 
 @dataclass(frozen=True)
@@ -10377,7 +12910,7 @@ def logged_step(run_id: int, step: int) -> db.Row | None:
         *(run_id, step),
     )
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.runs', $pg_gpt2_source$"""Training runs: the loop over steps, and what is recorded of it: the run, a log row a step, the weights at commit points.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.runs', $pg_gpt2_source$"""Training runs: the loop over steps, and what is recorded of it: the run, a log row a step, the weights at commit points.
 
 A run is determined by its configuration, the data and the weights at its start; every step by its number. So an interrupted
 run goes on where its last commit left it, and ends with the bits of an uninterrupted one.
@@ -10392,13 +12925,14 @@ from typing import Protocol
 
 import numpy as np
 
-from . import __version__, datasets, db, host, resources, threads
+from .. import __version__, db, host, resources, threads
+from ..tape import Audit
+from . import datasets
 from .audit import Auditor
 from .batches import BatchOrder
 from .optim import run_lr
-from .tape import Audit
+from .session import Learner, Session, Settings, mean_loss
 from .trainer import StepResult
-from .training import Learner, Session, Settings, mean_loss
 
 # $2: steps done, $3: environment().
 RESUMED = (
@@ -10728,2045 +13262,7 @@ class _Progress:
             db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
             self.tokens, self.began = 0, time.perf_counter()
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.sampling', $pg_gpt2_source$"""From logits to a token: the processors of Hugging Face's `generate`, in its order, and a seeded draw.
-
-Repetition penalty, temperature, top-k, top-p, min-p; temperature 0 is greedy. Which tokens are kept and their probabilities equal
-transformers' LogitsProcessors (`RepetitionPenalty`, `Temperature`, `TopK`, `TopP`, `MinP`); the draws themselves do not.
-"""
-
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
-
-from .errors import InvalidParameter, NullNotAllowed
-
-_UNIT = 2.0**-53
-ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
-_COLDEST = 1e-30  # below it logits / temperature may overflow float32; any difference decides: only the best are left
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to choose the next token. `topk` 0, `topp` 1, `min_p` 0 and `repetition_penalty` 1 switch a step off."""
-
-    temperature: float = 1.0
-    topk: int = 50
-    topp: float = 0.95
-    repetition_penalty: float = 1.0
-    min_p: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "topk", "topp", "repetition_penalty", "min_p"):
-            value = getattr(self, name)
-            if value is None:
-                raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default.")
-            if not math.isfinite(value):
-                raise InvalidParameter(f"{name} must be finite, not {value}", hint="Leave it out to get its default.")
-        _check(self.temperature >= 0, "temperature", self.temperature, "0 or more", "0 takes the most probable token.")
-        _check(self.topk >= 0, "topk", self.topk, "0 or more", "0 keeps all tokens.")
-        _check(0 <= self.topp <= 1, "topp", self.topp, "between 0 and 1", "1 keeps all tokens.")
-        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1", "0 keeps all tokens.")
-        _check(
-            self.repetition_penalty > 0,
-            "repetition_penalty",
-            self.repetition_penalty,
-            "above 0",
-            "1 is no penalty, 1.2 a usual one.",
-        )
-
-
-def _check(good: bool, name: str, value: float, domain: str, hint: str) -> None:
-    if not good:
-        raise InvalidParameter(f"{name} must be {domain}, not {value}", hint=hint)
-
-
-class Draws:
-    """Numbers in [0, 1) that depend on the seed only: the n-th of a Philox stream, for the n-th token."""
-
-    def __init__(self, seed: int) -> None:
-        self._bits = np.random.Philox(key=seed & (2**64 - 1))
-
-    def next(self) -> float:
-        """The next number."""
-        return (int(self._bits.random_raw()) >> 11) * _UNIT
-
-
-def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> int:
-    """Id of the next token for `logits` [vocab] after the tokens `seen`; `draw` in [0, 1) decides among those kept."""
-    scores = penalize(logits, seen, how.repetition_penalty)
-    if how.temperature < _COLDEST:
-        return int(np.argmax(scores))
-    ids, probabilities = distribution(scores, how)
-    cumulative = np.cumsum(probabilities, dtype=np.float64)
-    place = np.searchsorted(cumulative, draw * cumulative[-1], side="right")
-    return int(ids[min(int(place), len(ids) - 1)])
-
-
-def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> bool:
-    """Whether `choose` gives the same token for all logits that differ from these by no more than rounding."""
-    scores = penalize(logits, seen, how.repetition_penalty)
-    margin = ROUNDING * max(1.0, float(np.abs(logits).max())) * max(1.0, how.repetition_penalty)
-    if how.temperature < _COLDEST:
-        return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > margin)
-    if 0 < how.topk < len(scores):
-        ordered = np.partition(scores, (-how.topk - 1, -how.topk))
-        if ordered[-how.topk] - ordered[-how.topk - 1] <= margin:
-            return False
-    slack = margin / how.temperature  # relative error of a probability
-    loose, strict = (_bounds(scores, how, sign * slack) for sign in (1, -1))
-    if not np.array_equal(loose, strict):
-        return False
-    _, probabilities = distribution(scores, how)
-    cumulative = np.cumsum(probabilities, dtype=np.float64)
-    return bool(np.abs(cumulative / cumulative[-1] - draw).min() > slack)
-
-
-def _bounds(scores: np.ndarray, how: Sampling, slack: float) -> np.ndarray:
-    """Ids kept when top-p and min-p are moved by `slack`."""
-    moved = replace(how, topp=min(1.0, max(0.0, how.topp + slack)) if how.topp < 1 else 1.0)
-    moved = replace(moved, min_p=min(1.0, max(0.0, how.min_p * (1 - slack))))
-    return distribution(scores, moved)[0]
-
-
-def penalize(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.ndarray:
-    """Divide the positive and multiply the negative logits of `seen` tokens (Keskar et al. 2019, CTRL)."""
-    if penalty == 1 or not len(seen):
-        return logits
-    scores = logits.copy()
-    ids = np.unique(np.asarray(seen))
-    values = scores[ids]
-    scores[ids] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
-    return scores
-
-
-def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Kept ids, ascending, and their probabilities; temperature must not be 0."""
-    if how.temperature < _COLDEST:
-        scores = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
-    else:
-        scores = scores / np.float32(how.temperature)
-    ids = np.arange(len(scores))
-    if 0 < how.topk < len(scores):
-        least = np.partition(scores, -how.topk)[-how.topk]
-        ids = np.flatnonzero(scores >= least)
-        scores = scores[ids]
-    if how.topp < 1:
-        kept = _nucleus(scores, how.topp)
-        ids, scores = ids[kept], scores[kept]
-    probabilities = softmax(scores)
-    if how.min_p > 0:
-        kept = np.flatnonzero(probabilities >= np.float32(how.min_p) * probabilities.max())
-        ids, probabilities = ids[kept], softmax(scores[kept])
-    return ids, probabilities
-
-
-def _nucleus(scores: np.ndarray, topp: float) -> np.ndarray:
-    """Places of the fewest most probable scores whose probabilities reach `topp`, ascending; at least one."""
-    ascending = np.argsort(scores, kind="stable")
-    cumulative = np.cumsum(softmax(scores[ascending]), dtype=np.float64).astype(np.float32)
-    kept = cumulative > np.float32(1 - topp)
-    kept[-1] = True
-    return np.sort(ascending[kept])
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Probabilities of `scores`, float32. A score of +inf takes all."""
-    top = scores.max()
-    if not np.isfinite(top):
-        hits = (scores == top).astype(np.float32)
-        return hits / hits.sum()
-    exponentials = np.exp(scores - top)
-    return exponentials / exponentials.sum()
-
-
-def log_softmax(logits: np.ndarray, token: int) -> float:
-    """Log-probability of `token` under `logits`, before any processor."""
-    top = float(logits.max())
-    return float(logits[token]) - top - math.log(float(np.exp(logits - np.float32(top)).sum(dtype=np.float64)))
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.scoring', $pg_gpt2_source$"""What a model thinks of a given text: log-probabilities, ranks, perplexity, and hidden states as an embedding.
-
-Past the window it slides by half, as in Hugging Face's guide to perplexity of fixed-length models: every token is scored once,
-with at least half a window before it. Logits are made a few rows at a time.
-"""
-
-from collections.abc import Iterator, Sequence
-
-import numpy as np
-
-from . import gpt2, host, threads
-from .config import LAYER_NORM_EPS, GPT2Config
-from .decode import checked
-from .errors import InvalidParameter
-from .layout import Arranged
-from .ops.products import product
-from .tape import Eager
-
-ROWS = 32  # rows of logits at a time: 6 MB of GPT-2's
-
-
-def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probability and rank (1 = most probable) of ids[1:], each given what precedes it: two vectors [len(ids) - 1]."""
-    logprobs = np.empty(len(ids) - 1)
-    ranks = np.empty(len(ids) - 1, np.int64)
-    tokens = np.asarray(ids, np.int64)
-    for start, first, stop in windows(len(ids), config.n_positions):
-        hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
-        for rows in threads.pieces(stop - first, ROWS):
-            targets = tokens[first:stop][rows]
-            logits = checked(product(hidden[first - 1 - start :][rows], params["wte"].T))
-            place = slice(first - 1 + rows.start, first - 1 + rows.stop)
-            logprobs[place], ranks[place] = _score_rows(logits, targets)
-            host.check_interrupts()
-    return logprobs, ranks
-
-
-def _score_rows(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [m, V], [m] -> [m], [m]
-    chosen = logits[np.arange(len(targets)), targets]
-    ranks = 1 + np.count_nonzero(logits > chosen[:, None], axis=1)
-    top = logits.max(axis=1, keepdims=True)
-    logits -= top
-    chosen = chosen - top[:, 0]
-    np.exp(logits, out=logits)
-    return chosen - np.log(logits.sum(axis=1, dtype=np.float64)), ranks
-
-
-def windows(n: int, width: int) -> Iterator[tuple[int, int, int]]:
-    """(start, first, stop): the window start..stop scores the tokens first..stop, of `n` tokens from the second on."""
-    scored = 1
-    stride = max(1, width // 2)
-    for start in range(0, n, stride):
-        stop = min(start + width, n)
-        if scored < stop:
-            yield start, scored, stop
-        scored = stop
-        if stop == n:
-            return
-
-
-def embedding(params: Arranged, config: GPT2Config, ids: Sequence[int], layer: int | None, pooling: str) -> np.ndarray:
-    """Hidden state [D] after `layer` blocks (0 = embeddings, null or n_layer = after the final norm), over all tokens.
-
-    Texts longer than the window are cut into windows; 'mean' averages all tokens, 'last' takes the last one.
-    """
-    depth = _depth(layer, config)
-    if pooling not in ("mean", "last"):
-        raise InvalidParameter(
-            f"pooling must be 'mean' or 'last', not '{pooling}'",
-            hint="mean averages all tokens, last takes the last one.",
-        )
-    tokens = np.asarray(ids, np.int64)
-    if pooling == "last":
-        return _states(params, config, tokens[-config.n_positions :], depth)[-1]
-    total = np.zeros(config.d_model, np.float64)
-    for window in threads.pieces(len(tokens), config.n_positions):
-        total += _states(params, config, tokens[window], depth).sum(axis=0, dtype=np.float64)
-    return (total / len(tokens)).astype(np.float32)
-
-
-def _depth(layer: int | None, config: GPT2Config) -> int:
-    depth = config.n_layer if layer is None else layer
-    if depth < 0:
-        depth += config.n_layer + 1
-    if not 0 <= depth <= config.n_layer:
-        raise InvalidParameter(
-            f"layer {layer} is not in 0..{config.n_layer}",
-            hint="0 is the embeddings, -1 or null the state after the final norm.",
-        )
-    return depth
-
-
-def _states(params: Arranged, config: GPT2Config, ids: np.ndarray, depth: int) -> np.ndarray:  # [T] -> [T, D]
-    run = Eager()
-    x = gpt2.embed(run, params, ids[None])
-    for i in range(depth):
-        x = gpt2.block(run, gpt2.layer_params(params, i), x, n_head=config.n_head, layer=i)
-    if depth == config.n_layer:
-        x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
-    return checked(x[0], "hidden states")
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server_files', $pg_gpt2_source$"""Files of the server's file system: only for members of pg_read_server_files and pg_write_server_files, as COPY has it.
-
-Membership is asked with USAGE, so that a NOINHERIT member has to SET ROLE first. Writing goes to a temporary file beside the
-target, which is renamed when it is complete: a failure leaves what was there.
-"""
-
-import contextlib
-import errno
-import os
-import re
-import stat
-import tempfile
-from collections.abc import Callable
-from typing import BinaryIO
-
-from . import db
-from .errors import (
-    DiskFull,
-    FileAccessError,
-    InsufficientPrivilege,
-    InvalidParameter,
-    MalformedData,
-    NullNotAllowed,
-    UndefinedFile,
-)
-
-TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by the process's number
-
-
-def open_to_read(path: str | None) -> BinaryIO:
-    """An open regular file; 42501, 58P01 or 58030 when that may not or cannot be."""
-    real = _allowed(path, "pg_read_server_files", "read")
-    try:
-        handle = os.open(
-            real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        )  # opening a named pipe would wait for its writer
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            os.close(handle)
-            raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
-        return open(handle, "rb")
-    except OSError as error:
-        raise _file_error(path, error) from None
-
-
-def read(path: str | None, limit: int) -> bytes:
-    """All bytes of a file of at most `limit` bytes."""
-    with open_to_read(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise MalformedData(f'"{path}" has more than {limit} bytes', hint="Is this the right file?")
-    return data
-
-
-def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
-    """Let `fill` write the file `path`, which appears when it is complete; its size."""
-    real = _allowed(path, "pg_write_server_files", "write")
-    temporary = None
-    try:
-        _remove_left_over(os.path.dirname(real))
-        handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=os.path.dirname(real))
-        with open(handle, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-            size = file.tell()
-        os.replace(temporary, real)
-        temporary = None
-        return size
-    except OSError as error:
-        raise _file_error(path, error) from None
-    finally:
-        if temporary is not None:
-            os.unlink(temporary)
-
-
-def _remove_left_over(folder: str) -> None:
-    """Remove what processes that were killed while they wrote here left."""
-    for name in os.listdir(folder):
-        if found := re.fullmatch(re.escape(TEMPORARY) + r"(\d{1,9})-\w+", name):
-            try:
-                os.kill(int(found[1]), 0)
-            except ProcessLookupError:
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(folder, name))
-            except OSError:  # a process of somebody else
-                pass
-
-
-def _allowed(path: str | None, role: str, verb: str) -> str:
-    """The path after links are resolved, when the caller may use it."""
-    if path is None:
-        raise NullNotAllowed("path must not be null", hint="Give an absolute path on the server.")
-    row = db.row("SELECT pg_has_role(current_user, $1, 'USAGE') AS allowed", ["text"], role)
-    if not (row or {})["allowed"]:
-        raise InsufficientPrivilege(
-            f"permission denied to {verb} files on the server",
-            hint=f"Only members of {role} may; the programs in loaders/ do the same as a client.",
-        )
-    if not os.path.isabs(path):
-        raise InvalidParameter(
-            f'path "{path}" is not absolute', hint="The server's working directory is its data directory."
-        )
-    return os.path.realpath(path)
-
-
-def _file_error(path: str | None, error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DiskFull(f'cannot write "{path}": {error.strerror}', hint="Make room there, or choose another place.")
-    kind = UndefinedFile if isinstance(error, FileNotFoundError | NotADirectoryError) else FileAccessError
-    return kind(
-        f'cannot open "{path}": {error.strerror}',
-        hint="The path is on the server, and its operating-system user needs access.",
-    )
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.sharing', $pg_gpt2_source$"""Weight sharing: which rows of llm_param stand in for which of another model. Reading resolves them: see store.resolved.
-
-A source is never a target itself, so that resolving is one step. Whatever changes a model locks its sources, too.
-"""
-
-from . import db, store
-from .errors import InvalidParameter, PgGpt2Error, UndefinedObject
-
-Block = tuple[str, str, int]  # model, name, token_id
-
-
-class StillUsed(PgGpt2Error):
-    """Rows that other models share cannot go away under them."""
-
-    sqlstate = "2BP01"
-
-
-def share(source: str, name: str, token_id: int | None, target: str, as_name: str, as_token_id: int | None) -> int:
-    """Share one block, or with `token_id` None all of a tensor; how many."""
-    if source == target:
-        raise InvalidParameter(
-            f'"{source}" cannot share a tensor with itself', hint="Give two models; within one, weights are not tied."
-        )
-    store.lock(source, target)
-    blocks = _blocks(source, name, token_id)
-    _check_target(target, as_name, as_token_id, token_id is None, [row["shape"] for row in blocks], blocks)
-    for row in blocks:
-        place = row["token_id"] if as_token_id is None else as_token_id
-        db.run(
-            "INSERT INTO {schema}.llm_param_share VALUES ($1, $2, $3, $4, $5, $6)"
-            " ON CONFLICT (target_model, target_name, target_token_id) DO UPDATE SET (source_model, source_name,"
-            " source_token_id) = (excluded.source_model, excluded.source_name, excluded.source_token_id)",
-            ["text", "text", "int4", "text", "text", "int4"],
-            *(row["source_model"], row["source_name"], row["source_token_id"], target, as_name, place),
-        )
-    return len(blocks)
-
-
-def _blocks(model: str, name: str, token_id: int | None) -> list[db.Row]:
-    """The blocks of a tensor, each with the row that it really is; 42704 when there is none."""
-    store.config(model)
-    found = db.query(
-        "SELECT token_id, shape, source_model, source_name, source_token_id"
-        f" FROM {store.resolved()} AS p WHERE name = $2 AND ($3 IS NULL OR token_id = $3) ORDER BY token_id",
-        ["text", "text", "int4"],
-        *(model, name, token_id),
-    )
-    if not found:
-        raise UndefinedObject(
-            f'model "{model}" has no tensor "{name}"' + ("" if token_id is None else f" with token_id {token_id}"),
-            hint="SELECT name, token_id, shape FROM llm_param_resolved WHERE model = ... lists them.",
-        )
-    return found
-
-
-def _check_target(
-    target: str, name: str, token_id: int | None, whole: bool, shapes: list[list[int]], blocks: list[db.Row]
-) -> None:
-    """Make room for blocks in `target`: 22023 when they do not fit, 2BP01 when another model shares what is there."""
-    wanted = store.config(target).param_shapes().get(name)
-    if wanted is None:
-        raise UndefinedObject(
-            f'a model of the shape of "{target}" has no tensor "{name}"', hint="Give target_name one of its tensors."
-        )
-    if token_id is not None and len(blocks) > 1:
-        raise InvalidParameter(
-            f"target_token_id {token_id} cannot stand for all {len(blocks)} blocks", hint="Leave target_token_id out."
-        )
-    places = [row["token_id"] if token_id is None else token_id for row in blocks]
-    covered = sum(shape[0] for shape in shapes)
-    if any(tuple(shape[1:]) != wanted[1:] for shape in shapes) or (whole and (places[0], covered) != (0, wanted[0])):
-        raise InvalidParameter(
-            f'{"x".join(map(str, [covered, *shapes[0][1:]]))} values do not fit "{name}" of "{target}",'
-            f" which is {'x'.join(map(str, wanted))}",
-            hint="Only tensors of the same shape can be shared.",
-        )
-    own = db.query(
-        "SELECT token_id, shape FROM {schema}.llm_param WHERE model = $1 AND name = $2", ["text", "text"], target, name
-    )
-    if not whole and own:
-        there = {row["token_id"]: row["shape"] for row in own}
-        if there.get(places[0], shapes[0]) != shapes[0] or places[0] not in there:
-            raise InvalidParameter(
-                f'block {places[0]} of "{name}" of "{target}" is not of shape {shapes[0]}',
-                hint="With source_token_id => NULL a tensor is shared whole, whatever its blocks are.",
-            )
-    refuse_if_used(target, name, None if whole else places[0])
-    rest = " AND ($3 IS NULL OR {column} = $3)"
-    parameters = (["text", "text", "int4"], target, name, None if whole else places[0])
-    db.run(
-        "DELETE FROM {schema}.llm_param WHERE model = $1 AND name = $2" + rest.format(column="token_id"), *parameters
-    )
-    db.run(
-        "DELETE FROM {schema}.llm_param_share WHERE target_model = $1 AND target_name = $2"
-        + rest.format(column="target_token_id"),
-        *parameters,
-    )
-
-
-def refuse_if_used(model: str, name: str | None = None, token_id: int | None = None) -> None:
-    """2BP01, naming them, when other models share rows of `model`."""
-    row = db.row(
-        "SELECT string_agg(DISTINCT format('\"%s\"', target_model), ', ') AS users FROM {schema}.llm_param_share"
-        " WHERE source_model = $1 AND ($2 IS NULL OR source_name = $2) AND ($3 IS NULL OR source_token_id = $3)",
-        ["text", "text", "int4"],
-        *(model, name, token_id),
-    )
-    if row and row["users"]:
-        raise StillUsed(
-            f'"{model}" shares tensors with {row["users"]}',
-            hint="Drop those models first, or llm_unshare_param(model, tensor, NULL) gives them copies of their own.",
-        )
-
-
-def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: bool) -> int:
-    """Copies in place of shared blocks; how many."""
-    store.lock(target)
-    copied = db.run(
-        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, m, v, step)"
-        " SELECT $1, s.target_name, s.target_token_id, p.shape, p.data,"
-        " CASE WHEN $4 THEN p.m END, CASE WHEN $4 THEN p.v END, CASE WHEN $4 THEN p.step ELSE 0 END"
-        " FROM {schema}.llm_param_share AS s JOIN {schema}.llm_param AS p"
-        " ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id"
-        " WHERE s.target_model = $1 AND s.target_name = $2 AND ($3 IS NULL OR s.target_token_id = $3)",
-        ["text", "text", "int4", "bool"],
-        *(target, name, token_id, copy_optimizer_state),
-    )
-    if not copied:
-        raise UndefinedObject(
-            f'model "{target}" does not share tensor "{name}"' + ("" if token_id is None else f", block {token_id}"),
-            hint="SELECT * FROM llm_param_share lists what is shared.",
-        )
-    db.run(
-        "DELETE FROM {schema}.llm_param_share"
-        " WHERE target_model = $1 AND target_name = $2 AND ($3 IS NULL OR target_token_id = $3)",
-        ["text", "text", "int4"],
-        *(target, name, token_id),
-    )
-    return copied
-
-
-def forget(target: str) -> int:
-    """Let `target` share nothing, without copies, because all its weights are replaced or dropped; how many it shared."""
-    return db.run("DELETE FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], target)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.sparkline', $pg_gpt2_source$"""Numbers as a line of bars, for a terminal: a curve at a glance. It has no scale; print the ends beside it."""
-
-import math
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import TypeGuard
-
-BARS = "▁▂▃▄▅▆▇█"
-GAP = " "
-
-
-def sparkline(values: Sequence[float | None]) -> str:
-    """A character a value, from the lowest to the highest of them; a gap where one is null, NaN or infinite."""
-    known = [value for value in values if _is_finite(value)]
-    # halved, so that the span of any two finite numbers is finite
-    low = min(known, default=0.0) / 2
-    span = max(known, default=0.0) / 2 - low
-    return "".join(
-        BARS[min(int((value / 2 - low) / span * len(BARS)), len(BARS) - 1) if span else 0] if _is_finite(value) else GAP
-        for value in values
-    )
-
-
-def means(values: Sequence[float | None], width: int) -> list[float | None]:
-    """At most `width` values: means of runs of equal length (give or take one) of those that are finite, None of none."""
-    if len(values) <= width:
-        return list(values)
-    ends = [-(-len(values) * place // width) for place in range(width + 1)]  # as llm_run_sparkline cuts a log
-    return [_mean([value for value in values[a:b] if _is_finite(value)]) for a, b in pairwise(ends)]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(value / len(values) for value in values) if values else None
-
-
-def _is_finite(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.store', $pg_gpt2_source$"""Models as rows: names, configurations, locks, and how weights are laid out in blocks.
-
-Tables are the truth; what a session holds of them in memory is in `weights`.
-"""
-
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-
-import numpy as np
-
-from . import db, host
-from .config import GPT2Config
-from .errors import (
-    DuplicateObject,
-    InvalidParameter,
-    LockNotAvailable,
-    NullNotAllowed,
-    UndefinedObject,
-    WrongState,
-)
-from .tensor import to_bytes
-
-BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
-FLUSH_BYTES = 64 << 20  # a statement's worth of blocks: each statement is a subtransaction, and bytea[] ends at 1 GiB
-DEFAULT_MODEL = "gpt2-small"
-
-
-def resolved(model: str = "$1") -> str:
-    """A table expression: rows of llm_param of `model`, a parameter, with those that it shares in place; source_* say which
-    row each is. The view llm_param_resolved has the same, but would be read with its owner's rights."""
-    state = "p.shape, p.data, p.grad, p.m, p.v, p.step, p.ctid, p.xmin, p.cmin"
-    source = "p.model AS source_model, p.name AS source_name, p.token_id AS source_token_id"
-    return (
-        f"(SELECT p.model, p.name, p.token_id, {source}, {state} FROM {{schema}}.llm_param AS p WHERE p.model = {model}"
-        f" UNION ALL SELECT s.target_model, s.target_name, s.target_token_id, {source}, {state}"
-        " FROM {schema}.llm_param_share AS s JOIN {schema}.llm_param AS p"
-        " ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id"
-        f" WHERE s.target_model = {model})"
-    )
-
-
-RowReader = Callable[[int, int], np.ndarray]
-
-
-def model_name(model: str | None) -> str:
-    """`model`, else the setting pg_gpt2.model, else gpt2-small."""
-    return model if model is not None else db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
-
-
-def require_name(model: str | None, parameter: str = "model") -> None:
-    """22004 or 22023 unless `model` can be the name of a new model."""
-    if model is None:
-        raise NullNotAllowed(f"{parameter} must not be null", hint="Give the new model a name.")
-    if not model:
-        raise InvalidParameter(f"{parameter} must not be an empty name", hint="Give the new model a name.")
-
-
-def config(model: str) -> GPT2Config:
-    """The configuration of `model`; 42704 when there is none."""
-    found = find_config(model)
-    if found is None:
-        raise UndefinedObject(
-            f'model "{model}" does not exist',
-            hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
-        )
-    return found
-
-
-def find_config(model: str) -> GPT2Config | None:
-    """The configuration of `model`, or None."""
-    if model is None:
-        raise NullNotAllowed(
-            "model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them."
-        )
-    row = db.row(
-        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {schema}.llm_model_config WHERE model = $1",
-        ["text"],
-        model,
-    )
-    return GPT2Config(**row) if row else None
-
-
-def check_overrides(
-    known: GPT2Config, n_layer: int | None, n_head: int | None, d_model: int | None, vocab: int | None
-) -> None:
-    """22023 unless each shape that a caller repeats is null or what the model has."""
-    for name, value in (("n_layer", n_layer), ("n_head", n_head), ("d_model", d_model), ("vocab", vocab)):
-        if value is not None and value != getattr(known, name):
-            raise InvalidParameter(
-                f"{name} {value} does not fit the stored model, which has {getattr(known, name)}",
-                hint="Leave it out: the shape comes from llm_model_config.",
-            )
-
-
-# One lock a model for all that changes its weights. Readers take none. It is advisory, because a procedure that commits has to
-# hold it across its commits.
-LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
-
-
-def lock(*models: str) -> None:
-    """Wait until no other session changes `models`, and make others wait until this transaction ends."""
-    for name in sorted({name for model in models for name in locked_with(model)}):
-        db.run(f"SELECT pg_advisory_xact_lock({LOCK})", ["text"], name)
-
-
-def locked_with(model: str) -> list[str]:
-    """`model` and those that it shares weights of, in the order in which all take their locks."""
-    rows = db.query(
-        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], model
-    )
-    return sorted({model, *(row["source_model"] for row in rows)})
-
-
-@contextmanager
-def session_lock(model: str, wait: bool) -> Iterator[None]:
-    """Hold the lock of `model` across commits; 55P03 when another session has it and `wait` is false."""
-    with ExitStack() as taken:
-        for name in locked_with(model):
-            if wait:
-                db.run(f"SELECT pg_advisory_lock({LOCK})", ["text"], name)
-            elif not (db.row(f"SELECT pg_try_advisory_lock({LOCK}) AS taken", ["text"], name) or {})["taken"]:
-                raise LockNotAvailable(
-                    f'model "{name}" is being trained by another session',
-                    hint="SELECT * FROM llm_train_progress shows it; llm_train_stop ends it; wait => true waits for it.",
-                )
-            taken.callback(db.run, f"SELECT pg_advisory_unlock({LOCK})", ["text"], name)
-        yield
-
-
-def register(model: str, wanted: GPT2Config) -> None:
-    """Insert or replace the configuration of a model that has no weights. A preset that fits stays one."""
-    if find_config(model) == wanted:
-        return
-    db.run(
-        "INSERT INTO {schema}.llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab,"
-        " eos_token_id) = (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab,"
-        " excluded.eos_token_id)",
-        ["text", *["int4"] * 6],
-        *(model, wanted.n_layer, wanted.n_head, wanted.d_model, wanted.n_positions, wanted.vocab, wanted.eos_token_id),
-    )
-
-
-def no_weights(model: str) -> WrongState:
-    """The error for a model that is registered and has no weights."""
-    return WrongState(
-        f'model "{model}" has no weights',
-        hint=f"Load some: pg_llm_import_safetensors('/path/model.safetensors', '{model}') on the server,"
-        f" python -m loaders.load_model --model {model} SOURCE as a client, or llm_init_model for random ones.",
-    )
-
-
-def has_weights(model: str) -> bool:
-    """Whether any row of `model` is visible in llm_param."""
-    return db.row(f"SELECT 1 FROM {resolved()} AS p LIMIT 1", ["text"], model) is not None
-
-
-def require_no_weights(model: str) -> None:
-    """42710 when `model` has weights."""
-    if model is None:
-        raise NullNotAllowed("model must not be null", hint="Give the new model a name.")
-    if has_weights(model):
-        raise DuplicateObject(
-            f'model "{model}" already has weights', hint="Choose another name, or llm_drop_model it first."
-        )
-
-
-def last_step(model: str) -> int:
-    """AdamW updates that the model has had."""
-    row = db.row(f"SELECT max(step) AS step FROM {resolved()} AS p", ["text"], model)
-    return (row or {})["step"] or 0
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------------
-
-
-def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """First and last + 1 row of each stored block of a tensor of `shape`; a vector is one block."""
-    rows = shape[0] if len(shape) == 1 else max(1, BLOCK_BYTES // (4 * shape[1]))
-    for start in range(0, shape[0], rows):
-        yield start, min(start + rows, shape[0])
-
-
-def row_reader(array: np.ndarray) -> RowReader:
-    """Rows of an array in memory."""
-    return lambda start, stop: array[start:stop]
-
-
-def insert_params(model: str, tensors: Iterable[tuple[str, tuple[int, ...], RowReader]]) -> None:
-    """Insert tensors given as (name, shape, reader of rows [start, stop)), a few blocks a statement."""
-    batch: list[tuple[str, int, int, int | None, bytes]] = []
-    held = 0
-    for name, shape, read in tensors:
-        for start, stop in row_blocks(shape):
-            data = to_bytes(read(start, stop))
-            batch.append((name, start, stop - start, shape[1] if len(shape) == 2 else None, data))
-            held += len(data)
-            if held >= FLUSH_BYTES:
-                _insert(model, batch)
-                batch, held = [], 0
-            host.check_interrupts()
-    if batch:
-        _insert(model, batch)
-
-
-def _insert(model: str, batch: list[tuple[str, int, int, int | None, bytes]]) -> None:
-    names, firsts, rows, columns, data = map(list, zip(*batch))
-    whole, places = joined(data)
-    db.run(
-        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data)"
-        " SELECT $1, name, first, CASE WHEN columns IS NULL THEN ARRAY[rows] ELSE ARRAY[rows, columns] END,"
-        " substring($7 FROM place FOR 4 * rows * coalesce(columns, 1))"
-        " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, rows, columns, place)",
-        ["text", "text[]", "int4[]", "int4[]", "int4[]", "int4[]", "bytea"],
-        *(model, names, firsts, rows, columns, places, whole),
-    )
-
-
-def joined(parts: list[bytes]) -> tuple[bytes, list[int]]:
-    """`parts` as one value, and where each begins in it, from 1: PL/Python keeps the elements of a bytea[] until the
-    function ends, which for a whole model is its size once more."""
-    places = np.cumsum([1, *map(len, parts)])[:-1]
-    return b"".join(parts), places.tolist()
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tape', $pg_gpt2_source$"""Running ops: on a tape that can be differentiated, or eagerly. Model code is written once against `Runner`.
-
-A tape is a list of nodes (name, inputs, output, attributes) in the order of their execution. It follows micrograd and
-HIPS/autograd; what it adds is the economy of a training step: values are freed, or recomputed, as soon as they allow.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-
-from . import host
-from .errors import InvalidParameter
-from .ops.elementwise import accumulate
-from .ops.op import Op, Sink, lookup
-
-Handle = Any  # a Value of a tape, or the array itself
-Audit = Callable[[str, "Node"], None]  # ("forward" | "backward", node)
-
-
-class Runner(Protocol):
-    """What a model needs: apply ops to handles, and say when a value has no further use."""
-
-    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Handle:
-        """A handle for data."""
-
-    def apply(self, name: str, *inputs: Handle, **attrs: Any) -> Handle:
-        """The result of an op."""
-
-    def forget(self, handle: Handle) -> None:
-        """The caller makes no further use of this value; a backward pass may recompute it."""
-
-
-class Eager:
-    """Runs ops and records nothing: a handle is the array itself."""
-
-    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
-        """data."""
-        return data
-
-    def apply(self, name: str, *inputs: np.ndarray, **attrs: Any) -> np.ndarray:
-        """The op's result."""
-        host.check_interrupts()
-        return lookup(name)(*inputs, **attrs)
-
-    def forget(self, handle: np.ndarray) -> None:
-        """Nothing to do: the array goes with its last reference."""
-
-
-class Value:
-    """A value on a tape. `sink` is where a parameter's gradient is collected; others have it in `grad`."""
-
-    __slots__ = ("data", "dtype", "grad", "node", "requires_grad", "shape", "sink")
-
-    def __init__(self, data: np.ndarray, requires_grad: bool, node: "Node | None" = None, sink: Sink | None = None):
-        self.data: np.ndarray | None = data
-        self.shape, self.dtype = data.shape, data.dtype
-        self.requires_grad = requires_grad
-        self.node, self.sink = node, sink
-        self.grad: np.ndarray | None = None
-
-
-@dataclass(eq=False)
-class Node:
-    """One application of an op: what becomes a row of `llm_tape`."""
-
-    op: Op
-    inputs: tuple[Value, ...]
-    attrs: dict[str, Any]
-    output: Value
-    saved: Any = None
-
-    @property
-    def name(self) -> str:
-        """Name of the op."""
-        return self.op.name
-
-
-class Tape:
-    """Records ops and differentiates them.
-
-    With keep, all values and gradients stay for inspection. Without, a value dies once nothing needs it: at `forget`,
-    or when the backward pass has gone by. Either way gives the same bits. `audit` is called after each node.
-    """
-
-    def __init__(self, *, keep: bool = True, audit: Audit | None = None) -> None:
-        self.nodes: list[Node] = []
-        self.keep = keep
-        self.audit = audit
-
-    def leaf(self, data: np.ndarray, requires_grad: bool = False, sink: Sink | None = None) -> Value:
-        """A value from outside: an input, or a parameter."""
-        return Value(data, requires_grad, sink=sink)
-
-    def apply(self, name: str, *inputs: Value, **attrs: Any) -> Value:
-        """Run an op on values and record it."""
-        host.check_interrupts()
-        op = lookup(name)
-        y, saved = op.run(*(_data(value) for value in inputs), **attrs)
-        return self._record(op, inputs, attrs, y, saved)
-
-    def forget(self, value: Value) -> None:
-        """Drop the data of an intermediate value; backward recomputes it if an op reads it."""
-        if not self.keep and value.node is not None:
-            value.data = None
-
-    def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:
-        """Gradients of sum(seed * start) for everything before `start` that requires one."""
-        if start.node is None or not start.requires_grad:
-            raise InvalidParameter(
-                "the value to start from was not computed from anything that requires a gradient",
-                hint="Start from a value that depends on a variable with requires_grad.",
-            )
-        start.grad = np.array(np.broadcast_to(np.asarray(seed, start.dtype), start.shape), order="C")
-        self._sweep(self.nodes.index(start.node), start)
-
-    def finish(self, name: str, *inputs: Value, seed: float = 1.0, **attrs: Any) -> Value:
-        """Apply a last op and run backward from it, in one pass where the op can do that. The same bits as the two."""
-        op = lookup(name)
-        if op.fused is None or self.keep or not any(value.requires_grad for value in inputs):
-            loss = self.apply(name, *inputs, **attrs)
-            self.backward(loss, seed)
-            return loss
-        host.check_interrupts()
-        arrays = [_data(value) for value in inputs]
-        y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **attrs)
-        loss = self._record(op, inputs, attrs, y, None)
-        loss.grad = np.asarray(seed, loss.dtype)  # for the audit
-        self._collect(self.nodes[-1], grads)
-        self._sweep(len(self.nodes) - 2, loss)
-        return loss
-
-    def _record(self, op: Op, inputs: Sequence[Value], attrs: dict[str, Any], y: np.ndarray, saved: Any) -> Value:
-        output = Value(y, any(value.requires_grad for value in inputs))
-        node = Node(op, tuple(inputs), attrs, output, saved if output.requires_grad else None)
-        output.node = node
-        self.nodes.append(node)
-        if self.audit is not None:
-            self.audit("forward", node)
-        return output
-
-    def _sweep(self, last: int, start: Value) -> None:
-        """Backward from node `last` to the first; the data of `start` stays."""
-        for node in reversed(self.nodes[: last + 1]):
-            if node.output.grad is not None:
-                host.check_interrupts()
-                y = _data(node.output) if "y" in node.op.reads else None
-                arrays = [_operand(value, i in node.op.reads) for i, value in enumerate(node.inputs)]
-                sinks = _sinks(node.inputs)
-                grads = node.op.backward(node.output.grad, y, *arrays, saved=node.saved, sinks=sinks, **node.attrs)
-                self._collect(node, grads)
-            if not self.keep:
-                node.output.grad = node.saved = None
-                node.output.data = start.data if node.output is start else None
-        if not self.keep:
-            for node in self.nodes:
-                node.output.node = None  # a cycle would hold the parameters until Python's collector happens to run
-            self.nodes.clear()
-
-    def _collect(self, node: Node, grads: Sequence[np.ndarray | None]) -> None:
-        """Add the gradients of a node's inputs to what they have."""
-        for value, grad in zip(node.inputs, grads, strict=True):
-            if grad is not None and value.requires_grad:
-                _add_gradient(value, grad, node.output.grad)
-        if self.audit is not None:
-            self.audit("backward", node)
-
-
-def _data(value: Value) -> np.ndarray:
-    """The value's data, recomputed when it was forgotten."""
-    if value.data is None:
-        node = value.node
-        if node is None:
-            raise InvalidParameter(
-                "a value of this tape is gone: a tape that does not keep runs backward once",
-                hint="Run the forward pass again.",
-            )
-        value.data = node.op(*(_data(inner) for inner in node.inputs), **node.attrs)
-    return value.data
-
-
-def _operand(value: Value, is_read: bool) -> np.ndarray:
-    """What a backward pass is given: the data, or for what it does not read an array of that shape without memory."""
-    if is_read or value.data is not None:
-        return _data(value)
-    return np.broadcast_to(np.zeros((), value.dtype), value.shape)
-
-
-def _sinks(inputs: Sequence[Value]) -> list[Sink | None]:
-    return [value.sink if value.requires_grad else None for value in inputs]
-
-
-def _add_gradient(value: Value, grad: np.ndarray, dy: np.ndarray | None) -> None:
-    """Collect `grad` in the value's sink, or in its own gradient."""
-    sink = value.sink
-    if sink is not None:
-        if np.may_share_memory(grad, sink.array):
-            return  # the op put it there
-        if sink.filled:
-            accumulate(sink.array, grad)
-        else:
-            sink.array[...], sink.filled = grad, True
-        return
-    if value.grad is None:
-        value.grad = grad
-    elif grad.flags.c_contiguous and dy is not None and not np.may_share_memory(grad, dy):
-        accumulate(grad, value.grad)
-        value.grad = grad
-    else:
-        value.grad = value.grad + grad  # an op may pass on a view of dy, which is not ours to change
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tape_dot', $pg_gpt2_source$"""A tape as a picture: DOT text for Graphviz. Ops are boxes, values from outside are ellipses, parameters by name."""
-
-import json
-from collections.abc import Iterator, Mapping, Sequence
-
-from .replay import Application, Tensor
-
-STYLE = [
-    "  rankdir=TB; nodesep=0.25; ranksep=0.3;",
-    '  node [fontname="Helvetica", fontsize=10, color="#9aa1ab"]; edge [arrowsize=0.6, color="#5f6670"];',
-]
-SHOWN = 24  # characters of an attribute
-
-
-def dot(
-    tape_id: int, applications: Sequence[Application], tensors: Mapping[int, Tensor], names: Mapping[int, str]
-) -> str:
-    """`names` are those of parameters, by handle."""
-    lines = [f'digraph "tape {tape_id}" {{', *STYLE, *_nodes(applications, tensors, names), *_edges(applications), "}"]
-    return "\n".join(lines) + "\n"
-
-
-def _nodes(
-    applications: Sequence[Application], tensors: Mapping[int, Tensor], names: Mapping[int, str]
-) -> Iterator[str]:
-    produced = {application.output for application in applications}
-    outside = sorted({handle for application in applications for handle in application.inputs} - produced)
-    for handle in outside:
-        fill = "#dbe9f6" if handle in tensors and tensors[handle].requires_grad else "#eeeeee"
-        label = _label(names.get(handle, f"variable {handle}"), _shape(tensors, handle))
-        yield f'  t{handle} [shape=ellipse, style=filled, fillcolor="{fill}", label={label}];'
-    for application in applications:
-        attrs = [f"{name}={_short(value)}" for name, value in application.attrs.items()]
-        label = _label(application.name, *attrs, _shape(tensors, application.output))
-        yield f'  t{application.output} [shape=box, style="rounded,filled", fillcolor="#fdf3dc", label={label}];'
-
-
-def _edges(applications: Sequence[Application]) -> Iterator[str]:
-    """Those between ops weigh more, which keeps them short and straight: the way of the computation is seen at once."""
-    produced = {application.output for application in applications}
-    for application in applications:
-        for handle in application.inputs:
-            yield f"  t{handle} -> t{application.output}{' [weight=8]' if handle in produced else ''};"
-
-
-def _label(*lines: str) -> str:
-    """A quoted DOT string of several lines."""
-    return json.dumps("\n".join(lines), ensure_ascii=False)
-
-
-def _shape(tensors: Mapping[int, Tensor], handle: int) -> str:
-    return " × ".join(map(str, tensors[handle].shape)) or "scalar" if handle in tensors else "missing"
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tape_rows', $pg_gpt2_source$"""Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `replay`.
-
-A session has one tape, with a number that no other session ever has; its functions touch the rows of that number only.
-Tapes of audited training steps have numbers of their own.
-"""
-
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Any
-
-import numpy as np
-
-from . import attributes, db, host, resources
-from .errors import InconsistentData, PgGpt2Error, UndefinedObject, WrongState
-from .replay import Application, Tensor
-from .store import joined
-from .tensor import FLOAT32, to_bytes
-
-FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
-_session_tape: int | None = None
-
-
-def session_tape() -> int:
-    """The number of this session's tape; drawn when it first needs one, and kept."""
-    global _session_tape
-    if _session_tape is None:
-        _session_tape = new_tape()
-    return _session_tape
-
-
-def new_tape() -> int:
-    """A number that no tape has."""
-    return reserve("llm_tape_tape_id_seq", 1)[0]
-
-
-def reserve(sequence: str, count: int) -> list[int]:
-    """`count` new numbers of a sequence, ascending."""
-    rows = db.query(
-        "SELECT nextval($1) AS id FROM generate_series(1, $2)", ["regclass", "int4"], db.qualified(sequence), count
-    )
-    return [row["id"] for row in rows]
-
-
-class Writer:
-    """Collects rows of one tape and inserts them, values and ops of one batch together."""
-
-    def __init__(self, tape_id: int, *, run_id: int | None = None, step: int | None = None, room: int = 64) -> None:
-        """`room`: how many handles are drawn at a time."""
-        self.tape_id, self.run_id, self.step, self.room = tape_id, run_id, step, room
-        self._ids: list[int] = []
-        self._tensors: list[tuple[int, str, bool, bytes | None]] = []
-        self._ops: list[tuple[str, str, int, str]] = []
-        self._held = 0
-
-    def tensor(self, shape: tuple[int, ...], requires_grad: bool, data: bytes | None = None) -> int:
-        """Add a value; its handle."""
-        if self._held >= FLUSH_BYTES:
-            self.flush()
-        if not self._ids:
-            self._ids = reserve("llm_handle_seq", self.room)[::-1]
-        handle = self._ids.pop()
-        self._tensors.append((handle, _array(shape), requires_grad, data))
-        self._held += len(data or b"")
-        return handle
-
-    def op(self, name: str, inputs: Sequence[int], output: int, attrs: dict[str, Any]) -> None:
-        """Add an application of an op."""
-        self._ops.append((name, _array(inputs), output, attributes.to_json(attrs)))
-
-    def flush(self) -> None:
-        """Insert what was added."""
-        if self._tensors:
-            ids, shapes, flags, data = map(list, zip(*self._tensors, strict=True))
-            whole, places = joined([part or b"" for part in data])
-            sizes = [None if part is None else len(part) for part in data]
-            db.run(
-                "INSERT INTO {schema}.llm_tensor_rt (tape_id, id, shape, requires_grad, data)"
-                " SELECT $1, id, shape::int[], requires_grad, substring($7 FROM place FOR size)"
-                " FROM unnest($2, $3, $4, $5, $6) AS new (id, shape, requires_grad, place, size)",
-                ["int8", "int8[]", "text[]", "bool[]", "int4[]", "int4[]", "bytea"],
-                *(self.tape_id, ids, shapes, flags, places, sizes, whole),
-            )
-        if self._ops:
-            db.run(
-                "INSERT INTO {schema}.llm_tape (tape_id, run_id, step, name, inputs, output, extra)"
-                " SELECT $1, $2, $3, name, inputs::bigint[], output, extra::jsonb"
-                " FROM unnest($4, $5, $6, $7) WITH ORDINALITY AS new (name, inputs, output, extra, place) ORDER BY place",
-                ["int8", "int8", "int8", "text[]", "text[]", "int8[]", "text[]"],
-                *(self.tape_id, self.run_id, self.step, *map(list, zip(*self._ops, strict=True))),
-            )
-        self._tensors.clear()
-        self._ops.clear()
-        self._held = 0
-        host.check_interrupts()
-
-
-def _array(numbers: Iterable[int]) -> str:
-    """Text of an integer array: PL/Python cannot pass an array of arrays of different lengths."""
-    return "{" + ",".join(map(str, numbers)) + "}"
-
-
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
-def applications(tape_id: int) -> list[Application]:
-    """The ops of a tape in the order of their recording."""
-    rows = db.query(
-        "SELECT id, name, inputs, output, extra::text AS extra FROM {schema}.llm_tape WHERE tape_id = $1 ORDER BY id",
-        ["int8"],
-        tape_id,
-    )
-    return [_application(row) for row in rows]
-
-
-def _application(row: db.Row) -> Application:
-    bare = Application(row["id"], row["name"], tuple(row["inputs"]), row["output"], {})
-    if not all(type(handle) is int for handle in bare.inputs):
-        raise bare.about(
-            InconsistentData(
-                "inputs must be an array of handles, of one dimension and without null",
-                hint="The row was changed by hand; record again.",
-            )
-        )
-    try:
-        return replace(bare, attrs=attributes.parse(row["name"], row["extra"]))
-    except PgGpt2Error as error:
-        raise bare.about(error) from None
-
-
-def tensors(tape_id: int) -> dict[int, Tensor]:
-    """The values of a tape, without their bytes."""
-    rows = db.cursor(
-        "SELECT id, shape, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1", ["int8"], tape_id
-    )
-    return {row["id"]: Tensor(row["id"], _shape(row["id"], row["shape"]), row["requires_grad"]) for row in rows}
-
-
-def _shape(handle: int, shape: list) -> tuple[int, ...]:
-    if not all(type(n) is int for n in shape):
-        raise InconsistentData(
-            f"handle {handle} has a shape of more than one dimension, or with a null: {shape}",
-            hint="Its row of llm_tensor_rt was changed by hand; record again.",
-        )
-    return tuple(shape)
-
-
-def data(tape_id: int, handles: Iterable[int], column: str = "data") -> dict[int, np.ndarray]:
-    """Data (or grad) of those handles that have it."""
-    wanted = list(handles)
-    size = db.row(
-        f"SELECT sum(octet_length({column})) AS bytes FROM {{schema}}.llm_tensor_rt WHERE tape_id = $1 AND id = ANY ($2)",
-        ["int8", "int8[]"],
-        tape_id,
-        wanted,
-    )
-    resources.require_memory(2 * ((size or {})["bytes"] or 0), f"reading tape {tape_id}")
-    rows = db.cursor(
-        f"SELECT id, shape, {column} AS bytes FROM {{schema}}.llm_tensor_rt"
-        f" WHERE tape_id = $1 AND id = ANY ($2) AND {column} IS NOT NULL",
-        ["int8", "int8[]"],
-        tape_id,
-        wanted,
-    )
-    found = {}
-    for row in rows:
-        found[row["id"]] = checked_values(row["id"], row["bytes"], _shape(row["id"], row["shape"]))
-        host.check_interrupts()
-    return found
-
-
-def checked_values(handle: int, content: bytes, shape: Sequence[int]) -> np.ndarray:
-    """The array; 22000 naming the handle when bytes and shape do not belong together."""
-    array = np.frombuffer(content[: len(content) // 4 * 4], FLOAT32)
-    try:
-        if len(content) % 4:
-            raise ValueError
-        return array.reshape(tuple(shape))
-    except ValueError:
-        raise InconsistentData(
-            f"handle {handle} has {len(content)} bytes, which are not float32 values of shape {list(shape)}",
-            hint="Its row of llm_tensor_rt was changed by hand; record again.",
-        ) from None
-
-
-def value(handle: int) -> tuple[Tensor, np.ndarray]:
-    """One value of this session; 42704 when it has no such handle, 55000 when the data was not kept."""
-    row = db.row(
-        "SELECT shape, requires_grad, data FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
-        ["int8", "int8"],
-        session_tape(),
-        handle,
-    )
-    if row is None:
-        raise unknown(handle)
-    if row["data"] is None:
-        raise WrongState(f"handle {handle} has no data", hint="Audit level 'tape' keeps no values; use 'full'.")
-    found = Tensor(handle, _shape(handle, row["shape"]), row["requires_grad"])
-    return found, checked_values(handle, row["data"], found.shape)
-
-
-def unknown(handle: int) -> UndefinedObject:
-    """The error for a handle that this session does not have."""
-    return UndefinedObject(
-        f"handle {handle} does not exist in this session",
-        hint="llm_variable and llm_op make handles; they belong to the session and end with llm_prune_autograd_state.",
-    )
-
-
-# --- changing -------------------------------------------------------------------------------------------------------
-
-
-def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
-    """Replace all gradients of a tape."""
-    db.run("UPDATE {schema}.llm_tensor_rt SET grad = NULL WHERE tape_id = $1 AND grad IS NOT NULL", ["int8"], tape_id)
-    batch: list[tuple[int, bytes]] = []
-    held = 0
-    for handle, grad in grads:
-        batch.append((handle, to_bytes(grad)))
-        held += len(batch[-1][1])
-        if held >= FLUSH_BYTES:
-            update_grads(tape_id, batch)
-            batch, held = [], 0
-    update_grads(tape_id, batch)
-
-
-def update_grads(tape_id: int, batch: list[tuple[int, bytes]]) -> None:
-    """Set some gradients, given as (handle, bytes), in one statement."""
-    if not batch:
-        return
-    handles, grads = map(list, zip(*batch, strict=True))
-    whole, places = joined(grads)
-    db.run(
-        "UPDATE {schema}.llm_tensor_rt AS t SET grad = substring($5 FROM place FOR size)"
-        " FROM unnest($2, $3, $4) AS new (id, place, size) WHERE t.tape_id = $1 AND t.id = new.id",
-        ["int8", "int8[]", "int4[]", "int4[]", "bytea"],
-        *(tape_id, handles, places, list(map(len, grads)), whole),
-    )
-    host.check_interrupts()
-
-
-def drop(tape_ids: Sequence[int]) -> int:
-    """Delete tapes with their values; the number of values."""
-    dropped = 0
-    for table in ("llm_tensor_map", "llm_tape", "llm_tensor_rt"):
-        dropped = db.run(f"DELETE FROM {{schema}}.{table} WHERE tape_id = ANY ($1)", ["int8[]"], list(tape_ids))
-    return dropped
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tensor', $pg_gpt2_source$"""Tensors at the border: contiguous little-endian row-major float32 bytes, shape beside them."""
-
-import math
-from collections.abc import Sequence
-
-import numpy as np
-
-from .errors import InvalidParameter
-
-FLOAT32 = np.dtype("<f4")
-
-
-def from_bytes(data: bytes, shape: Sequence[int] | None = None, *, name: str = "tensor") -> np.ndarray:
-    """Read-only float32 view of `data`; without `shape` a vector. 22023 when the length does not fit."""
-    if len(data) % 4:
-        raise InvalidParameter(
-            f"{name} has {len(data)} bytes, which is not a multiple of 4",
-            hint="A tensor is little-endian float32; make one with pg_llm_tensor(double precision[]).",
-        )
-    values = np.frombuffer(data, FLOAT32)
-    if shape is None:
-        return values
-    check_shape(shape, name=name)
-    if values.size != math.prod(shape):
-        raise InvalidParameter(
-            f"{name} has {values.size} values, but shape {list(shape)} needs {math.prod(shape)}",
-            hint="The length in bytes must be 4 times the product of the dimensions.",
-        )
-    return values.reshape(tuple(shape))
-
-
-def to_bytes(values: np.ndarray) -> bytes:
-    """Bytes of `values` as contiguous little-endian float32."""
-    return np.ascontiguousarray(values, FLOAT32).tobytes()
-
-
-def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
-    """22023 unless every dimension is a positive integer."""
-    if any(dim is None or dim <= 0 for dim in shape):
-        raise InvalidParameter(
-            f"{name} has shape {list(shape)}; every dimension must be positive",
-            hint="Example: ARRAY[2, 3] for two rows of three.",
-        )
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tensor_versions', $pg_gpt2_source$"""Weights of a model at its checkpoints and now, tensor by tensor: what differs between two states, what became of a tensor.
-
-Only what differs by digest is read. Numbers are float64; whether a tensor changed is a question of bits.
-"""
-
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from itertools import groupby
-from math import prod
-from typing import NamedTuple
-
-import numpy as np
-
-from . import checkpoint_files, checkpoints, db, host, resources, store
-from .checkpoint_files import Part
-from .checkpoints import Checkpoint
-from .errors import InconsistentData, UndefinedObject
-from .tensor import FLOAT32
-
-CHUNK = 1 << 18  # values at a time in float64
-
-
-class Difference(NamedTuple):
-    """A row of llm_checkpoint_diff without the name."""
-
-    changed: bool
-    max_abs: float | None
-    l2: float | None
-    relative: float | None
-
-
-class State:
-    """The weights of a checkpoint, or of a model now (`checkpoint` None). Use as a context manager: it may hold a file."""
-
-    def __init__(self, checkpoint: Checkpoint | None, model: str) -> None:
-        self.checkpoint = checkpoint
-        self.model = model
-        found = checkpoints.current_parts(model) if checkpoint is None else checkpoints.parts(checkpoint)
-        self.tensors: dict[str, list[Part]] = {name: list(group) for name, group in groupby(found, lambda p: p.name)}
-        self._open = ExitStack()
-
-    def __enter__(self) -> "State":
-        found = self.checkpoint
-        if found is not None and found.manifest is not None:
-            self._reader = checkpoint_files.open_file(str(found.file_path), found.id, found.config, found.manifest)
-            self._open.callback(self._reader.close)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._open.close()
-
-    def digests(self, name: str) -> list[tuple[int, bytes]]:
-        """What tells two versions of a tensor apart."""
-        return [(part.token_id, part.data) for part in self.tensors.get(name, ())]
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of the whole tensor; None where it is not."""
-        found = self.tensors.get(name)
-        return (found and (sum(part.shape[0] for part in found), *found[0].shape[1:])) or None
-
-    def tensor(self, name: str) -> np.ndarray:
-        """All values of a tensor, flat."""
-        resources.require_memory(2 * 4 * prod(self.shape(name) or (0,)), f'comparing tensor "{name}"')
-        blocks = []
-        for part in self.tensors[name]:
-            blocks.append(np.frombuffer(self._block(part), FLOAT32))
-            host.check_interrupts()
-        return np.concatenate(blocks)
-
-    def _block(self, part: Part) -> bytes:
-        found = self.checkpoint
-        if found is None:
-            row = db.row(
-                f"SELECT data FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
-                ["text", "text", "int4"],
-                *(self.model, part.name, part.token_id),
-            )
-        elif found.manifest is not None:
-            return checkpoint_files.read_block(self._reader, part, "data", found.id) or b""
-        else:
-            row = db.row("SELECT data FROM {schema}.llm_checkpoint_blob WHERE digest = $1", ["bytea"], part.data)
-        if row is None:
-            raise InconsistentData(f'block {part.token_id} of tensor "{part.name}" is missing', hint="Was it deleted?")
-        return row["data"]
-
-
-def diff(a: State, b: State) -> Iterator[tuple[str, Difference]]:
-    """Each tensor of either, by name."""
-    for name in sorted(a.tensors | b.tensors):
-        yield name, compare(a, b, name)
-        host.check_interrupts()
-
-
-def compare(a: State, b: State, name: str) -> Difference:
-    """How a tensor in `b` differs from that in `a`."""
-    if a.shape(name) != b.shape(name):
-        return Difference(True, None, None, None)
-    if a.digests(name) == b.digests(name):
-        return Difference(False, 0.0, 0.0, 0.0)
-    x, y = a.tensor(name), b.tensor(name)
-    largest = squares = norm = 0.0
-    for start in range(0, x.size, CHUNK):
-        before = x[start : start + CHUNK].astype(np.float64)
-        change = y[start : start + CHUNK] - before
-        largest = max(largest, float(np.abs(change).max()))
-        squares += float(change @ change)
-        norm += float(before @ before)
-        host.check_interrupts()
-    changed = not np.array_equal(x.view(np.uint32), y.view(np.uint32))
-    return Difference(changed, largest, squares**0.5, (squares / norm) ** 0.5 if norm else None)
-
-
-def norm(state: State, name: str) -> float:
-    """L2 norm of a tensor."""
-    values = state.tensor(name)
-    parts = (values[start : start + CHUNK].astype(np.float64) for start in range(0, values.size, CHUNK))
-    return sum(float(part @ part) for part in parts) ** 0.5
-
-
-# --- history ----------------------------------------------------------------------------------------------------------------
-
-# What happened to a model, in the order of time: training, saving, loading, and what it has now.
-EVENTS = """
-    SELECT r.started_at AS at, CASE WHEN r.n_steps IS NULL THEN 'steps by hand' ELSE 'run' END AS event, r.run_id,
-           NULL::integer AS checkpoint_id,
-           CASE WHEN r.n_steps IS NULL THEN least(r.first_step + 1, l.low) ELSE r.first_step + 1 END AS first_step,
-           CASE WHEN r.n_steps IS NULL THEN l.high ELSE r.first_step + l.high END AS last_step
-    FROM {schema}.llm_run AS r
-    JOIN (
-        SELECT run_id, min(step) AS low, max(step) AS high FROM {schema}.llm_train_log WHERE model = $1 GROUP BY run_id
-    ) AS l USING (run_id)
-    UNION ALL
-    SELECT created_at, 'checkpoint', run_id, id, NULL, step FROM {schema}.llm_checkpoint WHERE model = $1
-    UNION ALL
-    SELECT at, 'load', run_id, checkpoint_id, NULL, step FROM {schema}.llm_checkpoint_restore WHERE model = $1
-    UNION ALL
-    SELECT NULL, 'now', NULL, NULL, NULL, max(step) FROM {rows} AS p WHERE name = $2 HAVING count(*) > 0
-    ORDER BY at, run_id, checkpoint_id
-"""
-
-
-def history(model: str, name: str) -> Iterator[tuple]:
-    """Events of `model` with the norm of a tensor at each that has its values, and its change since the one before."""
-    before: State | None = None
-    found = False
-    for row in db.query(EVENTS.replace("{rows}", store.resolved()), ["text", "text"], model, name):
-        size = change = relative = changed = None
-        if row["event"] in ("checkpoint", "now"):
-            saved = checkpoints.find(row["checkpoint_id"]) if row["event"] == "checkpoint" else None
-            with State(saved, model) as state:
-                if name in state.tensors:
-                    found = True
-                    size = norm(state, name)
-                    if before is not None:
-                        with before:
-                            changed, _, change, relative = compare(before, state, name)
-                    before = state
-        elif row["event"] == "load":
-            before = _state_of(row["checkpoint_id"], model) or before
-        yield (
-            *(row["at"], row["event"], row["run_id"], row["checkpoint_id"], row["first_step"], row["last_step"]),
-            *(size, changed, change, relative),
-        )
-    if not found:
-        store.config(model)
-        raise UndefinedObject(
-            f'model "{model}" has no tensor "{name}", and no checkpoint of it has',
-            hint="SELECT DISTINCT name FROM llm_param WHERE model = ... lists the names.",
-        )
-
-
-def _state_of(checkpoint_id: int, model: str) -> State | None:
-    """The state that a load brought back, unless the checkpoint was dropped since."""
-    row: Sequence = db.query("SELECT 1 FROM {schema}.llm_checkpoint WHERE id = $1", ["int4"], checkpoint_id)
-    return State(checkpoints.find(checkpoint_id), model) if row else None
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.threads', $pg_gpt2_source$"""Parallel work on the cores of one backend: Python threads over single-threaded BLAS.
-
-NumPy releases the GIL in products and large ufuncs, so plain threads suffice. BLAS itself is kept at one thread,
-because its idle workers spin and would take the core that a Python thread wants. Work is cut into pieces that depend on
-the problem's size only, never on the number of threads: results are the same bits at any thread count.
-"""
-
-import ctypes
-import os
-import queue
-import signal
-import threading
-from collections.abc import Callable, Sequence
-from functools import cache
-from itertools import count
-
-Task = Callable[[], object]
-
-_SETTERS = (
-    "scipy_openblas_set_num_threads64_",
-    "scipy_openblas_set_num_threads",
-    "openblas_set_num_threads64_",
-    "openblas_set_num_threads",
-    "MKL_Set_Num_Threads",
-)
-
-_DESCRIPTIONS = (
-    "scipy_openblas_get_config64_",
-    "scipy_openblas_get_config",
-    "openblas_get_config64_",
-    "openblas_get_config",
-)
-
-
-def import_numpy_single_threaded() -> None:
-    """Import NumPy with BLAS at one thread and every signal blocked in the threads that it may start."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    before = {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")}
-    try:
-        os.environ.update(dict.fromkeys(before, "1"))
-        import numpy  # noqa: F401  (imported for its effect: BLAS reads the environment once)
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    set_blas_threads(1)
-
-
-def set_blas_threads(count: int) -> bool:
-    """Cap the BLAS that NumPy loaded at `count` threads; False when no known BLAS was found."""
-    for path in blas_libraries():
-        library = ctypes.CDLL(path)
-        for name in _SETTERS:
-            setter = getattr(library, name, None)
-            if setter is not None:
-                setter(ctypes.c_int(count))
-                return True
-    return False
-
-
-def blas_name() -> str:
-    """What the BLAS that NumPy loaded says of itself, else the name of its library."""
-    paths = blas_libraries()
-    for path in paths:
-        for name in _DESCRIPTIONS:
-            describe = getattr(ctypes.CDLL(path), name, None)
-            if describe is not None:
-                describe.restype = ctypes.c_char_p
-                return describe().decode()
-    return ", ".join(map(os.path.basename, paths)) or "unknown"
-
-
-def blas_libraries() -> list[str]:
-    """Paths of mapped shared objects whose name says BLAS or MKL."""
-    try:
-        with open("/proc/self/maps", encoding="utf-8") as maps:
-            paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/") and ".so" in line}
-    except OSError:
-        return []
-    names = ("blas", "mkl_rt")
-    return sorted(path for path in paths if any(name in os.path.basename(path).lower() for name in names))
-
-
-@cache
-def cpu_quota(root: str = "/") -> float | None:
-    """Cores' worth of time that control group version 2 allows, where it says so; asked once a session."""
-    try:
-        with open(os.path.join(root, "proc/self/cgroup"), encoding="ascii") as file:
-            group = next(line[3:].strip() for line in file if line.startswith("0::"))
-        with open(os.path.join(root, f"sys/fs/cgroup/{group}/cpu.max"), encoding="ascii") as file:
-            quota, period = file.read().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError, StopIteration):  # no such group, or "max"
-        return None
-
-
-class Pool:
-    """A few threads that run tasks beside the caller; started on first use, signals blocked."""
-
-    def __init__(self, count: int) -> None:
-        self.count = max(1, count)
-        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
-        self._started = 0
-
-    def run(self, tasks: Sequence[Task]) -> None:
-        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error."""
-        if self.count == 1 or len(tasks) == 1:
-            for task in tasks:
-                task()
-            return
-        self._start(min(self.count, len(tasks)) - 1)
-        batch = _Batch(tasks)
-        for _ in range(min(self.count, len(tasks)) - 1):
-            self._tasks.put(batch)
-        batch.work()
-        batch.wait()
-
-    def _start(self, helpers: int) -> None:
-        while self._started < helpers:
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            try:
-                threading.Thread(target=self._serve, daemon=True, name=f"pg_gpt2-{self._started}").start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            self._started += 1
-
-    def _serve(self) -> None:
-        import numpy
-
-        numpy.seterr(all="ignore")  # holds for this thread only
-        while (batch := self._tasks.get()) is not None:
-            batch.work()
-
-    def close(self) -> None:
-        """Let the threads end."""
-        for _ in range(self._started):
-            self._tasks.put(None)
-
-
-class _Batch:
-    """Tasks that several threads take from one end of until none is left."""
-
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        self._left = list(reversed(tasks))
-        self._finished = count(1 - len(self._left))  # the last task counts 0
-        self._done = threading.Lock()
-        self._done.acquire()
-        self._error: BaseException | None = None
-
-    def work(self) -> None:
-        while True:
-            try:
-                task = self._left.pop()  # atomic under the GIL
-            except IndexError:
-                return
-            try:
-                task()
-            except BaseException as error:  # handed to the caller by wait()
-                self._error = self._error or error
-            if next(self._finished) == 0:  # atomic as well
-                self._done.release()
-
-    def wait(self) -> None:
-        self._done.acquire()
-        if self._error is not None:
-            raise self._error
-
-
-_pool = Pool(min(2, os.cpu_count() or 1))
-
-
-def set_threads(count: int) -> None:
-    """Use `count` cores from now on (setting `pg_gpt2.threads`)."""
-    global _pool
-    if count != _pool.count:
-        _pool.close()
-        _pool = Pool(count)
-
-
-def threads() -> int:
-    """How many cores are in use."""
-    return _pool.count
-
-
-def run(tasks: Sequence[Task]) -> None:
-    """Run independent tasks on all cores in use."""
-    _pool.run(tasks)
-
-
-def pieces(total: int, size: int) -> list[slice]:
-    """Cut `total` items into slices of at most `size`, by size only."""
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
-
-
-def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
-    """Call `work(rows)` for slices of at most `size` of `total` rows, on all cores."""
-    if 0 < total <= size:
-        work(slice(0, total))
-    else:
-        run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tracing', $pg_gpt2_source$"""A forward pass with everything it computes on the way, under names that say where it belongs.
-
-The pass is that of `gpt2`, run by a `Runner` that keeps what goes by: names follow from the parameters that an op takes. Two
-things that the ops never form are added for the reader: q, k and v of each head, and the attention matrix.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-
-from . import gpt2, host
-from .config import GPT2Config
-from .ops import lookup
-from .ops.attention import split_qkv
-
-Params = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One intermediate value. `layer` is None outside the blocks."""
-
-    layer: int | None
-    op: str
-    name: str
-    data: np.ndarray
-
-
-class Tracer:
-    """Runs ops and keeps every result. An array of `params` is known by its identity."""
-
-    def __init__(self, params: Params, n_head: int) -> None:
-        self.steps: list[Step] = []
-        self._names = {id(array): name for name, array in params.items()}
-        self._n_head = n_head
-        self._layer: int | None = None
-
-    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
-        """data."""
-        return data
-
-    def forget(self, handle: np.ndarray) -> None:
-        """Nothing to do: everything is kept."""
-
-    def apply(self, name: str, *inputs: np.ndarray, **attrs: Any) -> np.ndarray:
-        """The op's result."""
-        host.check_interrupts()
-        y = lookup(name)(*inputs, **attrs)
-        parameter = next((self._names[id(array)] for array in inputs if id(array) in self._names), None)
-        if parameter is not None:
-            self._layer = int(parameter.split(".")[1]) if parameter.startswith("h.") else None
-        if name == "causal_attention":
-            self._keep("softmax", "attn.weights", attention_weights(inputs[0], self._n_head))
-        self._keep(name, self._name(name, parameter), y)
-        if parameter is not None and parameter.endswith("attn.c_attn.weight"):
-            for part, heads in zip("qkv", split_qkv(y[None], self._n_head), strict=True):
-                self._keep("slice", f"attn.{part}", heads[0])
-        return y
-
-    def _name(self, op: str, parameter: str | None) -> str:
-        """The name without `h.{i}.`."""
-        if op == "lm_head":
-            return "logits"
-        if parameter is not None:
-            return parameter.removeprefix(f"h.{self._layer}.").removesuffix(".weight")
-        if op != "add":
-            return {"causal_attention": "attn.heads", "gelu": "mlp.gelu"}.get(op, op)
-        if self._layer is None:
-            return "embeddings"
-        return "attn.residual" if self.steps[-1].name.endswith("attn.c_proj") else "output"
-
-    def _keep(self, op: str, name: str, data: np.ndarray) -> None:
-        full = name if self._layer is None else f"h.{self._layer}.{name}"
-        self.steps.append(Step(self._layer, op, full, data))
-
-
-def attention_weights(qkv: np.ndarray, n_head: int) -> np.ndarray:  # [T, 3D] -> [H, T, T]
-    """softmax(q k' / sqrt(d)) of each head, 0 where the key comes after the query."""
-    q, k, _ = split_qkv(qkv[None], n_head)
-    scores = (q[0] * q.shape[-1] ** -0.5) @ k[0].swapaxes(-1, -2)
-    scores += np.triu(np.full(scores.shape[-2:], -np.inf, scores.dtype), 1)
-    return lookup("softmax")(scores)
-
-
-def trace(params: Params, config: GPT2Config, ids: Sequence[int]) -> list[Step]:
-    """Every intermediate value of a forward pass over `ids`, logits and probabilities included."""
-    run = Tracer(params, config.n_head)
-    logits = gpt2.logits(run, params, np.asarray(ids, np.int64), config)
-    run.steps.append(Step(None, "softmax", "probabilities", lookup("softmax")(logits)))
-    return run.steps
-
-
-def layer_attention(params: Params, config: GPT2Config, ids: Sequence[int], layer: int) -> np.ndarray:  # -> [H, T, T]
-    """The attention matrices of one layer."""
-    run = Tracer(params, config.n_head)
-    gpt2.hidden(run, params, np.asarray(ids, np.int64), config)
-    return next(step.data for step in run.steps if step.name == f"h.{layer}.attn.weights")
-
-
-def logit_lens(params: Params, config: GPT2Config, ids: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(layer, probabilities [V] of the next token), as if the blocks ended there; layer 0 is the embeddings."""
-    run = Tracer(params, config.n_head)
-    gpt2.hidden(run, params, np.asarray(ids, np.int64), config)
-    ends = ["embeddings", *(f"h.{i}.output" for i in range(config.n_layer))]
-    streams = [step.data[-1:] for step in run.steps if step.name in ends]
-    for layer, x in enumerate(streams):
-        normed = lookup("layernorm")(x, params["ln_f.weight"], params["ln_f.bias"])
-        yield layer, lookup("softmax")(lookup("lm_head")(normed, params["wte"]))[0]
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.trainer', $pg_gpt2_source$"""A training step in memory: forward and backward of each micro-batch on a tape, clipping, AdamW in place.
-
-Holds the arrays of a model and its optimizer; reads no table and knows no schedule. Gradients live in one arena and
-activations in a pool, both allocated once.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import isfinite
-
-import numpy as np
-
-from . import gpt2, optim
-from .config import GPT2Config
-from .errors import InvalidParameter, PgGpt2Error
-from .ops import CHUNK, Sink, buffers, losses
-from .ops.dropout import check_p
-from .tape import Audit, Eager, Tape
-
-Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
-
-
-class Diverged(PgGpt2Error):
-    """The loss or a gradient is no longer a finite number."""
-
-    sqlstate = "22003"
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """Loss before the update (mean over tokens), norm of the gradient before clipping, and number of tokens."""
-
-    loss: float
-    grad_norm: float
-    tokens: int
-
-
-class Trainer:
-    """Parameters, AdamW's moments and step counts of one model, all changed in place by `step`."""
-
-    def __init__(
-        self,
-        config: GPT2Config,
-        params: Mapping[str, np.ndarray],
-        m: Mapping[str, np.ndarray] | None = None,
-        v: Mapping[str, np.ndarray] | None = None,
-        steps: Mapping[str, int] | None = None,
-        *,
-        tied: Mapping[str, str] | None = None,
-        chunk: int = CHUNK,
-    ) -> None:
-        """Arrays are float32, contiguous and writable, by checkpoint name; missing moments and steps are 0.
-
-        `tied` says which names are the same tensor as another: it is updated once, by the sum of their gradients.
-        """
-        self.config = config
-        self.tied = dict(tied or {})
-        self.params = {name: params[self.tied.get(name, name)] for name in params}
-        own = {name: w for name, w in self.params.items() if name not in self.tied}
-        self.chunk = chunk
-        self.m = {name: _moment(m, name, w) for name, w in own.items()}
-        self.v = {name: _moment(v, name, w) for name, w in own.items()}
-        self.steps = {name: (steps or {}).get(name, 0) for name in own}
-        self._arena = np.empty(sum(w.size for w in own.values()), np.float32)
-        self._sinks: dict[str, Sink] = {}
-        start = 0
-        for name, w in own.items():
-            self._sinks[name] = Sink(self._arena[start : start + w.size].reshape(w.shape))
-            start += w.size
-        self._pool = buffers.Pool()
-
-    @property
-    def sinks(self) -> Mapping[str, Sink]:
-        """Where gradients are collected, by name."""
-        return self._sinks
-
-    @property
-    def grads(self) -> dict[str, np.ndarray]:
-        """Gradients of the last step by name, before clipping; a parameter without gradient is absent."""
-        return {name: sink.array for name, sink in self._sinks.items() if sink.filled}
-
-    def step(
-        self,
-        batches: Sequence[Batch],
-        *,
-        lr: float,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        grad_clip: float | None = None,
-        dropout_p: float = 0.1,
-        seed: int = 0,
-        step_no: int = 1,
-        keep: bool = False,
-        audit: Audit | None = None,
-    ) -> StepResult:
-        """One update from micro-batches, all tokens counting alike.
-
-        An error or interrupt before the update changes nothing; an interrupt within it leaves arrays to throw away.
-        """
-        optim.check_adamw(lr, beta1, beta2, eps, weight_decay, 1)
-        loss, tokens = self.gradients(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, keep=keep, audit=audit)
-        norm = self.grad_norm()
-        if not (isfinite(loss) and isfinite(norm)):
-            raise Diverged(
-                f"training diverged at step {step_no}: loss {loss}, gradient norm {norm}",
-                hint="Use a smaller lr_max, a longer warmup or a smaller grad_clip.",
-            )
-        self.update(
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            weight_decay=weight_decay,
-            grad_scale=optim.clip_scale(norm, grad_clip),
-        )
-        return StepResult(loss, norm, tokens)
-
-    def gradients(
-        self,
-        batches: Sequence[Batch],
-        *,
-        dropout_p: float = 0.0,
-        seed: int = 0,
-        step_no: int = 1,
-        keep: bool = False,
-        audit: Audit | None = None,
-    ) -> tuple[float, int]:
-        """Fill `grads` with those of the mean loss over all tokens; (loss, tokens)."""
-        check_p(dropout_p)
-        if not batches:
-            raise InvalidParameter(
-                "a training step needs at least one micro-batch", hint="Load data with llm_dataset_load."
-            )
-        for sink in self._sinks.values():
-            sink.filled = False
-        n_tokens = sum(int(np.size(targets)) for _, targets in batches)
-        loss = 0.0
-        with buffers.reusing(self._pool):
-            for part, (tokens, targets) in enumerate(batches):
-                weight = np.size(targets) / n_tokens
-                drop = gpt2.Dropout(dropout_p, seed, step_no, part)
-                tape = Tape(keep=keep, audit=audit)
-                handles = {
-                    name: tape.leaf(w, True, self._sinks[self.tied.get(name, name)]) for name, w in self.params.items()
-                }
-                x = gpt2.hidden(tape, handles, tokens, self.config, drop=drop, chunk=self.chunk)
-                value = tape.finish("lm_head_loss", x, handles["wte"], target=targets, seed=weight)
-                loss += weight * float(value.data)  # type: ignore[arg-type]
-        return loss, n_tokens
-
-    def grad_norm(self) -> float:
-        """Norm of all gradients together."""
-        return optim.global_norm(list(self.grads.values()))
-
-    def update(
-        self, *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, grad_scale: float = 1.0
-    ) -> None:
-        """AdamW on every parameter that has a gradient, each counting its own steps."""
-        grads = self.grads
-        for name in grads:
-            self.steps[name] += 1
-        optim.step_all(
-            self.params,
-            grads,
-            self.m,
-            self.v,
-            self.steps,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            weight_decay=weight_decay,
-            grad_scale=grad_scale,
-        )
-
-    def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
-        """(sum of the losses of all tokens, number of tokens), without dropout."""
-        with buffers.reusing(self._pool):
-            return evaluate(self.params, self.config, tokens, targets, chunk=self.chunk)
-
-
-def evaluate(
-    params: Mapping[str, np.ndarray], config: GPT2Config, tokens: np.ndarray, targets: np.ndarray, *, chunk: int = CHUNK
-) -> tuple[float, int]:
-    """(sum of the losses of all tokens, number of tokens) of a batch [B, T], without dropout."""
-    n_tokens = int(np.size(targets))
-    return float(gpt2.loss(Eager(), params, tokens, targets, config, chunk=chunk)) * n_tokens, n_tokens
-
-
-def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) -> np.ndarray:
-    array = (given or {}).get(name)
-    return np.zeros(w.shape, w.dtype) if array is None else array
-
-
-def estimate_step_bytes(config: GPT2Config, batch: int, length: int) -> int:
-    """Memory of a training step on micro-batches [batch, length]: state, activations, and a group of logits."""
-    n, d = batch * length, config.d_model
-    state = 4 * config.n_params()  # weights, gradients, two moments
-    kept = 10 * n * d * config.n_layer  # two residuals, q k v, attention's result, hidden before gelu
-    passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
-    rows = losses.group_rows(n, config.vocab)
-    head = rows * config.vocab + rows * d * -(-config.vocab // losses.vocab_slice(config.vocab))
-    return 4 * (state + kept + passing + head)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training', $pg_gpt2_source$"""A model in training: its state read from rows once, changed in memory by Trainer, and written back.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.session', $pg_gpt2_source$"""A model in training: its state read from rows once, changed in memory by Trainer, and written back.
 
 What a run does with it, and what is recorded of that, is in `runs`.
 """
@@ -12777,12 +13273,14 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from . import datasets, db, host, resources, store, weights
-from .config import GPT2Config
-from .errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
-from .ops.dropout import check_p
+from .. import db, host, resources
+from ..config import GPT2Config
+from ..errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
+from ..ops.dropout import check_p
+from ..storage import store, weights
+from ..tensor import FLOAT32, to_bytes
+from . import datasets
 from .optim import check_adamw
-from .tensor import FLOAT32, to_bytes
 from .trainer import Diverged, Trainer, estimate_step_bytes, evaluate
 
 KEPT_SHARE = 0.25  # of the memory that is available: what a session may keep of a model that it trained by hand
@@ -13057,655 +13555,212 @@ def mean_loss(
             total, count = total + loss, count + n
     return total / count, count
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.unicode_classes', $pg_gpt2_source$"""GENERATED by make_unicode_classes.py, not to be edited: the classes of GPT-2's pattern as code point ranges.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.trainer', $pg_gpt2_source$"""A training step in memory: forward and backward of each micro-batch on a tape, clipping, AdamW in place.
 
-Unicode 16.0, on which Hugging Face tokenizers and tiktoken agree; pinned, so that ids do not depend on the Python
-of a server. Hexadecimal, ends included.
+Holds the arrays of a model and its optimizer; reads no table and knows no schedule. Gradients live in one arena and
+activations in a pool, both allocated once.
 """
 
-UNICODE_VERSION = "16.0"
-
-WHITE_SPACE = "9-D 20 85 A0 1680 2000-200A 2028-2029 202F 205F 3000 "
-
-NUMBER = (
-    "30-39 B2-B3 B9 BC-BE 660-669 6F0-6F9 7C0-7C9 966-96F 9E6-9EF 9F4-9F9 A66-A6F AE6-AEF B66-B6F B72-B77 BE6-BF2 "
-    "C66-C6F C78-C7E CE6-CEF D58-D5E D66-D78 DE6-DEF E50-E59 ED0-ED9 F20-F33 1040-1049 1090-1099 1369-137C "
-    "16EE-16F0 17E0-17E9 17F0-17F9 1810-1819 1946-194F 19D0-19DA 1A80-1A89 1A90-1A99 1B50-1B59 1BB0-1BB9 1C40-1C49 "
-    "1C50-1C59 2070 2074-2079 2080-2089 2150-2182 2185-2189 2460-249B 24EA-24FF 2776-2793 2CFD 3007 3021-3029 "
-    "3038-303A 3192-3195 3220-3229 3248-324F 3251-325F 3280-3289 32B1-32BF A620-A629 A6E6-A6EF A830-A835 A8D0-A8D9 "
-    "A900-A909 A9D0-A9D9 A9F0-A9F9 AA50-AA59 ABF0-ABF9 FF10-FF19 10107-10133 10140-10178 1018A-1018B 102E1-102FB "
-    "10320-10323 10341 1034A 103D1-103D5 104A0-104A9 10858-1085F 10879-1087F 108A7-108AF 108FB-108FF 10916-1091B "
-    "109BC-109BD 109C0-109CF 109D2-109FF 10A40-10A48 10A7D-10A7E 10A9D-10A9F 10AEB-10AEF 10B58-10B5F 10B78-10B7F "
-    "10BA9-10BAF 10CFA-10CFF 10D30-10D39 10D40-10D49 10E60-10E7E 10F1D-10F26 10F51-10F54 10FC5-10FCB 11052-1106F "
-    "110F0-110F9 11136-1113F 111D0-111D9 111E1-111F4 112F0-112F9 11450-11459 114D0-114D9 11650-11659 116C0-116C9 "
-    "116D0-116E3 11730-1173B 118E0-118F2 11950-11959 11BF0-11BF9 11C50-11C6C 11D50-11D59 11DA0-11DA9 11F50-11F59 "
-    "11FC0-11FD4 12400-1246E 16130-16139 16A60-16A69 16AC0-16AC9 16B50-16B59 16B5B-16B61 16D70-16D79 16E80-16E96 "
-    "1CCF0-1CCF9 1D2C0-1D2D3 1D2E0-1D2F3 1D360-1D378 1D7CE-1D7FF 1E140-1E149 1E2F0-1E2F9 1E4F0-1E4F9 1E5F1-1E5FA "
-    "1E8C7-1E8CF 1E950-1E959 1EC71-1ECAB 1ECAD-1ECAF 1ECB1-1ECB4 1ED01-1ED2D 1ED2F-1ED3D 1F100-1F10C 1FBF0-1FBF9 "
-)
-
-LETTER = (
-    "41-5A 61-7A AA B5 BA C0-D6 D8-F6 F8-2C1 2C6-2D1 2E0-2E4 2EC 2EE 370-374 376-377 37A-37D 37F 386 388-38A 38C "
-    "38E-3A1 3A3-3F5 3F7-481 48A-52F 531-556 559 560-588 5D0-5EA 5EF-5F2 620-64A 66E-66F 671-6D3 6D5 6E5-6E6 "
-    "6EE-6EF 6FA-6FC 6FF 710 712-72F 74D-7A5 7B1 7CA-7EA 7F4-7F5 7FA 800-815 81A 824 828 840-858 860-86A 870-887 "
-    "889-88E 8A0-8C9 904-939 93D 950 958-961 971-980 985-98C 98F-990 993-9A8 9AA-9B0 9B2 9B6-9B9 9BD 9CE 9DC-9DD "
-    "9DF-9E1 9F0-9F1 9FC A05-A0A A0F-A10 A13-A28 A2A-A30 A32-A33 A35-A36 A38-A39 A59-A5C A5E A72-A74 A85-A8D "
-    "A8F-A91 A93-AA8 AAA-AB0 AB2-AB3 AB5-AB9 ABD AD0 AE0-AE1 AF9 B05-B0C B0F-B10 B13-B28 B2A-B30 B32-B33 B35-B39 "
-    "B3D B5C-B5D B5F-B61 B71 B83 B85-B8A B8E-B90 B92-B95 B99-B9A B9C B9E-B9F BA3-BA4 BA8-BAA BAE-BB9 BD0 C05-C0C "
-    "C0E-C10 C12-C28 C2A-C39 C3D C58-C5A C5D C60-C61 C80 C85-C8C C8E-C90 C92-CA8 CAA-CB3 CB5-CB9 CBD CDD-CDE "
-    "CE0-CE1 CF1-CF2 D04-D0C D0E-D10 D12-D3A D3D D4E D54-D56 D5F-D61 D7A-D7F D85-D96 D9A-DB1 DB3-DBB DBD DC0-DC6 "
-    "E01-E30 E32-E33 E40-E46 E81-E82 E84 E86-E8A E8C-EA3 EA5 EA7-EB0 EB2-EB3 EBD EC0-EC4 EC6 EDC-EDF F00 F40-F47 "
-    "F49-F6C F88-F8C 1000-102A 103F 1050-1055 105A-105D 1061 1065-1066 106E-1070 1075-1081 108E 10A0-10C5 10C7 10CD "
-    "10D0-10FA 10FC-1248 124A-124D 1250-1256 1258 125A-125D 1260-1288 128A-128D 1290-12B0 12B2-12B5 12B8-12BE 12C0 "
-    "12C2-12C5 12C8-12D6 12D8-1310 1312-1315 1318-135A 1380-138F 13A0-13F5 13F8-13FD 1401-166C 166F-167F 1681-169A "
-    "16A0-16EA 16F1-16F8 1700-1711 171F-1731 1740-1751 1760-176C 176E-1770 1780-17B3 17D7 17DC 1820-1878 1880-1884 "
-    "1887-18A8 18AA 18B0-18F5 1900-191E 1950-196D 1970-1974 1980-19AB 19B0-19C9 1A00-1A16 1A20-1A54 1AA7 1B05-1B33 "
-    "1B45-1B4C 1B83-1BA0 1BAE-1BAF 1BBA-1BE5 1C00-1C23 1C4D-1C4F 1C5A-1C7D 1C80-1C8A 1C90-1CBA 1CBD-1CBF 1CE9-1CEC "
-    "1CEE-1CF3 1CF5-1CF6 1CFA 1D00-1DBF 1E00-1F15 1F18-1F1D 1F20-1F45 1F48-1F4D 1F50-1F57 1F59 1F5B 1F5D 1F5F-1F7D "
-    "1F80-1FB4 1FB6-1FBC 1FBE 1FC2-1FC4 1FC6-1FCC 1FD0-1FD3 1FD6-1FDB 1FE0-1FEC 1FF2-1FF4 1FF6-1FFC 2071 207F "
-    "2090-209C 2102 2107 210A-2113 2115 2119-211D 2124 2126 2128 212A-212D 212F-2139 213C-213F 2145-2149 214E "
-    "2183-2184 2C00-2CE4 2CEB-2CEE 2CF2-2CF3 2D00-2D25 2D27 2D2D 2D30-2D67 2D6F 2D80-2D96 2DA0-2DA6 2DA8-2DAE "
-    "2DB0-2DB6 2DB8-2DBE 2DC0-2DC6 2DC8-2DCE 2DD0-2DD6 2DD8-2DDE 2E2F 3005-3006 3031-3035 303B-303C 3041-3096 "
-    "309D-309F 30A1-30FA 30FC-30FF 3105-312F 3131-318E 31A0-31BF 31F0-31FF 3400-4DBF 4E00-A48C A4D0-A4FD A500-A60C "
-    "A610-A61F A62A-A62B A640-A66E A67F-A69D A6A0-A6E5 A717-A71F A722-A788 A78B-A7CD A7D0-A7D1 A7D3 A7D5-A7DC "
-    "A7F2-A801 A803-A805 A807-A80A A80C-A822 A840-A873 A882-A8B3 A8F2-A8F7 A8FB A8FD-A8FE A90A-A925 A930-A946 "
-    "A960-A97C A984-A9B2 A9CF A9E0-A9E4 A9E6-A9EF A9FA-A9FE AA00-AA28 AA40-AA42 AA44-AA4B AA60-AA76 AA7A AA7E-AAAF "
-    "AAB1 AAB5-AAB6 AAB9-AABD AAC0 AAC2 AADB-AADD AAE0-AAEA AAF2-AAF4 AB01-AB06 AB09-AB0E AB11-AB16 AB20-AB26 "
-    "AB28-AB2E AB30-AB5A AB5C-AB69 AB70-ABE2 AC00-D7A3 D7B0-D7C6 D7CB-D7FB F900-FA6D FA70-FAD9 FB00-FB06 FB13-FB17 "
-    "FB1D FB1F-FB28 FB2A-FB36 FB38-FB3C FB3E FB40-FB41 FB43-FB44 FB46-FBB1 FBD3-FD3D FD50-FD8F FD92-FDC7 FDF0-FDFB "
-    "FE70-FE74 FE76-FEFC FF21-FF3A FF41-FF5A FF66-FFBE FFC2-FFC7 FFCA-FFCF FFD2-FFD7 FFDA-FFDC 10000-1000B "
-    "1000D-10026 10028-1003A 1003C-1003D 1003F-1004D 10050-1005D 10080-100FA 10280-1029C 102A0-102D0 10300-1031F "
-    "1032D-10340 10342-10349 10350-10375 10380-1039D 103A0-103C3 103C8-103CF 10400-1049D 104B0-104D3 104D8-104FB "
-    "10500-10527 10530-10563 10570-1057A 1057C-1058A 1058C-10592 10594-10595 10597-105A1 105A3-105B1 105B3-105B9 "
-    "105BB-105BC 105C0-105F3 10600-10736 10740-10755 10760-10767 10780-10785 10787-107B0 107B2-107BA 10800-10805 "
-    "10808 1080A-10835 10837-10838 1083C 1083F-10855 10860-10876 10880-1089E 108E0-108F2 108F4-108F5 10900-10915 "
-    "10920-10939 10980-109B7 109BE-109BF 10A00 10A10-10A13 10A15-10A17 10A19-10A35 10A60-10A7C 10A80-10A9C "
-    "10AC0-10AC7 10AC9-10AE4 10B00-10B35 10B40-10B55 10B60-10B72 10B80-10B91 10C00-10C48 10C80-10CB2 10CC0-10CF2 "
-    "10D00-10D23 10D4A-10D65 10D6F-10D85 10E80-10EA9 10EB0-10EB1 10EC2-10EC4 10F00-10F1C 10F27 10F30-10F45 "
-    "10F70-10F81 10FB0-10FC4 10FE0-10FF6 11003-11037 11071-11072 11075 11083-110AF 110D0-110E8 11103-11126 11144 "
-    "11147 11150-11172 11176 11183-111B2 111C1-111C4 111DA 111DC 11200-11211 11213-1122B 1123F-11240 11280-11286 "
-    "11288 1128A-1128D 1128F-1129D 1129F-112A8 112B0-112DE 11305-1130C 1130F-11310 11313-11328 1132A-11330 "
-    "11332-11333 11335-11339 1133D 11350 1135D-11361 11380-11389 1138B 1138E 11390-113B5 113B7 113D1 113D3 "
-    "11400-11434 11447-1144A 1145F-11461 11480-114AF 114C4-114C5 114C7 11580-115AE 115D8-115DB 11600-1162F 11644 "
-    "11680-116AA 116B8 11700-1171A 11740-11746 11800-1182B 118A0-118DF 118FF-11906 11909 1190C-11913 11915-11916 "
-    "11918-1192F 1193F 11941 119A0-119A7 119AA-119D0 119E1 119E3 11A00 11A0B-11A32 11A3A 11A50 11A5C-11A89 11A9D "
-    "11AB0-11AF8 11BC0-11BE0 11C00-11C08 11C0A-11C2E 11C40 11C72-11C8F 11D00-11D06 11D08-11D09 11D0B-11D30 11D46 "
-    "11D60-11D65 11D67-11D68 11D6A-11D89 11D98 11EE0-11EF2 11F02 11F04-11F10 11F12-11F33 11FB0 12000-12399 "
-    "12480-12543 12F90-12FF0 13000-1342F 13441-13446 13460-143FA 14400-14646 16100-1611D 16800-16A38 16A40-16A5E "
-    "16A70-16ABE 16AD0-16AED 16B00-16B2F 16B40-16B43 16B63-16B77 16B7D-16B8F 16D40-16D6C 16E40-16E7F 16F00-16F4A "
-    "16F50 16F93-16F9F 16FE0-16FE1 16FE3 17000-187F7 18800-18CD5 18CFF-18D08 1AFF0-1AFF3 1AFF5-1AFFB 1AFFD-1AFFE "
-    "1B000-1B122 1B132 1B150-1B152 1B155 1B164-1B167 1B170-1B2FB 1BC00-1BC6A 1BC70-1BC7C 1BC80-1BC88 1BC90-1BC99 "
-    "1D400-1D454 1D456-1D49C 1D49E-1D49F 1D4A2 1D4A5-1D4A6 1D4A9-1D4AC 1D4AE-1D4B9 1D4BB 1D4BD-1D4C3 1D4C5-1D505 "
-    "1D507-1D50A 1D50D-1D514 1D516-1D51C 1D51E-1D539 1D53B-1D53E 1D540-1D544 1D546 1D54A-1D550 1D552-1D6A5 "
-    "1D6A8-1D6C0 1D6C2-1D6DA 1D6DC-1D6FA 1D6FC-1D714 1D716-1D734 1D736-1D74E 1D750-1D76E 1D770-1D788 1D78A-1D7A8 "
-    "1D7AA-1D7C2 1D7C4-1D7CB 1DF00-1DF1E 1DF25-1DF2A 1E030-1E06D 1E100-1E12C 1E137-1E13D 1E14E 1E290-1E2AD "
-    "1E2C0-1E2EB 1E4D0-1E4EB 1E5D0-1E5ED 1E5F0 1E7E0-1E7E6 1E7E8-1E7EB 1E7ED-1E7EE 1E7F0-1E7FE 1E800-1E8C4 "
-    "1E900-1E943 1E94B 1EE00-1EE03 1EE05-1EE1F 1EE21-1EE22 1EE24 1EE27 1EE29-1EE32 1EE34-1EE37 1EE39 1EE3B 1EE42 "
-    "1EE47 1EE49 1EE4B 1EE4D-1EE4F 1EE51-1EE52 1EE54 1EE57 1EE59 1EE5B 1EE5D 1EE5F 1EE61-1EE62 1EE64 1EE67-1EE6A "
-    "1EE6C-1EE72 1EE74-1EE77 1EE79-1EE7C 1EE7E 1EE80-1EE89 1EE8B-1EE9B 1EEA1-1EEA3 1EEA5-1EEA9 1EEAB-1EEBB "
-    "20000-2A6DF 2A700-2B739 2B740-2B81D 2B820-2CEA1 2CEB0-2EBE0 2EBF0-2EE5D 2F800-2FA1D 30000-3134A 31350-323AF "
-)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.vocabularies', $pg_gpt2_source$"""Vocabularies as rows, and the cache of tokenizers by version.
-
-A vocabulary has 100,000 rows, too many to digest at every call: statement triggers add a row to llm_bpe_version instead, and
-the version is the ids that are visible there, usually one. Where row-level security is active for the caller, the visible rows
-are digested after all.
-"""
-
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-
-from . import db
-from .bpe import Tokenizer, token_bytes
-from .errors import DuplicateObject, WrongState, require
-
-MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
-
-_cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
-
-
-def load(model: str) -> Tokenizer:
-    """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary."""
-    found = find(model)
-    if found is None:
-        raise WrongState(
-            f'model "{model}" has no vocabulary',
-            hint=f"Load one: pg_llm_load_bpe_vocab and pg_llm_load_bpe_merges on the server, python -m loaders.ingest_tokenizer"
-            f" --model {model} as a client, or learn one with llm_train_bpe. Functions on token ids work without.",
-        )
-    return found
-
-
-def find(model: str) -> Tokenizer | None:
-    """The tokenizer of `model`, or None when it has no vocabulary."""
-    version = _version(model)
-    if version is None:
-        return None
-    found = _cache.get(model)
-    while found is None or found[0] != version:
-        found = (version, _read(model))
-        version = _version(model)  # another one where a change was committed between the statements that read
-        if version is None:
-            return None
-    _cache[model] = found
-    _cache.move_to_end(model)
-    while len(_cache) > MOST:
-        _cache.popitem(last=False)
-    return found[1]
-
-
-def cached() -> list[tuple[str, str]]:
-    """(model, version) of the tokenizers in memory, least recently used first."""
-    return [(model, version) for model, (version, _) in _cache.items()]
-
-
-def forget() -> None:
-    """Give up all tokenizers in memory."""
-    _cache.clear()
-
-
-def _version(model: str) -> str | None:
-    """None when the caller sees no token of `model`."""
-    row = db.row(
-        "SELECT concat_ws(' ', (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
-        " EXISTS (SELECT FROM {schema}.llm_bpe_merges m WHERE m.model = $1)) AS version,"
-        " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
-        " WHERE EXISTS (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1)",
-        ["text"],
-        model,
-    )
-    if row is None:
-        return None
-    return _digest(model) if row["filtered"] else row["version"]
-
-
-def _digest(model: str) -> str:
-    row = db.row(
-        "SELECT (SELECT md5(string_agg(concat_ws(' ', ctid, xmin, cmin), E'\\n' ORDER BY token_id))"
-        " FROM {schema}.llm_bpe_vocab WHERE model = $1)"
-        " || coalesce((SELECT md5(string_agg(concat_ws(' ', ctid, xmin, cmin), E'\\n' ORDER BY rank))"
-        " FROM {schema}.llm_bpe_merges WHERE model = $1), '') AS version",
-        ["text"],
-        model,
-    )
-    return (row or {})["version"]
-
-
-def touch() -> None:
-    """Make the version another one, and remove what earlier changes left, but for what others are removing now."""
-    row = db.row("INSERT INTO {schema}.llm_bpe_version DEFAULT VALUES RETURNING id")
-    level = db.row("SELECT current_setting('transaction_isolation') AS level")
-    if row and level == {
-        "level": "read committed"
-    }:  # in the others a row that somebody has removed meanwhile is an error
-        db.run(
-            "DELETE FROM {schema}.llm_bpe_version WHERE id IN"
-            " (SELECT id FROM {schema}.llm_bpe_version WHERE id < $1 FOR UPDATE SKIP LOCKED)",
-            ["int8"],
-            row["id"],
-        )
-
-
-def _read(model: str) -> Tokenizer:
-    tokens = {
-        row["token_id"]: row["bytes"]
-        for row in db.cursor("SELECT token_id, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1", ["text"], model)
-    }
-    merges = [
-        (row["left"], row["right"])
-        for row in db.cursor(
-            'SELECT "left", "right" FROM {schema}.llm_bpe_merges WHERE model = $1 ORDER BY rank', ["text"], model
-        )
-    ]
-    return Tokenizer(tokens, merges)
-
-
-def _empty(table: str, model: str) -> None:
-    """Delete what there is: who only adds vocabularies needs no right to delete."""
-    if db.row(f"SELECT 1 FROM {{schema}}.{table} WHERE model = $1 LIMIT 1", ["text"], model):
-        db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)
-
-
-def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
-    """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
-    require(model=model)
-    _empty("llm_bpe_vocab", model)
-    db.run(
-        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, bytes)"
-        " SELECT $1, token_id, token, bytes FROM unnest($2, $3, $4) AS new (token_id, token, bytes)",
-        ["text", "int4[]", "text[]", "bytea[]"],
-        *(model, list(vocab.values()), list(vocab), [token_bytes(token) for token in vocab]),
-    )
-
-
-def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
-    """Put `merges`, best first, in the place of the model's merges."""
-    require(model=model)
-    _empty("llm_bpe_merges", model)
-    db.run(
-        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
-        " SELECT $1, rank - 1, l, r, l || ' ' || r FROM unnest($2, $3) WITH ORDINALITY AS new (l, r, rank)",
-        ["text", "text[]", "text[]"],
-        *(model, [left for left, _ in merges], [right for _, right in merges]),
-    )
-
-
-def require_none(model: str) -> None:
-    """42710 when `model` has a vocabulary."""
-    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], model):
-        raise DuplicateObject(
-            f'model "{model}" already has a vocabulary',
-            hint="Choose another name, or DELETE its rows from llm_bpe_vocab and llm_bpe_merges first.",
-        )
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.weight_file', $pg_gpt2_source$"""One file a version of a model's weights, which all sessions map read-only: memory and time of loading are paid once.
-
-It lies where PostgreSQL keeps temporary files, under a name that a restart removes and base backups skip. It is written with
-write() and renamed when complete, never mapped for writing and never truncated: a full disk is an error here and not a
-SIGBUS in somebody else. Whoever has an older version mapped keeps it after the name is gone.
-"""
-
-import contextlib
-import hashlib
-import mmap
-import os
-from collections.abc import Iterable, Mapping
-
-import numpy as np
-
-from . import host
-from .tensor import FLOAT32
-
-LEAST_BYTES = 8 << 20  # a smaller model loads as fast from its rows
-HUGE_PAGE = 2 << 20  # tensors of this size begin at one: 4 kB pages cost a fifth of the bandwidth
-WRITE_BYTES = 8 << 20  # file systems give huge pages to what is written in large pieces
-PREFIX, UNFINISHED = "pgsql_tmp_pg_gpt2", ".new"
-
-Params = dict[str, np.ndarray]
-
-
-def directory() -> str | None:
-    """Where the server, whose working directory is its data directory, keeps temporary files; None if this is no server."""
-    return os.path.join("base", "pgsql_tmp") if os.path.exists("PG_VERSION") and os.path.isdir("base") else None
-
-
-class WeightFile:
-    """The file of one version of a model in a database."""
-
-    def __init__(
-        self, folder: str, database: int, model: str, version: str, shapes: Mapping[str, tuple[int, ...]]
-    ) -> None:
-        self._folder = folder
-        self._stem = stem(database, model)
-        self._name = self._stem + version
-        self._shapes = dict(shapes)
-        self._places, self._size = _layout(self._shapes)
-
-    def attach(self) -> Params | None:
-        """The mapped weights, or None when there is no such file."""
-        try:
-            file = os.open(os.path.join(self._folder, self._name), os.O_RDONLY)
-        except OSError:
-            return None
-        try:
-            if os.fstat(file).st_size != self._size:
-                return None
-            mapped = mmap.mmap(file, self._size, prot=mmap.PROT_READ)
-        finally:
-            os.close(file)
-        with contextlib.suppress(OSError, AttributeError):  # systems without huge pages for files
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-        return {
-            name: np.frombuffer(mapped, FLOAT32, int(np.prod(shape)), self._places[name]).reshape(shape)
-            for name, shape in self._shapes.items()
-        }
-
-    def build(self, params: Mapping[str, np.ndarray]) -> Params | None:
-        """Write the file, remove those of other versions, and attach it; None where there is no room. One builder at a time."""
-        new = os.path.join(self._folder, f"{self._name}.{os.getpid()}{UNFINISHED}")
-        try:
-            return self._written(new, params)
-        except OSError:
-            return None
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(new)
-
-    def _written(self, new: str, params: Mapping[str, np.ndarray]) -> Params | None:
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
-            for name, place in self._places.items():
-                file.seek(place)
-                _write(file.fileno(), params[name])
-            os.pwrite(file.fileno(), b"\0", self._size - 1)  # the last of the padding
-        os.rename(new, os.path.join(self._folder, self._name))
-        remove(self._folder, self._stem, but=self._name)
-        return self.attach()
-
-
-def _layout(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int], int]:
-    """Where each tensor begins, and the size of the file."""
-    places, end = {}, 0
-    for name, shape in shapes.items():
-        size = 4 * int(np.prod(shape))
-        unit = HUGE_PAGE if size >= HUGE_PAGE else 64
-        places[name] = -(-end // unit) * unit
-        end = places[name] + size
-    return places, (end // HUGE_PAGE + 1) * HUGE_PAGE  # with padding at the end, be it a byte
-
-
-def _write(file: int, array: np.ndarray) -> None:
-    data = np.ascontiguousarray(array).data.cast("B")
-    while data:
-        data = data[os.write(file, data[:WRITE_BYTES]) :]
-        host.check_interrupts()
-
-
-def stem(database: int, model: str) -> str:
-    """What the names of a model's files begin with."""
-    return f"{PREFIX}_{database}_{hashlib.md5(model.encode()).hexdigest()[:16]}_"
-
-
-def remove_others(folder: str, database: int, models: Iterable[str]) -> None:
-    """Unlink the files of models that are not there any more; not those that are being written."""
-    kept = tuple(stem(database, model) for model in models)
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(folder):
-            if name.startswith(f"{PREFIX}_{database}_") and not name.startswith(kept) and not name.endswith(UNFINISHED):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(folder, name))
-
-
-def remove(folder: str, beginning: str, but: str = "") -> int:
-    """Unlink the files whose names begin with `beginning`, but not `but`; how many there were."""
-    count = 0
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(folder):
-            if name.startswith(beginning) and name != but:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(folder, name))
-                    count += 1
-    return count
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.weights', $pg_gpt2_source$"""Weights in memory: a cache of versions of the rows, one version for a call, shared between sessions where that can be.
-
-The version is computed from the visible rows under the caller's rights at every call, so that it follows DML by hand, rollback,
-savepoints and row-level security; nothing has to be invalidated.
-"""
-
-import hashlib
-import time
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from math import isfinite
 
 import numpy as np
 
-from . import db, host, layout, resources, store, weight_file
-from .config import GPT2Config
-from .errors import InconsistentData
-from .tensor import FLOAT32
+from .. import gpt2
+from ..config import GPT2Config
+from ..errors import InvalidParameter, PgGpt2Error
+from ..ops import CHUNK, Sink, buffers, losses
+from ..ops.dropout import check_p
+from ..tape import Audit, Eager, Tape
+from . import optim
 
-# One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
-# transaction: then ctid and xmin alone repeat.
-ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
-ROW_LINEAGE = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin)"
-BUILD = "'{schema}.llm_model_config'::regclass::oid::integer, hashtext($1)"  # for who writes the file of its weights
-WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
+Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
 
-Params = dict[str, np.ndarray]
+
+class Diverged(PgGpt2Error):
+    """The loss or a gradient is no longer a finite number."""
+
+    sqlstate = "22003"
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model at one version; its arrays are read-only."""
+class StepResult:
+    """Loss before the update (mean over tokens), norm of the gradient before clipping, and number of tokens."""
 
-    name: str
-    config: GPT2Config
-    version: str
-    arranged: layout.Arranged  # as a Decoder wants them
-    shared: bool = False  # mapped from the file that all sessions use
+    loss: float
+    grad_norm: float
+    tokens: int
+
+
+class Trainer:
+    """Parameters, AdamW's moments and step counts of one model, all changed in place by `step`."""
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        params: Mapping[str, np.ndarray],
+        m: Mapping[str, np.ndarray] | None = None,
+        v: Mapping[str, np.ndarray] | None = None,
+        steps: Mapping[str, int] | None = None,
+        *,
+        tied: Mapping[str, str] | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
+        """Arrays are float32, contiguous and writable, by checkpoint name; missing moments and steps are 0.
+
+        `tied` says which names are the same tensor as another: it is updated once, by the sum of their gradients.
+        """
+        self.config = config
+        self.tied = dict(tied or {})
+        self.params = {name: params[self.tied.get(name, name)] for name in params}
+        own = {name: w for name, w in self.params.items() if name not in self.tied}
+        self.chunk = chunk
+        self.m = {name: _moment(m, name, w) for name, w in own.items()}
+        self.v = {name: _moment(v, name, w) for name, w in own.items()}
+        self.steps = {name: (steps or {}).get(name, 0) for name in own}
+        self._arena = np.empty(sum(w.size for w in own.values()), np.float32)
+        self._sinks: dict[str, Sink] = {}
+        start = 0
+        for name, w in own.items():
+            self._sinks[name] = Sink(self._arena[start : start + w.size].reshape(w.shape))
+            start += w.size
+        self._pool = buffers.Pool()
 
     @property
-    def params(self) -> layout.Plain:
-        """Name -> array as the checkpoint has it; one from panels is copied when it is asked for."""
-        return layout.Plain(self.arranged)
-
-    def plain(self) -> dict[str, np.ndarray]:
-        """All of `params` at once. 53200 when there is no room for the copies."""
-        copied = sum(array.nbytes for array in self.arranged.values() if not isinstance(array, np.ndarray))
-        if copied:
-            resources.require_memory(copied, f'model "{self.name}" outside its panels')
-        return dict(self.params)
-
-
-class Kept(Protocol):
-    """What a training step left behind: weights and moments of a model at one version of its rows."""
-
-    model: str
-    version: str
+    def sinks(self) -> Mapping[str, Sink]:
+        """Where gradients are collected, by name."""
+        return self._sinks
 
     @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
+    def grads(self) -> dict[str, np.ndarray]:
+        """Gradients of the last step by name, before clipping; a parameter without gradient is absent."""
+        return {name: sink.array for name, sink in self._sinks.items() if sink.filled}
 
+    def step(
+        self,
+        batches: Sequence[Batch],
+        *,
+        lr: float,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        grad_clip: float | None = None,
+        dropout_p: float = 0.1,
+        seed: int = 0,
+        step_no: int = 1,
+        keep: bool = False,
+        audit: Audit | None = None,
+    ) -> StepResult:
+        """One update from micro-batches, all tokens counting alike.
 
-class _Cache:
-    """Models of this session by (name, version), least recently used first; and the state of one that it trains by hand."""
-
-    def __init__(self) -> None:
-        self.models: OrderedDict[str, Model] = OrderedDict()
-        self.state: Kept | None = None
-
-    def take_state(self, name: str, version: str) -> Any:
-        """The state of a model at this version, or None; its taker changes it, so that nothing is kept on."""
-        found, self.state = self.state, None
-        return found if found is not None and (found.model, found.version) == (name, version) else None
-
-    def get(self, name: str, version: str) -> Model | None:
-        found = self.models.get(name)
-        if found is None or found.version != version:
-            return None
-        self.models.move_to_end(name)
-        return found
-
-    def make_room(self, name: str, wanted: int, room: int) -> None:
-        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`."""
-        self.models.pop(name, None)
-        if self.state is not None and self.bytes() + wanted > room:
-            self.state = None
-        while self.models and self.bytes() + wanted > room:
-            self.models.popitem(last=False)
-
-    def put(self, model: Model) -> None:
-        self.models[model.name] = model
-
-    def bytes(self) -> int:
-        """Bytes that only this session holds."""
-        state = 0 if self.state is None else self.state.nbytes
-        return state + sum(size(model) for model in self.models.values() if not model.shared)
-
-    def clear(self) -> None:
-        """Give up everything."""
-        self.models.clear()
-        self.state = None
-
-    def spare(self) -> None:
-        """Give up what is only there to save time."""
-        self.state = None
-
-
-cache = _Cache()
-resources.spare = cache.spare
-
-
-def size(model: Model) -> int:
-    """Bytes of a model's weights."""
-    return sum(array.nbytes for array in model.arranged.values())
-
-
-def version_of(model: str) -> str:
-    """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
-    return _digest_of(ROW_VERSION, model)
-
-
-def lineage_of(model: str) -> str:
-    """The same for those who ask much later: an update that was rolled back shows in the version, and here it does not."""
-    return _digest_of(ROW_LINEAGE, model)
-
-
-def _digest_of(row_version: str, model: str) -> str:
-    row = db.row(
-        f"SELECT md5(string_agg({row_version}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {store.resolved()} AS p",
-        ["text"],
-        model,
-    )
-    return (row or {})["version"] or hashlib.md5(b"").hexdigest()
-
-
-def load(model: str | None) -> Model:
-    """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
-    name = store.model_name(model)
-    wanted = store.config(name)
-    resources.apply_threads()
-    version = version_of(name)
-    found = cache.get(name, version)
-    if found is None or found.config != wanted:
-        cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
-        found = _load_shared(name, wanted, version) or _load_private(name, wanted)
-        cache.put(found)
-    return found
-
-
-def _load_private(name: str, wanted: GPT2Config) -> Model:
-    """The model in this session's own memory."""
-    version, params = _read_params(name, wanted)
-    return Model(name, wanted, version, layout.arrange(params, wanted))
-
-
-def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
-    """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
-
-    A transaction that has written may see rows that are nobody else's business yet.
-    """
-    folder = weight_file.directory()
-    row = db.row(
-        "SELECT oid::bigint AS database, pg_current_xact_id_if_assigned() IS NULL AS reads_only"
-        " FROM pg_database WHERE datname = current_database()"
-    )
-    if folder is None or row is None or not row["reads_only"] or 4 * wanted.n_params() < weight_file.LEAST_BYTES:
-        return None
-    shapes = layout.stored_shapes(wanted)
-    key = version if shapes == wanted.param_shapes() else f"{version}_panels"
-    file = weight_file.WeightFile(folder, row["database"], name, key, shapes)
-    stored = file.attach()
-    if stored is None:
-        with _builder(name, WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
-            stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
-        resources.release_memory()
-    return Model(name, wanted, version, layout.arranged(stored, wanted), shared=True) if stored else None
-
-
-def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
-    read, params = _read_params(name, wanted)
-    if read != version:
-        return None
-    rows = db.query(
-        "SELECT model, (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database"
-        " FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
-    )
-    if rows:  # the caller sees all there are
-        weight_file.remove_others(weight_file.directory() or "", rows[0]["database"], [row["model"] for row in rows])
-    return file.build(layout.Stored(params, wanted))
-
-
-def forget_file(name: str) -> None:
-    """Remove the file of a model that is dropped; whoever still sees the model, as when that is rolled back, makes it again."""
-    row = db.row("SELECT oid::bigint AS database FROM pg_database WHERE datname = current_database()")
-    if row and (folder := weight_file.directory()):
-        weight_file.remove(folder, weight_file.stem(row["database"], name))
-
-
-@contextmanager
-def _builder(model: str, seconds: float) -> Iterator[bool]:
-    """Sessions that need a version's file queue here, so that one writes it. False after `seconds`: anybody can take an
-    advisory lock, and who holds this one for long must not keep others from their models."""
-    end = time.monotonic() + seconds
-    while not (db.row(f"SELECT pg_try_advisory_lock({BUILD}) AS taken", ["text"], model) or {})["taken"]:
-        if time.monotonic() > end:
-            yield False
-            return
-        db.run("SELECT pg_sleep(0.02)")
-    try:
-        yield True
-    finally:
-        db.run(f"SELECT pg_advisory_unlock({BUILD})", ["text"], model)
-
-
-def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
-    """Version and weights through one cursor, hence of one snapshot."""
-    resources.require_memory(4 * wanted.n_params(), f'model "{name}"')
-    shapes = wanted.param_shapes()
-    rows = db.cursor(
-        f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
-        f" FROM {store.resolved()} AS p ORDER BY p.name, p.token_id",
-        ["text"],
-        name,
-    )
-    digest = hashlib.md5()
-    assembly = Assembly(name, shapes)
-    for count, row in enumerate(rows):
-        digest.update((("\n" if count else "") + row["version"]).encode())
-        assembly.add(row["name"], row["token_id"], row["shape"], row["data"])
-        host.check_interrupts()
-    return digest.hexdigest(), assembly.finish()
-
-
-class Assembly:
-    """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
-
-    def __init__(self, model: str, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.model = model
-        self.shapes = shapes
-        self.params: Params = {}
-        self._rows: dict[str, int] = {}
-
-    def add(self, name: str, first: int, shape: list[int], data: bytes) -> None:
-        """Take one block, blocks of a tensor in ascending order."""
-        if name not in self.shapes:
-            raise self._refusal(
-                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
+        An error or interrupt before the update changes nothing; an interrupt within it leaves arrays to throw away.
+        """
+        optim.check_adamw(lr, beta1, beta2, eps, weight_decay, 1)
+        loss, tokens = self.gradients(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, keep=keep, audit=audit)
+        norm = self.grad_norm()
+        if not (isfinite(loss) and isfinite(norm)):
+            raise Diverged(
+                f"training diverged at step {step_no}: loss {loss}, gradient norm {norm}",
+                hint="Use a smaller lr_max, a longer warmup or a smaller grad_clip.",
             )
-        wanted = self.shapes[name]
-        if tuple(shape[1:]) != wanted[1:]:
-            raise self._refusal(
-                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
-            )
-        if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
-            raise self._refusal(
-                f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
-                "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
-            )
-        if name not in self.params:
-            self.params[name] = np.empty(wanted, FLOAT32)
-        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
-        self._rows[name] = first + shape[0]
+        self.update(
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            grad_scale=optim.clip_scale(norm, grad_clip),
+        )
+        return StepResult(loss, norm, tokens)
 
-    def finish(self) -> Params:
-        """All tensors in the order of the configuration; 55000 when there is none at all."""
-        if not self.params:
-            raise store.no_weights(self.model)
-        for name, shape in self.shapes.items():
-            rows = self._rows.get(name, 0)
-            if rows < shape[0]:
-                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
-        return {name: self.params[name] for name in self.shapes}
+    def gradients(
+        self,
+        batches: Sequence[Batch],
+        *,
+        dropout_p: float = 0.0,
+        seed: int = 0,
+        step_no: int = 1,
+        keep: bool = False,
+        audit: Audit | None = None,
+    ) -> tuple[float, int]:
+        """Fill `grads` with those of the mean loss over all tokens; (loss, tokens)."""
+        check_p(dropout_p)
+        if not batches:
+            raise InvalidParameter(
+                "a training step needs at least one micro-batch", hint="Load data with llm_dataset_load."
+            )
+        for sink in self._sinks.values():
+            sink.filled = False
+        n_tokens = sum(int(np.size(targets)) for _, targets in batches)
+        loss = 0.0
+        with buffers.reusing(self._pool):
+            for part, (tokens, targets) in enumerate(batches):
+                weight = np.size(targets) / n_tokens
+                drop = gpt2.Dropout(dropout_p, seed, step_no, part)
+                tape = Tape(keep=keep, audit=audit)
+                handles = {
+                    name: tape.leaf(w, True, self._sinks[self.tied.get(name, name)]) for name, w in self.params.items()
+                }
+                x = gpt2.hidden(tape, handles, tokens, self.config, drop=drop, chunk=self.chunk)
+                value = tape.finish("lm_head_loss", x, handles["wte"], target=targets, seed=weight)
+                loss += weight * float(value.data)  # type: ignore[arg-type]
+        return loss, n_tokens
 
-    def _refusal(self, problem: str, hint: str) -> InconsistentData:
-        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)
+    def grad_norm(self) -> float:
+        """Norm of all gradients together."""
+        return optim.global_norm(list(self.grads.values()))
+
+    def update(
+        self, *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, grad_scale: float = 1.0
+    ) -> None:
+        """AdamW on every parameter that has a gradient, each counting its own steps."""
+        grads = self.grads
+        for name in grads:
+            self.steps[name] += 1
+        optim.step_all(
+            self.params,
+            grads,
+            self.m,
+            self.v,
+            self.steps,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            grad_scale=grad_scale,
+        )
+
+    def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
+        """(sum of the losses of all tokens, number of tokens), without dropout."""
+        with buffers.reusing(self._pool):
+            return evaluate(self.params, self.config, tokens, targets, chunk=self.chunk)
+
+
+def evaluate(
+    params: Mapping[str, np.ndarray], config: GPT2Config, tokens: np.ndarray, targets: np.ndarray, *, chunk: int = CHUNK
+) -> tuple[float, int]:
+    """(sum of the losses of all tokens, number of tokens) of a batch [B, T], without dropout."""
+    n_tokens = int(np.size(targets))
+    return float(gpt2.loss(Eager(), params, tokens, targets, config, chunk=chunk)) * n_tokens, n_tokens
+
+
+def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) -> np.ndarray:
+    array = (given or {}).get(name)
+    return np.zeros(w.shape, w.dtype) if array is None else array
+
+
+def estimate_step_bytes(config: GPT2Config, batch: int, length: int) -> int:
+    """Memory of a training step on micro-batches [batch, length]: state, activations, and a group of logits."""
+    n, d = batch * length, config.d_model
+    state = 4 * config.n_params()  # weights, gradients, two moments
+    kept = 10 * n * d * config.n_layer  # two residuals, q k v, attention's result, hidden before gelu
+    passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
+    rows = losses.group_rows(n, config.vocab)
+    head = rows * config.vocab + rows * d * -(-config.vocab // losses.vocab_slice(config.vocab))
+    return 4 * (state + kept + passing + head)
 $pg_gpt2_source$);
 
 SELECT llm_boot();
@@ -14028,8 +14083,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -14044,8 +14099,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -14059,8 +14114,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -14086,8 +14141,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 8d789eb574b5 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 279cd54ffc4b @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -14097,8 +14152,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 8d789eb574b5 @extschema@'].models.copy_model(source, target, checkpoint_id)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 279cd54ffc4b @extschema@'].models.copy_model(source, target, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -14108,8 +14163,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 8d789eb574b5 @extschema@'].models.drop_model(model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 279cd54ffc4b @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -14148,8 +14203,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 8d789eb574b5 @extschema@'].tokenizer.changed()
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 279cd54ffc4b @extschema@'].tokenizer.changed()
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -14165,8 +14220,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -14176,8 +14231,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -14187,8 +14242,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
@@ -14197,8 +14252,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -14208,8 +14263,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -14218,8 +14273,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -14234,8 +14289,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -14245,8 +14300,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -14256,8 +14311,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -14271,8 +14326,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -14282,8 +14337,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -14293,8 +14348,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -14304,8 +14359,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -14315,8 +14370,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -14326,8 +14381,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -14354,8 +14409,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -14387,8 +14442,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -14411,8 +14466,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -14436,8 +14491,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -14457,8 +14512,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -14473,8 +14528,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -14491,8 +14546,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -14506,8 +14561,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -14517,8 +14572,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -14533,8 +14588,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -14555,8 +14610,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -14578,8 +14633,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -14594,8 +14649,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -14627,8 +14682,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].training.train_step(
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed, audit)
 $$;
@@ -14667,8 +14722,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].training.train(
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
 $$;
@@ -14708,8 +14763,8 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 8d789eb574b5 @extschema@'].training.train_run(
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 279cd54ffc4b @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
 $$;
@@ -14724,8 +14779,8 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].training.train_stop(model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -14858,8 +14913,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].checkpoints.save(model, note, file_path)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].checkpoints.save(model, note, file_path)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -14869,8 +14924,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].checkpoints.attach(file_path, model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].checkpoints.attach(file_path, model)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -14880,8 +14935,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].checkpoints.load(model, checkpoint_id)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].checkpoints.load(model, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -14914,8 +14969,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 8d789eb574b5 @extschema@'].checkpoints.drop(checkpoint_id)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 279cd54ffc4b @extschema@'].checkpoints.drop(checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -14925,8 +14980,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].checkpoints.prune(model, keep_last, keep_every)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -14942,8 +14997,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].checkpoints.diff(a, b)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].checkpoints.diff(a, b)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -14964,15 +15019,15 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].checkpoints.history(model, name)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].checkpoints.history(model, name)
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
 
 -- sql/replay.sql
 
--- Doing a run again: see plpython/pg_gpt2/run_replay.py.
+-- Doing a run again: see plpython/pg_gpt2/training/run_replay.py.
 
 CREATE FUNCTION llm_replay(run_id bigint, from_checkpoint integer DEFAULT NULL, to_step bigint DEFAULT NULL)
 RETURNS TABLE (
@@ -14988,8 +15043,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -15003,8 +15058,8 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].sparklines.of_numbers(numbers, width)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].sparklines.of_numbers(numbers, width)
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars such as █▅▃▂▁▁, from the lowest to the highest; more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -15014,8 +15069,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].sparklines.of_run(run_id, width)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].sparklines.of_run(run_id, width)
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -15029,8 +15084,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].retention.prune_log(model, older_than, keep_every)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].retention.prune_log(model, older_than, keep_every)
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -15102,8 +15157,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
@@ -15113,8 +15168,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.values(data)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -15132,8 +15187,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -15142,8 +15197,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -15153,8 +15208,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -15164,8 +15219,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -15175,8 +15230,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -15185,8 +15240,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -15201,8 +15256,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -15217,8 +15272,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -15228,8 +15283,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -15239,8 +15294,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -15255,8 +15310,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -15272,8 +15327,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -15283,8 +15338,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -15293,8 +15348,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -15303,8 +15358,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -15322,8 +15377,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -15343,8 +15398,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -15363,8 +15418,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -15387,8 +15442,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -15398,8 +15453,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -15414,8 +15469,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -15431,8 +15486,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -15452,8 +15507,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -15471,8 +15526,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].autograd.tape_id()
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -15482,8 +15537,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -15493,8 +15548,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -15504,8 +15559,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].autograd.value(handle)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -15514,8 +15569,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 8d789eb574b5 @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 279cd54ffc4b @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -15525,8 +15580,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -15538,8 +15593,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].pieces.embed(tokens, model, d)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].pieces.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -15569,8 +15624,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -15591,8 +15646,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -15606,8 +15661,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].inspect.trace_text(prompt, model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].inspect.trace_text(prompt, model)
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -15617,8 +15672,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].inspect.trace_ids(ids, model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].inspect.trace_ids(ids, model)
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -15633,8 +15688,8 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].inspect.attention_weights(prompt, layer, head, model)
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -15644,8 +15699,8 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].inspect.logit_lens(prompt, model, n)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].inspect.logit_lens(prompt, model, n)
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -15655,8 +15710,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].inspect.token_embedding(token_id, model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].inspect.token_embedding(token_id, model)
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -15665,8 +15720,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].inspect.dot(tape_id)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].inspect.dot(tape_id)
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -15676,8 +15731,8 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].inspect.replay_tape(tape_id)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].inspect.replay_tape(tape_id)
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -15687,8 +15742,8 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -15713,8 +15768,8 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].admin.doctor()
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].admin.doctor()
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -15724,8 +15779,8 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].admin.cache_status()
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -15735,8 +15790,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].admin.cache_clear()
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].admin.cache_clear()
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -15745,8 +15800,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 8d789eb574b5 @extschema@'].admin.grant_usage(role, level)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 279cd54ffc4b @extschema@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -15784,8 +15839,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].autograd.enabled()
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -15795,8 +15850,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
 
@@ -15811,8 +15866,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -15822,8 +15877,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -15833,8 +15888,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -15844,8 +15899,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 8d789eb574b5 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 8d789eb574b5 @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 279cd54ffc4b @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 279cd54ffc4b @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

@@ -13,8 +13,11 @@ from contextlib import suppress
 
 import numpy as np
 
-from . import __version__, audit, db, recording, resources, store, threads, weight_file, weights
+from . import __version__, db, resources, threads
+from .autograd import recording
 from .errors import InvalidParameter
+from .storage import store, weight_file, weights
+from .training import audit
 
 Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
 SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from . import optim, threads
+from . import threads
 from .errors import InvalidParameter, NullNotAllowed, OutOfMemory
+from .inference.sampling import Draws, Sampling, choose
 from .ops import CHUNK, dropout, lookup
 from .ops.dropout import check_p
-from .sampling import Draws, Sampling, choose
 from .tensor import FLOAT32, from_bytes, to_bytes
+from .training import optim
 
 MAX_BYTES = (1 << 30) - (1 << 16)  # of a bytea
 

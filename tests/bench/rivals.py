@@ -169,7 +169,7 @@ class NanoGPT:
     def train(self, ids: Any, batches: Sequence[Sequence[int]], length: int) -> list[tuple[float, float]]:
         """(seconds, loss) of a step on each of `batches`, which say where in `ids` their rows begin."""
         import torch
-        from pg_gpt2.optim import run_lr
+        from pg_gpt2.training.optim import run_lr
 
         stream = torch.from_numpy(ids)
         optimizer = fused_adamw(self._model, NANOGPT_LR, NANOGPT_BETA2)

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pg_gpt2 import batch, beam, decode, generation, gpt2, layout
+from pg_gpt2 import gpt2
 from pg_gpt2.config import GPT2Config
-from pg_gpt2.decode import Decoder, step_together
-from pg_gpt2.generation import Options
-from pg_gpt2.lookup import LONG, NGRAM, PATIENCE, Drafts
+from pg_gpt2.inference import batch, beam, decode, generation
+from pg_gpt2.inference.decode import Decoder, step_together
+from pg_gpt2.inference.generation import Options
+from pg_gpt2.inference.lookup import LONG, NGRAM, PATIENCE, Drafts
+from pg_gpt2.inference.sampling import Sampling
 from pg_gpt2.ops import attend_blocks, panels
 from pg_gpt2.ops.attend import attend
 from pg_gpt2.ops.linear import linear
 from pg_gpt2.ops.panels import Panels
-from pg_gpt2.sampling import Sampling
+from pg_gpt2.storage import layout
 from pg_gpt2.tape import Eager
 
 CONFIGS = [
@@ -116,8 +118,8 @@ def test_rows_in_panels_have_the_same_bits_alone_and_together() -> None:
 from pg_gpt2 import threads
 threads.import_numpy_single_threaded()
 import numpy as np
-from pg_gpt2 import layout
-from pg_gpt2.decode import Decoder, several, step_together
+from pg_gpt2.storage import layout
+from pg_gpt2.inference.decode import Decoder, several, step_together
 from test_decode import CONFIGS, random_params
 for config in CONFIGS:
     if not layout.in_panels(config):

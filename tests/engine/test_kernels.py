@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pg_gpt2 import kernels, optim
+from pg_gpt2 import kernels
 from pg_gpt2.errors import InvalidParameter
 from pg_gpt2.ops import Op, registry
 from pg_gpt2.tensor import from_bytes, to_bytes
+from pg_gpt2.training import optim
 
 
 def tensor(*shape: int, seed: int = 0) -> np.ndarray:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pg_gpt2 import optim
 from pg_gpt2.errors import InvalidParameter
+from pg_gpt2.training import optim
 
 CASES = json.loads((Path(__file__).parent.parent / "golden" / "kernels.json").read_text())
 

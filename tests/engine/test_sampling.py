@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from pg_gpt2.errors import InvalidParameter, NullNotAllowed
-from pg_gpt2.sampling import Draws, Sampling, choose, distribution, log_softmax, penalize, softmax
+from pg_gpt2.inference.sampling import Draws, Sampling, choose, distribution, log_softmax, penalize, softmax
 
 PLAIN = Sampling(1.0, 0, 1.0)
 GREEDY = Sampling(0.0)

@@ -3,7 +3,7 @@
 import numpy as np
 from pg_gpt2 import gpt2
 from pg_gpt2.config import GPT2Config
-from pg_gpt2.trainer import Trainer
+from pg_gpt2.training.trainer import Trainer
 
 CONFIG = GPT2Config(2, 2, 8, 16, 20)
 NAMES = ("h.0.attn.c_attn.weight", "h.1.attn.c_attn.weight")

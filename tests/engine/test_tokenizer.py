@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pg_gpt2 import bpe, bpe_merge, host, pretokenize
-from pg_gpt2.bpe import BYTE_CHARACTERS, StreamDecoder, Tokenizer
+from pg_gpt2 import host
 from pg_gpt2.errors import InconsistentData, InvalidParameter, NullNotAllowed
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
+from pg_gpt2.tokenizer import bpe, bpe_merge, pretokenize
+from pg_gpt2.tokenizer.bpe import BYTE_CHARACTERS, StreamDecoder, Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
 VOCAB = parse_vocab((GOLDEN / "learned" / "vocab.json").read_bytes())

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pg_gpt2.bpe import token_text
 from pg_gpt2.errors import MalformedData
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
+from pg_gpt2.tokenizer.bpe import token_text
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer" / "learned"
 VOCAB = parse_vocab((GOLDEN / "vocab.json").read_bytes())

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pg_gpt2 import gpt2, host, threads
-from pg_gpt2.batches import BatchOrder
 from pg_gpt2.config import GPT2Config
 from pg_gpt2.errors import InvalidParameter
-from pg_gpt2.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
+from pg_gpt2.training.batches import BatchOrder
+from pg_gpt2.training.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
 
 GOLDEN = dict(np.load(Path(__file__).parent.parent / "golden" / "gpt2_tiny.npz"))
 TINY = GPT2Config(n_layer=2, n_head=2, d_model=16, n_positions=16, vocab=61)

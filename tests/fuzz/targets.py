@@ -15,14 +15,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from pg_gpt2 import attributes, formats, kernels, ops
-from pg_gpt2.bpe import Tokenizer, token_bytes
+from pg_gpt2 import formats, kernels, ops
+from pg_gpt2.autograd import attributes
 from pg_gpt2.config import GPT2Config
-from pg_gpt2.decode import check_ids
 from pg_gpt2.errors import PgGpt2Error
 from pg_gpt2.formats import vocab as vocab_files
-from pg_gpt2.sampling import Sampling
+from pg_gpt2.inference.decode import check_ids
+from pg_gpt2.inference.sampling import Sampling
 from pg_gpt2.tensor import from_bytes
+from pg_gpt2.tokenizer.bpe import Tokenizer, token_bytes
 
 CONFIG = GPT2Config(n_layer=1, n_head=2, d_model=4, n_positions=4, vocab=6, eos_token_id=5)
 

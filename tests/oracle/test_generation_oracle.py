@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from pg_gpt2 import beam, decode, generation, gpt2, sampling, scoring
+from pg_gpt2 import gpt2
 from pg_gpt2.config import GPT2Config
+from pg_gpt2.inference import beam, decode, generation, sampling, scoring
 
 SHAPES = {
     "wide": GPT2Config(n_layer=2, n_head=2, d_model=64, n_positions=96, vocab=300, eos_token_id=299),

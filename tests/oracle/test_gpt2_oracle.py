@@ -7,7 +7,7 @@ import transformers
 from pg_gpt2 import gpt2
 from pg_gpt2.config import GPT2Config
 from pg_gpt2.tape import Eager
-from pg_gpt2.trainer import Trainer
+from pg_gpt2.training.trainer import Trainer
 from torch.nn.functional import cross_entropy
 
 SHAPES = {

@@ -15,10 +15,10 @@ import regex
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pg_gpt2 import pretokenize, unicode_classes
-from pg_gpt2.bpe import BYTE_CHARACTERS, Tokenizer, token_text
-from pg_gpt2.bpe_train import train
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
+from pg_gpt2.tokenizer import pretokenize, unicode_classes
+from pg_gpt2.tokenizer.bpe import BYTE_CHARACTERS, Tokenizer, token_text
+from pg_gpt2.tokenizer.bpe_train import train
 from tokenizers import Tokenizer as HubTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 

@@ -500,7 +500,7 @@ def test_rows_that_do_not_fit_are_named_before_the_first_chunk(sql, damage, tens
 
 def vocabulary():
     """A tiny vocab.json and merges.txt in GPT-2's form."""
-    from pg_gpt2 import bpe_train
+    from pg_gpt2.tokenizer import bpe_train
 
     return bpe_train.train(iter(["# # low lower lowest"]), 262)
 

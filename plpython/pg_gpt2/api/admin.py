@@ -1,9 +1,11 @@
 """llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage."""
 
-from .. import db, diagnosis, resources, vocabularies, weight_file, weights
+from .. import db, diagnosis, resources
 from ..db import entry
 from ..diagnosis import Finding
 from ..errors import InvalidParameter, UndefinedObject, require
+from ..storage import weight_file, weights
+from ..tokenizer import vocabularies
 
 
 @entry

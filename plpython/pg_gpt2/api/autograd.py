@@ -4,7 +4,10 @@ from math import prod
 
 import numpy as np
 
-from .. import attributes, db, recording, replay, resources, store, tape_rows, weights
+from .. import db, resources
+from ..autograd import attributes, recording, replay, tape_rows
+from ..autograd.recording import Recorder
+from ..autograd.tape_rows import session_tape
 from ..db import entry
 from ..errors import (
     InvalidParameter,
@@ -16,11 +19,10 @@ from ..errors import (
     require,
     require_positive,
 )
+from ..inference.prompts import draw_seed
 from ..kernels import MAX_BYTES
 from ..ops import lookup
-from ..prompts import draw_seed
-from ..recording import Recorder
-from ..tape_rows import session_tape
+from ..storage import store, weights
 from ..tensor import from_bytes, to_bytes
 
 # --- the mode -------------------------------------------------------------------------------------------------------

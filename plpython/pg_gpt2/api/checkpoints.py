@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-from .. import checkpoints, db, store, tensor_versions
+from .. import db
 from ..db import entry
 from ..errors import InvalidParameter, UndefinedObject, require, require_positive
+from ..storage import checkpoints, store, tensor_versions
 
 
 @entry

@@ -6,16 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from .. import batch, beam, db, gpt2, host, recording, resources, store, vocabularies, weights
-from ..bpe import Tokenizer
+from .. import db, gpt2, host, resources
+from ..autograd import recording
 from ..config import GPT2Config
 from ..db import entry
-from ..decode import Decoder, check_ids
 from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, require, require_positive
-from ..generation import Options, TextStream, Token, tokens
-from ..prompts import check_prompt, draw_seed, encode_prompt
-from ..sampling import Sampling, softmax
+from ..inference import batch, beam
+from ..inference.decode import Decoder, check_ids
+from ..inference.generation import Options, TextStream, Token, tokens
+from ..inference.prompts import check_prompt, draw_seed, encode_prompt
+from ..inference.sampling import Sampling, softmax
+from ..storage import store, weights
 from ..tensor import to_bytes
+from ..tokenizer import vocabularies
+from ..tokenizer.bpe import Tokenizer
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
 MOST_BEAMS = 1024  # each has keys and values of its own

@@ -5,14 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from .. import db, replay, resources, store, tape_dot, tape_rows, tracing, vocabularies, weights
+from .. import db, resources
+from ..autograd import replay, tape_dot, tape_rows
+from ..autograd.replay import Application, Tensor
 from ..db import entry
-from ..decode import check_ids
 from ..errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState, require, require_positive
 from ..gpt2 import check_window
-from ..prompts import encode_prompt
-from ..replay import Application, Tensor
+from ..inference import tracing
+from ..inference.decode import check_ids
+from ..inference.prompts import encode_prompt
+from ..storage import store, weights
 from ..tensor import FLOAT32, to_bytes
+from ..tokenizer import vocabularies
 
 # --- a forward pass -------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ from typing import Any
 from .. import kernels, resources
 from ..db import entry
 from ..errors import require
-from ..prompts import draw_seed
-from ..sampling import Sampling
+from ..inference.prompts import draw_seed
+from ..inference.sampling import Sampling
 
 SMALL = (
     1 << 18

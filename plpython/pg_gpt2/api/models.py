@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
-from .. import audit, checkpoints, db, gpt2, resources, sharing, store, weights
+from .. import db, gpt2, resources
 from ..config import PRESETS, GPT2Config
 from ..db import entry
 from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
+from ..storage import checkpoints, sharing, store, weights
+from ..training import audit
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -4,15 +4,17 @@ from typing import Any
 
 import numpy as np
 
-from .. import gpt2, layout, recording, resources, store, weights
+from .. import gpt2, resources
+from ..autograd import recording
+from ..autograd.recording import Recorder
 from ..config import block_shapes
 from ..db import entry
-from ..decode import check_ids
 from ..errors import InvalidParameter, require, require_positive
 from ..gpt2 import Dropout
+from ..inference.decode import check_ids
+from ..inference.prompts import draw_seed
 from ..ops.dropout import check_p
-from ..prompts import draw_seed
-from ..recording import Recorder
+from ..storage import layout, store, weights
 from ..tape import Eager
 from ..tensor import from_bytes, to_bytes
 

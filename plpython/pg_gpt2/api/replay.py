@@ -1,9 +1,10 @@
 """llm_replay: arguments from SQL, checked."""
 
-from .. import resources, run_replay
+from .. import resources
 from ..db import entry
 from ..errors import require
-from ..run_start import Record
+from ..training import run_replay
+from ..training.run_start import Record
 
 
 @entry

@@ -1,8 +1,9 @@
 """llm_log_prune: the log thinned out by age."""
 
-from .. import db, store
+from .. import db
 from ..db import entry
 from ..errors import InvalidParameter, require, require_positive
+from ..storage import store
 
 
 @entry

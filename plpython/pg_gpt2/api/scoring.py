@@ -3,11 +3,14 @@
 import math
 from typing import Any
 
-from .. import db, scoring, vocabularies, weights
-from ..bpe import Tokenizer
+from .. import db
 from ..db import entry
-from ..decode import check_ids
 from ..errors import InvalidParameter, require
+from ..inference import scoring
+from ..inference.decode import check_ids
+from ..storage import weights
+from ..tokenizer import vocabularies
+from ..tokenizer.bpe import Tokenizer
 
 
 def _prepare(text: str, model_name: str | None) -> tuple[weights.Model, Tokenizer, list[int]]:

@@ -1,8 +1,8 @@
 """llm_share_param, llm_unshare_param: arguments from SQL, checked."""
 
-from .. import sharing
 from ..db import entry
 from ..errors import require
+from ..storage import sharing
 
 
 @entry

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-from .. import bpe_train, db, resources, server_files, store, vocabularies
-from ..bpe import Tokenizer
+from .. import db, resources
 from ..db import entry
 from ..errors import InvalidParameter, require
 from ..formats import vocab as vocab_files
+from ..storage import server_files, store
+from ..tokenizer import bpe_train, vocabularies
+from ..tokenizer.bpe import Tokenizer
 
 MAX_FILE_BYTES = 64 << 20  # of vocab.json or merges.txt; GPT-2's have 1 MB
 BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python

@@ -5,13 +5,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .. import audit, datasets, db, gpt2, hand_steps, recording, resources, runs, store, training, vocabularies, weights
+from .. import db, gpt2, resources
+from ..autograd import recording
 from ..db import entry
-from ..decode import check_ids, checked
 from ..errors import InvalidParameter, require, require_positive
+from ..inference.decode import check_ids, checked
+from ..inference.prompts import draw_seed
 from ..ops.dropout import check_p
-from ..prompts import draw_seed
+from ..storage import store, weights
 from ..tape import Handle, Runner
+from ..tokenizer import vocabularies
+from ..training import audit, datasets, hand_steps, runs, session
 
 MOST_ROWS = 1 << 20  # a step: their order is drawn before anything else is done with them
 
@@ -82,7 +86,7 @@ def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: in
     require_positive(batch_size=batch_size, max_rows=1 if max_rows is None else max_rows)
     loaded = weights.load(model)
     ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
-    mean, count = training.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
+    mean, count = session.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
     checked(np.asarray(mean), "losses")
     return [(mean, math.exp(min(mean, 700.0)), count)]
 
@@ -125,13 +129,13 @@ def train_step(
     if total_steps is not None:
         require_positive(total_steps=total_steps)
     audit.check_level(level)
-    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     store.lock(model)
-    session = training.Session(model, grad_workers)
-    loss = hand_steps.train_step(session, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
-    session.keep()
-    del session
+    trained = session.Session(model, grad_workers)
+    loss = hand_steps.train_step(trained, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
+    trained.keep()
+    del trained
     resources.release_memory()
     return loss
 
@@ -163,12 +167,12 @@ def train(
     level: str,
 ) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
-    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
     plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
     _check_run(model, plan, grad_workers, prune_workers)
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     store.lock(model)
-    run_id = runs.train(training.Session(model, grad_workers), plan)
+    run_id = runs.train(session.Session(model, grad_workers), plan)
     resources.release_memory()
     return run_id
 
@@ -204,7 +208,7 @@ def train_run(
 ) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
     db.start_committing("llm_train_run")
-    settings = training.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
     plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
     _check_run(model, plan, grad_workers, prune_workers)
     require_positive(commit_every=commit_every)
@@ -216,7 +220,7 @@ def train_run(
         )
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     with store.session_lock(model, wait):
-        runs.train_committing(training.Session(model, grad_workers), plan, commit_every, flush_seconds)
+        runs.train_committing(session.Session(model, grad_workers), plan, commit_every, flush_seconds)
     resources.release_memory()
 
 

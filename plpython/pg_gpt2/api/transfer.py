@@ -7,11 +7,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .. import db, host, server_files, sharing, store
+from .. import db, host
 from ..config import GPT2Config
 from ..db import entry
 from ..errors import InconsistentData, UndefinedObject, require
 from ..formats import Checkpoint, hub_metadata, hub_name, open_npz, open_safetensors, write_npz, write_safetensors
+from ..storage import server_files, sharing, store
 from ..tensor import FLOAT32
 
 

@@ -1,0 +1,1 @@
+"""Tapes as rows: recorded by SQL, differentiated, run again and compared, drawn."""

@@ -1,0 +1,138 @@
+"""Keys and values of the positions that a stream has read, and attention of new rows over them: in rows, or in blocks.
+
+Blocks go with panels: there a row's attention has the same bits whatever other rows it is computed with.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import threads
+from ..config import GPT2Config
+from ..ops import attend_blocks
+from ..ops.attend import attend
+from ..tensor import FLOAT32
+
+MOST_HEADS = 6  # a task
+FEW_ROWS = 16
+STREAMS_A_TASK = 8
+
+
+class Cache(Protocol):
+    """Keys and values of all layers, of at most `room` positions."""
+
+    room: int
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:
+        """Attention of the rows qkv [T, 3D] over the positions before `start` and themselves, into out [T, D]; they are kept."""
+
+    def copy_to(self, other: Any, length: int) -> None:
+        """The first `length` positions, into a cache of the same kind."""
+
+
+class RowCache:
+    """Keys and values as [H, positions, d]."""
+
+    def __init__(self, config: GPT2Config, room: int) -> None:
+        self.room, self._n_head = room, config.n_head
+        shape = (config.n_layer, config.n_head, room, config.d_head)
+        self._keys, self._values = np.empty(shape, FLOAT32), np.empty(shape, FLOAT32)
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
+        """See Cache."""
+        end = start + len(qkv)
+        q, k, v = _heads(qkv, 3, self._n_head)
+        (mixed,) = _heads(out, 1, self._n_head)
+        keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
+        keys[:, start:], values[:, start:] = k, v
+        heads = self._n_head if len(qkv) == 1 else _heads_a_task(self._n_head)
+        threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], start))
+
+    def copy_to(self, other: "RowCache", length: int) -> None:
+        """See Cache."""
+        other._keys[:, :, :length] = self._keys[:, :, :length]
+        other._values[:, :, :length] = self._values[:, :, :length]
+
+
+class BlockCache:
+    """Keys as [H, blocks, d, 64], values as [H, positions, d]; zeros at first, since what is not there gets weight 0."""
+
+    def __init__(self, config: GPT2Config, room: int, arena: "Arena | None" = None, slot: int = 0) -> None:
+        self.room, self._n_head = room, config.n_head
+        self.arena, self.slot = arena or Arena(config, room, 1), slot
+        self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
+        """See Cache."""
+        q, k, v = _heads(qkv, 3, self._n_head)
+        (mixed,) = _heads(out, 1, self._n_head)
+        keys, values = self._keys[layer], self._values[layer]
+        attend_blocks.store(keys, values, k, v, start)
+        if len(qkv) <= FEW_ROWS:
+            attend_blocks.attend_blocks(q, keys, values, mixed, start)
+        else:
+            threads.for_rows(
+                self._n_head,
+                _heads_a_task(self._n_head),
+                lambda h: attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], start),
+            )
+
+    def copy_to(self, other: "BlockCache", length: int) -> None:
+        """See Cache."""
+        blocks = -(-length // attend_blocks.BLOCK)
+        other._keys[:, :, :blocks] = self._keys[:, :, :blocks]
+        other._values[:, :, :length] = self._values[:, :, :length]
+
+
+class Arena:
+    """Memory of several caches of blocks, side by side, so that one row of each is attended to in the same few calls."""
+
+    def __init__(self, config: GPT2Config, room: int, count: int) -> None:
+        blocks = -(-room // attend_blocks.BLOCK)
+        shape = (config.n_layer, count, config.n_head)
+        self.keys = np.zeros((*shape, blocks, config.d_head, attend_blocks.BLOCK), FLOAT32)
+        self.values = np.zeros((*shape, blocks * attend_blocks.BLOCK, config.d_head), FLOAT32)
+
+    def attend(
+        self, slots: np.ndarray, layer: int, qkv: np.ndarray, starts: np.ndarray
+    ) -> np.ndarray:  # [S, 3D] -> [S, D]
+        """Attention of one row for each of `slots`, at the positions starts [S]."""
+        n_head = self.keys.shape[2]
+        q, k, v = qkv.reshape(len(slots), 3, n_head, -1).swapaxes(0, 1)
+        keys, values = self.keys[layer], self.values[layer]
+        keys[slots, :, starts // attend_blocks.BLOCK, :, starts % attend_blocks.BLOCK] = k
+        values[slots, :, starts] = v
+        first, end = int(slots.min()), int(slots.max()) + 1
+        queries = np.zeros((end - first, *q.shape[1:]), FLOAT32)
+        places = np.zeros(end - first, np.int64)  # a slot between that has no row computes what nobody reads
+        queries[slots - first], places[slots - first] = q, starts
+        mixed = np.empty_like(queries)
+
+        def some(s: slice) -> None:
+            mine = slice(first + s.start, first + s.stop)
+            attend_blocks.attend_each(queries[s], keys[mine], values[mine], mixed[s], places[s])
+
+        threads.for_rows(end - first, STREAMS_A_TASK, some)
+        return mixed[slots - first].reshape(len(slots), -1)
+
+
+def block_caches(config: GPT2Config, rooms: Sequence[int]) -> list[BlockCache]:
+    """Caches for streams that go on together: those whose rooms differ by less than a factor of two share an arena."""
+    groups: dict[int, list[int]] = {}
+    for number, room in enumerate(rooms):
+        groups.setdefault((-(-room // attend_blocks.BLOCK) - 1).bit_length(), []).append(number)
+    found: dict[int, BlockCache] = {}
+    for numbers in groups.values():
+        arena = Arena(config, max(rooms[number] for number in numbers), len(numbers))
+        found |= {number: BlockCache(config, rooms[number], arena, slot) for slot, number in enumerate(numbers)}
+    return [found[number] for number in range(len(rooms))]
+
+
+def _heads_a_task(n_head: int) -> int:
+    """Of a prompt; few rows' attention is too little to share out. A head has the same bits in any company."""
+    return min(MOST_HEADS, -(-n_head // threads.threads()))
+
+
+def _heads(x: np.ndarray, parts: int, n_head: int) -> np.ndarray:  # [T, parts D] -> [parts, H, T, d]
+    return x.reshape(len(x), parts, n_head, -1).transpose(1, 2, 0, 3)

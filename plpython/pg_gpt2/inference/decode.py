@@ -1,0 +1,144 @@
+"""Streams of tokens through a model: keys and values are kept, so that a new token costs one row of work.
+
+The model itself is gpt2.hidden; what differs is the layout of its weights, and that its attention goes over a cache.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import gpt2, host, threads
+from ..config import GPT2Config
+from ..errors import InconsistentData, InvalidParameter
+from ..ops import panels
+from ..ops.panels import Panels
+from ..ops.products import product
+from ..storage.layout import Arranged
+from ..tape import Eager
+from .cache import Arena, BlockCache, Cache, RowCache, block_caches
+
+PREFILL_ROWS = 256  # rows of the prompt a pass: each pass ends soon enough to be cancelled
+
+
+class Decoder:
+    """Feeds tokens to a model and gives logits; holds keys and values of at most `room` positions.
+
+    `exact` says that a row's results have the same bits whatever rows share its pass; it comes with weights in panels.
+    """
+
+    def __init__(self, params: Arranged, config: GPT2Config, room: int, cache: Cache | None = None) -> None:
+        self.params = params
+        self.config = config
+        self.length = 0
+        self.exact = _is_exact(params)
+        kind: type[RowCache] | type[BlockCache] = BlockCache if self.exact else RowCache
+        self.cache: Cache = cache or kind(config, min(room, config.n_positions))
+
+    def feed(self, ids: Sequence[int]) -> np.ndarray:
+        """Append `ids`; logits [vocab] of what follows the last of them."""
+        for rows in threads.pieces(len(ids), PREFILL_ROWS):
+            x = self._read(ids[rows])
+            host.check_interrupts()
+        return checked(_logits(self.params, x[-1:]))[0]
+
+    def feed_all(self, ids: Sequence[int]) -> np.ndarray:
+        """Append `ids`, a few; logits [len(ids), vocab] of what follows each, not checked to be finite."""
+        return _logits(self.params, self._read(ids))
+
+    def _read(self, ids: Sequence[int]) -> np.ndarray:  # [T] -> [T, D]
+        tokens = np.asarray(ids, np.int64)[None]
+        x = _hidden(self.params, tokens, self.config, position=self.length, attend=self._attend_alone)
+        self.length += tokens.size
+        return x[0]
+
+    def rewind(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        self.length = length
+
+    def copy(self) -> "Decoder":
+        """Another stream that has read the same tokens."""
+        twin = Decoder(self.params, self.config, self.cache.room)
+        twin.length = self.length
+        self.cache.copy_to(twin.cache, self.length)
+        return twin
+
+    def _attend_alone(self, layer: int, qkv: np.ndarray) -> np.ndarray:  # [1, T, 3D] -> [1, T, D]
+        out = np.empty((*qkv.shape[:2], self.config.d_model), qkv.dtype)
+        self.attend(layer, qkv[0], out[0])
+        return out
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [T, D]
+        """Attention of new rows over all positions so far; their keys and values are kept."""
+        self.cache.attend(layer, qkv, out, self.length)
+
+
+def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndarray:
+    """Append one token to each of several streams of one model, in one pass; logits [len(decoders), vocab]."""
+    first = decoders[0]
+    ids = np.asarray(tokens, np.int64)[:, None]
+    lengths = np.asarray([decoder.length for decoder in decoders])
+    arenas = _arenas([decoder.cache for decoder in decoders if isinstance(decoder.cache, BlockCache)])
+
+    def attend_each(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, 1, 3D] -> [B, 1, D]
+        out = np.empty((len(decoders), 1, first.config.d_model), qkv.dtype)
+        for arena, rows, slots in arenas:
+            out[rows, 0] = arena.attend(slots, layer, qkv[rows, 0], lengths[rows])
+        if not first.exact:
+            each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]
+            threads.run(each)
+        return out
+
+    x = _hidden(first.params, ids, first.config, position=lengths, attend=attend_each)
+    for decoder in decoders:
+        decoder.length += 1
+    return checked(_logits(first.params, x[:, 0]))
+
+
+def _arenas(caches: Sequence[BlockCache]) -> list[tuple[Arena, np.ndarray, np.ndarray]]:
+    """(arena, places of its caches among those given, their slots) of each arena."""
+    places: dict[Arena, list[int]] = {}
+    for place, found in enumerate(caches):
+        places.setdefault(found.arena, []).append(place)
+    return [(arena, np.array(rows), np.array([caches[row].slot for row in rows])) for arena, rows in places.items()]
+
+
+def several(params: Arranged, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
+    """Decoders of streams that go on together."""
+    rooms = [min(room, config.n_positions) for room in rooms]
+    kept = block_caches(config, rooms) if _is_exact(params) else [None] * len(rooms)
+    return [Decoder(params, config, room, cache) for room, cache in zip(rooms, kept)]
+
+
+def _is_exact(params: Arranged) -> bool:
+    return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
+
+
+def _hidden(params: Arranged, ids: np.ndarray, config: GPT2Config, **options: Any) -> np.ndarray:
+    return gpt2.hidden(Eager(), params, ids, config, **options)
+
+
+def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
+    wte = params["wte"]
+    return panels.product_with_rows(hidden, wte) if _is_exact(params) else product(hidden, wte.T)
+
+
+def checked(values: np.ndarray, what: str = "logits") -> np.ndarray:
+    """`values`; 22000 when the largest is not finite, as where a NaN is among them."""
+    if not np.isfinite(values.max()):
+        raise InconsistentData(
+            f"the model's {what} are not finite",
+            hint="Its weights have NaN or huge values: go back to an earlier state, or import it again.",
+        )
+    return values
+
+
+def check_ids(ids: Sequence[int], config: GPT2Config, model: str) -> None:
+    """22023 unless every id is one of the model's."""
+    for place, token in enumerate(ids):
+        if token is None or not 0 <= token < config.vocab:
+            raise InvalidParameter(
+                f"token id {'null' if token is None else token} at position {place} is not in 0..{config.vocab - 1},"
+                f' the ids of model "{model}"',
+                hint="llm_encode(text, model) gives the ids of a text.",
+            )

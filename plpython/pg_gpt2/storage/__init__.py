@@ -1,0 +1,1 @@
+"""Models as rows and files: weights and their cache, checkpoints, sharing."""

@@ -1,0 +1,114 @@
+"""Files of the server's file system: only for members of pg_read_server_files and pg_write_server_files, as COPY has it.
+
+Membership is asked with USAGE, so that a NOINHERIT member has to SET ROLE first. Writing goes to a temporary file beside the
+target, which is renamed when it is complete: a failure leaves what was there.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Callable
+from typing import BinaryIO
+
+from .. import db
+from ..errors import (
+    DiskFull,
+    FileAccessError,
+    InsufficientPrivilege,
+    InvalidParameter,
+    MalformedData,
+    NullNotAllowed,
+    UndefinedFile,
+)
+
+TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by the process's number
+
+
+def open_to_read(path: str | None) -> BinaryIO:
+    """An open regular file; 42501, 58P01 or 58030 when that may not or cannot be."""
+    real = _allowed(path, "pg_read_server_files", "read")
+    try:
+        handle = os.open(
+            real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        )  # opening a named pipe would wait for its writer
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
+        return open(handle, "rb")
+    except OSError as error:
+        raise _file_error(path, error) from None
+
+
+def read(path: str | None, limit: int) -> bytes:
+    """All bytes of a file of at most `limit` bytes."""
+    with open_to_read(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise MalformedData(f'"{path}" has more than {limit} bytes', hint="Is this the right file?")
+    return data
+
+
+def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
+    """Let `fill` write the file `path`, which appears when it is complete; its size."""
+    real = _allowed(path, "pg_write_server_files", "write")
+    temporary = None
+    try:
+        _remove_left_over(os.path.dirname(real))
+        handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=os.path.dirname(real))
+        with open(handle, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+            size = file.tell()
+        os.replace(temporary, real)
+        temporary = None
+        return size
+    except OSError as error:
+        raise _file_error(path, error) from None
+    finally:
+        if temporary is not None:
+            os.unlink(temporary)
+
+
+def _remove_left_over(folder: str) -> None:
+    """Remove what processes that were killed while they wrote here left."""
+    for name in os.listdir(folder):
+        if found := re.fullmatch(re.escape(TEMPORARY) + r"(\d{1,9})-\w+", name):
+            try:
+                os.kill(int(found[1]), 0)
+            except ProcessLookupError:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+            except OSError:  # a process of somebody else
+                pass
+
+
+def _allowed(path: str | None, role: str, verb: str) -> str:
+    """The path after links are resolved, when the caller may use it."""
+    if path is None:
+        raise NullNotAllowed("path must not be null", hint="Give an absolute path on the server.")
+    row = db.row("SELECT pg_has_role(current_user, $1, 'USAGE') AS allowed", ["text"], role)
+    if not (row or {})["allowed"]:
+        raise InsufficientPrivilege(
+            f"permission denied to {verb} files on the server",
+            hint=f"Only members of {role} may; the programs in loaders/ do the same as a client.",
+        )
+    if not os.path.isabs(path):
+        raise InvalidParameter(
+            f'path "{path}" is not absolute', hint="The server's working directory is its data directory."
+        )
+    return os.path.realpath(path)
+
+
+def _file_error(path: str | None, error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFull(f'cannot write "{path}": {error.strerror}', hint="Make room there, or choose another place.")
+    kind = UndefinedFile if isinstance(error, FileNotFoundError | NotADirectoryError) else FileAccessError
+    return kind(
+        f'cannot open "{path}": {error.strerror}',
+        hint="The path is on the server, and its operating-system user needs access.",
+    )

@@ -1,0 +1,261 @@
+"""GPT-2's tokenizer: text to token ids and back, with a vocabulary given as plain data.
+
+Follows OpenAI's encoder.py, and Hugging Face `tokenizers` where that leaves a choice (see bpe_merge). Words are cached:
+only a new word pays. No file or table is read here, that is for formats.vocab and the store.
+"""
+
+import codecs
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, groupby
+from typing import NamedTuple
+
+from .. import host
+from ..errors import InconsistentData, InvalidParameter, NullNotAllowed, PgGpt2Error
+from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
+from .pretokenize import pretokens, split
+
+END_OF_TEXT = "<|endoftext|>"
+CACHED_WORDS = 1 << 16  # some 15 MB
+CACHED_LENGTH = 64  # longer words seldom come back
+LONG_WORD = 48  # bytes from which the heap is faster
+MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
+PIECES_A_CHECK = 32  # of about 1 kB, between two looks for a cancel request
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's printable character of each byte: printable Latin-1 is itself, the others follow from U+0100."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b if b in printable else 0x100 + others.index(b)) for b in range(256)]
+
+
+BYTE_CHARACTERS = _byte_characters()
+_CHARACTER_OF = dict(enumerate(BYTE_CHARACTERS))
+_BYTE_OF = {c: b for b, c in enumerate(BYTE_CHARACTERS)}
+
+
+def token_text(data: bytes) -> str:
+    """Bytes in the printable form of vocab.json, where a space is Ġ."""
+    return data.decode("latin-1").translate(_CHARACTER_OF)
+
+
+def token_bytes(token: str) -> bytes:
+    """The bytes of a token of vocab.json; of one with characters that stand for no byte (an added token) its UTF-8."""
+    try:
+        return bytes([_BYTE_OF[c] for c in token])
+    except KeyError:
+        return token.encode()
+
+
+class Token(NamedTuple):
+    """A token in its text. Positions count from 0, as the rows of `wpe` do."""
+
+    position: int
+    token_id: int
+    token: str  # printable form
+    bytes: bytes
+
+
+class Merge(NamedTuple):
+    """A step of the encoding of a word: the token it made of a pair, wherever the pair was, and the word after it."""
+
+    step: int  # from 1
+    token_id: int | None  # None when the vocabulary lacks it
+    merged: str  # printable form
+    pieces: list[str]
+
+
+class _Words(dict[str, list[int]]):
+    """Word -> ids, computed when missing. Emptied when full: the words in use are back at once."""
+
+    def __init__(self, encode_word: Callable[[str], list[int]]) -> None:
+        super().__init__()
+        self.encode_word = encode_word
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self.encode_word(word)
+        if len(word) <= CACHED_LENGTH:
+            if len(self) >= CACHED_WORDS:
+                self.clear()
+            self[word] = ids
+        return ids
+
+
+class Tokenizer:
+    """A vocabulary: `tokens` id -> bytes; `merges` (left, right) in printable form, best first.
+
+    A symbol is a token id, or a negative number for a string that merges make and the vocabulary lacks (a truncated
+    one): that is an error only when it remains in a word.
+    """
+
+    def __init__(
+        self, tokens: Mapping[int, bytes], merges: Iterable[tuple[str, str]], eos_token_id: int | None = None
+    ) -> None:
+        if not tokens:
+            raise InconsistentData("the vocabulary has no tokens", hint="Load vocab.json first.")
+        self.tokens = dict(sorted(tokens.items()))
+        self._missing: list[str] = []
+        self._symbols: dict[str, int] = {}
+        for token_id, data in self.tokens.items():
+            self._symbols.setdefault(token_text(data), token_id)
+        self.eos_token_id = self._symbols.get(END_OF_TEXT) if eos_token_id is None else eos_token_id
+        self._byte_symbols = [self._symbol(c) for c in BYTE_CHARACTERS]
+        self._ranks: Ranks = {}
+        self._merged: list[int] = []  # by rank
+        for rank, (left, right) in enumerate(merges):
+            self._ranks[self._symbol(left), self._symbol(right)] = rank
+            self._merged.append(self._symbol(left + right))
+        self._words = _Words(self._encode_word)
+
+    @classmethod
+    def from_strings(
+        cls, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], eos_token_id: int | None = None
+    ) -> "Tokenizer":
+        """From what vocab.json and merges.txt hold."""
+        return cls({token_id: token_bytes(token) for token, token_id in vocab.items()}, merges, eos_token_id)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Token ids. With `special`, `<|endoftext|>` in the text is the end-of-text token, else it is plain text."""
+        if not special or END_OF_TEXT not in text:
+            return self._encode_ordinary(text)
+        if self.eos_token_id is None:
+            raise InvalidParameter(
+                f"the vocabulary has no token {END_OF_TEXT}",
+                hint="Encode it as ordinary text (special => false), or add the token to the vocabulary.",
+            )
+        first, *parts = text.split(END_OF_TEXT)
+        ids = self._encode_ordinary(first)
+        for part in parts:
+            ids += [self.eos_token_id, *self._encode_ordinary(part)]
+        return ids
+
+    def count(self, text: str, special: bool = False) -> int:
+        """Number of tokens of `text`."""
+        return len(self.encode(text, special))
+
+    def tokenize(self, text: str, special: bool = False) -> Iterator[Token]:
+        """The tokens of `text`, each with its printable form and its bytes."""
+        for position, token_id in enumerate(self.encode(text, special)):
+            data = self.token_bytes(token_id)
+            yield Token(position, token_id, token_text(data), data)
+
+    def trace(self, word: str) -> Iterator[Merge]:
+        """How `word` becomes tokens, a row a merge. The words of a longer text are merged one after another."""
+        done: list[str] = []
+        step = 0
+        for pretoken in pretokens(word):
+            symbols = self._bytes_to_symbols(pretoken)
+            pieces = [self._symbol_text(symbol) for symbol in symbols]
+            for rank, merges in groupby(merge_by_scan(symbols, self._ranks, self._merged), lambda merge: merge[0]):
+                host.check_interrupts()
+                for _, place in merges:
+                    pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+                step += 1
+                merged = self._merged[rank]
+                yield Merge(step, merged if merged >= 0 else None, self._symbol_text(merged), done + pieces)
+            done += pieces
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token."""
+        return self.decode_bytes((token_id,))
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the tokens one after another; an id that the vocabulary lacks is an error."""
+        ids = list(ids)
+        try:
+            return b"".join(map(self.tokens.__getitem__, ids))
+        except KeyError:
+            raise self._unknown(ids) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the tokens; what is not UTF-8 becomes U+FFFD as in Python's errors='replace'. NUL stays NUL."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        ids: list[int] = []
+        room = MANY_TOKENS
+        for n, words in enumerate(split(text)):
+            if n % PIECES_A_CHECK == 0:
+                host.check_interrupts()
+            if len(ids) > room:
+                room *= 2
+                host.require_memory(BYTES_A_TOKEN * room, f"a text of more than {len(ids)} tokens")
+            ids.extend(chain.from_iterable(map(self._words.__getitem__, words)))
+        return ids
+
+    def _encode_word(self, word: str) -> list[int]:
+        """Ids of one pretoken."""
+        symbols = self._bytes_to_symbols(word)
+        if len(symbols) > MANY_TOKENS:
+            host.check_interrupts()
+        if len(symbols) < LONG_WORD:
+            for _ in merge_by_scan(symbols, self._ranks, self._merged):
+                pass
+        else:
+            symbols = merge_by_heap(symbols, self._ranks, self._merged)
+        if min(symbols) < 0:
+            lacking = next(self._symbol_text(symbol) for symbol in symbols if symbol < 0)
+            raise InconsistentData(
+                f"the vocabulary of {len(self)} tokens lacks the token {lacking!r}",
+                hint="Text needs all 256 byte tokens, and every merge the token it makes: load the vocabulary and "
+                "the merges that belong together.",
+            )
+        return symbols
+
+    def _bytes_to_symbols(self, word: str) -> list[int]:
+        try:
+            return [self._byte_symbols[b] for b in word.encode()]
+        except UnicodeEncodeError as error:
+            surrogate = ord(word[error.start])
+            raise InvalidParameter(
+                f"the text contains the surrogate U+{surrogate:04X}, which is not a character",
+                hint="Decode the text from its bytes with errors='replace'.",
+            ) from None
+
+    def _symbol(self, token: str) -> int:
+        """The symbol of a token in printable form; a new one when the vocabulary lacks it."""
+        symbol = self._symbols.get(token)
+        if symbol is None:
+            self._missing.append(token)
+            symbol = self._symbols[token] = -len(self._missing)
+        return symbol
+
+    def _symbol_text(self, symbol: int) -> str:
+        return token_text(self.tokens[symbol]) if symbol >= 0 else self._missing[-symbol - 1]
+
+    def _unknown(self, ids: list[int]) -> PgGpt2Error:
+        """The error for the first id without a token."""
+        place, token_id = next((n, token_id) for n, token_id in enumerate(ids, 1) if token_id not in self.tokens)
+        if token_id is None:
+            return NullNotAllowed(f"token id number {place} is null", hint="Leave nulls out: array_remove(ids, null).")
+        return InvalidParameter(
+            f"token id {token_id} is not in the vocabulary of {len(self)} tokens",
+            hint=f"The ids of this vocabulary run from {min(self.tokens)} to {max(self.tokens)}.",
+        )
+
+
+class StreamDecoder:
+    """Decodes ids as they come: gives the text that is complete and holds an unfinished character's bytes back.
+
+    The parts joined are `Tokenizer.decode` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def pending(self) -> bytes:
+        """The bytes held back."""
+        return self._decoder.getstate()[0]
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes, often all of it, at times ''."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+
+    def finish(self) -> str:
+        """What is left: '', or U+FFFD for a character that never ended."""
+        return self._decoder.decode(b"", final=True)

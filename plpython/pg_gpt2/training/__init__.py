@@ -1,0 +1,1 @@
+"""Learning: a step in memory, runs and what is recorded of them, and runs done again."""

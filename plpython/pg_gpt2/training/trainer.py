@@ -1,0 +1,206 @@
+"""A training step in memory: forward and backward of each micro-batch on a tape, clipping, AdamW in place.
+
+Holds the arrays of a model and its optimizer; reads no table and knows no schedule. Gradients live in one arena and
+activations in a pool, both allocated once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+
+from .. import gpt2
+from ..config import GPT2Config
+from ..errors import InvalidParameter, PgGpt2Error
+from ..ops import CHUNK, Sink, buffers, losses
+from ..ops.dropout import check_p
+from ..tape import Audit, Eager, Tape
+from . import optim
+
+Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
+
+
+class Diverged(PgGpt2Error):
+    """The loss or a gradient is no longer a finite number."""
+
+    sqlstate = "22003"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Loss before the update (mean over tokens), norm of the gradient before clipping, and number of tokens."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+
+
+class Trainer:
+    """Parameters, AdamW's moments and step counts of one model, all changed in place by `step`."""
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        params: Mapping[str, np.ndarray],
+        m: Mapping[str, np.ndarray] | None = None,
+        v: Mapping[str, np.ndarray] | None = None,
+        steps: Mapping[str, int] | None = None,
+        *,
+        tied: Mapping[str, str] | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
+        """Arrays are float32, contiguous and writable, by checkpoint name; missing moments and steps are 0.
+
+        `tied` says which names are the same tensor as another: it is updated once, by the sum of their gradients.
+        """
+        self.config = config
+        self.tied = dict(tied or {})
+        self.params = {name: params[self.tied.get(name, name)] for name in params}
+        own = {name: w for name, w in self.params.items() if name not in self.tied}
+        self.chunk = chunk
+        self.m = {name: _moment(m, name, w) for name, w in own.items()}
+        self.v = {name: _moment(v, name, w) for name, w in own.items()}
+        self.steps = {name: (steps or {}).get(name, 0) for name in own}
+        self._arena = np.empty(sum(w.size for w in own.values()), np.float32)
+        self._sinks: dict[str, Sink] = {}
+        start = 0
+        for name, w in own.items():
+            self._sinks[name] = Sink(self._arena[start : start + w.size].reshape(w.shape))
+            start += w.size
+        self._pool = buffers.Pool()
+
+    @property
+    def sinks(self) -> Mapping[str, Sink]:
+        """Where gradients are collected, by name."""
+        return self._sinks
+
+    @property
+    def grads(self) -> dict[str, np.ndarray]:
+        """Gradients of the last step by name, before clipping; a parameter without gradient is absent."""
+        return {name: sink.array for name, sink in self._sinks.items() if sink.filled}
+
+    def step(
+        self,
+        batches: Sequence[Batch],
+        *,
+        lr: float,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        grad_clip: float | None = None,
+        dropout_p: float = 0.1,
+        seed: int = 0,
+        step_no: int = 1,
+        keep: bool = False,
+        audit: Audit | None = None,
+    ) -> StepResult:
+        """One update from micro-batches, all tokens counting alike.
+
+        An error or interrupt before the update changes nothing; an interrupt within it leaves arrays to throw away.
+        """
+        optim.check_adamw(lr, beta1, beta2, eps, weight_decay, 1)
+        loss, tokens = self.gradients(batches, dropout_p=dropout_p, seed=seed, step_no=step_no, keep=keep, audit=audit)
+        norm = self.grad_norm()
+        if not (isfinite(loss) and isfinite(norm)):
+            raise Diverged(
+                f"training diverged at step {step_no}: loss {loss}, gradient norm {norm}",
+                hint="Use a smaller lr_max, a longer warmup or a smaller grad_clip.",
+            )
+        self.update(
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            grad_scale=optim.clip_scale(norm, grad_clip),
+        )
+        return StepResult(loss, norm, tokens)
+
+    def gradients(
+        self,
+        batches: Sequence[Batch],
+        *,
+        dropout_p: float = 0.0,
+        seed: int = 0,
+        step_no: int = 1,
+        keep: bool = False,
+        audit: Audit | None = None,
+    ) -> tuple[float, int]:
+        """Fill `grads` with those of the mean loss over all tokens; (loss, tokens)."""
+        check_p(dropout_p)
+        if not batches:
+            raise InvalidParameter(
+                "a training step needs at least one micro-batch", hint="Load data with llm_dataset_load."
+            )
+        for sink in self._sinks.values():
+            sink.filled = False
+        n_tokens = sum(int(np.size(targets)) for _, targets in batches)
+        loss = 0.0
+        with buffers.reusing(self._pool):
+            for part, (tokens, targets) in enumerate(batches):
+                weight = np.size(targets) / n_tokens
+                drop = gpt2.Dropout(dropout_p, seed, step_no, part)
+                tape = Tape(keep=keep, audit=audit)
+                handles = {
+                    name: tape.leaf(w, True, self._sinks[self.tied.get(name, name)]) for name, w in self.params.items()
+                }
+                x = gpt2.hidden(tape, handles, tokens, self.config, drop=drop, chunk=self.chunk)
+                value = tape.finish("lm_head_loss", x, handles["wte"], target=targets, seed=weight)
+                loss += weight * float(value.data)  # type: ignore[arg-type]
+        return loss, n_tokens
+
+    def grad_norm(self) -> float:
+        """Norm of all gradients together."""
+        return optim.global_norm(list(self.grads.values()))
+
+    def update(
+        self, *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, grad_scale: float = 1.0
+    ) -> None:
+        """AdamW on every parameter that has a gradient, each counting its own steps."""
+        grads = self.grads
+        for name in grads:
+            self.steps[name] += 1
+        optim.step_all(
+            self.params,
+            grads,
+            self.m,
+            self.v,
+            self.steps,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            grad_scale=grad_scale,
+        )
+
+    def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
+        """(sum of the losses of all tokens, number of tokens), without dropout."""
+        with buffers.reusing(self._pool):
+            return evaluate(self.params, self.config, tokens, targets, chunk=self.chunk)
+
+
+def evaluate(
+    params: Mapping[str, np.ndarray], config: GPT2Config, tokens: np.ndarray, targets: np.ndarray, *, chunk: int = CHUNK
+) -> tuple[float, int]:
+    """(sum of the losses of all tokens, number of tokens) of a batch [B, T], without dropout."""
+    n_tokens = int(np.size(targets))
+    return float(gpt2.loss(Eager(), params, tokens, targets, config, chunk=chunk)) * n_tokens, n_tokens
+
+
+def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) -> np.ndarray:
+    array = (given or {}).get(name)
+    return np.zeros(w.shape, w.dtype) if array is None else array
+
+
+def estimate_step_bytes(config: GPT2Config, batch: int, length: int) -> int:
+    """Memory of a training step on micro-batches [batch, length]: state, activations, and a group of logits."""
+    n, d = batch * length, config.d_model
+    state = 4 * config.n_params()  # weights, gradients, two moments
+    kept = 10 * n * d * config.n_layer  # two residuals, q k v, attention's result, hidden before gelu
+    passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
+    rows = losses.group_rows(n, config.vocab)
+    head = rows * config.vocab + rows * d * -(-config.vocab // losses.vocab_slice(config.vocab))
+    return 4 * (state + kept + passing + head)
