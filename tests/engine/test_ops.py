@@ -98,6 +98,14 @@ def test_unknown_op_lists_the_known_ones() -> None:
     assert "softmax" in (error.value.hint or "")
 
 
+def test_an_embedding_of_no_ids_has_no_rows_and_a_gradient_of_zeros() -> None:
+    found, table = lookup("embedding"), normal(5, 4)
+    y = found(table, ids=[])
+    assert y.shape == (0, 4)
+    (gradient,) = found.grads(np.ones_like(y), table, ids=[])
+    assert not gradient.any()
+
+
 def test_a_defect_inside_an_op_is_not_blamed_on_the_caller() -> None:
     def broken(x: np.ndarray) -> np.ndarray:
         return len(1)  # type: ignore[arg-type]

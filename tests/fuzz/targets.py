@@ -135,11 +135,6 @@ def vocabulary(data: bytes) -> None:
         assert len(tokenizer.decode_bytes(ids)) >= 1
 
 
-def tokenizer_json(data: bytes) -> None:
-    """The tokenizer.json of Hugging Face."""
-    vocab_files.merged_ids(*vocab_files.parse_tokenizer_json(data))
-
-
 def _tokenizer() -> Tokenizer:
     merges = [("l", "o"), ("lo", "w"), ("e", "r"), ("Ġ", "low"), ("Ã", "©"), ("a", "a"), ("aa", "aa"), ("1", "2")]
     tokens = {i: bytes([i]) for i in range(256)}
@@ -335,15 +330,6 @@ TARGETS = {
         vocabulary,
         ['{"l":0,"o":1,"w":2,"lo":3,"Ġ":4,"e":5,"r":6,"low":7}\0#version: 0.2\nl o\nlo w\n'.encode(), b'{"a":1}\0a a'],
         (*JSON, b"#version", b"\n", b" ", b"\r\n", "Ġ".encode(), b"\xef\xbb\xbf"),
-    ),
-    "tokenizer_json": Target(
-        tokenizer_json,
-        [
-            b'{"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]},"pre_tokenizer":{"type":"ByteLevel",'
-            b'"add_prefix_space":false},"added_tokens":[{"id":3,"content":"<|endoftext|>"}]}',
-            b'{"model":{"vocab":{"a":0},"merges":[["a","a"]]}}',
-        ],
-        (*JSON, b'"merges"', b'"normalizer"', b'"id"', b'"content"', b'"use_regex"'),
     ),
     "text": Target(
         text,

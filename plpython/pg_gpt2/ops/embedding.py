@@ -55,6 +55,8 @@ def add_rows(table: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None:  #
     Repeated ids are added up first: the bits of a sum with other gradients of the table are then the same whether
     it is made here, in a sink, or later.
     """
+    if not len(index):
+        return
     order = np.argsort(index, kind="stable")
     ordered = index[order]
     starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
@@ -66,8 +68,7 @@ def add_rows(table: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None:  #
             sums = np.add.reduceat(sums, starts, axis=0)
         table[picked, c] += sums
 
-    if len(index):
-        threads.for_rows(table.shape[1], block_rows(table.shape[1], len(index)), work)
+    threads.for_rows(table.shape[1], block_rows(table.shape[1], len(index)), work)
 
 
 register("embedding", embedding, embedding_backward, "table")
