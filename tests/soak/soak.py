@@ -275,6 +275,9 @@ class Soak:
             self.counts["faults: kill -9"] += 1
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+            # recovery forgets how many rows are dead, and autovacuum waits for that many again: for ever, at this rate
+            with self._connect() as again:
+                again.execute("VACUUM llm_param")
 
     def _somebody(self, conn: psycopg.Connection, chance: random.Random) -> int | None:
         rows = conn.execute(
@@ -323,9 +326,10 @@ class Soak:
     def _look_at_memory(self, conn: psycopg.Connection) -> None:
         with contextlib.suppress(OSError):
             text = Path(f"/proc/{conn.info.backend_pid}/status").read_text()
-            own = int(text.partition("RssAnon:")[2].split()[0])
-            self.memory = max(self.memory, own)
-            self._check(own < MOST_MEMORY, f"a session has {own >> 10} MB of its own")
+            if "RssAnon:" in text:  # a process that was just killed has none
+                own = int(text.partition("RssAnon:")[2].split()[0])
+                self.memory = max(self.memory, own)
+                self._check(own < MOST_MEMORY, f"a session has {own >> 10} MB of its own")
 
     def _tidies(self, conn: psycopg.Connection) -> bool:
         conn.execute("UPDATE llm_bpe_vocab SET score = 0 WHERE model = 'flip' AND token_id = 0")
