@@ -27,11 +27,13 @@ FROM run_log;
 
 -- Beside the same architecture, weights, batches and optimizer in PyTorch.
 SELECT r.step, to_char(r.step * 4096 / 1e6, 'FM90.00') AS million_tokens, round(r.val_loss::numeric, 4) AS held_out_loss,
-       round(t.val_loss::numeric, 4) AS pytorch, to_char(100 * (r.val_loss / t.val_loss - 1), 'FMSG990.000') || ' %' AS difference
+       round(t.val_loss::numeric, 4) AS pytorch, to_char(100 * (r.val_loss / t.val_loss - 1), 'FMSG990.000') || ' %' AS difference,
+       round(exp(r.val_loss)::numeric, 1) AS perplexity, round(exp(t.val_loss)::numeric, 1) AS of_pytorch
 FROM run_log AS r LEFT JOIN twin_log AS t USING (step)
 WHERE r.step % 500 = 0 ORDER BY r.step;
 
-SELECT max(t.step) AS steps_of_the_twin, count(*) AS losses_compared,
+SELECT max(t.step) AS steps_of_the_twin, count(*) AS batches_compared,
+       to_char(100 * avg(abs(r.loss / t.loss - 1)), 'FM990.000') || ' %' AS mean_difference,
        to_char(100 * max(abs(r.loss / t.loss - 1)), 'FM990.000') || ' %' AS largest_difference
 FROM run_log AS r JOIN twin_log AS t USING (step);
 
