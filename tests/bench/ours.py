@@ -190,6 +190,12 @@ class Server:
             return "GPT-2's"
         self.main.conn.execute("CREATE TEMP TABLE bench_text AS SELECT %s::text AS body", (text,))
         self.main.value("SELECT llm_train_bpe('SELECT body FROM bench_text', 8192, %s, 'pg_temp')", MODEL)
+        # a model of random weights writes any of its tokens
+        self.main.conn.execute(
+            "INSERT INTO llm_bpe_vocab (model, token_id, token, bytes) SELECT model, id, 'x' || id, ('x' || id)::bytea"
+            " FROM llm_model_config, generate_series(8192, vocab - 1) AS id WHERE model = %s",
+            (MODEL,),
+        )
         return "learned, 8192 tokens"
 
     def vocabulary(self) -> tuple[dict[str, int], dict[bytes, int], list[tuple[str, str]]]:

@@ -17,7 +17,7 @@ import sys, zlib
 plpy.execute("SELECT llm_train_stop('big')")  # modules are loaded at need
 from time import perf_counter
 modules = {n.partition('.')[2]: m for n, m in sys.modules.items() if n.startswith('pg_gpt2_')}
-runs, training = modules['runs'], modules['training']
+runs, session = modules['training.runs'], modules['training.session']
 spent = [0.0]
 def timed(function):
     def call(*arguments):
@@ -27,9 +27,9 @@ def timed(function):
         finally:
             spent[0] += perf_counter() - began
     return call
-session = training.Session('big', 1)
-settings = training.Settings(0.1, 0.9, 0.999, 1e-8, 0.01, 1e-3, 0, 0.0, None, 0)
-run = runs.Run(session, runs.Plan(settings, steps, 1, 1, None, 0, level))
+trained = session.Session('big', 1)
+settings = session.Settings(0.1, 0.9, 0.999, 1e-8, 0.01, 1e-3, 0, 0.0, None, 0)
+run = runs.Run(trained, runs.Plan(settings, steps, 1, 1, None, 0, level))
 run.begin()
 auditor = run._audit
 begin = auditor.begin
@@ -43,7 +43,7 @@ for step in range(steps):
 auditor.write()
 share = spent[0] / (perf_counter() - began)
 state = 0
-for arrays in (session.trainer.params, session.trainer.m, session.trainer.v):
+for arrays in (trained.trainer.params, trained.trainer.m, trained.trainer.v):
     for array in arrays.values():
         state = zlib.crc32(array, state)
 return state, share
