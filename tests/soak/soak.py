@@ -119,7 +119,8 @@ class Soak:
             conn.execute("UPDATE llm_param SET step = step WHERE model = 'fixed'")
             self._check_answer("fixed", _answer(conn, QUESTIONS["fixed"]))  # a new file, whose writer tidies up
             names = self._shared_files(conn)
-            self._check(len(names) <= 2 and not any(".new" in name for name in names), f"files are left: {names}")
+            # of fixed, flip, and of a model whose dropping session was killed before it could unlink (open: a restart does)
+            self._check(len(names) <= 3 and not any(".new" in name for name in names), f"files are left: {names}")
             left_over = [path.name for path in self.folder.glob(".pg_gpt2-*")]
             self._check(len(left_over) <= 1, f"files of exports are left: {left_over}")
             self._check(
