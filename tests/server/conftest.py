@@ -46,6 +46,31 @@ def server_files(cluster_dsn: str) -> Path:
     return Path(conninfo.conninfo_to_dict(cluster_dsn)["host"]).parent / "files"  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def put(server_files: Path) -> Iterator[Callable[[str, bytes], str]]:
+    """`put(name, bytes)`: a file that the server can read; its path there. It is removed after the test."""
+    made = []
+
+    def write(name: str, data: bytes) -> str:
+        path = server_files / name
+        path.write_bytes(data)
+        path.chmod(0o644)
+        made.append(path)
+        return str(path)
+
+    yield write
+    for path in made:
+        path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def target(server_files: Path) -> Iterator[Path]:
+    """Path of a file that the server is to write; removed after the test."""
+    path = server_files / "written"
+    yield path
+    path.unlink(missing_ok=True)
+
+
 @pytest.fixture(scope="session")
 def new_database(cluster_dsn: str) -> Callable[..., str]:
     """`new_database(template='template_pg_gpt2')`: DSN of a new database; `template0` has no extension."""

@@ -1,7 +1,4 @@
-"""Weights and vocabularies as files of the server: exact round trips, what is refused, and for whom.
-
-tests/server/test_loaders.py does the same from the client.
-"""
+"""Weights as files of the server: exact round trips, and what is refused. test_loaders.py does the same from the client."""
 
 import gzip
 import io
@@ -78,31 +75,6 @@ def assert_stored(conn, model, tensors):
     assert set(found) == set(expected)
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array.astype("<f4"), err_msg=name)
-
-
-@pytest.fixture
-def put(server_files):
-    """`put(name, bytes)`: a file that the server can read; its path there."""
-    made = []
-
-    def write(name, data):
-        path = server_files / name
-        path.write_bytes(data)
-        path.chmod(0o644)
-        made.append(path)
-        return str(path)
-
-    yield write
-    for path in made:
-        path.unlink(missing_ok=True)
-
-
-@pytest.fixture
-def target(server_files):
-    """Path of a file that the server is to write."""
-    path = server_files / "written"
-    yield path
-    path.unlink(missing_ok=True)
 
 
 def safe(tensors, metadata=None):
@@ -371,94 +343,6 @@ def test_a_file_without_heads_needs_a_configuration(sql, put):
     assert "llm_model_config" in raised.value.diag.message_hint
 
 
-FUNCTIONS = {
-    "pg_llm_import_safetensors": ("pg_read_server_files", errors.UndefinedFile),
-    "pg_llm_import_npz": ("pg_read_server_files", errors.UndefinedFile),
-    "pg_llm_load_bpe_vocab": ("pg_read_server_files", errors.UndefinedFile),
-    "pg_llm_load_bpe_merges": ("pg_read_server_files", errors.UndefinedFile),
-    "pg_llm_export_safetensors": ("pg_write_server_files", errors.UndefinedFile),
-    "pg_llm_export_npz": ("pg_write_server_files", errors.UndefinedFile),
-}
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_files_are_for_the_roles_that_may_touch_them(sql, function):
-    """EXECUTE alone does not do, and of a NOINHERIT member's roles only the one that is set counts."""
-    needed, reached = FUNCTIONS[function]
-    call = f"SELECT {function}('/no/such/directory/file', 'model')"
-    sql.execute("SELECT llm_init_model('model')")
-    sql.execute("CREATE ROLE someone NOINHERIT; GRANT ALL ON ALL TABLES IN SCHEMA public TO someone")
-    sql.execute("SET LOCAL ROLE someone")
-    with pytest.raises(errors.InsufficientPrivilege, match="function"), sql.transaction():
-        sql.execute(call)
-    sql.execute("RESET ROLE; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO someone; SET LOCAL ROLE someone")
-    with pytest.raises(errors.InsufficientPrivilege, match="files on the server") as raised, sql.transaction():
-        sql.execute(call)
-    assert needed in raised.value.diag.message_hint
-    sql.execute(f"RESET ROLE; GRANT {needed} TO someone; SET LOCAL ROLE someone")
-    with pytest.raises(errors.InsufficientPrivilege, match="files on the server"), sql.transaction():
-        sql.execute(call)
-    sql.execute("RESET ROLE; ALTER ROLE someone INHERIT; SET LOCAL ROLE someone")
-    with pytest.raises(reached), sql.transaction():
-        sql.execute(call)
-
-
-def test_links_are_resolved_before_a_file_is_written(sql, server_files, put):
-    """Writing replaces what a link leads to, not the link; a link to nowhere or to a directory is refused."""
-    sql.execute("SELECT llm_init_model('model')")
-    target, link = put("target", b"before"), server_files / "link"
-    link.symlink_to(target)
-    try:
-        size = sql.execute("SELECT pg_llm_export_safetensors(%s, 'model')", [str(link)]).fetchone()[0]
-        assert link.is_symlink()
-        assert os.stat(target).st_size == size
-        for elsewhere in ("/proc/1/mem", server_files):
-            link.unlink()
-            link.symlink_to(elsewhere)
-            for function in FUNCTIONS:
-                with pytest.raises((errors.IoError, errors.UndefinedFile)), sql.transaction():
-                    sql.execute(f"SELECT {function}(%s, 'model')", [str(link)])
-    finally:
-        link.unlink()
-
-
-def test_what_a_killed_export_left_is_removed_by_the_next(sql, server_files, put, target):
-    left, in_use = (server_files / f".pg_gpt2-{pid}-abc_1234" for pid in (999_999_999, os.getpid()))
-    for path in (left, in_use):
-        path.write_bytes(b"half")
-    sql.execute("SELECT llm_init_model('model')")
-    sql.execute("SELECT pg_llm_export_safetensors(%s, 'model')", [str(target)])
-    assert (left.exists(), in_use.exists()) == (False, True)
-    in_use.unlink()
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_paths_that_are_no_files(sql, server_files, function):
-    sql.execute("SELECT llm_init_model('model')")
-    for path, error in (
-        (str(server_files), (errors.IoError, errors.WrongObjectType)),
-        ("/etc/passwd/file", errors.UndefinedFile),
-        ("relative", errors.InvalidParameterValue),
-        ("", errors.InvalidParameterValue),
-        (None, errors.NullValueNotAllowed),
-    ):
-        with pytest.raises(error) as raised, sql.transaction():
-            sql.execute(f"SELECT {function}(%s, 'model')", [path])
-        assert raised.value.diag.message_hint
-
-
-def test_a_named_pipe_is_not_waited_for(sql, server_files):
-    pipe = server_files / "pipe"
-    os.mkfifo(pipe, 0o666)
-    try:
-        with sql.transaction(force_rollback=True):
-            sql.execute("SET LOCAL statement_timeout = '5s'")
-            with pytest.raises(errors.IoError, match="regular file"):
-                sql.execute("SELECT pg_llm_import_safetensors(%s, 'model')", [str(pipe)])
-    finally:
-        pipe.unlink()
-
-
 def test_an_export_that_fails_leaves_the_file_that_was_there(sql, put):
     path = put("kept", b"kept")
     directory = os.path.dirname(path)
@@ -493,64 +377,3 @@ def test_rows_that_do_not_fit_are_named_before_the_first_chunk(sql, damage, tens
         sql.execute("SELECT llm_export_safetensors('model')")
     assert caught.value.diag.sqlstate == "22000"
     assert caught.value.diag.message_hint
-
-
-# ---- vocabularies
-
-
-def vocabulary():
-    """A tiny vocab.json and merges.txt in GPT-2's form."""
-    from pg_gpt2.tokenizer import bpe_train
-
-    return bpe_train.train(iter(["# # low lower lowest"]), 262)
-
-
-def test_a_vocabulary_and_its_merges_are_loaded_and_replaced(sql, put):
-    vocab, merges = vocabulary()
-    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges), ""]
-    vocab_path, merges_path = (
-        put("vocab.json", json.dumps(vocab).encode()),
-        put("merges.txt", "\n".join(lines).encode()),
-    )
-    assert sql.execute("SELECT pg_llm_load_bpe_vocab(%s, 'v')", [vocab_path]).fetchone() == (len(vocab),)
-    assert sql.execute("SELECT pg_llm_load_bpe_merges(%s, 'v')", [merges_path]).fetchone() == (len(merges),)
-    sql.execute("SELECT llm_train_bpe($$VALUES ('# # low lower lowest')$$, 262, 'w')")
-    for table, columns in (
-        ("llm_bpe_vocab", "token_id, token, bytes"),
-        ("llm_bpe_merges", 'rank, "left", "right", pair'),
-    ):
-        query = f"SELECT {columns} FROM {table} WHERE model = %s ORDER BY 1"
-        assert sql.execute(query, ["v"]).fetchall() == sql.execute(query, ["w"]).fetchall()
-    # a merge whose left side starts with # is no comment
-    with_hash = ["#version: 0.2", "# #", *lines[1:]]
-    merges_path = put("merges.txt", "\n".join(with_hash).encode())
-    assert sql.execute("SELECT pg_llm_load_bpe_merges(%s, 'v')", [merges_path]).fetchone() == (len(merges) + 1,)
-    assert sql.execute('SELECT "left", "right" FROM llm_bpe_merges WHERE model = \'v\' AND rank = 0').fetchone() == (
-        "#",
-        "#",
-    )
-
-
-@pytest.mark.parametrize(
-    ("function", "data"),
-    [
-        ("vocab", b""),
-        ("vocab", b"[]"),
-        ("vocab", b'{"a": "b"}'),
-        ("vocab", b'{"a": -1}'),
-        ("vocab", b'{"a": 1, "b": 1}'),
-        ("vocab", b"\xff\xfe"),
-        ("vocab", b'{"a": 99999999999}'),
-        ("merges", b"one\n"),
-        ("merges", b"one two three\n"),
-        ("merges", b"\xff \xfe\n"),
-    ],
-)
-def test_a_broken_vocabulary_is_refused_and_nothing_changes(sql, put, function, data):
-    sql.execute("SELECT llm_train_bpe($$VALUES ('low')$$, 258, 'v')")
-    before = sql.execute("SELECT llm_encode('low', 'v')").fetchone()
-    with pytest.raises((errors.InvalidTextRepresentation, errors.DataException)) as raised, sql.transaction():
-        sql.execute(f"SELECT pg_llm_load_bpe_{function}(%s, 'v')", [put("broken", data)])
-    assert raised.value.diag.message_hint
-    assert "unexpected" not in raised.value.diag.message_primary
-    assert sql.execute("SELECT llm_encode('low', 'v')").fetchone() == before

@@ -1,0 +1,106 @@
+"""Files of the server: for which roles, by which paths, and what is left of them."""
+
+import os
+
+import pytest
+from psycopg import errors
+
+
+@pytest.fixture(autouse=True, scope="module")
+def configuration(module_conn):
+    module_conn.execute("INSERT INTO llm_model_config VALUES ('model', 2, 2, 16, 32, 50)")
+
+
+@pytest.fixture
+def sql(module_conn):
+    """The module's session; what a test made is gone after it."""
+    with module_conn.transaction(force_rollback=True):
+        yield module_conn
+
+
+FUNCTIONS = {
+    "pg_llm_import_safetensors": ("pg_read_server_files", errors.UndefinedFile),
+    "pg_llm_import_npz": ("pg_read_server_files", errors.UndefinedFile),
+    "pg_llm_load_bpe_vocab": ("pg_read_server_files", errors.UndefinedFile),
+    "pg_llm_load_bpe_merges": ("pg_read_server_files", errors.UndefinedFile),
+    "pg_llm_export_safetensors": ("pg_write_server_files", errors.UndefinedFile),
+    "pg_llm_export_npz": ("pg_write_server_files", errors.UndefinedFile),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_files_are_for_the_roles_that_may_touch_them(sql, function):
+    """EXECUTE alone does not do, and of a NOINHERIT member's roles only the one that is set counts."""
+    needed, reached = FUNCTIONS[function]
+    call = f"SELECT {function}('/no/such/directory/file', 'model')"
+    sql.execute("SELECT llm_init_model('model')")
+    sql.execute("CREATE ROLE someone NOINHERIT; GRANT ALL ON ALL TABLES IN SCHEMA public TO someone")
+    sql.execute("SET LOCAL ROLE someone")
+    with pytest.raises(errors.InsufficientPrivilege, match="function"), sql.transaction():
+        sql.execute(call)
+    sql.execute("RESET ROLE; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO someone; SET LOCAL ROLE someone")
+    with pytest.raises(errors.InsufficientPrivilege, match="files on the server") as raised, sql.transaction():
+        sql.execute(call)
+    assert needed in raised.value.diag.message_hint
+    sql.execute(f"RESET ROLE; GRANT {needed} TO someone; SET LOCAL ROLE someone")
+    with pytest.raises(errors.InsufficientPrivilege, match="files on the server"), sql.transaction():
+        sql.execute(call)
+    sql.execute("RESET ROLE; ALTER ROLE someone INHERIT; SET LOCAL ROLE someone")
+    with pytest.raises(reached), sql.transaction():
+        sql.execute(call)
+
+
+def test_links_are_resolved_before_a_file_is_written(sql, server_files, put):
+    """Writing replaces what a link leads to, not the link; a link to nowhere or to a directory is refused."""
+    sql.execute("SELECT llm_init_model('model')")
+    target, link = put("target", b"before"), server_files / "link"
+    link.symlink_to(target)
+    try:
+        size = sql.execute("SELECT pg_llm_export_safetensors(%s, 'model')", [str(link)]).fetchone()[0]
+        assert link.is_symlink()
+        assert os.stat(target).st_size == size
+        for elsewhere in ("/proc/1/mem", server_files):
+            link.unlink()
+            link.symlink_to(elsewhere)
+            for function in FUNCTIONS:
+                with pytest.raises((errors.IoError, errors.UndefinedFile)), sql.transaction():
+                    sql.execute(f"SELECT {function}(%s, 'model')", [str(link)])
+    finally:
+        link.unlink()
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(sql, server_files, put, target):
+    left, in_use = (server_files / f".pg_gpt2-{pid}-abc_1234" for pid in (999_999_999, os.getpid()))
+    for path in (left, in_use):
+        path.write_bytes(b"half")
+    sql.execute("SELECT llm_init_model('model')")
+    sql.execute("SELECT pg_llm_export_safetensors(%s, 'model')", [str(target)])
+    assert (left.exists(), in_use.exists()) == (False, True)
+    in_use.unlink()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_paths_that_are_no_files(sql, server_files, function):
+    sql.execute("SELECT llm_init_model('model')")
+    for path, error in (
+        (str(server_files), (errors.IoError, errors.WrongObjectType)),
+        ("/etc/passwd/file", errors.UndefinedFile),
+        ("relative", errors.InvalidParameterValue),
+        ("", errors.InvalidParameterValue),
+        (None, errors.NullValueNotAllowed),
+    ):
+        with pytest.raises(error) as raised, sql.transaction():
+            sql.execute(f"SELECT {function}(%s, 'model')", [path])
+        assert raised.value.diag.message_hint
+
+
+def test_a_named_pipe_is_not_waited_for(sql, server_files):
+    pipe = server_files / "pipe"
+    os.mkfifo(pipe, 0o666)
+    try:
+        with sql.transaction(force_rollback=True):
+            sql.execute("SET LOCAL statement_timeout = '5s'")
+            with pytest.raises(errors.IoError, match="regular file"):
+                sql.execute("SELECT pg_llm_import_safetensors(%s, 'model')", [str(pipe)])
+    finally:
+        pipe.unlink()
