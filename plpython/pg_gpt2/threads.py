@@ -85,14 +85,23 @@ def blas_libraries() -> list[str]:
 
 @cache
 def cpu_quota(root: str = "/") -> float | None:
-    """Cores' worth of time that control group version 2 allows, where it says so; asked once a session."""
+    """Cores' worth of time that control groups version 2 allow, the least of ours and those around it; asked once a session."""
     try:
         with open(os.path.join(root, "proc/self/cgroup"), encoding="ascii") as file:
             group = next(line[3:].strip() for line in file if line.startswith("0::"))
-        with open(os.path.join(root, f"sys/fs/cgroup/{group}/cpu.max"), encoding="ascii") as file:
+    except (OSError, ValueError, StopIteration):  # no such group
+        return None
+    names = [name for name in group.split("/") if name]
+    folders = (os.path.join(root, "sys/fs/cgroup", *names[:depth]) for depth in range(len(names) + 1))
+    return min((quota for quota in map(_cpu_max, folders) if quota is not None), default=None)
+
+
+def _cpu_max(folder: str) -> float | None:
+    try:
+        with open(os.path.join(folder, "cpu.max"), encoding="ascii") as file:
             quota, period = file.read().split()
         return int(quota) / int(period)
-    except (OSError, ValueError, StopIteration):  # no such group, or "max"
+    except (OSError, ValueError):  # the root has no such file, and others say "max"
         return None
 
 
@@ -106,7 +115,7 @@ class Pool:
 
     def run(self, tasks: Sequence[Task]) -> None:
         """Run `tasks`, in any order and on any thread; return when all are done, raise the first error."""
-        if self.count == 1 or len(tasks) == 1:
+        if self.count == 1 or len(tasks) < 2:
             for task in tasks:
                 task()
             return
