@@ -32,7 +32,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 50c32a5fa0ec @extschema@'] = importer['load'](sources, 'pg_gpt2 50c32a5fa0ec @extschema@', '@extschema@')
+GD['pg_gpt2 0457cb32ef5d @extschema@'] = importer['load'](sources, 'pg_gpt2 0457cb32ef5d @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -2766,15 +2766,16 @@ from . import attributes
 from .replay import Application, Tensor
 
 FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
-_session_tape: int | None = None
+_session_tape = (0, 0)  # oid of the sequence, which DROP EXTENSION may have made anew, and the number drawn from it
 
 
 def session_tape() -> int:
     """The number of this session's tape; drawn when it first needs one, and kept."""
     global _session_tape
-    if _session_tape is None:
-        _session_tape = new_tape()
-    return _session_tape
+    sequence = (db.row("SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid::bigint AS oid") or {})["oid"]
+    if _session_tape[0] != sequence:
+        _session_tape = (sequence, new_tape())
+    return _session_tape[1]
 
 
 def new_tape() -> int:
@@ -9242,12 +9243,7 @@ def restore(saved: Checkpoint, model: str) -> None:
         db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
         checkpoint_files.read_into(model, str(saved.file_path), saved.id, saved.config, saved.manifest)
     # A manual run logs under the model's own step, which goes back: the next step by hand begins another.
-    db.run(
-        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp()"
-        " WHERE model = $1 AND status = 'manual'",
-        ["text"],
-        model,
-    )
+    store.finish_manual_run(model)
     db.run(
         "INSERT INTO {schema}.llm_checkpoint_restore (model, checkpoint_id, source, step, run_id, after_run)"
         " SELECT $1, $2, $3, $4, $5, coalesce(max(run_id), 0) FROM {schema}.llm_run WHERE model = $1",
@@ -9856,6 +9852,16 @@ def last_step(model: str) -> int:
     """AdamW updates that the model has had."""
     row = db.row(f"SELECT max(step) AS step FROM {resolved()} AS p", ["text"], model)
     return (row or {})["step"] or 0
+
+
+def finish_manual_run(model: str) -> None:
+    """The next step of `model` by hand begins another run."""
+    db.run(
+        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp()"
+        " WHERE model = $1 AND status = 'manual'",
+        ["text"],
+        model,
+    )
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------------
@@ -11652,8 +11658,8 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.vocabularies', $pg_gpt2_source$"""Vocabularies as rows, and the cache of tokenizers by version.
 
 A vocabulary has 100,000 rows, too many to digest at every call: statement triggers add a row to llm_bpe_version instead, and
-the version is the ids that are visible there, usually one. Where row-level security is active for the caller, the visible rows
-are digested after all.
+the version is that table, which DROP EXTENSION may have made anew, and the ids that are visible there, usually one. Where
+row-level security is active for the caller, the visible rows are digested after all.
 """
 
 from collections import OrderedDict
@@ -11711,7 +11717,8 @@ def forget() -> None:
 def _version(model: str) -> str | None:
     """None when the caller sees no token of `model`."""
     row = db.row(
-        "SELECT concat_ws(' ', (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
+        "SELECT concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
+        " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
         " EXISTS (SELECT FROM {schema}.llm_bpe_merges m WHERE m.model = $1)) AS version,"
         " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
         " WHERE EXISTS (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1)",
@@ -12039,7 +12046,7 @@ class Row(NamedTuple):
 # Rows that a model learns from: its own, and those of nobody whose ids it has.
 USABLE = (
     "(model = $1 OR model IS NULL"
-    " AND NOT EXISTS (SELECT FROM unnest(tokens || target) AS id WHERE id NOT BETWEEN 0 AND $2 - 1))"
+    " AND ($2 <= ANY (tokens || target)) IS NOT TRUE AND (0 > ANY (tokens || target)) IS NOT TRUE)"
 )
 
 
@@ -12185,7 +12192,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from .. import db
-from ..storage import weights
+from ..storage import store, weights
 from . import datasets, runs
 from .audit import Auditor
 from .optim import lr_schedule
@@ -12248,7 +12255,7 @@ def _manual_run(session: Session, seed: int) -> int:
         *(session.model, weights.lineage_of(session.model), json.dumps(found)),
     )
     if row is None or not row["same"]:
-        finish_manual_run(session.model)
+        store.finish_manual_run(session.model)
         return runs.new_run(session, runs.tied_in(session), seed, None, "manual")
     if not row["here"]:
         db.run(
@@ -12257,16 +12264,6 @@ def _manual_run(session: Session, seed: int) -> int:
             *(row["run_id"], session.step, json.dumps(found)),
         )
     return row["run_id"]
-
-
-def finish_manual_run(model: str) -> None:
-    """The next step of `model` by hand begins another run."""
-    db.run(
-        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp()"
-        " WHERE model = $1 AND status = 'manual'",
-        ["text"],
-        model,
-    )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.optim', $pg_gpt2_source$"""AdamW (Loshchilov & Hutter 2019), global-norm clipping, and the learning rate's schedule, as torch computes them.
 
@@ -14093,8 +14090,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -14109,8 +14106,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -14124,8 +14121,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -14151,8 +14148,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 50c32a5fa0ec @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 0457cb32ef5d @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -14162,8 +14159,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 50c32a5fa0ec @extschema@'].models.copy_model(source, target, checkpoint_id)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 0457cb32ef5d @extschema@'].models.copy_model(source, target, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -14173,8 +14170,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 50c32a5fa0ec @extschema@'].models.drop_model(model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 0457cb32ef5d @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -14213,8 +14210,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 50c32a5fa0ec @extschema@'].tokenizer.changed()
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 0457cb32ef5d @extschema@'].tokenizer.changed()
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -14230,8 +14227,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -14241,8 +14238,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -14252,8 +14249,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
@@ -14262,8 +14259,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -14273,8 +14270,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -14283,8 +14280,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -14299,8 +14296,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -14310,8 +14307,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -14321,8 +14318,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -14336,8 +14333,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -14347,8 +14344,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -14358,8 +14355,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -14369,8 +14366,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -14380,8 +14377,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -14391,8 +14388,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -14419,8 +14416,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -14452,8 +14449,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -14476,8 +14473,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -14501,8 +14498,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -14522,8 +14519,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -14538,8 +14535,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -14556,8 +14553,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -14571,8 +14568,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -14582,8 +14579,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -14598,8 +14595,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -14620,8 +14617,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -14643,8 +14640,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -14659,8 +14656,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -14692,8 +14689,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].training.train_step(
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed, audit)
 $$;
@@ -14701,7 +14698,7 @@ COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, integer, double precision, integer, integer, integer[], double precision, bigint,
     text) IS
-    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the next row of the split train; returns the loss before the update. The learning rate follows the model''s own step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when total_steps is null. audit: none, tape (one row of llm_tape an op), or full (values and gradients in llm_tensor_rt as well); the last pg_gpt2.audit_keep steps stay (1; 0 = all). The level changes no result.';
+    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the next row of the split train; returns the loss before the update. The learning rate follows the model''s own step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when total_steps is null. audit: none, tape (one row of llm_tape an op), or full (values and gradients in llm_tensor_rt as well); the last pg_gpt2.audit_keep steps stay (1; 0 = all). The level changes no result. The session keeps weights and moments in memory for the next step (llm_cache_status shows them).';
 
 CREATE FUNCTION llm_train(
     model text,
@@ -14732,8 +14729,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].training.train(
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
 $$;
@@ -14773,8 +14770,8 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 50c32a5fa0ec @extschema@'].training.train_run(
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 0457cb32ef5d @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
 $$;
@@ -14789,8 +14786,8 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].training.train_stop(model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -14802,8 +14799,8 @@ SELECT
     r.started_at, l.at AS updated_at
 FROM llm_run AS r
 CROSS JOIN LATERAL (
-    -- a run that was cut short is still entered as running, but nobody holds its model's lock
-    SELECT CASE WHEN r.status = 'running' AND NOT EXISTS (
+    -- a run that was cut short is still entered as running, but nobody holds its model's lock; a standby has no locks to look at
+    SELECT CASE WHEN r.status = 'running' AND NOT pg_is_in_recovery() AND NOT EXISTS (
         SELECT FROM pg_locks AS k
         WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2
           AND k.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -14818,7 +14815,7 @@ LEFT JOIN LATERAL (
 ) AS l ON true
 WHERE r.status <> 'manual';
 COMMENT ON VIEW llm_train_progress IS
-    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes. interrupted: cut short; the same call goes on with it.';
+    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes. interrupted: cut short; the same call goes on with it (a standby cannot tell, and says running).';
 
 -- sql/checkpoints.sql
 
@@ -14923,8 +14920,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].checkpoints.save(model, note, file_path)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].checkpoints.save(model, note, file_path)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -14934,8 +14931,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].checkpoints.attach(file_path, model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].checkpoints.attach(file_path, model)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -14945,8 +14942,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].checkpoints.load(model, checkpoint_id)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].checkpoints.load(model, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -14979,8 +14976,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 50c32a5fa0ec @extschema@'].checkpoints.drop(checkpoint_id)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 0457cb32ef5d @extschema@'].checkpoints.drop(checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -14990,8 +14987,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].checkpoints.prune(model, keep_last, keep_every)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -15007,8 +15004,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].checkpoints.diff(a, b)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].checkpoints.diff(a, b)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -15029,8 +15026,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].checkpoints.history(model, name)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].checkpoints.history(model, name)
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -15053,8 +15050,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -15068,8 +15065,8 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].sparklines.of_numbers(numbers, width)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].sparklines.of_numbers(numbers, width)
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars such as █▅▃▂▁▁, from the lowest to the highest; more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -15079,8 +15076,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].sparklines.of_run(run_id, width)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].sparklines.of_run(run_id, width)
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -15094,8 +15091,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].retention.prune_log(model, older_than, keep_every)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].retention.prune_log(model, older_than, keep_every)
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -15120,12 +15117,12 @@ WITH latest AS (
     SELECT
         l.*, coalesce(s.checkpoints, 0) AS checkpoints, s.at AS saved_at,
         -- Whoever changes a model holds this lock: see store.lock.
-        EXISTS (
+        CASE WHEN NOT pg_is_in_recovery() THEN EXISTS (  -- a standby has no locks to look at
             SELECT FROM pg_locks AS k
             WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2
                 AND k.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                 AND k.classid = 'llm_param'::regclass AND k.objid = hashtext(l.model)::oid
-        ) AS busy
+        ) END AS busy
     FROM latest AS l LEFT JOIN saved AS s USING (model)
 )
 SELECT 'pg_gpt2_' || metric.name AS metric, metric.type, metric.help, m.model, metric.value
@@ -15146,7 +15143,7 @@ FROM metrics AS m, LATERAL (VALUES
 ) AS metric (name, type, help, value)
 WHERE metric.value IS NOT NULL;
 COMMENT ON VIEW llm_metrics IS
-    'Numbers for monitoring, a row a metric and model: for a Prometheus SQL exporter, metric is the name, model the label, value the value. It reads the ends of indexes and the sizes of weights, not the weights.';
+    'Numbers for monitoring, a row a metric and model: for a Prometheus SQL exporter, metric is the name, model the label, value the value. It reads the ends of indexes and the sizes of weights, not the weights. A standby has no row for training.';
 
 -- sql/kernels.sql
 
@@ -15167,8 +15164,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
@@ -15178,8 +15175,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.values(data)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -15197,8 +15194,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -15207,8 +15204,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -15218,8 +15215,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -15229,8 +15226,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -15240,8 +15237,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -15250,8 +15247,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -15266,8 +15263,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -15282,8 +15279,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -15293,8 +15290,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -15304,8 +15301,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -15320,8 +15317,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -15337,8 +15334,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -15348,8 +15345,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -15358,8 +15355,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -15368,8 +15365,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -15387,8 +15384,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -15408,8 +15405,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -15428,8 +15425,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -15452,8 +15449,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -15463,8 +15460,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -15479,8 +15476,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -15496,8 +15493,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -15517,8 +15514,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -15536,8 +15533,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].autograd.tape_id()
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -15547,8 +15544,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -15558,8 +15555,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -15569,8 +15566,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].autograd.value(handle)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -15579,8 +15576,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 50c32a5fa0ec @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 0457cb32ef5d @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -15590,8 +15587,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -15603,8 +15600,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].pieces.embed(tokens, model, d)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].pieces.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -15634,8 +15631,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -15656,8 +15653,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -15671,8 +15668,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].inspect.trace_text(prompt, model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].inspect.trace_text(prompt, model)
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -15682,8 +15679,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].inspect.trace_ids(ids, model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].inspect.trace_ids(ids, model)
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -15698,8 +15695,8 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].inspect.attention_weights(prompt, layer, head, model)
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -15709,8 +15706,8 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].inspect.logit_lens(prompt, model, n)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].inspect.logit_lens(prompt, model, n)
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -15720,8 +15717,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].inspect.token_embedding(token_id, model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].inspect.token_embedding(token_id, model)
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -15730,8 +15727,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].inspect.dot(tape_id)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].inspect.dot(tape_id)
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -15741,8 +15738,8 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].inspect.replay_tape(tape_id)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].inspect.replay_tape(tape_id)
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -15752,8 +15749,8 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -15778,8 +15775,8 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].admin.doctor()
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].admin.doctor()
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -15789,29 +15786,29 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].admin.cache_status()
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
-    'Weights and tokenizers that this session uses, the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
+    'Weights and tokenizers that this session uses, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
 
 CREATE FUNCTION llm_cache_clear()
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].admin.cache_clear()
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].admin.cache_clear()
 $$;
-COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
+COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
 CREATE FUNCTION llm_grant_usage(role text, level text DEFAULT 'read')
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 50c32a5fa0ec @extschema@'].admin.grant_usage(role, level)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 0457cb32ef5d @extschema@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -15849,8 +15846,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].autograd.enabled()
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -15860,8 +15857,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
 
@@ -15876,8 +15873,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -15887,8 +15884,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -15898,8 +15895,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -15909,8 +15906,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 50c32a5fa0ec @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 50c32a5fa0ec @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 0457cb32ef5d @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 0457cb32ef5d @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

@@ -31,7 +31,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
-    'Weights and tokenizers that this session uses, the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
+    'Weights and tokenizers that this session uses, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
 
 CREATE FUNCTION llm_cache_clear()
 RETURNS bigint
@@ -41,7 +41,7 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].admin.cache_clear()
 $$;
-COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
+COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
 CREATE FUNCTION llm_grant_usage(role text, level text DEFAULT 'read')
 RETURNS void

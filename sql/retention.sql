@@ -57,12 +57,12 @@ WITH latest AS (
     SELECT
         l.*, coalesce(s.checkpoints, 0) AS checkpoints, s.at AS saved_at,
         -- Whoever changes a model holds this lock: see store.lock.
-        EXISTS (
+        CASE WHEN NOT pg_is_in_recovery() THEN EXISTS (  -- a standby has no locks to look at
             SELECT FROM pg_locks AS k
             WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2
                 AND k.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                 AND k.classid = 'llm_param'::regclass AND k.objid = hashtext(l.model)::oid
-        ) AS busy
+        ) END AS busy
     FROM latest AS l LEFT JOIN saved AS s USING (model)
 )
 SELECT 'pg_gpt2_' || metric.name AS metric, metric.type, metric.help, m.model, metric.value
@@ -83,4 +83,4 @@ FROM metrics AS m, LATERAL (VALUES
 ) AS metric (name, type, help, value)
 WHERE metric.value IS NOT NULL;
 COMMENT ON VIEW llm_metrics IS
-    'Numbers for monitoring, a row a metric and model: for a Prometheus SQL exporter, metric is the name, model the label, value the value. It reads the ends of indexes and the sizes of weights, not the weights.';
+    'Numbers for monitoring, a row a metric and model: for a Prometheus SQL exporter, metric is the name, model the label, value the value. It reads the ends of indexes and the sizes of weights, not the weights. A standby has no row for training.';

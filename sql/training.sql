@@ -93,7 +93,7 @@ COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, integer, double precision, integer, integer, integer[], double precision, bigint,
     text) IS
-    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the next row of the split train; returns the loss before the update. The learning rate follows the model''s own step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when total_steps is null. audit: none, tape (one row of llm_tape an op), or full (values and gradients in llm_tensor_rt as well); the last pg_gpt2.audit_keep steps stay (1; 0 = all). The level changes no result.';
+    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the next row of the split train; returns the loss before the update. The learning rate follows the model''s own step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when total_steps is null. audit: none, tape (one row of llm_tape an op), or full (values and gradients in llm_tensor_rt as well); the last pg_gpt2.audit_keep steps stay (1; 0 = all). The level changes no result. The session keeps weights and moments in memory for the next step (llm_cache_status shows them).';
 
 CREATE FUNCTION llm_train(
     model text,
@@ -194,8 +194,8 @@ SELECT
     r.started_at, l.at AS updated_at
 FROM llm_run AS r
 CROSS JOIN LATERAL (
-    -- a run that was cut short is still entered as running, but nobody holds its model's lock
-    SELECT CASE WHEN r.status = 'running' AND NOT EXISTS (
+    -- a run that was cut short is still entered as running, but nobody holds its model's lock; a standby has no locks to look at
+    SELECT CASE WHEN r.status = 'running' AND NOT pg_is_in_recovery() AND NOT EXISTS (
         SELECT FROM pg_locks AS k
         WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 2
           AND k.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -210,4 +210,4 @@ LEFT JOIN LATERAL (
 ) AS l ON true
 WHERE r.status <> 'manual';
 COMMENT ON VIEW llm_train_progress IS
-    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes. interrupted: cut short; the same call goes on with it.';
+    'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the time it still takes. interrupted: cut short; the same call goes on with it (a standby cannot tell, and says running).';

@@ -1,6 +1,6 @@
 -- Learning: llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train, llm_train_stop. tests/server holds what needs commits.
 BEGIN;
-SELECT plan(142);
+SELECT plan(144);
 SET LOCAL client_min_messages = warning;
 CREATE TEMPORARY TABLE documents (id integer, body text);
 INSERT INTO documents SELECT i, repeat('low lower lowest newer wider ', i) FROM generate_series(1, 12) AS i;
@@ -55,6 +55,11 @@ SELECT throws_ok(format('SELECT llm_loss(%s)', arguments), state, NULL, argument
 SELECT volatility_is('llm_evaluate', '{text,text,integer,integer}'::name[], 'stable');
 SELECT is((SELECT tokens FROM llm_evaluate('t')), (SELECT sum(cardinality(target)) FROM llm_dataset WHERE split = 'val'), 'the split val by default');
 SELECT is((SELECT tokens FROM llm_evaluate('t', 'train')), (SELECT sum(cardinality(target)) FROM llm_dataset WHERE split = 'train'), 'or train');
+INSERT INTO llm_dataset (tokens, target) VALUES ('{0,49}', '{49,0}'), ('{50,1}', '{1,2}'), ('{1,2}', '{2,50}'), ('{-1,2}', '{2,3}'), ('{1,2}', '{2,-1}');
+SELECT is((SELECT tokens FROM llm_evaluate('bare', 'train')), 2::bigint, 'rows of no model are used where all ids are the model''s');
+INSERT INTO llm_dataset (tokens, target) VALUES ('{NULL,1}', '{1,2}');
+SELECT throws_ok($$SELECT * FROM llm_evaluate('bare', 'train')$$, '22000', NULL, 'a null among the ids is not passed over');
+DELETE FROM llm_dataset WHERE model IS NULL;
 SELECT is((SELECT tokens FROM llm_evaluate('t', max_rows => 2)), 16::bigint, 'or its first rows');
 SELECT is((SELECT round(loss::numeric, 5) FROM llm_evaluate('t')), (SELECT round(avg(llm_loss('t', tokens, target, training => false))::numeric, 5) FROM llm_dataset WHERE split = 'val'), 'the mean of llm_loss');
 SELECT is((SELECT round(perplexity::numeric, 4) FROM llm_evaluate('t')), (SELECT round(exp(loss)::numeric, 4) FROM llm_evaluate('t')), 'perplexity is its exp');

@@ -192,6 +192,17 @@ def test_a_hot_standby_gives_what_the_primary_gives(
     assert replica.execute(statement).fetchall() == model.execute(statement).fetchall()
 
 
+def test_the_views_that_look_at_locks_answer_on_the_standby(replica: psycopg.Connection) -> None:
+    """There are none to look at: a run is as its row says, and whether somebody trains is not told."""
+    status = "SELECT DISTINCT p.status = r.status FROM llm_train_progress AS p JOIN llm_run AS r USING (run_id)"
+    assert replica.execute(status).fetchall() == [(True,)]
+    found = dict(
+        replica.execute("SELECT metric, count(*) FROM llm_metrics WHERE model = 'm' GROUP BY metric").fetchall()
+    )
+    assert found["pg_gpt2_step"] == 1
+    assert "pg_gpt2_training" not in found
+
+
 def test_a_cursor_streams_on_the_standby(replica: psycopg.Connection) -> None:
     """A million tokens would take minutes; the first of them are there at once."""
     with replica.transaction(), replica.cursor("events") as cursor:

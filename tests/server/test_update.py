@@ -131,3 +131,34 @@ def test_drop_extension_leaves_nothing_behind(connect):
     assert conn.execute(LEFT).fetchone() == (0,)
     conn.execute("CREATE EXTENSION pg_gpt2")
     assert conn.execute("SELECT count(*) FROM llm_models WHERE NOT preset").fetchone() == (0,)
+
+
+def make_anew(conn: psycopg.Connection) -> None:
+    conn.execute("DROP EXTENSION pg_gpt2 CASCADE")
+    conn.execute("CREATE EXTENSION pg_gpt2")
+
+
+def test_an_open_session_forgets_the_vocabulary_of_an_extension_that_was_dropped(connect):
+    learn, encode = "SELECT llm_train_bpe(%s, 280, 'm')", "SELECT llm_encode('the theme of these', 'm')"
+    open_session, conn = connect(), connect()
+    conn.execute(learn, ["SELECT 'the theme of these themes'"])
+    before = open_session.execute(encode).fetchone()
+    make_anew(conn)
+    conn.execute(learn, ["SELECT reverse('the theme of these themes')"])
+    found = open_session.execute(encode).fetchone()
+    assert found == connect().execute(encode).fetchone()
+    assert found != before
+
+
+def test_an_open_session_leaves_the_tape_of_an_extension_that_was_dropped(connect):
+    """The sequence begins anew: two sessions must not have the same tape."""
+    variable = "SELECT llm_variable('\\x0000803f'::bytea, ARRAY[1], false)"
+    first, second, conn = connect(), connect(), connect()
+    first.execute(variable)
+    make_anew(conn)
+    (handle,) = second.execute(variable).fetchone()
+    first.execute(variable)
+    tapes = {session.execute("SELECT llm_tape_id()").fetchone() for session in (first, second)}
+    assert len(tapes) == 2
+    with pytest.raises(psycopg.errors.UndefinedObject):
+        first.execute("SELECT llm_value(%s)", (handle,))

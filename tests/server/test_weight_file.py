@@ -102,14 +102,14 @@ def test_only_the_owner_removes_the_files(connect, files):
 def test_a_role_that_may_not_read_the_weights_gets_none_from_the_file(connect, files):
     conn = connect()
     one(conn, LOGITS)
-    conn.execute("CREATE ROLE nobody_here")
+    conn.execute("CREATE ROLE weightless; SELECT llm_grant_usage('weightless', 'read'); SET ROLE weightless")
     try:
-        conn.execute("SET ROLE nobody_here")
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        conn.execute(LOGITS)
+        conn.execute("RESET ROLE; REVOKE SELECT ON llm_param FROM weightless; SET ROLE weightless")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="llm_param"):
             conn.execute(LOGITS)
     finally:
-        conn.execute("RESET ROLE")
-        conn.execute("DROP ROLE nobody_here")
+        conn.execute("RESET ROLE; DROP OWNED BY weightless; DROP ROLE weightless")
 
 
 def test_row_level_security_holds_for_the_file(connect, files):

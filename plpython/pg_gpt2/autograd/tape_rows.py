@@ -18,15 +18,16 @@ from . import attributes
 from .replay import Application, Tensor
 
 FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
-_session_tape: int | None = None
+_session_tape = (0, 0)  # oid of the sequence, which DROP EXTENSION may have made anew, and the number drawn from it
 
 
 def session_tape() -> int:
     """The number of this session's tape; drawn when it first needs one, and kept."""
     global _session_tape
-    if _session_tape is None:
-        _session_tape = new_tape()
-    return _session_tape
+    sequence = (db.row("SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid::bigint AS oid") or {})["oid"]
+    if _session_tape[0] != sequence:
+        _session_tape = (sequence, new_tape())
+    return _session_tape[1]
 
 
 def new_tape() -> int:

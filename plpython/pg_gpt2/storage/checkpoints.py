@@ -279,12 +279,7 @@ def restore(saved: Checkpoint, model: str) -> None:
         db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
         checkpoint_files.read_into(model, str(saved.file_path), saved.id, saved.config, saved.manifest)
     # A manual run logs under the model's own step, which goes back: the next step by hand begins another.
-    db.run(
-        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp()"
-        " WHERE model = $1 AND status = 'manual'",
-        ["text"],
-        model,
-    )
+    store.finish_manual_run(model)
     db.run(
         "INSERT INTO {schema}.llm_checkpoint_restore (model, checkpoint_id, source, step, run_id, after_run)"
         " SELECT $1, $2, $3, $4, $5, coalesce(max(run_id), 0) FROM {schema}.llm_run WHERE model = $1",

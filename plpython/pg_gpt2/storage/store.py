@@ -164,6 +164,16 @@ def last_step(model: str) -> int:
     return (row or {})["step"] or 0
 
 
+def finish_manual_run(model: str) -> None:
+    """The next step of `model` by hand begins another run."""
+    db.run(
+        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp()"
+        " WHERE model = $1 AND status = 'manual'",
+        ["text"],
+        model,
+    )
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------------
 
 

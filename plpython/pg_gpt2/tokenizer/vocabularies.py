@@ -1,8 +1,8 @@
 """Vocabularies as rows, and the cache of tokenizers by version.
 
 A vocabulary has 100,000 rows, too many to digest at every call: statement triggers add a row to llm_bpe_version instead, and
-the version is the ids that are visible there, usually one. Where row-level security is active for the caller, the visible rows
-are digested after all.
+the version is that table, which DROP EXTENSION may have made anew, and the ids that are visible there, usually one. Where
+row-level security is active for the caller, the visible rows are digested after all.
 """
 
 from collections import OrderedDict
@@ -60,7 +60,8 @@ def forget() -> None:
 def _version(model: str) -> str | None:
     """None when the caller sees no token of `model`."""
     row = db.row(
-        "SELECT concat_ws(' ', (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
+        "SELECT concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
+        " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
         " EXISTS (SELECT FROM {schema}.llm_bpe_merges m WHERE m.model = $1)) AS version,"
         " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
         " WHERE EXISTS (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1)",

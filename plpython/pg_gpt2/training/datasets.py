@@ -31,7 +31,7 @@ class Row(NamedTuple):
 # Rows that a model learns from: its own, and those of nobody whose ids it has.
 USABLE = (
     "(model = $1 OR model IS NULL"
-    " AND NOT EXISTS (SELECT FROM unnest(tokens || target) AS id WHERE id NOT BETWEEN 0 AND $2 - 1))"
+    " AND ($2 <= ANY (tokens || target)) IS NOT TRUE AND (0 > ANY (tokens || target)) IS NOT TRUE)"
 )
 
 

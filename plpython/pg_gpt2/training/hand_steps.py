@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from .. import db
-from ..storage import weights
+from ..storage import store, weights
 from . import datasets, runs
 from .audit import Auditor
 from .optim import lr_schedule
@@ -72,7 +72,7 @@ def _manual_run(session: Session, seed: int) -> int:
         *(session.model, weights.lineage_of(session.model), json.dumps(found)),
     )
     if row is None or not row["same"]:
-        finish_manual_run(session.model)
+        store.finish_manual_run(session.model)
         return runs.new_run(session, runs.tied_in(session), seed, None, "manual")
     if not row["here"]:
         db.run(
@@ -81,13 +81,3 @@ def _manual_run(session: Session, seed: int) -> int:
             *(row["run_id"], session.step, json.dumps(found)),
         )
     return row["run_id"]
-
-
-def finish_manual_run(model: str) -> None:
-    """The next step of `model` by hand begins another run."""
-    db.run(
-        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp()"
-        " WHERE model = $1 AND status = 'manual'",
-        ["text"],
-        model,
-    )
