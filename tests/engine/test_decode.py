@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,6 +218,20 @@ def test_a_batch_gives_each_prompt_what_it_gets_alone(config: GPT2Config, sampli
     for prompt, option, found in zip(prompts, options, together):
         alone = generation.tokens(arranged, config, prompt, option)
         assert [token.id for token in found] == [token.id for token in alone]
+
+
+@pytest.mark.parametrize("rooms", [[96], [11] * 6, [160, 3, 64, 65, 128, 129, 160, 9999]])
+def test_the_memory_asked_for_is_what_decoders_take(rooms: list[int], by_panels: bool) -> None:
+    config = CONFIGS[0]
+    arranged = layout.arrange(random_params(config), config)
+    tracemalloc.start()
+    try:
+        streams = decode.several(arranged, config, rooms)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(streams) == len(rooms)
+    assert 0 <= held - decode.bytes_of_several(arranged, config, rooms) < 8192  # Python's objects
 
 
 def test_beams_are_the_same_in_both_layouts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,9 +102,8 @@ def test_dropout_depends_on_seed_step_and_micro_batch() -> None:
 
 def test_evaluation_is_the_loss_without_dropout() -> None:
     t = trainer()
-    total, n = t.evaluate(*BATCHES[0])
+    total, n = evaluate(t.params, TINY, *BATCHES[0])
     assert total / n == pytest.approx(GOLDEN["losses"][0], rel=1e-6)
-    assert evaluate(t.params, TINY, *BATCHES[0]) == (total, n)
 
 
 def test_a_model_that_diverges_keeps_its_weights() -> None:
@@ -162,9 +161,32 @@ def test_buffers_are_reused_from_step_to_step() -> None:
     assert held[0] == held[2]
 
 
-def test_estimate_grows_with_the_batch_and_covers_the_state() -> None:
-    assert estimate_step_bytes(TINY, 1, 16) > 16 * TINY.n_params()
-    assert estimate_step_bytes(TINY, 8, 16) > estimate_step_bytes(TINY, 4, 16)
+def test_rows_of_many_lengths_take_the_memory_of_the_longest() -> None:
+    config = GPT2Config(n_layer=2, n_head=2, d_model=64, n_positions=128, vocab=300)
+    tokens = np.random.default_rng(0).integers(0, 300, (4, 129))
+    longest, mixed = Trainer(config, gpt2.init_params(config)), Trainer(config, gpt2.init_params(config))
+    longest.gradients([(tokens[:, :-1], tokens[:, 1:])])
+    for length in range(100, 129):
+        mixed.gradients([(tokens[:, :length], tokens[:, 1 : length + 1])])
+        assert mixed._pool.n_bytes() <= longest._pool.n_bytes()
+    for name, grad in longest.grads.items():
+        np.testing.assert_array_equal(mixed.grads[name], grad, err_msg=name)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("n_layer", "n_head", "d_model", "vocab", "batch", "length"),
+    [(4, 4, 128, 1000, 4, 256), (2, 2, 64, 300, 2, 1024), (12, 12, 96, 300, 4, 100), (2, 4, 512, 30000, 2, 128)],
+)
+def test_estimate_covers_the_memory_of_a_step(
+    n_layer: int, n_head: int, d_model: int, vocab: int, batch: int, length: int, dropout_p: float
+) -> None:
+    config = GPT2Config(n_layer=n_layer, n_head=n_head, d_model=d_model, n_positions=length, vocab=vocab)
+    t = Trainer(config, gpt2.init_params(config))
+    tokens = np.zeros((batch, length), np.int64)
+    t.gradients([(tokens, tokens)], dropout_p=dropout_p)
+    held = 16 * config.n_params() + t._pool.n_bytes()
+    assert held <= estimate_step_bytes(config, batch, length, dropout_p) < 1.15 * held
 
 
 class TestBatchOrder:

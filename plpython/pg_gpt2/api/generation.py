@@ -12,7 +12,7 @@ from ..config import GPT2Config
 from ..db import entry
 from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, require, require_positive
 from ..inference import batch, beam
-from ..inference.decode import Decoder, check_ids
+from ..inference.decode import Decoder, bytes_of_several, check_ids
 from ..inference.generation import Options, TextStream, Token, tokens
 from ..inference.prompts import check_prompt, draw_seed, encode_prompt
 from ..inference.sampling import Sampling, softmax
@@ -122,8 +122,9 @@ def _require_text(prompt: object, echo: bool | None) -> None:
 
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
     """53200 when keys and values of so many positions do not fit."""
-    positions = sum(min(length + max_tokens, model.config.n_positions) for length in lengths)
-    wanted = 8 * model.config.n_layer * model.config.d_model * positions
+    rooms = [length + max_tokens for length in lengths]
+    wanted = bytes_of_several(model.arranged, model.config, rooms)
+    positions = sum(min(room, model.config.n_positions) for room in rooms)
     resources.require_memory(wanted, f"keys and values of {positions} positions")
 
 

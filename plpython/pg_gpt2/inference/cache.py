@@ -4,6 +4,7 @@ Blocks go with panels: there a row's attention has the same bits whatever other 
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,8 +37,17 @@ class RowCache:
 
     def __init__(self, config: GPT2Config, room: int) -> None:
         self.room, self._n_head = room, config.n_head
-        shape = (config.n_layer, config.n_head, room, config.d_head)
+        shape = self._shape(config, room)
         self._keys, self._values = np.empty(shape, FLOAT32), np.empty(shape, FLOAT32)
+
+    @staticmethod
+    def _shape(config: GPT2Config, room: int) -> tuple[int, ...]:
+        return config.n_layer, config.n_head, room, config.d_head
+
+    @classmethod
+    def nbytes(cls, config: GPT2Config, room: int) -> int:
+        """Memory that one takes."""
+        return 2 * FLOAT32.itemsize * prod(cls._shape(config, room))
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
         """See Cache."""
@@ -89,10 +99,19 @@ class Arena:
     """Memory of several caches of blocks, side by side, so that one row of each is attended to in the same few calls."""
 
     def __init__(self, config: GPT2Config, room: int, count: int) -> None:
+        *shape, positions, d = self._shape(config, room, count)
+        self.keys = np.zeros((*shape, positions // attend_blocks.BLOCK, d, attend_blocks.BLOCK), FLOAT32)
+        self.values = np.zeros((*shape, positions, d), FLOAT32)
+
+    @staticmethod
+    def _shape(config: GPT2Config, room: int, count: int) -> tuple[int, ...]:
         blocks = -(-room // attend_blocks.BLOCK)
-        shape = (config.n_layer, count, config.n_head)
-        self.keys = np.zeros((*shape, blocks, config.d_head, attend_blocks.BLOCK), FLOAT32)
-        self.values = np.zeros((*shape, blocks * attend_blocks.BLOCK, config.d_head), FLOAT32)
+        return config.n_layer, count, config.n_head, blocks * attend_blocks.BLOCK, config.d_head
+
+    @classmethod
+    def nbytes(cls, config: GPT2Config, room: int, count: int) -> int:
+        """Memory that one takes."""
+        return 2 * FLOAT32.itemsize * prod(cls._shape(config, room, count))
 
     def attend(
         self, slots: np.ndarray, layer: int, qkv: np.ndarray, starts: np.ndarray
@@ -118,15 +137,27 @@ class Arena:
 
 
 def block_caches(config: GPT2Config, rooms: Sequence[int]) -> list[BlockCache]:
-    """Caches for streams that go on together: those whose rooms differ by less than a factor of two share an arena."""
-    groups: dict[int, list[int]] = {}
-    for number, room in enumerate(rooms):
-        groups.setdefault((-(-room // attend_blocks.BLOCK) - 1).bit_length(), []).append(number)
+    """Caches for streams that go on together, in the arenas of `_groups`."""
     found: dict[int, BlockCache] = {}
-    for numbers in groups.values():
+    for numbers in _groups(rooms):
         arena = Arena(config, max(rooms[number] for number in numbers), len(numbers))
         found |= {number: BlockCache(config, rooms[number], arena, slot) for slot, number in enumerate(numbers)}
     return [found[number] for number in range(len(rooms))]
+
+
+def _groups(rooms: Sequence[int]) -> list[list[int]]:
+    """Numbers of the streams that share an arena: their rooms differ by less than a factor of two."""
+    groups: dict[int, list[int]] = {}
+    for number, room in enumerate(rooms):
+        groups.setdefault((-(-room // attend_blocks.BLOCK) - 1).bit_length(), []).append(number)
+    return list(groups.values())
+
+
+def bytes_of_caches(config: GPT2Config, rooms: Sequence[int], in_blocks: bool) -> int:
+    """Memory of the caches of streams that go on together."""
+    if not in_blocks:
+        return sum(RowCache.nbytes(config, room) for room in rooms)
+    return sum(Arena.nbytes(config, max(rooms[number] for number in some), len(some)) for some in _groups(rooms))
 
 
 def _heads_a_task(n_head: int) -> int:

@@ -16,7 +16,7 @@ from ..ops.panels import Panels
 from ..ops.products import product
 from ..storage.layout import Arranged
 from ..tape import Eager
-from .cache import Arena, BlockCache, Cache, RowCache, block_caches
+from .cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_caches
 
 PREFILL_ROWS = 256  # rows of the prompt a pass: each pass ends soon enough to be cancelled
 
@@ -108,6 +108,11 @@ def several(params: Arranged, config: GPT2Config, rooms: Sequence[int]) -> list[
     rooms = [min(room, config.n_positions) for room in rooms]
     kept = block_caches(config, rooms) if _is_exact(params) else [None] * len(rooms)
     return [Decoder(params, config, room, cache) for room, cache in zip(rooms, kept)]
+
+
+def bytes_of_several(params: Arranged, config: GPT2Config, rooms: Sequence[int]) -> int:
+    """Memory that the decoders of `several` take."""
+    return bytes_of_caches(config, [min(room, config.n_positions) for room in rooms], _is_exact(params))
 
 
 def _is_exact(params: Arranged) -> bool:

@@ -64,15 +64,6 @@ def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: Any = None, s
 register("gelu", gelu, gelu_backward, "x", reads=(0,))
 
 
-def exponentials_in_place(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [.., n] -> 2 x [.., 1]
-    """z becomes exp(z - its maximum over the last axis), so that nothing overflows; returns the maximum and the sum."""
-    top = z.max(axis=-1, keepdims=True)
-    z -= top
-    np.exp(z, out=z)
-    total = z.sum(axis=-1, keepdims=True)
-    return top, total
-
-
 def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
     """Call `work(*blocks)` on blocks of whole rows of arrays [.., n]."""
     n = arrays[0].shape[-1]
@@ -86,8 +77,9 @@ def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
         raise misfit("softmax", "x has at least one dimension", x=x.shape)
 
     def block(x: np.ndarray, y: np.ndarray) -> None:
-        y[...] = x
-        y /= exponentials_in_place(y)[1]
+        np.subtract(x, x.max(axis=-1, keepdims=True), out=y)  # so that nothing overflows
+        np.exp(y, out=y)
+        y /= y.sum(axis=-1, keepdims=True)
 
     y = buffers.empty(x.shape, x.dtype)
     _for_row_blocks(block, contiguous(x), y)

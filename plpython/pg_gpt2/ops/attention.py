@@ -62,10 +62,9 @@ def _draw(masks: np.ndarray, g: Group, p: float, key: dict[str, int]) -> None:
             rng.keep_mask(p, masks[i, j].size, row=i * n_head + j, out=masks[i, j].reshape(-1), **key)
 
 
-def _empty_masks(p: float, b: int, n_head: int, t: int) -> np.ndarray | None:
-    """[B, H, t, width], a row of a mask being whole ticks of the generator; None without dropout."""
-    width = -(-t // rng.VALUES_PER_TICK) * rng.VALUES_PER_TICK
-    return buffers.empty((b, n_head, t, width), np.dtype(bool)) if p else None
+def mask_shape(b: int, n_head: int, t: int) -> tuple[int, int, int, int]:
+    """[B, H, t, width], a row of a mask being whole ticks of the generator."""
+    return b, n_head, t, -(-t // rng.VALUES_PER_TICK) * rng.VALUES_PER_TICK
 
 
 def causal_attention(
@@ -79,7 +78,7 @@ def causal_attention(
     q, k, v = split_qkv(x, n_head)
     out = split_heads(y.reshape(b, t, -1), n_head)
     norms = np.empty((2, b, n_head, t, 1), x.dtype)
-    masks = _empty_masks(p, b, n_head, t)
+    masks = buffers.empty(mask_shape(b, n_head, t), np.dtype(bool)) if p else None
 
     def work(g: Group) -> None:
         mask = None

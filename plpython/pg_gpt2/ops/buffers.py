@@ -31,6 +31,10 @@ class Pool:
         buffers.append(np.empty(n_bytes, np.uint8))
         return buffers[-1].view(dtype).reshape(shape)
 
+    def clear(self) -> None:
+        """Forget all buffers; those in use live on with whoever uses them."""
+        self._buffers.clear()
+
     def n_bytes(self) -> int:
         """Memory held."""
         return sum(size * len(buffers) for size, buffers in self._buffers.items())

@@ -243,7 +243,7 @@ def learn(
 ) -> tuple[float, StepResult, list[int]]:
     """One step, on the rows `ids`: learning rate, result, digests of the rows."""
     lr = plan.lr(step)
-    batches, digests = learner.batches(ids, plan.batch_size)
+    batches, digests = learner.batches(ids, plan.batch_size, plan.settings.dropout_p)
     result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, **plan.settings.arguments())  # type: ignore[arg-type]
     return lr, result, digests
 

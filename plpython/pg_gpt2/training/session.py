@@ -95,18 +95,22 @@ class Learner:
         """AdamW updates that the model has had."""
         return max(self.trainer.steps.values())
 
-    def batches(self, ids: Sequence[int], batch_size: int) -> tuple[list[datasets.Batch], list[int]]:
-        """The rows `ids`, cut into micro-batches of at most `batch_size`; and the digest of each row."""
+    def batches(self, ids: Sequence[int], batch_size: int, dropout_p: float) -> tuple[list[datasets.Batch], list[int]]:
+        """The rows `ids`, cut into micro-batches of at most `batch_size`; and the digest of each row.
+
+        53200 when a step on them, with dropout of `dropout_p`, needs more memory than there is.
+        """
         rows = datasets.rows(ids, self.model, self.config)
         found = []
         for start in range(0, len(rows), batch_size):
             found += datasets.batches(rows[start : start + batch_size])
-        self._require_memory(max(len(tokens) for tokens, _ in found), max(tokens.shape[1] for tokens, _ in found))
+        for count, length in {tokens.shape for tokens, _ in found}:
+            self._require_memory(count, length, dropout_p)
         return found, [row.digest for row in rows]
 
-    def _require_memory(self, rows: int, length: int) -> None:
+    def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
         """53200 when a batch needs more than there is; asked again only of a larger one, for the step keeps its memory."""
-        wanted = estimate_step_bytes(self.config, rows, length) - 16 * self.config.n_params()
+        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_params()
         if wanted > self._granted:
             resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
             self._granted = wanted

@@ -6,7 +6,7 @@ activations in a pool, both allocated once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, prod
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from .. import gpt2
 from ..config import GPT2Config
 from ..errors import InvalidParameter, PgGpt2Error
 from ..ops import CHUNK, Sink, buffers, losses
+from ..ops.attention import mask_shape
 from ..ops.dropout import check_p
 from ..tape import Audit, Eager, Tape
 from . import optim
@@ -69,6 +70,7 @@ class Trainer:
             self._sinks[name] = Sink(self._arena[start : start + w.size].reshape(w.shape))
             start += w.size
         self._pool = buffers.Pool()
+        self._shape: tuple[int, ...] = ()  # of the micro-batch whose buffers the pool has
 
     @property
     def sinks(self) -> Mapping[str, Sink]:
@@ -140,6 +142,11 @@ class Trainer:
         loss = 0.0
         with buffers.reusing(self._pool):
             for part, (tokens, targets) in enumerate(batches):
+                if (
+                    np.shape(tokens) != self._shape
+                ):  # else every length that the data have would keep buffers of its own
+                    self._pool.clear()
+                    self._shape = np.shape(tokens)
                 weight = np.size(targets) / n_tokens
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
                 tape = Tape(keep=keep, audit=audit)
@@ -176,11 +183,6 @@ class Trainer:
             grad_scale=grad_scale,
         )
 
-    def evaluate(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[float, int]:
-        """(sum of the losses of all tokens, number of tokens), without dropout."""
-        with buffers.reusing(self._pool):
-            return evaluate(self.params, self.config, tokens, targets, chunk=self.chunk)
-
 
 def evaluate(
     params: Mapping[str, np.ndarray], config: GPT2Config, tokens: np.ndarray, targets: np.ndarray, *, chunk: int = CHUNK
@@ -195,7 +197,7 @@ def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) ->
     return np.zeros(w.shape, w.dtype) if array is None else array
 
 
-def estimate_step_bytes(config: GPT2Config, batch: int, length: int) -> int:
+def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: float = 0.0) -> int:
     """Memory of a training step on micro-batches [batch, length]: state, activations, and a group of logits."""
     n, d = batch * length, config.d_model
     state = 4 * config.n_params()  # weights, gradients, two moments
@@ -203,4 +205,7 @@ def estimate_step_bytes(config: GPT2Config, batch: int, length: int) -> int:
     passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
     rows = losses.group_rows(n, config.vocab)
     head = rows * config.vocab + rows * d * -(-config.vocab // losses.vocab_slice(config.vocab))
-    return 4 * (state + kept + passing + head)
+    masks = 0
+    if dropout_p:  # of the embeddings, and in each layer of the probabilities and twice of what is added to the stream
+        masks = n * d + config.n_layer * (prod(mask_shape(batch, config.n_head, length)) + 2 * n * d)
+    return 4 * (state + kept + passing + head) + masks
