@@ -144,9 +144,10 @@ is_running() { [ -d "$1/data" ] && as_server "$1/pg$bindir/pg_ctl" -D "$1/data" 
 start_server() { # of cluster $1
     local socket=$1/run/.s.PGSQL.5432
     [ "${#socket}" -le 107 ] || die "$socket is too long for a Unix socket; set PG_GPT2_STATE to a shorter path"
-    # Threads and modules of the server must not depend on what the caller's shell happens to export.
+    # Threads, modules and kernels of the server must not depend on what the caller's shell happens to export.
     as_server env -u PYTHONHOME -u PYTHONSTARTUP -u TMPDIR -u OPENBLAS_NUM_THREADS -u GOTO_NUM_THREADS \
-        -u OMP_NUM_THREADS -u MKL_NUM_THREADS HOME="$1/data" PYTHONNOUSERSITE=1 PYTHONPATH="$numpy_path" \
+        -u OMP_NUM_THREADS -u MKL_NUM_THREADS -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE \
+        HOME="$1/data" PYTHONNOUSERSITE=1 PYTHONPATH="$numpy_path" \
         "$1/pg$bindir/pg_ctl" -D "$1/data" -l "$1/log" -w -t 120 start >/dev/null 9>&- ||
         die "the server did not start: $(tail -n 20 "$1/log")"
 }

@@ -1,7 +1,7 @@
 """Client-side programs that bring models, vocabularies and texts into pg_gpt2 and models out again.
 
-Run them as `python -m loaders.load_model --help`, or by path. Each works over one connection and in one transaction, so
-that an interrupted run leaves nothing behind.
+Run them as `pg-gpt2 load-model --help` after `pip install .`; without, as `python -m loaders load-model`, or by path. Each works
+over one connection and in one transaction, so that an interrupted run leaves nothing behind.
 """
 
 from importlib.util import find_spec

@@ -1,7 +1,7 @@
 """Load a GPT-2 into the database: a directory that save_pretrained wrote, the model that ships, or one of the hub.
 
-    python -m loaders.load_model postgresql-docs      ships with pg_gpt2, in loaders/shipped/
-    python -m loaders.load_model gpt2                 and gpt2-medium, gpt2-large, gpt2-xl: OpenAI's, from the hub
+    pg-gpt2 load-model postgresql-docs      ships with pg_gpt2, in loaders/shipped/
+    pg-gpt2 load-model gpt2                 and gpt2-medium, gpt2-large, gpt2-xl: OpenAI's, from the hub
 
 Weights may be one file or shards, in float32, float16 or bfloat16. A vocabulary in the directory comes along. A download
 that was interrupted goes on where it stopped, and every file is checked against the hub's hash.

@@ -1,4 +1,4 @@
-"""Writes pg_gpt2/unicode_classes.py: which code points are letters, numbers and white space to GPT-2's tokenizers.
+"""Writes pg_gpt2/tokenizer/unicode_classes.py: which code points are letters, numbers and white space to GPT-2's tokenizers.
 
 Run `python plpython/make_unicode_classes.py > plpython/pg_gpt2/tokenizer/unicode_classes.py` with `tokenizers`, `tiktoken` and
 `regex` installed. Hugging Face and tiktoken must agree on every code point; `regex` may only know letters and numbers

@@ -5,7 +5,7 @@
 -- comes with pg_gpt2, not Shakespeare (-v text=input.txt takes that, or any other); and linear layers have biases, as
 -- GPT-2's have and nanoGPT's have not. Run it where the repository is:
 --
---   psql -f docs/recipes/nanogpt.sql                  or -v n_steps=20 for a look, -v model=NAME, -v seed=N
+--   psql "$DSN" -f docs/recipes/nanogpt.sql           or -v n_steps=20 for a look, -v model=NAME, -v seed=N
 --
 -- Removes what the model of that name had before.
 

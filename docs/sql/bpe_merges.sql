@@ -3,7 +3,10 @@
 -- A word starts as the symbols of its bytes. Of the pairs of neighbours, the one of lowest rank in llm_bpe_merges is joined,
 -- wherever it stands, from left to right; and again, until no pair has a rank. The result is that of llm_bpe_trace.
 --
---   psql -f bpe_merges.sql, then EXECUTE bpe_merges('Mississippilessly', 'gpt2-small')
+-- In psql, since a prepared statement ends with its session:
+--
+--   \i docs/sql/bpe_merges.sql
+--   EXECUTE bpe_merges('Mississippilessly', 'gpt2-small');
 
 PREPARE bpe_merges (text, text) AS
 WITH RECURSIVE word AS (

@@ -5,7 +5,11 @@
 -- It splits words as GPT-2 does as far as the database's character classes are Unicode's (exact for ASCII), and takes a
 -- prompt and response that fit the model's window.
 --
---   psql -f generate.sql, then SET jit = off and EXECUTE generate('Once upon a time', 8, 'tiny')
+-- In psql, since a prepared statement ends with its session:
+--
+--   \i docs/sql/generate.sql
+--   SET jit = off;
+--   EXECUTE generate('Once upon a time', 8, 'tiny');
 
 PREPARE generate (text, integer, text) AS
 WITH RECURSIVE

@@ -7,7 +7,11 @@
 --   net     name ('w1', 'b1', 'w2', 'b2'), i, j (from 0; i = 0 for a bias), value, m, v (0 at first)
 --   sample  n, x (numbers), y (class, from 0)
 --
---   psql -f gradient_step.sql, then EXECUTE gradient_step(0.01, 0.1, 1): learning rate, weight decay, number of the step
+-- In psql, since a prepared statement ends with its session, and so do these tables:
+--
+--   \i docs/sql/gradient_step.sql
+--   INSERT INTO net ...; INSERT INTO sample ...;
+--   EXECUTE gradient_step(0.01, 0.1, 1);     learning rate, weight decay, number of the step
 
 CREATE TEMPORARY TABLE IF NOT EXISTS net (
     name  text,

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-BOLD, DIM, GREEN, YELLOW, CYAN = "1", "2", "32", "33", "36"
+BOLD, DIM, GREEN, CYAN = "1", "2", "32", "36"
 WORDS_A_SECOND, GLANCE = 5, 2.0  # how fast a remark is read; seconds for what stands around it
 BARS = "▁▂▃▄▅▆▇█"
 

@@ -79,7 +79,7 @@ def bring(console: Console) -> None:
             from nothing. They ship with pg_gpt2; loading makes rows of them:
             """
         )
-        console.shell(f"python -m loaders.load_model {MODEL}")
+        console.shell(f"pg-gpt2 load-model {MODEL}")
         with console.conn.transaction():
             load_model(Database(console.conn), SHIPPED / MODEL, MODEL)
     database = console.value("SELECT quote_ident(current_database())")

@@ -133,7 +133,7 @@ def _database() -> Iterator[Finding]:
         " WHERE n_params > 0 ORDER BY model"
     )
     if not models:
-        hint = "llm_init_model, the import functions and python -m loaders.load_model make one."
+        hint = "llm_init_model, the import functions and pg-gpt2 load-model make one."
         yield "models", "none", "warn", hint
     for row in models:
         yield _model(row)

@@ -1,9 +1,9 @@
 -- How the model postgresql-docs was made: PostgreSQL's documentation becomes a table, a vocabulary, and a GPT-2 that read it.
 --
 -- The text is all of the documentation, as loaders/data/README.md tells how to make it; Debian's postgresql-doc-15 15.20 gives
--- 5,494,935 bytes. Each twentieth section is held out. On two cores this took an hour beside other work, 25 minutes alone.
+-- 5,494,935 bytes. Each twentieth section is held out. On two cores this took 42 minutes beside other work (log.csv).
 --
---   psql -v text=full.txt -f loaders/shipped/postgresql-docs/train.sql
+--   psql "$DSN" -v text=full.txt -f loaders/shipped/postgresql-docs/train.sql
 --
 -- For a look: -v text=loaders/data/postgresql_docs.txt -v n_steps=20 (the excerpt); also model=NAME, batch_size=N.
 -- Interrupted, the same command goes on with the last CALL. With the same text it makes the same tokens and batches, and

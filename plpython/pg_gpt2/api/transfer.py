@@ -50,7 +50,7 @@ def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
             raise UndefinedObject(
                 f'model "{model}" has no configuration, and the file does not say how many heads it has',
                 hint="INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab) VALUES (...) first,"
-                " or use python -m loaders.load_model, which reads config.json.",
+                " or use pg-gpt2 load-model, which reads config.json.",
             )
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)

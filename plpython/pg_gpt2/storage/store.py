@@ -139,7 +139,7 @@ def no_weights(model: str) -> WrongState:
     return WrongState(
         f'model "{model}" has no weights',
         hint=f"Load some: pg_llm_import_safetensors('/path/model.safetensors', '{model}') on the server,"
-        f" python -m loaders.load_model --model {model} SOURCE as a client, or llm_init_model for random ones.",
+        f" pg-gpt2 load-model --model {model} SOURCE as a client, or llm_init_model for random ones.",
     )
 
 

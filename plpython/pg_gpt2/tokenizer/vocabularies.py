@@ -23,7 +23,7 @@ def load(model: str) -> Tokenizer:
     if found is None:
         raise WrongState(
             f'model "{model}" has no vocabulary',
-            hint=f"Load one: pg_llm_load_bpe_vocab and pg_llm_load_bpe_merges on the server, python -m loaders.ingest_tokenizer"
+            hint="Load one: pg_llm_load_bpe_vocab and pg_llm_load_bpe_merges on the server, pg-gpt2 ingest-tokenizer"
             f" --model {model} as a client, or learn one with llm_train_bpe. Functions on token ids work without.",
         )
     return found
