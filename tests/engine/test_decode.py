@@ -1,9 +1,11 @@
 """Decoding by its fast paths and without them: panels or rows, together or alone, with drafts or token by token."""
 
+import gc
 import os
 import subprocess
 import sys
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from pg_gpt2 import gpt2
 from pg_gpt2.config import GPT2Config
-from pg_gpt2.inference import batch, beam, decode, generation
+from pg_gpt2.inference import batch, beam, decode, generation, plan
 from pg_gpt2.inference.decode import Decoder, step_together
 from pg_gpt2.inference.generation import Options
 from pg_gpt2.inference.lookup import LONG, NGRAM, PATIENCE, Drafts
@@ -109,6 +111,41 @@ def test_every_route_gives_the_logits_of_a_full_pass(config: GPT2Config, by_pane
     together = step_together(streams, [ids[stream.length] for stream in streams])
     for stream, row in zip(streams, together):
         np.testing.assert_allclose(row, wanted[stream.length - 1], **close)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 17, 33])
+def test_a_prepared_pass_has_the_bits_of_the_ops(
+    config: GPT2Config, rows: int, by_panels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arranged = layout.arrange(random_params(config), config)
+    ids = np.random.default_rng(rows).integers(0, config.vocab, (2, rows)).tolist()
+    found = []
+    for most in (plan.MOST_ROWS, 0):
+        monkeypatch.setattr(plan, "MOST_ROWS", most)
+        alone, streams = Decoder(arranged, config, 160), decode.several(arranged, config, [96] * rows)
+        logits = [alone.feed_all(some).copy() for some in ids]
+        for place, stream in enumerate(streams):
+            stream.feed(ids[0][: place + 1])
+        logits += [step_together(streams, some).copy() for some in ids]
+        found.append(np.array(logits))
+    assert arranged.prepared.keys() >= {rows}
+    np.testing.assert_array_equal(*found)
+
+
+def test_what_is_prepared_goes_with_the_weights() -> None:
+    """Without waiting for Python's collector: the memory may be wanted."""
+    arranged = layout.arrange(random_params(CONFIGS[0]), CONFIGS[0])
+    decoder = Decoder(arranged, CONFIGS[0], 8)
+    for rows in (1, 2):
+        decoder.feed_all([1] * rows)
+    gone = weakref.ref(arranged["h.0.mlp.c_fc.bias"])
+    gc.disable()
+    try:
+        del decoder, arranged
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_rows_in_panels_have_the_same_bits_alone_and_together() -> None:

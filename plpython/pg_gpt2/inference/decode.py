@@ -1,10 +1,10 @@
 """Streams of tokens through a model: keys and values are kept, so that a new token costs one row of work.
 
-The model itself is gpt2.hidden; what differs is the layout of its weights, and that its attention goes over a cache.
+The model itself is gpt2.hidden; what differs is the layout of its weights, and that its attention goes over a cache. Passes over
+a few rows are prepared once: see plan.py.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,10 +13,12 @@ from ..config import GPT2Config
 from ..errors import InconsistentData, InvalidParameter
 from ..ops import panels
 from ..ops.panels import Panels
-from ..ops.products import product
+from ..ops.products import as_rows, product
 from ..storage.layout import Arranged
 from ..tape import Eager
+from . import plan
 from .cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_caches
+from .plan import Attend
 
 PREFILL_ROWS = 256  # rows of the prompt a pass: each pass ends soon enough to be cancelled
 
@@ -48,9 +50,9 @@ class Decoder:
 
     def _read(self, ids: Sequence[int]) -> np.ndarray:  # [T] -> [T, D]
         tokens = np.asarray(ids, np.int64)[None]
-        x = _hidden(self.params, tokens, self.config, position=self.length, attend=self._attend_alone)
+        x = _hidden(self.params, self.config, tokens, self.length, self.attend)
         self.length += tokens.size
-        return x[0]
+        return x
 
     def rewind(self, length: int) -> None:
         """Forget the positions from `length` on."""
@@ -62,11 +64,6 @@ class Decoder:
         twin.length = self.length
         self.cache.copy_to(twin.cache, self.length)
         return twin
-
-    def _attend_alone(self, layer: int, qkv: np.ndarray) -> np.ndarray:  # [1, T, 3D] -> [1, T, D]
-        out = np.empty((*qkv.shape[:2], self.config.d_model), qkv.dtype)
-        self.attend(layer, qkv[0], out[0])
-        return out
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [T, D]
         """Attention of new rows over all positions so far; their keys and values are kept."""
@@ -80,19 +77,18 @@ def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndar
     lengths = np.asarray([decoder.length for decoder in decoders])
     arenas = _arenas([decoder.cache for decoder in decoders if isinstance(decoder.cache, BlockCache)])
 
-    def attend_each(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, 1, 3D] -> [B, 1, D]
-        out = np.empty((len(decoders), 1, first.config.d_model), qkv.dtype)
+    def attend_each(layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [B, 3D], [B, D]
         for arena, rows, slots in arenas:
-            out[rows, 0] = arena.attend(slots, layer, qkv[rows, 0], lengths[rows])
+            out[rows] = arena.attend(slots, layer, qkv[rows], lengths[rows])
         if not first.exact:
-            each = [lambda d=d, i=i: d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]
-            threads.run(each)
-        return out
+            threads.run(
+                [lambda d=d, i=slice(i, i + 1): d.attend(layer, qkv[i], out[i]) for i, d in enumerate(decoders)]  # type: ignore[misc]
+            )
 
-    x = _hidden(first.params, ids, first.config, position=lengths, attend=attend_each)
+    x = _hidden(first.params, first.config, ids, lengths, attend_each)
     for decoder in decoders:
         decoder.length += 1
-    return checked(_logits(first.params, x[:, 0]))
+    return checked(_logits(first.params, x))
 
 
 def _arenas(caches: Sequence[BlockCache]) -> list[tuple[Arena, np.ndarray, np.ndarray]]:
@@ -119,8 +115,21 @@ def _is_exact(params: Arranged) -> bool:
     return isinstance(params["h.0.mlp.c_fc.weight"], Panels)
 
 
-def _hidden(params: Arranged, ids: np.ndarray, config: GPT2Config, **options: Any) -> np.ndarray:
-    return gpt2.hidden(Eager(), params, ids, config, **options)
+def _hidden(
+    params: Arranged, config: GPT2Config, ids: np.ndarray, position: gpt2.Position, attend: Attend
+) -> np.ndarray:  # [B, T] -> [B T, D]
+    """The stream after ln_f, until the next call of this."""
+    if ids.size <= plan.MOST_ROWS:
+        gpt2.check_window(int(np.max(position)) + ids.shape[1], config)
+        x = gpt2.embed(Eager(), params, ids, position=position)
+        return plan.plan(params, config, ids.size)(x.reshape(ids.size, -1), attend)
+
+    def attend_eagerly(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, T, 3D] -> [B, T, D]
+        out = np.empty((*qkv.shape[:2], config.d_model), qkv.dtype)
+        attend(layer, as_rows(qkv), as_rows(out))
+        return out
+
+    return as_rows(gpt2.hidden(Eager(), params, ids, config, position=position, attend=attend_eagerly))
 
 
 def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]

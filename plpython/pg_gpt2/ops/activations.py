@@ -26,16 +26,17 @@ def _gelu_tanh(x: np.ndarray, square: np.ndarray, out: np.ndarray) -> None:
 
 def gelu(x: np.ndarray) -> np.ndarray:  # [..] -> [..]
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
-
-    def block(x: np.ndarray, y: np.ndarray) -> None:
-        _gelu_tanh(x, y, y)
-        y += 1.0
-        y *= x
-        y *= 0.5
-
     y = buffers.empty(x.shape, x.dtype)
-    for_blocks(block, contiguous(x), y)
+    for_blocks(gelu_into, contiguous(x), y)
     return y
+
+
+def gelu_into(x: np.ndarray, y: np.ndarray) -> None:
+    """y = gelu(x), not the same memory."""
+    _gelu_tanh(x, y, y)
+    y += 1.0
+    y *= x
+    y *= 0.5
 
 
 def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:

@@ -30,24 +30,32 @@ def layernorm(
     y = buffers.empty(x.shape, x.dtype)
     out = y.reshape(-1, n)
     stats = np.empty((2, len(rows), 1), x.dtype)
-    mean_of = _mean_of(n, x.dtype)
 
     def block(r: slice) -> None:
-        # Each row is a product of its own: BLAS treats rows in groups, and a row's bits would depend on how many there are.
-        mean, rstd, out_r = stats[0, r], stats[1, r], out[r]
-        np.matmul(rows[r][:, None], mean_of, out=mean[..., None])
-        np.subtract(rows[r], mean, out=out_r)
-        np.matmul(out_r[:, None], out_r[..., None], out=rstd[..., None])
-        rstd /= n
-        rstd += eps
-        np.sqrt(rstd, out=rstd)
-        np.reciprocal(rstd, out=rstd)
-        out_r *= rstd
-        out_r *= gamma
-        out_r += beta
+        normalize(rows[r], gamma, beta, out[r], stats[:, r], eps)
 
     threads.for_rows(len(rows), block_rows(len(rows), n), block)
     return y, stats
+
+
+def normalize(
+    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, y: np.ndarray, stats: np.ndarray, eps: float
+) -> None:  # [m, n], [n], [n], [m, n], [2, m, 1]
+    """y = layernorm(x), and mean and 1 / sqrt(var + eps) of each row into stats.
+
+    Each row is a product of its own: BLAS treats rows in groups, and a row's bits would depend on how many there are.
+    """
+    mean, rstd = stats
+    np.matmul(x[:, None], _mean_of(x.shape[1], x.dtype), out=mean[..., None])
+    np.subtract(x, mean, out=y)
+    np.matmul(y[:, None], y[..., None], out=rstd[..., None])
+    rstd /= x.shape[1]
+    rstd += eps
+    np.sqrt(rstd, out=rstd)
+    np.reciprocal(rstd, out=rstd)
+    y *= rstd
+    y *= gamma
+    y += beta
 
 
 def layernorm_backward(

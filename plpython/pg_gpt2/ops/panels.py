@@ -7,7 +7,7 @@ large product. Elsewhere panels are slow and their rows depend on each other; `s
 
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -61,80 +61,107 @@ def stored_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return -(-n // WIDTH), k, WIDTH
 
 
+def room(m: int) -> int:
+    """How many rows operands of m rows have: BLAS treats a single row otherwise, so a row left alone gets a second one."""
+    return m + (m % ROWS == 1)
+
+
 def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndarray:  # [m, K], [K, N], [N] -> [m, N]
     """x @ w (+ bias)."""
-    m, n, count = len(x), w.shape[1], len(w.data)
-    x = _paired(x)
-    padded = buffers.empty((len(x), count * WIDTH), x.dtype)
+    m, n = len(x), w.shape[1]
+    x = _roomy(x)
+    out = buffers.empty((len(x), len(w.data) * WIDTH), x.dtype)
+    bind(x, w, out, bias)()
+    return np.ascontiguousarray(out[:m, :n])
 
-    def piece(c: slice) -> None:
-        columns = slice(c.start * WIDTH, min(c.stop * WIDTH, n))
-        _multiply(x, w.data[c], padded[:, c.start * WIDTH : c.stop * WIDTH])
-        if bias is not None:
-            padded[:m, columns] += bias[columns]
 
-    _for_panels(count, 2.0 * m * w.shape[0] * n, piece)
-    return padded[:m] if n == count * WIDTH else np.ascontiguousarray(padded[:m, :n])
+def bind(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None) -> Callable[[], None]:
+    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64]."""
+    k, n = w.shape
+    parts = _parts(k)
+    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
+    pieces = _pieces(len(w.data), 2.0 * len(x) * k * n)
+    tasks = [_multiply(x, w.data[c], terms[:, :, _columns(c)]) for c in pieces]
+    ends = [_finish(terms, out, slice(c.start * WIDTH, min(c.stop * WIDTH, n)), bias) for c in pieces]
+    if len(x) > ROWS:
+        return _together([[*task, *end] for task, end in zip(tasks, ends)])
+    # Adding up a few rows is not worth a second thread, which would wait for the interpreter.
+    return partial(_each, [_together(tasks), *_finish(terms, out, slice(0, n), bias)])
 
 
 def product_with_rows(x: np.ndarray, table: np.ndarray) -> np.ndarray:  # [m, D], [V, D] -> [m, V]
     """x @ table', where each 64 rows of the table are a panel as they lie. The last panel overlaps the one before it."""
     m, (v, d), count = len(x), table.shape, len(table) // WIDTH
-    x = _paired(x)
+    x = _roomy(x)
     out = np.empty((len(x), v), x.dtype)
-
-    def piece(c: slice) -> None:
-        panels = table[c.start * WIDTH : c.stop * WIDTH].reshape(-1, WIDTH, d).swapaxes(1, 2)
-        _multiply(x, panels, out[:, c.start * WIDTH : c.stop * WIDTH])
-
-    if count:
-        _for_panels(count, 2.0 * m * d * v, piece)
+    tasks = [
+        _multiply(x, table[_columns(c)].reshape(-1, WIDTH, d).swapaxes(1, 2), out[None, :, _columns(c)])
+        for c in _pieces(count, 2.0 * len(x) * d * v)
+    ]
+    _together(tasks)()
     if v % WIDTH:
         last = min(v, WIDTH)
-        _multiply(x, table[None, v - last :].swapaxes(1, 2), out[:, v - last :])
+        _each(_multiply(x, table[None, v - last :].swapaxes(1, 2), out[None, :, v - last :]))
     return out[:m]
 
 
-def _paired(x: np.ndarray) -> np.ndarray:
-    """x, or a row alone with a second one of zeros, since BLAS treats a single row otherwise."""
-    if len(x) > 1:
+def _roomy(x: np.ndarray) -> np.ndarray:
+    """x, with a row of zeros more where it needs one."""
+    if len(x) == room(len(x)):
         return x
-    pair = np.zeros((2, x.shape[1]), x.dtype)
-    pair[:1] = x
-    return pair
+    padded = np.zeros((room(len(x)), x.shape[1]), x.dtype)
+    padded[:-1] = x
+    return padded
 
 
-def _for_panels(count: int, flops: float, piece: Callable[[slice], object]) -> None:
-    """Call `piece` for ranges of `count` panels on all cores, cut by the size of the problem."""
-    if flops < PARALLEL_FLOPS:
-        piece(slice(0, count))
-    else:
-        threads.for_rows(count, -(-count // (2 * max(1, round(flops / (2 * PIECE_FLOPS))))), piece)
+def _pieces(count: int, flops: float) -> list[slice]:
+    """Ranges of `count` panels for one thread each, cut by the size of the problem."""
+    pieces = 1 if flops < PARALLEL_FLOPS else 2 * max(1, round(flops / (2 * PIECE_FLOPS)))
+    return threads.pieces(count, max(1, -(-count // pieces)))
 
 
-def _multiply(x: np.ndarray, panels: np.ndarray, out: np.ndarray) -> None:  # [m, K], [P, K, w], [m, P w], m > 1
-    """out = x @ each panel, the depth in equal parts whose products are added in order."""
-    (m, k), (count, _, width) = x.shape, panels.shape
-    parts = _parts(k)
+def _columns(panels: slice) -> slice:
+    return slice(panels.start * WIDTH, panels.stop * WIDTH)
+
+
+def _multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Callable[[], object]]:
+    """Calls that set the terms [parts, m, P w] of x [m, K] @ each of panels [P, K, w], the depth in equal parts."""
+    m, (count, _, width), parts = len(x), panels.shape, len(terms)
     x = x.reshape(m, parts, -1)
-    panels = panels.reshape(count, parts, -1, width)
-    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
+    panels = panels.reshape(count, parts, -1, width).swapaxes(0, 1)
     whole = m - m % ROWS
+    calls: list[Callable[[], object]] = []
     if whole:
         results = terms[:, :whole].reshape(parts, -1, ROWS, count, width).transpose(0, 3, 1, 2, 4)
         groups = x[:whole].reshape(-1, ROWS, *x.shape[1:]).transpose(2, 0, 1, 3)
-        np.matmul(groups[:, None], panels.swapaxes(0, 1)[:, :, None], out=results)
+        calls.append(partial(np.matmul, groups[:, None], panels[:, :, None], out=results))
     if m > whole:
-        rest = x[whole:].swapaxes(0, 1)
-        if m - whole == 1:
-            pair = np.zeros((parts, 2, x.shape[2]), x.dtype)
-            pair[:, :1] = rest
-            terms[:, whole] = np.matmul(pair[:, None], panels.swapaxes(0, 1))[:, :, 0].reshape(parts, -1)
-        else:
-            results = terms[:, whole:].reshape(parts, m - whole, count, width).swapaxes(1, 2)
-            np.matmul(rest[:, None], panels.swapaxes(0, 1), out=results)
-    if parts > 1:
-        np.add.reduce(terms, axis=0, out=out)
+        results = terms[:, whole:].reshape(parts, m - whole, count, width).swapaxes(1, 2)
+        calls.append(partial(np.matmul, x[whole:].swapaxes(0, 1)[:, None], panels, out=results))
+    return calls
+
+
+def _finish(terms: np.ndarray, out: np.ndarray, columns: slice, bias: np.ndarray | None) -> list[Callable[[], object]]:
+    """Calls that add the terms in order, and the bias."""
+    some = out[:, columns]
+    calls: list[Callable[[], object]] = []
+    if len(terms) > 1:
+        calls.append(partial(np.add.reduce, terms[:, :, columns], axis=0, out=some))
+    if bias is not None:
+        calls.append(partial(np.add, some, bias[columns], out=some))
+    return calls
+
+
+def _each(calls: Sequence[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
+
+
+def _together(tasks: Sequence[Sequence[Callable[[], object]]]) -> Callable[[], None]:
+    """One call for tasks that run on all cores, each a row of calls."""
+    if len(tasks) < 2:
+        return partial(_each, [call for task in tasks for call in task])
+    return partial(threads.run, [task[0] if len(task) == 1 else partial(_each, task) for task in tasks])
 
 
 @lru_cache(maxsize=64)
@@ -160,10 +187,11 @@ def _serves(k: int) -> bool:
         return False
     w = np.tile(w, (1, TRIAL_SCALARS // w.size + 1))
     panels = Panels.of(w)
-    out = np.empty((4, panels.data.shape[0] * WIDTH), np.float32)
+    out = np.empty((1, 4, panels.data.shape[0] * WIDTH), np.float32)
+    calls = _multiply(x[:4], panels.data, out)
     # Where the bits are equal, panels take 0.2 to 0.45 of the time; only a BLAS nobody has met is excluded here. So busy cores,
     # which stretch either time by chance, cannot make two sessions choose differently.
-    return _seconds(lambda: _multiply(x[:4], panels.data, out)) < 2 * _seconds(lambda: x[:4] @ w)
+    return _seconds(lambda: _each(calls)) < 2 * _seconds(lambda: x[:4] @ w)
 
 
 def _rows_are_alone(times: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> bool:

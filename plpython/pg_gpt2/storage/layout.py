@@ -14,7 +14,6 @@ from ..ops import attend_blocks, panels
 from ..ops.panels import Panels
 
 Params = Mapping[str, np.ndarray]
-Arranged = Mapping[str, Any]  # arrays, or Panels for the weights of linear layers
 
 use_panels: bool | None = None  # None: where they pay
 
@@ -39,6 +38,14 @@ def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and name.startswith("h.")
 
 
+class Arranged(dict[str, Any]):
+    """Name -> array, or Panels for the weights of a linear layer. `prepared` is what decoding makes of them for its passes."""
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        super().__init__(tensors)
+        self.prepared: dict[int, Any] = {}
+
+
 class Stored(Mapping[str, np.ndarray]):
     """What is kept for each tensor of `params`, made when it is asked for."""
 
@@ -59,7 +66,7 @@ class Stored(Mapping[str, np.ndarray]):
 class Plain(Mapping[str, np.ndarray]):
     """Each tensor as the checkpoint has it; one from panels is a new copy at every call."""
 
-    def __init__(self, arranged: Arranged) -> None:
+    def __init__(self, arranged: Mapping[str, Any]) -> None:
         self._arranged = arranged
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -76,9 +83,9 @@ class Plain(Mapping[str, np.ndarray]):
 def arranged(stored: Params, config: GPT2Config) -> Arranged:
     """The parameters for a `Decoder`, from what is kept for them."""
     shapes = config.param_shapes()
-    return {
-        name: array if array.shape == shapes[name] else Panels(array, shapes[name]) for name, array in stored.items()
-    }
+    return Arranged(
+        {name: array if array.shape == shapes[name] else Panels(array, shapes[name]) for name, array in stored.items()}
+    )
 
 
 def arrange(params: dict[str, np.ndarray], config: GPT2Config) -> Arranged:

@@ -1,0 +1,130 @@
+"""A pass over a few rows, prepared: the model's ops are bound to weights and buffers once, and a token costs only their calls.
+
+A `Plan` is a Runner, so what it prepares is what gpt2.blocks says, and its kernels are those of the ops: the same bits.
+"""
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from .. import gpt2, host, threads
+from ..config import GPT2Config
+from ..ops import panels
+from ..ops.activations import gelu_into
+from ..ops.norm import normalize
+from ..ops.panels import Panels
+from ..ops.products import product_tasks
+from ..storage.layout import Arranged
+from ..tensor import FLOAT32
+
+MOST_ROWS = 64  # more cost so much that preparing them is no gain
+MOST_PLANS = 32  # of one model
+
+Attend = Callable[[int, np.ndarray, np.ndarray], None]  # (layer, qkv [m, 3D], out [m, D])
+
+
+class Rows:
+    """A value of the pass: `data` [m, n], in a buffer that may have a row and columns more, as panels want it."""
+
+    def __init__(self, buffer: np.ndarray, data: np.ndarray) -> None:
+        self.buffer, self.data = buffer, data
+
+
+class Plan:
+    """The blocks of a model and ln_f, for passes over m rows."""
+
+    def __init__(self, params: Arranged, config: GPT2Config, m: int) -> None:
+        self._m = m
+        self._calls: list[Callable[[], object]] = []
+        self._buffers: list[tuple[np.ndarray, weakref.ref[Rows]]] = []
+        self._attention = _Attention()
+        x = self._new(config.d_model)
+        self._x = x.data
+        self._y = gpt2.blocks(self, params, x, config, attend=self._bind_attention).data
+
+    def __call__(self, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
+        """The stream after ln_f, valid until the next pass; `attend` supplies attention over the positions so far."""
+        self._x[...] = x
+        self._attention.attend = attend
+        try:
+            for call in self._calls:
+                call()
+        finally:
+            self._attention.attend = None
+        return self._y
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
+        """data."""
+        return data
+
+    def forget(self, handle: Rows) -> None:
+        """Nothing to do: a buffer is free when no one holds its value."""
+
+    def apply(self, name: str, *inputs: Rows, **attrs: float) -> Rows:
+        """Prepare an op; the result is there once the pass has come to it."""
+        return getattr(self, f"_{name}")(*inputs, **attrs)
+
+    def _layernorm(self, x: Rows, gamma: np.ndarray, beta: np.ndarray, *, eps: float) -> Rows:
+        y = self._new(x.data.shape[1])
+        stats = np.empty((2, self._m, 1), FLOAT32)
+        self._calls.append(partial(normalize, x.data, gamma, beta, y.data, stats, eps))
+        return y
+
+    def _linear(self, x: Rows, w: np.ndarray | Panels, b: np.ndarray) -> Rows:
+        y = self._new(w.shape[1])
+        if isinstance(w, Panels):
+            self._calls.append(panels.bind(x.buffer[:, : w.shape[0]], w, y.buffer, b))
+        else:
+            self._calls.append(partial(threads.run, product_tasks(x.data, w, y.data, bias=b)))
+        return y
+
+    def _gelu(self, x: Rows) -> Rows:
+        y = self._new(x.data.shape[1])
+        self._calls.append(partial(gelu_into, x.data, y.data))
+        return y
+
+    def _add(self, a: Rows, b: Rows) -> Rows:
+        y = self._new(a.data.shape[1])
+        self._calls.append(partial(np.add, a.data, b.data, out=y.data))
+        return y
+
+    def _bind_attention(self, layer: int, qkv: Rows) -> Rows:
+        y = self._new(qkv.data.shape[1] // 3)
+        self._calls.append(partial(self._attention, layer, qkv.data, y.data))
+        return y
+
+    def _new(self, n: int) -> Rows:
+        """A value of n columns, in a buffer of this size whose last value is gone, else in a new one."""
+        width = -(-n // panels.WIDTH) * panels.WIDTH
+        free = (i for i, (buffer, owner) in enumerate(self._buffers) if buffer.shape[1] == width and owner() is None)
+        place = next(free, None)
+        if place is not None:
+            buffer = self._buffers.pop(place)[0]
+        else:
+            buffer = np.zeros((panels.room(self._m), width), FLOAT32)
+        value = Rows(buffer, buffer[: self._m, :n])
+        self._buffers.append((buffer, weakref.ref(value)))
+        return value
+
+
+class _Attention:
+    """What a pass does for attention; apart from the plan, which would otherwise hold itself, and the weights, in memory."""
+
+    attend: Attend | None = None
+
+    def __call__(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:
+        host.check_interrupts()
+        if self.attend is not None:
+            self.attend(layer, qkv, out)
+
+
+def plan(params: Arranged, config: GPT2Config, m: int) -> Plan:
+    """The model's plan for m rows; it stays with the weights."""
+    found = params.prepared.get(m)
+    if found is None:
+        if len(params.prepared) == MOST_PLANS:
+            params.prepared.clear()
+        found = params.prepared[m] = Plan(params, config, m)
+    return found
