@@ -16,7 +16,7 @@ import numpy as np
 import plpy
 
 from . import host
-from .errors import InvalidParameter, InvalidTransactionTermination, NullNotAllowed, OutOfMemory, PgGpt2Error
+from .errors import InvalidParameter, InvalidTransactionTermination, OutOfMemory, PgGpt2Error
 
 Row = dict[str, Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -163,8 +163,6 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
 
     The path is set only while the query runs, so that it cannot lead our own statements astray.
     """
-    if source is None:
-        raise NullNotAllowed("source must not be null", hint="Give a query that returns one text column.")
     with _search_path(search_path):
         try:
             rows = plpy.cursor(source)
@@ -198,7 +196,9 @@ def _search_path(path: str) -> Iterator[None]:
     try:
         _set_search_path(path)
     except plpy.spiexceptions.InvalidParameterValue as error:
-        raise InvalidParameter(str(error), hint="source_path is written as SET search_path has it.") from None
+        raise InvalidParameter(
+            f"source_path: {error}", hint="source_path is written as SET search_path has it."
+        ) from None
     try:
         yield
     finally:

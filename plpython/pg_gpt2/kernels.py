@@ -243,15 +243,12 @@ def adamw_step(
     step: int | None,
 ) -> tuple[bytes, ...]:
     """weight, m and v after one step; missing moments are zeros."""
-    if weight is None or grad is None:
-        missing = "weight" if weight is None else "grad"
-        raise NullNotAllowed(f"{missing} must not be null", hint="Only m and v may be null, for zeros.")
     hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "step": step}
-    for name, value in hyper.items():
+    for name, value in {"weight": weight, "grad": grad, **hyper}.items():
         if value is None:
             raise NullNotAllowed(f"{name} must not be null", hint="Only m and v may be null, for zeros.")
     optim.check_adamw(**hyper)  # type: ignore[arg-type]
-    w, g = _vector(weight, "weight").copy(), _vector(grad, "grad")
+    w, g = _vector(weight, "weight").copy(), _vector(grad, "grad")  # type: ignore[arg-type]
     moments = {
         name: _vector(data, name).copy() if data else np.zeros(w.shape, FLOAT32) for name, data in (("m", m), ("v", v))
     }

@@ -306,6 +306,23 @@ def test_a_flipped_byte_is_found_and_named(sql, conn, model):
         sql("SELECT llm_checkpoint_drop(%s)", one)
 
 
+@pytest.mark.parametrize("changed", ["data || '\\x00'", "substr(data, 5)", "''"])
+@pytest.mark.parametrize("column", ["data", "m"])
+def test_a_block_of_another_length_is_named(sql, conn, model, column, changed):
+    one = save(sql, "m")
+    train(sql, 1)
+    now = sql(STATE, "m")
+    sql(
+        f"UPDATE llm_checkpoint_blob SET data = {changed} WHERE digest ="
+        f" (SELECT {column} FROM llm_checkpoint_part WHERE checkpoint_id = %s AND name = 'ln_f.bias')",
+        one,
+    )
+    state, message = sqlstate(conn, "SELECT llm_checkpoint_load('m', %s)", one)
+    assert state == "22000"
+    assert 'tensor "ln_f.bias", block 0' in message
+    assert sql(STATE, "m") == now
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_a_file_that_is_not_the_checkpoint_is_refused(sql, conn, model, server_files, suffix):
     path, other = server_files / f"a{suffix}", server_files / f"b{suffix}"

@@ -305,6 +305,7 @@ def _restore_rows(saved: Checkpoint, model: str) -> None:
         " SELECT $1, c.name, c.token_id, c.shape, c.step, data.data, m.data, v.data"
         " FROM {schema}.llm_checkpoint_part AS c"
         " JOIN {schema}.llm_checkpoint_blob AS data ON data.digest = c.data"
+        " AND octet_length(data.data) = 4::bigint * c.shape[1] * coalesce(c.shape[2], 1)"  # else llm_param would refuse it
         " LEFT JOIN {schema}.llm_checkpoint_blob AS m ON m.digest = c.m"
         " LEFT JOIN {schema}.llm_checkpoint_blob AS v ON v.digest = c.v"
         " WHERE c.checkpoint_id = $2"

@@ -107,8 +107,12 @@ def _allowed(path: str | None, role: str, verb: str) -> str:
 def _file_error(path: str | None, error: OSError) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFull(f'cannot write "{path}": {error.strerror}', hint="Make room there, or choose another place.")
-    kind = UndefinedFile if isinstance(error, FileNotFoundError | NotADirectoryError) else FileAccessError
-    return kind(
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return UndefinedFile(
+            f'"{path}" does not exist: {error.strerror}',
+            hint="The path is on the server, seen by its operating-system user.",
+        )
+    return FileAccessError(
         f'cannot open "{path}": {error.strerror}',
         hint="The path is on the server, and its operating-system user needs access.",
     )

@@ -150,8 +150,6 @@ def has_weights(model: str) -> bool:
 
 def require_no_weights(model: str) -> None:
     """42710 when `model` has weights."""
-    if model is None:
-        raise NullNotAllowed("model must not be null", hint="Give the new model a name.")
     if has_weights(model):
         raise DuplicateObject(
             f'model "{model}" already has weights', hint="Choose another name, or llm_drop_model it first."

@@ -1,0 +1,488 @@
+"""What provokes each error of docs/errors.md: statements, the files that some read, and calls of the engine where SQL cannot.
+
+A statement runs in a transaction of its own, which its error undoes, on the models that PREPARE makes: t has a vocabulary, data,
+a run and checkpoints, bare has none of that, `e` is a configuration without weights.
+"""
+
+import gzip
+import io
+import json
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable
+
+import numpy as np
+from pg_gpt2 import config, gpt2, tape
+from pg_gpt2.formats import npz, source
+from pg_gpt2.ops import lookup
+from pg_gpt2.tokenizer.bpe import Tokenizer
+from pg_gpt2.training import batches, optim, trainer
+
+PREPARE = """
+    SET client_min_messages = warning;
+    CREATE EXTENSION IF NOT EXISTS plpython3u;
+    CREATE TABLE words AS SELECT 'low lower lowest newer wider' AS body, 1 AS n;
+    SELECT llm_train_bpe('SELECT body FROM words', 265, 't');
+    SELECT llm_init_model('t', 2, 2, 8, 16);
+    SELECT llm_dataset_load($$SELECT repeat('low lower ', 50)$$, 't', 8);
+    SELECT llm_init_model('bare', 1, 2, 8, 16, 50);
+    INSERT INTO llm_dataset (model, tokens, target) SELECT 'bare', '{1,2,3}', '{2,3,4}' FROM generate_series(1, 4);
+    SELECT llm_train('t', 3, batch_size => 2, log_every => 0, audit => 'full');
+    SELECT llm_checkpoint_save('t');
+    SELECT llm_checkpoint_save('t', file_path => '{folder}/c.safetensors');
+    INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab) VALUES ('e', 1, 1, 2, 2, 3);
+    SELECT llm_init_model('small', 1, 1, 2, 2, 3);
+    SELECT llm_init_model('held', 1, 1, 2, 2, 3);
+    SELECT pg_llm_export_safetensors('{folder}/small.safetensors', 'small');
+"""
+
+# --- files ------------------------------------------------------------------------------------------------------------------
+
+SMALL = config.GPT2Config(1, 1, 2, 2, 3)
+WEIGHTS = {name: np.full(shape, 0.5, "<f4") for name, shape in SMALL.param_shapes().items()}
+
+
+def safetensors(tensors: dict[str, np.ndarray], dtype: str = "F32", **metadata: str) -> bytes:
+    """A file in which every tensor is said to be of `dtype`."""
+    header: dict[str, object] = {"__metadata__": metadata}
+    data = b""
+    for name, values in tensors.items():
+        offsets = [len(data), len(data) + values.nbytes]
+        header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": offsets}
+        data += values.tobytes()
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, values)
+    return file.getvalue()
+
+
+def npy_of(header: str, version: int = 1) -> bytes:
+    return b"\x93NUMPY" + bytes([version, 0]) + len(header).to_bytes(2, "little") + header.encode()
+
+
+def zipped(*members: tuple[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name may stand twice
+        for name, data in members:
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def npz_of(tensors: dict[str, np.ndarray]) -> bytes:
+    return zipped(*((f"{name}.npy", npy(values)) for name, values in tensors.items()))
+
+
+def gzipped(*entries: tuple[str, bytes]) -> bytes:
+    return gzip.compress(b"".join(struct.pack("<H", len(name)) + name.encode() + data for name, data in entries))
+
+
+def with_size_of_directory(size: int) -> bytes:
+    data = bytearray(npz_of(WEIGHTS))
+    end = data.index(b"PK\x05\x06")
+    data[end + 12 : end + 16] = size.to_bytes(4, "little")
+    return bytes(data)
+
+
+HEADER = "{'descr': %s, 'fortran_order': %s, 'shape': %s}"
+MANY = 100_001  # tensors
+
+NPZ = {
+    "neither": b"neither of the two",
+    "directory": with_size_of_directory(11 << 20),
+    "members": lambda: zipped(*((f"{i}.npy", b"") for i in range(MANY))),
+    "no_npy": zipped(("wte.txt", b"x")),
+    "twice": zipped(("wte.npy", npy(WEIGHTS["wte"])), ("wte.npy", npy(WEIGHTS["wte"]))),
+    "bzip2": zipped(("wte.npy", npy(WEIGHTS["wte"])), method=zipfile.ZIP_BZIP2),
+    "declared": zipped(("wte.npy", npy(WEIGHTS["wte"]) + b"more")),
+    "huge": npz_of({"wte": np.zeros((1000, 1000), "<f4")}),
+    "cut": npz_of(WEIGHTS)[:-100],
+    "magic": zipped(("wte.npy", bytes(100))),
+    "version": zipped(("wte.npy", npy_of("", 9))),
+    "long_header": zipped(("wte.npy", npy_of(" " * 10_001))),
+    "syntax": zipped(("wte.npy", npy_of("{'descr': "))),
+    "fields": zipped(("wte.npy", npy_of("{'descr': '<f4'}"))),
+    "shape": zipped(("wte.npy", npy_of(HEADER % ("'<f4'", "False", "[1]")))),
+    "order": zipped(("wte.npy", npy_of(HEADER % ("'<f4'", "1", "(1,)")))),
+    "pickled": zipped(("wte.npy", npy_of(HEADER % ("'|O'", "False", "(1,)")))),
+    "record": zipped(("wte.npy", npy_of(HEADER % ("[('a', '<f4')]", "False", "(1,)")))),
+    "no_dtype": zipped(("wte.npy", npy_of(HEADER % ("'<f64'", "False", "(1,)")))),
+    "short": zipped(("wte.npy", b"\x93NUMPY\x01\x00\xff\x00")),
+    "unreadable": zipped(("wte.npy", npy_of("\0"))),
+    "integers": npz_of(WEIGHTS | {"wte": np.zeros((3, 2), "<i8")}),
+    "gz_twice": gzipped(("a", npy(np.zeros(1, "<f4"))), ("a", npy(np.zeros(1, "<f4")))),
+    "gz_fortran": gzipped(("a", npy(np.asfortranarray(np.zeros((2, 2), "<f4"))))),
+    "gz_name": gzipped(("n" * 1001, b"")),
+    "gz_many": lambda: gzipped(*((f"{i}", npy_of(HEADER % ("'<f4'", "False", "(0,)"))) for i in range(MANY))),
+}
+SAFETENSORS = {
+    "not_one": b"nothing of the kind",
+    "no_json": (2).to_bytes(8, "little") + b"{'",
+    "dtype": safetensors({name: values.astype("<i4") for name, values in WEIGHTS.items()}, "I32"),
+    "head": safetensors(WEIGHTS | {"lm_head.weight": np.zeros((3, 2), "<f4")}),
+    "nan": safetensors(WEIGHTS | {"wpe": np.full((2, 2), np.nan, "<f4")}),
+    "other_shape": safetensors(WEIGHTS | {"wpe": np.zeros((2, 1), "<f4")}),
+    "surplus": safetensors(WEIGHTS | {"h.1.ln_1.bias": np.zeros(2, "<f4")}),
+    "lacking": safetensors({name: values for name, values in WEIGHTS.items() if name != "ln_f.bias"}),
+    "both": safetensors(WEIGHTS | {"transformer.wte.weight": WEIGHTS["wte"]}),
+}
+WITHOUT_CONFIGURATION = {
+    "one_dimension": safetensors({"wte": np.zeros(3, "<f4")}, n_head="1"),
+    "no_wte": safetensors({"wpe": WEIGHTS["wpe"]}, n_head="1"),
+    "heads": safetensors(WEIGHTS, n_head="3"),
+    "no_count": safetensors(WEIGHTS, n_head="many"),
+    "no_heads": safetensors(WEIGHTS),
+}
+VOCABULARIES = {
+    "large": lambda: bytes((64 << 20) + 1),
+    "list": b"[]",
+    "twice": b'{"a": 1, "a": 2}',
+    "latin1": b'{"\xe9": 1}',
+    "cut": b'{"a": 1',
+    "id": b'{"a": "1"}',
+    "empty_token": b'{"": 1}',
+    "same_id": b'{"a": 1, "b": 1}',
+}
+MERGES = {"three": b"a b c\n"}
+FILES: dict[str, bytes | Callable[[], bytes]] = {
+    **{f"{name}.npz": data for name, data in NPZ.items()},
+    **{f"{name}.safetensors": data for name, data in (SAFETENSORS | WITHOUT_CONFIGURATION).items()},
+    **{f"{name}.json": data for name, data in VOCABULARIES.items()},
+    **{f"{name}.txt": data for name, data in MERGES.items()},
+}
+
+# --- statements -------------------------------------------------------------------------------------------------------------
+
+VARIABLE = "llm_variable(pg_llm_tensor('{1,2}'), '{2}', true)"
+RECORD = f"SELECT llm_op('gelu', ARRAY[{VARIABLE}]);"
+TAPE = "tape_id = llm_tape_id()"
+T_RUN = "(SELECT min(run_id) FROM llm_run WHERE model = 't')"
+BARE_RUN = "(SELECT max(run_id) FROM llm_run WHERE model = 'bare')"
+STEP = "SELECT llm_train_step('bare');"
+FIRST = "(SELECT min(id) FROM llm_checkpoint)"
+IN_FILE = "(SELECT max(id) FROM llm_checkpoint)"
+ONES = "pg_llm_tensor('{1,1,1,1}')"
+T_STEP = "SELECT llm_train_step('t', lr_max => 0.1);"
+UNSAFE = "SET LOCAL session_replication_role = replica;"  # without the foreign keys
+SHARED = "SELECT llm_share_param('t', 'ln_f.weight', 0, 'bare', 'ln_f.weight');"
+
+
+def op(name: str, shapes: list[tuple[int, ...]], extra: str = "{}") -> str:
+    """A call of an op on ones."""
+    handles = ", ".join(
+        f"llm_variable(pg_llm_tensor(array_fill(1, ARRAY[{int(np.prod(shape))}])), ARRAY{list(shape)}, true)"
+        for shape in shapes
+    )
+    return f"SELECT llm_op('{name}', ARRAY[{handles}]::bigint[], '{extra}')"
+
+
+def hooked(what: str, statement: str) -> str:
+    """`statement` in a session whose modules were changed, as only a disk or another session can make it happen."""
+    return f"""
+        SELECT count(*) FROM llm_doctor();
+        CREATE FUNCTION hook() RETURNS void LANGUAGE plpython3u AS $hook$
+import importlib, sys
+package = next(name for name in sys.modules if name.startswith('pg_gpt2_') and '.' not in name)
+def module(name):
+    return importlib.import_module(package + '.' + name)
+{what}
+        $hook$;
+        SELECT hook();
+        {statement}
+    """
+
+
+STATEMENTS = [
+    # Generating and scoring
+    "SELECT llm_generate('low', NULL, model_name => 't')",
+    "SELECT llm_generate(NULL, model_name => 't')",
+    "SELECT llm_generate('low', temperature => NULL, model_name => 't')",
+    "SELECT llm_generate('low', temperature => 'inf', model_name => 't')",
+    "SELECT llm_generate('low', topp => 2, model_name => 't')",
+    "SELECT llm_generate('low', -1, model_name => 't')",
+    "SELECT llm_generate('low', eos_token => 9999, model_name => 't')",
+    "SELECT llm_generate('low', stop => ARRAY[''], model_name => 't')",
+    "SELECT llm_generate_tokens('{}', model_name => 't')",
+    "SELECT llm_generate_tokens('{1,77}', model_name => 'bare')",
+    "UPDATE llm_model_config SET eos_token_id = NULL; DELETE FROM llm_bpe_vocab WHERE token = '<|endoftext|>';"
+    " SELECT llm_generate('', model_name => 't')",
+    "SELECT llm_generate('low', model_name => 'bare')",
+    "SELECT llm_generate('low', model_name => 'gpt2-small')",
+    "SELECT llm_generate('low', model_name => 'nosuch')",
+    "SELECT * FROM llm_beam_search()",
+    "SELECT * FROM llm_beam_search('low', 1000000, model_name => 't')",
+    "SELECT * FROM llm_beam_search('low', length_penalty => 'nan', model_name => 't')",
+    "SELECT * FROM llm_beam_search('low', max_tokens => 100, model_name => 't')",
+    "SELECT * FROM llm_next_token(NULL, model_name => 't')",
+    "SELECT * FROM llm_next_token('low', 0, model_name => 't')",
+    "SELECT * FROM llm_next_token('low', temperature => 0, model_name => 't')",
+    "SELECT llm_logits('{}', 'bare')",
+    "SELECT llm_logits(array_fill(1, '{17}'), 'bare')",
+    "SELECT llm_logits('{1}', 'bare', n_layer => 7)",
+    "SELECT llm_logits('{{1,2},{3,4}}', 'bare')",
+    "UPDATE llm_param SET data = decode(repeat('0000c07f', 400), 'hex') WHERE model = 'bare' AND name = 'wte';"
+    " SELECT llm_generate_tokens('{1}', model_name => 'bare')",
+    "SELECT llm_init_model('q', 1, 1, 1, 30000, 10000); SELECT llm_logits(array_fill(1, '{30000}'), 'q')",
+    "DELETE FROM llm_param WHERE model = 'bare' AND name = 'ln_f.bias'; SELECT llm_logits('{1}', 'bare')",
+    "SELECT llm_perplexity('', 't')",
+    "SELECT llm_text_embedding('', model_name => 't')",
+    "SELECT llm_text_embedding('low', 9, model_name => 't')",
+    "SELECT llm_text_embedding('low', pooling => 'max', model_name => 't')",
+    "SELECT * FROM llm_attention_weights('low', 9, 0, 't')",
+    # The tokenizer
+    "SELECT llm_train_bpe(NULL, 300, 'q')",
+    "SELECT llm_train_bpe('SELECT body FROM words', 9, 'q')",
+    "SELECT llm_train_bpe('SELECT body FROM words', 300, 't')",
+    "SELECT llm_train_bpe('SELECT body FROM words', 300, 'bare')",
+    "SELECT llm_train_bpe('SELECT body FROM words; SELECT 1', 300, 'q')",
+    "SELECT llm_train_bpe('SELECT n FROM words', 300, 'q')",
+    "SELECT llm_train_bpe('SELECT body FROM words', 300, 'q', ',')",
+    "SELECT llm_decode('{1,NULL}', 't')",
+    "SELECT llm_decode('{9999}', 't')",
+    "DELETE FROM llm_bpe_vocab WHERE token = 'l'; SELECT llm_encode('l l', 't')",
+    "DELETE FROM llm_bpe_vocab WHERE token = '<|endoftext|>'; SELECT llm_encode('<|endoftext|>', 't', special => true)",
+    *(f"SELECT pg_llm_load_bpe_vocab('{{folder}}/{name}.json', 'q')" for name in VOCABULARIES),
+    *(f"SELECT pg_llm_load_bpe_merges('{{folder}}/{name}.txt', 'q')" for name in MERGES),
+    # Models
+    "SELECT llm_init_model(NULL)",
+    "SELECT llm_init_model('')",
+    "SELECT llm_init_model('q')",
+    "SELECT llm_init_model('t')",
+    "SELECT llm_init_model('q', seed => NULL)",
+    "SELECT llm_init_model('q', 0, 1, 8, 8, 8)",
+    "SELECT llm_init_model('q', 1000000, 1, 8, 8, 8)",
+    "SELECT llm_init_model('q', 1, 3, 8, 8, 8)",
+    "SELECT llm_train_bpe('SELECT body FROM words', 262, 'q'); SELECT llm_init_model('q', 1, 1, 8, 8, 8)",
+    "SELECT llm_drop_model('nosuch')",
+    "SELECT llm_drop_model('gpt2-small')",
+    "SET pg_gpt2.max_memory = '1MB'; SELECT llm_init_model('q', 12, 12, 768, 1024, 50257)",
+    "SELECT * FROM llm_token_embedding(-1, 'bare')",
+    "UPDATE llm_param SET shape = '{10,8}', data = substr(data, 1, 320) WHERE model = 'bare' AND name = 'wte';"
+    " SELECT llm_token_embedding(40, 'bare')",
+    "SELECT llm_grant_usage('nosuch')",
+    "SELECT llm_grant_usage('public', 'all')",
+    # Settings
+    "SET pg_gpt2.threads = 'many'; SELECT llm_logits('{1}', 'bare')",
+    "SET pg_gpt2.max_memory = 'lots'; SELECT llm_train('bare', 1)",
+    "SET pg_gpt2.audit_keep = '-1'; SELECT llm_train('bare', 1)",
+    "SET pg_gpt2.autograd = 'maybe'; SELECT llm_loss('bare', '{1}', '{2}')",
+    # Weights in and out
+    *(f"SELECT pg_llm_import_npz('{{folder}}/{name}.npz', 'e')" for name in NPZ),
+    *(f"SELECT pg_llm_import_safetensors('{{folder}}/{name}.safetensors', 'e')" for name in SAFETENSORS),
+    *(f"SELECT pg_llm_import_safetensors('{{folder}}/{name}.safetensors', 'q')" for name in WITHOUT_CONFIGURATION),
+    "SELECT pg_llm_import_npz(NULL, 'q')",
+    "SELECT pg_llm_import_npz('relative.npz', 'q')",
+    "SELECT pg_llm_import_npz('/no/such', 'q')",
+    "SELECT pg_llm_import_npz('/dev/null', 'q')",
+    "SELECT pg_llm_import_npz('/' || repeat('long', 100), 'q')",
+    "CREATE ROLE nobody_here; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO nobody_here; GRANT pg_read_all_data"
+    " TO nobody_here; SET ROLE nobody_here; SELECT pg_llm_export_npz('/x', 'bare')",
+    "DELETE FROM llm_param WHERE model = 'bare' AND name = 'ln_f.bias'; SELECT count(*) FROM llm_export_safetensors('bare')",
+    # Sharing
+    "SELECT llm_share_param('t', 'wte', NULL, 't')",
+    "SELECT llm_share_param('t', 'nosuch', NULL, 'bare')",
+    "SELECT llm_share_param('t', 'wte', NULL, 'bare', 'nosuch')",
+    "SELECT llm_share_param('t', 'wte', NULL, 'bare')",
+    "SELECT llm_unshare_param('t', 'wte')",
+    f"{SHARED} SELECT llm_drop_model('t')",
+    "SELECT llm_share_param('t', 'ln_f.weight', 0, 'bare', 'ln_f.weight', 3)",
+    "UPDATE llm_param SET shape = '{20,8}', data = substr(data, 1, 640) WHERE model = 'bare' AND name = 'wte'; INSERT INTO"
+    " llm_param (model, name, token_id, shape, data) VALUES ('bare', 'wte', 20, '{30,8}', decode(repeat('00', 960), 'hex'));"
+    " SELECT llm_share_param('bare', 'wte', NULL, 't', 'wte', 3)",
+    "SELECT llm_share_param('t', 'ln_f.weight', 0, 'bare', 'ln_f.weight');"
+    " SELECT llm_share_param('t', 'ln_f.weight', 0, 'bare', 'ln_f.bias'); SELECT llm_train_step('bare')",
+    # Data and training
+    "SELECT llm_dataset_load(NULL, 't', 8)",
+    "SELECT llm_dataset_load('SELECT body FROM words', 't', 0)",
+    "SELECT llm_dataset_load('SELECT body FROM words', 't', 8, 'test')",
+    "SELECT llm_dataset_load('SELECT body FROM words', 't', 8, val_fraction => 1)",
+    "SELECT llm_dataset_load('SELECT body FROM words', 't', 1000)",
+    "DELETE FROM llm_bpe_vocab WHERE token = '<|endoftext|>'; SELECT llm_dataset_load('SELECT body FROM words', 't', 4)",
+    "SELECT count(*) FROM llm_export_safetensors(NULL)",
+    "SELECT llm_evaluate('bare')",
+    *(
+        f"INSERT INTO llm_dataset (model, tokens, target) VALUES ('small', '{row}', '{row}'); SELECT llm_train_step('small')"
+        for row in ("{NULL}", "{1,1,1}", "{7}")
+    ),
+    "SELECT llm_loss('bare', '{1,2}', '{1}')",
+    "SELECT llm_loss('bare', '{1}', '{2}', dropout_p => 1)",
+    "SELECT llm_train_step('bare', 1, batch => '{1}')",
+    "SELECT llm_train_step('bare', batch => '{}')",
+    "SELECT llm_train_step('bare', -7)",
+    "SELECT llm_train_step('bare', lr_max => NULL)",
+    "SELECT llm_train_step('bare', lr_max => -1)",
+    "SELECT llm_train_step('bare', beta1 => 1)",
+    "SELECT llm_train_step('bare', eps => -1)",
+    "SELECT llm_train_step('bare', grad_clip => 0)",
+    "SELECT llm_train_step('bare', audit => 'some')",
+    "SELECT llm_train_step('bare', lr_max => 1e200)",
+    "SELECT llm_train('bare', 5, lr_max => 1e20, warmup => 0)",
+    "SELECT llm_train('bare', 1, batch_size => 2000000)",
+    "SELECT llm_train('bare', 1, eval_every => -1)",
+    "CALL llm_train_run('bare', 1, flush_seconds => -1)",
+    "BEGIN; CALL llm_train_run('bare', 1)",
+    "UPDATE llm_param SET m = '\\x00000000' WHERE model = 'bare' AND name = 'wte'; SELECT llm_train_step('bare')",
+    "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS"
+    " $$BEGIN UPDATE public.llm_param SET step = step; RETURN NEW; END$$;"
+    " CREATE TRIGGER meddle BEFORE INSERT ON llm_run FOR EACH ROW EXECUTE FUNCTION meddle();"
+    " SELECT llm_train_step('bare')",
+    "SELECT llm_log_prune(older_than => '-1 day')",
+    "SELECT llm_run_sparkline(-1)",
+    # Checkpoints and runs
+    "SELECT llm_checkpoint_load('t', -1)",
+    f"SELECT llm_checkpoint_load('bare', {FIRST})",
+    f"UPDATE llm_checkpoint SET config = '{{}}'; SELECT llm_checkpoint_load('t', {FIRST})",
+    f"{T_STEP} UPDATE llm_checkpoint_blob SET data = data || '\\x00'; SELECT llm_checkpoint_load('t', {FIRST})",
+    f"UPDATE llm_checkpoint SET file_path = '{{folder}}/small.safetensors' WHERE id = {IN_FILE};"
+    f" SELECT llm_checkpoint_load('t', {IN_FILE})",
+    f"{UNSAFE} {T_STEP} DELETE FROM llm_checkpoint_blob; SELECT * FROM llm_checkpoint_diff({FIRST})",
+    "SELECT llm_checkpoint_attach('{folder}/small.safetensors')",
+    "SELECT llm_checkpoint_attach('{folder}/altered.safetensors')",
+    "SELECT llm_checkpoint_attach('{folder}/c.safetensors')",
+    "SELECT llm_checkpoint_save('t', file_path => '/tmp/x.bin')",
+    "DELETE FROM llm_param WHERE model = 'bare' AND name = 'ln_f.bias'; SELECT llm_checkpoint_save('bare')",
+    "SELECT llm_checkpoint_prune('t', -1)",
+    "SELECT * FROM llm_param_history('t', 'nosuch')",
+    "SELECT llm_replay(-1)",
+    f"SELECT llm_replay({T_RUN}, to_step => 9)",
+    f"SELECT llm_replay({T_RUN}, {FIRST}, 2)",
+    f"SELECT llm_checkpoint_save('bare'); SELECT llm_replay({T_RUN}, {IN_FILE})",
+    f"UPDATE llm_run SET config = '[]'; SELECT llm_replay({T_RUN})",
+    f"{STEP} UPDATE llm_run SET first_step = 7; SELECT llm_replay({BARE_RUN})",
+    f"{STEP} SELECT llm_checkpoint_save('bare'); {STEP} SELECT llm_replay({BARE_RUN}, {IN_FILE}, 1)",
+    f"DELETE FROM llm_train_log; SELECT llm_replay({T_RUN})",
+    f"DELETE FROM llm_checkpoint; UPDATE llm_model_config SET init_seed = NULL; SELECT llm_replay({T_RUN})",
+    f"{STEP} UPDATE llm_train_log SET config = '{{}}' WHERE run_id = {BARE_RUN}; SELECT llm_replay({BARE_RUN})",
+    f"{STEP} {STEP} DELETE FROM llm_train_log WHERE run_id = {BARE_RUN} AND step = 1; SELECT llm_replay({BARE_RUN})",
+    # Tape and gradients
+    "SELECT llm_backprop()",
+    "SELECT llm_backprop(-1)",
+    "SELECT llm_value(-1)",
+    f"{RECORD} SELECT llm_backprop(model => 'bare')",
+    "SELECT llm_op('gelu', ARRAY[llm_variable(pg_llm_tensor('{1}'), '{1}', false)]); SELECT llm_backprop()",
+    f"{RECORD} UPDATE llm_tensor_rt SET shape = '{{{{2,2}},{{1,1}}}}' WHERE {TAPE}; SELECT llm_backprop()",
+    f"{RECORD} UPDATE llm_tensor_rt SET data = '\\x00' WHERE {TAPE}; SELECT llm_backprop()",
+    f"{RECORD} UPDATE llm_tensor_rt SET data = NULL WHERE {TAPE}; SELECT llm_backprop()",
+    f"{RECORD} UPDATE llm_tensor_rt SET data = NULL WHERE {TAPE}; SELECT llm_value(max(id)) FROM llm_tensor_rt",
+    f"{RECORD} UPDATE llm_tape SET inputs = '{{{{1}},{{2}}}}' WHERE {TAPE}; SELECT llm_backprop()",
+    f"{RECORD} UPDATE llm_tape SET inputs = '{{-5}}' WHERE {TAPE}; SELECT llm_backprop()",
+    f"{op('matmul', [(2, 2), (2, 2)])}; UPDATE llm_tensor_rt SET shape = '{{4}}' WHERE {TAPE} AND id = "
+    f"(SELECT max(inputs[1]) FROM llm_tape WHERE {TAPE}); SELECT llm_backprop()",
+    "SELECT llm_op('gelu', ARRAY[NULL]::bigint[])",
+    "SELECT llm_op('nosuch', '{}')",
+    op("gelu", [(2,), (2,)]),
+    op("gelu", [(2,)], '{"x": 1}'),
+    op("gelu", [(2,)], "[]"),
+    op("sum", [(2,)], '{"axis": "x"}'),
+    op("sum", [(2,)], '{"axis": 9}'),
+    op("slice", [(2,)], "{}"),
+    op("sum", [(2,)], f'{{"axis": 1{"0" * 5000}}}'),
+    op("transpose", [(2, 2)], '{"axes": [0, 0]}'),
+    op("slice", [(2,)], '{"axis": 0, "start": 1, "stop": 9}'),
+    op("matmul", [(2, 2), (3, 3)]),
+    op("embedding", [(2, 2)], '{"ids": [7]}'),
+    op("embedding", [(2, 2)], '{"ids": []}'),
+    op("cross_entropy", [(2, 2)], '{"target": [0]}'),
+    op("attention", [(2, 2), (2, 2), (2,), (2, 2), (2,)], '{"n_head": 1}'),
+    "SELECT llm_op('matmul', ARRAY[llm_variable(b, '{20000,1}', true), llm_variable(b, '{1,20000}', true)])"
+    " FROM decode(repeat('00', 80000), 'hex') AS b",
+    "SELECT llm_variable('\\x00', '{1}', true)",
+    "SELECT llm_variable(pg_llm_tensor('{1,2}'), '{0}', true)",
+    "SELECT llm_variable(pg_llm_tensor('{1,2}'), '{3}', true)",
+    f"SELECT pg_llm_autograd_map_param('bare', 'nosuch', 0, {ONES})",
+    "SELECT pg_llm_autograd_map_param('bare', 'ln_f.bias', 0, pg_llm_tensor('{1,1,1,1}'), '{4}')",
+    "SET pg_gpt2.autograd = on; SELECT pg_llm_autograd_map_param('bare', 'ln_f.bias', 0,"
+    " pg_llm_tensor('{1,1,1,1,1,1,1,1}'), '{2,4}'); SELECT llm_loss('bare', '{1}', '{2}')",
+    f"{RECORD} SELECT * FROM llm_gradcheck((SELECT max(output) FROM llm_tape WHERE {TAPE}), 7)",
+    "SELECT llm_tape_dot(-1)",
+    f"{STEP} SELECT * FROM llm_replay_tape((SELECT max(tape_id) FROM llm_tape))",
+    # Kernels
+    "SELECT pg_llm_tensor('{NULL}')",
+    "SELECT pg_llm_tensor('{}')",
+    "SELECT pg_llm_tensor('{1e300}')",
+    f"SELECT pg_llm_matmul({ONES}, {ONES}, 0, 1, 1)",
+    "SELECT pg_llm_matmul('', '', 100000, 1, 100000)",
+    "SELECT pg_llm_gelu('')",
+    f"SELECT pg_llm_add({ONES}, pg_llm_tensor('{{1,1,1}}'))",
+    f"SELECT pg_llm_gelu_backward({ONES}, pg_llm_tensor('{{1}}'))",
+    f"SELECT pg_llm_layernorm({ONES}, {ONES}, {ONES}, -1)",
+    f"SELECT pg_llm_softmax({ONES}, 3)",
+    f"SELECT pg_llm_attention({ONES}, {ONES}, {ONES}, {ONES}, {ONES}, 3, 1, 4)",
+    f"SELECT pg_llm_adamw_step(NULL, {ONES}, NULL, NULL, 1, 0.9, 0.9, 1, 0, 1)",
+    f"SELECT pg_llm_adamw_step({ONES}, {ONES}, NULL, NULL, 1, 0.9, 0.9, 1, 0, 0)",
+    f"SELECT pg_llm_grad_clip({ONES}, 0)",
+    "SELECT pg_llm_lr_schedule(1, -1, 1, 1)",
+    "SELECT pg_llm_sample(pg_llm_tensor('{NaN}'))",
+    "SELECT llm_embed(array_fill(1, '{17}'), 'bare')",
+]
+
+# What only another session, a disk or a machine can make happen: each in a session of its own. Model held is held by another.
+HOOKED = [
+    "CALL llm_train_run('held', 1)",
+    hooked("module('resources').available_memory = lambda: 0", "SELECT llm_train('bare', 1)"),
+    hooked("module('storage.checkpoints').drop = lambda ids: 0", f"SELECT llm_checkpoint_drop({FIRST})"),
+    hooked(
+        "def full(**options): raise OSError(28, 'No space left on device')\n"
+        "module('storage.server_files').tempfile = type('tempfile', (), {'mkstemp': staticmethod(full)})",
+        "SELECT pg_llm_export_npz('{folder}/x.npz', 'bare')",
+    ),
+    hooked(
+        "class Digest:\n    def digest(self): return b''\n"
+        "    def hexdigest(self): return ''\n"
+        "module('storage.checkpoint_files').hashlib = type('hashlib', (), {'sha256': lambda data: Digest()})",
+        "SELECT llm_checkpoint_save('bare', file_path => '{folder}/x.npz')",
+    ),
+    hooked(
+        "module('api.transfer')._Stored._check = lambda self: None",
+        "DELETE FROM llm_param WHERE model = 'bare' AND name = 'ln_f.bias';"
+        " SELECT pg_llm_export_safetensors('{folder}/x.safetensors', 'bare')",
+    ),
+]
+
+# --- calls ------------------------------------------------------------------------------------------------------------------
+
+
+def _gone() -> None:
+    """A value that was forgotten, after the backward pass that still could compute it."""
+    run = tape.Tape(keep=False)
+    x = run.leaf(np.ones(2, np.float32), requires_grad=True)
+    y = run.apply("gelu", x)
+    run.forget(y)
+    run.backward(run.apply("gelu", y))
+    run.apply("gelu", y)
+
+
+class Broken(io.BytesIO):
+    """A file on a disk, or for a memory, that fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise self.error
+
+
+CALLS: list[Callable[[], object]] = [
+    lambda: Tokenizer({}, []),
+    lambda: Tokenizer({0: b"a"}, []).encode("\ud800"),
+    lambda: npz.NpzReader(io.BytesIO(npz_of({"a": np.zeros((0, 2), "<f4")}))).rows("a", 0, 0),
+    lambda: npz.NpzReader(io.BytesIO(npz_of({"a": np.zeros(2, "<f4")}))).rows("a", 1, 3),
+    lambda: source.read_exactly(Broken(MemoryError()), 1, "the file"),
+    lambda: source.read_exactly(Broken(OSError(5, "Input/output error")), 1, "the file"),
+    lambda: list(npz.exact_blocks("wte", (2, 2), [np.zeros((1, 2), "<f4")])),
+    lambda: lookup("gelu")(np.ones(2), nosuch=1),
+    lambda: lookup("embedding")(np.ones((2, 2)), ids=[0.5]),
+    lambda: tape.Tape().backward(tape.Tape().leaf(np.ones(2))),
+    _gone,
+    lambda: gpt2.check_window(0, SMALL),
+    lambda: batches.BatchOrder(1, 0),
+    lambda: batches.BatchOrder(1, 1).rows(0, 1),
+    lambda: trainer.Trainer(SMALL, dict(WEIGHTS)).gradients([]),
+    lambda: optim.clip_scale(1.0, 0.0),
+]
