@@ -156,9 +156,23 @@ def test_rows_in_panels_have_the_same_bits_alone_and_together() -> None:
 from pg_gpt2 import threads
 threads.import_numpy_single_threaded()
 import numpy as np
+from pg_gpt2.config import GPT2Config
+from pg_gpt2.ops import attend_blocks
 from pg_gpt2.storage import layout
 from pg_gpt2.inference.decode import Decoder, several, step_together
 from test_decode import CONFIGS, random_params
+wide = GPT2Config(n_layer=1, n_head=1, d_model=128, n_positions=1100, vocab=50)  # d_head 128: shorter pieces of values
+for d in (8, 64, 122, 128, 160, 1000):
+    assert not {has_avx512} or "SkylakeX" not in threads.blas_name() or attend_blocks.serves(d), d
+assert not attend_blocks.serves(2000)
+params = layout.arrange(random_params(wide), wide)
+if layout.in_panels(wide):
+    ids = np.random.default_rng(1).integers(0, wide.vocab, 1100).tolist()
+    alone, other = Decoder(params, wide, 1100), Decoder(params, wide, 1100)
+    alone.feed(ids[:940])
+    other.feed(ids[:940])
+    one = np.array([alone.feed([token]) for token in ids[940:]])
+    assert np.array_equal(np.concatenate([other.feed_all(ids[s : s + 7]) for s in range(940, 1100, 7)]), one)
 for config in CONFIGS:
     if not layout.in_panels(config):
         assert not {has_avx512} or "SkylakeX" not in threads.blas_name() or config.d_model < 64, config

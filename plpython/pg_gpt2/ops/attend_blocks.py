@@ -9,12 +9,12 @@ from functools import lru_cache
 import numpy as np
 
 from .. import threads
-from . import buffers
+from . import buffers, panels
 
 BLOCK = 64  # positions
 ROWS = 8  # in a product
 GROUPS = 8  # of rows at a time
-SEGMENT = 1024  # positions whose values are mixed in one product
+SEGMENT = 1024  # positions whose values are mixed in one product, where it is a small one
 
 
 def attend_blocks(
@@ -78,9 +78,9 @@ def _mix(scores: np.ndarray, t: int, values: np.ndarray, out: np.ndarray) -> Non
     z -= np.maximum.reduce(z, axis=-1, keepdims=True)
     np.exp(z, out=z)
     total = np.add.reduce(np.add.reduce(scores[..., :t, :, :], axis=-2), axis=-1, keepdims=True)
-    mixed = np.matmul(flat[..., :SEGMENT], values[..., : min(SEGMENT, flat.shape[-1]), :])
-    for start in range(SEGMENT, flat.shape[-1], SEGMENT):
-        part = slice(start, min(start + SEGMENT, flat.shape[-1]))
+    first, *more = threads.pieces(flat.shape[-1], _segment(values.shape[-1]))
+    mixed = np.matmul(flat[..., first], values[..., first, :])
+    for part in more:
         mixed += np.matmul(flat[..., part], values[..., part, :])
     np.divide(mixed[..., :t, :], total, out=out)
 
@@ -106,18 +106,29 @@ def store(
 
 
 @lru_cache(maxsize=16)
-def serves(n_head: int, d: int) -> bool:
-    """Whether rows have the same bits alone and together, with this CPU and BLAS."""
+def _segment(d: int) -> int:
+    """Positions whose values, d wide, are mixed in one product; 0 where none is small."""
+    return min(SEGMENT, panels.SMALL // (ROWS * d) // BLOCK * BLOCK)
+
+
+@lru_cache(maxsize=16)
+def serves(d: int) -> bool:
+    """Whether rows of heads of width d have the same bits alone and together, with this CPU and BLAS."""
+    return _segment(d) > 0 and all(_rows_are_alone(d, offset) for offset in (0, _segment(d) - BLOCK))
+
+
+def _rows_are_alone(d: int, offset: int) -> bool:
+    """So it is for rows at the positions from `offset` on."""
     random = np.random.Generator(np.random.Philox(2))
-    t = 2 * BLOCK
-    q, k, v = random.standard_normal((3, n_head, t, d), np.float32)
-    keys, values = np.zeros((n_head, 2, d, BLOCK), np.float32), np.zeros((n_head, t, d), np.float32)
+    t = offset + 2 * BLOCK
+    q, k, v = random.standard_normal((3, 2, t, d), np.float32)
+    keys, values = np.zeros((2, t // BLOCK, d, BLOCK), np.float32), np.zeros((2, t, d), np.float32)
     store(keys, values, k, v, 0)
-    whole = np.empty_like(q)
-    attend_blocks(q, keys, values, whole, 0)
+    whole = np.empty((2, 2 * BLOCK, d), np.float32)
+    attend_blocks(q[:, offset:], keys, values, whole, offset)
     for start, rows in ((0, 1), (5, 3), (31, 1), (60, 7), (90, 2), (127, 1)):
-        some = np.empty((n_head, rows, d), np.float32)
-        attend_blocks(q[:, start : start + rows], keys, values, some, start)
+        some = np.empty((2, rows, d), np.float32)
+        attend_blocks(q[:, offset + start :][:, :rows], keys, values, some, offset + start)
         if not np.array_equal(some, whole[:, start : start + rows]):
             return False
     return True

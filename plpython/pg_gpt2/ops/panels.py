@@ -92,6 +92,8 @@ def bind(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = No
 def product_with_rows(x: np.ndarray, table: np.ndarray) -> np.ndarray:  # [m, D], [V, D] -> [m, V]
     """x @ table', where each 64 rows of the table are a panel as they lie. The last panel overlaps the one before it."""
     m, (v, d), count = len(x), table.shape, len(table) // WIDTH
+    if not count:  # BLAS treats columns beside its registers otherwise
+        return np.ascontiguousarray(product_with_rows(x, np.pad(table, ((0, WIDTH - v), (0, 0))))[:, :v])
     x = _roomy(x)
     out = np.empty((len(x), v), x.dtype)
     tasks = [
@@ -100,8 +102,7 @@ def product_with_rows(x: np.ndarray, table: np.ndarray) -> np.ndarray:  # [m, D]
     ]
     _together(tasks)()
     if v % WIDTH:
-        last = min(v, WIDTH)
-        _each(_multiply(x, table[None, v - last :].swapaxes(1, 2), out[None, :, v - last :]))
+        _each(_multiply(x, table[None, v - WIDTH :].swapaxes(1, 2), out[None, :, v - WIDTH :]))
     return out[:m]
 
 
