@@ -16,7 +16,7 @@ from ..ops.attend import attend
 from ..tensor import FLOAT32
 
 MOST_HEADS = 6  # a task
-FEW_ROWS = 16
+SHARED_COSTS = 6e6  # below, in positions x 3D x (4 + rows), attention costs less than handing over half of it
 STREAMS_A_TASK = 8
 
 
@@ -72,6 +72,7 @@ class BlockCache:
         self.room, self._n_head = room, config.n_head
         self.arena, self.slot = arena or Arena(config, room, 1), slot
         self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
+        self._few: attend_blocks.FewRows | None = None
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
         """See Cache."""
@@ -79,14 +80,24 @@ class BlockCache:
         (mixed,) = _heads(out, 1, self._n_head)
         keys, values = self._keys[layer], self._values[layer]
         attend_blocks.store(keys, values, k, v, start)
-        if len(qkv) <= FEW_ROWS:
-            attend_blocks.attend_blocks(q, keys, values, mixed, start)
+        if len(qkv) <= attend_blocks.ROWS:
+            few = self._few_rows(len(qkv), start)
+
+            def some(h: slice) -> None:
+                few(layer, q[h], mixed[h], h)
         else:
-            threads.for_rows(
-                self._n_head,
-                _heads_a_task(self._n_head),
-                lambda h: attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], start),
-            )
+
+            def some(h: slice) -> None:
+                attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], start)
+
+        costs = (start + len(qkv)) * qkv.shape[1] * (4 + len(qkv))
+        threads.for_rows(self._n_head, self._n_head if costs < SHARED_COSTS else _heads_a_task(self._n_head), some)
+
+    def _few_rows(self, t: int, start: int) -> attend_blocks.FewRows:
+        """The same for all layers of a pass."""
+        if self._few is None or self._few.place != (t, start):
+            self._few = attend_blocks.FewRows(self._keys, self._values, t, start)
+        return self._few
 
     def copy_to(self, other: "BlockCache", length: int) -> None:
         """See Cache."""

@@ -25,11 +25,11 @@ def attend_blocks(
     for rows in threads.pieces(whole, ROWS * GROUPS):
         _attend_groups(q[:, rows], keys, values, out[:, rows], offset + rows.start)
     if whole < q.shape[1]:
-        _attend(q[:, whole:], keys, values, out[:, whole:], offset + whole)
+        FewRows(keys[None], values[None], q.shape[1] - whole, offset + whole)(0, q[:, whole:], out[:, whole:])
 
 
 def _attend_groups(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int) -> None:
-    """Groups of ROWS rows, in the same few calls: the products of `_attend`, and its bits."""
+    """Groups of ROWS rows, in the same few calls: the products of `FewRows`, and its bits."""
     n_head, t, d = q.shape
     blocks = -(-(offset + t) // BLOCK)
     rows = buffers.scratch("queries", (n_head, t // ROWS, 1, ROWS, d), q.dtype)
@@ -41,18 +41,27 @@ def _attend_groups(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.
     _mix(scores, ROWS, values[:, None], out.reshape(n_head, -1, ROWS, d))
 
 
-def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int) -> None:
-    n_head, t, d = q.shape
-    blocks = -(-(offset + t) // BLOCK)
-    room = max(2, t)  # BLAS treats a single row otherwise
-    rows = buffers.scratch("queries", (n_head, 1, room, d), q.dtype)
-    rows[:, :, t:] = 0
-    np.multiply(q, d**-0.5, out=rows[:, 0, :t])
-    scores = buffers.scratch("scores", (n_head, room, blocks, BLOCK), q.dtype)
-    np.matmul(rows, keys[:, :blocks], out=scores.swapaxes(1, 2))
-    z = scores.reshape(n_head, room, -1)[:, :t]
-    z[..., offset:] += _future(t)[:, : z.shape[-1] - offset]
-    _mix(scores, t, values, out)
+class FewRows:
+    """Attention of t rows, at most ROWS, at the positions from `offset` on, with arrays and views made once for all layers."""
+
+    def __init__(self, keys: np.ndarray, values: np.ndarray, t: int, offset: int) -> None:
+        """keys [L, H, blocks, d, 64], values [L, H, 64 blocks, d]."""
+        (_, n_head, _, d), blocks = keys.shape[:4], -(-(offset + t) // BLOCK)
+        room = max(2, t)  # BLAS treats a single row otherwise
+        self._keys, self._values, self._scale = keys[:, :, :blocks], values[:, :, : blocks * BLOCK], d**-0.5
+        self._rows = np.zeros((n_head, 1, room, d), keys.dtype)
+        self._scores = buffers.scratch("scores", (n_head, room, blocks, BLOCK), keys.dtype)
+        self._future = _future(t)[:, : blocks * BLOCK - offset]
+        self.place = t, offset
+
+    def __call__(self, layer: int, q: np.ndarray, out: np.ndarray, h: slice = slice(None)) -> None:  # [h, t, d] twice
+        """out = softmax(q k' / sqrt(d)) v of the heads h."""
+        rows, scores, (t, offset) = self._rows[h], self._scores[h], self.place
+        np.multiply(q, self._scale, out=rows[:, 0, :t])
+        np.matmul(rows, self._keys[layer, h], out=scores.swapaxes(1, 2))
+        z = scores.reshape(len(rows), -1, scores.shape[2] * BLOCK)[:, :t, offset:]
+        np.add(z, self._future, out=z)
+        _mix(scores, t, self._values[layer, h], out)
 
 
 def attend_each(
@@ -75,7 +84,7 @@ def _mix(scores: np.ndarray, t: int, values: np.ndarray, out: np.ndarray) -> Non
     """out [.., t, d] = softmax(scores) values, of the first t rows of [.., room, blocks, 64]."""
     flat = scores.reshape(*scores.shape[:-2], -1)
     z = flat[..., :t, :]
-    z -= np.maximum.reduce(z, axis=-1, keepdims=True)
+    np.subtract(z, np.maximum.reduce(z, axis=-1, keepdims=True), out=z)
     np.exp(z, out=z)
     total = np.add.reduce(np.add.reduce(scores[..., :t, :, :], axis=-2), axis=-1, keepdims=True)
     first, *more = threads.pieces(flat.shape[-1], _segment(values.shape[-1]))
