@@ -115,7 +115,9 @@ def find_vocabulary(database: Database, source: Path | None, model: str | None) 
         raise LoaderError("give --tokenizer, or --model of a model that has a vocabulary")
     found = Vocabulary.from_database(database, model)
     if found is None:
-        raise LoaderError(f'model "{model}" has no vocabulary; give --tokenizer, or load one with pg-gpt2 ingest-tokenizer')
+        raise LoaderError(
+            f'model "{model}" has no vocabulary; give --tokenizer, or load one with pg-gpt2 ingest-tokenizer'
+        )
     return found
 
 
