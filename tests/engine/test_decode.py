@@ -18,10 +18,11 @@ from pg_gpt2.inference.decode import Decoder, step_together
 from pg_gpt2.inference.generation import Options
 from pg_gpt2.inference.lookup import LONG, NGRAM, PATIENCE, Drafts
 from pg_gpt2.inference.sampling import Sampling
-from pg_gpt2.ops import attend_blocks, panels
+from pg_gpt2.ops import attend_blocks
 from pg_gpt2.ops.attend import attend
-from pg_gpt2.ops.linear import linear
-from pg_gpt2.ops.panels import Panels
+from pg_gpt2.ops.embedding import embedding
+from pg_gpt2.ops.linear import linear, lm_head
+from pg_gpt2.ops.panels import Panels, Table
 from pg_gpt2.storage import layout
 from pg_gpt2.tape import Eager
 
@@ -64,9 +65,10 @@ def test_products_with_panels(k: int, n: int, rows: int) -> None:
     x, w, b = (source.standard_normal(shape, np.float32) for shape in ((rows, k), (k, n), n))
     wanted = x.astype(np.float64) @ w + b
     np.testing.assert_allclose(linear(x, Panels.of(w), b), wanted, atol=2e-6 * k**0.5 * 10)
-    np.testing.assert_allclose(
-        panels.product_with_rows(x, np.ascontiguousarray(w.T)) + b, wanted, atol=2e-6 * k**0.5 * 10
-    )
+    table = Table.of(np.ascontiguousarray(w.T))
+    np.testing.assert_allclose(lm_head(x, table) + b, wanted, atol=2e-6 * k**0.5 * 10)
+    np.testing.assert_array_equal(embedding(table, ids=[[0, n - 1]]), w.T[[[0, n - 1]]])
+    np.testing.assert_array_equal(table.plain(), w.T)
     np.testing.assert_array_equal(Panels.of(w).plain(), w)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from .. import gpt2, host, threads
 from ..config import GPT2Config
 from ..errors import InconsistentData, InvalidParameter
-from ..ops import panels
+from ..ops.linear import lm_head
 from ..ops.panels import Panels
-from ..ops.products import as_rows, product
+from ..ops.products import as_rows
 from ..storage.layout import Arranged
 from ..tape import Eager
 from . import plan
@@ -133,8 +133,7 @@ def _hidden(
 
 
 def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
-    wte = params["wte"]
-    return panels.product_with_rows(hidden, wte) if _is_exact(params) else product(hidden, wte.T)
+    return lm_head(hidden, params["wte"])
 
 
 def checked(values: np.ndarray, what: str = "logits") -> np.ndarray:

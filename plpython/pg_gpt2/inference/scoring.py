@@ -11,7 +11,7 @@ import numpy as np
 from .. import gpt2, host, threads
 from ..config import LAYER_NORM_EPS, GPT2Config
 from ..errors import InvalidParameter
-from ..ops.products import product
+from ..ops.linear import lm_head
 from ..storage.layout import Arranged
 from ..tape import Eager
 from .decode import checked
@@ -28,7 +28,7 @@ def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tu
         hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
         for rows in threads.pieces(stop - first, ROWS):
             targets = tokens[first:stop][rows]
-            logits = checked(product(hidden[first - 1 - start :][rows], params["wte"].T))
+            logits = checked(lm_head(hidden[first - 1 - start :][rows], params["wte"]))
             place = slice(first - 1 + rows.start, first - 1 + rows.stop)
             logprobs[place], ranks[place] = _score_rows(logits, targets)
             host.check_interrupts()

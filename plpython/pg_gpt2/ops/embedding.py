@@ -10,6 +10,7 @@ from ..errors import InvalidParameter
 from . import buffers
 from .elementwise import block_rows
 from .op import Sink, misfit, register
+from .panels import Table
 from .products import gradient_buffer
 
 Grads = tuple[np.ndarray | None, ...]
@@ -27,11 +28,13 @@ def checked_ids(op: str, ids: Any, limit: int) -> np.ndarray:
     return array
 
 
-def embedding(table: np.ndarray, *, ids: Any) -> np.ndarray:  # [V, D] -> [*ids.shape, D]
-    """table[ids]."""
+def embedding(table: np.ndarray | Table, *, ids: Any) -> np.ndarray:  # [V, D] -> [*ids.shape, D]
+    """table[ids]. For inference, the table may come in panels."""
     if table.ndim != 2:
         raise misfit("embedding", "the table is [V, D]", table=table.shape)
     index = checked_ids("embedding", ids, table.shape[0])
+    if isinstance(table, Table):
+        return table.take(index)
     y = buffers.empty((*index.shape, table.shape[1]), table.dtype)
     np.take(table, index, axis=0, out=y, mode="clip")
     return y

@@ -12,7 +12,7 @@ from . import buffers, panels
 from .activations import gelu, gelu_backward
 from .elementwise import unbroadcast
 from .op import Sink, misfit, register
-from .panels import Panels
+from .panels import Panels, Table
 from .products import as_rows, column_sums, gradient_buffer, product, product_tasks, run_all
 
 Grads = tuple[np.ndarray | None, ...]
@@ -84,11 +84,13 @@ def linear_backward(
 register("linear", linear, linear_backward, "x w b", reads=(0, 1))
 
 
-def lm_head(x: np.ndarray, wte: np.ndarray) -> np.ndarray:  # [.., D], [V, D] -> [.., V]
-    """Logits by the tied embedding: x @ wte'."""
+def lm_head(x: np.ndarray, wte: np.ndarray | Table) -> np.ndarray:  # [.., D], [V, D] -> [.., V]
+    """Logits by the tied embedding: x @ wte'. For inference, wte may come in panels."""
     if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
         raise misfit("lm_head", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
-    return product(as_rows(x), wte.T).reshape(*x.shape[:-1], len(wte))
+    rows = as_rows(x)
+    y = panels.product(rows, wte.T) if isinstance(wte, Table) else product(rows, wte.T)
+    return y.reshape(*x.shape[:-1], wte.shape[0])
 
 
 def lm_head_backward(

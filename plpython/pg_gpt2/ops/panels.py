@@ -55,6 +55,30 @@ class Panels:
         return np.ascontiguousarray(self.data.transpose(1, 0, 2).reshape(k, -1)[:, :n])
 
 
+class Table(Panels):
+    """A table [V, D] of which rows are picked, and whose transpose multiplies: panels of the transpose."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, table: np.ndarray) -> "Table":
+        """The panels of a table [V, D]."""
+        return cls(Panels.of(table.T).data, table.shape)
+
+    @property
+    def T(self) -> Panels:
+        """The transpose [D, V], which a product wants; no copy."""
+        return Panels(self.data, self.shape[::-1])
+
+    def take(self, ids: np.ndarray) -> np.ndarray:  # [..] -> [.., D]
+        """The rows of these numbers, a copy."""
+        return self.data[ids // WIDTH, :, ids % WIDTH]
+
+    def plain(self) -> np.ndarray:
+        """The table [V, D], a copy."""
+        return np.ascontiguousarray(self.T.plain().T)
+
+
 def stored_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Shape of the panels of weights [K, N]."""
     k, n = shape
@@ -69,10 +93,11 @@ def room(m: int) -> int:
 def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndarray:  # [m, K], [K, N], [N] -> [m, N]
     """x @ w (+ bias)."""
     m, n = len(x), w.shape[1]
-    x = _roomy(x)
+    if len(x) < room(m):
+        x = np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
     out = buffers.empty((len(x), len(w.data) * WIDTH), x.dtype)
     bind(x, w, out, bias)()
-    return np.ascontiguousarray(out[:m, :n])
+    return out[:m, :n]
 
 
 def bind(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None) -> Callable[[], None]:
@@ -87,32 +112,6 @@ def bind(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = No
         return _together([[*task, *end] for task, end in zip(tasks, ends)])
     # Adding up a few rows is not worth a second thread, which would wait for the interpreter.
     return partial(_each, [_together(tasks), *_finish(terms, out, slice(0, n), bias)])
-
-
-def product_with_rows(x: np.ndarray, table: np.ndarray) -> np.ndarray:  # [m, D], [V, D] -> [m, V]
-    """x @ table', where each 64 rows of the table are a panel as they lie. The last panel overlaps the one before it."""
-    m, (v, d), count = len(x), table.shape, len(table) // WIDTH
-    if not count:  # BLAS treats columns beside its registers otherwise
-        return np.ascontiguousarray(product_with_rows(x, np.pad(table, ((0, WIDTH - v), (0, 0))))[:, :v])
-    x = _roomy(x)
-    out = np.empty((len(x), v), x.dtype)
-    tasks = [
-        _multiply(x, table[_columns(c)].reshape(-1, WIDTH, d).swapaxes(1, 2), out[None, :, _columns(c)])
-        for c in _pieces(count, 2.0 * len(x) * d * v)
-    ]
-    _together(tasks)()
-    if v % WIDTH:
-        _each(_multiply(x, table[None, v - WIDTH :].swapaxes(1, 2), out[None, :, v - WIDTH :]))
-    return out[:m]
-
-
-def _roomy(x: np.ndarray) -> np.ndarray:
-    """x, with a row of zeros more where it needs one."""
-    if len(x) == room(len(x)):
-        return x
-    padded = np.zeros((room(len(x)), x.shape[1]), x.dtype)
-    padded[:-1] = x
-    return padded
 
 
 def _pieces(count: int, flops: float) -> list[slice]:
@@ -180,11 +179,9 @@ def serve(depths: Sequence[int]) -> bool:
 def _serves(k: int) -> bool:
     random = np.random.Generator(np.random.Philox(1))
     x = random.standard_normal((2 * ROWS, k), np.float32)
-    w = random.standard_normal((k, 8 * WIDTH + 1), np.float32)
-    panels, table = Panels.of(w), np.ascontiguousarray(w.T)
-    if not (
-        _rows_are_alone(lambda x: product(x, panels), x) and _rows_are_alone(lambda x: product_with_rows(x, table), x)
-    ):
+    w = random.standard_normal((k, 8 * WIDTH), np.float32)
+    panels = Panels.of(w)
+    if not _rows_are_alone(lambda x: product(x, panels), x):
         return False
     w = np.tile(w, (1, TRIAL_SCALARS // w.size + 1))
     panels = Panels.of(w)

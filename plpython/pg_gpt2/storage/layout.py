@@ -1,4 +1,4 @@
-"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or linear layers in panels where that pays.
+"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or matrices in panels where that pays.
 
 The choice follows from what this CPU and BLAS do with panels of the model's sizes, hence is the same in all sessions of a server.
 Everything that asks for a tensor by name, a tape or a trace, gets it as the checkpoint has it.
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import GPT2Config
 from ..ops import attend_blocks, panels
-from ..ops.panels import Panels
+from ..ops.panels import Panels, Table
 
 Params = Mapping[str, np.ndarray]
 
@@ -19,7 +19,7 @@ use_panels: bool | None = None  # None: where they pay
 
 
 def in_panels(config: GPT2Config) -> bool:
-    """Whether linear layers of such a model lie in panels."""
+    """Whether matrices of such a model lie in panels."""
     if use_panels is not None:
         return use_panels
     d = config.d_model
@@ -29,17 +29,21 @@ def in_panels(config: GPT2Config) -> bool:
 def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """Name -> shape of what is kept for each tensor."""
     shapes = config.param_shapes()
-    if not in_panels(config):
-        return shapes
-    return {name: panels.stored_shape(shape) if _is_linear(name, shape) else shape for name, shape in shapes.items()}
+    if in_panels(config):
+        shapes |= {name: panels.stored_shape(shape) for name, shape in shapes.items() if _kind(name, shape) is Panels}
+        shapes["wte"] = panels.stored_shape(shapes["wte"][::-1])
+    return shapes
 
 
-def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and name.startswith("h.")
+def _kind(name: str, shape: tuple[int, ...]) -> type[Panels] | None:
+    """Of panels, for a tensor that may be in panels."""
+    if len(shape) != 2 or name == "wpe":
+        return None
+    return Table if name == "wte" else Panels
 
 
 class Arranged(dict[str, Any]):
-    """Name -> array, or Panels for the weights of a linear layer. `prepared` is what decoding makes of them for its passes."""
+    """Name -> array, or Panels for a matrix. `prepared` is what decoding makes of them for its passes."""
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         super().__init__(tensors)
@@ -54,7 +58,8 @@ class Stored(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         array = self._params[name]
-        return array if array.shape == self._shapes[name] else Panels.of(array).data
+        kind = _kind(name, array.shape)
+        return array if kind is None or array.shape == self._shapes[name] else kind.of(array).data
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -83,9 +88,12 @@ class Plain(Mapping[str, np.ndarray]):
 def arranged(stored: Params, config: GPT2Config) -> Arranged:
     """The parameters for a `Decoder`, from what is kept for them."""
     shapes = config.param_shapes()
-    return Arranged(
-        {name: array if array.shape == shapes[name] else Panels(array, shapes[name]) for name, array in stored.items()}
-    )
+    found: dict[str, Any] = dict(stored)
+    for name, array in stored.items():
+        kind = _kind(name, shapes[name])
+        if kind is not None and array.shape != shapes[name]:
+            found[name] = kind(array, shapes[name])
+    return Arranged(found)
 
 
 def arrange(params: dict[str, np.ndarray], config: GPT2Config) -> Arranged:
