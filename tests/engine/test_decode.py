@@ -16,7 +16,7 @@ from pg_gpt2.config import GPT2Config
 from pg_gpt2.inference import batch, beam, decode, generation, plan
 from pg_gpt2.inference.decode import Decoder, step_together
 from pg_gpt2.inference.generation import Options
-from pg_gpt2.inference.lookup import LONG, NGRAM, PATIENCE, Drafts
+from pg_gpt2.inference.lookup import LONG, NGRAMS, PATIENCE, Drafts
 from pg_gpt2.inference.sampling import Sampling
 from pg_gpt2.ops import attend_blocks
 from pg_gpt2.ops.attend import attend
@@ -306,8 +306,17 @@ def test_a_draft_is_what_followed_the_same_tokens() -> None:
     assert drafts.propose([1, 2, 3, 4, 5], 9) == []
     assert drafts.propose([1, 2, 3, 4, 5, 1, 2, 3], 9) == [4, 5, 1]
     assert drafts.propose([1, 2, 3, 4, 5, 1, 2, 3, 4], 2) == [5, 1]
-    assert Drafts().propose([8] * (NGRAM + 1), 9) == [8, 8, 8]
-    assert Drafts().propose([8] * (NGRAM + 1), 0) == []
+    assert Drafts().propose([8, 8], 9) == [8, 8, 8]
+    assert Drafts().propose([8, 8], 0) == []
+    assert Drafts().propose([1, 2, 8, 2, 3, 1, 2], 1) == [8]  # two tokens are better evidence than the last alone
+
+
+def test_a_long_draft_follows_from_the_longest_evidence_only() -> None:
+    drafts = Drafts()
+    drafts.propose([8] * 10, 99)
+    drafts.report(3, 3)
+    assert len(drafts.propose([8] * 10 + [1, 2, 8], 99)) == 3
+    assert len(drafts.propose([8] * 10 + [1, 2, 8, 8, 8], 99)) == 7
 
 
 def test_drafts_that_come_true_grow_and_others_become_rare() -> None:
@@ -324,4 +333,4 @@ def test_drafts_that_come_true_grow_and_others_become_rare() -> None:
         draft = drafts.propose(seen, 99)
         proposed += bool(draft)
         drafts.report(len(draft), 0)
-    assert proposed < 1000 / PATIENCE + 10
+    assert proposed < len(NGRAMS) * (1000 / PATIENCE + 10)

@@ -6,44 +6,58 @@ than one; longer drafts have to be earned by shorter ones that came true, and wh
 
 from collections.abc import Sequence
 
-NGRAM = 3  # tokens that have to agree
+NGRAMS = (3, 2, 1)  # tokens that have to agree, the best evidence first
 SHORT, LONG = 3, 15  # tokens of a draft: with the token before them 4 to 16 rows
 PATIENCE = 32  # tokens without a draft, at most
+
+
+class _Ngrams:
+    """Where n-grams of one length last occurred, and how drafts that follow from them fare."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.pause = self.wait = 0
+        self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> the place after its last occurrence but the present one
+        self._known = 0  # tokens whose n-grams are entered
+
+    def find(self, seen: Sequence[int]) -> int | None:
+        """The place after an earlier occurrence of the last n tokens."""
+        for end in range(max(self._known, self.n), len(seen)):
+            self._ends[tuple(seen[end - self.n : end])] = end
+        self._known = len(seen)
+        return self._ends.get(tuple(seen[-self.n :])) if len(seen) >= self.n else None
 
 
 class Drafts:
     """Proposals for the continuation of a growing sequence."""
 
     def __init__(self) -> None:
-        self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> the place after its last occurrence but the present one
-        self._known = 0  # tokens whose n-grams are entered
+        self._ngrams = [_Ngrams(n) for n in NGRAMS]
+        self._used = self._ngrams[0]  # for the last draft
         self._size = SHORT
-        self._pause = self._wait = 0
 
     def propose(self, seen: Sequence[int], most: int) -> list[int]:
         """Up to `most` tokens that may follow `seen`; none without a precedent."""
-        for end in range(max(self._known, NGRAM), len(seen)):
-            self._ends[tuple(seen[end - NGRAM : end])] = end
-        self._known = len(seen)
-        start = self._ends.get(tuple(seen[-NGRAM:])) if len(seen) >= NGRAM else None
-        if self._wait:
-            self._wait -= 1
-            return []
-        if start is None:
-            return []
-        period = len(seen) - start  # a draft that reaches the end of what was seen repeats itself
-        return [seen[start + i % period] for i in range(min(self._size, most))]
+        for ngrams, start in [(ngrams, ngrams.find(seen)) for ngrams in self._ngrams]:
+            if start is None:
+                continue
+            if ngrams.wait:
+                ngrams.wait -= 1
+                continue
+            self._used = ngrams
+            size = self._size if ngrams is self._ngrams[0] else SHORT
+            period = len(seen) - start  # a draft that reaches the end of what was seen repeats itself
+            return [seen[start + i % period] for i in range(min(size, most))]
+        return []
 
     def report(self, drafted: int, accepted: int) -> None:
         """How many of the `drafted` tokens came true."""
         if not drafted:
             return
+        used = self._used
         if accepted == drafted:
             self._size = min(LONG, 2 * self._size + 1)
-        else:
+        elif used is self._ngrams[0]:
             self._size = SHORT
-        if accepted:
-            self._pause = 0
-        else:
-            self._pause = min(PATIENCE, 2 * self._pause + 1)
-        self._wait = self._pause
+        used.pause = 0 if accepted else min(PATIENCE, 2 * used.pause + 1)
+        used.wait = used.pause
