@@ -161,7 +161,7 @@ import numpy as np
 from pg_gpt2.config import GPT2Config
 from pg_gpt2.ops import attend_blocks
 from pg_gpt2.storage import layout
-from pg_gpt2.inference.decode import Decoder, several, step_together
+from pg_gpt2.inference.decode import Decoder, feed_together, several, step_together
 from test_decode import CONFIGS, random_params
 wide = GPT2Config(n_layer=1, n_head=1, d_model=128, n_positions=1100, vocab=50)  # d_head 128: shorter pieces of values
 for d in (8, 64, 122, 128, 160, 1000):
@@ -175,6 +175,12 @@ if layout.in_panels(wide):
     other.feed(ids[:940])
     one = np.array([alone.feed([token]) for token in ids[940:]])
     assert np.array_equal(np.concatenate([other.feed_all(ids[s : s + 7]) for s in range(940, 1100, 7)]), one)
+    texts = [ids[:300], ids[:5], ids[7:8], ids[100:164], ids[:201], ids[:90]]  # in three passes
+    apart, together = (several(params, wide, [400] * len(texts)) for _ in range(2))
+    for half in (slice(None), slice(0, 70)):
+        texts = [text[half] for text in texts]
+        alone = np.array([decoder.feed(text) for decoder, text in zip(apart, texts)])
+        assert np.array_equal(feed_together(together, texts), alone)
 for config in CONFIGS:
     if not layout.in_panels(config):
         assert not {has_avx512} or "SkylakeX" not in threads.blas_name() or config.d_model < 64, config

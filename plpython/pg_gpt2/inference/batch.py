@@ -12,7 +12,7 @@ import numpy as np
 from .. import host
 from ..config import GPT2Config
 from ..storage.layout import Arranged
-from .decode import Decoder, several, step_together
+from .decode import Decoder, feed_together, several, step_together
 from .generation import Options, Token, kept_window
 from .sampling import Draws, choose, is_decisive, log_softmax
 
@@ -31,14 +31,14 @@ class Stream:
         self._draws = Draws(options.seed)
         self._exact = True  # whether all that the decoder holds has the bits of the plain path
         self._plain: Decoder | None = None
-        self._alone: list[int] = []  # what the decoder last read in a pass of its own
+        self._alone: list[int] = []  # what the decoder began with
         self._read = 0  # how many of the seen tokens the plain decoder has read
 
-    def read_alone(self, ids: list[int]) -> np.ndarray:
-        """Logits after a pass over `ids` alone: the prompt, or what remains of a full window."""
+    def begin(self, ids: list[int]) -> list[int]:
+        """Forget all: what is read next is `ids`, the prompt or what remains of a full window."""
         self.decoder.rewind(0)
         self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
-        return self.decoder.feed(ids)
+        return ids
 
     def shared(self, others: int) -> None:
         """The last token was read in one pass with `others`."""
@@ -79,15 +79,24 @@ def generate_batch(
     """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
     rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
     streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
-    going_on = [s for s in streams if s.options.max_tokens and s.take(s.read_alone(s.seen[-config.n_positions :]))]
-    while going_on:
-        full = [s for s in going_on if s.decoder.length == config.n_positions]
-        rest = [s for s in going_on if s.decoder.length < config.n_positions]
-        results = [(s, s.read_alone(kept_window(s.seen, config))) for s in full]
+    window = config.n_positions
+    begun = [s for s in streams if s.options.max_tokens]
+    results = _begin(begun, [s.seen[-window:] for s in begun])
+    while going_on := [stream for stream, logits in results if stream.take(logits)]:
+        host.check_interrupts()
+        full = [s for s in going_on if s.decoder.length == window]
+        rest = [s for s in going_on if s.decoder.length < window]
+        results = _begin(full, [kept_window(s.seen, config) for s in full])
         if rest:
             results += zip(rest, step_together([s.decoder for s in rest], [s.seen[-1] for s in rest]))
         for stream in rest:
             stream.shared(len(rest) - 1)
-        going_on = [stream for stream, logits in results if stream.take(logits)]
-        host.check_interrupts()
     return [stream.tokens for stream in streams]
+
+
+def _begin(streams: Sequence[Stream], texts: Sequence[list[int]]) -> list[tuple[Stream, np.ndarray]]:
+    """Logits of what follows each text, after its stream read it."""
+    if not streams:
+        return []
+    ids = [stream.begin(text) for stream, text in zip(streams, texts)]
+    return list(zip(streams, feed_together([stream.decoder for stream in streams], ids)))

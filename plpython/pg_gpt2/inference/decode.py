@@ -4,7 +4,7 @@ The model itself is gpt2.hidden; what differs is the layout of its weights, and 
 a few rows are prepared once: see plan.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ..ops.panels import Panels
 from ..ops.products import as_rows
 from ..storage.layout import Arranged
 from ..tape import Eager
+from ..tensor import FLOAT32
 from . import plan
 from .cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_caches
 from .plan import Attend
@@ -68,6 +69,56 @@ class Decoder:
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [T, D]
         """Attention of new rows over all positions so far; their keys and values are kept."""
         self.cache.attend(layer, qkv, out, self.length)
+
+
+def feed_together(decoders: Sequence[Decoder], texts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Append a text to each of several streams of one model; logits [len(decoders), vocab] of what follows each.
+
+    They share passes where a row's company does not matter.
+    """
+    first = decoders[0]
+    if not first.exact:
+        return np.array([decoder.feed(ids) for decoder, ids in zip(decoders, texts)])
+    last = np.empty((len(decoders), first.config.d_model), FLOAT32)
+    for pieces in _packed([len(ids) for ids in texts]):
+        x = _read_together([decoders[number] for number, _ in pieces], [texts[number][rows] for number, rows in pieces])
+        ends = np.cumsum([rows.stop - rows.start for _, rows in pieces])
+        last[[number for number, _ in pieces]] = x[ends - 1]
+        host.check_interrupts()
+    return checked(_logits(first.params, last))
+
+
+def _packed(lengths: Sequence[int]) -> Iterator[list[tuple[int, slice]]]:
+    """(number, slice) of texts of these lengths, those that share a pass."""
+    pieces: list[tuple[int, slice]] = []
+    room = PREFILL_ROWS
+    for number, length in enumerate(lengths):
+        start = 0
+        while start < length:
+            rows = slice(start, min(length, start + room))
+            pieces.append((number, rows))
+            start, room = rows.stop, room - (rows.stop - start)
+            if not room:
+                yield pieces
+                pieces, room = [], PREFILL_ROWS
+    if pieces:
+        yield pieces
+
+
+def _read_together(decoders: Sequence[Decoder], texts: Sequence[Sequence[int]]) -> np.ndarray:  # -> [sum T, D]
+    sizes = [len(ids) for ids in texts]
+    ends = np.cumsum(sizes).tolist()
+    positions = np.concatenate([np.arange(d.length, d.length + size) for d, size in zip(decoders, sizes)])
+
+    def attend_each(layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [sum T, 3D], [sum T, D]
+        for decoder, size, end in zip(decoders, sizes, ends):
+            decoder.attend(layer, qkv[end - size : end], out[end - size : end])
+
+    ids = np.concatenate([np.asarray(ids, np.int64) for ids in texts])[:, None]
+    x = _hidden(decoders[0].params, decoders[0].config, ids, positions, attend_each)
+    for decoder, size in zip(decoders, sizes):
+        decoder.length += size
+    return x
 
 
 def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndarray:
