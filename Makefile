@@ -31,6 +31,7 @@ help:
 	@echo 'make demo         a GPT-2 that ships writes, is looked into, learns (the lines of TEXT=file) and forgets, in it'
 	@echo 'make load         load MODEL=gpt2 (-medium, -large, -xl, any GPT-2 of the hub, or a directory) into it'
 	@echo 'make test         all tests that need no torch, in a throw-away cluster'
+	@echo 'make test-avx2    those of generation, parity and documentation with a server that takes the CPU for one without AVX-512'
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
 	@echo 'make fuzz         search for hostile input, a minute a parser; FUZZ_ARGS="--seconds 600 npz" for more or less'
 	@echo 'make soak         30 minutes of everything at once, with cancels and kills, in a throw-away cluster; SOAK_ARGS="--minutes 3"'
@@ -92,6 +93,12 @@ load: .venv/test/complete
 .PHONY: test
 test: provision-test build .venv/test/complete
 	@docker/cluster.sh run tests/run.sh .venv/test/bin/python $(PYTEST_ARGS)
+
+# Without AVX-512 weights lie in rows, and batches, drafts and documentation must say the same.
+.PHONY: test-avx2
+test-avx2: provision-test build .venv/test/complete
+	@PG_GPT2_CORETYPE=Haswell docker/cluster.sh run .venv/test/bin/python -m pytest tests/server/test_generation.py \
+	    tests/server/test_parity.py tests/server/test_weight_file.py tests/server/test_docs.py $(PYTEST_ARGS)
 
 .PHONY: fuzz
 fuzz: .venv/test/complete

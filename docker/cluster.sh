@@ -14,7 +14,8 @@
 # nothing needs root but the installation of packages. PostgreSQL finds its files relative to its own executable: each
 # cluster runs a copy of `postgres` in a tree of links that mirrors the installation, with our two files added.
 # Everything lies below ~/.local/state/pg_gpt2/<hash of the checkout's path>; run by root, whom PostgreSQL refuses,
-# below /var/lib/pg_gpt2, and the server runs as `postgres`. PG_GPT2_STATE names another place.
+# below /var/lib/pg_gpt2, and the server runs as `postgres`. PG_GPT2_STATE names another place. With PG_GPT2_CORETYPE=Haswell the
+# server's BLAS takes the machine for one without AVX-512.
 set -euo pipefail
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -147,7 +148,7 @@ start_server() { # of cluster $1
     # Threads, modules and kernels of the server must not depend on what the caller's shell happens to export.
     as_server env -u PYTHONHOME -u PYTHONSTARTUP -u TMPDIR -u OPENBLAS_NUM_THREADS -u GOTO_NUM_THREADS \
         -u OMP_NUM_THREADS -u MKL_NUM_THREADS -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE \
-        HOME="$1/data" PYTHONNOUSERSITE=1 PYTHONPATH="$numpy_path" \
+        HOME="$1/data" PYTHONNOUSERSITE=1 PYTHONPATH="$numpy_path" ${PG_GPT2_CORETYPE:+OPENBLAS_CORETYPE="$PG_GPT2_CORETYPE"} \
         "$1/pg$bindir/pg_ctl" -D "$1/data" -l "$1/log" -w -t 120 start >/dev/null 9>&- ||
         die "the server did not start: $(tail -n 20 "$1/log")"
 }
