@@ -32,7 +32,7 @@ AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
 importer = {}
 exec(sources['pg_gpt2.importer'], importer)
-GD['pg_gpt2 c9aeed892bda @extschema@'] = importer['load'](sources, 'pg_gpt2 c9aeed892bda @extschema@', '@extschema@')
+GD['pg_gpt2 e63d20798aa7 @extschema@'] = importer['load'](sources, 'pg_gpt2 e63d20798aa7 @extschema@', '@extschema@')
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';
 
@@ -6714,13 +6714,15 @@ CUBIC = 0.044715
 Grads = tuple[np.ndarray | None, ...]
 
 
-def _gelu_tanh(x: np.ndarray, square: np.ndarray, out: np.ndarray) -> None:
-    """out = tanh(sqrt(2/pi) (x + 0.044715 x^3)), square = x^2; both may be the same memory."""
-    np.multiply(x, x, out=square)
-    np.multiply(square, SQRT_2_OVER_PI * CUBIC, out=out)
+def _gelu_gate(x: np.ndarray, out: np.ndarray) -> None:
+    """out = 0.5 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): what gelu multiplies x with."""
+    np.multiply(x, x, out=out)
+    out *= SQRT_2_OVER_PI * CUBIC
     out += SQRT_2_OVER_PI
     out *= x
     np.tanh(out, out=out)
+    out += 1.0
+    out *= 0.5
 
 
 def gelu(x: np.ndarray) -> np.ndarray:  # [..] -> [..]
@@ -6732,36 +6734,46 @@ def gelu(x: np.ndarray) -> np.ndarray:  # [..] -> [..]
 
 def gelu_into(x: np.ndarray, y: np.ndarray) -> None:
     """y = gelu(x), not the same memory."""
-    _gelu_tanh(x, y, y)
-    y += 1.0
+    _gelu_gate(x, y)
     y *= x
-    y *= 0.5
 
 
-def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
-    """dx = dy * 0.5 ((1 + t) + x (1 - t^2) sqrt(2/pi) (1 + 3 * 0.044715 x^2)), t the tanh above."""
+def gelu_saving(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [..] -> 2 x [..]
+    """gelu, and what x was multiplied with."""
 
-    def block(dy: np.ndarray, x: np.ndarray, dx: np.ndarray) -> None:
+    def block(x: np.ndarray, y: np.ndarray, gate: np.ndarray) -> None:
+        _gelu_gate(x, gate)
+        np.multiply(gate, x, out=y)
+
+    y, gates = buffers.empty(x.shape, x.dtype), buffers.empty(x.shape, x.dtype)
+    for_blocks(block, contiguous(x), y, gates)
+    return y, gates
+
+
+def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: np.ndarray | None = None, sinks: Any = ()) -> Grads:
+    """dx = dy * s (1 + (1 - s) 2 sqrt(2/pi) (x + 3 * 0.044715 x^3)), s the factor of x in gelu."""
+
+    def block(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, gate: np.ndarray | None = None) -> None:
         inner = buffers.scratch("gelu", x.shape, x.dtype)
-        t = buffers.scratch("gelu_t", x.shape, x.dtype)
-        _gelu_tanh(x, inner, t)
-        inner *= 3.0 * SQRT_2_OVER_PI * CUBIC
-        inner += SQRT_2_OVER_PI
+        if gate is None:
+            gate = buffers.scratch("gelu_gate", x.shape, x.dtype)
+            _gelu_gate(x, gate)
+        np.multiply(x, x, out=inner)
+        inner *= 6.0 * SQRT_2_OVER_PI * CUBIC
+        inner += 2.0 * SQRT_2_OVER_PI
         inner *= x
-        np.multiply(t, t, out=dx)
-        np.subtract(1.0, dx, out=dx)
+        np.subtract(1.0, gate, out=dx)
         dx *= inner
-        dx += t
         dx += 1.0
+        dx *= gate
         dx *= dy
-        dx *= 0.5
 
     dx = buffers.empty(x.shape, x.dtype)
-    for_blocks(block, contiguous(dy), contiguous(x), dx)
+    for_blocks(block, contiguous(dy), contiguous(x), dx, *(() if saved is None else (saved,)))
     return (dx,)
 
 
-register("gelu", gelu, gelu_backward, "x", reads=(0,))
+register("gelu", gelu, gelu_backward, "x", reads=(0,), saving=gelu_saving)
 
 
 def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
@@ -6812,11 +6824,14 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from .. import threads
 from . import buffers
 
 CHUNK = 64  # query rows at a time (setting pg_gpt2.attention_chunk)
+BLOCK = 64  # keys that are multiplied at a time
+FEW_ROWS = 128  # of queries: their products are not worth a copy of the keys
 LEAST, MOST = 2.0**-80, 2.0**80  # sums of exponentials that need no shift
 
 
@@ -6843,29 +6858,68 @@ def _scaled(q: np.ndarray) -> np.ndarray:
     return np.multiply(q, q.shape[-1] ** -0.5, out=buffers.scratch("queries", q.shape, q.dtype))
 
 
-def _scores(q: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """[.., c, d], [.., end, d] -> [.., c, end]: q k', -inf for keys after the query (the last query sees all)."""
-    c, end = q.shape[-2], k.shape[-2]
+class _Columns:
+    """x' for products y x' with the first rows of x [.., n, d]: in blocks [d, BLOCK], unless only few rows are to be multiplied.
+
+    OpenBLAS has fast kernels for small matrices, but not for a transposed second one: a block is copied once and then used by
+    all chunks.
+    """
+
+    def __init__(self, slot: str, x: np.ndarray, rows: int) -> None:
+        self._x = x
+        self._blocks = None
+        if rows >= FEW_ROWS:
+            *lead, n, d = x.shape
+            self._blocks = buffers.scratch(slot, (*lead, -(-n // BLOCK), d, BLOCK), x.dtype)
+            whole = n - n % BLOCK
+            if whole:
+                np.copyto(self._blocks[..., : whole // BLOCK, :, :], _in_blocks(x[..., :whole, :]).swapaxes(-1, -2))
+            if whole < n:
+                np.copyto(self._blocks[..., -1, :, : n - whole], x[..., whole:, :].swapaxes(-1, -2))
+
+    def times(self, y: np.ndarray, end: int, out: np.ndarray) -> None:  # [.., c, d] -> [.., c, end]
+        """out = y x[:end]'."""
+        if self._blocks is None:
+            np.matmul(y, self._x[..., :end, :].swapaxes(-1, -2), out=out)
+            return
+        whole = end - end % BLOCK
+        if whole:
+            blocks = out[..., :whole].reshape(*out.shape[:-1], -1, BLOCK).swapaxes(-2, -3)
+            np.matmul(y[..., None, :, :], self._blocks[..., : whole // BLOCK, :, :], out=blocks)
+        if whole < end:
+            np.matmul(y, self._blocks[..., whole // BLOCK, :, : end - whole], out=out[..., whole:])
+
+
+def _in_blocks(x: np.ndarray) -> np.ndarray:  # [.., n, d] -> [.., n / BLOCK, BLOCK, d]
+    """A view of the rows of x in blocks."""
+    down = x.strides[-2]
+    return as_strided(
+        x, (*x.shape[:-2], x.shape[-2] // BLOCK, BLOCK, x.shape[-1]), (*x.strides[:-2], BLOCK * down, *x.strides[-2:])
+    )
+
+
+def _scores(q: np.ndarray, keys: _Columns, end: int) -> np.ndarray:
+    """[.., c, d] -> [.., c, end]: q k', -inf for keys after the query (the last query sees all)."""
     z = buffers.scratch("scores", (*q.shape[:-1], end), q.dtype)
-    np.matmul(q, k.swapaxes(-1, -2), out=z)
-    z[..., end - c :] += _future(c, q.dtype)
+    keys.times(q, end, z)
+    z[..., end - q.shape[-2] :] += _future(q.shape[-2], q.dtype)
     return z
 
 
-def _exponentials(q: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _exponentials(q: np.ndarray, keys: _Columns, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """exp(scores - top) [.., c, end], their sums and top [.., c, 1].
 
     The maximum of so few values is slow to find, and nearly always needless: a row is shifted by its maximum only
     where its sum would leave the range of numbers. None for top: no row is.
     """
-    z = _scores(q, k)
-    ones = _ones(k.shape[-2], q.dtype)
+    z = _scores(q, keys, end)
+    ones = _ones(end, q.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         total = np.exp(z, out=z) @ ones
         if total.min() > LEAST and total.max() < MOST:
             return z, total, None
         usable = (total > LEAST) & (total < MOST)
-        z = _scores(q, k)
+        z = _scores(q, keys, end)
         top = np.where(usable, 0, z.max(axis=-1, keepdims=True)).astype(z.dtype)
         z -= top
         return z, np.exp(z, out=z) @ ones, top
@@ -6888,15 +6942,16 @@ def attend(
     norms [2, .., t, 1] receives each row's shift and sum of exponentials: together they give exactly the same
     probabilities again, which a log-sum-exp does not. Probabilities are dropped with `p` where masks [.., t, n] is 0.
     """
+    keys = _Columns("keys", k, q.shape[-2])
     for rows, end in _chunks(q.shape[-2], offset, chunk):
-        z, total, top = _exponentials(_scaled(q[..., rows, :]), k[..., :end, :])
+        z, total, top = _exponentials(_scaled(q[..., rows, :]), keys, end)
         if norms is not None:
             norms[0, ..., rows, :], norms[1, ..., rows, :] = 0 if top is None else top, total
         if masks is not None:
             z *= masks[..., rows, :end]
             total *= 1.0 - p
-        np.matmul(z, v[..., :end, :], out=out[..., rows, :])
-        out[..., rows, :] /= total
+        mixed = buffers.scratch("mixed", (*z.shape[:-1], v.shape[-1]), z.dtype)
+        np.divide(np.matmul(z, v[..., :end, :], out=mixed), total, out=out[..., rows, :])
 
 
 def attend_backward(
@@ -6918,9 +6973,10 @@ def attend_backward(
     t, dtype = q.shape[-2], q.dtype
     dq, dk, dv = grads
     dk_total, dv_total = (_total(name, grad, t > chunk) for name, grad in (("dk", dk), ("dv", dv)))
+    keys, values = _Columns("keys", k, t), _Columns("values", v, t)
     for rows, end in reversed(list(_chunks(t, 0, chunk))):
-        q_rows, keys = _scaled(q[..., rows, :]), k[..., :end, :]
-        e = _scores(q_rows, keys)
+        q_rows = _scaled(q[..., rows, :])
+        e = _scores(q_rows, keys, end)
         if norms[0, ..., rows, :].any():
             e -= norms[0, ..., rows, :]
         np.exp(e, out=e)
@@ -6931,15 +6987,15 @@ def attend_backward(
         if masks is not None:
             kept = np.multiply(e, masks[..., rows, :end], out=buffers.scratch("kept", e.shape, dtype))
         dz = buffers.scratch("d_scores", e.shape, dtype)
-        np.matmul(d_rows, v[..., :end, :].swapaxes(-1, -2), out=dz)
+        values.times(d_rows, end, dz)
         _collect(kept.swapaxes(-1, -2), d_rows, dv_total, end)
         if masks is not None:
             dz *= masks[..., rows, :end]
-        dz -= np.einsum("...i,...i->...", e, dz)[..., None] * factor
+        dz -= np.vecdot(e, dz)[..., None] * factor
         dz *= e
         _collect(dz.swapaxes(-1, -2), q_rows, dk_total, end)
-        np.matmul(dz, keys, out=dq[..., rows, :])
-        dq[..., rows, :] *= q.shape[-1] ** -0.5
+        np.matmul(dz, k[..., :end, :], out=d_rows)
+        np.multiply(d_rows, q.shape[-1] ** -0.5, out=dq[..., rows, :])
     if dk_total is not dk:
         dk[...], dv[...] = dk_total, dv_total
 
@@ -7274,14 +7330,15 @@ def attention_backward(
 
 register("attention", attention, attention_backward, "x w_qkv b_qkv w_o b_o", saves=True, reads=(0, 1, 2, 3))
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.blas', $pg_gpt2_source$"""out += a @ b in one pass, by the sgemm of the BLAS that NumPy loaded: np.matmul can only overwrite its result.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.blas', $pg_gpt2_source$"""What NumPy needs several passes for and the BLAS that it loaded one: out += a @ b by sgemm, y = a x + b y by saxpby.
 
-Where that BLAS has no known symbol, or the arrays are not float32 matrices as it takes them, NumPy does it in two passes.
+Where that BLAS has no known symbol, or the arrays are not float32 as it takes them, NumPy does it.
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -7289,11 +7346,11 @@ from .. import threads
 from . import buffers
 
 ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112  # as CBLAS counts
-_SYMBOLS = (
-    ("scipy_cblas_sgemm64_", ctypes.c_int64),
-    ("cblas_sgemm64_", ctypes.c_int64),
-    ("scipy_cblas_sgemm", ctypes.c_int),
-    ("cblas_sgemm", ctypes.c_int),
+_NAMES = (
+    ("scipy_cblas_{}64_", ctypes.c_int64),
+    ("cblas_{}64_", ctypes.c_int64),
+    ("scipy_cblas_{}", ctypes.c_int),
+    ("cblas_{}", ctypes.c_int),
 )
 _Layout = tuple[int, int]  # (PLAIN or TRANSPOSED, elements from one row or column to the next)
 
@@ -7320,39 +7377,71 @@ def _layout(x: np.ndarray) -> _Layout | None:
     return None
 
 
+def add_scaled(alpha: float, x: np.ndarray, beta: float, y: np.ndarray) -> None:  # [n], [n]
+    """y = alpha x + beta y."""
+    axpby = _axpby()
+    if axpby is None or not (x.dtype == y.dtype == np.float32 and x.flags.c_contiguous and y.flags.c_contiguous):
+        y *= y.dtype.type(beta)
+        y += np.multiply(x, x.dtype.type(alpha), out=buffers.scratch("scaled", x.shape, x.dtype))
+    else:
+        axpby(alpha, x, beta, y)
+
+
+def _functions(name: str) -> Iterator[tuple[Callable[..., None], type]]:
+    """Functions of that name in the libraries found, and their type of integers."""
+    for library in threads.blas_libraries():
+        for form, integer in _NAMES:
+            function = getattr(ctypes.CDLL(library), form.format(name), None)
+            if function is not None:
+                function.restype = None
+                yield function, integer
+
+
 @lru_cache(maxsize=1)
 def _gemm() -> Callable[[np.ndarray, np.ndarray, np.ndarray, _Layout, _Layout, _Layout], None] | None:
-    """A caller of the first symbol found that multiplies correctly."""
-    for library in threads.blas_libraries():
-        for symbol, integer in _SYMBOLS:
-            function = getattr(ctypes.CDLL(library), symbol, None)
-            if function is None:
-                continue
-            function.restype = None
-            function.argtypes = [
-                *[ctypes.c_int] * 3,
-                *[integer] * 3,
-                *[ctypes.c_float, ctypes.c_void_p, integer, ctypes.c_void_p, integer],
-                *[ctypes.c_float, ctypes.c_void_p, integer],
-            ]
+    """A caller of the first sgemm found that multiplies correctly."""
+    for function, integer in _functions("sgemm"):
+        function.argtypes = [  # type: ignore[attr-defined]
+            *[ctypes.c_int] * 3,
+            *[integer] * 3,
+            *[ctypes.c_float, ctypes.c_void_p, integer, ctypes.c_void_p, integer],
+            *[ctypes.c_float, ctypes.c_void_p, integer],
+        ]
 
-            def gemm(
-                a: np.ndarray,
-                b: np.ndarray,
-                out: np.ndarray,
-                a_layout: _Layout,
-                b_layout: _Layout,
-                out_layout: _Layout,
-                function: Callable[..., None] = function,
-            ) -> None:
-                (m, k), n = a.shape, b.shape[1]
-                function(
-                    *(ROW_MAJOR, a_layout[0], b_layout[0], m, n, k),
-                    *(1.0, _address(a), a_layout[1], _address(b), b_layout[1], 1.0, _address(out), out_layout[1]),
-                )
+        def gemm(
+            a: np.ndarray,
+            b: np.ndarray,
+            out: np.ndarray,
+            a_layout: _Layout,
+            b_layout: _Layout,
+            out_layout: _Layout,
+            function: Callable[..., None] = function,
+        ) -> None:
+            (m, k), n = a.shape, b.shape[1]
+            function(
+                *(ROW_MAJOR, a_layout[0], b_layout[0], m, n, k),
+                *(1.0, _address(a), a_layout[1], _address(b), b_layout[1], 1.0, _address(out), out_layout[1]),
+            )
 
-            if _multiplies(gemm):
-                return gemm
+        if _multiplies(gemm):
+            return gemm
+    return None
+
+
+@lru_cache(maxsize=1)
+def _axpby() -> Callable[[float, np.ndarray, float, np.ndarray], None] | None:
+    """A caller of the first saxpby found that is right, and treats each element as it would alone."""
+    for function, integer in _functions("saxpby"):
+        vector = (ctypes.c_void_p, integer)
+        function.argtypes = [integer, ctypes.c_float, *vector, ctypes.c_float, *vector]  # type: ignore[attr-defined]
+
+        def axpby(
+            alpha: float, x: np.ndarray, beta: float, y: np.ndarray, function: Callable[..., None] = function
+        ) -> None:
+            function(x.size, alpha, _address(x), 1, beta, _address(y), 1)
+
+        if _scales_and_adds(axpby):
+            return axpby
     return None
 
 
@@ -7367,6 +7456,17 @@ def _multiplies(gemm: Callable[..., None]) -> bool:
     expected = out + a @ b
     gemm(a, b, out, _layout(a), _layout(b), _layout(out))
     return bool((out == expected).all())
+
+
+def _scales_and_adds(axpby: Callable[..., None]) -> bool:
+    """Whether sums are right, and have the same bits in pieces of any size: where work is cut must not matter."""
+    bounds = np.cumsum(np.arange(46)).tolist()  # pieces of 1, 2, 3 .. 45 elements
+    x, y = np.linspace(-1, 1, bounds[-1], dtype=np.float32), np.linspace(2, 3, bounds[-1], dtype=np.float32)
+    whole, cut = y.copy(), y.copy()
+    axpby(0.1, x, 0.9, whole)
+    for start, stop in pairwise(bounds):
+        axpby(0.1, x[start:stop], 0.9, cut[start:stop])
+    return np.allclose(whole, 0.1 * x + 0.9 * y, rtol=1e-6) and np.array_equal(whole, cut)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.buffers', $pg_gpt2_source$"""Where ops get their memory: results from a pool that a training step reuses, temporaries from one scratch per thread.
 
@@ -7553,6 +7653,7 @@ from .op import Shape, misfit, register
 # Elements of the largest block. Smaller ones fit a core's cache better, but the threads then fight over the interpreter
 # lock, whose hand-over takes as long as 100,000 elements, the more so where others use the cores.
 BLOCK = 150_000
+LEAST = 50_000  # elements that are worth a second core
 Grads = tuple[np.ndarray | None, ...]
 
 
@@ -7564,8 +7665,8 @@ def for_blocks(work: Callable[..., object], *arrays: np.ndarray) -> None:
 
 def block_rows(n: int, width: int = 1) -> int:
     """How many of n rows of `width` elements to a block: all of them, or an even number of blocks of one size."""
-    count = -(-n * width // BLOCK)
-    return max(1, -(-n // (count + count % 2 if count > 1 else 1)))
+    count = 1 if n * width < LEAST else 2 * -(-n * width // (2 * BLOCK))
+    return max(1, -(-n // count))
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:
@@ -7899,7 +8000,7 @@ Both take logsumexp(z) - z[target]. The fused form walks over groups of rows; wi
 vocabulary is projected, exponentiated and used for both gradients by one thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -7908,15 +8009,16 @@ from .. import threads
 from ..errors import InvalidParameter
 from . import buffers
 from .activations import softmax
+from .attend import LEAST, MOST
 from .blas import add_product
 from .elementwise import BLOCK
 from .embedding import add_rows, checked_ids
 from .op import Sink, misfit, register
-from .products import gradient_buffer, run_all
+from .products import column_sums, gradient_buffer, run_all
 
 Grads = tuple[np.ndarray | None, ...]
 
-GROUP_LOGITS = 1 << 24  # logits held at a time: 64 MiB
+GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
 LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices between looks for an interrupt
 
 
@@ -7961,60 +8063,83 @@ def group_rows(n_rows: int, vocab: int) -> int:
 
 
 def vocab_slice(vocab: int) -> int:
-    """How many rows of wte a thread takes at a time."""
-    n_slices = TURN * -(-vocab // (TURN * LARGEST_SLICE))  # whole turns, so that no core waits in the last
-    return -(-vocab // (n_slices * 64)) * 64
+    """How many rows of wte a thread takes at a time: whole turns, so that no core waits in the last."""
+    n_slices = 2 if vocab <= LARGEST_SLICE else TURN * -(-vocab // (TURN * LARGEST_SLICE))
+    return -(-vocab // (n_slices * 8)) * 8
 
 
 class _Group:
-    """Logits of a group of rows, as exponentials of each slice of the vocabulary relative to that slice's maximum."""
+    """Logits of a group of rows as exponentials, transposed: [part of the vocabulary, rows], which BLAS multiplies faster.
+
+    They are shifted by a row's maximum only where a sum would leave the range of numbers, as in `attend`.
+    """
 
     def __init__(self, x: np.ndarray, wte: np.ndarray, classes: np.ndarray) -> None:
         self.x, self.wte, self.classes = x, wte, classes
         self.slices = threads.pieces(len(wte), vocab_slice(len(wte)))
-        self.exps = [buffers.empty((len(x), s.stop - s.start), x.dtype) for s in self.slices]
-        self.tops, self.sums = np.empty((2, len(self.slices), len(x)), x.dtype)
-        self.picked = np.empty(len(x), x.dtype)
-        run_all([lambda i=i: self._project(i) for i in range(len(self.slices))], at_once=TURN)  # type: ignore[misc]
-        self.top = self.tops.max(axis=0)
-        self.total = (self.sums * np.exp(self.tops - self.top)).sum(axis=0, dtype=np.float64)
+        self.exps = [buffers.empty((s.stop - s.start, len(x)), x.dtype) for s in self.slices]
+        self.picked = np.empty((2, len(x)), x.dtype)  # the targets' logits and their exponentials
+        self.sums = np.empty((len(self.slices), len(x)))
+        self.top: np.ndarray | None = None
+        self._each_slice(self._project, self._exponentiate)
+        self.total = self.sums.sum(axis=0)
+        if not (self.total.min() > LEAST and self.total.max() < MOST):
+            self._each_slice(self._project)
+            self.top = np.max([z.max(axis=0) for z in self.exps], axis=0)
+            self._each_slice(self._exponentiate)
+            self.total = self.sums.sum(axis=0)
+
+    def _each_slice(self, *works: Callable[[int], object]) -> None:
+        run_all([lambda i=i: [work(i) for work in works] for i in range(len(self.slices))], at_once=TURN)  # type: ignore[misc]
 
     def _project(self, i: int) -> None:
         z, part = self.exps[i], self.slices[i]
-        np.matmul(self.x, self.wte[part].T, out=z)
+        np.matmul(self.wte[part], self.x.T, out=z)
+        self._pick(i, self.picked[0])
+
+    def _pick(self, i: int, out: np.ndarray) -> None:
+        part = self.slices[i]
         here = np.flatnonzero((self.classes >= part.start) & (self.classes < part.stop))
-        self.picked[here] = z[here, self.classes[here] - part.start]
-        ones = np.ones(z.shape[1], z.dtype)
-        for r in threads.pieces(len(z), max(1, BLOCK // z.shape[1])):  # what stays in a core's cache
-            rows = z[r]
-            self.tops[i, r] = rows.max(axis=1)
-            rows -= self.tops[i, r, None]
-            np.matmul(np.exp(rows, out=rows), ones, out=self.sums[i, r])
+        out[here] = self.exps[i][self.classes[here] - part.start, here]
+
+    def _exponentiate(self, i: int) -> None:
+        z, sums = self.exps[i], []
+        with np.errstate(over="ignore", invalid="ignore"):
+            for r in threads.pieces(len(z), max(1, BLOCK // z.shape[1])):  # what stays in a core's cache
+                if self.top is not None:
+                    z[r] -= self.top
+                sums.append(column_sums(np.exp(z[r], out=z[r])))
+        self.sums[i] = np.sum(sums, axis=0, dtype=np.float64)
+        self._pick(i, self.picked[1])
 
     def losses(self) -> np.ndarray:
-        """logsumexp - z[target] of each row, in float64."""
-        return np.log(self.total) + self.top - self.picked
+        """logsumexp - z[target] of each row, in float64; exactly 0 where the target has all of the sum."""
+        logits, exps = self.picked[0] - (0.0 if self.top is None else self.top), self.picked[1].astype(np.float64)
+        return np.log(self.total) - np.where(exps > LEAST, np.log(np.maximum(exps, LEAST)), logits)
 
     def grads(self, weight: float, dx: np.ndarray, dwte: np.ndarray, add: bool) -> None:
         """dx = weight (p - onehot) wte, dwte (+)= weight (p - onehot)' x.
 
         p is never formed: what the exponentials lack is a factor a row, which scales x and the products instead.
         """
-        factors = (np.exp(self.tops - self.top) * (weight / self.total)).astype(self.x.dtype)
-        parts = buffers.empty((len(self.slices), *dx.shape), dx.dtype)
+        factor = (weight / self.total).astype(self.x.dtype)[:, None]
+        scaled = self.x * factor
+        parts = buffers.empty((min(TURN, len(self.slices)), *dx.shape), dx.dtype)
 
         def work(i: int) -> None:
-            part, z = self.slices[i], self.exps[i]
-            np.matmul(z, self.wte[part], out=parts[i])
-            parts[i] *= factors[i][:, None]
-            scaled = np.multiply(self.x, factors[i][:, None], out=buffers.scratch("head_x", self.x.shape, self.x.dtype))
-            if add:
-                add_product(z.T, scaled, dwte[part])
+            part, z, term = self.slices[i], self.exps[i], parts[i % TURN]
+            if i < TURN:
+                np.matmul(z.T, self.wte[part], out=term)
             else:
-                np.matmul(z.T, scaled, out=dwte[part])
+                add_product(z.T, self.wte[part], term)
+            if add:
+                add_product(z, scaled, dwte[part])
+            else:
+                np.matmul(z, scaled, out=dwte[part])
 
-        run_all([lambda i=i: work(i) for i in range(len(self.slices))], at_once=TURN)  # type: ignore[misc]
-        parts.sum(axis=0, out=dx)
+        self._each_slice(work)
+        np.add.reduce(parts, axis=0, out=dx)
+        dx *= factor
         dx -= self.wte[self.classes] * dx.dtype.type(weight)
         add_rows(dwte, self.classes, self.x * self.x.dtype.type(-weight))
 
@@ -8201,7 +8326,8 @@ class Op:
 
     forward returns y, or (y, saved) when `saves`. backward returns one gradient an input, None where there is none; it
     may put a gradient straight into the sink of that input (and then returns the sink's array). `reads` names the
-    arrays backward looks at beyond their shape: input positions, and "y"; the tape frees the rest early.
+    arrays backward looks at beyond their shape: input positions, and "y"; the tape frees the rest early. `saving` is a
+    forward pass with the same y that also returns something large to save, for who has the memory.
     """
 
     name: str
@@ -8212,6 +8338,7 @@ class Op:
     saves: bool = False
     reads: frozenset[int | str] = frozenset()
     fused: Callable[..., tuple[np.ndarray, Sequence[np.ndarray | None]]] | None = None
+    saving: Callable[..., tuple[np.ndarray, Any]] | None = None
 
     def __call__(self, *arrays: np.ndarray, **attrs: Any) -> np.ndarray:
         """y alone."""
@@ -8225,6 +8352,10 @@ class Op:
         except TypeError as error:
             raise self._bad_attributes(attrs, error) from error
         return result if self.saves else (result, None)
+
+    def run_saving(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
+        """As `run`, with all saved that makes the backward pass faster."""
+        return self.run(*arrays, **attrs) if self.saving is None else self.saving(*arrays, **attrs)
 
     def check_inputs(self, count: int) -> None:
         """22023 when the number of inputs is wrong."""
@@ -10914,13 +11045,15 @@ class Node:
 class Tape:
     """Records ops and differentiates them.
 
-    With keep, all values and gradients stay for inspection. Without, a value dies once nothing needs it: at `forget`,
-    or when the backward pass has gone by. Either way gives the same bits. `audit` is called after each node.
+    With keep, all values and gradients stay for inspection. Without, a value dies once nothing needs it: when the
+    backward pass has gone by, and with `recompute` already at `forget`. Either way gives the same bits. `audit` is
+    called after each node.
     """
 
-    def __init__(self, *, keep: bool = True, audit: Audit | None = None) -> None:
+    def __init__(self, *, keep: bool = True, recompute: bool = True, audit: Audit | None = None) -> None:
         self.nodes: list[Node] = []
         self.keep = keep
+        self.recompute = recompute and not keep
         self.audit = audit
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False, sink: Sink | None = None) -> Value:
@@ -10931,12 +11064,13 @@ class Tape:
         """Run an op on values and record it."""
         host.check_interrupts()
         op = lookup(name)
-        y, saved = op.run(*(_data(value) for value in inputs), **attrs)
+        run = op.run if self.recompute or self.keep else op.run_saving
+        y, saved = run(*(_data(value) for value in inputs), **attrs)
         return self._record(op, inputs, attrs, y, saved)
 
     def forget(self, value: Value) -> None:
-        """Drop the data of an intermediate value; backward recomputes it if an op reads it."""
-        if not self.keep and value.node is not None:
+        """Drop the data of an intermediate value, if that saves memory; backward recomputes it if an op reads it."""
+        if self.recompute and value.node is not None:
             value.data = None
 
     def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:
@@ -12602,16 +12736,20 @@ Everything works in place on fixed pieces that stay in a core's cache, so that a
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import cos, isfinite, pi, sqrt
+from typing import Any
 
 import numpy as np
 
 from .. import threads
 from ..errors import InvalidParameter
 from ..ops import buffers
+from ..ops.blas import add_scaled
 from ..ops.products import run_all
 
 PIECE = 1 << 17  # scalars: what a step touches of them fits a second-level cache
+SMALL = 1 << 14  # scalars of a tensor that is taken together with others
 AT_ONCE = 256  # pieces between looks for an interrupt: some 20 ms
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
@@ -12638,20 +12776,13 @@ def adamw(
     kind = w.dtype.type
     a = buffers.scratch("adamw_a", w.shape, w.dtype)
     correction = sqrt(1.0 - beta2**step)
-    np.multiply(g, np.sqrt(kind(1) - kind(beta2)) * kind(grad_scale), out=a)
-    a *= a
-    v *= kind(beta2)
-    v += a
-    np.multiply(g, (kind(1) - kind(beta1)) * kind(grad_scale), out=a)
-    m *= kind(beta1)
-    m += a
+    np.multiply(g, g, out=a)
+    add_scaled(float(kind(1) - kind(beta2)) * grad_scale**2, a, beta2, v)
+    add_scaled(float(kind(1) - kind(beta1)) * grad_scale, g, beta1, m)
     np.sqrt(v, out=a)
     a += kind(eps * correction)
     np.divide(m, a, out=a)
-    a *= kind(lr * correction / (1.0 - beta1**step))
-    if weight_decay:
-        w *= kind(1.0 - lr * weight_decay)
-    w -= a
+    add_scaled(-lr * correction / (1.0 - beta1**step), a, 1.0 - lr * weight_decay, w)
 
 
 def check_adamw(lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int) -> None:
@@ -12688,26 +12819,31 @@ def step_all(
 ) -> None:
     """AdamW on every parameter in `grads`; decay on tensors of two or more dimensions. `steps` are those being made."""
     tasks = []
+    gathered: dict[tuple[float, int], list[list[np.ndarray]]] = {}
     for name, grad in grads.items():
-        decay = weight_decay if grad.ndim >= 2 else 0.0
-        check_adamw(lr, beta1, beta2, eps, decay, steps[name])
+        decay, step = weight_decay if grad.ndim >= 2 else 0.0, steps[name]
+        check_adamw(lr, beta1, beta2, eps, decay, step)
         flat = [_flat(array) for array in (weights[name], grad, m[name], v[name])]
-        for part in threads.pieces(grad.size, PIECE):
+        if grad.size < SMALL:
+            gathered.setdefault((decay, step), []).append(flat)
+        else:
+            for part in threads.pieces(grad.size, PIECE):
+                tasks.append(partial(adamw, *(array[part] for array in flat), weight_decay=decay, step=step))
+    for (decay, step), tensors in gathered.items():
+        tasks.append(partial(_adamw_together, tensors, weight_decay=decay, step=step))
+    rest = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "grad_scale": grad_scale}
+    run_all([partial(task, **rest) for task in tasks], at_once=AT_ONCE)
 
-            def task(flat: list = flat, part: slice = part, decay: float = decay, step: int = steps[name]) -> None:
-                adamw(
-                    *(array[part] for array in flat),
-                    lr=lr,
-                    beta1=beta1,
-                    beta2=beta2,
-                    eps=eps,
-                    weight_decay=decay,
-                    step=step,
-                    grad_scale=grad_scale,
-                )
 
-            tasks.append(task)
-    run_all(tasks, at_once=AT_ONCE)
+def _adamw_together(tensors: Sequence[Sequence[np.ndarray]], **hyper: Any) -> None:
+    """`adamw` on small tensors (w, g, m, v) as if they were one: copying them is faster than a dozen calls for each."""
+    joined = [np.concatenate(arrays) for arrays in zip(*tensors)]
+    adamw(*joined, **hyper)
+    start = 0
+    for w, _, m, v in tensors:
+        part = slice(start, start + w.size)
+        w[...], m[...], v[...] = joined[0][part], joined[2][part], joined[3][part]
+        start = part.stop
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
@@ -13919,6 +14055,7 @@ from ..tape import Audit, Eager, Tape
 from . import optim
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
+MOST_KEPT = 1 << 27  # bytes of activations that could be recomputed: beyond it, they are
 
 
 class Diverged(PgGpt2Error):
@@ -14048,7 +14185,7 @@ class Trainer:
                     self._shape = np.shape(tokens)
                 weight = np.size(targets) / n_tokens
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
-                tape = Tape(keep=keep, audit=audit)
+                tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
                 handles = {
                     name: tape.leaf(w, True, self._sinks[self.tied.get(name, name)]) for name, w in self.params.items()
                 }
@@ -14059,7 +14196,8 @@ class Trainer:
 
     def grad_norm(self) -> float:
         """Norm of all gradients together."""
-        return optim.global_norm(list(self.grads.values()))
+        filled = all(sink.filled for sink in self._sinks.values())
+        return optim.global_norm([self._arena] if filled else list(self.grads.values()))
 
     def update(
         self, *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, grad_scale: float = 1.0
@@ -14096,14 +14234,21 @@ def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) ->
     return np.zeros(w.shape, w.dtype) if array is None else array
 
 
+def _recomputes(config: GPT2Config, n_tokens: int) -> bool:
+    """Whether normalised rows, and hidden units after gelu with what they were multiplied with, are not kept."""
+    return 4 * 10 * n_tokens * config.d_model * config.n_layer > MOST_KEPT
+
+
 def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: float = 0.0) -> int:
     """Memory of a training step on micro-batches [batch, length]: state, activations, and a group of logits."""
     n, d = batch * length, config.d_model
     state = 4 * config.n_params()  # weights, gradients, two moments
     kept = 10 * n * d * config.n_layer  # two residuals, q k v, attention's result, hidden before gelu
+    if not _recomputes(config, n):
+        kept *= 2
     passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
     rows = losses.group_rows(n, config.vocab)
-    head = rows * config.vocab + rows * d * -(-config.vocab // losses.vocab_slice(config.vocab))
+    head = rows * config.vocab + rows * d * losses.TURN
     masks = 0
     if dropout_p:  # of the embeddings, and in each layer of the probabilities and twice of what is added to the stream
         masks = n * d + config.n_layer * (prod(mask_shape(batch, config.n_head, length)) + 2 * n * d)
@@ -14430,8 +14575,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].sharing.share(source_model, source_name, source_token_id, target_model, target_name, target_token_id)
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -14446,8 +14591,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -14461,8 +14606,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].models.replace_preset(TD['new']['model'])
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].models.replace_preset(TD['new']['model'])
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -14488,8 +14633,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 c9aeed892bda @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 e63d20798aa7 @extschema@'].models.init_model(model, n_layer, n_head, d_model, n_positions, vocab, seed)
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -14499,8 +14644,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 c9aeed892bda @extschema@'].models.copy_model(source, target, checkpoint_id)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 e63d20798aa7 @extschema@'].models.copy_model(source, target, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -14510,8 +14655,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 c9aeed892bda @extschema@'].models.drop_model(model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 e63d20798aa7 @extschema@'].models.drop_model(model)
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -14550,8 +14695,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 c9aeed892bda @extschema@'].tokenizer.changed()
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 e63d20798aa7 @extschema@'].tokenizer.changed()
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -14567,8 +14712,8 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].tokenizer.encode(text_in, model, special)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].tokenizer.encode(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -14578,8 +14723,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].tokenizer.decode(ids, model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].tokenizer.decode(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -14589,8 +14734,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].tokenizer.decode_bytes(ids, model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].tokenizer.decode_bytes(ids, model)
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
@@ -14599,8 +14744,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].tokenizer.tokenize(text_in, model, special)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].tokenizer.tokenize(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -14610,8 +14755,8 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].tokenizer.count(text_in, model, special)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].tokenizer.count(text_in, model, special)
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -14620,8 +14765,8 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].tokenizer.trace(word, model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].tokenizer.trace(word, model)
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -14636,8 +14781,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].tokenizer.train(source, vocab_size, model, source_path)
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -14647,8 +14792,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].tokenizer.load_vocab(path, model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].tokenizer.load_vocab(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -14658,8 +14803,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].tokenizer.load_merges(path, model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].tokenizer.load_merges(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -14673,8 +14818,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].transfer.import_safetensors_file(path, model, replace)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].transfer.import_safetensors_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -14684,8 +14829,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].transfer.import_npz_file(path, model, replace)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].transfer.import_npz_file(path, model, replace)
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -14695,8 +14840,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].transfer.import_safetensors(data, model, replace)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].transfer.import_safetensors(data, model, replace)
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -14706,8 +14851,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].transfer.export_safetensors_file(path, model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].transfer.export_safetensors_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -14717,8 +14862,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].transfer.export_npz_file(path, model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].transfer.export_npz_file(path, model)
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -14728,8 +14873,8 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].transfer.export_safetensors(model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].transfer.export_safetensors(model)
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -14756,8 +14901,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].generation.generate(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -14789,8 +14934,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].generation.stream(prompt, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -14813,8 +14958,8 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].generation.generate_tokens(ids, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p)
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -14838,8 +14983,8 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].generation.generate_batch(prompts, max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, echo)
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -14859,8 +15004,8 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].generation.beam_search(prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, prompt_ids)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -14875,8 +15020,8 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].generation.next_token(prompt, n, temperature, model_name)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].generation.next_token(prompt, n, temperature, model_name)
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -14893,8 +15038,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].generation.logits(token_ids, model_name, n_layer, n_head, d_model, vocab_size)
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -14908,8 +15053,8 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].scoring.logprobs(text_in, model_name)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].scoring.logprobs(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -14919,8 +15064,8 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].scoring.perplexity(text_in, model_name)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].scoring.perplexity(text_in, model_name)
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -14935,8 +15080,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].scoring.text_embedding(text_in, layer, pooling, model_name)
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -14957,8 +15102,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].training.load_dataset(source, model, block_size, split, val_fraction, source_path)
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -14980,8 +15125,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].training.loss(model, tokens, targets, n_layer, n_head, d, vocab, dropout_p, training, seed, audit)
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -14996,8 +15141,8 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].training.evaluate(model, split, max_rows, batch_size)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].training.evaluate(model, split, max_rows, batch_size)
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -15029,8 +15174,8 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].training.train_step(
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].training.train_step(
     model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
     grad_workers, prune_workers, batch, min_lr, seed, audit)
 $$;
@@ -15069,8 +15214,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].training.train(
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].training.train(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, audit)
 $$;
@@ -15110,8 +15255,8 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 c9aeed892bda @extschema@'].training.train_run(
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 e63d20798aa7 @extschema@'].training.train_run(
     model, n_steps, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, grad_clip,
     grad_workers, prune_workers, batch_size, grad_accum, min_lr, seed, eval_every, log_every, commit_every, flush_seconds, wait, audit)
 $$;
@@ -15126,8 +15271,8 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].training.train_stop(model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].training.train_stop(model)
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -15260,8 +15405,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].checkpoints.save(model, note, file_path)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].checkpoints.save(model, note, file_path)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -15271,8 +15416,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].checkpoints.attach(file_path, model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].checkpoints.attach(file_path, model)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -15282,8 +15427,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].checkpoints.load(model, checkpoint_id)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].checkpoints.load(model, checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -15316,8 +15461,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 c9aeed892bda @extschema@'].checkpoints.drop(checkpoint_id)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 e63d20798aa7 @extschema@'].checkpoints.drop(checkpoint_id)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -15327,8 +15472,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].checkpoints.prune(model, keep_last, keep_every)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].checkpoints.prune(model, keep_last, keep_every)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -15344,8 +15489,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].checkpoints.diff(a, b)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].checkpoints.diff(a, b)
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -15366,8 +15511,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].checkpoints.history(model, name)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].checkpoints.history(model, name)
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -15390,8 +15535,8 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].replay.replay(run_id, from_checkpoint, to_step)
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -15405,8 +15550,8 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].sparklines.of_numbers(numbers, width)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].sparklines.of_numbers(numbers, width)
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars such as █▅▃▂▁▁, from the lowest to the highest; more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -15416,8 +15561,8 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].sparklines.of_run(run_id, width)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].sparklines.of_run(run_id, width)
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -15431,8 +15576,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].retention.prune_log(model, older_than, keep_every)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].retention.prune_log(model, older_than, keep_every)
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -15504,8 +15649,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.tensor(tuple(elements))
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.tensor(tuple(elements))
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
@@ -15515,8 +15660,8 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.values(data)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.values(data)
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -15534,8 +15679,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.matmul(a, b, m, k, n)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.matmul(a, b, m, k, n)
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -15544,8 +15689,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.add(a, b)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.add(a, b)
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -15555,8 +15700,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.gelu(a)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.gelu(a)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -15566,8 +15711,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.gelu_backward(x, dy)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.gelu_backward(x, dy)
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -15577,8 +15722,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.softmax(a, n)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.softmax(a, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -15587,8 +15732,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.softmax_backward(y, dy, n)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.softmax_backward(y, dy, n)
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -15603,8 +15748,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.layernorm(x, gamma, beta, eps)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.layernorm(x, gamma, beta, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -15619,8 +15764,8 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.layernorm_backward(x, dy, gamma, eps)
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -15630,8 +15775,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.cross_entropy(logits, target)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.cross_entropy(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -15641,8 +15786,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.cross_entropy_backward(logits, target)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.cross_entropy_backward(logits, target)
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -15657,8 +15802,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.dropout(input, p, training, seed)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.dropout(input, p, training, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -15674,8 +15819,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.dropout_backward(input, output, grad, p, training)
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -15685,8 +15830,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.ones_like(src)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.ones_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -15695,8 +15840,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.zeros_like(src)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.zeros_like(src)
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -15705,8 +15850,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.transpose(src, rows, cols)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.transpose(src, rows, cols)
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -15724,8 +15869,8 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -15745,8 +15890,8 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, grad_output, n_head, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -15765,8 +15910,8 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.mlp_backward(x, w_fc, b_fc, w_proj, b_proj, dy, t, d)
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -15789,8 +15934,8 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.adamw_step(weight, grad, m, v, lr, beta1, beta2, eps, weight_decay, step)
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -15800,8 +15945,8 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.grad_clip(grad, clip)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.grad_clip(grad, clip)
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -15816,8 +15961,8 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.lr_schedule(step, warmup, total, lr_max)
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -15833,8 +15978,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].kernels.sample(logits, temperature, topk, topp, seed)
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -15854,8 +15999,8 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].autograd.set_mode(TD['new']['flag'])
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].autograd.set_mode(TD['new']['flag'])
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -15873,8 +16018,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].autograd.tape_id()
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].autograd.tape_id()
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -15884,8 +16029,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -15895,8 +16040,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].autograd.op(name, inputs, extra)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].autograd.op(name, inputs, extra)
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -15906,8 +16051,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].autograd.value(handle)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].autograd.value(handle)
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -15916,8 +16061,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 c9aeed892bda @extschema@'].autograd.backprop(start_id, model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 e63d20798aa7 @extschema@'].autograd.backprop(start_id, model)
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -15927,8 +16072,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].autograd.grad(handle)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].autograd.grad(handle)
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -15940,8 +16085,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].pieces.embed(tokens, model, d)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].pieces.embed(tokens, model, d)
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -15971,8 +16116,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].pieces.block_forward(input, w_qkv, b_qkv, w_o, b_o, w_fc, b_fc, w_proj, b_proj, ln1_g, ln1_b, ln2_g, ln2_b, n_head, t, d, eps, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -15993,8 +16138,8 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].pieces.forward_gpt2(input, model, n_layer, n_head, t, d, ln_f_weight, ln_f_bias, dropout_p, training)
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -16008,8 +16153,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].inspect.trace_text(prompt, model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].inspect.trace_text(prompt, model)
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -16019,8 +16164,8 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].inspect.trace_ids(ids, model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].inspect.trace_ids(ids, model)
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -16035,8 +16180,8 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].inspect.attention_weights(prompt, layer, head, model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].inspect.attention_weights(prompt, layer, head, model)
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -16046,8 +16191,8 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].inspect.logit_lens(prompt, model, n)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].inspect.logit_lens(prompt, model, n)
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -16057,8 +16202,8 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].inspect.token_embedding(token_id, model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].inspect.token_embedding(token_id, model)
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -16067,8 +16212,8 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].inspect.dot(tape_id)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].inspect.dot(tape_id)
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -16078,8 +16223,8 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].inspect.replay_tape(tape_id)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].inspect.replay_tape(tape_id)
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -16089,8 +16234,8 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].inspect.gradcheck(handle, epsilon, max_elements)
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -16115,8 +16260,8 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].admin.doctor()
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].admin.doctor()
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -16126,8 +16271,8 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].admin.cache_status()
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].admin.cache_status()
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -16137,8 +16282,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].admin.cache_clear()
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].admin.cache_clear()
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -16147,8 +16292,8 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 c9aeed892bda @extschema@'].admin.grant_usage(role, level)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+GD['pg_gpt2 e63d20798aa7 @extschema@'].admin.grant_usage(role, level)
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -16186,8 +16331,8 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].autograd.enabled()
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].autograd.enabled()
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -16197,8 +16342,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].autograd.variable(data, shape, requires_grad)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].autograd.variable(data, shape, requires_grad)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
 
@@ -16213,8 +16358,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].autograd.map_param(model, name, token_id, tensor, shape)
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -16224,8 +16369,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].autograd.materialize_params(model)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].autograd.materialize_params(model)
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -16235,8 +16380,8 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].autograd.accumulate_grads(model, workers)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].autograd.accumulate_grads(model, workers)
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -16246,8 +16391,8 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 c9aeed892bda @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 c9aeed892bda @extschema@'].autograd.prune(workers)
+if 'pg_gpt2 e63d20798aa7 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['pg_gpt2 e63d20798aa7 @extschema@'].autograd.prune(workers)
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

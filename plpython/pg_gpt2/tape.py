@@ -80,13 +80,15 @@ class Node:
 class Tape:
     """Records ops and differentiates them.
 
-    With keep, all values and gradients stay for inspection. Without, a value dies once nothing needs it: at `forget`,
-    or when the backward pass has gone by. Either way gives the same bits. `audit` is called after each node.
+    With keep, all values and gradients stay for inspection. Without, a value dies once nothing needs it: when the
+    backward pass has gone by, and with `recompute` already at `forget`. Either way gives the same bits. `audit` is
+    called after each node.
     """
 
-    def __init__(self, *, keep: bool = True, audit: Audit | None = None) -> None:
+    def __init__(self, *, keep: bool = True, recompute: bool = True, audit: Audit | None = None) -> None:
         self.nodes: list[Node] = []
         self.keep = keep
+        self.recompute = recompute and not keep
         self.audit = audit
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False, sink: Sink | None = None) -> Value:
@@ -97,12 +99,13 @@ class Tape:
         """Run an op on values and record it."""
         host.check_interrupts()
         op = lookup(name)
-        y, saved = op.run(*(_data(value) for value in inputs), **attrs)
+        run = op.run if self.recompute or self.keep else op.run_saving
+        y, saved = run(*(_data(value) for value in inputs), **attrs)
         return self._record(op, inputs, attrs, y, saved)
 
     def forget(self, value: Value) -> None:
-        """Drop the data of an intermediate value; backward recomputes it if an op reads it."""
-        if not self.keep and value.node is not None:
+        """Drop the data of an intermediate value, if that saves memory; backward recomputes it if an op reads it."""
+        if self.recompute and value.node is not None:
             value.data = None
 
     def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:

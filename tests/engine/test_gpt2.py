@@ -1,5 +1,6 @@
 """The model on a tape and eagerly: golden values of torch, the same bits by every route, initialisation."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,8 @@ def test_gradients_equal_torch() -> None:
 @pytest.mark.parametrize("drop", [None, gpt2.Dropout(0.2, seed=3, step=4)], ids=["plain", "dropout"])
 def test_keeping_values_or_recomputing_them_gives_the_same_bits(drop: gpt2.Dropout | None) -> None:
     loss, grads = gradients(Tape(keep=False), drop=drop)
-    for keep, fused in ((True, True), (True, False), (False, False)):
-        other_loss, others = gradients(Tape(keep=keep), drop=drop, fused=fused)
+    for keep, recompute, fused in product((True, False), repeat=3):
+        other_loss, others = gradients(Tape(keep=keep, recompute=recompute), drop=drop, fused=fused)
         assert loss == other_loss
         for name, grad in grads.items():
             np.testing.assert_array_equal(grad, others[name], err_msg=name)

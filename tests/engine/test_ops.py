@@ -144,9 +144,24 @@ def test_loss_head_equals_cross_entropy_of_logits(shape: tuple[int, ...]) -> Non
     np.testing.assert_allclose(registry["lm_head_loss"](x, wte, target=target), expected, rtol=2e-6)
 
 
+def test_loss_head_of_logits_whose_exponentials_overflow_or_vanish() -> None:
+    x, wte, target = normal(6, 8), normal(40, 8, seed=1), np.arange(6) * 5
+    x[0] *= 300.0
+    x[1:3] = 50.0 * wte[[7, 10]]  # the logit of 10 is far above all others: a loss of 0 for row 2
+    wte[:, 0] = -np.abs(wte[:, 0])
+    x[3, 0] = 400.0
+    op, dy = registry["lm_head_loss"], np.float32(1.0)
+    logits = x @ wte.T
+    np.testing.assert_allclose(op(x, wte, target=target), registry["cross_entropy"](logits, target=target), rtol=1e-5)
+    (d_logits,) = registry["cross_entropy"].grads(dy, logits, target=target)
+    dx, dwte = op.grads(dy, x, wte, target=target)
+    np.testing.assert_allclose(dx, d_logits @ wte, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(dwte, d_logits.T @ x, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 def test_attention_does_not_depend_on_the_chunk_beyond_rounding(chunk: int) -> None:
-    qkv, dy = normal(2, 100, 96), normal(2, 100, 32)
+    qkv, dy = normal(2, 150, 96), normal(2, 150, 32)
     op, attrs = registry["causal_attention"], {"n_head": 2, "p": 0.2, "seed": 4}
     np.testing.assert_allclose(op(qkv, chunk=chunk, **attrs), op(qkv, **attrs), rtol=1e-4, atol=1e-5)
     (d,), (expected,) = op.grads(dy, qkv, chunk=chunk, **attrs), op.grads(dy, qkv, **attrs)
@@ -219,6 +234,23 @@ def test_products_are_added_whatever_the_layout(known: bool, kind: type, monkeyp
                 blas.add_product(left, right, out[:, 2 : n + 2])
                 np.testing.assert_allclose(out[:, 2 : n + 2], a @ b + 1, rtol=1e-5, atol=1e-5)
                 assert (out[:, [0, 1, -1]] == 1).all()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["saxpby of the BLAS", "NumPy alone"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_vectors_are_scaled_and_added_with_one_result_however_they_are_cut(
+    known: bool, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert blas._axpby() is not None, "the BLAS of NumPy's wheels is known"
+    if not known:
+        monkeypatch.setattr(blas, "_axpby", lambda: None)
+    x, y = normal(1000).astype(kind), normal(1000, seed=1).astype(kind)
+    whole, cut = y.copy(), y.copy()
+    blas.add_scaled(0.3, x, -0.7, whole)
+    np.testing.assert_allclose(whole, 0.3 * x - 0.7 * y, rtol=1e-5, atol=1e-6)
+    for start, stop in ((0, 3), (3, 20), (20, 21), (21, 1000)):
+        blas.add_scaled(0.3, x[start:stop], -0.7, cut[start:stop])
+    np.testing.assert_array_equal(cut, whole)
 
 
 def test_products_accept_transposed_views() -> None:

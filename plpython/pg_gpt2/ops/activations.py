@@ -15,13 +15,15 @@ CUBIC = 0.044715
 Grads = tuple[np.ndarray | None, ...]
 
 
-def _gelu_tanh(x: np.ndarray, square: np.ndarray, out: np.ndarray) -> None:
-    """out = tanh(sqrt(2/pi) (x + 0.044715 x^3)), square = x^2; both may be the same memory."""
-    np.multiply(x, x, out=square)
-    np.multiply(square, SQRT_2_OVER_PI * CUBIC, out=out)
+def _gelu_gate(x: np.ndarray, out: np.ndarray) -> None:
+    """out = 0.5 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): what gelu multiplies x with."""
+    np.multiply(x, x, out=out)
+    out *= SQRT_2_OVER_PI * CUBIC
     out += SQRT_2_OVER_PI
     out *= x
     np.tanh(out, out=out)
+    out += 1.0
+    out *= 0.5
 
 
 def gelu(x: np.ndarray) -> np.ndarray:  # [..] -> [..]
@@ -33,36 +35,46 @@ def gelu(x: np.ndarray) -> np.ndarray:  # [..] -> [..]
 
 def gelu_into(x: np.ndarray, y: np.ndarray) -> None:
     """y = gelu(x), not the same memory."""
-    _gelu_tanh(x, y, y)
-    y += 1.0
+    _gelu_gate(x, y)
     y *= x
-    y *= 0.5
 
 
-def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
-    """dx = dy * 0.5 ((1 + t) + x (1 - t^2) sqrt(2/pi) (1 + 3 * 0.044715 x^2)), t the tanh above."""
+def gelu_saving(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [..] -> 2 x [..]
+    """gelu, and what x was multiplied with."""
 
-    def block(dy: np.ndarray, x: np.ndarray, dx: np.ndarray) -> None:
+    def block(x: np.ndarray, y: np.ndarray, gate: np.ndarray) -> None:
+        _gelu_gate(x, gate)
+        np.multiply(gate, x, out=y)
+
+    y, gates = buffers.empty(x.shape, x.dtype), buffers.empty(x.shape, x.dtype)
+    for_blocks(block, contiguous(x), y, gates)
+    return y, gates
+
+
+def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: np.ndarray | None = None, sinks: Any = ()) -> Grads:
+    """dx = dy * s (1 + (1 - s) 2 sqrt(2/pi) (x + 3 * 0.044715 x^3)), s the factor of x in gelu."""
+
+    def block(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, gate: np.ndarray | None = None) -> None:
         inner = buffers.scratch("gelu", x.shape, x.dtype)
-        t = buffers.scratch("gelu_t", x.shape, x.dtype)
-        _gelu_tanh(x, inner, t)
-        inner *= 3.0 * SQRT_2_OVER_PI * CUBIC
-        inner += SQRT_2_OVER_PI
+        if gate is None:
+            gate = buffers.scratch("gelu_gate", x.shape, x.dtype)
+            _gelu_gate(x, gate)
+        np.multiply(x, x, out=inner)
+        inner *= 6.0 * SQRT_2_OVER_PI * CUBIC
+        inner += 2.0 * SQRT_2_OVER_PI
         inner *= x
-        np.multiply(t, t, out=dx)
-        np.subtract(1.0, dx, out=dx)
+        np.subtract(1.0, gate, out=dx)
         dx *= inner
-        dx += t
         dx += 1.0
+        dx *= gate
         dx *= dy
-        dx *= 0.5
 
     dx = buffers.empty(x.shape, x.dtype)
-    for_blocks(block, contiguous(dy), contiguous(x), dx)
+    for_blocks(block, contiguous(dy), contiguous(x), dx, *(() if saved is None else (saved,)))
     return (dx,)
 
 
-register("gelu", gelu, gelu_backward, "x", reads=(0,))
+register("gelu", gelu, gelu_backward, "x", reads=(0,), saving=gelu_saving)
 
 
 def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from .. import threads
 from . import buffers
 
 CHUNK = 64  # query rows at a time (setting pg_gpt2.attention_chunk)
+BLOCK = 64  # keys that are multiplied at a time
+FEW_ROWS = 128  # of queries: their products are not worth a copy of the keys
 LEAST, MOST = 2.0**-80, 2.0**80  # sums of exponentials that need no shift
 
 
@@ -39,29 +42,68 @@ def _scaled(q: np.ndarray) -> np.ndarray:
     return np.multiply(q, q.shape[-1] ** -0.5, out=buffers.scratch("queries", q.shape, q.dtype))
 
 
-def _scores(q: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """[.., c, d], [.., end, d] -> [.., c, end]: q k', -inf for keys after the query (the last query sees all)."""
-    c, end = q.shape[-2], k.shape[-2]
+class _Columns:
+    """x' for products y x' with the first rows of x [.., n, d]: in blocks [d, BLOCK], unless only few rows are to be multiplied.
+
+    OpenBLAS has fast kernels for small matrices, but not for a transposed second one: a block is copied once and then used by
+    all chunks.
+    """
+
+    def __init__(self, slot: str, x: np.ndarray, rows: int) -> None:
+        self._x = x
+        self._blocks = None
+        if rows >= FEW_ROWS:
+            *lead, n, d = x.shape
+            self._blocks = buffers.scratch(slot, (*lead, -(-n // BLOCK), d, BLOCK), x.dtype)
+            whole = n - n % BLOCK
+            if whole:
+                np.copyto(self._blocks[..., : whole // BLOCK, :, :], _in_blocks(x[..., :whole, :]).swapaxes(-1, -2))
+            if whole < n:
+                np.copyto(self._blocks[..., -1, :, : n - whole], x[..., whole:, :].swapaxes(-1, -2))
+
+    def times(self, y: np.ndarray, end: int, out: np.ndarray) -> None:  # [.., c, d] -> [.., c, end]
+        """out = y x[:end]'."""
+        if self._blocks is None:
+            np.matmul(y, self._x[..., :end, :].swapaxes(-1, -2), out=out)
+            return
+        whole = end - end % BLOCK
+        if whole:
+            blocks = out[..., :whole].reshape(*out.shape[:-1], -1, BLOCK).swapaxes(-2, -3)
+            np.matmul(y[..., None, :, :], self._blocks[..., : whole // BLOCK, :, :], out=blocks)
+        if whole < end:
+            np.matmul(y, self._blocks[..., whole // BLOCK, :, : end - whole], out=out[..., whole:])
+
+
+def _in_blocks(x: np.ndarray) -> np.ndarray:  # [.., n, d] -> [.., n / BLOCK, BLOCK, d]
+    """A view of the rows of x in blocks."""
+    down = x.strides[-2]
+    return as_strided(
+        x, (*x.shape[:-2], x.shape[-2] // BLOCK, BLOCK, x.shape[-1]), (*x.strides[:-2], BLOCK * down, *x.strides[-2:])
+    )
+
+
+def _scores(q: np.ndarray, keys: _Columns, end: int) -> np.ndarray:
+    """[.., c, d] -> [.., c, end]: q k', -inf for keys after the query (the last query sees all)."""
     z = buffers.scratch("scores", (*q.shape[:-1], end), q.dtype)
-    np.matmul(q, k.swapaxes(-1, -2), out=z)
-    z[..., end - c :] += _future(c, q.dtype)
+    keys.times(q, end, z)
+    z[..., end - q.shape[-2] :] += _future(q.shape[-2], q.dtype)
     return z
 
 
-def _exponentials(q: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _exponentials(q: np.ndarray, keys: _Columns, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """exp(scores - top) [.., c, end], their sums and top [.., c, 1].
 
     The maximum of so few values is slow to find, and nearly always needless: a row is shifted by its maximum only
     where its sum would leave the range of numbers. None for top: no row is.
     """
-    z = _scores(q, k)
-    ones = _ones(k.shape[-2], q.dtype)
+    z = _scores(q, keys, end)
+    ones = _ones(end, q.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         total = np.exp(z, out=z) @ ones
         if total.min() > LEAST and total.max() < MOST:
             return z, total, None
         usable = (total > LEAST) & (total < MOST)
-        z = _scores(q, k)
+        z = _scores(q, keys, end)
         top = np.where(usable, 0, z.max(axis=-1, keepdims=True)).astype(z.dtype)
         z -= top
         return z, np.exp(z, out=z) @ ones, top
@@ -84,15 +126,16 @@ def attend(
     norms [2, .., t, 1] receives each row's shift and sum of exponentials: together they give exactly the same
     probabilities again, which a log-sum-exp does not. Probabilities are dropped with `p` where masks [.., t, n] is 0.
     """
+    keys = _Columns("keys", k, q.shape[-2])
     for rows, end in _chunks(q.shape[-2], offset, chunk):
-        z, total, top = _exponentials(_scaled(q[..., rows, :]), k[..., :end, :])
+        z, total, top = _exponentials(_scaled(q[..., rows, :]), keys, end)
         if norms is not None:
             norms[0, ..., rows, :], norms[1, ..., rows, :] = 0 if top is None else top, total
         if masks is not None:
             z *= masks[..., rows, :end]
             total *= 1.0 - p
-        np.matmul(z, v[..., :end, :], out=out[..., rows, :])
-        out[..., rows, :] /= total
+        mixed = buffers.scratch("mixed", (*z.shape[:-1], v.shape[-1]), z.dtype)
+        np.divide(np.matmul(z, v[..., :end, :], out=mixed), total, out=out[..., rows, :])
 
 
 def attend_backward(
@@ -114,9 +157,10 @@ def attend_backward(
     t, dtype = q.shape[-2], q.dtype
     dq, dk, dv = grads
     dk_total, dv_total = (_total(name, grad, t > chunk) for name, grad in (("dk", dk), ("dv", dv)))
+    keys, values = _Columns("keys", k, t), _Columns("values", v, t)
     for rows, end in reversed(list(_chunks(t, 0, chunk))):
-        q_rows, keys = _scaled(q[..., rows, :]), k[..., :end, :]
-        e = _scores(q_rows, keys)
+        q_rows = _scaled(q[..., rows, :])
+        e = _scores(q_rows, keys, end)
         if norms[0, ..., rows, :].any():
             e -= norms[0, ..., rows, :]
         np.exp(e, out=e)
@@ -127,15 +171,15 @@ def attend_backward(
         if masks is not None:
             kept = np.multiply(e, masks[..., rows, :end], out=buffers.scratch("kept", e.shape, dtype))
         dz = buffers.scratch("d_scores", e.shape, dtype)
-        np.matmul(d_rows, v[..., :end, :].swapaxes(-1, -2), out=dz)
+        values.times(d_rows, end, dz)
         _collect(kept.swapaxes(-1, -2), d_rows, dv_total, end)
         if masks is not None:
             dz *= masks[..., rows, :end]
-        dz -= np.einsum("...i,...i->...", e, dz)[..., None] * factor
+        dz -= np.vecdot(e, dz)[..., None] * factor
         dz *= e
         _collect(dz.swapaxes(-1, -2), q_rows, dk_total, end)
-        np.matmul(dz, keys, out=dq[..., rows, :])
-        dq[..., rows, :] *= q.shape[-1] ** -0.5
+        np.matmul(dz, k[..., :end, :], out=d_rows)
+        np.multiply(d_rows, q.shape[-1] ** -0.5, out=dq[..., rows, :])
     if dk_total is not dk:
         dk[...], dv[...] = dk_total, dv_total
 

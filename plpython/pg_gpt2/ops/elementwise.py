@@ -16,6 +16,7 @@ from .op import Shape, misfit, register
 # Elements of the largest block. Smaller ones fit a core's cache better, but the threads then fight over the interpreter
 # lock, whose hand-over takes as long as 100,000 elements, the more so where others use the cores.
 BLOCK = 150_000
+LEAST = 50_000  # elements that are worth a second core
 Grads = tuple[np.ndarray | None, ...]
 
 
@@ -27,8 +28,8 @@ def for_blocks(work: Callable[..., object], *arrays: np.ndarray) -> None:
 
 def block_rows(n: int, width: int = 1) -> int:
     """How many of n rows of `width` elements to a block: all of them, or an even number of blocks of one size."""
-    count = -(-n * width // BLOCK)
-    return max(1, -(-n // (count + count % 2 if count > 1 else 1)))
+    count = 1 if n * width < LEAST else 2 * -(-n * width // (2 * BLOCK))
+    return max(1, -(-n // count))
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:

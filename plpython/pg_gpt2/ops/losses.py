@@ -4,7 +4,7 @@ Both take logsumexp(z) - z[target]. The fused form walks over groups of rows; wi
 vocabulary is projected, exponentiated and used for both gradients by one thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,16 @@ from .. import threads
 from ..errors import InvalidParameter
 from . import buffers
 from .activations import softmax
+from .attend import LEAST, MOST
 from .blas import add_product
 from .elementwise import BLOCK
 from .embedding import add_rows, checked_ids
 from .op import Sink, misfit, register
-from .products import gradient_buffer, run_all
+from .products import column_sums, gradient_buffer, run_all
 
 Grads = tuple[np.ndarray | None, ...]
 
-GROUP_LOGITS = 1 << 24  # logits held at a time: 64 MiB
+GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
 LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices between looks for an interrupt
 
 
@@ -66,60 +67,83 @@ def group_rows(n_rows: int, vocab: int) -> int:
 
 
 def vocab_slice(vocab: int) -> int:
-    """How many rows of wte a thread takes at a time."""
-    n_slices = TURN * -(-vocab // (TURN * LARGEST_SLICE))  # whole turns, so that no core waits in the last
-    return -(-vocab // (n_slices * 64)) * 64
+    """How many rows of wte a thread takes at a time: whole turns, so that no core waits in the last."""
+    n_slices = 2 if vocab <= LARGEST_SLICE else TURN * -(-vocab // (TURN * LARGEST_SLICE))
+    return -(-vocab // (n_slices * 8)) * 8
 
 
 class _Group:
-    """Logits of a group of rows, as exponentials of each slice of the vocabulary relative to that slice's maximum."""
+    """Logits of a group of rows as exponentials, transposed: [part of the vocabulary, rows], which BLAS multiplies faster.
+
+    They are shifted by a row's maximum only where a sum would leave the range of numbers, as in `attend`.
+    """
 
     def __init__(self, x: np.ndarray, wte: np.ndarray, classes: np.ndarray) -> None:
         self.x, self.wte, self.classes = x, wte, classes
         self.slices = threads.pieces(len(wte), vocab_slice(len(wte)))
-        self.exps = [buffers.empty((len(x), s.stop - s.start), x.dtype) for s in self.slices]
-        self.tops, self.sums = np.empty((2, len(self.slices), len(x)), x.dtype)
-        self.picked = np.empty(len(x), x.dtype)
-        run_all([lambda i=i: self._project(i) for i in range(len(self.slices))], at_once=TURN)  # type: ignore[misc]
-        self.top = self.tops.max(axis=0)
-        self.total = (self.sums * np.exp(self.tops - self.top)).sum(axis=0, dtype=np.float64)
+        self.exps = [buffers.empty((s.stop - s.start, len(x)), x.dtype) for s in self.slices]
+        self.picked = np.empty((2, len(x)), x.dtype)  # the targets' logits and their exponentials
+        self.sums = np.empty((len(self.slices), len(x)))
+        self.top: np.ndarray | None = None
+        self._each_slice(self._project, self._exponentiate)
+        self.total = self.sums.sum(axis=0)
+        if not (self.total.min() > LEAST and self.total.max() < MOST):
+            self._each_slice(self._project)
+            self.top = np.max([z.max(axis=0) for z in self.exps], axis=0)
+            self._each_slice(self._exponentiate)
+            self.total = self.sums.sum(axis=0)
+
+    def _each_slice(self, *works: Callable[[int], object]) -> None:
+        run_all([lambda i=i: [work(i) for work in works] for i in range(len(self.slices))], at_once=TURN)  # type: ignore[misc]
 
     def _project(self, i: int) -> None:
         z, part = self.exps[i], self.slices[i]
-        np.matmul(self.x, self.wte[part].T, out=z)
+        np.matmul(self.wte[part], self.x.T, out=z)
+        self._pick(i, self.picked[0])
+
+    def _pick(self, i: int, out: np.ndarray) -> None:
+        part = self.slices[i]
         here = np.flatnonzero((self.classes >= part.start) & (self.classes < part.stop))
-        self.picked[here] = z[here, self.classes[here] - part.start]
-        ones = np.ones(z.shape[1], z.dtype)
-        for r in threads.pieces(len(z), max(1, BLOCK // z.shape[1])):  # what stays in a core's cache
-            rows = z[r]
-            self.tops[i, r] = rows.max(axis=1)
-            rows -= self.tops[i, r, None]
-            np.matmul(np.exp(rows, out=rows), ones, out=self.sums[i, r])
+        out[here] = self.exps[i][self.classes[here] - part.start, here]
+
+    def _exponentiate(self, i: int) -> None:
+        z, sums = self.exps[i], []
+        with np.errstate(over="ignore", invalid="ignore"):
+            for r in threads.pieces(len(z), max(1, BLOCK // z.shape[1])):  # what stays in a core's cache
+                if self.top is not None:
+                    z[r] -= self.top
+                sums.append(column_sums(np.exp(z[r], out=z[r])))
+        self.sums[i] = np.sum(sums, axis=0, dtype=np.float64)
+        self._pick(i, self.picked[1])
 
     def losses(self) -> np.ndarray:
-        """logsumexp - z[target] of each row, in float64."""
-        return np.log(self.total) + self.top - self.picked
+        """logsumexp - z[target] of each row, in float64; exactly 0 where the target has all of the sum."""
+        logits, exps = self.picked[0] - (0.0 if self.top is None else self.top), self.picked[1].astype(np.float64)
+        return np.log(self.total) - np.where(exps > LEAST, np.log(np.maximum(exps, LEAST)), logits)
 
     def grads(self, weight: float, dx: np.ndarray, dwte: np.ndarray, add: bool) -> None:
         """dx = weight (p - onehot) wte, dwte (+)= weight (p - onehot)' x.
 
         p is never formed: what the exponentials lack is a factor a row, which scales x and the products instead.
         """
-        factors = (np.exp(self.tops - self.top) * (weight / self.total)).astype(self.x.dtype)
-        parts = buffers.empty((len(self.slices), *dx.shape), dx.dtype)
+        factor = (weight / self.total).astype(self.x.dtype)[:, None]
+        scaled = self.x * factor
+        parts = buffers.empty((min(TURN, len(self.slices)), *dx.shape), dx.dtype)
 
         def work(i: int) -> None:
-            part, z = self.slices[i], self.exps[i]
-            np.matmul(z, self.wte[part], out=parts[i])
-            parts[i] *= factors[i][:, None]
-            scaled = np.multiply(self.x, factors[i][:, None], out=buffers.scratch("head_x", self.x.shape, self.x.dtype))
-            if add:
-                add_product(z.T, scaled, dwte[part])
+            part, z, term = self.slices[i], self.exps[i], parts[i % TURN]
+            if i < TURN:
+                np.matmul(z.T, self.wte[part], out=term)
             else:
-                np.matmul(z.T, scaled, out=dwte[part])
+                add_product(z.T, self.wte[part], term)
+            if add:
+                add_product(z, scaled, dwte[part])
+            else:
+                np.matmul(z, scaled, out=dwte[part])
 
-        run_all([lambda i=i: work(i) for i in range(len(self.slices))], at_once=TURN)  # type: ignore[misc]
-        parts.sum(axis=0, out=dx)
+        self._each_slice(work)
+        np.add.reduce(parts, axis=0, out=dx)
+        dx *= factor
         dx -= self.wte[self.classes] * dx.dtype.type(weight)
         add_rows(dwte, self.classes, self.x * self.x.dtype.type(-weight))
 

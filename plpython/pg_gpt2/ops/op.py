@@ -29,7 +29,8 @@ class Op:
 
     forward returns y, or (y, saved) when `saves`. backward returns one gradient an input, None where there is none; it
     may put a gradient straight into the sink of that input (and then returns the sink's array). `reads` names the
-    arrays backward looks at beyond their shape: input positions, and "y"; the tape frees the rest early.
+    arrays backward looks at beyond their shape: input positions, and "y"; the tape frees the rest early. `saving` is a
+    forward pass with the same y that also returns something large to save, for who has the memory.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Op:
     saves: bool = False
     reads: frozenset[int | str] = frozenset()
     fused: Callable[..., tuple[np.ndarray, Sequence[np.ndarray | None]]] | None = None
+    saving: Callable[..., tuple[np.ndarray, Any]] | None = None
 
     def __call__(self, *arrays: np.ndarray, **attrs: Any) -> np.ndarray:
         """y alone."""
@@ -53,6 +55,10 @@ class Op:
         except TypeError as error:
             raise self._bad_attributes(attrs, error) from error
         return result if self.saves else (result, None)
+
+    def run_saving(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
+        """As `run`, with all saved that makes the backward pass faster."""
+        return self.run(*arrays, **attrs) if self.saving is None else self.saving(*arrays, **attrs)
 
     def check_inputs(self, count: int) -> None:
         """22023 when the number of inputs is wrong."""

@@ -4,16 +4,20 @@ Everything works in place on fixed pieces that stay in a core's cache, so that a
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import cos, isfinite, pi, sqrt
+from typing import Any
 
 import numpy as np
 
 from .. import threads
 from ..errors import InvalidParameter
 from ..ops import buffers
+from ..ops.blas import add_scaled
 from ..ops.products import run_all
 
 PIECE = 1 << 17  # scalars: what a step touches of them fits a second-level cache
+SMALL = 1 << 14  # scalars of a tensor that is taken together with others
 AT_ONCE = 256  # pieces between looks for an interrupt: some 20 ms
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
@@ -40,20 +44,13 @@ def adamw(
     kind = w.dtype.type
     a = buffers.scratch("adamw_a", w.shape, w.dtype)
     correction = sqrt(1.0 - beta2**step)
-    np.multiply(g, np.sqrt(kind(1) - kind(beta2)) * kind(grad_scale), out=a)
-    a *= a
-    v *= kind(beta2)
-    v += a
-    np.multiply(g, (kind(1) - kind(beta1)) * kind(grad_scale), out=a)
-    m *= kind(beta1)
-    m += a
+    np.multiply(g, g, out=a)
+    add_scaled(float(kind(1) - kind(beta2)) * grad_scale**2, a, beta2, v)
+    add_scaled(float(kind(1) - kind(beta1)) * grad_scale, g, beta1, m)
     np.sqrt(v, out=a)
     a += kind(eps * correction)
     np.divide(m, a, out=a)
-    a *= kind(lr * correction / (1.0 - beta1**step))
-    if weight_decay:
-        w *= kind(1.0 - lr * weight_decay)
-    w -= a
+    add_scaled(-lr * correction / (1.0 - beta1**step), a, 1.0 - lr * weight_decay, w)
 
 
 def check_adamw(lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int) -> None:
@@ -90,26 +87,31 @@ def step_all(
 ) -> None:
     """AdamW on every parameter in `grads`; decay on tensors of two or more dimensions. `steps` are those being made."""
     tasks = []
+    gathered: dict[tuple[float, int], list[list[np.ndarray]]] = {}
     for name, grad in grads.items():
-        decay = weight_decay if grad.ndim >= 2 else 0.0
-        check_adamw(lr, beta1, beta2, eps, decay, steps[name])
+        decay, step = weight_decay if grad.ndim >= 2 else 0.0, steps[name]
+        check_adamw(lr, beta1, beta2, eps, decay, step)
         flat = [_flat(array) for array in (weights[name], grad, m[name], v[name])]
-        for part in threads.pieces(grad.size, PIECE):
+        if grad.size < SMALL:
+            gathered.setdefault((decay, step), []).append(flat)
+        else:
+            for part in threads.pieces(grad.size, PIECE):
+                tasks.append(partial(adamw, *(array[part] for array in flat), weight_decay=decay, step=step))
+    for (decay, step), tensors in gathered.items():
+        tasks.append(partial(_adamw_together, tensors, weight_decay=decay, step=step))
+    rest = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "grad_scale": grad_scale}
+    run_all([partial(task, **rest) for task in tasks], at_once=AT_ONCE)
 
-            def task(flat: list = flat, part: slice = part, decay: float = decay, step: int = steps[name]) -> None:
-                adamw(
-                    *(array[part] for array in flat),
-                    lr=lr,
-                    beta1=beta1,
-                    beta2=beta2,
-                    eps=eps,
-                    weight_decay=decay,
-                    step=step,
-                    grad_scale=grad_scale,
-                )
 
-            tasks.append(task)
-    run_all(tasks, at_once=AT_ONCE)
+def _adamw_together(tensors: Sequence[Sequence[np.ndarray]], **hyper: Any) -> None:
+    """`adamw` on small tensors (w, g, m, v) as if they were one: copying them is faster than a dozen calls for each."""
+    joined = [np.concatenate(arrays) for arrays in zip(*tensors)]
+    adamw(*joined, **hyper)
+    start = 0
+    for w, _, m, v in tensors:
+        part = slice(start, start + w.size)
+        w[...], m[...], v[...] = joined[0][part], joined[2][part], joined[3][part]
+        start = part.stop
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from ..tape import Audit, Eager, Tape
 from . import optim
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
+MOST_KEPT = 1 << 27  # bytes of activations that could be recomputed: beyond it, they are
 
 
 class Diverged(PgGpt2Error):
@@ -149,7 +150,7 @@ class Trainer:
                     self._shape = np.shape(tokens)
                 weight = np.size(targets) / n_tokens
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
-                tape = Tape(keep=keep, audit=audit)
+                tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
                 handles = {
                     name: tape.leaf(w, True, self._sinks[self.tied.get(name, name)]) for name, w in self.params.items()
                 }
@@ -160,7 +161,8 @@ class Trainer:
 
     def grad_norm(self) -> float:
         """Norm of all gradients together."""
-        return optim.global_norm(list(self.grads.values()))
+        filled = all(sink.filled for sink in self._sinks.values())
+        return optim.global_norm([self._arena] if filled else list(self.grads.values()))
 
     def update(
         self, *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, grad_scale: float = 1.0
@@ -197,14 +199,21 @@ def _moment(given: Mapping[str, np.ndarray] | None, name: str, w: np.ndarray) ->
     return np.zeros(w.shape, w.dtype) if array is None else array
 
 
+def _recomputes(config: GPT2Config, n_tokens: int) -> bool:
+    """Whether normalised rows, and hidden units after gelu with what they were multiplied with, are not kept."""
+    return 4 * 10 * n_tokens * config.d_model * config.n_layer > MOST_KEPT
+
+
 def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: float = 0.0) -> int:
     """Memory of a training step on micro-batches [batch, length]: state, activations, and a group of logits."""
     n, d = batch * length, config.d_model
     state = 4 * config.n_params()  # weights, gradients, two moments
     kept = 10 * n * d * config.n_layer  # two residuals, q k v, attention's result, hidden before gelu
+    if not _recomputes(config, n):
+        kept *= 2
     passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
     rows = losses.group_rows(n, config.vocab)
-    head = rows * config.vocab + rows * d * -(-config.vocab // losses.vocab_slice(config.vocab))
+    head = rows * config.vocab + rows * d * losses.TURN
     masks = 0
     if dropout_p:  # of the embeddings, and in each layer of the probabilities and twice of what is added to the stream
         masks = n * d + config.n_layer * (prod(mask_shape(batch, config.n_head, length)) + 2 * n * d)
