@@ -49,9 +49,12 @@ class Eager:
 
 
 class Value:
-    """A value on a tape. `sink` is where a parameter's gradient is collected; others have it in `grad`."""
+    """A value on a tape. `sink` is where a parameter's gradient is collected; others have it in `grad`.
 
-    __slots__ = ("data", "dtype", "grad", "node", "requires_grad", "shape", "sink")
+    `is_read` says that the backward pass of an op so far looks at the data.
+    """
+
+    __slots__ = ("data", "dtype", "grad", "is_read", "node", "requires_grad", "shape", "sink")
 
     def __init__(self, data: np.ndarray, requires_grad: bool, node: "Node | None" = None, sink: Sink | None = None):
         self.data: np.ndarray | None = data
@@ -59,6 +62,7 @@ class Value:
         self.requires_grad = requires_grad
         self.node, self.sink = node, sink
         self.grad: np.ndarray | None = None
+        self.is_read = False
 
 
 @dataclass(eq=False)
@@ -80,9 +84,9 @@ class Node:
 class Tape:
     """Records ops and differentiates them.
 
-    With keep, all values and gradients stay for inspection. Without, a value dies once nothing needs it: when the
-    backward pass has gone by, and with `recompute` already at `forget`. Either way gives the same bits. `audit` is
-    called after each node.
+    With keep, all values and gradients stay for inspection. Without, a value dies once nothing needs it: at `forget`,
+    or when the backward pass has gone by; with `recompute` at `forget` though it will be needed. Either way gives the
+    same bits. `audit` is called after each node.
     """
 
     def __init__(self, *, keep: bool = True, recompute: bool = True, audit: Audit | None = None) -> None:
@@ -104,8 +108,8 @@ class Tape:
         return self._record(op, inputs, attrs, y, saved)
 
     def forget(self, value: Value) -> None:
-        """Drop the data of an intermediate value, if that saves memory; backward recomputes it if an op reads it."""
-        if self.recompute and value.node is not None:
+        """Drop the data of an intermediate value that no backward pass reads, or that one can recompute."""
+        if value.node is not None and (self.recompute or not (self.keep or value.is_read)):
             value.data = None
 
     def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:
@@ -138,6 +142,9 @@ class Tape:
         output = Value(y, any(value.requires_grad for value in inputs))
         node = Node(op, tuple(inputs), attrs, output, saved if output.requires_grad else None)
         output.node = node
+        output.is_read = "y" in op.reads
+        for i, value in enumerate(inputs):
+            value.is_read |= i in op.reads
         self.nodes.append(node)
         if self.audit is not None:
             self.audit("forward", node)
