@@ -15,6 +15,7 @@ HINT = (
     "Install it for that interpreter: apt-get install python3-numpy, or pip install numpy into an environment on the"
     " PYTHONPATH of the server."
 )
+OLD_PYTHON = "PL/Python has the Python that it was built with: take a newer release of the system, such as Debian 12."
 
 
 class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -43,19 +44,25 @@ class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
 def load(sources, key, schema):
     """Import the package under a name made from `key` and return its `api`; `schema` is the extension's, quoted."""
+    python = f"{sys.base_prefix}/bin/python3 ({sys.version.split()[0]})"
+    if sys.version_info < (3, 10):  # noqa: UP036  (as of Debian 11)
+        raise unusable(f"Python 3.10 or later is needed in PL/Python, and this is {python}", OLD_PYTHON)
     root = "pg_gpt2_" + hashlib.sha256(key.encode()).hexdigest()[:12]
     if root not in sys.modules:
         sys.meta_path.append(SourceImporter(root, sources))
     try:
         importlib.import_module(root + ".threads").import_numpy_single_threaded()
     except ImportError as error:
-        import plpy
-
-        # PL/Python puts the name of the class in front of the message
-        named = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
-        python = f"{sys.base_prefix}/bin/python3 ({sys.version.split()[0]})"
-        missing = named(f"NumPy is needed in the Python of PL/Python, {python}: {error}")
-        missing.sqlstate, missing.hint = "55000", HINT
-        raise missing from None
+        raise unusable(f"NumPy is needed in the Python of PL/Python, {python}: {error}", HINT) from None
     importlib.import_module(root + ".db").connect(schema, key.split()[1])
     return importlib.import_module(root + ".api")
+
+
+def unusable(message, hint):
+    """The error for a Python that will not do."""
+    import plpy
+
+    # PL/Python puts the name of the class in front of the message
+    error = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})(message)
+    error.sqlstate, error.hint = "55000", hint
+    return error

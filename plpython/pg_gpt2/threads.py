@@ -105,6 +105,15 @@ def _cpu_max(folder: str) -> float | None:
         return None
 
 
+def start(work: Task, name: str) -> None:
+    """Do `work` on a thread of its own, with every signal blocked: they are the server's, which handles them in its own."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        threading.Thread(target=work, daemon=True, name=name).start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 class Pool:
     """A few threads that run tasks beside the caller; started on first use, signals blocked."""
 
@@ -128,11 +137,7 @@ class Pool:
 
     def _start(self, helpers: int) -> None:
         while self._started < helpers:
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            try:
-                threading.Thread(target=self._serve, daemon=True, name=f"pg_gpt2-{self._started}").start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            start(self._serve, f"pg_gpt2-{self._started}")
             self._started += 1
 
     def _serve(self) -> None:

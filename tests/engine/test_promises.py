@@ -1,4 +1,4 @@
-"""docs/promises.md names tests: they must be there."""
+"""docs/promises.md names tests, and how much they do: they must be there, and do that."""
 
 import re
 from pathlib import Path
@@ -17,3 +17,13 @@ def test_every_test_that_a_promise_names_is_there():
 def test_every_promise_names_a_test():
     rows = [line for line in PAGE.partition("## Long forms")[0].splitlines() if line.startswith("| ")]
     assert [row for row in rows if row != "| promise | test |" and "::test_" not in row] == []
+
+
+def test_tests_do_as_much_as_the_page_says():
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    done = re.findall(r'environ\.get\("(PG_GPT2_\w+)", "(\d+)"\)', sources)
+    said = re.findall(r"\| (\d+)[^|]* \| `(PG_GPT2_\w+)` \|$", PAGE, re.MULTILINE)
+    assert len(said) == 5
+    assert sorted(said) == sorted((number, name) for name, number in done)
+    (in_ci,) = re.findall(r"PG_GPT2_SOAK_SECONDS=(\d+)", (ROOT / ".ci" / "run").read_text())
+    assert f"in CI {in_ci} |" in PAGE

@@ -90,7 +90,7 @@ def with_size_of_directory(size: int) -> bytes:
 
 
 HEADER = "{'descr': %s, 'fortran_order': %s, 'shape': %s}"
-MANY = 100_001  # tensors
+MANY = source.MAX_TENSORS + 1
 
 NPZ = {
     "neither": b"neither of the two",
@@ -139,7 +139,7 @@ WITHOUT_CONFIGURATION = {
     "no_heads": safetensors(WEIGHTS),
 }
 VOCABULARIES = {
-    "large": lambda: bytes((64 << 20) + 1),
+    "large": bytes((8 << 20) + 1),
     "list": b"[]",
     "twice": b'{"a": 1, "a": 2}',
     "latin1": b'{"\xe9": 1}',
@@ -242,6 +242,7 @@ STATEMENTS = [
     "SELECT llm_train_bpe('SELECT body FROM words; SELECT 1', 300, 'q')",
     "SELECT llm_train_bpe('SELECT n FROM words', 300, 'q')",
     "SELECT llm_train_bpe('SELECT body FROM words', 300, 'q', ',')",
+    "SELECT * FROM llm_bpe_trace(repeat('l', 2001), 't')",
     "SELECT llm_decode('{1,NULL}', 't')",
     "SELECT llm_decode('{9999}', 't')",
     "DELETE FROM llm_bpe_vocab WHERE token = 'l'; SELECT llm_encode('l l', 't')",

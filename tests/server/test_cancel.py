@@ -37,6 +37,7 @@ LONG = {
     "tokenizing one long word": "SELECT llm_token_count(repeat('lower', 2000000), 'slow')",
     "tokenizing unlike letters": "SELECT llm_token_count(letters, 'slow') FROM words",
     "decoding": "SELECT llm_decode(array_fill(70, '{3000000}') || llm_encode(body, 'slow'), 'slow') FROM words",
+    "tracing merges": "SELECT count(*) FROM words, generate_series(1, 9999) i, llm_bpe_trace(substr(letters, i, 2000), 'slow')",
     "training a vocabulary": "SELECT llm_train_bpe('SELECT body FROM words', 50000, 'x')",
     "loading data": "SELECT llm_dataset_load('SELECT body FROM words', 'slow', 64)",
     "training": "SELECT llm_train('slow', 100)",

@@ -158,5 +158,14 @@ def test_a_server_without_numpy_says_what_to_install(new_database):
     assert "pip" in hint
 
 
+def test_a_server_with_an_old_python_says_so(new_database):
+    with psycopg.connect(new_database("template0"), autocommit=True) as conn:
+        conn.execute("CREATE EXTENSION plpython3u")
+        conn.execute("DO LANGUAGE plpython3u $$import sys; sys.version_info = (3, 9, 2)$$")
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=r"Python 3\.10 .*/bin/python3") as raised:
+            conn.execute("CREATE EXTENSION pg_gpt2")
+    assert raised.value.diag.message_hint
+
+
 def test_the_installed_script_is_the_one_of_the_sources():
     subprocess.run(["/usr/bin/python3", ROOT / "build.py", "--check"], check=True)

@@ -165,6 +165,10 @@ import os, sys
 module = next(m for name, m in sys.modules.items() if name.endswith('.diagnosis') and name.startswith('pg_gpt2_'))
 if what == 'slow':
     module._gflops = lambda: 2.0
+elif what == 'latin':
+    row = module.db.row
+    answer = lambda sql, *rest: {'v': 'LATIN1'} if 'server_encoding' in sql else row(sql, *rest)
+    module.db = type('db', (), {**vars(module.db), 'row': staticmethod(answer)})
 elif what == 'small':
     class Os:
         environ, path = {'OPENBLAS_CORETYPE': 'Prescott'}, os.path
@@ -187,6 +191,9 @@ def test_the_doctor_is_honest_about_a_slow_or_small_machine(conn, finding):
         conn.execute("SELECT machine('slow')")
         assert finding("matrix product")[:2] == ("2 GFLOP/s on one core", "warn")
         assert "OpenBLAS" in finding("matrix product")[2]
+        conn.execute("SELECT machine('latin')")
+        assert finding("encoding")[:2] == ("LATIN1", "error")
+        assert "UTF8" in finding("encoding")[2]
         conn.execute("SELECT machine('small')")
         told = (
             "OPENBLAS_CORETYPE",

@@ -11,7 +11,7 @@ from ..storage import server_files, store
 from ..tokenizer import bpe_train, vocabularies
 from ..tokenizer.bpe import Tokenizer
 
-MAX_FILE_BYTES = 64 << 20  # of vocab.json or merges.txt; GPT-2's have 1 MB
+MAX_FILE_BYTES = 8 << 20  # of vocab.json or merges.txt: GPT-2's have 1 MB, and json.loads cannot be cancelled
 BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
 
 

@@ -6,14 +6,16 @@ target, which is renamed when it is complete: a failure leaves what was there.
 
 import contextlib
 import errno
+import io
 import os
 import re
 import stat
 import tempfile
 from collections.abc import Callable
-from typing import BinaryIO
+from functools import partial
+from typing import Any, BinaryIO
 
-from .. import db
+from .. import db, threads
 from ..errors import (
     DiskFull,
     FileAccessError,
@@ -24,6 +26,7 @@ from ..errors import (
     UndefinedFile,
 )
 
+SYNC_BYTES = 16 << 20
 TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by the process's number
 
 
@@ -58,20 +61,48 @@ def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
     try:
         _remove_left_over(os.path.dirname(real))
         handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=os.path.dirname(real))
-        with open(handle, "wb") as file:
+        with io.BufferedWriter(_Synced(handle, "wb")) as file:
             fill(file)
             file.flush()
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
             size = file.tell()
-        os.replace(temporary, real)
+        _freeing_later(real, partial(os.replace, temporary, real))
         temporary = None
         return size
     except OSError as error:
         raise _file_error(path, error) from None
     finally:
         if temporary is not None:
-            os.unlink(temporary)
+            _freeing_later(temporary, partial(os.unlink, temporary))
+
+
+def _freeing_later(path: str, remove: Callable[[], object]) -> None:
+    """Remove the file `path`, or put another in its place, without waiting until the kernel has freed its blocks: seconds for
+    gigabytes. It does that when the last handle is closed, which a thread does."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # none is there, or another's
+        remove()
+        return
+    try:
+        remove()
+    finally:
+        threads.start(partial(os.close, handle), "pg_gpt2-close")
+
+
+class _Synced(io.FileIO):
+    """Reaches the disk as it is written: one fsync of all of it, at the end, could not be cancelled for seconds."""
+
+    _waiting = 0
+
+    def write(self, data: Any) -> int:
+        count = super().write(data)
+        self._waiting += count
+        if self._waiting >= SYNC_BYTES:
+            self._waiting = 0
+            os.fdatasync(self.fileno())
+        return count
 
 
 def _remove_left_over(folder: str) -> None:

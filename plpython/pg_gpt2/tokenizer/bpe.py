@@ -17,6 +17,7 @@ from .pretokenize import pretokens, split
 END_OF_TEXT = "<|endoftext|>"
 CACHED_WORDS = 1 << 16  # some 15 MB
 CACHED_LENGTH = 64  # longer words seldom come back
+MOST_TRACED = 2000  # characters
 LONG_WORD = 48  # bytes from which the heap is faster
 MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
 PIECES_A_CHECK = 32  # of about 1 kB, between two looks for a cancel request
@@ -144,14 +145,19 @@ class Tokenizer:
 
     def trace(self, word: str) -> Iterator[Merge]:
         """How `word` becomes tokens, a row a merge. The words of a longer text are merged one after another."""
+        if len(word) > MOST_TRACED:  # each row has all pieces: quadratic
+            raise InvalidParameter(
+                f"a text of {len(word)} characters is too long for a trace, which takes {MOST_TRACED}",
+                hint="Give a word or a sentence; llm_tokenize shows the tokens of any text.",
+            )
         done: list[str] = []
         step = 0
         for pretoken in pretokens(word):
             symbols = self._bytes_to_symbols(pretoken)
             pieces = [self._symbol_text(symbol) for symbol in symbols]
             for rank, merges in groupby(merge_by_scan(symbols, self._ranks, self._merged), lambda merge: merge[0]):
-                host.check_interrupts()
                 for _, place in merges:
+                    host.check_interrupts()
                     pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
                 step += 1
                 merged = self._merged[rank]
