@@ -21,7 +21,7 @@ from . import plan
 from .cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_caches
 from .plan import Attend
 
-PREFILL_ROWS = 256  # rows of the prompt a pass: each pass ends soon enough to be cancelled
+PREFILL_ROWS = 512  # rows of the prompt a pass: fewer read the weights more often, more leave a core's cache
 
 
 class Decoder:
