@@ -76,7 +76,8 @@ class Table(Panels):
 
     def plain(self) -> np.ndarray:
         """The table [V, D], a copy."""
-        return np.ascontiguousarray(self.T.plain().T)
+        v, d = self.shape
+        return np.ascontiguousarray(self.data.swapaxes(1, 2)).reshape(-1, d)[:v]
 
 
 def stored_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:

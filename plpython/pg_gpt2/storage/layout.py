@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import host
 from ..config import GPT2Config
 from ..ops import attend_blocks, panels
 from ..ops.panels import Panels, Table
@@ -69,13 +70,19 @@ class Stored(Mapping[str, np.ndarray]):
 
 
 class Plain(Mapping[str, np.ndarray]):
-    """Each tensor as the checkpoint has it; one from panels is a new copy at every call."""
+    """Each tensor as the checkpoint has it; one from panels is a new copy at every call, but the table, which is kept."""
 
     def __init__(self, arranged: Mapping[str, Any]) -> None:
         self._arranged = arranged
+        self._tables: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         found = self._arranged[name]
+        if isinstance(found, Table):
+            if name not in self._tables:
+                host.require_memory(found.nbytes, f'"{name}" outside its panels')
+                self._tables[name] = found.plain()
+            return self._tables[name]
         return found.plain() if isinstance(found, Panels) else found
 
     def __iter__(self) -> Iterator[str]:
