@@ -189,6 +189,19 @@ def test_estimate_covers_the_memory_of_a_step(
     assert held <= estimate_step_bytes(config, batch, length, dropout_p) < 1.15 * held
 
 
+def test_logits_in_the_memory_of_later_gradients_change_no_bit() -> None:
+    config = GPT2Config(n_layer=4, n_head=2, d_model=32, n_positions=64, vocab=200)
+    tokens = np.random.default_rng(0).integers(0, 200, (3, 64))
+    batches = [(tokens, tokens), (tokens[:1], tokens[1:2])]
+    lent, own = (Trainer(config, gpt2.init_params(config)) for _ in range(2))
+    assert lent._unused is not None
+    assert lent._unused.size >= tokens.size * config.vocab, "too little to lend"
+    own._unused = None
+    assert lent.gradients(batches) == own.gradients(batches)
+    for name, grad in lent.grads.items():
+        np.testing.assert_array_equal(grad, own.grads[name], err_msg=name)
+
+
 class TestBatchOrder:
     def test_each_epoch_is_a_permutation(self) -> None:
         order = BatchOrder(seed=3, n_rows=10)

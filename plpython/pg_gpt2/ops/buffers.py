@@ -50,6 +50,7 @@ def _count_of_unused() -> int:
 
 _UNUSED = _count_of_unused()
 _pool: Pool | None = None
+_lent: np.ndarray | None = None
 _scratch = threading.local()
 
 
@@ -70,6 +71,25 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if _pool is None or prod(shape) * dtype.itemsize < SMALLEST_POOLED:
         return np.empty(shape, dtype)
     return _pool.empty(tuple(shape), dtype)
+
+
+@contextmanager
+def lending(memory: np.ndarray | None) -> Iterator[None]:
+    """Within this block `passing` serves from contiguous `memory`, which its owner has not come to use."""
+    global _lent
+    outer, _lent = _lent, memory
+    try:
+        yield
+    finally:
+        _lent = outer
+
+
+def passing(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """As `empty`, for what is gone when the op returns: two of them may be the same memory."""
+    n_bytes = prod(shape) * np.dtype(dtype).itemsize
+    if _lent is None or _lent.nbytes < n_bytes:
+        return empty(shape, dtype)
+    return _lent.reshape(-1).view(np.uint8)[:n_bytes].view(dtype).reshape(shape)
 
 
 def scratch(slot: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -81,7 +81,8 @@ class _Group:
     def __init__(self, x: np.ndarray, wte: np.ndarray, classes: np.ndarray) -> None:
         self.x, self.wte, self.classes = x, wte, classes
         self.slices = threads.pieces(len(wte), vocab_slice(len(wte)))
-        self.exps = [buffers.empty((s.stop - s.start, len(x)), x.dtype) for s in self.slices]
+        logits = buffers.passing((len(wte), len(x)), x.dtype)
+        self.exps = [logits[part] for part in self.slices]
         self.picked = np.empty((2, len(x)), x.dtype)  # the targets' logits and their exponentials
         self.sums = np.empty((len(self.slices), len(x)))
         self.top: np.ndarray | None = None
@@ -166,6 +167,7 @@ def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: S
         if dx is not None and dwte is not None and dy is not None:
             group.grads(dy / len(rows), dx.reshape(rows.shape)[r], dwte, add)
             add = True
+        del group  # or its logits would be there beside those of the next
     return np.asarray(loss / len(rows), x.dtype), (dx, dwte)
 
 

@@ -70,6 +70,9 @@ class Trainer:
         for name, w in own.items():
             self._sinks[name] = Sink(self._arena[start : start + w.size].reshape(w.shape))
             start += w.size
+        wte = self._sinks[self.tied.get("wte", "wte")].array
+        # Gradients of wte are the first of a step; logits lie where the later ones will.
+        self._unused = self._arena[wte.size :] if np.may_share_memory(wte, self._arena[: wte.size]) else None
         self._pool = buffers.Pool()
         self._shape: tuple[int, ...] = ()  # of the micro-batch whose buffers the pool has
 
@@ -155,7 +158,8 @@ class Trainer:
                     name: tape.leaf(w, True, self._sinks[self.tied.get(name, name)]) for name, w in self.params.items()
                 }
                 x = gpt2.hidden(tape, handles, tokens, self.config, drop=drop, chunk=self.chunk)
-                value = tape.finish("lm_head_loss", x, handles["wte"], target=targets, seed=weight)
+                with buffers.lending(self._unused if part == 0 else None):
+                    value = tape.finish("lm_head_loss", x, handles["wte"], target=targets, seed=weight)
                 loss += weight * float(value.data)  # type: ignore[arg-type]
         return loss, n_tokens
 
@@ -213,7 +217,7 @@ def estimate_step_bytes(config: GPT2Config, batch: int, length: int, dropout_p: 
         kept *= 2
     passing = 24 * n * d  # of one layer at a time: recomputed values and gradients
     rows = losses.group_rows(n, config.vocab)
-    head = rows * config.vocab + rows * d * losses.TURN
+    head = rows * config.vocab + rows * d * losses.TURN  # of further micro-batches; the first finds room elsewhere
     masks = 0
     if dropout_p:  # of the embeddings, and in each layer of the probabilities and twice of what is added to the stream
         masks = n * d + config.n_layer * (prod(mask_shape(batch, config.n_head, length)) + 2 * n * d)
