@@ -109,7 +109,8 @@ def _error(message: str, sqlstate: str, detail: str | None, hint: str | None) ->
 def _from_server(error: Any) -> Exception:
     """The server's own error, with all its fields but without the class name that PL/Python would prefix."""
     _, detail, hint, _query, _position, *names = error.spidata or (None,) * 10
-    copy = _error(str(error), error.sqlstate, detail, hint)
+    message = str(error).removeprefix("pg_gpt2: ")  # of our own error in a query that was given as source
+    copy = _error(message, error.sqlstate, detail, hint)
     for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
         setattr(copy, field, value)
     return copy

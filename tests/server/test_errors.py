@@ -82,3 +82,10 @@ def test_every_statement_gives_an_error_of_the_page(provoked):
 
 def test_every_error_of_the_page_is_provoked(provoked):
     assert [entry for entry in LISTED if entry not in provoked.values()] == []
+
+
+def test_an_error_of_ours_in_a_source_is_told_as_it_is(conn):
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
+        conn.execute("SELECT llm_train_bpe($$SELECT llm_decode('{1}', 'nosuch')$$, 300, 'q')")
+    assert caught.value.diag.message_primary == 'pg_gpt2: model "nosuch" has no vocabulary'
+    assert caught.value.diag.message_hint

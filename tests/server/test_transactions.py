@@ -248,6 +248,23 @@ def test_a_vocabulary_can_be_changed_at_any_isolation_level(warm, connect, level
     assert pieces(warm) == before
 
 
+@pytest.mark.parametrize("training", ["llm_train_step('m')", "llm_train('m', 1, log_every => 0)"])
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_training_what_a_snapshot_does_not_show_is_a_serialization_failure(connect, level, training):
+    one, two = connect(), connect()
+    two.execute("SELECT llm_init_model('m', 1, 1, 8, 8, 20)")
+    two.execute("INSERT INTO llm_dataset (model, tokens, target) VALUES ('m', '{1,2}', '{2,3}')")
+    one.execute(f"BEGIN ISOLATION LEVEL {level}")
+    one.execute("SELECT count(*) FROM llm_param")
+    two.execute(f"SELECT {training}")
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        one.execute(f"SELECT {training}")
+    one.execute("ROLLBACK")
+    one.execute(f"SELECT {training}")
+    two.execute("SELECT llm_drop_model('m')")
+    two.execute("DELETE FROM llm_dataset WHERE model = 'm'")
+
+
 def until_it_waits(conn: psycopg.Connection, pid: int) -> None:
     """Return when the session waits for a lock."""
     for _ in range(200):
