@@ -207,7 +207,8 @@ def _search_path(path: str) -> Iterator[None]:
 
 
 def _set_search_path(path: str) -> None:
-    run("SELECT pg_catalog.set_config('search_path', $1, true)", ["text"], path)
+    # A procedure calls this under its caller's path, which may have a type "text" of its own.
+    run("SELECT pg_catalog.set_config('search_path', $1, true)", ["pg_catalog.text"], path)
 
 
 def start_committing(procedure: str) -> None:

@@ -237,6 +237,27 @@ def test_objects_of_the_caller_earlier_in_the_search_path_have_no_effect(warm):
         ).fetchone() == (0,)
 
 
+def test_types_and_functions_of_the_caller_have_no_effect_on_a_procedure(connect, warm):
+    """It cannot have a SET clause: its first statement runs under the caller's search_path."""
+    warm.execute("SELECT llm_init_model('run', 1, 1, 8, 8, 20); CREATE SCHEMA snare")
+    warm.execute("INSERT INTO llm_dataset (model, tokens, target) VALUES ('run', '{1,2}', '{2,3}')")
+    warm.execute(
+        "CREATE FUNCTION snare.fail() RETURNS boolean LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'snare'; END$$;"
+        " CREATE DOMAIN snare.text AS pg_catalog.text CHECK (snare.fail());"
+        " CREATE FUNCTION snare.set_config(pg_catalog.text, pg_catalog.text, boolean) RETURNS pg_catalog.text LANGUAGE sql"
+        " AS 'SELECT snare.fail()::pg_catalog.text'"
+    )
+    conn = connect(options="-c search_path=snare,public,pg_catalog")
+    try:
+        for steps in (1, 2):
+            conn.execute(f"CALL llm_train_run('run', {steps}, batch_size => 1, log_every => 0, commit_every => 1)")
+        assert conn.execute("SHOW search_path").fetchone() == ("snare,public,pg_catalog",)
+    finally:
+        warm.execute(
+            "DROP SCHEMA snare CASCADE; SELECT llm_drop_model('run'); DELETE FROM llm_dataset WHERE model = 'run'"
+        )
+
+
 def test_public_may_read_no_model(conn, role):
     with acting_as(conn, role):
         for table in TABLES.split(", "):
