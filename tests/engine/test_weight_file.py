@@ -33,3 +33,12 @@ def test_a_new_version_removes_the_old_file_of_its_model_only(tmp_path):
 def test_without_room_there_is_no_file(tmp_path):
     (tmp_path / "file").touch()
     assert WeightFile(str(tmp_path / "file"), 1, "m", "v1", {"w": (4,)}).build({"w": np.ones(4, np.float32)}) is None
+
+
+def test_a_file_of_another_layout_is_not_taken(tmp_path):
+    """As after an update of the extension, which leaves the rows and so their version: its size may be the same."""
+    rows, panels = (WeightFile(str(tmp_path), 1, "m", "v1", {"wte": shape}) for shape in ((65, 8), (2, 8, 64)))
+    assert rows.build({"wte": np.ones((65, 8), np.float32)})
+    assert panels.attach() is None
+    assert panels.build({"wte": np.ones((2, 8, 64), np.float32)})
+    assert rows.attach() is None

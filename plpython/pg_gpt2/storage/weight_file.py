@@ -37,8 +37,9 @@ class WeightFile:
     ) -> None:
         self._folder = folder
         self._stem = stem(database, model)
-        self._name = self._stem + version
         self._shapes = dict(shapes)
+        # Layouts differ in their shapes, while files of several may have the same size.
+        self._name = f"{self._stem}{version}_{hashlib.md5(repr(self._shapes).encode()).hexdigest()[:8]}"
         self._places, self._size = _layout(self._shapes)
 
     def attach(self) -> Params | None:

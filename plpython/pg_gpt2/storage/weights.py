@@ -169,9 +169,7 @@ def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
     )
     if folder is None or row is None or not row["reads_only"] or 4 * wanted.n_params() < weight_file.LEAST_BYTES:
         return None
-    shapes = layout.stored_shapes(wanted)
-    key = version if shapes == wanted.param_shapes() else f"{version}_panels"
-    file = weight_file.WeightFile(folder, row["database"], name, key, shapes)
+    file = weight_file.WeightFile(folder, row["database"], name, version, layout.stored_shapes(wanted))
     stored = file.attach()
     if stored is None:
         with _builder(name, WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
