@@ -16,9 +16,9 @@ from ..ops import buffers
 from ..ops.blas import add_scaled
 from ..ops.products import run_all
 
-PIECE = 1 << 17  # scalars: what a step touches of them fits a second-level cache
+PIECE = 1 << 18  # scalars: what a pass touches of them fits a second-level cache
 SMALL = 1 << 14  # scalars of a tensor that is taken together with others
-AT_ONCE = 256  # pieces between looks for an interrupt: some 20 ms
+AT_ONCE = 128  # pieces between looks for an interrupt: some 20 ms
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
 
