@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from . import threads
+from . import host, threads
 from .errors import InvalidParameter, NullNotAllowed, OutOfMemory
 from .inference.sampling import Draws, Sampling, choose
 from .ops import CHUNK, dropout, lookup
 from .ops.dropout import check_p
+from .ops.products import run_all
 from .tensor import FLOAT32, from_bytes, to_bytes
 from .training import optim
 
@@ -254,7 +255,10 @@ def adamw_step(
     }
     _same_length(weight=w, grad=g, **moments)
     state = (w, g, *moments.values())
-    threads.for_rows(w.size, optim.PIECE, lambda part: optim.adamw(*(array[part] for array in state), **hyper))  # type: ignore[arg-type]
+    parts = threads.pieces(w.size, optim.PIECE)
+    host.check_interrupts()
+    run_all([lambda p=p: optim.adamw(*(array[p] for array in state), **hyper) for p in parts], at_once=optim.AT_ONCE)  # type: ignore[misc,arg-type]
+    host.check_interrupts()
     return to_bytes(w), to_bytes(moments["m"]), to_bytes(moments["v"])
 
 
