@@ -150,6 +150,17 @@ def test_what_is_prepared_goes_with_the_weights() -> None:
         gc.enable()
 
 
+def test_passes_over_many_numbers_of_rows_keep_few_buffers(by_panels: bool) -> None:
+    """As of a batch whose streams end one by one."""
+    arranged = layout.arrange(random_params(CONFIGS[0]), CONFIGS[0])
+    decoder = Decoder(arranged, CONFIGS[0], plan.MOST_ROWS)
+    for rows in [*range(plan.MOST_ROWS, 0, -1), plan.MOST_ROWS]:
+        decoder.rewind(0)
+        decoder.feed_all([1] * rows)
+        assert rows in arranged.prepared
+        assert sum(arranged.prepared) <= plan.MOST_PREPARED
+
+
 def test_rows_in_panels_have_the_same_bits_alone_and_together() -> None:
     """Where `serve` finds that panels pay; so it says at least with AVX-512, which the tests' own process may have off."""
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:

@@ -20,7 +20,7 @@ from ..storage.layout import Arranged
 from ..tensor import FLOAT32
 
 MOST_ROWS = 64  # more cost so much that preparing them is no gain
-MOST_PLANS = 32  # of one model
+MOST_PREPARED = 256  # rows of all plans of one model: their buffers are counted nowhere, and a new plan costs 2 ms
 
 Attend = Callable[[int, np.ndarray, np.ndarray], None]  # (layer, qkv [m, 3D], out [m, D])
 
@@ -124,7 +124,7 @@ def plan(params: Arranged, config: GPT2Config, m: int) -> Plan:
     """The model's plan for m rows; it stays with the weights."""
     found = params.prepared.get(m)
     if found is None:
-        if len(params.prepared) == MOST_PLANS:
+        if sum(params.prepared) + m > MOST_PREPARED:
             params.prepared.clear()
         found = params.prepared[m] = Plan(params, config, m)
     return found
