@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 import tracemalloc
 import weakref
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from pg_gpt2.inference.decode import Decoder, step_together
 from pg_gpt2.inference.generation import Options
 from pg_gpt2.inference.lookup import LONG, NGRAMS, PATIENCE, Drafts
 from pg_gpt2.inference.sampling import Sampling
-from pg_gpt2.ops import attend_blocks
+from pg_gpt2.ops import attend_blocks, buffers
 from pg_gpt2.ops.attend import attend
 from pg_gpt2.ops.embedding import embedding
 from pg_gpt2.ops.linear import linear, lm_head
@@ -70,6 +71,20 @@ def test_products_with_panels(k: int, n: int, rows: int) -> None:
     np.testing.assert_array_equal(embedding(table, ids=[[0, n - 1]]), w.T[[[0, n - 1]]])
     np.testing.assert_array_equal(table.plain(), w.T)
     np.testing.assert_array_equal(Panels.of(w).plain(), w)
+
+
+def test_a_product_cut_in_depth_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terms of all logits of a batch would be twice the logits, and stay."""
+    monkeypatch.setattr(buffers, "_scratch", threading.local())
+    x, w = np.ones((128, 1024), np.float32), Panels.of(np.ones((1024, 20000), np.float32))
+    tracemalloc.start()
+    try:
+        y = linear(x, w, np.ones(20000, np.float32))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (y == 1025).all()
+    assert most < 1.6 * y.nbytes
 
 
 @pytest.mark.parametrize("start", [0, 1, 60, 64, 1000, 1023, 1030])

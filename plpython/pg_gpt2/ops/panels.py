@@ -20,6 +20,7 @@ SMALL = 1_000_000  # m n k of OpenBLAS's kernels for small matrices
 DEPTH = SMALL // (WIDTH * ROWS)  # of a panel; a deeper one is cut and the parts are added
 PARALLEL_FLOPS = 2e6  # below it a product costs less than handing over half of it
 PIECE_FLOPS = 400e6
+MOST_TERMS = 8 << 20  # bytes of a product cut in depth; where terms are more, each piece has its own in turn
 TRIAL_SCALARS = 1 << 20  # of weights that are timed
 
 
@@ -105,14 +106,25 @@ def bind(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = No
     """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64]."""
     k, n = w.shape
     parts = _parts(k)
-    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
     pieces = _pieces(len(w.data), 2.0 * len(x) * k * n)
+    if parts > 1 and parts * out.nbytes > MOST_TERMS:
+        return _together([[partial(_piece, x, w, out, bias, c)] for c in pieces])
+    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
     tasks = [_multiply(x, w.data[c], terms[:, :, _columns(c)]) for c in pieces]
     ends = [_finish(terms, out, slice(c.start * WIDTH, min(c.stop * WIDTH, n)), bias) for c in pieces]
     if len(x) > ROWS:
         return _together([[*task, *end] for task, end in zip(tasks, ends)])
     # Adding up a few rows is not worth a second thread, which would wait for the interpreter.
     return partial(_each, [_together(tasks), *_finish(terms, out, slice(0, n), bias)])
+
+
+def _piece(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None, panels: slice) -> None:
+    """The product with some panels, its terms in memory of the thread."""
+    n, parts = min(panels.stop * WIDTH, w.shape[1]) - panels.start * WIDTH, _parts(len(w.data[0]))
+    some = out[:, _columns(panels)]
+    terms = buffers.scratch("panels", (parts, *some.shape), out.dtype)
+    calls = _multiply(x, w.data[panels], terms)
+    _each(calls + _finish(terms, some, slice(0, n), None if bias is None else bias[panels.start * WIDTH :]))
 
 
 def _pieces(count: int, flops: float) -> list[slice]:
