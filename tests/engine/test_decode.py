@@ -15,7 +15,7 @@ import pytest
 from pg_gpt2 import gpt2
 from pg_gpt2.config import GPT2Config
 from pg_gpt2.inference import batch, beam, decode, generation, plan
-from pg_gpt2.inference.decode import Decoder, step_together
+from pg_gpt2.inference.decode import Decoder, feed_together, step_together
 from pg_gpt2.inference.generation import Options
 from pg_gpt2.inference.lookup import LONG, NGRAMS, PATIENCE, Drafts
 from pg_gpt2.inference.sampling import Sampling
@@ -366,3 +366,14 @@ def test_drafts_that_come_true_grow_and_others_become_rare() -> None:
         proposed += bool(draft)
         drafts.report(len(draft), 0)
     assert proposed < len(NGRAMS) * (1000 / PATIENCE + 10)
+
+
+def test_logits_of_many_streams_are_made_a_few_at_a_time(by_panels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIGS[0]
+    streams = decode.several(layout.arrange(random_params(config), config), config, [8] * 150)
+    texts = [[place % config.vocab, 3] for place in range(150)]
+    whole = feed_together(streams, texts)
+    monkeypatch.setattr(decode, "LOGITS_ROWS", 1 << 20)
+    for stream in streams:
+        stream.rewind(0)
+    np.testing.assert_allclose(feed_together(streams, texts), whole, atol=1e-5)

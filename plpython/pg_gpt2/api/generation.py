@@ -121,11 +121,11 @@ def _require_text(prompt: object, echo: bool | None) -> None:
 
 
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
-    """53200 when keys and values of so many positions do not fit."""
+    """53200 when keys and values of so many positions, and logits after each text, do not fit."""
     rooms = [length + max_tokens for length in lengths]
-    wanted = bytes_of_several(model.arranged, model.config, rooms)
+    wanted = bytes_of_several(model.arranged, model.config, rooms) + 4 * model.config.vocab * len(rooms)
     positions = sum(min(room, model.config.n_positions) for room in rooms)
-    resources.require_memory(wanted, f"keys and values of {positions} positions")
+    resources.require_memory(wanted, f"logits of {len(rooms)} texts, and keys and values of {positions} positions")
 
 
 @entry

@@ -22,6 +22,7 @@ from .cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_ca
 from .plan import Attend
 
 PREFILL_ROWS = 512  # rows of the prompt a pass: fewer read the weights more often, more leave a core's cache
+LOGITS_ROWS = 128  # at a time
 
 
 class Decoder:
@@ -184,7 +185,13 @@ def _hidden(
 
 
 def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
-    return lm_head(hidden, params["wte"])
+    if len(hidden) <= LOGITS_ROWS:
+        return lm_head(hidden, params["wte"])
+    logits = np.empty((len(hidden), params["wte"].shape[0]), hidden.dtype)
+    for rows in threads.pieces(len(hidden), LOGITS_ROWS):
+        logits[rows] = lm_head(hidden[rows], params["wte"])
+        host.check_interrupts()
+    return logits
 
 
 def checked(values: np.ndarray, what: str = "logits") -> np.ndarray:

@@ -52,7 +52,7 @@ class Plan:
             for call in self._calls:
                 call()
         finally:
-            self._attention.attend = None
+            del self._attention.attend
         return self._y
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
@@ -112,12 +112,11 @@ class Plan:
 class _Attention:
     """What a pass does for attention; apart from the plan, which would otherwise hold itself, and the weights, in memory."""
 
-    attend: Attend | None = None
+    attend: Attend  # there during a pass
 
     def __call__(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:
         host.check_interrupts()
-        if self.attend is not None:
-            self.attend(layer, qkv, out)
+        self.attend(layer, qkv, out)
 
 
 def plan(params: Arranged, config: GPT2Config, m: int) -> Plan:
