@@ -29,9 +29,10 @@ SELECT llm_cache_clear();
 SELECT is_empty($$SELECT * FROM llm_cache_status()$$, 'nothing is kept after llm_cache_clear');
 SELECT is(llm_cache_clear(), 0::bigint, 'which then frees nothing');
 CREATE TEMPORARY TABLE said AS SELECT llm_generate('low', 5, seed => 1) AS text;
-SELECT results_eq($$SELECT kind, model, bytes FROM llm_cache_status() ORDER BY kind$$,
-    $$VALUES ('tokenizer', 't', NULL::bigint), ('weights', 't', (SELECT bytes::bigint FROM llm_models WHERE model = 't'))$$, 'generation keeps weights and tokenizer');
-SELECT is(llm_cache_clear(), (SELECT bytes::bigint FROM llm_models WHERE model = 't'), 'llm_cache_clear returns the bytes of the weights');
+CREATE TEMPORARY TABLE kept AS SELECT * FROM llm_cache_status();
+SELECT results_eq($$SELECT kind, model, bytes >= (SELECT bytes FROM llm_models WHERE model = 't') FROM kept ORDER BY kind$$,
+    $$VALUES ('tokenizer', 't', NULL::boolean), ('weights', 't', true)$$, 'generation keeps weights, in panels that narrow matrices do not fill, and tokenizer');
+SELECT is(llm_cache_clear(), (SELECT bytes FROM kept WHERE kind = 'weights'), 'llm_cache_clear returns the bytes of the weights');
 SELECT is(llm_generate('low', 5, seed => 1), (SELECT text FROM said), 'and changes no answer');
 
 -- pg_gpt2.max_memory and llm_limit.
