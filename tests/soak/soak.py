@@ -282,9 +282,19 @@ class Soak:
             self.counts["faults: kill -9"] += 1
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            # recovery forgets how many rows are dead, and autovacuum waits for that many again: for ever, at this rate
-            with self._connect() as again:
-                again.execute("VACUUM llm_param")
+            self._vacuum()
+
+    def _vacuum(self) -> None:
+        """Recovery forgets how many rows are dead, and autovacuum waits for that many again: for ever, at this rate."""
+        for _ in range(100):
+            try:  # a session may yet begin before the server has noticed that it goes down
+                with self._connect() as conn:
+                    conn.execute("VACUUM llm_param")
+                self.counts["VACUUM after a kill"] += 1
+                return
+            except psycopg.OperationalError:
+                self._stop.wait(0.1)
+        self._check(False, "no VACUUM after a kill")
 
     def _somebody(self, conn: psycopg.Connection, chance: random.Random) -> int | None:
         rows = conn.execute(
