@@ -115,6 +115,12 @@ class OutOfMemory(PgGpt2Error):
     sqlstate = "53200"
 
 
+class LimitExceeded(PgGpt2Error):
+    """More than is taken on, whatever the memory."""
+
+    sqlstate = "54000"
+
+
 class FeatureNotSupported(PgGpt2Error):
     """Something that this server or encoding cannot do."""
 

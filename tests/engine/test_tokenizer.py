@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_gpt2 import host
-from pg_gpt2.errors import InconsistentData, InvalidParameter, NullNotAllowed
+from pg_gpt2.errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed
 from pg_gpt2.formats.vocab import parse_merges, parse_vocab
 from pg_gpt2.tokenizer import bpe, bpe_merge, pretokenize
 from pg_gpt2.tokenizer.bpe import BYTE_CHARACTERS, StreamDecoder, Tokenizer
@@ -222,7 +222,7 @@ def test_streaming_holds_an_unfinished_character_back():
 @no_deadline
 @given(texts, st.integers(1, 40))
 def test_where_a_text_is_cut_changes_nothing(text, size):
-    whole = pretokenize._splitter(0x10FFFF)(text)  # the pattern itself, with all ranges
+    whole = pretokenize._splitter(0x10FFFF).findall(text)  # the pattern itself, with all ranges
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretokenize, "PIECE", size)
         words = pretokenize.pretokens(text)
@@ -233,7 +233,7 @@ def test_where_a_text_is_cut_changes_nothing(text, size):
 @pytest.mark.parametrize("text", [" x", "x ", "  x", "日\n \n", "😀 ", " 1", "' s", "\u3000x"])
 def test_pieces_of_a_long_text(text):
     long = text * 3000
-    assert pretokenize.pretokens(long) == pretokenize._splitter(0x10FFFF)(long)
+    assert pretokenize.pretokens(long) == pretokenize._splitter(0x10FFFF).findall(long)
 
 
 # Merging
@@ -272,6 +272,30 @@ def test_a_megabyte_of_one_character_is_not_quadratic(character):
 
 
 # Cancelling
+
+
+@pytest.mark.parametrize(
+    "text", ["a1" * 100_000, "日1" * 100_000, "😀" * 400_000 + "a1"], ids=["ascii", "bmp", "astral"]
+)
+def test_text_without_a_space_can_be_cancelled_between_its_words(checks, text):
+    seen, limit = checks
+    words = [word for words in pretokenize.split(text) for word in words]
+    assert len(seen) >= 6
+    assert words == pretokenize._splitter(0x10FFFF).findall(text)
+    limit[0] = len(seen) + 3
+    with pytest.raises(Cancelled):
+        list(pretokenize.split(text))
+
+
+def test_a_word_of_many_bytes_is_refused_before_memory_is_taken(monkeypatch):
+    monkeypatch.setattr(bpe, "MOST_BYTES", 3_000_000)
+    with pytest.raises(LimitExceeded, match="a word of 3000001 bytes is too long"):
+        LEARNED.encode("b" * 3_000_001)
+    assert LEARNED.decode(LEARNED.encode("b" * 2_999_999)) == "b" * 2_999_999
+    asked = []
+    monkeypatch.setattr(host, "require_memory", lambda size, purpose: asked.append(size))
+    LEARNED.encode("b" * 2_000_000)
+    assert asked == [2_000_000 * bpe.BYTES_A_SYMBOL]
 
 
 @pytest.mark.parametrize("text", ["word and " * 50_000, "a" * 300_000], ids=["words", "one word"])

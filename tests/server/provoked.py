@@ -243,6 +243,7 @@ STATEMENTS = [
     "SELECT llm_train_bpe('SELECT n FROM words', 300, 'q')",
     "SELECT llm_train_bpe('SELECT body FROM words', 300, 'q', ',')",
     "SELECT * FROM llm_bpe_trace(repeat('l', 2001), 't')",
+    "SELECT llm_token_count(repeat('low', 6000000), 't')",
     "SELECT llm_decode('{1,NULL}', 't')",
     "SELECT llm_decode('{9999}', 't')",
     "DELETE FROM llm_bpe_vocab WHERE token = 'l'; SELECT llm_encode('l l', 't')",

@@ -18,7 +18,7 @@ RUN = "CALL llm_train_run('m', 100000, batch_size => 2, log_every => 0, commit_e
 LOAD = {
     "generation": "SELECT llm_generate_tokens('{1}', 1000000, model_name => 'm', eos_token => -1)",
     "a batch": "SELECT * FROM llm_generate_batch(array_fill('low'::text, '{8}'), 100000, model_name => 'm', eos_token => -1)",
-    "tokenizing": "SELECT llm_token_count(repeat('lower', 30000000), 'm')",
+    "tokenizing": "SELECT llm_token_count(repeat('lower ', 30000000), 'm')",
     "training": "SELECT llm_train('n', 100000, log_every => 0)",
     "a training that waits": "SELECT llm_train_step('n')",
     "a run": RUN,

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, groupby
 from typing import NamedTuple
 
-from .. import host
-from ..errors import InconsistentData, InvalidParameter, NullNotAllowed, PgGpt2Error
+from .. import host, threads
+from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
 from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
 from .pretokenize import pretokens, split
 
@@ -19,6 +19,9 @@ CACHED_WORDS = 1 << 16  # some 15 MB
 CACHED_LENGTH = 64  # longer words seldom come back
 MOST_TRACED = 2000  # characters
 LONG_WORD = 48  # bytes from which the heap is faster
+MOST_BYTES = 1 << 24  # of a word
+BYTES_A_SYMBOL = 150  # of memory, while a long word is merged
+BYTES_A_CHECK = 1 << 20
 MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
 PIECES_A_CHECK = 32  # of about 1 kB, between two looks for a cancel request
 
@@ -195,8 +198,6 @@ class Tokenizer:
     def _encode_word(self, word: str) -> list[int]:
         """Ids of one pretoken."""
         symbols = self._bytes_to_symbols(word)
-        if len(symbols) > MANY_TOKENS:
-            host.check_interrupts()
         if len(symbols) < LONG_WORD:
             for _ in merge_by_scan(symbols, self._ranks, self._merged):
                 pass
@@ -213,13 +214,26 @@ class Tokenizer:
 
     def _bytes_to_symbols(self, word: str) -> list[int]:
         try:
-            return [self._byte_symbols[b] for b in word.encode()]
+            data = word.encode()
         except UnicodeEncodeError as error:
             surrogate = ord(word[error.start])
             raise InvalidParameter(
                 f"the text contains the surrogate U+{surrogate:04X}, which is not a character",
                 hint="Decode the text from its bytes with errors='replace'.",
             ) from None
+        if len(data) <= BYTES_A_CHECK:
+            return [self._byte_symbols[b] for b in data]
+        if len(data) > MOST_BYTES:
+            raise LimitExceeded(
+                f"a word of {len(data)} bytes is too long: one takes {MOST_BYTES}",
+                hint="What has no white space, or nothing else, is one word to GPT-2's tokenizer: encode it in parts.",
+            )
+        host.require_memory(BYTES_A_SYMBOL * len(data), f"a word of {len(data)} bytes")
+        symbols: list[int] = []
+        for part in threads.pieces(len(data), BYTES_A_CHECK):
+            host.check_interrupts()
+            symbols += [self._byte_symbols[b] for b in data[part]]
+        return symbols
 
     def _symbol(self, token: str) -> int:
         """The symbol of a token in printable form; a new one when the vocabulary lacks it."""

@@ -38,15 +38,16 @@ def merge_by_scan(symbols: list[int], ranks: Ranks, merged: list[int]) -> Iterat
 def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[int]:
     """The same symbols as `merge_by_scan` leaves, in O(n log n). `symbols` is used up."""
     n = len(symbols)
-    left = list(range(-1, n - 1))  # neighbours; for 10 MB each of these takes a fifth of a second
-    host.check_interrupts()
-    right = list(range(1, n + 1))  # n ends the word
+    left: list[int] = []  # neighbours
+    right: list[int] = []  # n ends the word
     rank_at: list[int] = []
     heap: list[int] = []  # of rank * n + place, which orders by rank, then from the left
     for start in range(0, n, MERGES_A_CHECK):
         host.check_interrupts()
         ranked = [ranks.get(pair, NEVER) for pair in pairwise(symbols[start : start + MERGES_A_CHECK + 1])]
         rank_at += ranked
+        left += range(start - 1, min(start + MERGES_A_CHECK, n) - 1)
+        right += range(start + 1, min(start + MERGES_A_CHECK, n) + 1)
         heap += [rank * n + place for place, rank in enumerate(ranked, start) if rank < NEVER]
     rank_at.append(NEVER)
     heapify(heap)

@@ -6,12 +6,18 @@ The pattern is `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 
+from .. import host
 from .unicode_classes import LETTER, NUMBER, WHITE_SPACE
 
 PIECE = 1024  # characters; small, so that one rare character slows one piece down and not the whole text
+LONG_PIECE = 1 << 16  # without a place to cut: its words are looked for one by one
+WORDS_A_LIST = 1 << 12
+STAND_INS_A_CHECK = 1 << 16
+WINDOW = 1 << 22  # characters that are searched between two looks for an interrupt
 
 
 def pretokens(text: str) -> list[str]:
@@ -26,22 +32,47 @@ def split(text: str) -> Iterator[list[str]]:
     space only starts one; and no pretoken that ends before it looks beyond it, for `(?!\\S)` follows white space.
     """
     start, size = 0, len(text)
-    while size - start > PIECE and (cut := _CUT.search(text, start + PIECE)):
-        yield _words(text[start : cut.end() - 1])
-        start = cut.end() - 1
-    if start < size:
-        yield _words(text[start:])
+    while start < size:
+        end = _cut(text, start + PIECE)
+        piece = text[start:end]
+        if len(piece) < LONG_PIECE:
+            yield _words(piece)
+        else:
+            yield from _word_lists(piece)
+        start = end
+
+
+def _cut(text: str, start: int) -> int:
+    """The first place from `start` on where a piece may end, else the end of the text."""
+    while start < len(text):
+        if found := _CUT.search(text, start, start + WINDOW):
+            return found.end() - 1
+        start += WINDOW - 1
+        host.check_interrupts()
+    return len(text)
+
+
+def _word_lists(piece: str) -> Iterator[list[str]]:
+    """`_words` in parts, with looks for an interrupt."""
+    if piece.isascii():
+        pattern, stand_ins = _ASCII, piece
+    else:
+        pattern, stand_ins = _bmp(), _ASTRAL.sub(_stand_ins, piece)
+    words = (piece[found.start() : found.end()] for found in pattern.finditer(stand_ins))
+    while some := list(islice(words, WORDS_A_LIST)):
+        host.check_interrupts()
+        yield some
 
 
 def _words(piece: str) -> list[str]:
     """Pretokens of one piece, by the cheapest pattern that knows its characters."""
     if piece.isascii():
-        return _ASCII_WORDS(piece)
+        return _ASCII.findall(piece)
     if len(piece.encode("utf-16-le", "surrogatepass")) == 2 * len(piece):  # no character beyond U+FFFF
-        return _bmp_words()(piece)
+        return _bmp().findall(piece)
     # Ranges beyond U+FFFF make `re` five times slower: put characters of the same class in their place
     words, end = [], 0
-    for stand_in in _bmp_words()(_ASTRAL.sub(_stand_ins, piece)):
+    for stand_in in _bmp().findall(_ASTRAL.sub(_stand_ins, piece)):
         start, end = end, end + len(stand_in)
         words.append(piece[start:end])
     return words
@@ -59,8 +90,8 @@ def _char_class(table: str, last: int) -> str:
     return "".join(f"\\U{a:08x}-\\U{min(b, last):08x}" for a, b in _ranges(table, 0, last))
 
 
-def _splitter(last: int) -> Callable[[str], list[str]]:
-    """findall of GPT-2's pattern for text without characters beyond `last`.
+def _splitter(last: int) -> re.Pattern[str]:
+    """GPT-2's pattern for text without characters beyond `last`.
 
     Contractions come after letters, which excludes nothing: no match of either can start like one of the other.
     """
@@ -68,11 +99,11 @@ def _splitter(last: int) -> Callable[[str], list[str]]:
     return re.compile(
         f" ?[{letter}]+|'(?:[stmd]|ll|[rv]e)| ?[{number}]+| ?[^{space}{letter}{number}]+"
         f"|[{space}]+(?![^{space}])|[{space}]+"
-    ).findall
+    )
 
 
 @cache
-def _bmp_words() -> Callable[[str], list[str]]:
+def _bmp() -> re.Pattern[str]:
     """Compiled when first needed, because that takes some 20 ms."""
     return _splitter(0xFFFF)
 
@@ -90,12 +121,14 @@ def _stand_ins(run: re.Match[str]) -> str:
     """For characters beyond U+FFFF as many of the same classes: a, 1 or ! (no contraction contains them)."""
     starts, ends = _astral_ranges()
     likes = []
-    for c in map(ord, run[0]):
+    for n, c in enumerate(map(ord, run[0])):
+        if n % STAND_INS_A_CHECK == 0:
+            host.check_interrupts()
         end, like = ends[bisect_right(starts, c) - 1] if c >= starts[0] else (0, "!")
         likes.append(like if c <= end else "!")
     return "".join(likes)
 
 
-_ASCII_WORDS = _splitter(0x7F)
+_ASCII = _splitter(0x7F)
 _ASTRAL = re.compile("[\U00010000-\U0010ffff]+")
 _CUT = re.compile("[^{0}][{0}]".format(_char_class(WHITE_SPACE, 0xFFFF)))
