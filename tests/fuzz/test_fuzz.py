@@ -29,5 +29,6 @@ def test_the_fuzzer_finds_what_is_there():
 
     with pytest.raises(fuzzer.Failure, match="KeyError"):
         fuzzer.fuzz(fuzzer.Target(fails, [b"a"], [b"\n", b" "]), [], 10, seed=0)
+    assert bytearray(400 << 20)  # more, before it looks
     with pytest.raises(fuzzer.Failure, match="MB of memory"):
         fuzzer.run(fuzzer.Target(hoards, []), b"")
