@@ -15,6 +15,7 @@ import transformers
 from pg_gpt2 import gpt2
 from pg_gpt2.config import GPT2Config
 from pg_gpt2.inference import beam, decode, generation, sampling, scoring
+from pg_gpt2.storage import layout
 
 SHAPES = {
     "wide": GPT2Config(n_layer=2, n_head=2, d_model=64, n_positions=96, vocab=300, eos_token_id=299),
@@ -39,6 +40,11 @@ def random_params(config: GPT2Config, seed: int) -> dict[str, np.ndarray]:
         name: w + (0.15 * rng.normal(size=w.shape)).astype(np.float32)
         for name, w in gpt2.init_params(config, seed).items()
     }
+
+
+def served(params: dict[str, np.ndarray], config: GPT2Config) -> layout.Arranged:
+    """As a session of this machine's server would hold them."""
+    return layout.arrange({name: w.copy() for name, w in params.items()}, config)
 
 
 def hugging_face(config: GPT2Config, params: dict[str, np.ndarray]) -> transformers.GPT2LMHeadModel:
@@ -70,7 +76,7 @@ def random_ids(config: GPT2Config, count: int, seed: int) -> list[int]:
 
 def greedy(config: GPT2Config, params: dict[str, np.ndarray], prompt: list[int], eos: int | None) -> list[int]:
     options = generation.Options(64, sampling.Sampling(0.0), eos)
-    return [token.id for token in generation.tokens(params, config, prompt, options)]
+    return [token.id for token in generation.tokens(served(params, config), config, prompt, options)]
 
 
 @shapes
@@ -122,7 +128,7 @@ def test_greedy_with_a_repetition_penalty(config: GPT2Config, penalty: float) ->
         pad_token_id=0,
     )
     options = generation.Options(48, sampling.Sampling(0.0, repetition_penalty=penalty))
-    found = [token.id for token in generation.tokens(params, config, prompt, options)]
+    found = [token.id for token in generation.tokens(served(params, config), config, prompt, options)]
     assert found == expected[0, 9:].tolist()
 
 
@@ -132,7 +138,7 @@ def test_logits_of_cached_decoding_are_those_of_a_full_pass(config: GPT2Config) 
     params, ids = random_params(config, 3), random_ids(config, 60, 3)
     with torch.no_grad():
         expected = hugging_face(config, params)(torch.tensor([ids])).logits[0].numpy()
-    decoder = decode.Decoder(params, config, 60)
+    decoder = decode.Decoder(served(params, config), config, 60)
     found = [decoder.feed(ids[:20]), *(decoder.feed([token]) for token in ids[20:])]
     np.testing.assert_allclose(found, expected[19:], atol=2e-5 * float(np.abs(expected).max()))
 
@@ -166,7 +172,7 @@ def test_beam_search(config: GPT2Config, width: int, early_stopping: bool) -> No
                 output_scores=True,
             )
             found = beam.beam_search(
-                *(params, config, prompt),
+                *(served(params, config), config, prompt),
                 width=width,
                 max_tokens=12,
                 length_penalty=length_penalty,
@@ -210,7 +216,7 @@ def strided_perplexity(model: transformers.GPT2LMHeadModel, ids: list[int], widt
 @pytest.mark.parametrize("windows", [0.03, 0.6, 1, 1.3, 1.5, 4.2])
 def test_perplexity_slides_as_hugging_faces_guide_does(config: GPT2Config, windows: float) -> None:
     params, ids = random_params(config, 4), random_ids(config, max(2, int(windows * config.n_positions)), 4)
-    logprobs, _ = scoring.token_scores(params, config, ids)
+    logprobs, _ = scoring.token_scores(served(params, config), config, ids)
     assert len(logprobs) == len(ids) - 1
     expected = strided_perplexity(hugging_face(config, params), ids, config.n_positions, config.n_positions // 2)
     assert math.exp(-logprobs.mean()) == pytest.approx(expected, rel=2e-5)
@@ -221,7 +227,7 @@ def test_logprobs_and_ranks(config: GPT2Config) -> None:
     params, ids = random_params(config, 5), random_ids(config, 50, 5)
     with torch.no_grad():
         expected = hugging_face(config, params)(torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1).numpy()
-    logprobs, ranks = scoring.token_scores(params, config, ids)
+    logprobs, ranks = scoring.token_scores(served(params, config), config, ids)
     chosen = expected[np.arange(49), ids[1:]]
     np.testing.assert_allclose(logprobs, chosen, rtol=2e-5, atol=2e-5)
     # A rank is exact but for tokens whose log-probabilities rounding cannot tell apart.
@@ -241,5 +247,5 @@ def test_embeddings_are_hidden_states(config: GPT2Config, pooling: str) -> None:
     for layer in (*range(config.n_layer + 1), -1, -config.n_layer - 1, None):
         expected = states[-1 if layer is None else layer][0].numpy()
         expected = expected.mean(axis=0) if pooling == "mean" else expected[-1]
-        found = scoring.embedding(params, config, ids, layer, pooling)
+        found = scoring.embedding(served(params, config), config, ids, layer, pooling)
         np.testing.assert_allclose(found, expected, atol=2e-5 * float(np.abs(expected).max()))
