@@ -32,6 +32,7 @@ help:
 	@echo 'make load         load MODEL=gpt2 (-medium, -large, -xl, any GPT-2 of the hub, or a directory) into it'
 	@echo 'make test         all tests that need no torch, in a throw-away cluster'
 	@echo 'make test-avx2    those of generation, parity and documentation with a server that takes the CPU for one without AVX-512'
+	@echo 'make test-numpy1  those of the engine with the NumPy of Debian 12'
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
 	@echo 'make fuzz         search for hostile input, a minute a parser; FUZZ_ARGS="--seconds 600 npz" for more or less'
 	@echo 'make soak         30 minutes of everything at once, with cancels and kills, in a throw-away cluster; SOAK_ARGS="--minutes 3"'
@@ -99,6 +100,13 @@ test: provision-test build .venv/test/complete
 test-avx2: provision-test build .venv/test/complete
 	@PG_GPT2_CORETYPE=Haswell docker/cluster.sh run .venv/test/bin/python -m pytest tests/server/test_generation.py \
 	    tests/server/test_parity.py tests/server/test_weight_file.py tests/server/test_docs.py $(PYTEST_ARGS)
+
+# The oldest NumPy that the README's installation brings: Debian 12's.
+.PHONY: test-numpy1
+test-numpy1: provision
+	@test -x .venv/numpy1/bin/pytest || { $(SYSTEM_PYTHON) -m venv .venv/numpy1 && .venv/numpy1/bin/pip --disable-pip-version-check \
+	    install --quiet 'numpy==1.24.*; python_version < "3.12"' 'numpy==1.26.*; python_version >= "3.12"' pytest hypothesis >&2; }
+	@.venv/numpy1/bin/pytest tests/engine --ignore tests/engine/test_packaging.py $(PYTEST_ARGS)
 
 .PHONY: fuzz
 fuzz: .venv/test/complete

@@ -175,7 +175,7 @@ def attend_backward(
         _collect(kept.swapaxes(-1, -2), d_rows, dv_total, end)
         if masks is not None:
             dz *= masks[..., rows, :end]
-        dz -= np.vecdot(e, dz)[..., None] * factor
+        dz -= np.matmul(e[..., None, :], dz[..., None])[..., 0] * factor
         dz *= e
         _collect(dz.swapaxes(-1, -2), q_rows, dk_total, end)
         np.matmul(dz, k[..., :end, :], out=d_rows)

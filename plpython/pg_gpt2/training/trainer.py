@@ -146,10 +146,8 @@ class Trainer:
         loss = 0.0
         with buffers.reusing(self._pool):
             for part, (tokens, targets) in enumerate(batches):
-                if (
-                    np.shape(tokens) != self._shape
-                ):  # else every length that the data have would keep buffers of its own
-                    self._pool.clear()
+                if np.shape(tokens) != self._shape:
+                    self._pool.clear()  # else every length that the data have would keep buffers of its own
                     self._shape = np.shape(tokens)
                 weight = np.size(targets) / n_tokens
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
