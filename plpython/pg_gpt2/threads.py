@@ -122,23 +122,20 @@ class Pool:
         self._tasks: queue.SimpleQueue = queue.SimpleQueue()
         self._started = 0
 
-    def run(self, tasks: Sequence[Task]) -> None:
-        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error."""
-        if self.count == 1 or len(tasks) < 2:
-            for task in tasks:
-                task()
+    def run(self, batch: "Batch") -> None:
+        """Run the batch's tasks, in any order and on any thread; return when all are done, raise the first error."""
+        helpers = min(self.count, len(batch)) - 1
+        if helpers < 1:
+            batch.run_alone()
             return
-        self._start(min(self.count, len(tasks)) - 1)
-        batch = _Batch(tasks)
-        for _ in range(min(self.count, len(tasks)) - 1):
-            self._tasks.put(batch)
-        batch.work()
-        batch.wait()
-
-    def _start(self, helpers: int) -> None:
         while self._started < helpers:
             start(self._serve, f"pg_gpt2-{self._started}")
             self._started += 1
+        batch.begin()
+        for _ in range(helpers):
+            self._tasks.put(batch)
+        batch.work()
+        batch.wait()
 
     def _serve(self) -> None:
         import numpy
@@ -146,6 +143,8 @@ class Pool:
         numpy.seterr(all="ignore")  # holds for this thread only
         while (batch := self._tasks.get()) is not None:
             batch.work()
+            batch.look_ahead()
+            del batch  # and what it holds
 
     def close(self) -> None:
         """Let the threads end."""
@@ -153,17 +152,39 @@ class Pool:
             self._tasks.put(None)
 
 
-class _Batch:
-    """Tasks that several threads take from one end of until none is left."""
+class Batch:
+    """Tasks that several threads take from one end of until none is left; to be run again and again, but by one caller at a time.
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        self._left = list(reversed(tasks))
-        self._finished = count(1 - len(self._left))  # the last task counts 0
+    A helper that finds none left does `ahead`, which nobody waits for.
+    """
+
+    def __init__(self, tasks: Sequence[Task], ahead: Task | None = None) -> None:
+        self._tasks = tasks
+        self._ahead = ahead
+        self._left: list[Task] = []
         self._done = threading.Lock()
         self._done.acquire()
         self._error: BaseException | None = None
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __call__(self) -> None:
+        """Run the tasks on all cores in use."""
+        _pool.run(self)
+
+    def run_alone(self) -> None:
+        """Run the tasks on this thread."""
+        for task in self._tasks:
+            task()
+
+    def begin(self) -> None:
+        """Offer all tasks."""
+        self._finished = count(1 - len(self._tasks))  # the last task counts 0
+        self._left.extend(reversed(self._tasks))
+
     def work(self) -> None:
+        """Do tasks until none is left."""
         while True:
             try:
                 task = self._left.pop()  # atomic under the GIL
@@ -176,10 +197,17 @@ class _Batch:
             if next(self._finished) == 0:  # atomic as well
                 self._done.release()
 
+    def look_ahead(self) -> None:
+        """Do `ahead`."""
+        if self._ahead is not None:
+            self._ahead()
+
     def wait(self) -> None:
+        """Return when all tasks are done; raise the first error."""
         self._done.acquire()
         if self._error is not None:
-            raise self._error
+            error, self._error = self._error, None
+            raise error
 
 
 _pool = Pool(min(2, os.cpu_count() or 1))
@@ -200,7 +228,7 @@ def threads() -> int:
 
 def run(tasks: Sequence[Task]) -> None:
     """Run independent tasks on all cores in use."""
-    _pool.run(tasks)
+    _pool.run(Batch(tasks))
 
 
 def pieces(total: int, size: int) -> list[slice]:

@@ -6,6 +6,7 @@ A `Plan` is a Runner, so what it prepares is what gpt2.blocks says, and its kern
 import weakref
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from ..config import GPT2Config
 from ..ops import panels
 from ..ops.activations import gelu_into
 from ..ops.norm import normalize
-from ..ops.panels import Panels
+from ..ops.panels import Panels, Table
 from ..ops.products import product_tasks
 from ..storage.layout import Arranged
 from ..tensor import FLOAT32
@@ -32,17 +33,27 @@ class Rows:
         self.buffer, self.data = buffer, data
 
 
+class _Product(NamedTuple):
+    """A linear layer in panels, to be bound when the next one is known."""
+
+    x: np.ndarray
+    w: Panels
+    y: np.ndarray
+    b: np.ndarray
+
+
 class Plan:
     """The blocks of a model and ln_f, for passes over m rows."""
 
     def __init__(self, params: Arranged, config: GPT2Config, m: int) -> None:
         self._m = m
-        self._calls: list[Callable[[], object]] = []
+        self._calls: list[Any] = []  # calls, and while the plan is made products
         self._buffers: list[tuple[np.ndarray, weakref.ref[Rows]]] = []
         self._attention = _Attention()
         x = self._new(config.d_model)
         self._x = x.data
         self._y = gpt2.blocks(self, params, x, config, attend=self._bind_attention).data
+        self._bind_products(params["wte"])
 
     def __call__(self, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
         """The stream after ln_f, valid until the next pass; `attend` supplies attention over the positions so far."""
@@ -75,10 +86,19 @@ class Plan:
     def _linear(self, x: Rows, w: np.ndarray | Panels, b: np.ndarray) -> Rows:
         y = self._new(w.shape[1])
         if isinstance(w, Panels):
-            self._calls.append(panels.bind(x.buffer[:, : w.shape[0]], w, y.buffer, b))
+            self._calls.append(_Product(x.buffer[:, : w.shape[0]], w, y.buffer, b))
         else:
-            self._calls.append(partial(threads.run, product_tasks(x.data, w, y.data, bias=b)))
+            self._calls.append(threads.Batch(product_tasks(x.data, w, y.data, bias=b)))
         return y
+
+    def _bind_products(self, wte: np.ndarray | Table) -> None:
+        """Bind the products with panels, now that each can be told the weights that follow; lm_head's come last."""
+        following = wte.T if isinstance(wte, Table) else None
+        for place in reversed(range(len(self._calls))):
+            call = self._calls[place]
+            if isinstance(call, _Product):
+                self._calls[place] = panels.bind(*call, following)
+                following = call.w
 
     def _gelu(self, x: Rows) -> Rows:
         y = self._new(x.data.shape[1])

@@ -20,6 +20,8 @@ SMALL = 1_000_000  # m n k of OpenBLAS's kernels for small matrices
 DEPTH = SMALL // (WIDTH * ROWS)  # of a panel; a deeper one is cut and the parts are added
 PARALLEL_FLOPS = 2e6  # below it a product costs less than handing over half of it
 PIECE_FLOPS = 400e6
+READ_AHEAD = 5 << 18  # bytes that a second thread reads while the caller does what lies between two products
+HEAD_START = 24  # panels: of so many, one more does not matter
 MOST_TERMS = 8 << 20  # bytes of a product cut in depth; where terms are more, each piece has its own in turn
 TRIAL_SCALARS = 1 << 20  # of weights that are timed
 
@@ -102,8 +104,13 @@ def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndar
     return out[:m, :n]
 
 
-def bind(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None) -> Callable[[], None]:
-    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64]."""
+def bind(
+    x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None, following: Panels | None = None
+) -> Callable[[], None]:
+    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64].
+
+    `following` are the weights of the next product of as many rows, which another thread begins to read meanwhile.
+    """
     k, n = w.shape
     parts = _parts(k)
     pieces = _pieces(len(w.data), 2.0 * len(x) * k * n)
@@ -112,10 +119,19 @@ def bind(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = No
     terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
     tasks = [_multiply(x, w.data[c], terms[:, :, _columns(c)]) for c in pieces]
     ends = [_finish(terms, out, slice(c.start * WIDTH, min(c.stop * WIDTH, n)), bias) for c in pieces]
+    ahead = None if following is None else _reading(following, len(x))
     if len(x) > ROWS:
-        return _together([[*task, *end] for task, end in zip(tasks, ends)])
+        return _together([[*task, *end] for task, end in zip(tasks, ends)], ahead)
     # Adding up a few rows is not worth a second thread, which would wait for the interpreter.
-    return partial(_each, [_together(tasks), *_finish(terms, out, slice(0, n), bias)])
+    return partial(_each, [_together(tasks, ahead), *_finish(terms, out, slice(0, n), bias)])
+
+
+def _reading(w: Panels, m: int) -> Callable[[], object] | None:
+    """A call that reads the beginning of what a second thread reads of w for m rows, into its caches."""
+    pieces = _pieces(len(w.data), 2.0 * m * w.shape[0] * w.shape[1])
+    if len(pieces) < 2:
+        return None
+    return partial(np.maximum.reduce, w.data[pieces[1]].reshape(-1)[: READ_AHEAD // w.dtype.itemsize])
 
 
 def _piece(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None, panels: slice) -> None:
@@ -130,7 +146,8 @@ def _piece(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None, p
 def _pieces(count: int, flops: float) -> list[slice]:
     """Ranges of `count` panels for one thread each, cut by the size of the problem."""
     pieces = 1 if flops < PARALLEL_FLOPS else 2 * max(1, round(flops / (2 * PIECE_FLOPS)))
-    return threads.pieces(count, max(1, -(-count // pieces)))
+    head_start = pieces == 2 and count >= HEAD_START  # of the caller, who need not be woken
+    return threads.pieces(count, max(1, -(-count // pieces) + head_start))
 
 
 def _columns(panels: slice) -> slice:
@@ -170,11 +187,13 @@ def _each(calls: Sequence[Callable[[], object]]) -> None:
         call()
 
 
-def _together(tasks: Sequence[Sequence[Callable[[], object]]]) -> Callable[[], None]:
+def _together(
+    tasks: Sequence[Sequence[Callable[[], object]]], ahead: Callable[[], object] | None = None
+) -> Callable[[], None]:
     """One call for tasks that run on all cores, each a row of calls."""
     if len(tasks) < 2:
         return partial(_each, [call for task in tasks for call in task])
-    return partial(threads.run, [task[0] if len(task) == 1 else partial(_each, task) for task in tasks])
+    return threads.Batch([task[0] if len(task) == 1 else partial(_each, task) for task in tasks], ahead)
 
 
 @lru_cache(maxsize=64)
