@@ -17,7 +17,6 @@ from ..tensor import FLOAT32
 
 MOST_HEADS = 6  # a task
 SHARED_COSTS = 6e6  # below, in positions x 3D x (4 + rows), attention costs less than handing over half of it
-STREAMS_A_TASK = 8
 
 
 class Cache(Protocol):
@@ -72,32 +71,24 @@ class BlockCache:
         self.room, self._n_head = room, config.n_head
         self.arena, self.slot = arena or Arena(config, room, 1), slot
         self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
-        self._few: attend_blocks.FewRows | None = None
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
         """See Cache."""
         q, k, v = _heads(qkv, 3, self._n_head)
         (mixed,) = _heads(out, 1, self._n_head)
         keys, values = self._keys[layer], self._values[layer]
-        attend_blocks.store(keys, values, k, v, start)
-        if len(qkv) <= attend_blocks.ROWS:
-            few = self._few_rows(len(qkv), start)
-
-            def some(h: slice) -> None:
-                few(layer, q[h], mixed[h], h)
-        else:
-
-            def some(h: slice) -> None:
-                attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], start)
-
         costs = (start + len(qkv)) * qkv.shape[1] * (4 + len(qkv))
-        threads.for_rows(self._n_head, self._n_head if costs < SHARED_COSTS else _heads_a_task(self._n_head), some)
+        heads = self._n_head if costs < SHARED_COSTS else _heads_a_task(self._n_head)
+        if len(qkv) <= attend_blocks.ROWS:
+            attend_blocks.store(keys, values, k, v, start)
+            attend_blocks.attend_few(q, keys, values, mixed, start, heads)
+            return
 
-    def _few_rows(self, t: int, start: int) -> attend_blocks.FewRows:
-        """The same for all layers of a pass."""
-        if self._few is None or self._few.place != (t, start):
-            self._few = attend_blocks.FewRows(self._keys, self._values, t, start)
-        return self._few
+        def some(h: slice) -> None:
+            attend_blocks.store(keys[h], values[h], k[h], v[h], start)
+            attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], start)
+
+        threads.for_rows(self._n_head, heads, some)
 
     def copy_to(self, other: "BlockCache", length: int) -> None:
         """See Cache."""
@@ -127,23 +118,23 @@ class Arena:
     def attend(
         self, slots: np.ndarray, layer: int, qkv: np.ndarray, starts: np.ndarray
     ) -> np.ndarray:  # [S, 3D] -> [S, D]
-        """Attention of one row for each of `slots`, at the positions starts [S]."""
+        """Attention of one row for each of `slots`, which ascend, at the positions starts [S]."""
         n_head = self.keys.shape[2]
         q, k, v = qkv.reshape(len(slots), 3, n_head, -1).swapaxes(0, 1)
         keys, values = self.keys[layer], self.values[layer]
-        keys[slots, :, starts // attend_blocks.BLOCK, :, starts % attend_blocks.BLOCK] = k
-        values[slots, :, starts] = v
-        first, end = int(slots.min()), int(slots.max()) + 1
+        first, end = int(slots[0]), int(slots[-1]) + 1
         queries = np.zeros((end - first, *q.shape[1:]), FLOAT32)
         places = np.zeros(end - first, np.int64)  # a slot between that has no row computes what nobody reads
         queries[slots - first], places[slots - first] = q, starts
         mixed = np.empty_like(queries)
 
-        def some(s: slice) -> None:
-            mine = slice(first + s.start, first + s.stop)
-            attend_blocks.attend_each(queries[s], keys[mine], values[mine], mixed[s], places[s])
+        def keep(some: slice) -> None:
+            rows = slice(*np.searchsorted(slots, (first + some.start, first + some.stop)))
+            at, block, place = slots[rows], *np.divmod(starts[rows], attend_blocks.BLOCK)
+            keys[at, :, block, :, place] = k[rows]
+            values[at, :, starts[rows]] = v[rows]
 
-        threads.for_rows(end - first, STREAMS_A_TASK, some)
+        attend_blocks.attend_each(queries, keys[first:end], values[first:end], mixed, places, keep)
         return mixed[slots - first].reshape(len(slots), -1)
 
 

@@ -144,9 +144,9 @@ def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndar
 
 
 def _arenas(caches: Sequence[BlockCache]) -> list[tuple[Arena, np.ndarray, np.ndarray]]:
-    """(arena, places of its caches among those given, their slots) of each arena."""
+    """(arena, places of its caches among those given, their slots, which ascend) of each arena."""
     places: dict[Arena, list[int]] = {}
-    for place, found in enumerate(caches):
+    for place, found in sorted(enumerate(caches), key=lambda item: item[1].slot):
         places.setdefault(found.arena, []).append(place)
     return [(arena, np.array(rows), np.array([caches[row].slot for row in rows])) for arena, rows in places.items()]
 

@@ -4,7 +4,8 @@ Keys lie as [H, blocks, d, 64], values as [H, positions, d]: all products are sm
 has weight 0 and adds nothing, so neither the number of rows nor that of blocks matters.
 """
 
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from . import buffers, panels
 BLOCK = 64  # positions
 ROWS = 8  # in a product
 GROUPS = 8  # of rows at a time
+STREAMS = 8  # a task
 SEGMENT = 1024  # positions whose values are mixed in one product, where it is a small one
 
 
@@ -25,11 +27,11 @@ def attend_blocks(
     for rows in threads.pieces(whole, ROWS * GROUPS):
         _attend_groups(q[:, rows], keys, values, out[:, rows], offset + rows.start)
     if whole < q.shape[1]:
-        FewRows(keys[None], values[None], q.shape[1] - whole, offset + whole)(0, q[:, whole:], out[:, whole:])
+        attend_few(q[:, whole:], keys, values, out[:, whole:], offset + whole)
 
 
 def _attend_groups(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int) -> None:
-    """Groups of ROWS rows, in the same few calls: the products of `FewRows`, and its bits."""
+    """Groups of ROWS rows, in the same few calls: the products of `attend_few`, and its bits."""
     n_head, t, d = q.shape
     blocks = -(-(offset + t) // BLOCK)
     rows = buffers.scratch("queries", (n_head, t // ROWS, 1, ROWS, d), q.dtype)
@@ -41,57 +43,85 @@ def _attend_groups(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.
     _mix(scores, ROWS, values[:, None], out.reshape(n_head, -1, ROWS, d))
 
 
-class FewRows:
-    """Attention of t rows, at most ROWS, at the positions from `offset` on, with arrays and views made once for all layers."""
-
-    def __init__(self, keys: np.ndarray, values: np.ndarray, t: int, offset: int) -> None:
-        """keys [L, H, blocks, d, 64], values [L, H, 64 blocks, d]."""
-        (_, n_head, _, d), blocks = keys.shape[:4], -(-(offset + t) // BLOCK)
-        room = max(2, t)  # BLAS treats a single row otherwise
-        self._keys, self._values, self._scale = keys[:, :, :blocks], values[:, :, : blocks * BLOCK], d**-0.5
-        self._rows = np.zeros((n_head, 1, room, d), keys.dtype)
-        self._scores = buffers.scratch("scores", (n_head, room, blocks, BLOCK), keys.dtype)
-        self._future = _future(t)[:, : blocks * BLOCK - offset]
-        self.place = t, offset
-
-    def __call__(self, layer: int, q: np.ndarray, out: np.ndarray, h: slice = slice(None)) -> None:  # [h, t, d] twice
-        """out = softmax(q k' / sqrt(d)) v of the heads h."""
-        rows, scores, (t, offset) = self._rows[h], self._scores[h], self.place
-        np.multiply(q, self._scale, out=rows[:, 0, :t])
-        np.matmul(rows, self._keys[layer, h], out=scores.swapaxes(1, 2))
-        z = scores.reshape(len(rows), -1, scores.shape[2] * BLOCK)[:, :t, offset:]
-        np.add(z, self._future, out=z)
-        _mix(scores, t, self._values[layer, h], out)
+def attend_few(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int, heads: int = 0
+) -> None:
+    """`attend_blocks` of at most ROWS rows; the products of so many `heads` are a task each, 0 for one thread."""
+    n_head, t, d = q.shape
+    blocks = -(-(offset + t) // BLOCK)
+    tasks = threads.pieces(n_head, heads or n_head)
+    rows = buffers.scratch("queries", (n_head, 1, max(2, t), d), q.dtype)  # BLAS treats a single row otherwise
+    rows[:, :, 1:] = 0
+    np.multiply(q, d**-0.5, out=rows[:, 0, :t])
+    scores = buffers.scratch("scores", (n_head, max(2, t), blocks, BLOCK), q.dtype)
+    results = scores.swapaxes(1, 2)
+    threads.run([partial(np.matmul, rows[h], keys[h, :blocks], out=results[h]) for h in tasks])
+    z = scores.reshape(n_head, -1, blocks * BLOCK)[:, :t, offset:]
+    np.add(z, _future(t)[:, : blocks * BLOCK - offset], out=z)
+    _mix(scores, t, values, out, tasks)
 
 
 def attend_each(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, places: np.ndarray
+    q: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    out: np.ndarray,
+    places: np.ndarray,
+    keep: Callable[[slice], object],
 ) -> None:  # [S, H, d], [S, H, blocks, d, 64], [S, H, 64 blocks, d], [S, H, d], [S]
-    """`attend_blocks` of one row for each of several streams, which sees the positions 0 .. its place."""
+    """`attend_blocks` of one row for each of several streams, which sees the positions 0 .. its place.
+
+    `keep` stores the new keys and values of some streams; it is called on the thread that reads them next.
+    """
     n, n_head, d = q.shape
     blocks = int(places.max()) // BLOCK + 1
+    tasks = threads.pieces(n, STREAMS)
     rows = buffers.scratch("queries", (n, n_head, 1, 2, d), q.dtype)
     rows[:, :, :, 1] = 0
     np.multiply(q, d**-0.5, out=rows[:, :, 0, 0])
     scores = buffers.scratch("scores", (n, n_head, 2, blocks, BLOCK), q.dtype)
-    np.matmul(rows, keys[:, :, :blocks], out=scores.swapaxes(2, 3))
+    results = scores.swapaxes(2, 3)
+
+    def score(s: slice) -> None:
+        keep(s)
+        np.matmul(rows[s], keys[s, :, :blocks], out=results[s])
+
+    threads.run([partial(score, s) for s in tasks])
     z = scores.reshape(n, n_head, 2, -1)[:, :, :1]
     z += np.where(np.arange(z.shape[-1]) > places[:, None, None, None], np.float32(-np.inf), np.float32(0))
-    _mix(scores, 1, values, out[:, :, None])
+    _mix(scores, 1, values, out[:, :, None], tasks)
 
 
-def _mix(scores: np.ndarray, t: int, values: np.ndarray, out: np.ndarray) -> None:
-    """out [.., t, d] = softmax(scores) values, of the first t rows of [.., room, blocks, 64]."""
+def _mix(
+    scores: np.ndarray, t: int, values: np.ndarray, out: np.ndarray, tasks: Sequence[slice] = (slice(None),)
+) -> None:
+    """out [.., t, d] = softmax(scores) values, of the first t rows of [.., room, blocks, 64].
+
+    Only the products are shared out, by the first axis: two threads with a dozen small calls each wait for the interpreter.
+    """
     flat = scores.reshape(*scores.shape[:-2], -1)
     z = flat[..., :t, :]
     np.subtract(z, np.maximum.reduce(z, axis=-1, keepdims=True), out=z)
     np.exp(z, out=z)
-    total = np.add.reduce(np.add.reduce(scores[..., :t, :, :], axis=-2), axis=-1, keepdims=True)
+    total = np.matmul(z[..., None, :], _ones(z.shape[-1]))[
+        ..., 0
+    ]  # a dot product a row: np.add would sum short rows slowly
     first, *more = threads.pieces(flat.shape[-1], _segment(values.shape[-1]))
-    mixed = np.matmul(flat[..., first], values[..., first, :])
-    for part in more:
-        mixed += np.matmul(flat[..., part], values[..., part, :])
+    mixed = np.empty((*flat.shape[:-1], values.shape[-1]), values.dtype)
+
+    def mix(some: slice) -> None:
+        np.matmul(flat[some, ..., first], values[some, ..., first, :], out=mixed[some])
+        for part in more:
+            mixed[some] += np.matmul(flat[some, ..., part], values[some, ..., part, :])
+
+    threads.run([partial(mix, some) for some in tasks])
     np.divide(mixed[..., :t, :], total, out=out)
+
+
+@lru_cache(maxsize=64)
+def _ones(n: int) -> np.ndarray:
+    """[n, 1]."""
+    return np.ones((n, 1), np.float32)
 
 
 @lru_cache(maxsize=ROWS + GROUPS)
