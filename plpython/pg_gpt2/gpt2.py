@@ -21,6 +21,7 @@ from .tape import Handle, Runner
 
 Params = Mapping[str, Handle]
 Attend = Callable[[int, Handle], Handle]  # (layer, qkv [.., T, 3D]) -> [.., T, D]
+Keep = Callable[[Handle], Handle]  # [.., T, D] -> [n, D], some of the rows
 Position = int | np.ndarray
 INIT_STD = 0.02
 INIT_PIECE = 1 << 18  # scalars drawn from one address
@@ -58,9 +59,13 @@ def block(
     chunk: int = CHUNK,
     drop: Dropout | None = None,
     attend: Attend | None = None,
+    keep: Keep | None = None,
     layer: int = 0,
 ) -> Handle:  # [.., T, D] -> [.., T, D]
-    """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`."""
+    """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`.
+
+    With `keep`, only those rows of x go on after attention, and `attend` returns only theirs.
+    """
     site = 1 + 3 * layer
     normed = run.apply("layernorm", x, p["ln_1.weight"], p["ln_1.bias"], eps=eps)
     qkv = run.apply("linear", normed, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
@@ -70,6 +75,8 @@ def block(
     else:
         attrs = drop.at(site) if drop is not None and drop.p else {}
         mixed = run.apply("causal_attention", qkv, n_head=n_head, chunk=chunk, **attrs)
+    if keep is not None:
+        x = keep(x)
     x = _residual(run, x, mixed, p["attn.c_proj.weight"], p["attn.c_proj.bias"], drop, site + 1)
 
     normed = run.apply("layernorm", x, p["ln_2.weight"], p["ln_2.bias"], eps=eps)
@@ -107,13 +114,17 @@ def hidden(
     *,
     position: Position = 0,
     attend: Attend | None = None,
+    keep: Keep | None = None,
     drop: Dropout | None = None,
     chunk: int = CHUNK,
 ) -> Handle:  # [.., T] -> [.., T, D]
-    """The stream after ln_f. `position` is that of the first id; with `attend` a cache supplies the earlier keys."""
+    """The stream after ln_f. `position` is that of the first id; with `attend` a cache supplies the earlier keys.
+
+    With `keep`, only those rows of the stream leave the last block: see `block`.
+    """
     check_window(int(np.max(position)) + np.shape(ids)[-1], config)
     x = embed(run, params, ids, position=position)
-    return blocks(run, params, _dropped(run, x, drop, 0), config, attend=attend, drop=drop, chunk=chunk)
+    return blocks(run, params, _dropped(run, x, drop, 0), config, attend=attend, keep=keep, drop=drop, chunk=chunk)
 
 
 def blocks(
@@ -123,13 +134,14 @@ def blocks(
     config: GPT2Config,
     *,
     attend: Attend | None = None,
+    keep: Keep | None = None,
     drop: Dropout | None = None,
     chunk: int = CHUNK,
 ) -> Handle:  # [.., T, D] -> [.., T, D]
     """All blocks and ln_f."""
     for i in range(config.n_layer):
-        p = layer_params(params, i)
-        x = block(run, p, x, n_head=config.n_head, chunk=chunk, drop=drop, attend=attend, layer=i)
+        p, kept = layer_params(params, i), keep if i == config.n_layer - 1 else None
+        x = block(run, p, x, n_head=config.n_head, chunk=chunk, drop=drop, attend=attend, keep=kept, layer=i)
     return run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
 
 

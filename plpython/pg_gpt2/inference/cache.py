@@ -25,7 +25,10 @@ class Cache(Protocol):
     room: int
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:
-        """Attention of the rows qkv [T, 3D] over the positions before `start` and themselves, into out [T, D]; they are kept."""
+        """Keep the keys and values of the rows qkv [T, 3D], and give the last of them attention, as many as out [t, D] has.
+
+        A row sees the positions before `start`, the rows before it, and itself.
+        """
 
     def copy_to(self, other: Any, length: int) -> None:
         """The first `length` positions, into a cache of the same kind."""
@@ -48,15 +51,16 @@ class RowCache:
         """Memory that one takes."""
         return 2 * FLOAT32.itemsize * prod(cls._shape(config, room))
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
         """See Cache."""
-        end = start + len(qkv)
+        end, first = start + len(qkv), start + len(qkv) - len(out)
         q, k, v = _heads(qkv, 3, self._n_head)
+        q = q[:, first - start :]
         (mixed,) = _heads(out, 1, self._n_head)
         keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
         keys[:, start:], values[:, start:] = k, v
-        heads = self._n_head if len(qkv) == 1 else _heads_a_task(self._n_head)
-        threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], start))
+        heads = self._n_head if len(out) == 1 else _heads_a_task(self._n_head)
+        threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], first))
 
     def copy_to(self, other: "RowCache", length: int) -> None:
         """See Cache."""
@@ -72,21 +76,24 @@ class BlockCache:
         self.arena, self.slot = arena or Arena(config, room, 1), slot
         self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [T, D]
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
         """See Cache."""
+        first, t = start + len(qkv) - len(out), len(out)
         q, k, v = _heads(qkv, 3, self._n_head)
+        q = q[:, first - start :]
         (mixed,) = _heads(out, 1, self._n_head)
         keys, values = self._keys[layer], self._values[layer]
-        costs = (start + len(qkv)) * qkv.shape[1] * (4 + len(qkv))
-        heads = self._n_head if costs < SHARED_COSTS else _heads_a_task(self._n_head)
-        if len(qkv) <= attend_blocks.ROWS:
+        heads = self._n_head
+        if (first + t) * qkv.shape[1] * (4 + t) >= SHARED_COSTS:
+            heads = _heads_a_task(self._n_head)
+        if t <= attend_blocks.ROWS:
             attend_blocks.store(keys, values, k, v, start)
-            attend_blocks.attend_few(q, keys, values, mixed, start, heads)
+            attend_blocks.attend_few(q, keys, values, mixed, first, heads)
             return
 
         def some(h: slice) -> None:
             attend_blocks.store(keys[h], values[h], k[h], v[h], start)
-            attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], start)
+            attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], first)
 
         threads.for_rows(self._n_head, heads, some)
 

@@ -24,6 +24,9 @@ from .plan import Attend
 PREFILL_ROWS = 512  # rows of the prompt a pass: fewer read the weights more often, more leave a core's cache
 LOGITS_ROWS = 128  # at a time
 
+Wanted = np.ndarray | slice  # rows of a pass whose results somebody reads: the last block works for these only
+ALL, LAST = slice(None), slice(-1, None)
+
 
 class Decoder:
     """Feeds tokens to a model and gives logits; holds keys and values of at most `room` positions.
@@ -42,17 +45,17 @@ class Decoder:
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids`; logits [vocab] of what follows the last of them."""
         for rows in threads.pieces(len(ids), PREFILL_ROWS):
-            x = self._read(ids[rows])
+            x = self._read(ids[rows], LAST)
             host.check_interrupts()
-        return checked(_logits(self.params, x[-1:]))[0]
+        return checked(_logits(self.params, x))[0]
 
     def feed_all(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids`, a few; logits [len(ids), vocab] of what follows each, not checked to be finite."""
         return _logits(self.params, self._read(ids))
 
-    def _read(self, ids: Sequence[int]) -> np.ndarray:  # [T] -> [T, D]
+    def _read(self, ids: Sequence[int], wanted: Wanted = ALL) -> np.ndarray:  # [T] -> [T, D] or what is wanted of it
         tokens = np.asarray(ids, np.int64)[None]
-        x = _hidden(self.params, self.config, tokens, self.length, self.attend)
+        x = _hidden(self.params, self.config, tokens, self.length, self.attend, wanted)
         self.length += tokens.size
         return x
 
@@ -67,8 +70,8 @@ class Decoder:
         self.cache.copy_to(twin.cache, self.length)
         return twin
 
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [T, D]
-        """Attention of new rows over all positions so far; their keys and values are kept."""
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [T, 3D], [t, D]
+        """Attention of the last t new rows over all positions so far; keys and values of all new rows are kept."""
         self.cache.attend(layer, qkv, out, self.length)
 
 
@@ -82,9 +85,8 @@ def feed_together(decoders: Sequence[Decoder], texts: Sequence[Sequence[int]]) -
         return np.array([decoder.feed(ids) for decoder, ids in zip(decoders, texts)])
     last = np.empty((len(decoders), first.config.d_model), FLOAT32)
     for pieces in _packed([len(ids) for ids in texts]):
-        x = _read_together([decoders[number] for number, _ in pieces], [texts[number][rows] for number, rows in pieces])
-        ends = np.cumsum([rows.stop - rows.start for _, rows in pieces])
-        last[[number for number, _ in pieces]] = x[ends - 1]
+        numbers = [number for number, _ in pieces]
+        last[numbers] = _read_together([decoders[i] for i in numbers], [texts[i][rows] for i, rows in pieces])
         host.check_interrupts()
     return checked(_logits(first.params, last))
 
@@ -106,17 +108,21 @@ def _packed(lengths: Sequence[int]) -> Iterator[list[tuple[int, slice]]]:
         yield pieces
 
 
-def _read_together(decoders: Sequence[Decoder], texts: Sequence[Sequence[int]]) -> np.ndarray:  # -> [sum T, D]
+def _read_together(decoders: Sequence[Decoder], texts: Sequence[Sequence[int]]) -> np.ndarray:  # -> [len(decoders), D]
+    """The stream after ln_f at the last token of each text."""
     sizes = [len(ids) for ids in texts]
-    ends = np.cumsum(sizes).tolist()
+    ends = np.cumsum(sizes)
     positions = np.concatenate([np.arange(d.length, d.length + size) for d, size in zip(decoders, sizes)])
 
-    def attend_each(layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [sum T, 3D], [sum T, D]
-        for decoder, size, end in zip(decoders, sizes, ends):
-            decoder.attend(layer, qkv[end - size : end], out[end - size : end])
+    def attend_each(
+        layer: int, qkv: np.ndarray, out: np.ndarray
+    ) -> None:  # [sum T, 3D], [sum T, D] or [len(decoders), D]
+        outs = np.split(out, ends[:-1] if len(out) == len(qkv) else len(decoders))
+        for decoder, rows, mixed in zip(decoders, np.split(qkv, ends[:-1]), outs):
+            decoder.attend(layer, rows, mixed)
 
     ids = np.concatenate([np.asarray(ids, np.int64) for ids in texts])[:, None]
-    x = _hidden(decoders[0].params, decoders[0].config, ids, positions, attend_each)
+    x = _hidden(decoders[0].params, decoders[0].config, ids, positions, attend_each, ends - 1)
     for decoder, size in zip(decoders, sizes):
         decoder.length += size
     return x
@@ -168,20 +174,31 @@ def _is_exact(params: Arranged) -> bool:
 
 
 def _hidden(
-    params: Arranged, config: GPT2Config, ids: np.ndarray, position: gpt2.Position, attend: Attend
-) -> np.ndarray:  # [B, T] -> [B T, D]
+    params: Arranged,
+    config: GPT2Config,
+    ids: np.ndarray,
+    position: gpt2.Position,
+    attend: Attend,
+    wanted: Wanted = ALL,
+) -> np.ndarray:  # [B, T] -> [B T, D] or the rows of it that are wanted
     """The stream after ln_f, until the next call of this."""
     if ids.size <= plan.MOST_ROWS:
         gpt2.check_window(int(np.max(position)) + ids.shape[1], config)
         x = gpt2.embed(Eager(), params, ids, position=position)
-        return plan.plan(params, config, ids.size)(x.reshape(ids.size, -1), attend)
+        return plan.plan(params, config, ids.size)(x.reshape(ids.size, -1), attend)[wanted]
 
-    def attend_eagerly(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, T, 3D] -> [B, T, D]
-        out = np.empty((*qkv.shape[:2], config.d_model), qkv.dtype)
+    count = len(np.arange(ids.size)[wanted])
+
+    def keep(x: np.ndarray) -> np.ndarray:  # [B, T, D] -> [n, D]
+        return as_rows(x)[wanted]
+
+    def attend_eagerly(layer: int, qkv: np.ndarray) -> np.ndarray:  # [B, T, 3D] -> [B, T, D], at last [n, D]
+        last = layer == config.n_layer - 1
+        out = np.empty((count, config.d_model) if last else (*qkv.shape[:2], config.d_model), qkv.dtype)
         attend(layer, as_rows(qkv), as_rows(out))
         return out
 
-    return as_rows(gpt2.hidden(Eager(), params, ids, config, position=position, attend=attend_eagerly))
+    return as_rows(gpt2.hidden(Eager(), params, ids, config, position=position, attend=attend_eagerly, keep=keep))
 
 
 def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
