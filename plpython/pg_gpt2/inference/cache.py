@@ -130,10 +130,11 @@ class Arena:
         q, k, v = qkv.reshape(len(slots), 3, n_head, -1).swapaxes(0, 1)
         keys, values = self.keys[layer], self.values[layer]
         first, end = int(slots[0]), int(slots[-1]) + 1
-        queries = np.zeros((end - first, *q.shape[1:]), FLOAT32)
-        places = np.zeros(end - first, np.int64)  # a slot between that has no row computes what nobody reads
-        queries[slots - first], places[slots - first] = q, starts
-        mixed = np.empty_like(queries)
+        queries, places = q, starts
+        if end - first > len(slots):  # a slot between that has no row computes what nobody reads
+            queries, places = np.zeros((end - first, *q.shape[1:]), FLOAT32), np.zeros(end - first, np.int64)
+            queries[slots - first], places[slots - first] = q, starts
+        mixed = np.empty(queries.shape, FLOAT32)
 
         def keep(some: slice) -> None:
             rows = slice(*np.searchsorted(slots, (first + some.start, first + some.stop)))
@@ -142,7 +143,7 @@ class Arena:
             values[at, :, starts[rows]] = v[rows]
 
         attend_blocks.attend_each(queries, keys[first:end], values[first:end], mixed, places, keep)
-        return mixed[slots - first].reshape(len(slots), -1)
+        return (mixed if queries is q else mixed[slots - first]).reshape(len(slots), -1)
 
 
 def block_caches(config: GPT2Config, rooms: Sequence[int]) -> list[BlockCache]:

@@ -149,12 +149,18 @@ def step_together(decoders: Sequence[Decoder], tokens: Sequence[int]) -> np.ndar
     return checked(_logits(first.params, x))
 
 
-def _arenas(caches: Sequence[BlockCache]) -> list[tuple[Arena, np.ndarray, np.ndarray]]:
+def _arenas(caches: Sequence[BlockCache]) -> list[tuple[Arena, np.ndarray | slice, np.ndarray]]:
     """(arena, places of its caches among those given, their slots, which ascend) of each arena."""
     places: dict[Arena, list[int]] = {}
     for place, found in sorted(enumerate(caches), key=lambda item: item[1].slot):
         places.setdefault(found.arena, []).append(place)
-    return [(arena, np.array(rows), np.array([caches[row].slot for row in rows])) for arena, rows in places.items()]
+    return [(arena, _rows(rows), np.array([caches[row].slot for row in rows])) for arena, rows in places.items()]
+
+
+def _rows(numbers: list[int]) -> np.ndarray | slice:
+    """An index of these rows, which need no copy when they follow each other."""
+    first, end = numbers[0], numbers[-1] + 1
+    return slice(first, end) if numbers == list(range(first, end)) else np.array(numbers)
 
 
 def several(params: Arranged, config: GPT2Config, rooms: Sequence[int]) -> list[Decoder]:
