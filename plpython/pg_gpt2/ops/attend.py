@@ -11,10 +11,11 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from .. import threads
-from . import buffers
+from . import buffers, panels
 
 CHUNK = 64  # query rows at a time (setting pg_gpt2.attention_chunk)
 BLOCK = 64  # keys that are multiplied at a time
+GROUPS = (16, 8)  # rows of a large product that make it small ones
 FEW_ROWS = 128  # of queries: their products are not worth a copy of the keys
 LEAST, MOST = 2.0**-80, 2.0**80  # sums of exponentials that need no shift
 
@@ -74,6 +75,34 @@ class _Columns:
             np.matmul(y, self._blocks[..., whole // BLOCK, :, : end - whole], out=out[..., whole:])
 
 
+@lru_cache(maxsize=1)
+def _small() -> int:
+    """m n k of the largest product that OpenBLAS has kernels for small matrices for; 0 where it has none."""
+    return panels.SMALL if panels.serve((BLOCK,)) else 0
+
+
+def _in_rows(x: np.ndarray, rows: int) -> np.ndarray:
+    """x [.., n, d], or a copy, so that products of that many rows with it are fast: one matrix without gaps between its rows."""
+    if rows < FEW_ROWS or x.strides[-2] == x.shape[-1] * x.itemsize:
+        return x
+    copy = buffers.scratch("rows", x.shape, x.dtype)
+    np.copyto(copy, x)
+    return copy
+
+
+def _times(y: np.ndarray, x: np.ndarray, out: np.ndarray) -> np.ndarray:  # [.., c, n], [.., n, d] -> [.., c, d]
+    """out = y x; in groups of rows where that makes small products of a large one. y and out have no gaps."""
+    *lead, c, n = y.shape
+    d = x.shape[-1]
+    if c * n * d > _small():
+        for rows in GROUPS:
+            if c % rows == 0 and rows * n * d <= _small():
+                groups = (*lead, c // rows, rows)
+                np.matmul(y.reshape(*groups, n), x[..., None, :, :], out=out.reshape(*groups, d))
+                return out
+    return np.matmul(y, x, out=out)
+
+
 def _in_blocks(x: np.ndarray) -> np.ndarray:  # [.., n, d] -> [.., n / BLOCK, BLOCK, d]
     """A view of the rows of x in blocks."""
     down = x.strides[-2]
@@ -126,7 +155,7 @@ def attend(
     norms [2, .., t, 1] receives each row's shift and sum of exponentials: together they give exactly the same
     probabilities again, which a log-sum-exp does not. Probabilities are dropped with `p` where masks [.., t, n] is 0.
     """
-    keys = _Columns("keys", k, q.shape[-2])
+    keys, v = _Columns("keys", k, q.shape[-2]), _in_rows(v, q.shape[-2])
     for rows, end in _chunks(q.shape[-2], offset, chunk):
         z, total, top = _exponentials(_scaled(q[..., rows, :]), keys, end)
         if norms is not None:
@@ -135,7 +164,7 @@ def attend(
             z *= masks[..., rows, :end]
             total *= 1.0 - p
         mixed = buffers.scratch("mixed", (*z.shape[:-1], v.shape[-1]), z.dtype)
-        np.divide(np.matmul(z, v[..., :end, :], out=mixed), total, out=out[..., rows, :])
+        np.divide(_times(z, v[..., :end, :], mixed), total, out=out[..., rows, :])
 
 
 def attend_backward(
@@ -157,7 +186,7 @@ def attend_backward(
     t, dtype = q.shape[-2], q.dtype
     dq, dk, dv = grads
     dk_total, dv_total = (_total(name, grad, t > chunk) for name, grad in (("dk", dk), ("dv", dv)))
-    keys, values = _Columns("keys", k, t), _Columns("values", v, t)
+    keys, values, k = _Columns("keys", k, t), _Columns("values", v, t), _in_rows(k, t)
     for rows, end in reversed(list(_chunks(t, 0, chunk))):
         q_rows = _scaled(q[..., rows, :])
         e = _scores(q_rows, keys, end)
@@ -172,13 +201,13 @@ def attend_backward(
             kept = np.multiply(e, masks[..., rows, :end], out=buffers.scratch("kept", e.shape, dtype))
         dz = buffers.scratch("d_scores", e.shape, dtype)
         values.times(d_rows, end, dz)
-        _collect(kept.swapaxes(-1, -2), d_rows, dv_total, end)
+        _collect(kept, d_rows, dv_total)
         if masks is not None:
             dz *= masks[..., rows, :end]
         dz -= np.matmul(e[..., None, :], dz[..., None])[..., 0] * factor
         dz *= e
-        _collect(dz.swapaxes(-1, -2), q_rows, dk_total, end)
-        np.matmul(dz, k[..., :end, :], out=d_rows)
+        _collect(dz, q_rows, dk_total)
+        _times(dz, k[..., :end, :], d_rows)
         np.multiply(d_rows, q.shape[-1] ** -0.5, out=dq[..., rows, :])
     if dk_total is not dk:
         dk[...], dv[...] = dk_total, dv_total
@@ -189,10 +218,15 @@ def _total(name: str, grad: np.ndarray, several: bool) -> np.ndarray:
     return buffers.scratch(name, grad.shape, grad.dtype) if several else grad
 
 
-def _collect(a: np.ndarray, b: np.ndarray, total: np.ndarray, end: int) -> None:
-    """total[.., :end, :] += a @ b; the longest chunk comes first and sets."""
-    if end == total.shape[-2]:
-        np.matmul(a, b, out=total)
+def _collect(a: np.ndarray, b: np.ndarray, total: np.ndarray) -> None:  # [.., c, end], [.., c, d], [.., n, d]
+    """total[.., :end, :] += a' b; the longest chunk comes first and sets."""
+    *lead, c, end = a.shape
+    d, first = total.shape[-1], end == total.shape[-2]
+    term = total if first else buffers.scratch("term", (*lead, end, d), total.dtype)
+    if BLOCK * c * d <= _small() < end * c * d and end % BLOCK == 0 and term.flags.c_contiguous:
+        blocks = a.reshape(*lead, c, -1, BLOCK)
+        np.matmul(np.moveaxis(blocks, -3, -1), b[..., None, :, :], out=term.reshape(*lead, -1, BLOCK, d))
     else:
-        term = buffers.scratch("term", (*total.shape[:-2], end, total.shape[-1]), total.dtype)
-        total[..., :end, :] += np.matmul(a, b, out=term)
+        np.matmul(a.swapaxes(-1, -2), b, out=term)
+    if not first:
+        total[..., :end, :] += term

@@ -12,6 +12,7 @@ from ..errors import InvalidParameter
 from . import buffers
 from .attend import CHUNK, attend, attend_backward
 from .dropout import check_p
+from .elementwise import LEAST
 from .linear import linear, linear_backward
 from .op import misfit, register
 from .products import run_all
@@ -37,13 +38,17 @@ def split_qkv(
 
 
 def _groups(b: int, h: int, t: int, chunk: int) -> list[Group]:
-    """(batch rows, heads) of each piece of work: an even number, so that two cores end together, about GROUP each."""
+    """(batch rows, heads) of each piece of work: an even number, so that two cores end together."""
     scores = min(t, chunk) * t
-    if h * scores <= GROUP:
-        count = 2 * -(-b * h * scores // (2 * GROUP))
+    if b * h * scores < LEAST:
+        return [(slice(0, b), slice(0, h))]
+    count = 2 * -(-b * h * scores // (2 * GROUP))
+    if b >= count:
         return [(rows, slice(0, h)) for rows in threads.pieces(b, -(-b // count))]
-    count = -(-h * scores // GROUP)
-    heads = threads.pieces(h, -(-h // (count + count * b % 2)))
+    parts = -(
+        -h * scores // (2 * GROUP)
+    )  # of one sequence, whose many chunks are many small calls: fewer, larger pieces
+    heads = threads.pieces(h, -(-h // (parts + parts * b % 2)))
     return [(slice(i, i + 1), group) for i in range(b) for group in heads]
 
 
