@@ -122,16 +122,18 @@ class Pool:
         self._tasks: queue.SimpleQueue = queue.SimpleQueue()
         self._started = 0
 
-    def run(self, batch: "Batch") -> None:
-        """Run the batch's tasks, in any order and on any thread; return when all are done, raise the first error."""
-        helpers = min(self.count, len(batch)) - 1
+    def run(self, tasks: Sequence[Task], batch: "Batch | None" = None) -> None:
+        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error."""
+        helpers = min(self.count, len(tasks)) - 1
         if helpers < 1:
-            batch.run_alone()
+            for task in tasks:
+                task()
             return
         while self._started < helpers:
             start(self._serve, f"pg_gpt2-{self._started}")
             self._started += 1
-        batch.begin()
+        batch = batch or Batch()
+        batch.begin(tasks)
         for _ in range(helpers):
             self._tasks.put(batch)
         batch.work()
@@ -153,35 +155,23 @@ class Pool:
 
 
 class Batch:
-    """Tasks that several threads take from one end of until none is left; to be run again and again, but by one caller at a time.
+    """Tasks that several threads take from one end of until none is left; may be begun again, but by one caller at a time.
 
-    A helper that finds none left does `ahead`, which nobody waits for.
+    A helper that finds none left does `ahead`, which nobody waits for. When the caller goes on, nothing refers to a task
+    any more: what it worked on may be free.
     """
 
-    def __init__(self, tasks: Sequence[Task], ahead: Task | None = None) -> None:
-        self._tasks = tasks
+    def __init__(self, ahead: Task | None = None) -> None:
         self._ahead = ahead
         self._left: list[Task] = []
         self._done = threading.Lock()
         self._done.acquire()
         self._error: BaseException | None = None
 
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def __call__(self) -> None:
-        """Run the tasks on all cores in use."""
-        _pool.run(self)
-
-    def run_alone(self) -> None:
-        """Run the tasks on this thread."""
-        for task in self._tasks:
-            task()
-
-    def begin(self) -> None:
-        """Offer all tasks."""
-        self._finished = count(1 - len(self._tasks))  # the last task counts 0
-        self._left.extend(reversed(self._tasks))
+    def begin(self, tasks: Sequence[Task]) -> None:
+        """Offer these tasks."""
+        self._finished = count(1 - len(tasks))  # the last task counts 0
+        self._left.extend(reversed(tasks))
 
     def work(self) -> None:
         """Do tasks until none is left."""
@@ -194,6 +184,7 @@ class Batch:
                 task()
             except BaseException as error:  # handed to the caller by wait()
                 self._error = self._error or error
+            del task
             if next(self._finished) == 0:  # atomic as well
                 self._done.release()
 
@@ -228,7 +219,13 @@ def threads() -> int:
 
 def run(tasks: Sequence[Task]) -> None:
     """Run independent tasks on all cores in use."""
-    _pool.run(Batch(tasks))
+    _pool.run(tasks)
+
+
+def prepared(tasks: Sequence[Task], ahead: Task | None = None) -> Task:
+    """A call that runs these tasks on all cores in use, again and again; a helper then does `ahead`, which nobody waits for."""
+    batch = Batch(ahead)
+    return lambda: _pool.run(tasks, batch)
 
 
 def pieces(total: int, size: int) -> list[slice]:

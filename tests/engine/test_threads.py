@@ -4,6 +4,7 @@ import threading
 import time
 import weakref
 
+import numpy as np
 import pytest
 from pg_gpt2 import threads
 
@@ -56,8 +57,7 @@ def test_the_least_quota_of_the_groups_around_ours_binds(tmp_path, limits, quota
 @pytest.mark.parametrize("tasks", [0, 1, 2, 50])
 def test_a_pool_runs_each_task_once_and_none_is_fine(count, tasks):
     pool, done = threads.Pool(count), []
-    batch = threads.Batch([lambda i=i: done.append(i) for i in range(tasks)])
-    caller = threading.Thread(target=pool.run, args=(batch,), daemon=True)
+    caller = threading.Thread(target=pool.run, args=([lambda i=i: done.append(i) for i in range(tasks)],), daemon=True)
     caller.start()
     caller.join(10)
     assert not caller.is_alive()
@@ -65,9 +65,9 @@ def test_a_pool_runs_each_task_once_and_none_is_fine(count, tasks):
     assert sorted(done) == list(range(tasks))
 
 
-def test_a_batch_runs_again_and_again_also_after_an_error():
+def test_prepared_tasks_run_again_and_again_also_after_an_error():
     done = []
-    batch = threads.Batch([lambda: done.append(1), lambda: done.append(1 / (len(done) < 4)), lambda: done.append(1)])
+    batch = threads.prepared([lambda: done.append(1), lambda: done.append(1 / (len(done) < 4)), lambda: done.append(1)])
     for _ in range(3):
         done.clear()
         batch()
@@ -83,19 +83,31 @@ def test_a_batch_runs_again_and_again_also_after_an_error():
 def test_nobody_waits_for_what_a_helper_does_ahead():
     pool, begun, let_go = threads.Pool(2), threading.Event(), threading.Event()
     ahead = [lambda: begun.set() or let_go.wait(10)]
-    batch = threads.Batch([lambda: None, lambda: None], lambda: ahead and ahead.pop()())
-    pool.run(batch)
+    batch, tasks = threads.Batch(lambda: ahead and ahead.pop()()), [lambda: None, lambda: None]
+    pool.run(tasks, batch)
     assert begun.wait(10)
-    pool.run(batch)  # the helper is still busy: the caller does all
+    pool.run(tasks, batch)  # the helper is still busy: the caller does all
+    let_go.set()
+    pool.close()
+
+
+def test_no_task_is_alive_when_its_caller_goes_on():
+    pool, let_go = threads.Pool(2), threading.Event()
+    pool.run([lambda: None, lambda: None], threads.Batch(lambda: let_go.wait(10)))  # the helper is busy from now on
+    work = np.empty(1)
+    held = weakref.ref(work)
+    pool.run([lambda work=work: work.sum(), lambda work=work: work.sum()])
+    del work
+    assert held() is None
     let_go.set()
     pool.close()
 
 
 def test_a_waiting_helper_keeps_nothing_alive():
-    pool, task = threads.Pool(2), lambda: None
-    held = weakref.ref(task)
-    pool.run(threads.Batch([task, task]))
-    del task
+    pool, ahead = threads.Pool(2), lambda: None
+    held = weakref.ref(ahead)
+    pool.run([lambda: None, lambda: None], threads.Batch(ahead))
+    del ahead
     deadline = time.monotonic() + 10
     while held() is not None and time.monotonic() < deadline:
         time.sleep(0.01)

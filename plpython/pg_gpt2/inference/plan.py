@@ -88,7 +88,7 @@ class Plan:
         if isinstance(w, Panels):
             self._calls.append(_Product(x.buffer[:, : w.shape[0]], w, y.buffer, b))
         else:
-            self._calls.append(threads.Batch(product_tasks(x.data, w, y.data, bias=b)))
+            self._calls.append(threads.prepared(product_tasks(x.data, w, y.data, bias=b)))
         return y
 
     def _bind_products(self, wte: np.ndarray | Table) -> None:

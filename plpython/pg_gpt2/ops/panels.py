@@ -106,7 +106,7 @@ def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndar
 
 def bind(
     x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None, following: Panels | None = None
-) -> Callable[[], None]:
+) -> Callable[[], object]:
     """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64].
 
     `following` are the weights of the next product of as many rows, which another thread begins to read meanwhile.
@@ -189,11 +189,11 @@ def _each(calls: Sequence[Callable[[], object]]) -> None:
 
 def _together(
     tasks: Sequence[Sequence[Callable[[], object]]], ahead: Callable[[], object] | None = None
-) -> Callable[[], None]:
+) -> Callable[[], object]:
     """One call for tasks that run on all cores, each a row of calls."""
     if len(tasks) < 2:
         return partial(_each, [call for task in tasks for call in task])
-    return threads.Batch([task[0] if len(task) == 1 else partial(_each, task) for task in tasks], ahead)
+    return threads.prepared([task[0] if len(task) == 1 else partial(_each, task) for task in tasks], ahead)
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,156 @@
+"""Checkpoints in the database: equal tensors are stored once, removed when nothing needs them, and damage is found and named."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from psycopg import errors
+
+from tests.server.checkpoints.steps import STATE, blobs, save, sqlstate, train
+
+
+def test_equal_tensors_are_stored_once(sql, model):
+    save(sql, "m")
+    once = blobs(sql)
+    save(sql, "m")
+    assert blobs(sql) == once
+    sql("SELECT llm_copy_model('m', 'twin')")
+    save(sql, "twin")
+    assert blobs(sql) == once
+    sql("UPDATE llm_param SET data = overlay(data PLACING '\\x00' FROM 1) WHERE model = 'twin' AND name = 'wpe'")
+    save(sql, "twin")
+    assert blobs(sql) == once + 1
+
+
+def test_drop_removes_what_no_other_checkpoint_has(sql, model):
+    one, two = save(sql, "m"), save(sql, "m")
+    once = blobs(sql)
+    train(sql, 1)
+    three = save(sql, "m")
+    assert blobs(sql) > once
+    sql("SELECT llm_checkpoint_drop(%s)", three)
+    assert blobs(sql) == once
+    sql("SELECT llm_checkpoint_drop(%s)", one)
+    assert blobs(sql) == once
+    sql("SELECT llm_checkpoint_drop(%s)", two)
+    assert blobs(sql) == 0
+
+
+def test_dropping_a_model_drops_its_checkpoints_only(sql, model):
+    sql("SELECT llm_copy_model('m', 'twin')")
+    save(sql, "m")
+    once = blobs(sql)
+    save(sql, "twin")
+    sql("SELECT llm_drop_model('m')")
+    assert sql("SELECT array_agg(DISTINCT model) FROM llm_checkpoint_list()") == ["twin"]
+    assert blobs(sql) == once
+    sql("SELECT llm_drop_model('twin')")
+    assert blobs(sql) == 0
+
+
+def test_prune_keeps_the_last_ones_and_every_nth_step(sql, model, server_files):
+    path = server_files / "kept.npz"
+    save(sql, "m", "", str(path))
+    ids = {}
+    for step in range(3, 9):
+        train(sql, 1)
+        ids[step] = save(sql, "m")
+    assert sql("SELECT llm_checkpoint_prune('m', 2, 4)") == 3
+    assert sql("SELECT array_agg(step ORDER BY id) FROM llm_checkpoint WHERE file_path IS NULL") == [4, 7, 8]
+    assert sql("SELECT llm_checkpoint_prune('m', 2)") == 1
+    assert sql("SELECT array_agg(step ORDER BY id) FROM llm_checkpoint_list('m')") == [2, 7, 8]
+    assert sql("SELECT llm_checkpoint_prune('m', 0)") == 2
+    path.unlink()
+
+
+def test_saving_and_dropping_at_once_lose_nothing(sql, connect, model):
+    """Each session saves, drops an old one, and loads its last: blocks that all share are needed throughout."""
+    before = sql(STATE, "m")
+
+    def work(number: int) -> None:
+        session = connect()
+        one = session.execute("SELECT llm_checkpoint_save('m')").fetchone()[0]
+        for _ in range(8):
+            two = session.execute("SELECT llm_checkpoint_save('m')").fetchone()[0]
+            session.execute("SELECT llm_checkpoint_drop(%s)", [one])
+            session.execute("SELECT llm_copy_model('m', %s, %s)", [f"fork {number}", two])
+            assert session.execute(STATE, [f"fork {number}"]).fetchone()[0] == before
+            session.execute("SELECT llm_drop_model(%s)", [f"fork {number}"])
+            one = two
+        session.execute("SELECT llm_checkpoint_drop(%s)", [one])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert blobs(sql) == 0
+
+
+def test_a_drop_waits_for_a_save_that_needs_the_same_blocks(sql, connect, model):
+    one = save(sql, "m")
+    saver, dropper = connect(), connect()
+    with saver.transaction():
+        two = saver.execute("SELECT llm_checkpoint_save('m')").fetchone()[0]
+        dropper.execute("SET lock_timeout = '200ms'")
+        with pytest.raises(errors.LockNotAvailable):
+            dropper.execute("SELECT llm_checkpoint_drop(%s)", [one])
+    dropper.execute("SELECT llm_checkpoint_drop(%s)", [one])
+    train(sql, 1)
+    assert sql("SELECT llm_checkpoint_load('m', %s)", two) == 2
+
+
+def test_a_drop_by_an_old_snapshot_removes_no_block_that_it_cannot_see_in_use(sql, connect, model):
+    one = save(sql, "m")
+    dropper = connect()
+    with dropper.transaction():
+        dropper.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        dropper.execute("SELECT 1 FROM llm_checkpoint")
+        two = save(sql, "m")
+        dropper.execute("SELECT llm_checkpoint_drop(%s)", [one])
+    train(sql, 1)
+    assert sql("SELECT llm_checkpoint_load('m', %s)", two) == 2
+    sql("SELECT llm_checkpoint_drop(%s)", two)
+    assert blobs(sql) == 0
+
+
+def test_saving_does_not_wait_for_training(sql, connect, model):
+    """It saves what is committed."""
+    before = sql(STATE, "m")
+    trainer = connect()
+    with trainer.transaction():
+        trainer.execute("SELECT llm_train('m', 1, log_every => 0)")
+        one = save(sql, "m")
+    sql("SELECT llm_checkpoint_load('m', %s)", one)
+    assert sql(STATE, "m") == before
+
+
+def test_a_flipped_byte_is_found_and_named(sql, conn, model):
+    for column, name in (("data", "h.1.mlp.c_fc.weight"), ("m", "wte"), ("v", "ln_f.bias")):
+        one = save(sql, "m")
+        train(sql, 1)
+        now = sql(STATE, "m")
+        sql(
+            f"UPDATE llm_checkpoint_blob SET data = set_byte(data, 5, get_byte(data, 5) # 1) WHERE digest = "
+            f"(SELECT {column} FROM llm_checkpoint_part WHERE checkpoint_id = %s AND name = %s ORDER BY token_id DESC LIMIT 1)",
+            *(one, name),
+        )
+        state, message = sqlstate(conn, "SELECT llm_checkpoint_load('m', %s)", one)
+        assert state == "22000"
+        assert f'tensor "{name}", block {20 if name == "wte" else 0}' in message
+        assert sql(STATE, "m") == now
+        assert sqlstate(conn, "SELECT llm_copy_model('m', 'fork', %s)", one)[0] == "22000"
+        sql("SELECT llm_checkpoint_drop(%s)", one)
+
+
+@pytest.mark.parametrize("changed", ["data || '\\x00'", "substr(data, 5)", "''"])
+@pytest.mark.parametrize("column", ["data", "m"])
+def test_a_block_of_another_length_is_named(sql, conn, model, column, changed):
+    one = save(sql, "m")
+    train(sql, 1)
+    now = sql(STATE, "m")
+    sql(
+        f"UPDATE llm_checkpoint_blob SET data = {changed} WHERE digest ="
+        f" (SELECT {column} FROM llm_checkpoint_part WHERE checkpoint_id = %s AND name = 'ln_f.bias')",
+        one,
+    )
+    state, message = sqlstate(conn, "SELECT llm_checkpoint_load('m', %s)", one)
+    assert state == "22000"
+    assert 'tensor "ln_f.bias", block 0' in message
+    assert sql(STATE, "m") == now

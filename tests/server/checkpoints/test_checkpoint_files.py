@@ -1,0 +1,158 @@
+"""Checkpoints in files: written whole or not at all, and taken only if they are what they say."""
+
+import psycopg
+import pytest
+
+from tests.server.checkpoints.steps import STATE, save, sqlstate, train
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_a_file_that_is_not_the_checkpoint_is_refused(sql, conn, model, server_files, suffix):
+    path, other = server_files / f"a{suffix}", server_files / f"b{suffix}"
+    one = save(sql, "m", "", str(path))
+    save(sql, "m", "", str(other))
+    sql("SELECT llm_checkpoint_drop(%s)", save(sql, "m"))
+    train(sql, 1)
+    two = save(sql, "m", "", str(server_files / f"c{suffix}"))
+    now = sql(STATE, "m")
+    whole = path.read_bytes()
+    load = "SELECT llm_checkpoint_load('m', %s)"
+
+    def refused(data: bytes) -> str | None:
+        path.write_bytes(data)
+        state, _ = sqlstate(conn, load, one)
+        assert sql(STATE, "m") == now
+        return state
+
+    for cut in (0, 7, len(whole) // 2, len(whole) - 1):
+        assert refused(whole[:cut]) in ("22P02", "22000")  # the last byte of a .npz is of its metadata
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    assert refused(bytes(flipped)) in ("22000", "22P02")
+    assert refused((server_files / f"c{suffix}").read_bytes()) == "22000"  # of another moment
+    sql(
+        f"SELECT pg_llm_export_{'npz' if suffix == '.npz' else 'safetensors'}(%s, 'm')",
+        str(server_files / f"d{suffix}"),
+    )
+    assert refused((server_files / f"d{suffix}").read_bytes()) == "22000"
+    path.unlink()
+    assert sqlstate(conn, load, one)[0] == "58P01"
+    other.rename(path)  # the same state, saved twice
+    assert sql(load, one) == 2
+    assert sql(load, two) == 3
+    for rest in server_files.glob(f"[a-d]{suffix}"):
+        rest.unlink()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_a_file_is_a_checkpoint_in_another_database_too(sql, new_database, server_files, suffix):
+    """What the row held comes back from the file: without the database that wrote it nothing is lost."""
+    step = "SELECT llm_train_step(%s, lr_max => 0.01)"
+    data = "INSERT INTO llm_dataset (tokens, target) VALUES ('{1,2,3}', '{2,3,4}')"
+    sql("SELECT llm_init_model('a', 1, 2, 1024, 16, 2000)")  # wte in two blocks
+    sql(data)
+    for trained in (False, True):
+        if trained:
+            sql(step, "a")
+        path = server_files / f"moved{trained}{suffix}"
+        save(sql, "a", "", str(path))
+        state = sql(STATE, "a")
+        with psycopg.connect(new_database(), autocommit=True) as elsewhere:
+
+            def there(statement: str, *values: object, conn: psycopg.Connection = elsewhere) -> object:
+                return conn.execute(statement, values).fetchone()[0]  # type: ignore[index]
+
+            one = there("SELECT llm_checkpoint_attach(%s)", str(path))
+            assert there("SELECT llm_checkpoint_load('a', %s)", one) == int(trained)
+            assert there(STATE, "a") == state
+            elsewhere.execute(data)
+            following = there(step, "a")
+            assert sqlstate(elsewhere, "SELECT llm_checkpoint_attach(%s)", str(path))[0] == "42710"
+            path = path.rename(server_files / f"again{trained}{suffix}")
+            two = there("SELECT llm_checkpoint_attach(%s, 'b')", str(path))
+            assert there("SELECT llm_checkpoint_load('b', %s)", two) == int(trained)
+            assert there(step, "b") == following
+            assert sqlstate(elsewhere, "SELECT llm_checkpoint_load('a', %s)", one)[0] == "58P01"
+            there("SELECT llm_checkpoint_load('b', %s)", two)
+            assert there(STATE, "b") == state
+        path.unlink()
+    sql("SELECT llm_drop_model('a')")
+    sql("DELETE FROM llm_dataset WHERE model IS NULL")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_only_a_whole_checkpoint_is_attached(sql, conn, model, server_files, suffix):
+    path, attach = server_files / f"part{suffix}", "SELECT llm_checkpoint_attach(%s)"
+    sql("SELECT llm_init_model('a', 1, 2, 8, 16, 50)")
+    sql("SELECT llm_checkpoint_drop(%s)", save(sql, "a", "", str(path)))
+    whole = path.read_bytes()
+    for data in (b"", whole[:7], whole[: len(whole) // 2], whole[:-1]):
+        path.write_bytes(data)
+        assert sqlstate(conn, attach, str(path))[0] in ("22P02", "22000")
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    path.write_bytes(flipped)
+    assert sqlstate(conn, attach, str(path))[0] in ("22P02", "22000")
+    sql(f"SELECT pg_llm_export_{suffix[1:]}(%s, 'a')", str(path))  # weights alone
+    assert sqlstate(conn, attach, str(path))[0] == "22000"
+    assert sql("SELECT count(*) FROM llm_checkpoint WHERE file_path IS NOT NULL") == 0
+    sql("SELECT llm_drop_model('a')")
+    path.unlink()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_blocks_of_other_sizes_and_steps_are_attached_as_they_were(sql, model, server_files, suffix):
+    path = server_files / f"other{suffix}"  # of a model whose wte was split by hand
+    sql("UPDATE llm_param SET step = step + 1 WHERE model = 'm' AND name = 'wpe'")
+    sql("UPDATE llm_param SET m = NULL WHERE model = 'm' AND name = 'wte' AND token_id > 0")
+    state = sql(STATE, "m")
+    sql("SELECT llm_checkpoint_drop(%s)", save(sql, "m", "", str(path)))
+    attached = sql("SELECT llm_checkpoint_attach(%s, 'twin')", str(path))
+    sql("SELECT llm_checkpoint_load('twin', %s)", attached)
+    assert sql(STATE, "twin") == state
+    sql("SELECT llm_drop_model('twin')")
+    path.unlink()
+
+
+def test_a_file_is_written_whole_or_not_at_all(sql, conn, model, server_files):
+    path = server_files / "there.npz"
+    one = save(sql, "m", "", str(path))
+    kept = path.read_bytes()
+    assert sqlstate(conn, "SELECT llm_checkpoint_save('m', '', %s)", str(path))[0] == "42710"
+    assert sqlstate(conn, "SELECT llm_checkpoint_save('m', '', %s)", f"{server_files}/../files/there.npz")[0] == "42710"
+    assert path.read_bytes() == kept
+    conn.execute("SET statement_timeout = '1ms'")
+    assert sqlstate(conn, "SELECT llm_checkpoint_save('m', '', %s)", str(server_files / "cut.npz"))[0] == "57014"
+    conn.execute("RESET statement_timeout")
+    assert sql("SELECT count(*) FROM llm_checkpoint") == 1
+    assert [found.name for found in server_files.iterdir() if found.is_file()] == ["there.npz"]
+    sql("SELECT llm_checkpoint_drop(%s)", one)
+    assert path.exists()
+    path.unlink()
+
+
+def test_files_are_for_the_roles_that_may_touch_them(sql, conn, model, server_files):
+    path = server_files / "role.npz"
+    one = save(sql, "m", "", str(path))
+    sql("CREATE ROLE trainer")
+    sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO trainer")
+    sql("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO trainer")
+    try:
+        sql("SET ROLE trainer")
+        two = save(sql, "m")
+        assert sql("SELECT llm_checkpoint_load('m', %s)", two) == 2
+        for statement in (
+            f"SELECT llm_checkpoint_save('m', '', '{server_files}/x.npz')",
+            f"SELECT llm_checkpoint_load('m', {one})",
+            f"SELECT llm_copy_model('m', 'x', {one})",
+        ):
+            assert sqlstate(conn, statement)[0] == "42501"
+        sql("RESET ROLE")
+        sql("GRANT pg_read_server_files TO trainer")
+        sql("SET ROLE trainer")
+        assert sql("SELECT llm_checkpoint_load('m', %s)", one) == 2
+    finally:
+        sql("RESET ROLE")
+        sql("DROP OWNED BY trainer")
+        sql("DROP ROLE trainer")
+        path.unlink()
