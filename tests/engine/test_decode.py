@@ -192,6 +192,15 @@ from test_decode import CONFIGS, random_params
 wide = GPT2Config(n_layer=1, n_head=1, d_model=128, n_positions=1100, vocab=50)  # d_head 128: shorter pieces of values
 for d in (8, 64, 122, 128, 160, 1000):
     assert not {has_avx512} or "SkylakeX" not in threads.blas_name() or attend_blocks.serves(d), d
+    if attend_blocks.serves(d) and d <= 160:  # whatever number of positions is mixed
+        q, k, v = np.random.default_rng(d).standard_normal((3, 1, 1100, d), np.float32)
+        keys, values = np.zeros((1, 18, d, 64), np.float32), np.zeros((1, 18 * 64, d), np.float32)
+        attend_blocks.store(keys, values, k, v, 0)
+        whole, alone = np.empty((2, 1, 1100, d), np.float32)
+        attend_blocks.attend_blocks(q, keys, values, whole, 0)
+        for i in range(1100):
+            attend_blocks.attend_blocks(q[:, i : i + 1], keys, values, alone[:, i : i + 1], i)
+        assert np.array_equal(alone, whole), d
 assert not attend_blocks.serves(2000)
 params = layout.arrange(random_params(wide), wide)
 if layout.in_panels(wide):

@@ -16,6 +16,7 @@ BLOCK = 64  # positions
 ROWS = 8  # in a product
 GROUPS = 8  # of rows at a time
 STREAMS = 8  # a task
+VECTOR = 16  # heads of whole vectors have the same bits whatever number of positions is mixed; others want whole blocks
 SEGMENT = 1024  # positions whose values are mixed in one product, where it is a small one
 
 
@@ -40,7 +41,7 @@ def _attend_groups(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.
     np.matmul(rows, keys[:, None, :blocks], out=scores.swapaxes(2, 3))
     z = scores.reshape(n_head, t, -1)
     z[..., offset:] += _future(t)[:, : z.shape[-1] - offset]
-    _mix(scores, ROWS, values[:, None], out.reshape(n_head, -1, ROWS, d))
+    _mix(scores, ROWS, offset + t, values[:, None], out.reshape(n_head, -1, ROWS, d))
 
 
 def attend_few(
@@ -58,7 +59,7 @@ def attend_few(
     threads.run([partial(np.matmul, rows[h], keys[h, :blocks], out=results[h]) for h in tasks])
     z = scores.reshape(n_head, -1, blocks * BLOCK)[:, :t, offset:]
     np.add(z, _future(t)[:, : blocks * BLOCK - offset], out=z)
-    _mix(scores, t, values, out, tasks)
+    _mix(scores, t, offset + t, values, out, tasks)
 
 
 def attend_each(
@@ -89,13 +90,18 @@ def attend_each(
     threads.run([partial(score, s) for s in tasks])
     z = scores.reshape(n, n_head, 2, -1)[:, :, :1]
     z += np.where(np.arange(z.shape[-1]) > places[:, None, None, None], np.float32(-np.inf), np.float32(0))
-    _mix(scores, 1, values, out[:, :, None], tasks)
+    _mix(scores, 1, int(places.max()) + 1, values, out[:, :, None], tasks)
 
 
 def _mix(
-    scores: np.ndarray, t: int, values: np.ndarray, out: np.ndarray, tasks: Sequence[slice] = (slice(None),)
+    scores: np.ndarray,
+    t: int,
+    seen: int,
+    values: np.ndarray,
+    out: np.ndarray,
+    tasks: Sequence[slice] = (slice(None),),
 ) -> None:
-    """out [.., t, d] = softmax(scores) values, of the first t rows of [.., room, blocks, 64].
+    """out [.., t, d] = softmax(scores) values, of the first t rows of [.., room, blocks, 64], which see at most `seen` positions.
 
     Only the products are shared out, by the first axis: two threads with a dozen small calls each wait for the interpreter.
     """
@@ -103,11 +109,10 @@ def _mix(
     z = flat[..., :t, :]
     np.subtract(z, np.maximum.reduce(z, axis=-1, keepdims=True), out=z)
     np.exp(z, out=z)
-    total = np.matmul(z[..., None, :], _ones(z.shape[-1]))[
-        ..., 0
-    ]  # a dot product a row: np.add would sum short rows slowly
-    first, *more = threads.pieces(flat.shape[-1], _segment(values.shape[-1]))
-    mixed = np.empty((*flat.shape[:-1], values.shape[-1]), values.dtype)
+    total = np.matmul(z[..., None, :], _ones(z.shape[-1]))[..., 0]  # dot products: np.add sums short rows slowly
+    d = values.shape[-1]
+    first, *more = threads.pieces(flat.shape[-1] if d % VECTOR else seen, _segment(d))
+    mixed = np.empty((*flat.shape[:-1], d), values.dtype)
 
     def mix(some: slice) -> None:
         np.matmul(flat[some, ..., first], values[some, ..., first, :], out=mixed[some])
