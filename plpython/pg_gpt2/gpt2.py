@@ -61,7 +61,7 @@ def block(
     attend: Attend | None = None,
     keep: Keep | None = None,
     layer: int = 0,
-) -> Handle:  # [.., T, D] -> [.., T, D]
+) -> Handle:  # [.., T, D] -> [.., T, D] or what `keep` gives
     """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`.
 
     With `keep`, only those rows of x go on after attention, and `attend` returns only theirs.
@@ -117,7 +117,7 @@ def hidden(
     keep: Keep | None = None,
     drop: Dropout | None = None,
     chunk: int = CHUNK,
-) -> Handle:  # [.., T] -> [.., T, D]
+) -> Handle:  # [.., T] -> [.., T, D] or what `keep` gives
     """The stream after ln_f. `position` is that of the first id; with `attend` a cache supplies the earlier keys.
 
     With `keep`, only those rows of the stream leave the last block: see `block`.
@@ -137,7 +137,7 @@ def blocks(
     keep: Keep | None = None,
     drop: Dropout | None = None,
     chunk: int = CHUNK,
-) -> Handle:  # [.., T, D] -> [.., T, D]
+) -> Handle:  # [.., T, D] -> [.., T, D] or what `keep` gives
     """All blocks and ln_f."""
     for i in range(config.n_layer):
         p, kept = layer_params(params, i), keep if i == config.n_layer - 1 else None

@@ -5,6 +5,7 @@ because its idle workers spin and would take the core that a Python thread wants
 the problem's size only, never on the number of threads: results are the same bits at any thread count.
 """
 
+import contextlib
 import ctypes
 import os
 import queue
@@ -144,8 +145,8 @@ class Pool:
 
         numpy.seterr(all="ignore")  # holds for this thread only
         while (batch := self._tasks.get()) is not None:
-            batch.work()
-            batch.look_ahead()
+            if batch.work() and self._tasks.empty():  # else this thread is late already
+                batch.look_ahead()
             del batch  # and what it holds
 
     def close(self) -> None:
@@ -157,8 +158,8 @@ class Pool:
 class Batch:
     """Tasks that several threads take from one end of until none is left; may be begun again, but by one caller at a time.
 
-    A helper that finds none left does `ahead`, which nobody waits for. When the caller goes on, nothing refers to a task
-    any more: what it worked on may be free.
+    A helper that did some does `ahead` when none is left; nobody waits for that. When the caller goes on, nothing refers to
+    a task any more: what it worked on may be free.
     """
 
     def __init__(self, ahead: Task | None = None) -> None:
@@ -173,13 +174,14 @@ class Batch:
         self._finished = count(1 - len(tasks))  # the last task counts 0
         self._left.extend(reversed(tasks))
 
-    def work(self) -> None:
-        """Do tasks until none is left."""
+    def work(self) -> bool:
+        """Do tasks until none is left; whether there was one."""
+        done = False
         while True:
             try:
                 task = self._left.pop()  # atomic under the GIL
             except IndexError:
-                return
+                return done
             try:
                 task()
             except BaseException as error:  # handed to the caller by wait()
@@ -187,18 +189,23 @@ class Batch:
             del task
             if next(self._finished) == 0:  # atomic as well
                 self._done.release()
+            done = True
 
     def look_ahead(self) -> None:
-        """Do `ahead`."""
+        """Do `ahead`, whose failure is no one's: the thread must live on."""
         if self._ahead is not None:
-            self._ahead()
+            with contextlib.suppress(Exception):
+                self._ahead()
 
     def wait(self) -> None:
         """Return when all tasks are done; raise the first error."""
         self._done.acquire()
         if self._error is not None:
             error, self._error = self._error, None
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # which holds this frame, and others what they worked on
 
 
 _pool = Pool(min(2, os.cpu_count() or 1))

@@ -1,5 +1,6 @@
 """What ops promise beyond their values: errors that name the op, the same bits on any thread count, sane extremes."""
 
+import importlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -53,6 +54,27 @@ def test_bits_do_not_depend_on_the_number_of_threads(name: str) -> None:
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.usefixtures("any_thread_count")
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("t", [130, 192, 333])
+@pytest.mark.parametrize("chunk", [8, 50, 64, 200, 2000])
+def test_attention_in_small_products(p: float, t: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where BLAS has kernels for small matrices, large products are cut into such; here those above 20,000."""
+    monkeypatch.setattr(importlib.import_module("pg_gpt2.ops.attend"), "_small", lambda: 20_000)
+    op, attrs = registry["causal_attention"], {"n_head": 2, "chunk": chunk, "p": p, "seed": 3}
+    qkv, dy = normal(3, t, 48), normal(3, t, 16, seed=1)
+    results = []
+    for count in (1, 2):
+        threads.set_threads(count)
+        results.append((op(qkv, **attrs), *op.grads(dy, qkv, **attrs)))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+    monkeypatch.undo()
+    exact = (op(qkv.astype(float), **attrs), *op.grads(dy.astype(float), qkv.astype(float), **attrs))
+    for a, b in zip(results[0], exact, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """How many threads there may be, and that they end."""
 
+import gc
 import threading
 import time
 import weakref
@@ -80,20 +81,47 @@ def test_prepared_tasks_run_again_and_again_also_after_an_error():
     assert len(done) == 3
 
 
+def both(pool: threads.Pool, ahead: threads.Task | None = None) -> None:
+    """Run two tasks that meet, hence one on each thread."""
+    met = threading.Barrier(2)
+    pool.run([lambda: met.wait(10)] * 2, threads.Batch(ahead))
+
+
 def test_nobody_waits_for_what_a_helper_does_ahead():
     pool, begun, let_go = threads.Pool(2), threading.Event(), threading.Event()
-    ahead = [lambda: begun.set() or let_go.wait(10)]
-    batch, tasks = threads.Batch(lambda: ahead and ahead.pop()()), [lambda: None, lambda: None]
-    pool.run(tasks, batch)
+    both(pool, lambda: begun.set() or let_go.wait(10))
     assert begun.wait(10)
-    pool.run(tasks, batch)  # the helper is still busy: the caller does all
+    pool.run([lambda: None, lambda: None])  # the helper is still busy: the caller does all
     let_go.set()
+    both(pool)
+    pool.close()
+
+
+def test_a_helper_survives_a_failure_ahead():
+    pool, failed = threads.Pool(2), threading.Event()
+    both(pool, lambda: failed.set() or 1 / 0)
+    assert failed.wait(10)
+    both(pool)
+    pool.close()
+
+
+def test_an_error_lets_go_of_what_its_task_worked_on():
+    pool, work = threads.Pool(2), np.empty(1)
+    held = weakref.ref(work)
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            pool.run([lambda work=work: work / (1 // 0), lambda: None])
+        del work
+        assert held() is None
+    finally:
+        gc.enable()
     pool.close()
 
 
 def test_no_task_is_alive_when_its_caller_goes_on():
     pool, let_go = threads.Pool(2), threading.Event()
-    pool.run([lambda: None, lambda: None], threads.Batch(lambda: let_go.wait(10)))  # the helper is busy from now on
+    both(pool, lambda: let_go.wait(10))  # the helper is busy from now on
     work = np.empty(1)
     held = weakref.ref(work)
     pool.run([lambda work=work: work.sum(), lambda work=work: work.sum()])
@@ -106,7 +134,7 @@ def test_no_task_is_alive_when_its_caller_goes_on():
 def test_a_waiting_helper_keeps_nothing_alive():
     pool, ahead = threads.Pool(2), lambda: None
     held = weakref.ref(ahead)
-    pool.run([lambda: None, lambda: None], threads.Batch(ahead))
+    both(pool, ahead)
     del ahead
     deadline = time.monotonic() + 10
     while held() is not None and time.monotonic() < deadline:

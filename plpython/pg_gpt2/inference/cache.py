@@ -171,7 +171,7 @@ def bytes_of_caches(config: GPT2Config, rooms: Sequence[int], in_blocks: bool) -
 
 
 def _heads_a_task(n_head: int) -> int:
-    """Of a prompt; few rows' attention is too little to share out. A head has the same bits in any company."""
+    """A head has the same bits in any company."""
     return min(MOST_HEADS, -(-n_head // threads.threads()))
 
 

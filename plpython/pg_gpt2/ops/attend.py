@@ -15,7 +15,7 @@ from . import buffers, panels
 
 CHUNK = 64  # query rows at a time (setting pg_gpt2.attention_chunk)
 BLOCK = 64  # keys that are multiplied at a time
-GROUPS = (16, 8)  # rows of a large product that make it small ones
+GROUP_ROWS = (16, 8)  # of a large product, which make it small ones
 FEW_ROWS = 128  # of queries: their products are not worth a copy of the keys
 LEAST, MOST = 2.0**-80, 2.0**80  # sums of exponentials that need no shift
 
@@ -75,10 +75,9 @@ class _Columns:
             np.matmul(y, self._blocks[..., whole // BLOCK, :, : end - whole], out=out[..., whole:])
 
 
-@lru_cache(maxsize=1)
 def _small() -> int:
-    """m n k of the largest product that OpenBLAS has kernels for small matrices for; 0 where it has none."""
-    return panels.SMALL if panels.serve((BLOCK,)) else 0
+    """m n k of the largest product that BLAS has kernels for small matrices for; 0 where it has none."""
+    return panels.SMALL if panels.small_kernels() else 0
 
 
 def _in_rows(x: np.ndarray, rows: int) -> np.ndarray:
@@ -95,7 +94,7 @@ def _times(y: np.ndarray, x: np.ndarray, out: np.ndarray) -> np.ndarray:  # [..,
     *lead, c, n = y.shape
     d = x.shape[-1]
     if c * n * d > _small():
-        for rows in GROUPS:
+        for rows in GROUP_ROWS:
             if c % rows == 0 and rows * n * d <= _small():
                 groups = (*lead, c // rows, rows)
                 np.matmul(y.reshape(*groups, n), x[..., None, :, :], out=out.reshape(*groups, d))

@@ -38,16 +38,15 @@ def split_qkv(
 
 
 def _groups(b: int, h: int, t: int, chunk: int) -> list[Group]:
-    """(batch rows, heads) of each piece of work: an even number, so that two cores end together."""
+    """(batch rows, heads) of each piece of work, about GROUP of scores; an even number where it can be, for two cores."""
     scores = min(t, chunk) * t
     if b * h * scores < LEAST:
         return [(slice(0, b), slice(0, h))]
     count = 2 * -(-b * h * scores // (2 * GROUP))
     if b >= count:
         return [(rows, slice(0, h)) for rows in threads.pieces(b, -(-b // count))]
-    parts = -(
-        -h * scores // (2 * GROUP)
-    )  # of one sequence, whose many chunks are many small calls: fewer, larger pieces
+    # One sequence has many chunks, and each is a dozen calls: fewer, larger pieces.
+    parts = -(-h * scores // (2 * GROUP))
     heads = threads.pieces(h, -(-h // (parts + parts * b % 2)))
     return [(slice(i, i + 1), group) for i in range(b) for group in heads]
 

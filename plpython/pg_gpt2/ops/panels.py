@@ -109,7 +109,7 @@ def bind(
 ) -> Callable[[], object]:
     """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64].
 
-    `following` are the weights of the next product of as many rows, which another thread begins to read meanwhile.
+    `following` are the weights of the next product, of about as many rows, which another thread begins to read meanwhile.
     """
     k, n = w.shape
     parts = _parts(k)
@@ -222,6 +222,14 @@ def _serves(k: int) -> bool:
     # Where the bits are equal, panels take 0.2 to 0.45 of the time; only a BLAS nobody has met is excluded here. So busy cores,
     # which stretch either time by chance, cannot make two sessions choose differently.
     return _seconds(lambda: _each(calls)) < 2 * _seconds(lambda: x[:4] @ w)
+
+
+@lru_cache(maxsize=1)
+def small_kernels() -> bool:
+    """Whether BLAS multiplies small matrices by kernels of their own, which treat every row alike."""
+    x, w = np.random.Generator(np.random.Philox(1)).standard_normal((2, WIDTH, WIDTH), np.float32)
+    whole = x @ w
+    return all(np.array_equal(x[:m] @ w, whole[:m]) for m in (2, 3, 5, 8, 16, 31))
 
 
 def _rows_are_alone(times: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> bool:
