@@ -97,6 +97,16 @@ def test_nobody_waits_for_what_a_helper_does_ahead():
     pool.close()
 
 
+def test_a_helper_that_came_late_does_not_look_ahead():
+    pool, let_go, read = threads.Pool(2), threading.Event(), []
+    both(pool, lambda: let_go.wait(10))
+    pool.run([lambda: None, lambda: None], threads.Batch(lambda: read.append("what the caller has passed")))
+    let_go.set()
+    both(pool)
+    pool.close()
+    assert not read
+
+
 def test_a_helper_survives_a_failure_ahead():
     pool, failed = threads.Pool(2), threading.Event()
     both(pool, lambda: failed.set() or 1 / 0)

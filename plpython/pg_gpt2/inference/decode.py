@@ -114,9 +114,7 @@ def _read_together(decoders: Sequence[Decoder], texts: Sequence[Sequence[int]]) 
     ends = np.cumsum(sizes)
     positions = np.concatenate([np.arange(d.length, d.length + size) for d, size in zip(decoders, sizes)])
 
-    def attend_each(
-        layer: int, qkv: np.ndarray, out: np.ndarray
-    ) -> None:  # [sum T, 3D], [sum T, D] or [len(decoders), D]
+    def attend_each(layer: int, qkv: np.ndarray, out: np.ndarray) -> None:  # [sum T, 3D], [sum T, D], at last [n, D]
         outs = np.split(out, ends[:-1] if len(out) == len(qkv) else len(decoders))
         for decoder, rows, mixed in zip(decoders, np.split(qkv, ends[:-1]), outs):
             decoder.attend(layer, rows, mixed)
