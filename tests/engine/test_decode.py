@@ -183,6 +183,21 @@ def test_passes_over_many_numbers_of_rows_keep_few_buffers(by_panels: bool) -> N
         assert sum(arranged.prepared) <= plan.MOST_PREPARED
 
 
+def test_prompts_take_their_memory_from_one_pool(by_panels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt no longer than an earlier one costs no fresh memory, which would be a page fault every 4 kB."""
+    config, pool = CONFIGS[0], buffers.LoosePool()
+    monkeypatch.setattr(decode, "_results", pool)
+    params = layout.arrange(random_params(config), config)
+    ids = list(range(150))
+    expected = Decoder(params, config, 160).feed(ids).copy()
+    held = pool.n_bytes()
+    assert held >= 4 * len(ids) * (3 + 4 + 4) * config.d_model  # q k v, and the hidden layer before and after gelu
+    for length in (149, 100, 150):
+        logits = Decoder(params, config, 160).feed(ids[:length])
+        assert pool.n_bytes() == held
+    np.testing.assert_array_equal(logits, expected)
+
+
 def test_rows_in_panels_have_the_same_bits_alone_and_together() -> None:
     """Where `serve` finds that panels pay; so it says at least with AVX-512, which the tests' own process may have off."""
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:

@@ -297,6 +297,26 @@ def test_a_pool_never_hands_out_what_is_in_use() -> None:
     assert pool.n_bytes() == 2 * 200 * 200 * 4
 
 
+def test_a_loose_pool_never_hands_out_what_is_in_use_nor_holds_more_than_was_in_use_at_once() -> None:
+    pool, held, most = buffers.LoosePool(), list[np.ndarray](), 0
+    rng = np.random.default_rng(3)
+    for number in range(500):
+        if len(held) == 4 or (held and rng.random() < 0.5):
+            held.pop(rng.integers(len(held)))
+        new = pool.empty((int(rng.integers(1, 9)), 1000), np.dtype(np.float32))[:, 1:]
+        new[...] = number
+        assert not any(np.shares_memory(new, other) for other in held)
+        held.append(new)
+        most = max(most, len(held))
+        del new
+        assert all((one == one[0, 0]).all() for one in held)
+        assert pool.n_bytes() <= most * 8 * 1000 * 4
+    held.clear()
+    before = pool.n_bytes()
+    held = [pool.empty((size, 1000), np.dtype(np.float32)) for size in (3, 2, 1, 1)]
+    assert pool.n_bytes() == before, "what is unused serves whatever is smaller"
+
+
 class TestDropout:
     """Statistics have their own tolerance: five standard deviations of the binomial."""
 

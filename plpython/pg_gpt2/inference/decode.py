@@ -11,6 +11,7 @@ import numpy as np
 from .. import gpt2, host, threads
 from ..config import GPT2Config
 from ..errors import InconsistentData, InvalidParameter
+from ..ops import buffers
 from ..ops.linear import lm_head
 from ..ops.panels import Panels
 from ..ops.products import as_rows
@@ -23,6 +24,8 @@ from .plan import Attend
 
 PREFILL_ROWS = 512  # rows of the prompt a pass: fewer read the weights more often, more leave a core's cache
 LOGITS_ROWS = 128  # at a time
+
+_results = buffers.LoosePool()  # of the longer passes
 
 Wanted = np.ndarray | slice  # rows of a pass whose results somebody reads: the last block works for these only
 ALL, LAST = slice(None), slice(-1, None)
@@ -202,7 +205,8 @@ def _hidden(
         attend(layer, as_rows(qkv), as_rows(out))
         return out
 
-    return as_rows(gpt2.hidden(Eager(), params, ids, config, position=position, attend=attend_eagerly, keep=keep))
+    with buffers.reusing(_results):
+        return as_rows(gpt2.hidden(Eager(), params, ids, config, position=position, attend=attend_eagerly, keep=keep))
 
 
 def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]

@@ -1,6 +1,6 @@
-"""Where ops get their memory: results from a pool that a training step reuses, temporaries from one scratch per thread.
+"""Where ops get their memory: results from a pool that one pass after another uses, temporaries from one scratch per thread.
 
-Fresh large arrays cost a page fault every 4 kB, which is a tenth of a training step. A pooled buffer is free again when
+Fresh large arrays cost a page fault every 4 kB, which is a tenth of either. A pooled buffer is free again when
 nothing but the pool refers to it, so nobody has to hand it back and a view keeps it alive.
 """
 
@@ -40,6 +40,32 @@ class Pool:
         return sum(size * len(buffers) for size, buffers in self._buffers.items())
 
 
+class LoosePool:
+    """Buffers for shapes that vary: one serves whatever is smaller, and makes room for a larger one. Main thread only.
+
+    There are never more than were in use at once.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[np.ndarray] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An uninitialised array that nothing else refers to."""
+        buffers, n_bytes = self._buffers, prod(shape) * dtype.itemsize
+        unused = [i for i in range(len(buffers)) if sys.getrefcount(buffers[i]) == _UNUSED]
+        place = min((i for i in unused if buffers[i].size >= n_bytes), key=lambda i: buffers[i].size, default=None)
+        if place is None:
+            if unused:
+                del buffers[max(unused, key=lambda i: buffers[i].size)]
+            place = len(buffers)
+            buffers.append(np.empty(n_bytes, np.uint8))
+        return buffers[place][:n_bytes].view(dtype).reshape(shape)
+
+    def n_bytes(self) -> int:
+        """Memory held."""
+        return sum(buffer.size for buffer in self._buffers)
+
+
 def _count_of_unused() -> int:
     """What getrefcount says of an array that only a list holds (Python versions differ)."""
     buffers = [np.empty(1)]
@@ -49,13 +75,13 @@ def _count_of_unused() -> int:
 
 
 _UNUSED = _count_of_unused()
-_pool: Pool | None = None
+_pool: Pool | LoosePool | None = None
 _lent: np.ndarray | None = None
 _scratch = threading.local()
 
 
 @contextmanager
-def reusing(pool: Pool | None) -> Iterator[None]:
+def reusing(pool: Pool | LoosePool | None) -> Iterator[None]:
     """Within this block `empty` serves from `pool`."""
     global _pool
     outer, _pool = _pool, pool
