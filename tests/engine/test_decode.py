@@ -305,14 +305,16 @@ def test_drafts_do_not_change_a_token(
         for length in (1, 2, 7, 250):
             passes = 0
             found[on, length] = list(
-                generation.tokens(arranged, config, prompt, Options(length, sampling, seed=4, look_up=on))
+                generation.tokens(
+                    arranged, config, prompt, Options(length, sampling, seed=4, logprobs=True, look_up=on)
+                )
             )
             assert len(found[on, length]) == length
             assert [token.finish for token in found[on, length]] == [None] * (length - 1) + ["length"]
         found[on, "passes"] = passes
         eos = found[False, 250][60].id
         found[on, "eos"] = list(
-            generation.tokens(arranged, config, prompt, Options(250, sampling, eos, seed=4, look_up=on))
+            generation.tokens(arranged, config, prompt, Options(250, sampling, eos, seed=4, logprobs=True, look_up=on))
         )
         assert found[on, "eos"][-1].finish == "stop"
     for case in (1, 2, 7, 250, "eos"):
@@ -329,11 +331,12 @@ def test_drafts_do_not_change_a_token(
 def test_a_batch_gives_each_prompt_what_it_gets_alone(config: GPT2Config, sampling: Sampling, by_panels: bool) -> None:
     arranged = layout.arrange(random_params(config), config)
     prompts = [[1, 2, 3], list(range(40)), [7] * 95, [4]]
-    options = [Options(80, sampling, None, seed) for seed in range(4)]
+    options = [Options(80, sampling, None, seed, logprobs=True) for seed in range(4)]
     together = batch.generate_batch(arranged, config, prompts, options, [lambda token: False] * 4)
     for prompt, option, found in zip(prompts, options, together):
-        alone = generation.tokens(arranged, config, prompt, option)
+        alone = list(generation.tokens(arranged, config, prompt, option))
         assert [token.id for token in found] == [token.id for token in alone]
+        np.testing.assert_allclose([token.logprob for token in found], [token.logprob for token in alone], atol=1e-4)
 
 
 @pytest.mark.parametrize("rooms", [[96], [11] * 6, [160, 3, 64, 65, 128, 129, 160, 9999]])

@@ -65,7 +65,7 @@ def stream(
 ) -> Iterator[tuple[Any, ...]]:
     """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo)
+    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo, logprobs=True)
     return job.rows()
 
 
@@ -82,11 +82,13 @@ class _TextJob:
         seed: int | None,
         stop: list[str] | None,
         echo: bool,
+        logprobs: bool = False,
     ) -> None:
         _require_text(prompt, echo)
         model = weights.load(model_name)
         self.tokenizer = vocabularies.load(model.name)
         options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, self.tokenizer)
+        options = replace(options, logprobs=logprobs)
         ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], max_tokens)
         self.prefix = prompt if echo else ""

@@ -14,7 +14,7 @@ from ..config import GPT2Config
 from ..storage.layout import Arranged
 from .decode import Decoder, feed_together, several, step_together
 from .generation import Options, Token, kept_window
-from .sampling import Draws, choose, is_decisive, log_softmax
+from .sampling import Draws, choose, is_decisive
 
 Stopped = Callable[[int], bool]
 
@@ -55,7 +55,7 @@ class Stream:
         ended = token == self.options.eos or self._stopped(token)
         full = len(self.tokens) + 1 == self.options.max_tokens
         finish = "stop" if ended else "length" if full else None
-        self.tokens.append(Token(token, log_softmax(logits, token), finish))
+        self.tokens.append(Token(token, self.options.logprob(logits, token), finish))
         return finish is None
 
     def _plain_logits(self) -> np.ndarray:

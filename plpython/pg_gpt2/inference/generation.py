@@ -26,6 +26,7 @@ class Options:
     eos: int | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
+    logprobs: bool = False  # whether tokens come with their log-probabilities, which cost 2 % of a batch's time
     look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
 
     def __post_init__(self) -> None:
@@ -41,13 +42,17 @@ class Options:
                 "a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line."
             )
 
+    def logprob(self, logits: np.ndarray, token: int) -> float | None:
+        """Log-probability of `token`, where it is wanted."""
+        return log_softmax(logits, token) if self.logprobs else None
+
 
 @dataclass(frozen=True)
 class Token:
     """One generated token; `finish` is 'stop' or 'length' on the last."""
 
     id: int
-    logprob: float
+    logprob: float | None
     finish: str | None
 
 
@@ -70,7 +75,7 @@ def tokens(
         for rows, draft in _passes(decoder, drafts, seen, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
                 token = choose(checked(row), options.sampling, draws.next(), seen)
-                logprob = log_softmax(row, token)
+                logprob = options.logprob(row, token)
                 seen.append(token)
                 left -= 1
                 if token == options.eos or stopped(token):
