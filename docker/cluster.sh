@@ -15,7 +15,7 @@
 # cluster runs a copy of `postgres` in a tree of links that mirrors the installation, with our two files added.
 # Everything lies below ~/.local/state/pg_gpt2/<hash of the checkout's path>; run by root, whom PostgreSQL refuses,
 # below /var/lib/pg_gpt2, and the server runs as `postgres`. PG_GPT2_STATE names another place. With PG_GPT2_CORETYPE=Haswell the
-# server's BLAS takes the machine for one without AVX-512.
+# server's BLAS takes the machine for one without AVX-512, with PG_GPT2_NUMPY=distribution it has the NumPy of the distribution.
 set -euo pipefail
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -79,6 +79,11 @@ provide_numpy() {
     minor=$(ldd "$pkglibdir/plpython3.so" | sed -n 's/.*libpython3\.\([0-9]*\)\.so.*/\1/p' | head -n 1)
     python=/usr/bin/python3.$minor
     [ -x "$python" ] || die "PL/Python embeds Python 3.$minor, but there is no $python to install NumPy for"
+    if [ "${PG_GPT2_NUMPY:-}" = distribution ]; then
+        "$python" -c 'import numpy' || die "$python has no NumPy of the distribution's: apt-get install python3-numpy"
+        numpy_path=
+        return
+    fi
     venv=$state/python3.$minor
     if [ "$(cat "$venv/installed" 2>/dev/null)" != "$numpy" ]; then
         say "installing $numpy for the server's Python 3.$minor in $venv"

@@ -3,9 +3,9 @@
 CREATE FUNCTION pg_temp.facts() RETURNS json LANGUAGE plpython3u AS $$
 import json, os, platform
 import numpy as np
-blas = np.show_config(mode='dicts')['Build Dependencies']['blas']
+[blas] = plpy.execute("SELECT value FROM llm_doctor() WHERE item = 'BLAS'")
 return json.dumps({
-    'python': platform.python_version(), 'numpy': np.__version__, 'blas': '%(name)s %(version)s' % blas,
+    'python': platform.python_version(), 'numpy': np.__version__, 'blas': ' '.join(blas['value'].split()[:2]),
     'environment': {name: os.environ[name] for name in sorted(os.environ) if name.startswith('OPENBLAS_')}})
 $$;
 

@@ -346,6 +346,41 @@ def test_everything_that_reads_works_in_a_read_only_transaction(conn):
     conn.execute("ROLLBACK")
 
 
+@pytest.mark.parametrize("function", ["llm_generate", "llm_generate_stream", "llm_generate_tokens"])
+def test_without_prompt_lookup_a_pass_reads_one_token(conn, function):
+    """With it some read more, where rows in company have the bits that they have alone."""
+    conn.execute("SELECT llm_generate_tokens(ARRAY[1], 1, model_name => 'slow')")  # brings the package
+    conn.execute("""
+        CREATE FUNCTION pg_temp.watch() RETURNS bool LANGUAGE plpython3u AS $$
+import importlib, sys
+package = next(name for name in sys.modules if name.startswith('pg_gpt2_') and '.' not in name)
+decode = importlib.import_module(package + '.inference.decode')
+feed_all = decode.Decoder.feed_all
+GD['read'] = []
+def watched(decoder, ids):
+    GD['read'].append(len(ids))
+    return feed_all(decoder, ids)
+decode.Decoder.feed_all = watched
+model = importlib.import_module(package + '.storage.weights').load('slow')
+return decode.Decoder(model.arranged, model.config, 1).exact
+        $$;
+        CREATE FUNCTION pg_temp.read() RETURNS int[] LANGUAGE plpython3u AS $$
+read, GD['read'] = GD['read'], []
+return read
+        $$""")
+    exact = one(conn, "SELECT pg_temp.watch()")
+    prompt = "ARRAY[1,2,3,4,1,2,3,4,1,2,3]" if function == "llm_generate_tokens" else "'abcdabcdabc'"
+    read = {}
+    for setting in ("on", "off"):
+        conn.execute(f"SET pg_gpt2.prompt_lookup = {setting}")
+        conn.execute(
+            f"SELECT {function}({prompt}, 200, temperature => 0, eos_token => -1, model_name => 'slow')"
+        ).fetchall()
+        read[setting] = one(conn, "SELECT pg_temp.read()")
+    assert read["off"] == [1] * 199
+    assert (max(read["on"]) > 1) == exact
+
+
 def test_prompt_lookup_changes_no_token(conn):
     query = "SELECT llm_generate_tokens(ARRAY[1,2,3,4,1,2,3,4,1,2,3], 100, temperature => 0, model_name => 'tiny')"
     found = []

@@ -235,7 +235,7 @@ def _options(
             hint="Give a token id, null for the model's, or -1 for none.",
         )
     seed = draw_seed() if seed is None else seed
-    return Options(max_tokens, sampling, eos, seed, tuple(stop or ()), resources.prompt_lookup())
+    return Options(max_tokens, sampling, eos, seed, tuple(stop or ()), look_up=resources.prompt_lookup())
 
 
 @entry

@@ -4,7 +4,7 @@ Past the window, the last half of it is fed again and generation goes on. Nothin
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
@@ -26,8 +26,9 @@ class Options:
     eos: int | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
-    logprobs: bool = False  # whether tokens come with their log-probabilities, which cost 2 % of a batch's time
+    _: KW_ONLY
     look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
+    logprobs: bool = False  # whether tokens come with their log-probabilities, which cost 2 % of a batch's time
 
     def __post_init__(self) -> None:
         if self.max_tokens is None:
