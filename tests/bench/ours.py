@@ -158,8 +158,9 @@ class Server:
         return self.session(prompt_lookup="off")
 
     def init_model(self, name: str, shape: Shape) -> None:
-        """Make a model with random weights."""
+        """Make a model with random weights, in place of one of that name."""
         n = shape
+        self.main.value("SELECT llm_drop_model(model) FROM llm_model_config WHERE model = %s", name)
         numbers = (n.n_layer, n.n_head, n.d_model, n.n_positions, n.vocab)
         self.main.value("SELECT llm_init_model(%s, %s, %s, %s, %s, %s, seed => 1)", name, *numbers)
         self.main.conn.execute("VACUUM ANALYZE llm_param")
