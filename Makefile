@@ -32,7 +32,7 @@ help:
 	@echo 'make load         load MODEL=gpt2 (-medium, -large, -xl, any GPT-2 of the hub, or a directory) into it'
 	@echo 'make test         all tests that need no torch, in a throw-away cluster'
 	@echo 'make test-avx2    those of generation, parity and documentation with a server that takes the CPU for one without AVX-512'
-	@echo 'make test-numpy1  those of the engine with the NumPy of Debian 12'
+	@echo 'make test-distribution  those of the engine, and of the server those of test-avx2 and some, with the NumPy of the distribution'
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
 	@echo 'make fuzz         search for hostile input, a minute a parser; FUZZ_ARGS="--seconds 600 npz" for more or less'
 	@echo 'make soak         30 minutes of everything at once, with cancels and kills, in a throw-away cluster; SOAK_ARGS="--minutes 3"'
@@ -60,7 +60,7 @@ down:
 psql: provision build
 	@docker/cluster.sh psql
 
-.PHONY: provision provision-test provision-notebooks
+.PHONY: provision provision-test provision-notebooks provision-distribution
 provision:
 	@docker/provision.sh >/dev/null
 
@@ -69,6 +69,9 @@ provision-test:
 
 provision-notebooks:
 	@docker/provision.sh notebooks >/dev/null
+
+provision-distribution:
+	@docker/provision.sh distribution >/dev/null
 
 # ---- virtual environments, one for each extra of pyproject.toml, made anew when that changes
 
@@ -95,18 +98,22 @@ load: .venv/test/complete
 test: provision-test build .venv/test/complete
 	@docker/cluster.sh run tests/run.sh .venv/test/bin/python $(PYTEST_ARGS)
 
-# Without AVX-512 weights lie in rows, and batches, drafts and documentation must say the same.
+# What speed depends on has another path there, which must say the same: generation, batches, drafts and documentation.
+PATHS = $(addprefix tests/server/test_, generation.py parity.py weight_file.py docs.py)
+
+# Without AVX-512 weights lie in rows.
 .PHONY: test-avx2
 test-avx2: provision-test build .venv/test/complete
-	@PG_GPT2_CORETYPE=Haswell docker/cluster.sh run .venv/test/bin/python -m pytest tests/server/test_generation.py \
-	    tests/server/test_parity.py tests/server/test_weight_file.py tests/server/test_docs.py $(PYTEST_ARGS)
+	@PG_GPT2_CORETYPE=Haswell docker/cluster.sh run .venv/test/bin/python -m pytest $(PATHS) $(PYTEST_ARGS)
 
-# The oldest NumPy that the README's installation brings: Debian 12's.
-.PHONY: test-numpy1
-test-numpy1: provision
-	@test -x .venv/numpy1/bin/pytest || { $(SYSTEM_PYTHON) -m venv .venv/numpy1 && .venv/numpy1/bin/pip --disable-pip-version-check \
-	    install --quiet 'numpy==1.24.*; python_version < "3.12"' 'numpy==1.26.*; python_version >= "3.12"' pytest hypothesis >&2; }
-	@.venv/numpy1/bin/pytest tests/engine --ignore tests/engine/test_packaging.py $(PYTEST_ARGS)
+# The README's installation brings the distribution's NumPy: an older one, with another BLAS (Debian 12: 1.24).
+.PHONY: test-distribution
+test-distribution: provision-test provision-distribution build .venv/test/complete
+	@test -x .venv/distribution/bin/pytest || { $(SYSTEM_PYTHON) -m venv --system-site-packages .venv/distribution && \
+	    .venv/distribution/bin/pip --disable-pip-version-check install --quiet pytest hypothesis >&2; }
+	@.venv/distribution/bin/python -m pytest tests/engine --ignore tests/engine/test_packaging.py $(PYTEST_ARGS)
+	@PG_GPT2_NUMPY=distribution docker/cluster.sh run .venv/test/bin/python -m pytest $(PATHS) \
+	    tests/server/test_extension.py tests/server/test_train_run.py tests/server/test_replay_run.py tests/server/test_bench.py $(PYTEST_ARGS)
 
 .PHONY: fuzz
 fuzz: .venv/test/complete

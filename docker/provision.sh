@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Make sure that this Debian or Ubuntu has a PostgreSQL server with PL/Python, and print the path of its pg_config.
 #
-#   docker/provision.sh            the server, PL/Python, and what a virtual environment needs
-#   docker/provision.sh test       also make, pgTAP and pg_prove
-#   docker/provision.sh notebooks  also Graphviz
+#   docker/provision.sh               the server, PL/Python, and what a virtual environment needs
+#   docker/provision.sh test          also make, pgTAP and pg_prove
+#   docker/provision.sh notebooks     also Graphviz
+#   docker/provision.sh distribution  also its NumPy, with OpenBLAS
 #
 # Does nothing when all is there; otherwise says on stderr what it installs, as root or with sudo. A server that has
 # PL/Python already is taken as it is: the newest under /usr/lib/postgresql, or the one that $PG_CONFIG names. Without
@@ -129,6 +130,10 @@ if [ "${1:-}" = test ]; then
 fi
 if [ "${1:-}" = notebooks ]; then
     command -v dot >/dev/null || missing+=(graphviz)
+fi
+if [ "${1:-}" = distribution ]; then
+    /usr/bin/python3 -c 'import numpy' 2>/dev/null || missing+=(python3-numpy)
+    ldconfig -p | grep -q 'libopenblas\.so\.0' || missing+=(libopenblas0)
 fi
 if [ "${#missing[@]}" -gt 0 ]; then
     apt_install "${missing[@]}"
