@@ -12,8 +12,8 @@ In a sql block, lines that begin with `-->` are the rows that its statements ret
 `/srv/gpt2/` stands for a directory of the server that has a vocabulary's two files. A page that has no CREATE EXTENSION
 gets a database with the extension. Programs run in an empty directory, with libpq's variables naming the database.
 
-    docker/cluster.sh run .venv/test/bin/python tests/server/test_docs.py --update [PAGE...]    writes outputs that are wrong
-    docker/cluster.sh run .venv/test/bin/python tests/server/test_docs.py --renew [PAGE...]     writes all outputs anew
+    docker/cluster.sh run .venv/test/bin/python -m tests.server.test_docs --update [PAGE...]    writes outputs that are wrong
+    docker/cluster.sh run .venv/test/bin/python -m tests.server.test_docs --renew [PAGE...]     writes all outputs anew
 """
 
 import os
@@ -28,6 +28,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import conninfo, sql
+
+from tests.server import psql
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]]
@@ -120,9 +122,6 @@ class Session:
 
 def run(dsn: str, blocks: list[Block], server_files: str) -> list[str]:
     """What psql prints for each block in the database `dsn`, with `server_files` in the place of /srv/gpt2/."""
-    directory = os.environ.get("PG_GPT2_TEST_BINDIR")
-    psql = f"{directory}/psql" if directory else shutil.which("psql")
-    assert psql, "there is no psql; set PG_GPT2_TEST_BINDIR"
     with tempfile.TemporaryDirectory() as place:
         work = Path(place, "work")
         work.mkdir()
@@ -131,13 +130,13 @@ def run(dsn: str, blocks: list[Block], server_files: str) -> list[str]:
             for number, block in enumerate(blocks)
         )
         done = subprocess.run(
-            [psql, "-X"],
+            [psql.program(), "-X"],
             input=script.replace("/srv/gpt2/", server_files),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             encoding="utf-8",
-            env=environment(dsn, Path(place), Path(psql).parent),
+            env=environment(dsn, Path(place), Path(psql.program()).parent),
             cwd=work,
         )
     printed = done.stdout.replace(server_files, "/srv/gpt2/")
@@ -180,9 +179,14 @@ def tidy(output: str) -> str:
     return "\n".join(line.rstrip() for line in output.strip("\n").split("\n")).strip("\n")
 
 
+def unaligned(output: str) -> str:
+    """With every run of spaces or dashes the same."""
+    return re.sub(r"[ -]+", " ", output)
+
+
 def blurred(output: str) -> str:
     """With every number the same, and every run of spaces or dashes."""
-    return re.sub(r"[ -]+", " ", re.sub(r"-?\d[\d.,]*(e[-+]\d+)?", "0", output))
+    return unaligned(re.sub(r"-?\d[\d.,]*(e[-+]\d+)?", "0", output))
 
 
 def problem(block: Block, output: str) -> str | None:
@@ -194,7 +198,10 @@ def problem(block: Block, output: str) -> str | None:
         output = "\n".join(line for line in output.split("\n") if not line.startswith("NOTICE:"))
     if block.loose == "numbers":
         return None if blurred(output) == blurred(tidy(block.output)) else output
-    return None if output == tidy(block.output) else output
+    expected = tidy(block.output)
+    if psql.major_version() < 15 and not expected.isascii():  # it takes some characters of two columns for one
+        output, expected = unaligned(output), unaligned(expected)
+    return None if output == expected else output
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,13 @@
 """docs/psqlrc in psql: `:write` shows tokens as they are computed, `:runs` the runs, and all settings are as before after it."""
 
 import os
-import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.server import psql
 
 PSQLRC = Path(__file__).resolve().parents[2] / "docs" / "psqlrc"
 TEXT = "'🐘 the cat sat on the mat; 🐘 the dog sat on the log.'"
@@ -23,11 +24,9 @@ def model(module_conn):
 
 def start(dsn, script):
     """psql, which reads docs/psqlrc, then `script`, and writes all to one pipe."""
-    directory = os.environ.get("PG_GPT2_TEST_BINDIR")
-    psql = f"{directory}/psql" if directory else shutil.which("psql")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "LC_"))}
     return subprocess.Popen(
-        ["/bin/sh", "-c", f'exec "$0" -X -d "$1" <<"EOF" 2>&1\n\\i {PSQLRC}\n{script}\nEOF', psql, dsn],
+        ["/bin/sh", "-c", f'exec "$0" -X -d "$1" <<"EOF" 2>&1\n\\i {PSQLRC}\n{script}\nEOF', psql.program(), dsn],
         stdout=subprocess.PIPE,
         env=environment | {"LC_ALL": "C.UTF-8", "PGCLIENTENCODING": "UTF8"},
         cwd="/",
@@ -58,7 +57,7 @@ def test_write_prints_what_llm_generate_returns(dsn, sql):
 def test_tokens_appear_as_they_are_computed(dsn, module_conn):
     module_conn.execute("SELECT llm_init_model('slow', 4, 8, 512, 64, 275)")  # some milliseconds a token
     module_conn.execute("INSERT INTO llm_bpe_vocab SELECT 'slow', token_id, token, score, bytes FROM llm_bpe_vocab")
-    psql = start(
+    process = start(
         dsn,
         r"""
         SET pg_gpt2.model = 'slow';
@@ -70,10 +69,10 @@ def test_tokens_appear_as_they_are_computed(dsn, module_conn):
         """,
     )
     arrivals, output = [], b""
-    while chunk := os.read(psql.stdout.fileno(), 65536):
+    while chunk := os.read(process.stdout.fileno(), 65536):
         arrivals += [time.perf_counter()] if b"BEGIN" in output else []
         output += chunk
-    assert psql.wait() == 0, output
+    assert process.wait() == 0, output
     assert output.count(b"\0") == 50
     assert len(arrivals) > 25, "tokens came together"
 

@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from tests.server.scripts import ROOT, run_script
+from tests.server.psql import ROOT, run_script
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import sys
 import psycopg
 import pytest
 
-from tests.server.scripts import ROOT, run_script
+from tests.server.psql import ROOT, run_script
 
 PLACE = "loaders/shipped/postgresql-docs"
 CARD = ROOT / PLACE / "README.md"
