@@ -69,7 +69,7 @@ def test_products_with_panels(k: int, n: int, rows: int) -> None:
     np.testing.assert_allclose(linear(x, Panels.of(w), b), wanted, atol=2e-6 * k**0.5 * 10)
     table = Table.of(np.ascontiguousarray(w.T))
     np.testing.assert_allclose(lm_head(x, table) + b, wanted, atol=2e-6 * k**0.5 * 10)
-    np.testing.assert_array_equal(embedding(table, ids=[[0, n - 1]]), w.T[[[0, n - 1]]])
+    np.testing.assert_array_equal(embedding(table, ids=[[0, n - 1]]), w.T[np.array([[0, n - 1]])])
     np.testing.assert_array_equal(table.plain(), w.T)
     np.testing.assert_array_equal(Panels.of(w).plain(), w)
 
