@@ -125,7 +125,8 @@ settings() { # of cluster $1, which is for $2
 		log_line_prefix = '%m [%p] %q%u@%d '
 	CONF
     if [ "$2" = test ]; then
-        printf '%s\n' 'fsync = off' 'full_page_writes = off' 'synchronous_commit = off' 'max_wal_size = 1GB'
+        printf '%s\n' 'fsync = off' 'full_page_writes = off' 'synchronous_commit = off' 'max_wal_size = 1GB' \
+            'max_prepared_transactions = 8'
     fi
 }
 

@@ -345,3 +345,26 @@ def test_of_two_sessions_that_make_a_model_the_second_waits_and_is_refused(conne
     with pytest.raises(psycopg.errors.DuplicateObject):
         second.execute(statement)
     first.execute("SELECT llm_drop_model('contested')")
+
+
+@changes
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+def test_a_prepared_transaction_counts_from_its_commit_on(warm, connect, change, end):
+    """Also in the session that prepared it, which has seen the weights that it wrote."""
+    other = connect()
+    before = answers(warm)
+    kept = warm.execute("SELECT llm_checkpoint_save('tiny')").fetchone()[0]
+    try:
+        warm.execute("BEGIN")
+        warm.execute(change)
+        during = answers(warm)
+        assert during[0] != before[0]
+        warm.execute("PREPARE TRANSACTION 'change'")
+        try:
+            assert answers(warm) == answers(other) == before
+        finally:
+            warm.execute(f"{end} PREPARED 'change'")
+        assert answers(warm) == answers(other) == answers(connect()) == (during if end == "COMMIT" else before)
+    finally:
+        warm.execute("SELECT llm_checkpoint_load('tiny', %s)", [kept])
+    assert answers(warm) == before
