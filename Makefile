@@ -98,21 +98,21 @@ load: .venv/test/complete
 test: provision-test build .venv/test/complete
 	@docker/cluster.sh run tests/run.sh .venv/test/bin/python $(PYTEST_ARGS)
 
-# What speed depends on has another path there, which must say the same: generation, batches, drafts and documentation.
-PATHS = $(addprefix tests/server/test_, generation.py parity.py weight_file.py docs.py)
+# Where the CPU or BLAS is another, other code runs, which must say the same: in generation, batches, drafts and documentation.
+OTHER_CODE_TESTS = $(addprefix tests/server/test_, generation.py parity.py weight_file.py docs.py)
 
 # Without AVX-512 weights lie in rows.
 .PHONY: test-avx2
 test-avx2: provision-test build .venv/test/complete
-	@PG_GPT2_CORETYPE=Haswell docker/cluster.sh run .venv/test/bin/python -m pytest $(PATHS) $(PYTEST_ARGS)
+	@PG_GPT2_CORETYPE=Haswell docker/cluster.sh run .venv/test/bin/python -m pytest $(OTHER_CODE_TESTS) $(PYTEST_ARGS)
 
 # The README's installation brings the distribution's NumPy: an older one, with another BLAS (Debian 12: 1.24).
 .PHONY: test-distribution
 test-distribution: provision-test provision-distribution build .venv/test/complete
-	@test -x .venv/distribution/bin/pytest || { $(SYSTEM_PYTHON) -m venv --system-site-packages .venv/distribution && \
+	@.venv/distribution/bin/python -c 'import pytest, hypothesis' 2>/dev/null || { $(SYSTEM_PYTHON) -m venv --system-site-packages .venv/distribution && \
 	    .venv/distribution/bin/pip --disable-pip-version-check install --quiet pytest hypothesis >&2; }
 	@.venv/distribution/bin/python -m pytest tests/engine --ignore tests/engine/test_packaging.py $(PYTEST_ARGS)
-	@PG_GPT2_NUMPY=distribution docker/cluster.sh run .venv/test/bin/python -m pytest $(PATHS) \
+	@PG_GPT2_NUMPY=distribution docker/cluster.sh run .venv/test/bin/python -m pytest $(OTHER_CODE_TESTS) \
 	    tests/server/test_extension.py tests/server/test_train_run.py tests/server/test_replay_run.py tests/server/test_bench.py $(PYTEST_ARGS)
 
 .PHONY: fuzz

@@ -80,7 +80,7 @@ provide_numpy() {
     python=/usr/bin/python3.$minor
     [ -x "$python" ] || die "PL/Python embeds Python 3.$minor, but there is no $python to install NumPy for"
     if [ "${PG_GPT2_NUMPY:-}" = distribution ]; then
-        "$python" -c 'import numpy' || die "$python has no NumPy of the distribution's: apt-get install python3-numpy"
+        "$python" -I -c 'import numpy' 2>/dev/null || die "$python has no NumPy of the distribution's: apt-get install python3-numpy"
         numpy_path=
         return
     fi

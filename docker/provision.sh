@@ -132,8 +132,8 @@ if [ "${1:-}" = notebooks ]; then
     command -v dot >/dev/null || missing+=(graphviz)
 fi
 if [ "${1:-}" = distribution ]; then
-    /usr/bin/python3 -c 'import numpy' 2>/dev/null || missing+=(python3-numpy)
-    ldconfig -p | grep -q 'libopenblas\.so\.0' || missing+=(libopenblas0)
+    /usr/bin/python3 -I -c 'import numpy' 2>/dev/null || missing+=(python3-numpy)
+    /usr/bin/python3 -I -c 'import ctypes; ctypes.CDLL("libopenblas.so.0")' 2>/dev/null || missing+=(libopenblas0)
 fi
 if [ "${#missing[@]}" -gt 0 ]; then
     apt_install "${missing[@]}"

@@ -10,7 +10,7 @@ from math import ceil
 
 from . import db, host, threads
 from .errors import InvalidParameter, OutOfMemory
-from .ops import CHUNK
+from .ops import CHUNK, buffers
 
 RESERVE = 256 << 20  # bytes left to everybody else
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
@@ -112,7 +112,8 @@ def megabytes(count: int) -> str:
 
 
 def release_memory() -> None:
-    """Give what was freed back to the system: the C library keeps the pieces of a model's arrays otherwise."""
+    """Give what is free back to the system: buffers, and what the C library keeps of the pieces of a model's arrays."""
+    buffers.kept.clear()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)

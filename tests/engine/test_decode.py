@@ -186,7 +186,7 @@ def test_passes_over_many_numbers_of_rows_keep_few_buffers(by_panels: bool) -> N
 def test_prompts_take_their_memory_from_one_pool(by_panels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt no longer than an earlier one costs no fresh memory, which would be a page fault every 4 kB."""
     config, pool = CONFIGS[0], buffers.LoosePool()
-    monkeypatch.setattr(decode, "_results", pool)
+    monkeypatch.setattr(buffers, "kept", pool)
     params = layout.arrange(random_params(config), config)
     ids = list(range(150))
     expected = Decoder(params, config, 160).feed(ids).copy()
@@ -196,6 +196,11 @@ def test_prompts_take_their_memory_from_one_pool(by_panels: bool, monkeypatch: p
         logits = Decoder(params, config, 160).feed(ids[:length])
         assert pool.n_bytes() == held
     np.testing.assert_array_equal(logits, expected)
+    pool.clear()
+    monkeypatch.setattr(decode, "PREFILL_ROWS", 100)
+    streams = [Decoder(params, config, 1) for _ in range(101)]
+    step_together(streams, [1] * 101)
+    assert pool.n_bytes() == 0, "what many streams need is not kept"
 
 
 def test_rows_in_panels_have_the_same_bits_alone_and_together() -> None:

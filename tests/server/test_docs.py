@@ -180,13 +180,13 @@ def tidy(output: str) -> str:
 
 
 def unaligned(output: str) -> str:
-    """With every run of spaces or dashes the same."""
-    return re.sub(r"[ -]+", " ", output)
+    """With every run of spaces or of dashes the same."""
+    return re.sub(r" +", " ", re.sub(r"--+", "--", output))
 
 
 def blurred(output: str) -> str:
     """With every number the same, and every run of spaces or dashes."""
-    return unaligned(re.sub(r"-?\d[\d.,]*(e[-+]\d+)?", "0", output))
+    return re.sub(r"[ -]+", " ", re.sub(r"-?\d[\d.,]*(e[-+]\d+)?", "0", output))
 
 
 def problem(block: Block, output: str) -> str | None:

@@ -267,7 +267,7 @@ def test_rows_arrive_as_they_are_computed(conn):
     assert arrivals[74] < 0.8 * arrivals[-1]
 
 
-def test_psql_with_fetch_count_shows_rows_as_they_come(dsn):
+def test_psql_with_fetch_count_shows_all_rows_and_before_17_as_they_come(dsn):
     command = [psql.program(), "-XAtq", "-d", dsn, "-v", "FETCH_COUNT=1", "-c", STREAM.format(n=150)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         arrivals = [time.monotonic() for line in process.stdout if re.match(r"\d+\|", line)]

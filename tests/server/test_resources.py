@@ -51,6 +51,18 @@ LARGE = {
 }
 
 
+def test_the_buffers_of_long_prompts_are_kept_until_llm_cache_clear(conn):
+    conn.execute("SELECT llm_generate_tokens(array_fill(1, '{300}'), 1, model_name => 'large')")
+    conn.execute("""
+        CREATE FUNCTION pg_temp.kept() RETURNS bigint LANGUAGE plpython3u AS $$
+import sys
+return next(module for name, module in sys.modules.items() if name.endswith('.ops.buffers')).kept.n_bytes()
+        $$""")
+    assert conn.execute("SELECT pg_temp.kept()").fetchone()[0] >= 300 * (3 + 4 + 4) * 512 * 4
+    conn.execute("SELECT llm_cache_clear()")
+    assert conn.execute("SELECT pg_temp.kept()").fetchone()[0] == 0
+
+
 @pytest.mark.parametrize("statement", LARGE.values(), ids=LARGE)
 def test_what_needs_more_than_the_limit_is_refused_before_it_is_taken(connect, statement):
     conn = connect(options="-c pg_gpt2.max_memory=16MB")

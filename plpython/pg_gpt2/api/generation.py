@@ -87,8 +87,7 @@ class _TextJob:
         _require_text(prompt, echo)
         model = weights.load(model_name)
         self.tokenizer = vocabularies.load(model.name)
-        options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, self.tokenizer)
-        options = replace(options, logprobs=logprobs)
+        options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, self.tokenizer, logprobs)
         ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], max_tokens)
         self.prefix = prompt if echo else ""
@@ -223,6 +222,7 @@ def _options(
     stop: list[str] | None,
     config: GPT2Config,
     tokenizer: Tokenizer | None,
+    logprobs: bool = False,
 ) -> Options:
     """Options with end-of-text and seed resolved."""
     if eos_token is None:
@@ -235,7 +235,9 @@ def _options(
             hint="Give a token id, null for the model's, or -1 for none.",
         )
     seed = draw_seed() if seed is None else seed
-    return Options(max_tokens, sampling, eos, seed, tuple(stop or ()), look_up=resources.prompt_lookup())
+    return Options(
+        max_tokens, sampling, eos, seed, tuple(stop or ()), look_up=resources.prompt_lookup(), logprobs=logprobs
+    )
 
 
 @entry

@@ -25,7 +25,6 @@ from .plan import Attend
 PREFILL_ROWS = 512  # rows of the prompt a pass: fewer read the weights more often, more leave a core's cache
 LOGITS_ROWS = 128  # at a time
 
-_results = buffers.LoosePool()  # of the longer passes
 
 Wanted = np.ndarray | slice  # rows of a pass whose results somebody reads: the last block works for these only
 ALL, LAST = slice(None), slice(-1, None)
@@ -205,7 +204,7 @@ def _hidden(
         attend(layer, as_rows(qkv), as_rows(out))
         return out
 
-    with buffers.reusing(_results):
+    with buffers.reusing(buffers.kept if ids.size <= PREFILL_ROWS else None):
         return as_rows(gpt2.hidden(Eager(), params, ids, config, position=position, attend=attend_eagerly, keep=keep))
 
 

@@ -43,7 +43,7 @@ class Pool:
 class LoosePool:
     """Buffers for shapes that vary: one serves whatever is smaller, and makes room for a larger one. Main thread only.
 
-    There are never more than were in use at once.
+    There are never more than were in use at once; each may become as large as the largest that was asked for.
     """
 
     def __init__(self) -> None:
@@ -61,6 +61,10 @@ class LoosePool:
             buffers.append(np.empty(n_bytes, np.uint8))
         return buffers[place][:n_bytes].view(dtype).reshape(shape)
 
+    def clear(self) -> None:
+        """Forget all buffers; those in use live on with whoever uses them."""
+        self._buffers.clear()
+
     def n_bytes(self) -> int:
         """Memory held."""
         return sum(buffer.size for buffer in self._buffers)
@@ -75,6 +79,7 @@ def _count_of_unused() -> int:
 
 
 _UNUSED = _count_of_unused()
+kept = LoosePool()  # from one call to the next; what is done rarely, or with much larger arrays, has no use for it
 _pool: Pool | LoosePool | None = None
 _lent: np.ndarray | None = None
 _scratch = threading.local()
