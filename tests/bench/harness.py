@@ -80,8 +80,9 @@ class Bench:
         return timed(work)
 
     def wait(self) -> None:
-        """Wait until the machine is idle, as long as patience lasts."""
+        """Wait until the machine is idle, as long as patience lasts; then warm its cores up, whoever's turn comes."""
         self.disturbed.append(not machine.wait_until_idle(self.patience))
+        self.bounds.warm_up()
 
     def between(self, row: Row, demand: float, work: Work) -> Any:
         """Do `work` between two measurements of the row's bound, which is `demand` at the better of the two rates."""
