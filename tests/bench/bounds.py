@@ -17,7 +17,7 @@ import numpy as np
 READ_BYTES = 500 << 20
 ROWS, INNER, COLUMNS = 1024, 768, 3072  # of each thread's product: gpt2-small's widest layer on 1,024 tokens
 REPEATS = 5  # a bound is the best of these
-WARM = 0.1  # seconds of work until cores that have idled are as fast as they get; the first 0.04 are at 0.6 of that on a Turin
+WARM = 0.1  # seconds of work until cores that have idled are as fast as they get: the first 0.04 may be at 0.6 of that
 
 
 class Bounds:
