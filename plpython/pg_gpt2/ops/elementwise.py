@@ -15,7 +15,7 @@ from .op import Shape, misfit, register
 
 # Elements of the largest block. Smaller ones fit a core's cache better, but the threads then fight over the interpreter
 # lock, whose hand-over takes as long as 100,000 elements, the more so where others use the cores.
-BLOCK = 150_000
+BLOCK = 300_000
 LEAST = 50_000  # elements that are worth a second core
 Grads = tuple[np.ndarray | None, ...]
 

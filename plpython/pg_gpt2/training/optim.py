@@ -1,6 +1,6 @@
 """AdamW (Loshchilov & Hutter 2019), global-norm clipping, and the learning rate's schedule, as torch computes them.
 
-Everything works in place on fixed pieces that stay in a core's cache, so that a step reads and writes each array once.
+Everything works in place on fixed pieces, so that a step needs little memory beside the arrays.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,10 @@ from ..ops import buffers
 from ..ops.blas import add_scaled
 from ..ops.products import run_all
 
-PIECE = 1 << 18  # scalars: what a pass touches of them fits a second-level cache
+PIECE = 1 << 20  # scalars: smaller ones stay in a core's cache, but more calls want the interpreter
 SMALL = 1 << 14  # scalars of a tensor that is taken together with others
-AT_ONCE = 128  # pieces between looks for an interrupt: some 20 ms
+AT_ONCE = 32  # pieces between looks for an interrupt: some 20 ms
+NORM_PIECE = 1 << 18  # the norm's bits depend on it
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
 
@@ -123,14 +124,14 @@ def _flat(array: np.ndarray) -> np.ndarray:
 
 def global_norm(grads: Sequence[np.ndarray]) -> float:
     """Euclidean norm of all gradients together; dot products of fixed pieces, added in float64."""
-    parts = [(grad.reshape(-1), part) for grad in grads for part in threads.pieces(grad.size, PIECE)]
+    parts = [(grad.reshape(-1), part) for grad in grads for part in threads.pieces(grad.size, NORM_PIECE)]
     squares = np.zeros(len(parts))
 
     def square(i: int) -> None:
         flat, part = parts[i]
         squares[i] = np.dot(flat[part], flat[part])
 
-    run_all([lambda i=i: square(i) for i in range(len(parts))], at_once=AT_ONCE)  # type: ignore[misc]
+    run_all([lambda i=i: square(i) for i in range(len(parts))], at_once=AT_ONCE * PIECE // NORM_PIECE)  # type: ignore[misc]
     return sqrt(squares.sum())
 
 
