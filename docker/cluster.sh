@@ -79,7 +79,8 @@ provide_numpy() {
     minor=$(ldd "$pkglibdir/plpython3.so" | sed -n 's/.*libpython3\.\([0-9]*\)\.so.*/\1/p' | head -n 1)
     python=/usr/bin/python3.$minor
     [ -x "$python" ] || die "PL/Python embeds Python 3.$minor, but there is no $python to install NumPy for"
-    if [ "${PG_GPT2_NUMPY:-}" = distribution ]; then
+    if [ -n "${PG_GPT2_NUMPY:-}" ]; then
+        [ "$PG_GPT2_NUMPY" = distribution ] || die "PG_GPT2_NUMPY must be 'distribution', not '$PG_GPT2_NUMPY'"
         "$python" -I -c 'import numpy' 2>/dev/null || die "$python has no NumPy of the distribution's: apt-get install python3-numpy"
         numpy_path=
         return

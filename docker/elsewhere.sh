@@ -52,9 +52,10 @@ if [ -n "${SSL_CERT_FILE:-}" ]; then
     cp -L --remove-destination "$SSL_CERT_FILE" "$root/etc/ssl/certs/ca-certificates.crt"
 fi
 # Environments and clusters of an earlier run are used again.
-[ -d "$root/work/.git" ] || git clone --quiet "$checkout" "$root/work"
-git -C "$root/work" fetch --quiet "$checkout" HEAD
-git -C "$root/work" reset --quiet --hard FETCH_HEAD
+clone=$root/pg_gpt2
+[ -d "$clone/.git" ] || git clone --quiet "$checkout" "$clone"
+git -C "$clone" fetch --quiet "$checkout" HEAD
+git -C "$clone" reset --quiet --hard FETCH_HEAD
 
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/dev/shm"
@@ -62,4 +63,4 @@ mount --rbind /sys "$root/sys"
 mount -t proc proc "$root/proc"
 exec env -i HOME=/root LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive \
     ${SSL_CERT_FILE:+PIP_CERT=/etc/ssl/certs/ca-certificates.crt} \
-    chroot "$root" bash -c 'cd /work && { [ -x /usr/bin/make ] || docker/provision.sh test >/dev/null; } && "$@"' bash "$@"
+    chroot "$root" bash -c 'cd /pg_gpt2 && { [ -x /usr/bin/make ] || docker/provision.sh test >/dev/null; } && "$@"' bash "$@"

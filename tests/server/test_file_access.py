@@ -45,9 +45,9 @@ def test_files_are_for_the_roles_that_may_touch_them(sql, function):
     sql.execute(f"RESET ROLE; GRANT {needed} TO someone; SET LOCAL ROLE someone")
     with pytest.raises(errors.InsufficientPrivilege, match="files on the server"), sql.transaction():
         sql.execute(call)
-    sql.execute("RESET ROLE; ALTER ROLE someone INHERIT; SET LOCAL ROLE someone")
-    # since 16 the grant says whether it is inherited, as the role was when it was made
-    sql.execute(f"RESET ROLE; REVOKE {needed} FROM someone; GRANT {needed} TO someone; SET LOCAL ROLE someone")
+    # Granted anew: since 16 a grant keeps the inheritance that its role had when it was made.
+    again = f"REVOKE {needed} FROM someone; ALTER ROLE someone INHERIT; GRANT {needed} TO someone"
+    sql.execute(f"RESET ROLE; {again}; SET LOCAL ROLE someone")
     with pytest.raises(reached), sql.transaction():
         sql.execute(call)
 

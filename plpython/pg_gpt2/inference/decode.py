@@ -25,7 +25,6 @@ from .plan import Attend
 PREFILL_ROWS = 512  # rows of the prompt a pass: fewer read the weights more often, more leave a core's cache
 LOGITS_ROWS = 128  # at a time
 
-
 Wanted = np.ndarray | slice  # rows of a pass whose results somebody reads: the last block works for these only
 ALL, LAST = slice(None), slice(-1, None)
 

@@ -1,6 +1,6 @@
 """Where ops get their memory: results from a pool that one pass after another uses, temporaries from one scratch per thread.
 
-Fresh large arrays cost a page fault every 4 kB, which is a tenth of either. A pooled buffer is free again when
+Fresh large arrays cost a page fault every 4 kB, a tenth of a training step or of a prompt's pass. A pooled buffer is free again when
 nothing but the pool refers to it, so nobody has to hand it back and a view keeps it alive.
 """
 
@@ -79,7 +79,7 @@ def _count_of_unused() -> int:
 
 
 _UNUSED = _count_of_unused()
-kept = LoosePool()  # from one call to the next; what is done rarely, or with much larger arrays, has no use for it
+kept = LoosePool()  # of prompts' passes, from one call to the next, until resources.release_memory
 _pool: Pool | LoosePool | None = None
 _lent: np.ndarray | None = None
 _scratch = threading.local()
