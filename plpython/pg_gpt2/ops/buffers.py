@@ -1,7 +1,7 @@
 """Where ops get their memory: results from a pool that one pass after another uses, temporaries from one scratch per thread.
 
-Fresh large arrays cost a page fault every 4 kB, a tenth of a training step or of a prompt's pass. A pooled buffer is free again when
-nothing but the pool refers to it, so nobody has to hand it back and a view keeps it alive.
+Fresh large arrays cost a page fault every 4 kB, a tenth of a training step or of a prompt's pass. A pooled buffer is free
+again when nothing but the pool refers to it, so nobody has to hand it back and a view keeps it alive.
 """
 
 import sys
