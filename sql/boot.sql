@@ -25,8 +25,13 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 sources = {row['name']: row['source'] for row in plpy.execute('SELECT name, source FROM @extschema@.llm_module')}
-importer = {}
-exec(sources['pg_gpt2.importer'], importer)
-GD['@package@'] = importer['load'](sources, '@package@', '@extschema@')
+import sys
+importer, limit = {}, sys.getrecursionlimit()
+sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
+try:
+    exec(sources['pg_gpt2.importer'], importer)
+    GD['@package@'] = importer['load'](sources, '@package@', '@extschema@')
+finally:
+    sys.setrecursionlimit(limit)
 $$;
 COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Every function calls it on first use; there is no need to call it.';

@@ -6,7 +6,7 @@ LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].sparklines.of_numbers(numbers, width)
+return GD['@package@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars such as █▅▃▂▁▁, from the lowest to the highest; more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -17,7 +17,7 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].sparklines.of_run(run_id, width)
+return GD['@package@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -32,7 +32,7 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].retention.prune_log(model, older_than, keep_every)
+return GD['@package@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';

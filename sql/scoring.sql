@@ -6,7 +6,7 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].scoring.logprobs(text_in, model_name)
+return GD['@package@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -17,7 +17,7 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].scoring.perplexity(text_in, model_name)
+return GD['@package@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -33,7 +33,7 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].scoring.text_embedding(text_in, layer, pooling, model_name)
+return GD['@package@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';

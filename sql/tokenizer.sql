@@ -9,7 +9,7 @@ SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['@package@'].tokenizer.changed()
+GD['@package@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -26,7 +26,7 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.encode(text_in, model, special)
+return GD['@package@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -37,7 +37,7 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.decode(ids, model)
+return GD['@package@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -48,7 +48,7 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.decode_bytes(ids, model)
+return GD['@package@'].tokenizer.decode_bytes(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
@@ -58,7 +58,7 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.tokenize(text_in, model, special)
+return GD['@package@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -69,7 +69,7 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.count(text_in, model, special)
+return GD['@package@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -79,7 +79,7 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.trace(word, model)
+return GD['@package@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -95,7 +95,7 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.train(source, vocab_size, model, source_path)
+return GD['@package@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -106,7 +106,7 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.load_vocab(path, model)
+return GD['@package@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -117,7 +117,7 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.load_merges(path, model)
+return GD['@package@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';

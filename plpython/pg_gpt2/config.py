@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from math import prod
 
 from .errors import InvalidParameter
+from .limits import MOST_LAYERS
 
 LAYER_NORM_EPS = 1e-5
-MOST_LAYERS = 10_000  # the names of the tensors alone would fill the memory with many more
 
 
 @dataclass(frozen=True)

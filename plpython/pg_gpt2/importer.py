@@ -10,12 +10,32 @@ import importlib.abc
 import importlib.util
 import linecache
 import sys
+import warnings
+from contextlib import contextmanager
 
 HINT = (
     "Install it for that interpreter: apt-get install python3-numpy, or pip install numpy into an environment on the"
     " PYTHONPATH of the server."
 )
 OLD_PYTHON = "PL/Python has the Python that it was built with: take a newer release of the system, such as Debian 12."
+
+
+RECURSION = 1000  # frames that our code may need: what Python itself starts with
+
+
+@contextmanager
+def own_settings():
+    """What other PL/Python functions of the session set for its one interpreter does not reach our code, nor ours theirs."""
+    limit = sys.getrecursionlimit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if limit < RECURSION:
+            sys.setrecursionlimit(RECURSION)
+        try:
+            yield
+        finally:
+            if limit < RECURSION:
+                sys.setrecursionlimit(limit)
 
 
 class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -39,11 +59,17 @@ class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     def exec_module(self, module):
         source, origin = self.sources[module.__name__], module.__spec__.origin
         linecache.cache[origin] = (len(source), None, source.splitlines(True), origin)
-        exec(compile(source, origin, "exec"), module.__dict__)
+        with own_settings():
+            exec(compile(source, origin, "exec"), module.__dict__)
 
 
 def load(sources, key, schema):
     """Import the package under a name made from `key` and return its `api`; `schema` is the extension's, quoted."""
+    with own_settings():
+        return _load(sources, key, schema)
+
+
+def _load(sources, key, schema):
     python = f"{sys.base_prefix}/bin/python3 ({sys.version.split()[0]})"
     if sys.version_info < (3, 10):  # noqa: UP036  (as of Debian 11)
         raise unusable(f"Python 3.10 or later is needed in PL/Python, and this is {python}", OLD_PYTHON)

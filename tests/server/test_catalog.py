@@ -19,7 +19,8 @@ MEMBERS = """
     ORDER BY 1
 """
 GOLDEN = Path(__file__).parents[1] / "golden"
-WRAPPER_LINES = 6  # key, boot, call; a call with many arguments takes up to four
+WRAPPER_LINES = 4  # of SQL; of PL/Python two, boot and call
+LONGER = ("llm_boot()",)  # loads the package, in an interpreter that others may have set up oddly
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_every_function_pins_its_search_path(functions):
 
 
 def test_wrappers_are_a_few_lines(functions):
-    assert not offenders(functions, lambda f: len(f["prosrc"].strip().splitlines()) > WRAPPER_LINES)
+    assert offenders(functions, lambda f: len(f["prosrc"].strip().splitlines()) > WRAPPER_LINES) == list(LONGER)
 
 
 def test_every_function_has_a_comment(functions):

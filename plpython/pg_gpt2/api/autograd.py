@@ -1,6 +1,7 @@
 """llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated; parameters as handles."""
 
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +36,9 @@ def enabled() -> bool:
 
 
 @entry
-def set_mode(flag: bool) -> None:
+def set_mode(trigger: dict[str, Any]) -> None:
     """What an UPDATE of llm_autograd_mode does."""
+    flag = trigger["new"]["flag"]
     require(flag=flag)
     db.row("SELECT set_config('pg_gpt2.autograd', $1, false)", ["text"], "on" if flag else "off")
 

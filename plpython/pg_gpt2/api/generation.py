@@ -16,13 +16,13 @@ from ..inference.decode import Decoder, bytes_of_several, check_ids
 from ..inference.generation import Options, TextStream, Token, tokens
 from ..inference.prompts import check_prompt, draw_seed, encode_prompt
 from ..inference.sampling import Sampling, softmax
+from ..limits import MOST_BEAMS
 from ..storage import store, weights
 from ..tensor import to_bytes
 from ..tokenizer import vocabularies
 from ..tokenizer.bpe import Tokenizer
 
 MAX_BYTEA = (1 << 30) - (1 << 16)
-MOST_BEAMS = 1024  # each has keys and values of its own
 
 
 @entry

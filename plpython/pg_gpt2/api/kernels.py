@@ -27,7 +27,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     return entry(run)
 
 
-tensor = kernel(kernels.tensor)  # given a tuple, in which `entry` lets rows of a matrix pass
+tensor = entry(kernels.tensor, matrices=True)
 values = kernel(kernels.values)
 matmul = kernel(kernels.matmul)
 add = kernel(kernels.add)

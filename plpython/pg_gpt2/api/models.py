@@ -1,6 +1,7 @@
 """llm_init_model, llm_copy_model, llm_drop_model: models as a whole."""
 
 from dataclasses import replace
+from typing import Any
 
 from .. import db, gpt2, resources
 from ..config import PRESETS, GPT2Config
@@ -13,9 +14,9 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 @entry
-def replace_preset(model: str) -> None:
+def replace_preset(trigger: dict[str, Any]) -> None:
     """Before a row is inserted into llm_model_config: make room when the name is a preset's."""
-    db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND preset", ["text"], model)
+    db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND preset", ["text"], trigger["new"]["model"])
 
 
 @entry

@@ -74,7 +74,7 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
 
 
 @entry
-def changed() -> None:
+def changed(_trigger: dict[str, Any]) -> None:
     """After a statement that changed a vocabulary or merges."""
     vocabularies.touch()
 

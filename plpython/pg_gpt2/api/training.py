@@ -11,13 +11,12 @@ from ..db import entry
 from ..errors import InvalidParameter, require, require_positive
 from ..inference.decode import check_ids, checked
 from ..inference.prompts import draw_seed
+from ..limits import MOST_STEP_ROWS
 from ..ops.dropout import check_p
 from ..storage import store, weights
 from ..tape import Handle, Runner
 from ..tokenizer import vocabularies
 from ..training import audit, datasets, hand_steps, runs, session
-
-MOST_ROWS = 1 << 20  # a step: their order is drawn before anything else is done with them
 
 
 @entry
@@ -229,9 +228,9 @@ def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: in
     audit.check_level(plan.audit)
     require_positive(n_steps=plan.n_steps, batch_size=plan.batch_size, grad_accum=plan.grad_accum)
     require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
-    if plan.batch_size * plan.grad_accum > MOST_ROWS:
+    if plan.batch_size * plan.grad_accum > MOST_STEP_ROWS:
         raise InvalidParameter(
-            f"a step of batch_size {plan.batch_size} x grad_accum {plan.grad_accum} rows is more than {MOST_ROWS}",
+            f"a step of batch_size {plan.batch_size} x grad_accum {plan.grad_accum} rows is more than {MOST_STEP_ROWS}",
             hint="GPT-2 itself was trained with 512 rows a step.",
         )
     for name, value in (("eval_every", plan.eval_every), ("log_every", plan.log_every)):
