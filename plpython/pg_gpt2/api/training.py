@@ -177,6 +177,7 @@ def train(
 
 
 @entry
+@db.committing("llm_train_run")
 def train_run(
     model: str,
     n_steps: int,
@@ -206,7 +207,6 @@ def train_run(
     level: str,
 ) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
-    db.start_committing("llm_train_run")
     settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
     plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
     _check_run(model, plan, grad_workers, prune_workers)
