@@ -9,7 +9,7 @@ import inspect
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import plpy
 
 from . import host
 from .errors import InvalidParameter, InvalidTransactionTermination, OutOfMemory, PgGpt2Error
-from .importer import own_settings
+from .importer import is_set_oddly, own_settings
 
 Row = dict[str, Any]
 Function = Callable[..., Any]
@@ -34,7 +34,8 @@ _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
 _in_set = False
 _END = object()
-PL_PYTHON = frozenset(("GD", "SD", "TD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+SHOWN = 1000  # characters of each end of a message
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
 
 
@@ -54,7 +55,7 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
     def guarded(scope: dict[str, Any]) -> Any:
         args = _taken(scope)
         try:
-            with own_settings(), np.errstate(all="ignore"):
+            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 if not matrices:
                     _refuse_nested_arrays(function, args)
                 result = function(*args)
@@ -71,10 +72,13 @@ def _taken(scope: dict[str, Any]) -> tuple[Any, ...]:
     PL/Python leaves them in the function's globals, each by its name and all as `args`, until the next call of the same function:
     a session that once called seven kernels on 200 MB would hold 1.7 GB until its end.
     """
-    args = scope.pop("args", None)
-    for name in [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]:
-        del scope[name]
-    return (scope.pop("TD"),) if args is None else tuple(args)
+    args = scope.get("args") if "TD" not in scope else [scope["TD"]]
+    names = scope.get("__names")
+    if names is None:
+        names = scope["__names"] = [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]
+    for name in names:
+        scope[name] = None
+    return tuple(args or ())
 
 
 def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -94,7 +98,7 @@ def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
     while True:
         _in_set = True
         try:
-            with own_settings(), np.errstate(all="ignore"):
+            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 row = next(rows, _END)
         except Exception as error:
             raise _for_sql(error) from None
@@ -122,9 +126,14 @@ def _for_sql(error: Exception) -> Exception:
 
 
 def _error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
-    error = ServerError(message)
-    error.sqlstate, error.detail, error.hint = sqlstate, detail, hint
+    error = ServerError(_shortened(message))
+    error.sqlstate, error.detail, error.hint = sqlstate, detail, hint and _shortened(hint)
     return error
+
+
+def _shortened(text: str) -> str:
+    """A text for a reader: one that quotes a value of megabytes would go to the client, and into the server's log, whole."""
+    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}"
 
 
 def _from_server(error: Any) -> Exception:
