@@ -35,7 +35,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.importer'], importer)
-    GD['pg_gpt2 b3c647d65a57 @extschema@'] = importer['load'](sources, 'pg_gpt2 b3c647d65a57 @extschema@', '@extschema@')
+    GD['pg_gpt2 b1153216234a @extschema@'] = importer['load'](sources, 'pg_gpt2 b1153216234a @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -1721,9 +1721,18 @@ from ..training import audit, datasets, hand_steps, runs, session
 
 
 @entry
-def load_dataset(source: str, model: str, block_size: int, split: str, val_fraction: float, source_path: str) -> int:
+def load_dataset(
+    source: str,
+    model: str,
+    block_size: int,
+    split: str,
+    val_fraction: float,
+    source_path: str,
+    replace: bool,
+    pack: bool,
+) -> int:
     """Texts of a query -> rows of llm_dataset; their number."""
-    require(source=source, model=model, split=split, val_fraction=val_fraction)
+    require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace, pack=pack)
     require_positive(block_size=block_size)
     if split not in ("train", "val"):
         raise InvalidParameter(
@@ -1734,9 +1743,14 @@ def load_dataset(source: str, model: str, block_size: int, split: str, val_fract
             f"val_fraction must be at least 0 and below 1, not {val_fraction}",
             hint="0.1 keeps a tenth of the rows for validation.",
         )
-    return datasets.load(
-        db.source_texts(source, source_path), vocabularies.load(model), model, block_size, split, val_fraction
-    )
+    config = store.find_config(model)
+    if config is not None and block_size > config.n_positions:
+        raise InvalidParameter(
+            f'block_size {block_size} is more than the {config.n_positions} positions of model "{model}"',
+            hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
+        )
+    cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
+    return datasets.load(db.source_texts(source, source_path), vocabularies.load(model), model, cut)
 
 
 @entry
@@ -3375,7 +3389,8 @@ def committing(procedure: str) -> Iterator[None]:
             raise
         raise InvalidTransactionTermination(
             f"{procedure} commits as it goes, so it cannot run inside a transaction block or a function",
-            hint="Call it by itself in autocommit mode: outside BEGIN in psql, with autocommit=True in psycopg.",
+            hint="Call it in autocommit mode, alone in its statement string: outside BEGIN, by a psql -c of its own, with"
+            " autocommit=True in psycopg.",
         ) from None
     yield
     _set_search_path(_callers_path)
@@ -7213,6 +7228,8 @@ def attend_backward(
             dz *= masks[..., rows, :end]
         dz -= np.matmul(e[..., None, :], dz[..., None])[..., 0] * factor
         dz *= e
+        if rows.start == 0:
+            dz[..., 0, :] = 0  # of one key the probability is 1: what rounding leaves would be steps, to Adam
         _collect(dz, q_rows, dk_total)
         _times(dz, k[..., :end, :], d_rows)
         np.multiply(d_rows, q.shape[-1] ** -0.5, out=dq[..., rows, :])
@@ -10643,7 +10660,42 @@ LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
 def lock(*models: str) -> None:
     """Wait until no other session changes `models`, and make others wait until this transaction ends."""
     for name in sorted({name for model in models for name in locked_with(model)}):
-        db.run(f"SELECT pg_advisory_xact_lock({LOCK})", ["text"], name)
+        _take(name, "advisory_xact_lock")
+
+
+def _take(model: str, function: str) -> None:
+    """Take the lock of `model`; whoever has to wait is told for whom."""
+    if not _tried(model, function):
+        db.notice(f'waiting for the lock of model "{model}": {_holder(model)}')
+        db.run(f"SELECT pg_{function}({LOCK})", ["text"], model)
+
+
+def _tried(model: str, function: str) -> bool:
+    return (db.row(f"SELECT pg_try_{function}({LOCK}) AS taken", ["text"], model) or {})["taken"]
+
+
+def _holder(model: str) -> str:
+    """Who has the lock of `model`, and what makes it let go."""
+    row = db.row(
+        # Whether a session of another role is idle is hidden from most: null.
+        "SELECT l.pid, (SELECT a.state LIKE 'idle%' FROM pg_stat_activity AS a WHERE a.pid = l.pid) AS idle"
+        " FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND l.classid = '{schema}.llm_param'::regclass AND l.objid = hashtext($1)::oid LIMIT 1",
+        ["text"],
+        model,
+    )
+    if row is None:
+        return "another session had it a moment ago"
+    pid = row["pid"]
+    if pid is None:
+        return "a prepared transaction of pg_prepared_xacts has it, until COMMIT PREPARED or ROLLBACK PREPARED"
+    if row["idle"]:
+        return f"session {pid} has it, idle in a transaction; SELECT pg_terminate_backend({pid}) ends that"
+    return (
+        f"session {pid} has it; SELECT pg_cancel_backend({pid}) ends its statement, SELECT llm_train_stop('{model}') a"
+        " llm_train_run after its step"
+    )
 
 
 def locked_with(model: str) -> list[str]:
@@ -10660,11 +10712,12 @@ def session_lock(model: str, wait: bool) -> Iterator[None]:
     with ExitStack() as taken:
         for name in locked_with(model):
             if wait:
-                db.run(f"SELECT pg_advisory_lock({LOCK})", ["text"], name)
-            elif not (db.row(f"SELECT pg_try_advisory_lock({LOCK}) AS taken", ["text"], name) or {})["taken"]:
+                _take(name, "advisory_lock")
+            elif not _tried(name, "advisory_lock"):
+                holder = _holder(name)
                 raise LockNotAvailable(
                     f'model "{name}" is being trained by another session',
-                    hint="SELECT * FROM llm_train_progress shows it; llm_train_stop ends it; wait => true waits for it.",
+                    hint=f"{holder[0].upper()}{holder[1:]}; wait => true waits for it.",
                 )
             taken.callback(db.run, f"SELECT pg_advisory_unlock({LOCK})", ["text"], name)
         yield
@@ -12978,6 +13031,7 @@ A batch is fetched when its step needs it, as the binary form of the arrays, whi
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13008,26 +13062,78 @@ USABLE = (
 )
 
 
-def load(
-    texts: Iterator[str], tokenizer: Tokenizer, model: str, block_size: int, split: str, val_fraction: float
-) -> int:
-    """Tokenize `texts`, one end-of-text after each, into rows of `block_size`; the number of rows."""
+@dataclass(frozen=True)
+class Cut:
+    """How texts become rows: of `block_size` tokens, across texts, or (`pack` false) of up to that many tokens of one text.
+
+    The last `val_fraction` of the rows go to the split val. `replace`: the rows that the model has in these splits go.
+    """
+
+    block_size: int
+    split: str
+    val_fraction: float
+    replace: bool
+    pack: bool
+
+
+def load(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
+    """Tokenize `texts`, one end-of-text after each, into rows; their number."""
     if tokenizer.eos_token_id is None:
         raise WrongState(
             f'the vocabulary of "{model}" has no end-of-text token to put after each text',
             hint="Add a token <|endoftext|> to llm_bpe_vocab.",
         )
-    ids = np.concatenate(list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)])
-    rows = (ids.size - 1) // block_size
-    if rows < 1:
+    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
+    ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
+    starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
+    if not starts.size:
+        whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
         raise InvalidParameter(
-            f"the source has {ids.size} tokens, too few for one row of {block_size} and the token after it",
-            hint="Use a smaller block_size, or more text.",
+            f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
         )
-    first_val = rows - round(rows * val_fraction)
-    _insert(ids, model, block_size, split, 0, first_val)
-    _insert(ids, model, block_size, "val", first_val, rows)
-    return rows
+    first_val = starts.size - round(starts.size * (cut.val_fraction if cut.split == "train" else 0))
+    for split, part in ((cut.split, slice(first_val)), ("val", slice(first_val, None))):
+        if starts[part].size:
+            _make_room(model, split, cut.replace)
+            _insert(ids, model, split, starts[part], lengths[part])
+    return starts.size
+
+
+def _packed(n_ids: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where rows begin in the stream of ids, and their lengths: what does not fill a last row is left out."""
+    starts = np.arange(max(0, (n_ids - 1) // block_size)) * block_size
+    return starts, np.full_like(starts, block_size)
+
+
+def _text_by_text(sizes: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for texts of `sizes` ids, end-of-text included, whose rows begin and end with them: nothing is left out."""
+    ends = np.cumsum(sizes)
+    rows = -(-(sizes - 1).clip(0) // block_size)  # nothing precedes the end-of-text of an empty one
+    text = np.repeat(np.arange(sizes.size), rows)
+    place = np.arange(text.size) - np.repeat(np.cumsum(rows) - rows, rows)  # of a row among those of its text
+    starts = (ends - sizes)[text] + place * block_size
+    return starts, np.minimum(block_size, ends[text] - 1 - starts)
+
+
+def _make_room(model: str, split: str, replace: bool) -> None:
+    """Say how many rows of the split were there, having deleted them with `replace`."""
+    if replace:
+        before = db.run(
+            "DELETE FROM {schema}.llm_dataset WHERE model = $1 AND split = $2", ["text", "text"], model, split
+        )
+        if before:
+            db.notice(f'replaced the {before} rows that model "{model}" had in split {split}')
+        return
+    row = db.row(
+        "SELECT count(*) AS before FROM {schema}.llm_dataset WHERE model = $1 AND split = $2",
+        ["text", "text"],
+        model,
+        split,
+    )
+    if before := (row or {})["before"]:
+        db.notice(
+            f'added to {before} rows that model "{model}" has in split {split}; replace => true would delete them'
+        )
 
 
 def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
@@ -13042,20 +13148,22 @@ def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]
         yield ids
 
 
-def _insert(ids: np.ndarray, model: str, block_size: int, split: str, start: int, stop: int) -> None:
-    """Rows start..stop of the stream `ids`, targets shifted by one."""
-    step = max(1, INSERT_TOKENS // block_size)
-    for first in range(start, stop, step):
-        rows = min(step, stop - first)
-        part = ids[first * block_size : (first + rows) * block_size + 1]
+def _insert(ids: np.ndarray, model: str, split: str, starts: np.ndarray, lengths: np.ndarray) -> None:
+    """Rows of the stream `ids`, targets shifted by one."""
+    first = 0
+    while first < starts.size:
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + INSERT_TOKENS)))
+        rows, sizes = starts[first:last] - starts[first], lengths[first:last]
+        part = ids[starts[first] : starts[last - 1] + sizes[-1] + 1]
         db.run(
             "INSERT INTO {schema}.llm_dataset (model, split, tokens, target)"
-            " SELECT $1, $2, $3[i * $4 + 1 : (i + 1) * $4], $3[i * $4 + 2 : (i + 1) * $4 + 1]"
-            " FROM generate_series(0, $5 - 1) AS i ORDER BY i",
-            ["text", "text", "int4[]", "int4", "int4"],
-            *(model, split, part.tolist(), block_size, rows),
+            " SELECT $1, $2, $3[start + 1 : start + size], $3[start + 2 : start + size + 1]"
+            " FROM unnest($4, $5) WITH ORDINALITY AS new (start, size, place) ORDER BY place",
+            ["text", "text", "int4[]", "int4[]", "int4[]"],
+            *(model, split, part.tolist(), rows.tolist(), sizes.tolist()),
         )
         host.check_interrupts()
+        first = last
 
 
 def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
@@ -14216,7 +14324,7 @@ def _processor() -> str | None:
 
 
 class _Progress:
-    """NOTICEs of a run: the first step, every `log_every`-th, and the last."""
+    """NOTICEs of a run: the first step, every `log_every`-th, and the last; and every evaluation, which somebody asked for."""
 
     def __init__(self, n_steps: int, log_every: int | None) -> None:
         self.n_steps = n_steps
@@ -14226,7 +14334,8 @@ class _Progress:
 
     def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
         self.tokens += tokens
-        if self.every and (step == 1 or step % self.every == 0 or step == self.n_steps):
+        due = self.every and (step == 1 or step % self.every == 0 or step == self.n_steps)
+        if due or val_loss is not None:
             rate = self.tokens / (time.perf_counter() - self.began)
             validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
             db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
@@ -15073,8 +15182,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].sharing.share(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -15089,8 +15201,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].sharing.unshare(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -15104,8 +15219,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].models.replace_preset(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -15131,8 +15249,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b3c647d65a57 @extschema@'].models.init_model(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 b1153216234a @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -15142,8 +15263,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b3c647d65a57 @extschema@'].models.copy_model(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 b1153216234a @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -15153,8 +15277,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b3c647d65a57 @extschema@'].models.drop_model(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 b1153216234a @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -15193,8 +15320,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b3c647d65a57 @extschema@'].tokenizer.changed(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 b1153216234a @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -15210,8 +15340,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].tokenizer.encode(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -15221,8 +15354,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].tokenizer.decode(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -15232,8 +15368,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].tokenizer.decode_bytes(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].tokenizer.decode_bytes(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
@@ -15242,8 +15381,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].tokenizer.tokenize(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
@@ -15253,8 +15395,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].tokenizer.count(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -15263,8 +15408,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].tokenizer.trace(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -15279,8 +15427,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].tokenizer.train(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -15290,8 +15441,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].tokenizer.load_vocab(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -15301,8 +15455,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].tokenizer.load_merges(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -15316,8 +15473,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].transfer.import_safetensors_file(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -15327,8 +15487,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].transfer.import_npz_file(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -15338,8 +15501,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].transfer.import_safetensors(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
@@ -15349,8 +15515,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].transfer.export_safetensors_file(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -15360,8 +15529,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].transfer.export_npz_file(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -15371,8 +15543,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].transfer.export_safetensors(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -15399,8 +15574,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].generation.generate(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -15432,8 +15610,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].generation.stream(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -15456,8 +15637,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].generation.generate_tokens(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -15481,8 +15665,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].generation.generate_batch(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -15502,8 +15689,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].generation.beam_search(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -15518,8 +15708,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].generation.next_token(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -15536,8 +15729,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].generation.logits(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -15551,8 +15747,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].scoring.logprobs(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -15562,8 +15761,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].scoring.perplexity(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -15578,8 +15780,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].scoring.text_embedding(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -15594,17 +15799,22 @@ CREATE FUNCTION llm_dataset_load(
     block_size integer,
     split text DEFAULT 'train',
     val_fraction double precision DEFAULT 0,
-    source_path text DEFAULT current_setting('search_path')
+    source_path text DEFAULT current_setting('search_path'),
+    replace boolean DEFAULT false,
+    pack boolean DEFAULT true
 )
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].training.load_dataset(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].training.load_dataset(globals())
 $$;
-COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
-    'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
+COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
+    'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
 
 CREATE FUNCTION llm_loss(
     model text,
@@ -15623,8 +15833,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].training.loss(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -15639,8 +15852,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].training.evaluate(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -15672,8 +15888,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].training.train_step(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -15710,14 +15929,17 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].training.train(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
     integer, integer, text) IS
-    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten times, 0 = never); eval_every measures the loss on the split val every so many steps. n_layer, n_head, d and vocab are checks: null, or what the model has. grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL llm_train_run.';
+    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten times, 0 = never); eval_every measures the loss on the split val every so many steps, and after the last, each a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -15749,22 +15971,28 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b3c647d65a57 @extschema@'].training.train_run(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 b1153216234a @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
     integer, integer, integer, double precision, boolean, text) IS
-    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error, or with wait => true waits. Call it in autocommit mode. audit as in llm_train_step.';
+    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error that names the session, or with wait => true waits. Call it in autocommit mode, alone in its statement string. audit as in llm_train_step.';
 
 CREATE FUNCTION llm_train_stop(model text)
 RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].training.train_stop(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -15897,8 +16125,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].checkpoints.save(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -15908,8 +16139,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].checkpoints.attach(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -15919,8 +16153,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].checkpoints.load(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -15953,8 +16190,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b3c647d65a57 @extschema@'].checkpoints.drop(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 b1153216234a @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -15964,8 +16204,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].checkpoints.prune(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -15981,8 +16224,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].checkpoints.diff(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -16003,8 +16249,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].checkpoints.history(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -16027,8 +16276,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].replay.replay(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -16042,8 +16294,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].sparklines.of_numbers(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars such as █▅▃▂▁▁, from the lowest to the highest; more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -16053,8 +16308,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].sparklines.of_run(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -16068,8 +16326,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].retention.prune_log(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -16141,8 +16402,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.tensor(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.tensor(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
@@ -16152,8 +16416,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.values(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -16171,8 +16438,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.matmul(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -16181,8 +16451,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.add(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -16192,8 +16465,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.gelu(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -16203,8 +16479,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.gelu_backward(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -16214,8 +16493,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.softmax(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -16224,8 +16506,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.softmax_backward(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -16240,8 +16525,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.layernorm(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -16256,8 +16544,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.layernorm_backward(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -16267,8 +16558,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.cross_entropy(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -16278,8 +16572,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.cross_entropy_backward(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -16294,8 +16591,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.dropout(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -16311,8 +16611,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.dropout_backward(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -16322,8 +16625,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.ones_like(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -16332,8 +16638,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.zeros_like(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -16342,8 +16651,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.transpose(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -16361,8 +16673,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.attention(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -16382,8 +16697,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.attention_backward(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -16402,8 +16720,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.mlp_backward(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -16426,8 +16747,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.adamw_step(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -16437,8 +16761,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.grad_clip(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -16453,8 +16780,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.lr_schedule(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -16470,8 +16800,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].kernels.sample(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -16491,8 +16824,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].autograd.set_mode(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -16510,8 +16846,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].autograd.tape_id(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -16521,8 +16860,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].autograd.variable(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -16532,8 +16874,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].autograd.op(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -16543,8 +16888,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].autograd.value(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -16553,8 +16901,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b3c647d65a57 @extschema@'].autograd.backprop(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 b1153216234a @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -16564,8 +16915,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].autograd.grad(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -16577,8 +16931,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].pieces.embed(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -16608,8 +16965,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].pieces.block_forward(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -16630,8 +16990,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].pieces.forward_gpt2(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -16645,8 +17008,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].inspect.trace_text(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -16656,8 +17022,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].inspect.trace_ids(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -16672,8 +17041,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].inspect.attention_weights(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -16683,8 +17055,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].inspect.logit_lens(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -16694,8 +17069,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].inspect.token_embedding(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -16704,8 +17082,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].inspect.dot(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -16715,8 +17096,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].inspect.replay_tape(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -16726,8 +17110,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].inspect.gradcheck(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -16752,8 +17139,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].admin.doctor(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -16763,8 +17153,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].admin.cache_status(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -16774,8 +17167,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].admin.cache_clear(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -16784,8 +17180,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 b3c647d65a57 @extschema@'].admin.grant_usage(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 b1153216234a @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -16823,8 +17222,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].autograd.enabled(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -16834,8 +17236,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].autograd.variable(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
 
@@ -16850,8 +17255,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].autograd.map_param(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -16861,8 +17269,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].autograd.materialize_params(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -16872,8 +17283,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].autograd.accumulate_grads(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -16883,8 +17297,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 b3c647d65a57 @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 b3c647d65a57 @extschema@'].autograd.prune(globals())
+if 'pg_gpt2 b1153216234a @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 b1153216234a @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';
@@ -16914,7 +17331,7 @@ REVOKE EXECUTE ON FUNCTION
     llm_checkpoint_drop(integer),
     llm_checkpoint_prune(text, integer, integer),
     llm_log_prune(text, interval, integer),
-    llm_dataset_load(text, text, integer, text, double precision, text),
+    llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean),
     llm_accumulate_grads(text, integer),
     llm_train_step(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,

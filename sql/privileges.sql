@@ -21,7 +21,7 @@ REVOKE EXECUTE ON FUNCTION
     llm_checkpoint_drop(integer),
     llm_checkpoint_prune(text, integer, integer),
     llm_log_prune(text, interval, integer),
-    llm_dataset_load(text, text, integer, text, double precision, text),
+    llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean),
     llm_accumulate_grads(text, integer),
     llm_train_step(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,

@@ -272,7 +272,8 @@ def committing(procedure: str) -> Iterator[None]:
             raise
         raise InvalidTransactionTermination(
             f"{procedure} commits as it goes, so it cannot run inside a transaction block or a function",
-            hint="Call it by itself in autocommit mode: outside BEGIN in psql, with autocommit=True in psycopg.",
+            hint="Call it in autocommit mode, alone in its statement string: outside BEGIN, by a psql -c of its own, with"
+            " autocommit=True in psycopg.",
         ) from None
     yield
     _set_search_path(_callers_path)

@@ -304,6 +304,8 @@ STATEMENTS = [
     "SELECT llm_dataset_load('SELECT body FROM words', 't', 8, 'test')",
     "SELECT llm_dataset_load('SELECT body FROM words', 't', 8, val_fraction => 1)",
     "SELECT llm_dataset_load('SELECT body FROM words', 't', 1000)",
+    "SELECT llm_dataset_load('VALUES (''low'')', 't', 16)",
+    "SELECT llm_dataset_load('VALUES ('''')', 't', 16, pack => false)",
     "DELETE FROM llm_bpe_vocab WHERE token = '<|endoftext|>'; SELECT llm_dataset_load('SELECT body FROM words', 't', 4)",
     "SELECT count(*) FROM llm_export_safetensors(NULL)",
     "SELECT llm_evaluate('bare')",

@@ -162,3 +162,25 @@ def test_a_caught_cancel_of_a_subtransaction_leaves_a_usable_session(module_conn
         finally:
             module_conn.execute("RESET statement_timeout")
     assert module_conn.execute("SELECT llm_generate('low', 0, model_name => 'slow')").fetchone() == ("low",)
+
+
+@pytest.mark.parametrize("milliseconds", [1, 5, 20, 50, 100, 150])
+def test_a_cancel_in_the_first_call_of_a_session_is_told_as_any(connect, milliseconds):
+    """Wherever in loading the package it comes; and the next call works."""
+    conn = connect()
+    conn.execute(f"SET statement_timeout = {milliseconds}")
+    with pytest.raises(psycopg.errors.QueryCanceled) as caught:
+        conn.execute("SELECT llm_generate('low', 1000, eos_token => -1, model_name => 'slow')")
+    told = caught.value.diag.message_primary.removeprefix("pg_gpt2: ")
+    assert told == "canceling statement due to statement timeout"
+    conn.execute("RESET statement_timeout")
+    assert conn.execute("SELECT llm_generate('low', 0, model_name => 'slow')").fetchone() == ("low",)
+
+
+def test_every_body_loads_the_package_in_a_way_that_renames_a_cancel(module_conn):
+    bodies = module_conn.execute(
+        "SELECT proname, prosrc FROM pg_proc WHERE prosrc LIKE '%execute(''SELECT %.llm_boot()%'"
+    )
+    found = bodies.fetchall()
+    assert len(found) > 90
+    assert [name for name, source in found if "raise type('pg_gpt2', (plpy.SPIError,)" not in source] == []

@@ -19,7 +19,7 @@ MEMBERS = """
     ORDER BY 1
 """
 GOLDEN = Path(__file__).parents[1] / "golden"
-WRAPPER_LINES = 4  # of SQL; of PL/Python two, boot and call
+WRAPPER_LINES = 5  # of SQL; of PL/Python boot, of four, and call
 LONGER = ("llm_boot()",)  # loads the package, in an interpreter that others may have set up oddly
 
 

@@ -205,6 +205,8 @@ def attend_backward(
             dz *= masks[..., rows, :end]
         dz -= np.matmul(e[..., None, :], dz[..., None])[..., 0] * factor
         dz *= e
+        if rows.start == 0:
+            dz[..., 0, :] = 0  # of one key the probability is 1: what rounding leaves would be steps, to Adam
         _collect(dz, q_rows, dk_total)
         _times(dz, k[..., :end, :], d_rows)
         np.multiply(d_rows, q.shape[-1] ** -0.5, out=dq[..., rows, :])

@@ -93,7 +93,42 @@ LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
 def lock(*models: str) -> None:
     """Wait until no other session changes `models`, and make others wait until this transaction ends."""
     for name in sorted({name for model in models for name in locked_with(model)}):
-        db.run(f"SELECT pg_advisory_xact_lock({LOCK})", ["text"], name)
+        _take(name, "advisory_xact_lock")
+
+
+def _take(model: str, function: str) -> None:
+    """Take the lock of `model`; whoever has to wait is told for whom."""
+    if not _tried(model, function):
+        db.notice(f'waiting for the lock of model "{model}": {_holder(model)}')
+        db.run(f"SELECT pg_{function}({LOCK})", ["text"], model)
+
+
+def _tried(model: str, function: str) -> bool:
+    return (db.row(f"SELECT pg_try_{function}({LOCK}) AS taken", ["text"], model) or {})["taken"]
+
+
+def _holder(model: str) -> str:
+    """Who has the lock of `model`, and what makes it let go."""
+    row = db.row(
+        # Whether a session of another role is idle is hidden from most: null.
+        "SELECT l.pid, (SELECT a.state LIKE 'idle%' FROM pg_stat_activity AS a WHERE a.pid = l.pid) AS idle"
+        " FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND l.classid = '{schema}.llm_param'::regclass AND l.objid = hashtext($1)::oid LIMIT 1",
+        ["text"],
+        model,
+    )
+    if row is None:
+        return "another session had it a moment ago"
+    pid = row["pid"]
+    if pid is None:
+        return "a prepared transaction of pg_prepared_xacts has it, until COMMIT PREPARED or ROLLBACK PREPARED"
+    if row["idle"]:
+        return f"session {pid} has it, idle in a transaction; SELECT pg_terminate_backend({pid}) ends that"
+    return (
+        f"session {pid} has it; SELECT pg_cancel_backend({pid}) ends its statement, SELECT llm_train_stop('{model}') a"
+        " llm_train_run after its step"
+    )
 
 
 def locked_with(model: str) -> list[str]:
@@ -110,11 +145,12 @@ def session_lock(model: str, wait: bool) -> Iterator[None]:
     with ExitStack() as taken:
         for name in locked_with(model):
             if wait:
-                db.run(f"SELECT pg_advisory_lock({LOCK})", ["text"], name)
-            elif not (db.row(f"SELECT pg_try_advisory_lock({LOCK}) AS taken", ["text"], name) or {})["taken"]:
+                _take(name, "advisory_lock")
+            elif not _tried(name, "advisory_lock"):
+                holder = _holder(name)
                 raise LockNotAvailable(
                     f'model "{name}" is being trained by another session',
-                    hint="SELECT * FROM llm_train_progress shows it; llm_train_stop ends it; wait => true waits for it.",
+                    hint=f"{holder[0].upper()}{holder[1:]}; wait => true waits for it.",
                 )
             taken.callback(db.run, f"SELECT pg_advisory_unlock({LOCK})", ["text"], name)
         yield
