@@ -43,7 +43,7 @@ def open_to_read(path: str | None) -> BinaryIO:
             raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
         return open(handle, "rb")
     except OSError as error:
-        raise _file_error(real, error) from None
+        raise _file_error(_culprit(real, error), error) from None
 
 
 def read(path: str | None, limit: int) -> bytes:
@@ -71,7 +71,7 @@ def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
         temporary = None
         return size
     except OSError as error:
-        raise _file_error(real, error) from None
+        raise _file_error(_culprit(real, error), error) from None
     finally:
         if temporary is not None:
             _freeing_later(temporary, partial(os.unlink, temporary))
@@ -154,25 +154,26 @@ def _new_file(folder: str) -> tuple[int, str]:
         _remove_left_over(folder)
         return tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder)
     except OSError as error:
-        raise _file_error(folder, error) from None
+        raise _file_error(_culprit(folder, error), error) from None
 
 
 def _file_error(path: str, error: OSError) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFull(f'cannot write "{path}": {error.strerror}', hint="Make room there, or choose another place.")
-    hint = "The path is on the server, seen by its operating-system user."
-    if isinstance(error, FileNotFoundError):
-        return UndefinedFile(f'"{_missing(path)}" does not exist', hint=hint)
-    if isinstance(error, NotADirectoryError):
-        return UndefinedFile(f'"{_missing(path)}" is not a directory', hint=hint)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return UndefinedFile(
+            f'"{path}" does not exist: {error.strerror}',
+            hint="The path is on the server, seen by its operating-system user.",
+        )
     return FileAccessError(
         f'cannot open "{path}": {error.strerror}',
         hint="The path is on the server, and its operating-system user needs access.",
     )
 
 
-def _missing(path: str) -> str:
-    """The first directory on the way to `path` that is none, else `path`."""
-    while not os.path.isdir(folder := os.path.dirname(path)):
-        path = folder
+def _culprit(path: str, error: OSError) -> str:
+    """What `error` is about: where `path` leads nowhere, the first directory on the way that is none."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        while not os.path.isdir(folder := os.path.dirname(path)):
+            path = folder
     return path
