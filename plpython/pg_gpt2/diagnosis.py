@@ -50,7 +50,6 @@ def _check(item: str, value: str, good: bool, hint: str, status: str = "warn") -
 def _software() -> Iterator[Finding]:
     yield "pg_gpt2", f"{__version__} ({db.sources_digest})", "ok", None
     yield "PostgreSQL", (db.row("SELECT current_setting('server_version') AS v") or {})["v"], "ok", None
-    yield _vanished_clients()
     yield "Python", f"{platform.python_version()} in {sys.base_prefix}", "ok", None
     place = os.path.dirname(os.path.dirname(np.__file__))
     old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 24)
@@ -65,6 +64,7 @@ def _software() -> Iterator[Finding]:
         if value := os.environ.get(variable):
             hint = "Unset it for the server, unless this processor needs it: it may cost half the speed."
             yield variable, value, "warn", hint
+    yield _vanished_clients()
 
 
 def _vanished_clients() -> Finding:
