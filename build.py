@@ -98,7 +98,12 @@ def script() -> str:
         parts.append(f"-- sql/{topic}.sql\n\n{text}")
         if topic == "boot":
             parts.append(f"-- plpython/pg_gpt2\n\n{rows}\n\nSELECT llm_boot();\n")
-    return "\n".join(parts).replace("@package@", f"pg_gpt2 {digest} @extschema@")
+    text = "\n".join(parts).replace("@package@", f"pg_gpt2 {digest} @extschema@")
+    if other := re.search(".*[^\0-\x7f].*", text):
+        raise SystemExit(
+            f"the script must be ASCII, or a database of another encoding cannot say what it lacks: {other[0]}"
+        )
+    return text
 
 
 def control() -> str:

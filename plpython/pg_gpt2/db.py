@@ -1,11 +1,13 @@
 """The one module that talks to the server: queries, settings, notices, cancel, and errors on their way out.
 
-In SQL text `{schema}` stands for the extension's schema; everything else is in pg_catalog, because every function pins its
+In SQL text `{schema}` stands for the extension's schema, and never for what a user called something: values are parameters, and
+names go through `command`. Everything else is in pg_catalog, because every function pins its
 search_path. Statements are prepared once a session.
 """
 
 import functools
 import inspect
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,13 @@ import numpy as np
 import plpy
 
 from . import host
-from .errors import InvalidParameter, InvalidTransactionTermination, OutOfMemory, PgGpt2Error
+from .errors import (
+    InvalidParameter,
+    InvalidTransactionTermination,
+    OutOfMemory,
+    PgGpt2Error,
+    TriggerProtocolViolated,
+)
 from .importer import is_set_oddly, own_settings
 
 Row = dict[str, Any]
@@ -140,10 +148,47 @@ def _from_server(error: Any) -> Exception:
     """The server's own error, with all its fields but without the class name that PL/Python would prefix."""
     _, detail, hint, _query, _position, *names = error.spidata or (None,) * 10
     message = str(error).removeprefix("pg_gpt2: ")  # of our own error in a query that was given as source
+    if error.sqlstate == "42501" and not hint:
+        hint = _who_gives_the_right(message)
     copy = _error(message, error.sqlstate, detail, hint)
     for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
         setattr(copy, field, value)
     return copy
+
+
+def _who_gives_the_right(message: str) -> str | None:
+    """The hint for an object of ours that the server's refusal names, in whatever language; None when it is somebody else's."""
+    found = re.search(r"\b(?:pg_)?llm_\w+", message)
+    if found is None:
+        return None
+    refused = row(
+        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered"
+        " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
+        " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
+        " HAVING count(*) > 0",
+        ["text"],
+        found[0],
+    )
+    if refused is None:
+        return None
+    if refused["filtered"]:
+        return f"{found[0]} has row-level security: its policies say which rows this role may read and write."
+    call = f"{_schema}.llm_grant_usage({refused['role']}, 'read')"
+    return f"The owner of the extension gives it: SELECT {call}; or 'train' or 'admin', to write."
+
+
+def require_trigger_of(trigger: dict[str, Any], what: str, *tables: str) -> None:
+    """39P01 unless it is the trigger `what`, such as "BEFORE INSERT ROW", of one of our own `tables`."""
+    kind = " ".join(trigger[key] for key in ("when", "event", "level"))
+    ours = row(
+        "SELECT $1::oid = ANY ($2::regclass[]) AS ours", ["text", "text[]"], trigger["relid"], [*map(qualified, tables)]
+    )
+    if not (ours or {})["ours"] or not kind.startswith(what):
+        raise TriggerProtocolViolated(
+            f'trigger "{trigger["name"]}", {kind}, of table "{trigger["table_name"]}" cannot use this function, which serves'
+            f" {' and '.join(tables)} of pg_gpt2 only",
+            hint="DROP TRIGGER it, and write a function of your own for your table.",
+        )
 
 
 def qualified(name: str) -> str:
@@ -167,9 +212,10 @@ def row(sql: str, types: Sequence[str] = (), *args: Any) -> Row | None:
     return rows[0] if rows.nrows() else None
 
 
-def command(sql: str) -> None:
-    """Execute a statement that cannot be prepared, such as GRANT; names in it are quoted by `quote_identifier`."""
-    plpy.execute(sql.replace("{schema}", _schema))
+def command(sql: str, **names: str) -> None:
+    """Execute a statement that cannot be prepared, such as GRANT. `{name}` in its text stands for the one of `names`, which is
+    quoted: all are put in at once, so that a name which looks like one of the placeholders stays what it is."""
+    plpy.execute(sql.format(schema=_schema, **names))
 
 
 def quote_identifier(name: str) -> str:
@@ -203,8 +249,9 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
                 "source must be one query", hint="Example: 'SELECT body FROM documents', without a second statement."
             ) from None
         except plpy.SPIError as error:
-            if not error.sqlstate.startswith("42"):  # not a query at all, or of something that is not there
+            if not error.sqlstate.startswith("42") or error.sqlstate == "42501":
                 raise
+            # not a query at all, or of something that is not there
             hint = "source is the text of a query, such as 'SELECT body FROM documents'."
             raise _error(f"source: {error}", error.sqlstate, None, hint) from None
         names = _columns(_portals() - open_before)
@@ -291,6 +338,16 @@ def setting(name: str, default: str | None = None) -> str | None:
     """Value of `pg_gpt2.name`, else `default`. After a rolled-back SET the value is '' and not null."""
     found = row("SELECT nullif(current_setting($1, true), '') AS value", ["text"], f"pg_gpt2.{name}")
     return default if found is None or found["value"] is None else found["value"]
+
+
+def may_read(*relations: str) -> bool:
+    """Whether the caller has SELECT on `relations` of the extension."""
+    found = row(
+        "SELECT bool_and(has_table_privilege(name, 'SELECT')) AS held FROM unnest($1) AS name",
+        ["text[]"],
+        [qualified(name) for name in relations],
+    )
+    return (found or {})["held"]
 
 
 def flag(name: str, default: str) -> bool:

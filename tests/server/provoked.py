@@ -267,6 +267,8 @@ STATEMENTS = [
     "UPDATE llm_param SET shape = '{10,8}', data = substr(data, 1, 320) WHERE model = 'bare' AND name = 'wte';"
     " SELECT llm_token_embedding(40, 'bare')",
     "SELECT llm_grant_usage('nosuch')",
+    "CREATE TRIGGER t BEFORE INSERT ON words FOR EACH ROW EXECUTE FUNCTION llm_model_config_replaces_preset();"
+    " INSERT INTO words VALUES ('lowly', 2)",
     "SELECT llm_grant_usage('public', 'all')",
     # Settings
     "SET pg_gpt2.threads = 'many'; SELECT llm_logits('{1}', 'bare')",
@@ -280,6 +282,7 @@ STATEMENTS = [
     "SELECT pg_llm_import_npz(NULL, 'q')",
     "SELECT pg_llm_import_npz('relative.npz', 'q')",
     "SELECT pg_llm_import_npz('/no/such', 'q')",
+    "SELECT pg_llm_import_npz('/' || repeat('long/', 1000), 'q')",
     "SELECT pg_llm_import_npz('/dev/null', 'q')",
     "SELECT pg_llm_import_npz('/' || repeat('long', 100), 'q')",
     "CREATE ROLE nobody_here; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO nobody_here; GRANT pg_read_all_data"

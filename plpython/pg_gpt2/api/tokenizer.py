@@ -74,8 +74,9 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
 
 
 @entry
-def changed(_trigger: dict[str, Any]) -> None:
+def changed(trigger: dict[str, Any]) -> None:
     """After a statement that changed a vocabulary or merges."""
+    db.require_trigger_of(trigger, "AFTER", "llm_bpe_vocab", "llm_bpe_merges")
     vocabularies.touch()
 
 

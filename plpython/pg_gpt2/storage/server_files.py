@@ -25,6 +25,7 @@ from ..errors import (
     NullNotAllowed,
     UndefinedFile,
 )
+from ..limits import MOST_PATH
 
 SYNC_BYTES = 16 << 20
 TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by the process's number
@@ -32,7 +33,7 @@ TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by 
 
 def open_to_read(path: str | None) -> BinaryIO:
     """An open regular file; 42501, 58P01 or 58030 when that may not or cannot be."""
-    real = _allowed(path, "pg_read_server_files", "read")
+    real = to_read(path)
     try:
         handle = os.open(
             real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -42,7 +43,7 @@ def open_to_read(path: str | None) -> BinaryIO:
             raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
         return open(handle, "rb")
     except OSError as error:
-        raise _file_error(path, error) from None
+        raise _file_error(_culprit(real, error), error) from None
 
 
 def read(path: str | None, limit: int) -> bytes:
@@ -56,11 +57,10 @@ def read(path: str | None, limit: int) -> bytes:
 
 def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
     """Let `fill` write the file `path`, which appears when it is complete; its size."""
-    real = _allowed(path, "pg_write_server_files", "write")
+    real = to_write(path)
     temporary = None
     try:
-        _remove_left_over(os.path.dirname(real))
-        handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=os.path.dirname(real))
+        handle, temporary = _new_file(os.path.dirname(real))
         with io.BufferedWriter(_Synced(handle, "wb")) as file:
             fill(file)
             file.flush()
@@ -71,7 +71,7 @@ def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
         temporary = None
         return size
     except OSError as error:
-        raise _file_error(path, error) from None
+        raise _file_error(_culprit(real, error), error) from None
     finally:
         if temporary is not None:
             _freeing_later(temporary, partial(os.unlink, temporary))
@@ -118,15 +118,28 @@ def _remove_left_over(folder: str) -> None:
                 pass
 
 
+def to_read(path: str | None) -> str:
+    """Where `path` leads, links resolved; 42501, before anything is looked at, unless the caller may read files of the server."""
+    return _allowed(path, "pg_read_server_files", "read")
+
+
+def to_write(path: str | None) -> str:
+    """The same for who would write there."""
+    return _allowed(path, "pg_write_server_files", "write")
+
+
 def _allowed(path: str | None, role: str, verb: str) -> str:
-    """The path after links are resolved, when the caller may use it."""
-    if path is None:
-        raise NullNotAllowed("path must not be null", hint="Give an absolute path on the server.")
     row = db.row("SELECT pg_has_role(current_user, $1, 'USAGE') AS allowed", ["text"], role)
     if not (row or {})["allowed"]:
         raise InsufficientPrivilege(
             f"permission denied to {verb} files on the server",
             hint=f"Only members of {role} may; the programs in loaders/ do the same as a client.",
+        )
+    if path is None:
+        raise NullNotAllowed("path must not be null", hint="Give an absolute path on the server.")
+    if (length := len(os.fsencode(path))) >= MOST_PATH:
+        raise InvalidParameter(
+            f"a path of {length} bytes is longer than {MOST_PATH - 1}", hint="Give the path of a file on the server."
         )
     if not os.path.isabs(path):
         raise InvalidParameter(
@@ -135,7 +148,16 @@ def _allowed(path: str | None, role: str, verb: str) -> str:
     return os.path.realpath(path)
 
 
-def _file_error(path: str | None, error: OSError) -> Exception:
+def _new_file(folder: str) -> tuple[int, str]:
+    """Handle and path of a temporary file in `folder`, which an error names: the file is not there yet in any case."""
+    try:
+        _remove_left_over(folder)
+        return tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder)
+    except OSError as error:
+        raise _file_error(_culprit(folder, error), error) from None
+
+
+def _file_error(path: str, error: OSError) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFull(f'cannot write "{path}": {error.strerror}', hint="Make room there, or choose another place.")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -147,3 +169,11 @@ def _file_error(path: str | None, error: OSError) -> Exception:
         f'cannot open "{path}": {error.strerror}',
         hint="The path is on the server, and its operating-system user needs access.",
     )
+
+
+def _culprit(path: str, error: OSError) -> str:
+    """What `error` is about: where `path` leads nowhere, the first directory on the way that is none."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        while not os.path.isdir(folder := os.path.dirname(path)):
+            path = folder
+    return path

@@ -3,7 +3,7 @@
 Tables are the truth; what a session holds of them in memory is in `weights`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -20,7 +20,7 @@ DEFAULT_MODEL = "gpt2-small"
 
 def resolved(model: str = "$1") -> str:
     """A table expression: rows of llm_param of `model`, a parameter, with those that it shares in place; source_* say which
-    row each is. The view llm_param_resolved has the same, but would be read with its owner's rights."""
+    row each is. The view llm_param_resolved has the same, without ctid, xmin and cmin."""
     state = "p.shape, p.data, p.grad, p.m, p.v, p.step, p.ctid, p.xmin, p.cmin"
     source = "p.model AS source_model, p.name AS source_name, p.token_id AS source_token_id"
     return (
@@ -182,6 +182,22 @@ def no_weights(model: str) -> WrongState:
 def has_weights(model: str) -> bool:
     """Whether any row of `model` is visible in llm_param."""
     return db.row(f"SELECT 1 FROM {resolved()} AS p LIMIT 1", ["text"], model) is not None
+
+
+def known(models: Sequence[str]) -> set[str]:
+    """Those of `models` whose configuration and weights the caller may see. Where nothing hides rows from the caller, that is
+    all of them: what a session keeps of a model may outlive it."""
+    if not db.may_read("llm_model_config", "llm_param", "llm_param_share"):
+        return set()
+    rows = db.query(
+        "SELECT m.name FROM unnest($1) AS m (name) WHERE NOT (row_security_active('{schema}.llm_model_config')"
+        " OR row_security_active('{schema}.llm_param') OR row_security_active('{schema}.llm_param_share'))"
+        " OR EXISTS (SELECT FROM {schema}.llm_model_config AS c WHERE c.model = m.name)"
+        f" AND EXISTS (SELECT FROM {resolved('m.name')} AS p)",
+        ["text[]"],
+        list(models),
+    )
+    return {row["name"] for row in rows}
 
 
 def require_no_weights(model: str) -> None:
