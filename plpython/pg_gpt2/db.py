@@ -16,7 +16,7 @@ import numpy as np
 import plpy
 
 from . import host
-from .errors import InvalidParameter, InvalidTransactionTermination, OutOfMemory, PgGpt2Error
+from .errors import InvalidParameter, InvalidTransactionTermination, OutOfMemory, PgGpt2Error, of_system
 from .importer import own_settings
 
 Row = dict[str, Any]
@@ -108,6 +108,8 @@ def _for_sql(error: Exception) -> Exception:
         return _from_server(error)
     if isinstance(error, plpy.Error):
         return error
+    if isinstance(error, OSError):
+        error = of_system(error, f'"{error.filename}"' if error.filename else "a file of the server")
     if isinstance(error, PgGpt2Error):
         return _error(error.message, error.sqlstate, error.detail, error.hint)
     if isinstance(error, MemoryError):

@@ -5,7 +5,6 @@ target, which is renamed when it is complete: a failure leaves what was there.
 """
 
 import contextlib
-import errno
 import io
 import os
 import re
@@ -16,15 +15,8 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from .. import db, threads
-from ..errors import (
-    DiskFull,
-    FileAccessError,
-    InsufficientPrivilege,
-    InvalidParameter,
-    MalformedData,
-    NullNotAllowed,
-    UndefinedFile,
-)
+from ..errors import FileAccessError, InsufficientPrivilege, InvalidParameter, MalformedData, NullNotAllowed, of_system
+from ..formats.source import ServerFile
 
 SYNC_BYTES = 16 << 20
 TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by the process's number
@@ -40,9 +32,9 @@ def open_to_read(path: str | None) -> BinaryIO:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
             raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
-        return open(handle, "rb")
+        return io.BufferedReader(ServerFile(handle, path or ""))
     except OSError as error:
-        raise _file_error(path, error) from None
+        raise of_system(error, f'"{path}"') from None
 
 
 def read(path: str | None, limit: int) -> bytes:
@@ -71,7 +63,7 @@ def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
         temporary = None
         return size
     except OSError as error:
-        raise _file_error(path, error) from None
+        raise of_system(error, f'"{path}"') from None
     finally:
         if temporary is not None:
             _freeing_later(temporary, partial(os.unlink, temporary))
@@ -133,17 +125,3 @@ def _allowed(path: str | None, role: str, verb: str) -> str:
             f'path "{path}" is not absolute', hint="The server's working directory is its data directory."
         )
     return os.path.realpath(path)
-
-
-def _file_error(path: str | None, error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DiskFull(f'cannot write "{path}": {error.strerror}', hint="Make room there, or choose another place.")
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return UndefinedFile(
-            f'"{path}" does not exist: {error.strerror}',
-            hint="The path is on the server, seen by its operating-system user.",
-        )
-    return FileAccessError(
-        f'cannot open "{path}": {error.strerror}',
-        hint="The path is on the server, and its operating-system user needs access.",
-    )
