@@ -121,9 +121,14 @@ def _for_sql(error: Exception) -> Exception:
 
 
 def _error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
-    error = ServerError(message)
-    error.sqlstate, error.detail, error.hint = sqlstate, detail, hint
+    error = ServerError(_sendable(message))
+    error.sqlstate, error.detail, error.hint = sqlstate, detail and _sendable(detail), hint and _sendable(hint)
     return error
+
+
+def _sendable(text: str) -> str:
+    """`text` of which nothing is lost on the way: names in a file may have U+0000, or half of a pair of UTF-16."""
+    return storable(text).encode("utf-8", "replace").decode()
 
 
 def _from_server(error: Any) -> Exception:

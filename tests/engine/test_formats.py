@@ -194,7 +194,7 @@ def test_an_end_of_text_token_is_taken_where_none_is_known():
     known = replace(CONFIG, eos_token_id=None)
     assert names.agreed("m", known, {"eos_token_id": 7}, "it").eos_token_id == 7
     assert names.agreed("m", known, {"eos_token_id": None}, "it").eos_token_id is None
-    with pytest.raises(InconsistentData, match="11 tokens"):
+    with pytest.raises(InconsistentData, match="11 token ids"):
         names.agreed("m", known, {"eos_token_id": 11}, "it")
 
 

@@ -57,13 +57,12 @@ def agreed(model: str, known: GPT2Config, said: Mapping[str, int | None], source
                 f'{source} says {name} = {value}, and model "{model}" has {ours}',
                 hint="Import it under another name, or change llm_model_config to what the weights have.",
             )
-    eos = said.get("eos_token_id")
-    if eos is not None and eos >= known.vocab:
-        raise InconsistentData(
-            f"{source} says eos_token_id = {eos}, and the model has {known.vocab} tokens",
-            hint="Remove it there; the model then has the end-of-text token of its vocabulary.",
-        )
-    return known if known.eos_token_id is not None else replace(known, eos_token_id=eos)
+    if known.eos_token_id is not None:
+        return known
+    try:
+        return replace(known, eos_token_id=said.get("eos_token_id"))
+    except InvalidParameter as error:
+        raise InconsistentData(f"{source}: {error}", hint=error.hint) from error
 
 
 def max_file_bytes(config: GPT2Config) -> int:
