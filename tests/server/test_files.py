@@ -474,17 +474,10 @@ def test_a_config_json_that_cannot_be_read_is_an_error_that_names_it(sql, beside
     assert raised.value.diag.message_hint
 
 
-SIZES_OF_OTHERS = [
-    ("n_head", "4"),
-    ("eos_token_id", "7"),
-    ("n_layer", "3"),
-    ("d_model", "8"),
-    ("n_positions", "16"),
-    ("vocab", "51"),
-]
+OTHERS = {"n_head": "4", "eos_token_id": "7", "n_layer": "3", "d_model": "8", "n_positions": "16", "vocab": "51"}
 
 
-@pytest.mark.parametrize(("field", "value"), SIZES_OF_OTHERS)
+@pytest.mark.parametrize(("field", "value"), OTHERS.items(), ids=OTHERS)
 @pytest.mark.parametrize("of", ["llm_model_config", "config.json"])
 def test_a_file_that_says_another_value_is_refused(sql, beside, field, value, of):
     """Two heads' weights work as four heads', and give something else."""

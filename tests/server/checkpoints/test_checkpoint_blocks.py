@@ -175,7 +175,7 @@ def test_comparing_checkpoints_verifies_what_it_reads(sql, conn, model, changed)
             )
             for statement, parameters in zip(COMPARING, ((one, two), ())):
                 with (
-                    pytest.raises(errors.DataException, match='tensor "ln_f.bias", block 0') as caught,
+                    pytest.raises(errors.DataException, match=r'tensor "ln_f\.bias", block 0') as caught,
                     conn.transaction(),
                 ):
                     conn.execute(statement, parameters)
