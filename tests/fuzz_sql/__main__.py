@@ -60,7 +60,6 @@ class Fuzzer:
             f"SET statement_timeout = '{TIMEOUT}s'; SET lock_timeout = '{TIMEOUT / 2}s'; SET client_min_messages = error"
         )
         conn.execute(f"SET pg_gpt2.max_memory = '{MAX_MEMORY}'; SET idle_in_transaction_session_timeout = '60s'")
-        conn.execute("SELECT llm_logits('{1}', 'x')")
         return conn, _peak(conn) + (self.chosen.megabytes << 20)
 
     def run(self, conn: psycopg.Connection, name: str, peak: int = 1 << 60) -> None:

@@ -494,7 +494,7 @@ def test_a_file_that_says_another_value_is_refused(sql, beside, field, value, of
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 def test_our_file_of_two_heads_is_not_loaded_into_a_model_of_four(sql, target, kind):
     sql.execute("SELECT llm_init_model('two', 1, 2, 16, 8, 30)")
-    sql.execute("INSERT INTO llm_model_config VALUES ('four', 1, 4, 16, 8, 30), ('same', 1, 2, 16, 8, 30, 7)")
+    sql.execute("INSERT INTO llm_model_config VALUES ('four', 1, 4, 16, 8, 30, NULL), ('same', 1, 2, 16, 8, 30, 7)")
     sql.execute(f"SELECT pg_llm_export_{kind}(%s, 'two')", [str(target)])
     with pytest.raises(errors.DataException, match="n_head = 2"), sql.transaction():
         sql.execute(f"SELECT pg_llm_import_{kind}(%s, 'four')", [str(target)])
@@ -516,12 +516,7 @@ def test_what_is_assumed_of_a_file_that_does_not_say_is_told(sql, put, notices, 
 
 def test_a_file_that_the_disk_refuses_to_read(sql):
     """Its own memory is a regular file to the server, and an input/output error."""
-    for function in (
-        "pg_llm_import_npz",
-        "pg_llm_import_safetensors",
-        "pg_llm_load_bpe_vocab",
-        "pg_llm_load_bpe_merges",
-    ):
+    for function in ("pg_llm_import_npz", "pg_llm_load_bpe_vocab", "pg_llm_load_bpe_merges"):
         with pytest.raises(errors.IoError, match="/proc/self/mem") as raised, sql.transaction():
             sql.execute(f"SELECT {function}('/proc/self/mem', 'model')")
         assert raised.value.diag.message_hint

@@ -12,7 +12,6 @@ from ..errors import InconsistentData, InvalidParameter, MalformedData
 from .source import load_json, shown
 
 MAX_CONFIG_BYTES = 1 << 20  # those of GPT-2 have 700
-UNREADABLE = "Is it of the weights beside it? Give these a directory of their own where it is of something else."
 
 # What GPT-2 is, by the names of config.json; the first value is what a missing one means. Another value computes something else.
 FIXED: dict[str, tuple[Any, ...]] = {
@@ -38,7 +37,10 @@ def read_config(data: bytes, source: str = "config.json") -> GPT2Config:
     """What a config.json says; 22P02 when it is no such file, 22000 when it is not of a GPT-2. `source` names it in errors."""
     fields = load_json(data, source)
     if not isinstance(fields, dict):
-        raise MalformedData(f"{source} is not a JSON object", hint=UNREADABLE)
+        raise MalformedData(
+            f"{source} is not a JSON object",
+            hint="Give the weights a directory of their own where it is of something else.",
+        )
     return config_of(fields, source)
 
 
@@ -69,7 +71,10 @@ def _size(fields: Mapping[str, Any], names: tuple[str, ...], source: str) -> int
     found = [(name, fields[name]) for name in names if name in fields] or [(names[0], None)]
     for name, value in found:
         if type(value) is not int or not 1 <= value < 1 << 31:
-            raise MalformedData(f"{source} has {name} = {shown(value)}, which is not a size", hint=UNREADABLE)
+            raise MalformedData(
+                f"{source} has {name} = {shown(value)}, which is not a size",
+                hint="Give the weights a directory of their own where it is of something else.",
+            )
         if value != found[0][1]:
             raise InconsistentData(
                 f"{source} has {found[0][0]} = {found[0][1]} and {name} = {value}, which are the same size",
