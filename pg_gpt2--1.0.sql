@@ -45,7 +45,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.importer'], importer)
-    GD['pg_gpt2 587b924e57b6 @extschema@'] = importer['load'](sources, 'pg_gpt2 587b924e57b6 @extschema@', '@extschema@')
+    GD['pg_gpt2 4f3160516690 @extschema@'] = importer['load'](sources, 'pg_gpt2 4f3160516690 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -1987,7 +1987,9 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.transfer', $pg_gpt2_source$"""Import and export of weights: files of the server, or bytes."""
 
 import io
+import os
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import groupby
 from typing import BinaryIO
 
@@ -1996,8 +1998,20 @@ import numpy as np
 from .. import db, host
 from ..config import GPT2Config
 from ..db import entry
-from ..errors import InconsistentData, UndefinedObject, require
-from ..formats import Checkpoint, hub_metadata, hub_name, open_npz, open_safetensors, write_npz, write_safetensors
+from ..errors import InconsistentData, UndefinedFile, UndefinedObject, require
+from ..formats import (
+    ASSUMED,
+    MAX_CONFIG_BYTES,
+    Checkpoint,
+    agreed,
+    hub_metadata,
+    hub_name,
+    open_npz,
+    open_safetensors,
+    read_config,
+    write_npz,
+    write_safetensors,
+)
 from ..storage import server_files, sharing, store
 from ..tensor import FLOAT32
 
@@ -2006,7 +2020,8 @@ from ..tensor import FLOAT32
 def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
     """A safetensors file of the server -> rows."""
     store.require_name(model)
-    return _import(open_safetensors(server_files.open_to_read(path)), model, replace)
+    file = server_files.open_to_read(path)
+    return _import(open_safetensors(file), model, replace, _config_beside(path))
 
 
 @entry
@@ -2014,8 +2029,9 @@ def import_npz_file(path: str, model: str, replace: bool | None) -> int:
     """A .npz file of the server -> rows."""
     store.require_name(model)
     file = server_files.open_to_read(path)
+    beside = _config_beside(path)
     store.lock(model)  # so that the configuration is still there when the tensors are
-    return _import(open_npz(file, store.find_config(model)), model, replace)
+    return _import(open_npz(file, store.find_config(model) or beside), model, replace, beside)
 
 
 @entry
@@ -2023,30 +2039,54 @@ def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
     """Bytes of a safetensors file -> rows."""
     require(data=data)
     store.require_name(model)
-    return _import(open_safetensors(io.BytesIO(data)), model, replace)
+    return _import(open_safetensors(io.BytesIO(data)), model, replace, None)
 
 
-def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
-    """Check and store a checkpoint's tensors; their number."""
+def _config_beside(path: str) -> GPT2Config | None:
+    """What the config.json in the directory of a file says; None when there is none."""
+    beside = os.path.join(os.path.dirname(path), "config.json")
+    try:
+        return read_config(server_files.read(beside, MAX_CONFIG_BYTES), f'"{beside}"')
+    except UndefinedFile:
+        return None
+
+
+def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Config | None) -> int:
+    """Check and store a checkpoint's tensors; their number. `beside`: the configuration that came with it."""
     with opened as checkpoint:
         store.lock(model)
         known = store.find_config(model)
-        config = known or checkpoint.config()
-        if config is None:
-            raise UndefinedObject(
-                f'model "{model}" has no configuration, and the file does not say how many heads it has',
-                hint="INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab) VALUES (...) first,"
-                " or use pg-gpt2 load-model, which reads config.json.",
-            )
+        config = _configuration(checkpoint, model, known, beside)
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
             sharing.forget(model)
         else:
             store.require_no_weights(model)
-        if known is None:
-            store.register(model, config)
+        store.register(model, config)
         store.insert_params(model, checkpoint.tensors(config))
         return len(config.param_shapes())
+
+
+def _configuration(
+    checkpoint: Checkpoint, model: str, known: GPT2Config | None, beside: GPT2Config | None
+) -> GPT2Config:
+    """The one that llm_model_config, config.json and the file's metadata agree on, as far as each of them says anything."""
+    config = known or beside or checkpoint.config()
+    if config is None:
+        raise UndefinedObject(
+            f'model "{model}" has no configuration, and the file does not say how many heads it has',
+            hint="Put its config.json beside it, INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions,"
+            " vocab) VALUES (...) first, or use pg-gpt2 load-model.",
+        )
+    said = checkpoint.said()
+    if beside is not None:
+        config = agreed(model, config, asdict(beside), "config.json")
+    elif "n_head" not in said:
+        host.notice(
+            f"the file does not say how it computes, and has no config.json beside it: taken for a GPT-2 of {config.n_head}"
+            f" heads as in llm_model_config, with {ASSUMED}"
+        )
+    return agreed(model, config, said, "the file's metadata")
 
 
 @entry
@@ -3074,7 +3114,7 @@ class GPT2Config:
     def __post_init__(self) -> None:
         for field in ("n_layer", "n_head", "d_model", "n_positions", "vocab"):
             value = getattr(self, field)
-            if not isinstance(value, int) or value <= 0:
+            if type(value) is not int or not 0 < value < 1 << 31:
                 raise InvalidParameter(
                     f"{field} must be a positive integer, not {value!r}",
                     hint="GPT-2's smallest size has 12, 12, 768, 1024 and 50257.",
@@ -3082,6 +3122,12 @@ class GPT2Config:
         if self.n_layer > MOST_LAYERS:
             raise InvalidParameter(
                 f"n_layer {self.n_layer} is more than {MOST_LAYERS}", hint="GPT-2's largest size has 48."
+            )
+        eos = self.eos_token_id
+        if eos is not None and (type(eos) is not int or not 0 <= eos < self.vocab):
+            raise InvalidParameter(
+                f"eos_token_id {eos!r} is not one of {self.vocab} token ids",
+                hint="Null stands for that of the vocabulary.",
             )
         if self.d_model % self.n_head:
             raise InvalidParameter(
@@ -3163,6 +3209,7 @@ from .errors import (
     OutOfMemory,
     PgGpt2Error,
     TriggerProtocolViolated,
+    of_system,
 )
 from .importer import is_set_oddly, own_settings
 
@@ -3182,7 +3229,7 @@ _checked = 0.0
 _in_set = False
 _END = object()
 PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
-SHOWN = 1000  # characters of each end of a message
+SHOWN = 4000  # characters of each end of a message
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
 
 
@@ -3262,6 +3309,8 @@ def _for_sql(error: Exception) -> Exception:
         return _from_server(error)
     if isinstance(error, plpy.Error):
         return error
+    if isinstance(error, OSError):
+        error = of_system(error, f'"{error.filename}"' if error.filename else "a file of the server")
     if isinstance(error, PgGpt2Error):
         return _error(error.message, error.sqlstate, error.detail, error.hint)
     if isinstance(error, MemoryError):
@@ -3273,14 +3322,17 @@ def _for_sql(error: Exception) -> Exception:
 
 
 def _error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
-    error = ServerError(_shortened(message))
-    error.sqlstate, error.detail, error.hint = sqlstate, detail, hint and _shortened(hint)
+    error = ServerError(_sendable(message))
+    error.sqlstate, error.detail, error.hint = sqlstate, detail and _sendable(detail), hint and _sendable(hint)
     return error
 
 
-def _shortened(text: str) -> str:
-    """A text for a reader: one that quotes a value of megabytes would go to the client, and into the server's log, whole."""
-    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+def _sendable(text: str) -> str:
+    """`text` as it can reach a reader: names in a file may have U+0000, or half of a pair of UTF-16, and one of
+    megabytes would go to the client and into the server's log whole."""
+    if len(text) > 2 * SHOWN:
+        text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+    return storable(text).encode("utf-8", "replace").decode()
 
 
 def _from_server(error: Any) -> Exception:
@@ -3678,8 +3730,11 @@ def _model(row: db.Row) -> Finding:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.errors', $pg_gpt2_source$"""Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
 
-`db.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours.
+`db.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, but for what the operating system
+refuses (`of_system`).
 """
+
+import errno
 
 
 class PgGpt2Error(Exception):
@@ -3809,6 +3864,32 @@ class FeatureNotSupported(PgGpt2Error):
     """Something that this server or encoding cannot do."""
 
     sqlstate = "0A000"
+
+
+class TooManyOpenFiles(PgGpt2Error):
+    """The machine or the server has no room for another open file."""
+
+    sqlstate = "53000"
+
+
+def of_system(error: OSError, what: str) -> PgGpt2Error:
+    """What the operating system refused to do with `what`."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFull(f"{what} cannot be written: {reason}", hint="Make room there, or choose another place.")
+    if error.errno == errno.ENOMEM:
+        return OutOfMemory(f"{what} cannot be read or written: {reason}", hint="Free memory on the server.")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return TooManyOpenFiles(f"{what} cannot be opened: {reason}", hint="Raise the limit of open files (ulimit -n).")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return UndefinedFile(
+            f"{what} does not exist: {reason}",
+            hint="The path is on the server, seen by its operating-system user.",
+        )
+    return FileAccessError(
+        f"{what} cannot be read or written: {reason}",
+        hint="The server's operating-system user needs access, and the disk must be sound.",
+    )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats', $pg_gpt2_source$"""Checkpoint files: safetensors, NumPy's `.npz` and the older gzip container, read and written in row blocks.
 
@@ -3820,22 +3901,27 @@ from typing import BinaryIO
 
 from ..config import GPT2Config
 from ..errors import MalformedData
-from .checkpoint import Checkpoint, hub_metadata, hub_name, max_file_bytes
+from .checkpoint import Checkpoint, agreed, hub_metadata, hub_name, max_file_bytes
 from .gzip_npz import GzipNpzReader
+from .hub_config import ASSUMED, MAX_CONFIG_BYTES, read_config
 from .npz import NpzReader, write_npz
 from .safetensors import SafetensorsReader, write_safetensors
-from .source import DEFAULT_MAX_BYTES, TensorReader
+from .source import DEFAULT_MAX_BYTES, TensorReader, reading
 
 __all__ = [
+    "ASSUMED",
+    "MAX_CONFIG_BYTES",
     "Checkpoint",
     "GzipNpzReader",
     "NpzReader",
     "SafetensorsReader",
     "TensorReader",
+    "agreed",
     "hub_metadata",
     "hub_name",
     "open_npz",
     "open_safetensors",
+    "read_config",
     "write_npz",
     "write_safetensors",
 ]
@@ -3852,8 +3938,9 @@ def open_npz(file: BinaryIO, config: GPT2Config | None = None) -> Checkpoint:
     A file that would inflate to more than `config` can use is refused unread: pass it when it is known.
     """
     max_bytes = DEFAULT_MAX_BYTES if config is None else max_file_bytes(config)
-    magic = file.read(4)
-    file.seek(0)
+    with reading("the file"):
+        magic = file.read(4)
+        file.seek(0)
     if magic[:2] == b"\x1f\x8b":
         return Checkpoint(GzipNpzReader(file, max_bytes))
     if magic[:2] == b"PK":
@@ -3871,6 +3958,7 @@ output projection is tied: `lm_head.weight` may be missing, or must equal `wte`.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from hashlib import blake2b
 from typing import final
@@ -3884,6 +3972,7 @@ from ..tensor import to_bytes
 from .source import TensorReader
 
 READ_BYTES = 4 << 20
+FIELDS = tuple(field.name for field in fields(GPT2Config))
 LM_HEAD = "lm_head.weight"
 RowReader = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
@@ -3909,6 +3998,23 @@ def hub_metadata(config: GPT2Config) -> dict[str, str]:
     """What shapes do not say about a model, for the metadata of an exported file."""
     found = {"n_head": config.n_head, "eos_token_id": config.eos_token_id}
     return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def agreed(model: str, known: GPT2Config, said: Mapping[str, int | None], source: str) -> GPT2Config:
+    """`known` with the end-of-text token that `source` says where it has none; 22000 where `source` says another value."""
+    for name, value in said.items():
+        ours = getattr(known, name)
+        if value is not None and ours is not None and value != ours:
+            raise InconsistentData(
+                f'{source} says {name} = {value}, and model "{model}" has {ours}',
+                hint="Import it under another name, or change llm_model_config to what the weights have.",
+            )
+    if known.eos_token_id is not None:
+        return known
+    try:
+        return replace(known, eos_token_id=said.get("eos_token_id"))
+    except InvalidParameter as error:
+        raise InconsistentData(f"{source}: {error}", hint=error.hint) from error
 
 
 def max_file_bytes(config: GPT2Config) -> int:
@@ -3970,11 +4076,14 @@ class Checkpoint:
             )
         return values
 
-    def config(self, n_head: int | None = None, eos_token_id: int | None = None) -> GPT2Config | None:
-        """The configuration that the shapes say, or None when neither caller nor file knows `n_head`."""
-        n_head = n_head if n_head is not None else self._integer("n_head")
-        eos_token_id = eos_token_id if eos_token_id is not None else self._integer("eos_token_id")
-        if n_head is None:
+    def said(self) -> dict[str, int]:
+        """What the file's metadata says of the configuration, by our names; empty unless pg_gpt2 wrote it."""
+        return {name: self._integer(name) for name in FIELDS if name in self.metadata}
+
+    def config(self) -> GPT2Config | None:
+        """The configuration that the shapes say, or None when the file does not know `n_head`."""
+        said = self.said()
+        if "n_head" not in said:
             return None
         for name in ("wte", "wpe"):
             if name not in self._names:
@@ -3987,14 +4096,12 @@ class Checkpoint:
         (vocab, d_model), (n_positions, _) = self.shape("wte"), self.shape("wpe")
         blocks = {name.split(".")[1] for name in self._names if re.match(r"h\.\d+\.", name)}
         try:
-            return GPT2Config(len(blocks), n_head, d_model, n_positions, vocab, eos_token_id)
+            return GPT2Config(len(blocks), said["n_head"], d_model, n_positions, vocab, said.get("eos_token_id"))
         except InvalidParameter as error:
             raise InconsistentData(f"the file's configuration is invalid: {error}", hint=error.hint) from error
 
-    def _integer(self, key: str) -> int | None:
-        text = self.metadata.get(key)
-        if text is None:
-            return None
+    def _integer(self, key: str) -> int:
+        text = self.metadata[key]
         if not re.fullmatch(r"[0-9]{1,9}", text):
             raise MalformedData(
                 f"the file's metadata says {key} = {text!r:.80}, which is not a count",
@@ -4067,12 +4174,14 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.gzip_npz', $pg_gpt2_source$"""The older ".npz" container: one gzip stream of (u16 name length, name, .npy array) until its end; read only.
 
 A stream has no directory, so opening inflates it once to find the tensors, keeping nothing, and reading inflates it a
-second time. Fortran order is refused, as it always was in this format.
+second time. Fortran order is refused, as it always was in this format. The standard library's GzipFile is not used: it steps over
+millions of empty members in one call, which cannot be interrupted.
 """
 
-import gzip
+import io
+import zlib
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -4083,6 +4192,41 @@ from .npz import too_large
 from .source import DEFAULT_MAX_BYTES, MAX_TENSORS, check_rows, read_array, read_exactly, reading, skip, to_float32
 
 MAX_NAME_BYTES = 1000  # a stream that inflates to names alone must not fill the memory
+PIECE_BYTES = 1 << 14  # of the compressed file, between two looks for a cancel
+
+
+class Inflated(io.RawIOBase):
+    """The bytes of a gzip file, of all its members one after another, each compared with its checksum; can be interrupted."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._member: Any = None  # what inflates the member that has begun
+        self._input = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Some bytes, or 0 at the end. zlib.error or EOFError when the file is damaged."""
+        while True:
+            host.check_interrupts()
+            self._input = self._input or self._file.read(PIECE_BYTES)
+            if self._member is None:
+                if not self._input:
+                    return 0
+                self._input = self._input.lstrip(b"\0")  # padding, as of tapes
+                if self._input:
+                    self._member = zlib.decompressobj(16 + zlib.MAX_WBITS)
+                continue
+            data = self._member.decompress(self._input, len(buffer))
+            if not self._input and not data:
+                raise EOFError("it ends within a member")
+            self._input = self._member.unconsumed_tail
+            if self._member.eof:
+                self._input, self._member = self._member.unused_data, None
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
 
 
 class GzipNpzReader:
@@ -4098,7 +4242,7 @@ class GzipNpzReader:
     def _rewind(self) -> None:
         with reading("the gzip stream"):
             self._file.seek(0)
-            self._stream: BinaryIO = gzip.GzipFile(fileobj=self._file, mode="rb")  # type: ignore[assignment]
+            self._stream: BinaryIO = io.BufferedReader(Inflated(self._file), PIECE_BYTES)
         self._position = 0
 
     def _index(self, max_bytes: int) -> None:
@@ -4165,6 +4309,101 @@ class GzipNpzReader:
         self._stream.close()
         self._file.close()
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.hub_config', $pg_gpt2_source$"""The config.json of a Hugging Face model: its sizes, and whether what it describes is a GPT-2. Bytes in, GPT2Config out.
+
+Names are those of transformers' GPT2Config, or the general ones that its attribute_map lets stand for them. The loaders read
+their config.json here, too.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import GPT2Config
+from ..errors import InconsistentData, InvalidParameter, MalformedData
+from .source import load_json, shown
+
+MAX_CONFIG_BYTES = 1 << 20  # those of GPT-2 have 700
+
+# What GPT-2 is, by the names of config.json; the first value is what a missing one means. Another value computes something else.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
+ASSUMED = "activation_function gelu_new, layer_norm_epsilon 1e-5, scaled attention, n_inner 4 * d_model"
+SIZES = {
+    "n_layer": ("n_layer", "num_hidden_layers"),
+    "n_head": ("n_head", "num_attention_heads"),
+    "d_model": ("n_embd", "hidden_size"),
+    "n_positions": ("n_positions", "max_position_embeddings"),
+    "vocab": ("vocab_size",),
+}  # ours -> theirs
+
+
+def read_config(data: bytes, source: str = "config.json") -> GPT2Config:
+    """What a config.json says; 22P02 when it is no such file, 22000 when it is not of a GPT-2. `source` names it in errors."""
+    fields = load_json(data, source)
+    if not isinstance(fields, dict):
+        raise MalformedData(
+            f"{source} is not a JSON object",
+            hint="Give the weights a directory of their own where it is of something else.",
+        )
+    return config_of(fields, source)
+
+
+def config_of(fields: Mapping[str, Any], source: str = "config.json") -> GPT2Config:
+    """The same of the object in it."""
+    for name, accepted in FIXED.items():
+        if fields.get(name, accepted[0]) not in accepted:
+            raise InconsistentData(
+                f"{source} has {name} = {shown(fields[name])}; a GPT-2 has {accepted[0]!r}",
+                hint="pg_gpt2 would compute something else from these weights. It runs GPT-2 as OpenAI published it.",
+            )
+    sizes = {ours: _size(fields, names, source) for ours, names in SIZES.items()}
+    if fields.get("n_inner") not in (None, 4 * sizes["d_model"]):
+        raise InconsistentData(
+            f"{source} has n_inner = {shown(fields['n_inner'])}; a GPT-2 has 4 * n_embd",
+            hint="pg_gpt2 has no other width inside its blocks.",
+        )
+    # Small models keep the library's default of 50256, which is no token of theirs.
+    eos = fields.get("eos_token_id")
+    try:
+        return GPT2Config(**sizes, eos_token_id=eos if type(eos) is int and 0 <= eos < sizes["vocab"] else None)
+    except InvalidParameter as error:
+        raise InconsistentData(f"{source} has sizes that no GPT-2 can have: {error}", hint=error.hint) from error
+
+
+def _size(fields: Mapping[str, Any], names: tuple[str, ...], source: str) -> int:
+    """The size under one of its names; where it has two, they agree."""
+    found = [(name, fields[name]) for name in names if name in fields] or [(names[0], None)]
+    for name, value in found:
+        if type(value) is not int or not 1 <= value < 1 << 31:
+            raise MalformedData(
+                f"{source} has {name} = {shown(value)}, which is not a size",
+                hint="Give the weights a directory of their own where it is of something else.",
+            )
+        if value != found[0][1]:
+            raise InconsistentData(
+                f"{source} has {found[0][0]} = {found[0][1]} and {name} = {value}, which are the same size",
+                hint="Keep the one that the weights have.",
+            )
+    return found[0][1]
+
+
+def fields_of(config: GPT2Config) -> dict[str, Any]:
+    """The object of a config.json from which transformers makes the same model."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **{name: accepted[0] for name, accepted in FIXED.items()},
+        **{names[0]: getattr(config, ours) for ours, names in SIZES.items()},
+        "bos_token_id": config.eos_token_id,
+        "eos_token_id": config.eos_token_id,
+    }
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.npy', $pg_gpt2_source$"""The header of one `.npy` array: dtype, order and shape, parsed without NumPy's loader and never unpickled.
 
 Follows NEP 1 (versions 1 and 2; 3 differs in the header's encoding only). What cannot be imported, such as integers, is
@@ -4180,7 +4419,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import FeatureNotSupported, MalformedData
-from .source import read_exactly, reading
+from .source import read_exactly, reading, shown
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 10_000  # NumPy's own limit: what parses literals is not meant for long hostile ones
@@ -4250,11 +4489,11 @@ def read_npy_header(file: BinaryIO, name: str) -> NpyHeader:
         or not all(type(dim) is int and 0 <= dim < 1 << 63 for dim in shape)
     ):
         raise MalformedData(
-            f"{what} has shape {shape!r:.80}, not a tuple of sizes", hint="Write the file again with numpy.savez."
+            f"{what} has shape {shown(shape)}, not a tuple of sizes", hint="Write the file again with numpy.savez."
         )
     if not isinstance(fortran_order, bool):
         raise MalformedData(
-            f"{what} has fortran_order {fortran_order!r:.80}, not a truth value",
+            f"{what} has fortran_order {shown(fortran_order)}, not a truth value",
             hint="Write the file again with numpy.savez.",
         )
     itemsize = _itemsize(fields["descr"], what)
@@ -4262,20 +4501,20 @@ def read_npy_header(file: BinaryIO, name: str) -> NpyHeader:
 
 
 def _itemsize(descr: object, what: str) -> int:
-    if "O" in repr(descr):
+    if "O" in shown(descr):
         raise MalformedData(
-            f"{what} is pickled (dtype {descr!r:.80}); a pickle runs code when read and is never read here",
+            f"{what} is pickled (dtype {shown(descr)}); a pickle runs code when read and is never read here",
             hint="Write plain float32 arrays: numpy.savez(path, **{name: array.astype('float32')}).",
         )
     match = DESCR.fullmatch(descr) if isinstance(descr, str) else None
     if match is None:
         raise MalformedData(
-            f"{what} has dtype {descr!r:.80}, which is not a plain number", hint="Convert the array to float32."
+            f"{what} has dtype {shown(descr)}, which is not a plain number", hint="Convert the array to float32."
         )
     size = int(match[3] or 1)
     if not 1 <= size <= 32:
         raise MalformedData(
-            f"{what} has dtype {descr!r:.80}, which does not exist", hint="Convert the array to float32."
+            f"{what} has dtype {shown(descr)}, which does not exist", hint="Convert the array to float32."
         )
     return size
 $pg_gpt2_source$);
@@ -4300,7 +4539,7 @@ from .npy import NpyHeader, read_npy_header
 from .safetensors import exact_blocks
 from .source import DEFAULT_MAX_BYTES, MAX_TENSORS, check_rows, read_array, reading, skip, to_float32
 
-MAX_DIRECTORY_BYTES = 10 << 20  # gpt2-xl needs 60 kB
+MAX_DIRECTORY_BYTES = 1 << 20  # gpt2-xl needs 60 kB; reading 20,000 members takes a quarter of a second
 
 
 class NpzReader:
@@ -4341,6 +4580,11 @@ class NpzReader:
                 raise MalformedData(
                     f"tensor {name:.80} is encrypted or compressed by another method than deflate",
                     hint="Write the file with numpy.savez or numpy.savez_compressed.",
+                )
+            if info.compress_size > 2 * info.file_size + 1024:  # deflate adds an eighth at most
+                raise MalformedData(
+                    f"tensor {name:.80} has {info.compress_size} compressed bytes for {info.file_size}",
+                    hint="The file is damaged: copy or export it again.",
                 )
             members[name] = info
         total = sum(info.file_size for info in infos)
@@ -4404,6 +4648,7 @@ class NpzReader:
             self._whole = None
             with self._stream(name) as stream:
                 skip(stream, header.size, f"tensor {name}")
+                host.require_memory(header.nbytes + 8 * prod(header.shape), f"tensor {name} in Fortran order")
                 values = read_array(stream, prod(header.shape), header.float_dtype(name), f"tensor {name}")
                 read_to_end(stream, name)
             self._whole = name, np.ascontiguousarray(to_float32(values).reshape(header.shape, order="F"))
@@ -4498,12 +4743,14 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .. import host
 from ..errors import FeatureNotSupported, InconsistentData, MalformedData
 from ..tensor import to_bytes
-from .source import MAX_TENSORS, check_rows, read_array, read_exactly, reading, to_float32
+from .source import MAX_TENSORS, check_rows, read_array, read_exactly, reading, shown, to_float32
 
-# The format allows 100 MB. JSON takes up to 20 times its size as Python objects, and gpt2-xl needs 70 kB.
-MAX_HEADER_BYTES = 10_000_000
+# The format allows 100 MB. JSON takes up to 20 times its size as Python objects and is parsed in one call that cannot be
+# interrupted, 2 MB in a quarter of a second; gpt2-xl needs 70 kB.
+MAX_HEADER_BYTES = 2_000_000
 
 DTYPE_BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -4602,11 +4849,11 @@ def _entry(name: str, described: object, base: int) -> Entry:
         raise malformed(f"tensor {name} needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise malformed(f"tensor {name} has unknown dtype {dtype!r:.80}")
+        raise malformed(f"tensor {name} has unknown dtype {shown(dtype)}")
     if not _sizes(shape):
-        raise malformed(f"tensor {name} has shape {shape!r:.80}, not a list of sizes")
+        raise malformed(f"tensor {name} has shape {shown(shape)}, not a list of sizes")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise malformed(f"tensor {name} has data_offsets {offsets!r:.80}, not a start and an end")
+        raise malformed(f"tensor {name} has data_offsets {shown(offsets)}, not a start and an end")
     if prod(shape) * DTYPE_BITS[dtype] != (offsets[1] - offsets[0]) * 8:
         raise malformed(f"tensor {name} is {dtype} of shape {shape}, which {offsets[1] - offsets[0]} bytes do not hold")
     return Entry(dtype, tuple(shape), base + offsets[0], base + offsets[1])
@@ -4625,8 +4872,9 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, value in pairs:
         if name in found:
-            raise malformed(f"{name!r:.80} stands twice in the header")
+            raise malformed(f"{shown(name)} stands twice in the header")
         found[name] = value
+    host.check_interrupts()
     return found
 
 
@@ -4675,30 +4923,33 @@ def exact_blocks(name: str, shape: Sequence[int], blocks: Iterable[np.ndarray]) 
             hint="Import the model again, or restore the rows of llm_param.",
         )
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.source', $pg_gpt2_source$"""What the readers share: the protocol, exact reads, float conversion, and typed errors for damaged files.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.source', $pg_gpt2_source$"""What the readers share: the protocol, exact reads, float conversion, JSON, and typed errors for damaged files.
 
 Damage must never show as a bare `zlib.error` or an allocation as large as a damaged header says, so every call into a
 decompressor stands inside `reading()` and every read is of a size that the caller has checked.
 """
 
 import errno
+import io
+import json
+import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from gzip import BadGzipFile
 from math import prod
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from .. import host
-from ..errors import FileAccessError, InconsistentData, InvalidParameter, MalformedData, OutOfMemory
+from ..errors import InconsistentData, InvalidParameter, MalformedData, OutOfMemory, of_system
 
 DEFAULT_MAX_BYTES = 16 << 30  # gpt2-xl is 6.2 GB in float32; whoever knows the config passes less
 MAX_TENSORS = 10_000  # gpt2-xl has 580, and a header with ten times as many takes half a second
-SKIP_BYTES = 4 << 20
+SLICE_BYTES = 4 << 20  # read or skipped between two looks for a cancel
+FREE_BYTES = 16 << 20  # an array above this asks for its memory
 
 
 class TensorReader(Protocol):
@@ -4724,18 +4975,44 @@ def reading(what: str) -> Iterator[None]:
     """Turn whatever a standard library reader raises on damaged input into an error that names `what`."""
     try:
         yield
-    except (BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
         raise MalformedData(f"{what} is damaged: {error}", hint="Copy or export the file again.") from error
     except (ValueError, OverflowError, NotImplementedError, RuntimeError) as error:
         raise MalformedData(f"{what} cannot be read: {error}", hint="Copy or export the file again.") from error
     except MemoryError as error:
         raise OutOfMemory(f"{what} does not fit into memory", hint="Free memory, or use a smaller model.") from error
-    except OSError as error:
-        if error.errno in (None, errno.EINVAL):  # a seek to where a damaged directory points
-            raise MalformedData(f"{what} is damaged: {error}", hint="Copy or export the file again.") from error
-        raise FileAccessError(
-            f"{what} cannot be read: {error.strerror}", hint="Check the disk and the file's permissions."
-        ) from error
+    except OSError as error:  # a seek to where a damaged directory points; others are of ServerFile
+        raise MalformedData(f"{what} is damaged: {error}", hint="Copy or export the file again.") from error
+
+
+class ServerFile(io.FileIO):
+    """A file of the server, open for reading. What the operating system refuses is an error of ours from the first: zipfile takes
+    any OSError for damage."""
+
+    def __init__(self, handle: int, path: str) -> None:
+        super().__init__(handle)
+        self._path = path
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise
+            raise of_system(error, f'"{self._path}"') from error
+
+    def readinto(self, buffer: Any) -> int:
+        with self._asking():
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with self._asking():
+            return super().readall()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with self._asking():
+            return super().seek(offset, whence)
 
 
 def read_exactly(file: BinaryIO, count: int, what: str) -> bytes:
@@ -4753,23 +5030,26 @@ def read_exactly(file: BinaryIO, count: int, what: str) -> bytes:
 
 
 def read_array(file: BinaryIO, count: int, dtype: np.dtype, what: str) -> np.ndarray:
-    """A writable vector of `count` numbers, read without a second copy where the file allows."""
+    """A writable vector of `count` numbers, read without a second copy where the file allows; can be interrupted."""
+    if count * dtype.itemsize > FREE_BYTES:
+        host.require_memory(count * (dtype.itemsize + 4), f"reading {what}")  # the values, and as float32
     with reading(what):
         values = np.empty(count, dtype)
     left = values.view(np.uint8).data
     while left:
         with reading(what):
-            got = file.readinto(left)  # type: ignore[attr-defined]
+            got = file.readinto(left[:SLICE_BYTES])  # type: ignore[attr-defined]
         if not got:
             raise truncated(what, len(left))
         left = left[got:]
+        host.check_interrupts()
     return values
 
 
 def skip(file: BinaryIO, count: int, what: str) -> None:
     """Read past `count` bytes of a stream that cannot seek cheaply; can be interrupted."""
     while count:
-        count -= len(read_exactly(file, min(count, SKIP_BYTES), what))
+        count -= len(read_exactly(file, min(count, SLICE_BYTES), what))
         host.check_interrupts()
 
 
@@ -4796,28 +5076,67 @@ def check_rows(name: str, shape: Sequence[int], start: int, stop: int) -> int:
             hint="Ask for rows that the tensor has.",
         )
     return prod(shape[1:])
+
+
+def shown(value: object) -> str:
+    """A value of a file, for an error: not too much of it, and Python refuses to write integers of thousands of digits."""
+    try:
+        return f"{value!r:.80}"
+    except (ValueError, RecursionError):
+        return "a number or a list too large to show"
+
+
+def decode_text(data: bytes, source: str) -> str:
+    """UTF-8, with or without its mark at the beginning."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MalformedData(
+            f"{source} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}",
+            hint="Give the file as it was published, not compressed and not re-encoded.",
+        ) from None
+
+
+def load_json(data: bytes, source: str) -> Any:
+    """The JSON value; an object with a key twice is refused, because one of the two would be lost."""
+
+    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(items)
+        if len(value) < len(items):
+            seen: set[str] = set()
+            twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise MalformedData(f"{source} has the key {shown(twice)} twice", hint="Give the file as it was published.")
+        host.check_interrupts()
+        return value
+
+    try:
+        return json.loads(decode_text(data, source), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:  # a ValueError is also a number of thousands of digits
+        raise MalformedData(
+            f"{source} is not JSON: {error}", hint="Is the file complete, and is it the file you mean?"
+        ) from None
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.vocab', $pg_gpt2_source$"""Vocabulary files as GPT-2 ships them, `vocab.json` and `merges.txt`: bytes in, plain data out.
 
 The `tokenizer.json` of Hugging Face is for the client: see loaders/vocabulary.py.
 """
 
-import json
 from typing import Any
 
 from ..errors import MalformedData
+from .source import decode_text, load_json, shown
 
 MAX_TOKEN_ID = 2**31 - 1  # the column is an integer
 
 
 def parse_vocab(data: bytes, source: str = "vocab.json") -> dict[str, int]:
     """Token (printable form) -> id, from a JSON object; `source` names the file in errors."""
-    return _checked_vocab(_load_json(data, source), source)
+    return _checked_vocab(load_json(data, source), source)
 
 
 def parse_merges(data: bytes, source: str = "merges.txt") -> list[tuple[str, str]]:
     """(left, right), best first. Only a first line that starts with #version is a comment: `# #` is a merge."""
-    lines = _decode(data, source).split("\n")
+    lines = decode_text(data, source).split("\n")
     while lines and not lines[-1].rstrip("\r"):
         lines.pop()
     first = 1 if lines and lines[0].startswith("#version") else 0
@@ -4833,35 +5152,6 @@ def parse_merges(data: bytes, source: str = "merges.txt") -> list[tuple[str, str
     return merges
 
 
-def _decode(data: bytes, source: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MalformedData(
-            f"{source} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}",
-            hint="Give the file as it was published, not compressed and not re-encoded.",
-        ) from None
-
-
-def _load_json(data: bytes, source: str) -> Any:
-    """The JSON value; an object with a key twice is refused, because one of the two would be lost."""
-
-    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(items)
-        if len(value) < len(items):
-            seen: set[str] = set()
-            twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise MalformedData(f"{source} has the key {twice!r} twice", hint="Give the file as it was published.")
-        return value
-
-    try:
-        return json.loads(_decode(data, source), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:  # a ValueError is also a number of thousands of digits
-        raise MalformedData(
-            f"{source} is not JSON: {error}", hint="Is the file complete, and is it the file you mean?"
-        ) from None
-
-
 def _checked_vocab(vocab: Any, source: str) -> dict[str, int]:
     """`vocab` if it is a vocabulary; ids need not be contiguous."""
     if not isinstance(vocab, dict) or not vocab:
@@ -4873,16 +5163,18 @@ def _checked_vocab(vocab: Any, source: str) -> dict[str, int]:
     for token, token_id in vocab.items():
         if type(token_id) is not int or not 0 <= token_id <= MAX_TOKEN_ID:
             raise MalformedData(
-                f"{source}: the id of token {token!r} is {token_id!r}", hint="Ids are integers from 0 to 2147483647."
+                f"{source}: the id of token {shown(token)} is {shown(token_id)}",
+                hint="Ids are integers from 0 to 2147483647.",
             )
         if not token or "\0" in token or any("\ud800" <= c <= "\udfff" for c in token):
             raise MalformedData(
-                f"{source}: the token {token!r} of id {token_id} cannot be a text",
+                f"{source}: the token {shown(token)} of id {token_id} cannot be a text",
                 hint="Tokens are not empty and are written in GPT-2's printable form, where a space is \u0120.",
             )
         if owner.setdefault(token_id, token) != token:
             raise MalformedData(
-                f"{source}: id {token_id} is given to {owner[token_id]!r} and to {token!r}", hint="Ids are unique."
+                f"{source}: id {token_id} is given to {shown(owner[token_id])} and to {shown(token)}",
+                hint="Ids are unique.",
             )
     return vocab
 $pg_gpt2_source$);
@@ -9559,7 +9851,7 @@ keeps the manifest, with the SHA-256 of every block: a file that is incomplete, 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import prod
@@ -9571,10 +9863,15 @@ from .. import db, host
 from ..config import GPT2Config
 from ..errors import InconsistentData, InvalidParameter
 from ..formats import NpzReader, SafetensorsReader, TensorReader, hub_metadata, hub_name, write_npz, write_safetensors
+from ..formats.checkpoint import FIELDS
+from ..formats.source import shown
 from ..tensor import FLOAT32, to_bytes
 from . import server_files, store
 
 KINDS = ("data", "m", "v")
+DIGEST_BYTES = 32
+MOST_BLOCK_BYTES = 1 << 30  # what PostgreSQL can hold in a value
+PIECE_BYTES = 16 << 20  # hashed between two looks for a cancel
 MOST_UNUSUAL = 60_000  # bytes; the comment of a zip file, which has the metadata of .npz, ends at 65,535
 
 
@@ -9589,6 +9886,24 @@ class Part:
     data: bytes
     m: bytes | None
     v: bytes | None
+
+    def __post_init__(self) -> None:
+        """22000 unless a row of llm_param can be such a block: rows and manifests are read that anybody may have changed."""
+        digests = (self.data, *(digest for digest in (self.m, self.v) if digest is not None))
+        if not (
+            isinstance(self.name, str)
+            and _is_count(self.token_id, 1 << 31)
+            and _is_count(self.step, 1 << 63)
+            and isinstance(self.shape, list)
+            and len(self.shape) in (1, 2)
+            and all(_is_count(size, 1 << 31) and size for size in self.shape)
+            and 4 * prod(self.shape) < MOST_BLOCK_BYTES
+            and all(isinstance(digest, bytes) and len(digest) == DIGEST_BYTES for digest in digests)
+        ):
+            raise InconsistentData(
+                f"block {shown(self.token_id)} of tensor {shown(self.name)} has a shape, a step or digests that none can have",
+                hint="Rows of llm_param or of a checkpoint were changed by hand, or a file was. Load another checkpoint.",
+            )
 
     def digest(self, kind: str) -> bytes | None:
         """Digest of "data", "m" or "v"."""
@@ -9607,6 +9922,30 @@ class Part:
     def from_json(cls, values: list[Any]) -> "Part":
         """Back from a manifest."""
         return cls(*values[:4], *(digest and bytes.fromhex(digest) for digest in values[4:]))
+
+
+def _is_count(value: object, end: int) -> bool:
+    return type(value) is int and 0 <= value < end
+
+
+def sha256(data: bytes) -> bytes:
+    """The digest of a block, in pieces: of a gigabyte it takes seconds, and can be interrupted."""
+    digest, view = hashlib.sha256(), memoryview(data)
+    for start in range(0, len(data), PIECE_BYTES):
+        digest.update(view[start : start + PIECE_BYTES])
+        host.check_interrupts()
+    return digest.digest()
+
+
+def misfit(config: GPT2Config, parts: Iterable[Part]) -> str | None:
+    """The first tensor whose blocks do not cover exactly what `config` says of it; None when all do."""
+    shapes = config.param_shapes()
+    rows = dict.fromkeys(shapes, 0)
+    for part in parts:
+        if part.name not in rows or tuple(part.shape[1:]) != shapes[part.name][1:] or part.token_id != rows[part.name]:
+            return part.name
+        rows[part.name] += part.shape[0]
+    return next((name for name, shape in shapes.items() if rows[name] != shape[0]), None)
 
 
 def require_suffix(path: str) -> None:
@@ -9687,13 +10026,9 @@ def _moments(parts: Sequence[Part]) -> str:
 
 def _file_shapes(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, tuple[int, ...]]:
     """Names in the file -> shapes, in file order; moments that are null throughout are left out."""
-    names = sorted(config.param_shapes())
-    return {
-        tensor_name(kind, name): config.param_shapes()[name]
-        for kind in KINDS
-        for name in names
-        if any(part.name == name and part.digest(kind) for part in manifest)
-    }
+    present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind) is not None}
+    shapes = sorted(config.param_shapes().items())
+    return {tensor_name(kind, name): shape for kind in KINDS for name, shape in shapes if (kind, name) in present}
 
 
 def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iterator[np.ndarray]]:
@@ -9715,7 +10050,7 @@ def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iter
         (kind, name), found = next(tensors, (("", ""), iter(())))
         for row in found:
             part = digests.get((name, row["token_id"]))
-            digest = row["bytes"] and hashlib.sha256(row["bytes"]).digest()
+            digest = row["bytes"] and sha256(row["bytes"])
             if tensor_name(kind, name) != wanted or part is None or digest != part.digest(kind):
                 raise InconsistentData(
                     f'tensor "{name}" of model "{model}" was changed while it was saved', hint="Save it again."
@@ -9737,7 +10072,8 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
         reader: TensorReader = NpzReader(file, most) if path.endswith(".npz") else SafetensorsReader(file)
         wanted = _file_shapes(config, manifest)
         found = {name: reader.shape(name) for name in reader.names()}
-        if reader.metadata.get("pg_gpt2.sha256") != manifest_digest(manifest) or found != wanted:
+        same = reader.metadata.get("pg_gpt2.sha256") == manifest_digest(manifest) and found == wanted
+        if not same or not _says(reader.metadata, config) or misfit(config, manifest) is not None:
             raise InconsistentData(
                 f'"{path}" is not the file that was written as checkpoint {checkpoint_id}',
                 hint="Put the original file back; llm_checkpoint_drop forgets the checkpoint.",
@@ -9746,6 +10082,12 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
     except Exception:
         file.close()
         raise
+
+
+def _says(metadata: Mapping[str, str], config: GPT2Config) -> bool:
+    """Whether what a file says of the configuration, in its own words and in those of an import, is this one."""
+    said = {name: metadata[name] for name in FIELDS if name in metadata}
+    return said == hub_metadata(config) and metadata.get("pg_gpt2.config") == json.dumps(asdict(config))
 
 
 def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
@@ -9757,11 +10099,11 @@ def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
         metadata = reader.metadata
         try:
             config = GPT2Config(**json.loads(metadata["pg_gpt2.config"]))
-            if 4 * config.n_params() > size or not isinstance(config.eos_token_id, int | None):
+            if 4 * config.n_params() > size or not _says(metadata, config):
                 raise ValueError
             model, step, digest = metadata["pg_gpt2.model"], int(metadata["pg_gpt2.step"]), metadata["pg_gpt2.sha256"]
             manifest = _manifest(reader, config, step, json.loads(metadata["pg_gpt2.blocks"]))
-        except (KeyError, TypeError, ValueError, AttributeError, InvalidParameter):
+        except (KeyError, TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
             raise InconsistentData(
                 f'"{path}" is not a checkpoint that llm_checkpoint_save wrote, or is damaged',
                 hint="pg_llm_import_safetensors and pg_llm_import_npz read the weights of other files.",
@@ -9794,7 +10136,7 @@ def _manifest(reader: TensorReader, config: GPT2Config, step: int, unusual: dict
             for first, rows, _, moments in blocks:
                 if kind == "data" or kind in moments:
                     data = to_bytes(reader.rows(tensor_name(kind, name), first, first + rows))
-                    digests[name, first, kind] = hashlib.sha256(data).digest()
+                    digests[name, first, kind] = sha256(data)
                 host.check_interrupts()
     return [
         Part(
@@ -9811,7 +10153,7 @@ def read_block(reader: TensorReader, part: Part, kind: str, checkpoint_id: int) 
     if part.digest(kind) is None:
         return None
     data = to_bytes(reader.rows(tensor_name(kind, part.name), part.token_id, part.token_id + part.shape[0]))
-    if hashlib.sha256(data).digest() != part.digest(kind):
+    if sha256(data) != part.digest(kind):
         raise damaged(checkpoint_id, part.name, part.token_id, "in llm_checkpoint.manifest")
     return data
 
@@ -9839,11 +10181,13 @@ def _batches(
         host.check_interrupts()
         if data is None:
             continue
-        batch.append((part, data))
-        held += len(data)
-        if held >= store.FLUSH_BYTES:
+        if (
+            batch and held + len(data) > store.FLUSH_BYTES
+        ):  # a large block is a statement of its own: a value ends at 1 GiB
             yield batch
             batch, held = [], 0
+        batch.append((part, data))
+        held += len(data)
     if batch:
         yield batch
 
@@ -9880,7 +10224,6 @@ Python. A block is stored under its SHA-256 and compared with it when it is load
 sql/checkpoints.sql.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -9980,22 +10323,12 @@ def current_parts(model: str) -> list[Part]:
 
 def check_layout(model: str, config: GPT2Config, found: Iterable[Part]) -> None:
     """22000 unless the blocks cover exactly the tensors of `config`: only what can be loaded is saved."""
-    rows = dict.fromkeys(config.param_shapes(), 0)
-    for part in found:
-        wanted = config.param_shapes().get(part.name, ())
-        if tuple(part.shape[1:]) != wanted[1:] or part.token_id != rows.get(part.name):
-            raise _layout_error(model, part.name)
-        rows[part.name] += part.shape[0]
-    for name, shape in config.param_shapes().items():
-        if rows[name] != shape[0]:
-            raise _layout_error(model, name)
-
-
-def _layout_error(model: str, name: str) -> InconsistentData:
-    return InconsistentData(
-        f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
-        hint="Import the model again, or llm_checkpoint_load an earlier state.",
-    )
+    name = checkpoint_files.misfit(config, found)
+    if name is not None:
+        raise InconsistentData(
+            f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
+            hint="Import the model again, or llm_checkpoint_load an earlier state.",
+        )
 
 
 def blocks(saved: Checkpoint) -> Iterator[tuple[str, Part, bytes]]:
@@ -10026,7 +10359,7 @@ def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, by
         saved.id,
     ):
         part = found[row["name"], row["token_id"]]
-        if row["data"] is None or hashlib.sha256(row["data"]).digest() != part.digest(kind):
+        if row["data"] is None or checkpoint_files.sha256(row["data"]) != part.digest(kind):
             raise checkpoint_files.damaged(saved.id, part.name, part.token_id, "in llm_checkpoint_blob")
         yield kind, part, row["data"]
 
@@ -10142,6 +10475,11 @@ def load(model: str, checkpoint_id: int) -> Checkpoint:
 
 def restore(saved: Checkpoint, model: str) -> None:
     """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved."""
+    if saved.manifest is None and (name := checkpoint_files.misfit(saved.config, parts(saved))) is not None:
+        raise InconsistentData(
+            f'checkpoint {saved.id} is damaged: the blocks of tensor "{name}" are not those of a model of its configuration',
+            hint="Rows of llm_checkpoint or llm_checkpoint_part were changed by hand. Load another checkpoint.",
+        )
     sharing.forget(model)
     if store.find_config(model) != saved.config:
         store.register(model, saved.config)
@@ -10372,7 +10710,6 @@ target, which is renamed when it is complete: a failure leaves what was there.
 """
 
 import contextlib
-import errno
 import io
 import os
 import re
@@ -10383,15 +10720,8 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from .. import db, threads
-from ..errors import (
-    DiskFull,
-    FileAccessError,
-    InsufficientPrivilege,
-    InvalidParameter,
-    MalformedData,
-    NullNotAllowed,
-    UndefinedFile,
-)
+from ..errors import FileAccessError, InsufficientPrivilege, InvalidParameter, MalformedData, NullNotAllowed, of_system
+from ..formats.source import ServerFile
 from ..limits import MOST_PATH
 
 SYNC_BYTES = 16 << 20
@@ -10408,9 +10738,9 @@ def open_to_read(path: str | None) -> BinaryIO:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
             raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
-        return open(handle, "rb")
+        return io.BufferedReader(ServerFile(handle, path or ""))
     except OSError as error:
-        raise _file_error(_culprit(real, error), error) from None
+        raise of_system(error, f'"{_culprit(real, error)}"') from None
 
 
 def read(path: str | None, limit: int) -> bytes:
@@ -10438,7 +10768,7 @@ def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
         temporary = None
         return size
     except OSError as error:
-        raise _file_error(_culprit(real, error), error) from None
+        raise of_system(error, f'"{_culprit(real, error)}"') from None
     finally:
         if temporary is not None:
             _freeing_later(temporary, partial(os.unlink, temporary))
@@ -10521,21 +10851,7 @@ def _new_file(folder: str) -> tuple[int, str]:
         _remove_left_over(folder)
         return tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder)
     except OSError as error:
-        raise _file_error(_culprit(folder, error), error) from None
-
-
-def _file_error(path: str, error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DiskFull(f'cannot write "{path}": {error.strerror}', hint="Make room there, or choose another place.")
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return UndefinedFile(
-            f'"{path}" does not exist: {error.strerror}',
-            hint="The path is on the server, seen by its operating-system user.",
-        )
-    return FileAccessError(
-        f'cannot open "{path}": {error.strerror}',
-        hint="The path is on the server, and its operating-system user needs access.",
-    )
+        raise of_system(error, f'"{_culprit(folder, error)}"') from None
 
 
 def _culprit(path: str, error: OSError) -> str:
@@ -11030,28 +11346,38 @@ class State:
         return (found and (sum(part.shape[0] for part in found), *found[0].shape[1:])) or None
 
     def tensor(self, name: str) -> np.ndarray:
-        """All values of a tensor, flat."""
-        resources.require_memory(2 * 4 * prod(self.shape(name) or (0,)), f'comparing tensor "{name}"')
+        """All values of a tensor, flat; 22000 where they are not what was saved."""
+        shape = self.shape(name) or (0,)
+        resources.require_memory(2 * 4 * prod(shape), f'comparing tensor "{name}"')
         blocks = []
         for part in self.tensors[name]:
-            blocks.append(np.frombuffer(self._block(part), FLOAT32))
+            block = self._block(part)
+            if len(block) != 4 * prod(part.shape) or tuple(part.shape[1:]) != shape[1:]:
+                raise InconsistentData(
+                    f'block {part.token_id} of tensor "{name}" has {len(block)} bytes, which do not fit its shape {part.shape}',
+                    hint="Rows of llm_param or of a checkpoint were changed by hand. Load another checkpoint.",
+                )
+            blocks.append(np.frombuffer(block, FLOAT32))
             host.check_interrupts()
         return np.concatenate(blocks)
 
     def _block(self, part: Part) -> bytes:
+        """Its weights, those of a checkpoint compared with their digest."""
         found = self.checkpoint
+        if found is not None and found.manifest is not None:
+            return checkpoint_files.read_block(self._reader, part, "data", found.id) or b""
         if found is None:
             row = db.row(
                 f"SELECT data FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
                 ["text", "text", "int4"],
                 *(self.model, part.name, part.token_id),
             )
-        elif found.manifest is not None:
-            return checkpoint_files.read_block(self._reader, part, "data", found.id) or b""
         else:
             row = db.row("SELECT data FROM {schema}.llm_checkpoint_blob WHERE digest = $1", ["bytea"], part.data)
         if row is None:
             raise InconsistentData(f'block {part.token_id} of tensor "{part.name}" is missing', hint="Was it deleted?")
+        if found is not None and checkpoint_files.sha256(row["data"]) != part.data:
+            raise checkpoint_files.damaged(found.id, part.name, part.token_id, "in llm_checkpoint_blob")
         return row["data"]
 
 
@@ -11073,7 +11399,7 @@ def compare(a: State, b: State, name: str) -> Difference:
     for start in range(0, x.size, CHUNK):
         before = x[start : start + CHUNK].astype(np.float64)
         change = y[start : start + CHUNK] - before
-        largest = max(largest, float(np.abs(change).max()))
+        largest = float(np.maximum(largest, np.abs(change).max()))  # max() would lose a NaN
         squares += float(change @ change)
         norm += float(before @ before)
         host.check_interrupts()
@@ -15046,7 +15372,9 @@ CREATE TABLE llm_param (
     model    text NOT NULL,
     name     text NOT NULL,
     token_id integer NOT NULL DEFAULT 0 CHECK (token_id >= 0),
-    shape    integer[] NOT NULL CHECK (array_ndims(shape) = 1 AND cardinality(shape) IN (1, 2)),
+    shape    integer[] NOT NULL CHECK (
+        (array_ndims(shape) = 1 AND array_lower(shape, 1) = 1 AND cardinality(shape) IN (1, 2) AND 0 < ALL (shape)) IS TRUE
+    ), -- null, of a shape with a NULL in it, would pass
     data     bytea NOT NULL,
     grad     bytea,
     m        bytea,
@@ -15331,11 +15659,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -15350,11 +15678,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -15368,11 +15696,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -15398,11 +15726,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 587b924e57b6 @extschema@'].models.init_model(globals())
+GD['pg_gpt2 4f3160516690 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -15412,11 +15740,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 587b924e57b6 @extschema@'].models.copy_model(globals())
+GD['pg_gpt2 4f3160516690 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -15426,11 +15754,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 587b924e57b6 @extschema@'].models.drop_model(globals())
+GD['pg_gpt2 4f3160516690 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -15469,11 +15797,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 587b924e57b6 @extschema@'].tokenizer.changed(globals())
+GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -15489,11 +15817,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -15503,11 +15831,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -15517,11 +15845,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].tokenizer.decode_bytes(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.decode_bytes(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
@@ -15530,11 +15858,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
@@ -15544,11 +15872,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -15557,11 +15885,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -15576,11 +15904,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -15590,11 +15918,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -15604,11 +15932,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -15622,25 +15950,25 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
-    'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
+    'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
 
 CREATE FUNCTION pg_llm_import_npz(path text, model text, replace boolean DEFAULT false)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -15650,25 +15978,25 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
-    'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
+    'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
 
 CREATE FUNCTION pg_llm_export_safetensors(path text, model text)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -15678,11 +16006,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -15692,11 +16020,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -15723,11 +16051,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -15759,11 +16087,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -15786,11 +16114,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -15814,11 +16142,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -15838,11 +16166,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -15857,11 +16185,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -15878,11 +16206,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -15896,11 +16224,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
@@ -15910,11 +16238,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -15929,11 +16257,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
@@ -15956,11 +16284,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -15982,11 +16310,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -16001,11 +16329,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -16037,11 +16365,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -16078,11 +16406,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].training.train(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -16120,11 +16448,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 587b924e57b6 @extschema@'].training.train_run(globals())
+GD['pg_gpt2 4f3160516690 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -16137,11 +16465,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -16274,11 +16602,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -16288,11 +16616,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -16302,11 +16630,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -16339,11 +16667,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 587b924e57b6 @extschema@'].checkpoints.drop(globals())
+GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -16353,11 +16681,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -16373,11 +16701,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -16398,11 +16726,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -16425,11 +16753,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -16443,11 +16771,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -16457,11 +16785,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -16475,11 +16803,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -16551,11 +16879,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.tensor(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.tensor(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
@@ -16565,11 +16893,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -16587,11 +16915,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -16600,11 +16928,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -16614,11 +16942,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -16628,11 +16956,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -16642,11 +16970,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -16655,11 +16983,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -16674,11 +17002,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -16693,11 +17021,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -16707,11 +17035,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -16721,11 +17049,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -16740,11 +17068,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -16760,11 +17088,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -16774,11 +17102,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -16787,11 +17115,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -16800,11 +17128,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -16822,11 +17150,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -16846,11 +17174,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -16869,11 +17197,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -16896,11 +17224,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -16910,11 +17238,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -16929,11 +17257,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -16949,11 +17277,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -16973,11 +17301,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -16995,11 +17323,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -17009,11 +17337,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -17023,11 +17351,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -17037,11 +17365,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -17050,11 +17378,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 587b924e57b6 @extschema@'].autograd.backprop(globals())
+GD['pg_gpt2 4f3160516690 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -17064,11 +17392,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -17080,11 +17408,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -17114,11 +17442,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -17139,11 +17467,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -17157,11 +17485,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -17171,11 +17499,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -17190,11 +17518,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -17204,11 +17532,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -17218,11 +17546,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -17231,11 +17559,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -17245,11 +17573,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -17259,11 +17587,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -17288,11 +17616,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -17302,11 +17630,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -17316,11 +17644,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -17329,11 +17657,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 587b924e57b6 @extschema@'].admin.grant_usage(globals())
+GD['pg_gpt2 4f3160516690 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -17371,11 +17699,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -17385,11 +17713,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
 
@@ -17404,11 +17732,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -17418,11 +17746,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -17432,11 +17760,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -17446,11 +17774,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 587b924e57b6 @extschema@' not in GD:
+if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 587b924e57b6 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

@@ -27,7 +27,9 @@ CREATE TABLE llm_param (
     model    text NOT NULL,
     name     text NOT NULL,
     token_id integer NOT NULL DEFAULT 0 CHECK (token_id >= 0),
-    shape    integer[] NOT NULL CHECK (array_ndims(shape) = 1 AND cardinality(shape) IN (1, 2)),
+    shape    integer[] NOT NULL CHECK (
+        (array_ndims(shape) = 1 AND array_lower(shape, 1) = 1 AND cardinality(shape) IN (1, 2) AND 0 < ALL (shape)) IS TRUE
+    ), -- null, of a shape with a NULL in it, would pass
     data     bytea NOT NULL,
     grad     bytea,
     m        bytea,

@@ -24,6 +24,7 @@ from .errors import (
     OutOfMemory,
     PgGpt2Error,
     TriggerProtocolViolated,
+    of_system,
 )
 from .importer import is_set_oddly, own_settings
 
@@ -43,7 +44,7 @@ _checked = 0.0
 _in_set = False
 _END = object()
 PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
-SHOWN = 1000  # characters of each end of a message
+SHOWN = 4000  # characters of each end of a message
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
 
 
@@ -123,6 +124,8 @@ def _for_sql(error: Exception) -> Exception:
         return _from_server(error)
     if isinstance(error, plpy.Error):
         return error
+    if isinstance(error, OSError):
+        error = of_system(error, f'"{error.filename}"' if error.filename else "a file of the server")
     if isinstance(error, PgGpt2Error):
         return _error(error.message, error.sqlstate, error.detail, error.hint)
     if isinstance(error, MemoryError):
@@ -134,14 +137,17 @@ def _for_sql(error: Exception) -> Exception:
 
 
 def _error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
-    error = ServerError(_shortened(message))
-    error.sqlstate, error.detail, error.hint = sqlstate, detail, hint and _shortened(hint)
+    error = ServerError(_sendable(message))
+    error.sqlstate, error.detail, error.hint = sqlstate, detail and _sendable(detail), hint and _sendable(hint)
     return error
 
 
-def _shortened(text: str) -> str:
-    """A text for a reader: one that quotes a value of megabytes would go to the client, and into the server's log, whole."""
-    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+def _sendable(text: str) -> str:
+    """`text` as it can reach a reader: names in a file may have U+0000, or half of a pair of UTF-16, and one of
+    megabytes would go to the client and into the server's log whole."""
+    if len(text) > 2 * SHOWN:
+        text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+    return storable(text).encode("utf-8", "replace").decode()
 
 
 def _from_server(error: Any) -> Exception:

@@ -4,17 +4,19 @@ A statement runs in a transaction of its own, which its error undoes, on the mod
 a run and checkpoints, bare has none of that, `e` is a configuration without weights.
 """
 
+import errno
 import gzip
 import io
 import json
+import os
 import struct
 import warnings
 import zipfile
 from collections.abc import Callable
 
 import numpy as np
-from pg_gpt2 import config, gpt2, tape
-from pg_gpt2.formats import npz, source
+from pg_gpt2 import config, errors, gpt2, tape
+from pg_gpt2.formats import checkpoint, hub_config, npz, source
 from pg_gpt2.ops import lookup
 from pg_gpt2.tokenizer.bpe import Tokenizer
 from pg_gpt2.training import batches, optim, trainer
@@ -89,6 +91,13 @@ def with_size_of_directory(size: int) -> bytes:
     return bytes(data)
 
 
+def with_compressed_size(size: int) -> bytes:
+    data = bytearray(npz_of(WEIGHTS))
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 20 : entry + 24] = size.to_bytes(4, "little")
+    return bytes(data)
+
+
 HEADER = "{'descr': %s, 'fortran_order': %s, 'shape': %s}"
 MANY = source.MAX_TENSORS + 1
 
@@ -96,6 +105,7 @@ NPZ = {
     "neither": b"neither of the two",
     "directory": with_size_of_directory(11 << 20),
     "members": lambda: zipped(*((f"{i}.npy", b"") for i in range(MANY))),
+    "hollow": with_compressed_size(1 << 30),
     "no_npy": zipped(("wte.txt", b"x")),
     "twice": zipped(("wte.npy", npy(WEIGHTS["wte"])), ("wte.npy", npy(WEIGHTS["wte"]))),
     "bzip2": zipped(("wte.npy", npy(WEIGHTS["wte"])), method=zipfile.ZIP_BZIP2),
@@ -129,6 +139,7 @@ SAFETENSORS = {
     "other_shape": safetensors(WEIGHTS | {"wpe": np.zeros((2, 1), "<f4")}),
     "surplus": safetensors(WEIGHTS | {"h.1.ln_1.bias": np.zeros(2, "<f4")}),
     "lacking": safetensors({name: values for name, values in WEIGHTS.items() if name != "ln_f.bias"}),
+    "other_heads": safetensors(WEIGHTS, n_head="2"),
     "both": safetensors(WEIGHTS | {"transformer.wte.weight": WEIGHTS["wte"]}),
 }
 WITHOUT_CONFIGURATION = {
@@ -348,6 +359,12 @@ STATEMENTS = [
     f"UPDATE llm_checkpoint SET file_path = '{{folder}}/small.safetensors' WHERE id = {IN_FILE};"
     f" SELECT llm_checkpoint_load('t', {IN_FILE})",
     f"{UNSAFE} {T_STEP} DELETE FROM llm_checkpoint_blob; SELECT * FROM llm_checkpoint_diff({FIRST})",
+    f"UPDATE llm_checkpoint_part SET shape = '{{NULL}}'; SELECT llm_checkpoint_load('t', {FIRST})",
+    f"UPDATE llm_checkpoint_part SET token_id = token_id + 1; SELECT llm_checkpoint_load('t', {FIRST})",
+    "UPDATE llm_param SET shape = '{20,8}', data = substr(data, 1, 640) WHERE model = 'bare' AND name = 'wte'; INSERT INTO"
+    " llm_param (model, name, token_id, shape, data) VALUES ('bare', 'wte', 20, '{30,8}', decode(repeat('00', 960), 'hex'));"
+    " SELECT llm_checkpoint_save('bare'); UPDATE llm_checkpoint_part SET shape = '{30,4}' WHERE name = 'wte' AND token_id = 20;"
+    f" UPDATE llm_param SET data = overlay(data PLACING '\\x00' FROM 1); SELECT * FROM llm_checkpoint_diff({IN_FILE})",
     "SELECT llm_checkpoint_attach('{folder}/small.safetensors')",
     "SELECT llm_checkpoint_attach('{folder}/altered.safetensors')",
     "SELECT llm_checkpoint_attach('{folder}/c.safetensors')",
@@ -475,7 +492,24 @@ class Broken(io.BytesIO):
         raise self.error
 
 
+def refused(number: int) -> None:
+    """What the operating system refuses."""
+    raise errors.of_system(OSError(number, os.strerror(number)), "the file")
+
+
+HUB = hub_config.fields_of(SMALL)
+
 CALLS: list[Callable[[], object]] = [
+    lambda: refused(errno.EMFILE),
+    lambda: refused(errno.ENOMEM),
+    lambda: hub_config.read_config(b"[]"),
+    lambda: hub_config.config_of(HUB | {"activation_function": "relu"}),
+    lambda: hub_config.config_of(HUB | {"n_inner": 7}),
+    lambda: hub_config.config_of(HUB | {"n_layer": "x"}),
+    lambda: hub_config.config_of(HUB | {"hidden_size": 4}),
+    lambda: hub_config.config_of(HUB | {"n_head": 3}),
+    lambda: checkpoint.agreed("m", SMALL, {"eos_token_id": 9}, "config.json"),
+    lambda: config.GPT2Config(1, 1, 2, 2, 3, 7),
     lambda: Tokenizer({}, []),
     lambda: Tokenizer({0: b"a"}, []).encode("\ud800"),
     lambda: npz.NpzReader(io.BytesIO(npz_of({"a": np.zeros((0, 2), "<f4")}))).rows("a", 0, 0),

@@ -5,7 +5,6 @@ Python. A block is stored under its SHA-256 and compared with it when it is load
 sql/checkpoints.sql.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -105,22 +104,12 @@ def current_parts(model: str) -> list[Part]:
 
 def check_layout(model: str, config: GPT2Config, found: Iterable[Part]) -> None:
     """22000 unless the blocks cover exactly the tensors of `config`: only what can be loaded is saved."""
-    rows = dict.fromkeys(config.param_shapes(), 0)
-    for part in found:
-        wanted = config.param_shapes().get(part.name, ())
-        if tuple(part.shape[1:]) != wanted[1:] or part.token_id != rows.get(part.name):
-            raise _layout_error(model, part.name)
-        rows[part.name] += part.shape[0]
-    for name, shape in config.param_shapes().items():
-        if rows[name] != shape[0]:
-            raise _layout_error(model, name)
-
-
-def _layout_error(model: str, name: str) -> InconsistentData:
-    return InconsistentData(
-        f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
-        hint="Import the model again, or llm_checkpoint_load an earlier state.",
-    )
+    name = checkpoint_files.misfit(config, found)
+    if name is not None:
+        raise InconsistentData(
+            f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
+            hint="Import the model again, or llm_checkpoint_load an earlier state.",
+        )
 
 
 def blocks(saved: Checkpoint) -> Iterator[tuple[str, Part, bytes]]:
@@ -151,7 +140,7 @@ def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, by
         saved.id,
     ):
         part = found[row["name"], row["token_id"]]
-        if row["data"] is None or hashlib.sha256(row["data"]).digest() != part.digest(kind):
+        if row["data"] is None or checkpoint_files.sha256(row["data"]) != part.digest(kind):
             raise checkpoint_files.damaged(saved.id, part.name, part.token_id, "in llm_checkpoint_blob")
         yield kind, part, row["data"]
 
@@ -267,6 +256,11 @@ def load(model: str, checkpoint_id: int) -> Checkpoint:
 
 def restore(saved: Checkpoint, model: str) -> None:
     """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved."""
+    if saved.manifest is None and (name := checkpoint_files.misfit(saved.config, parts(saved))) is not None:
+        raise InconsistentData(
+            f'checkpoint {saved.id} is damaged: the blocks of tensor "{name}" are not those of a model of its configuration',
+            hint="Rows of llm_checkpoint or llm_checkpoint_part were changed by hand. Load another checkpoint.",
+        )
     sharing.forget(model)
     if store.find_config(model) != saved.config:
         store.register(model, saved.config)

@@ -5,7 +5,6 @@ target, which is renamed when it is complete: a failure leaves what was there.
 """
 
 import contextlib
-import errno
 import io
 import os
 import re
@@ -16,15 +15,8 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from .. import db, threads
-from ..errors import (
-    DiskFull,
-    FileAccessError,
-    InsufficientPrivilege,
-    InvalidParameter,
-    MalformedData,
-    NullNotAllowed,
-    UndefinedFile,
-)
+from ..errors import FileAccessError, InsufficientPrivilege, InvalidParameter, MalformedData, NullNotAllowed, of_system
+from ..formats.source import ServerFile
 from ..limits import MOST_PATH
 
 SYNC_BYTES = 16 << 20
@@ -41,9 +33,9 @@ def open_to_read(path: str | None) -> BinaryIO:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
             raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
-        return open(handle, "rb")
+        return io.BufferedReader(ServerFile(handle, path or ""))
     except OSError as error:
-        raise _file_error(_culprit(real, error), error) from None
+        raise of_system(error, f'"{_culprit(real, error)}"') from None
 
 
 def read(path: str | None, limit: int) -> bytes:
@@ -71,7 +63,7 @@ def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
         temporary = None
         return size
     except OSError as error:
-        raise _file_error(_culprit(real, error), error) from None
+        raise of_system(error, f'"{_culprit(real, error)}"') from None
     finally:
         if temporary is not None:
             _freeing_later(temporary, partial(os.unlink, temporary))
@@ -154,21 +146,7 @@ def _new_file(folder: str) -> tuple[int, str]:
         _remove_left_over(folder)
         return tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder)
     except OSError as error:
-        raise _file_error(_culprit(folder, error), error) from None
-
-
-def _file_error(path: str, error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DiskFull(f'cannot write "{path}": {error.strerror}', hint="Make room there, or choose another place.")
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return UndefinedFile(
-            f'"{path}" does not exist: {error.strerror}',
-            hint="The path is on the server, seen by its operating-system user.",
-        )
-    return FileAccessError(
-        f'cannot open "{path}": {error.strerror}',
-        hint="The path is on the server, and its operating-system user needs access.",
-    )
+        raise of_system(error, f'"{_culprit(folder, error)}"') from None
 
 
 def _culprit(path: str, error: OSError) -> str:
