@@ -1,12 +1,13 @@
 """llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from .. import db, gpt2, host, resources
+from .. import db, gpt2, host, resources, threads
 from ..autograd import recording
 from ..config import GPT2Config
 from ..db import entry
@@ -16,6 +17,7 @@ from ..inference.decode import Decoder, bytes_of_several, check_ids
 from ..inference.generation import Options, TextStream, Token, tokens
 from ..inference.prompts import check_prompt, draw_seed, encode_prompt
 from ..inference.sampling import Sampling, softmax
+from ..inference.stops import Stops
 from ..limits import MOST_BEAMS
 from ..storage import store, weights
 from ..tensor import to_bytes
@@ -85,32 +87,29 @@ class _TextJob:
         logprobs: bool = False,
     ) -> None:
         _require_text(prompt, echo)
+        stops = Stops(stop)
         model = weights.load(model_name)
         self.tokenizer = vocabularies.load(model.name)
-        options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, self.tokenizer, logprobs)
+        options = _options(max_tokens, sampling, eos_token, seed, model.config, self.tokenizer, logprobs)
         ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], max_tokens)
         self.prefix = prompt if echo else ""
-        self.text = TextStream(self.tokenizer, options.stop, options.eos)
+        self.text = TextStream(self.tokenizer, stops, options.eos)
         self.tokens = tokens(model.arranged, model.config, ids, options, self.text.add)
 
     def finish(self) -> str:
         """All the text, when no token is left."""
-        return self.prefix + _finished(self.text)
+        self.text.finish()
+        return self.prefix + self.text.text()
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         for step, token in enumerate(self.tokens, 1):
             if token.finish:
                 self.text.finish()
-            shown = self.prefix + db.storable(self.text.shown())
+            shown = self.prefix + self.text.shown()
             done = token.finish is not None
             piece = db.storable(self.tokenizer.decode([token.id]))
             yield step, token.id, piece, shown, done, token.logprob, token.finish
-
-
-def _finished(text: TextStream) -> str:
-    text.finish()
-    return db.storable(text.text())
 
 
 def _require_text(prompt: object, echo: bool | None) -> None:
@@ -149,15 +148,23 @@ def generate_batch(
     for prompt in prompts:
         _require_text(prompt, echo)
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    stops = Stops(stop)
     model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
-    options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
-    ids = [encode_prompt(prompt, model, tokenizer) for prompt in prompts]
-    _require_cache(model, list(map(len, ids)), max_tokens)
-    each = [replace(options, seed=options.seed + n) for n in range(len(ids))]
-    texts = [TextStream(tokenizer, options.stop, options.eos) for _ in ids]
-    batch.generate_batch(model.arranged, model.config, ids, each, [text.add for text in texts])
-    return [(n, (prompt if echo else "") + _finished(text)) for n, (prompt, text) in enumerate(zip(prompts, texts), 1)]
+    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
+    ids = [array("i", encode_prompt(prompt, model, tokenizer)) for prompt in prompts]
+    rows: list[tuple[int, str]] = []
+    for some in threads.pieces(len(prompts), batch.MOST_TOGETHER):
+        _require_cache(model, list(map(len, ids[some])), max_tokens)
+        numbers = range(some.start, some.stop)
+        each = [replace(options, seed=options.seed + n) for n in numbers]
+        texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
+        batch.generate_batch(model.arranged, model.config, ids[some], each, [text.add for text in texts])
+        for n, text in zip(numbers, texts):
+            text.finish()
+            rows.append((n + 1, (prompts[n] if echo else "") + text.text()))
+            prompts[n] = ""  # the row has it
+    return rows
 
 
 @entry
@@ -189,7 +196,7 @@ def beam_search(
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.load(model.name))
-    options = _options(max_tokens, Sampling(), eos_token, 0, None, model.config, tokenizer)
+    options = _options(max_tokens, Sampling(), eos_token, 0, model.config, tokenizer)
     _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
     beams = beam.beam_search(
         model.arranged,
@@ -219,7 +226,6 @@ def _options(
     sampling: Sampling,
     eos_token: int | None,
     seed: int | None,
-    stop: list[str] | None,
     config: GPT2Config,
     tokenizer: Tokenizer | None,
     logprobs: bool = False,
@@ -235,9 +241,7 @@ def _options(
             hint="Give a token id, null for the model's, or -1 for none.",
         )
     seed = draw_seed() if seed is None else seed
-    return Options(
-        max_tokens, sampling, eos, seed, tuple(stop or ()), look_up=resources.prompt_lookup(), logprobs=logprobs
-    )
+    return Options(max_tokens, sampling, eos, seed, look_up=resources.prompt_lookup(), logprobs=logprobs)
 
 
 @entry
@@ -256,12 +260,13 @@ def generate_tokens(
 ) -> list[int]:
     """New ids after `ids`."""
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    stops = Stops(stop)
     model = weights.load(model_name)
     ids = check_prompt(ids, model)
-    tokenizer = vocabularies.load(model.name) if stop else None
-    options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
+    tokenizer = vocabularies.load(model.name) if stops else None
+    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
     _require_cache(model, [len(ids)], max_tokens)
-    text = TextStream(tokenizer, options.stop, options.eos) if tokenizer else None
+    text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
     found: list[int] = []
     new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
     for token in new:

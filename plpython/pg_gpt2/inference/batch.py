@@ -17,6 +17,7 @@ from .generation import Options, Token, kept_window
 from .sampling import Draws, choose, is_decisive
 
 Stopped = Callable[[int], bool]
+MOST_TOGETHER = 64  # streams: more are hardly faster, and each has keys and values of its own
 
 
 class Stream:
@@ -46,6 +47,7 @@ class Stream:
 
     def take(self, logits: np.ndarray) -> bool:
         """Choose a token; True while the stream goes on."""
+        host.check_interrupts()
         draw = self._draws.next()
         sampling = self.options.sampling
         if not self._exact and not is_decisive(logits, sampling, draw, self.seen):
@@ -76,14 +78,13 @@ def generate_batch(
     options: Sequence[Options],
     stopped: Sequence[Stopped],
 ) -> list[list[Token]]:
-    """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
+    """Tokens of each prompt, at most MOST_TOGETHER of them, as `generation.tokens` gives them for that prompt alone."""
     rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
     streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
     window = config.n_positions
     begun = [s for s in streams if s.options.max_tokens]
     results = _begin(begun, [s.seen[-window:] for s in begun])
     while going_on := [stream for stream, logits in results if stream.take(logits)]:
-        host.check_interrupts()
         full = [s for s in going_on if s.decoder.length == window]
         rest = [s for s in going_on if s.decoder.length < window]
         results = _begin(full, [kept_window(s.seen, config) for s in full])
