@@ -92,6 +92,8 @@ def token_embedding(token_id: int, model: str | None) -> list[float]:
     """A row of wte, read from its block alone."""
     require(token_id=token_id)
     name = store.model_name(model)
+    if model is None and not store.has_weights(name):
+        name = store.only_model() or name
     config = store.config(name)
     check_ids([token_id], config, name)
     row = db.row(
