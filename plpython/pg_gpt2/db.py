@@ -25,7 +25,10 @@ Function = Callable[..., Any]
 # PL/Python prefixes a message with the name of the exception's class; this name makes a prefix that a user can read.
 ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
 
+OUR_PATH = "pg_catalog, pg_temp"  # the search_path that every function pins
+
 _schema = ""
+_callers_path = OUR_PATH  # that of who called a committing procedure
 sources_digest = ""
 _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
@@ -33,6 +36,7 @@ _in_set = False
 _END = object()
 PL_PYTHON = frozenset(("GD", "SD", "TD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
+CHECK_IN_SET = 0.2  # the same inside a row of a set
 
 
 def connect(schema: str, digest: str) -> None:
@@ -85,11 +89,11 @@ def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
-    """Rows of a set. A cancel is left to the executor, which looks between rows: PL/Python would wrap our error in
-    "error fetching next item from iterator"."""
-    global _in_set
+    """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long: PL/Python wraps our
+    error in "error fetching next item from iterator"."""
+    global _in_set, _checked
     while True:
-        _in_set = True
+        _in_set, _checked = True, time.monotonic()
         try:
             with own_settings(), np.errstate(all="ignore"):
                 row = next(rows, _END)
@@ -183,6 +187,7 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
     The path is set only while the query runs, so that it cannot lead our own statements astray.
     """
     with _search_path(search_path):
+        open_before = _portals()
         try:
             rows = plpy.cursor(source)
         except plpy.spiexceptions.InvalidCursorDefinition:
@@ -194,20 +199,36 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
                 raise
             hint = "source is the text of a query, such as 'SELECT body FROM documents'."
             raise _error(f"source: {error}", error.sqlstate, None, hint) from None
+        names = _columns(_portals() - open_before)
+        if len(names) != 1:
+            raise _not_one_text(names)
         batch = rows.fetch(100)
-    names = list(batch[0]) if batch.nrows() else []  # what a cursor fetches has no colnames()
     while batch.nrows():
         for fetched in batch:
-            if len(names) != 1 or not isinstance(value := fetched[names[0]], str | None):
-                raise InvalidParameter(
-                    f"source must return one text column, not ({', '.join(names)})",
-                    hint="Example: 'SELECT body FROM documents'.",
-                )
+            if not isinstance(value := fetched[names[0]], str | None):
+                raise _not_one_text(names)
             if value is not None:
                 yield value
         with _search_path(search_path):
             batch = rows.fetch(100)
     rows.close()
+
+
+def _portals() -> set[str]:
+    """Names of the cursors that are open in this session."""
+    return {row["name"] for row in query("SELECT name FROM pg_catalog.pg_cursors")}
+
+
+def _columns(portals: set[str]) -> list[str]:
+    """Names of the columns of a cursor that was just opened. What a cursor fetches is a dict a row, in which columns of the same
+    name are one, and has no colnames(); what FETCH gives has."""
+    return plpy.execute(f"FETCH 0 FROM {quote_identifier(max(portals))}").colnames()
+
+
+def _not_one_text(names: list[str]) -> InvalidParameter:
+    return InvalidParameter(
+        f"source must return one text column, not ({', '.join(names)})", hint="Example: 'SELECT body FROM documents'."
+    )
 
 
 @contextmanager
@@ -221,7 +242,7 @@ def _search_path(path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _set_search_path("pg_catalog, pg_temp")
+        _set_search_path(OUR_PATH)
 
 
 def _set_search_path(path: str) -> None:
@@ -229,9 +250,13 @@ def _set_search_path(path: str) -> None:
     run("SELECT pg_catalog.set_config('search_path', $1, true)", ["pg_catalog.text"], path)
 
 
-def start_committing(procedure: str) -> None:
-    """Begin a procedure that commits as it goes: a call inside a transaction block fails here, before any work."""
-    _set_search_path("pg_catalog, pg_temp")
+@contextmanager
+def committing(procedure: str) -> Iterator[None]:
+    """Around a procedure that commits as it goes: a call inside a transaction block fails here, before any work.
+
+    The caller's search_path is there again afterwards; after an error, which undoes the transaction, it is so by itself.
+    """
+    _set_search_path(OUR_PATH)
     try:
         commit()
     except plpy.SPIError as error:
@@ -241,12 +266,16 @@ def start_committing(procedure: str) -> None:
             f"{procedure} commits as it goes, so it cannot run inside a transaction block or a function",
             hint="Call it by itself in autocommit mode: outside BEGIN in psql, with autocommit=True in psycopg.",
         ) from None
+    yield
+    _set_search_path(_callers_path)
 
 
 def commit() -> None:
     """Commit; procedures cannot have a SET clause, and what they set themselves ends with the transaction."""
+    global _callers_path
     plpy.commit()
-    _set_search_path("pg_catalog, pg_temp")
+    _callers_path = (row("SELECT pg_catalog.current_setting('search_path') AS path") or {})["path"]
+    _set_search_path(OUR_PATH)
 
 
 def setting(name: str, default: str | None = None) -> str | None:
@@ -273,7 +302,7 @@ def check_interrupts() -> None:
     """Let a cancel, a timeout or a termination of this session take effect; cheap enough for inner loops."""
     global _checked
     now = time.monotonic()
-    if now - _checked >= CHECK_EVERY and not _in_set:
+    if now - _checked >= (CHECK_IN_SET if _in_set else CHECK_EVERY):
         _checked = now
         plpy.execute(_plan("SELECT 1", ()))
 

@@ -129,6 +129,8 @@ def test_embed_and_perplexity(conn, client):
     assert len(embedding) == 32
     assert all(isinstance(number, float) for number in embedding)
     assert client.perplexity(TEXT) == select(conn, "llm_perplexity(%(t)s, 'tiny')", t=TEXT)
+    assert client.perplexity(TEXT, from_start=True) == select(conn, "llm_perplexity(%(t)s, 'tiny', true)", t=TEXT)
+    assert (client.perplexity(""), client.embed("")) == (None, None)
 
 
 # ---- Hugging Face's names
@@ -424,7 +426,7 @@ def test_async_twin(dsn, client):
             assert batch == client.generate_batch([PROMPT, "x"], max_tokens=6, seed=2)
             assert await twin.beam_search(PROMPT, max_tokens=6) == client.beam_search(PROMPT, max_tokens=6)
             assert await twin.embed(TEXT) == client.embed(TEXT)
-            assert await twin.perplexity(TEXT) == client.perplexity(TEXT)
+            assert await twin.perplexity(TEXT, from_start=True) == client.perplexity(TEXT, from_start=True)
             async with conn.transaction(force_rollback=True):
                 assert await twin.train(1, progress=False) > 0
             with pytest.raises(TypeError, match="both max_tokens and max_new_tokens"):

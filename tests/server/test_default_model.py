@@ -84,7 +84,9 @@ def test_only_models_that_the_caller_sees_count(conn):
     conn.execute("ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY")
     conn.execute("CREATE POLICY one ON llm_param TO tenant_of_one USING (model = 'only')")
     conn.execute("SET LOCAL ROLE tenant_of_one")
-    assert conn.execute("SELECT llm_generate('low', 3, 0) = llm_generate('low', 3, 0, model_name => 'only')").fetchone()[0]
+    assert conn.execute(
+        "SELECT llm_generate('low', 3, 0) = llm_generate('low', 3, 0, model_name => 'only')"
+    ).fetchone()[0]
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
         conn.execute("SELECT llm_generate('low', model_name => 'gpt2-medium')")
     assert "hidden" not in caught.value.diag.message_hint

@@ -3,15 +3,16 @@
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from .. import db, gpt2, host, resources, threads
+from .. import db, gpt2, host, resources
 from ..autograd import recording
 from ..config import GPT2Config
 from ..db import entry
-from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, require, require_positive
+from ..errors import InvalidParameter, OutOfMemory, require, require_positive
 from ..inference import batch, beam
 from ..inference.decode import Decoder, bytes_of_several, check_ids
 from ..inference.generation import Options, TextStream, Token, tokens
@@ -29,7 +30,7 @@ MAX_BYTEA = (1 << 30) - (1 << 16)
 
 @entry
 def generate(
-    prompt: str,
+    prompt: str | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -41,8 +42,10 @@ def generate(
     repetition_penalty: float,
     min_p: float,
     echo: bool,
-) -> str:
+) -> str | None:
     """Prompt (unless echo is false) and completion."""
+    if prompt is None:
+        return None
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo)
     for _ in job.tokens:
@@ -52,7 +55,7 @@ def generate(
 
 @entry
 def stream(
-    prompt: str,
+    prompt: str | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -66,6 +69,8 @@ def stream(
     echo: bool,
 ) -> Iterator[tuple[Any, ...]]:
     """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
+    if prompt is None:
+        return iter(())
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo, logprobs=True)
     return job.rows()
@@ -86,7 +91,7 @@ class _TextJob:
         echo: bool,
         logprobs: bool = False,
     ) -> None:
-        _require_text(prompt, echo)
+        require(echo=echo)
         stops = Stops(stop)
         model = weights.load(model_name)
         self.tokenizer = vocabularies.load(model.name)
@@ -112,14 +117,6 @@ class _TextJob:
             yield step, token.id, piece, shown, done, token.logprob, token.finish
 
 
-def _require_text(prompt: object, echo: bool | None) -> None:
-    if prompt is None or echo is None:
-        raise NullNotAllowed(
-            f"{'prompt' if prompt is None else 'echo'} must not be null",
-            hint="An empty prompt '' starts from the end-of-text token.",
-        )
-
-
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
     """53200 when keys and values of so many positions, and logits after each text, do not fit."""
     rooms = [length + max_tokens for length in lengths]
@@ -130,7 +127,7 @@ def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) ->
 
 @entry
 def generate_batch(
-    prompts: list[str],
+    prompts: list[str | None] | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -142,29 +139,28 @@ def generate_batch(
     repetition_penalty: float,
     min_p: float,
     echo: bool,
-) -> list[tuple[int, str]]:
-    """Rows (n, text), n from 1."""
-    _require_text(prompts, echo)
-    for prompt in prompts:
-        _require_text(prompt, echo)
+) -> list[tuple[int, str | None]]:
+    """Rows (n, text), n from 1; the text of a null prompt is null."""
+    if not prompts:
+        return []
+    require(echo=echo)
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     stops = Stops(stop)
     model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
     options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
-    ids = [array("i", encode_prompt(prompt, model, tokenizer)) for prompt in prompts]
-    rows: list[tuple[int, str]] = []
-    for some in threads.pieces(len(prompts), batch.MOST_TOGETHER):
-        _require_cache(model, list(map(len, ids[some])), max_tokens)
-        numbers = range(some.start, some.stop)
+    ids = {n: array("i", encode_prompt(p, model, tokenizer)) for n, p in enumerate(prompts) if p is not None}
+    while ids:
+        numbers = list(islice(ids, batch.MOST_TOGETHER))
+        given = [ids.pop(n) for n in numbers]
+        _require_cache(model, list(map(len, given)), max_tokens)
         each = [replace(options, seed=options.seed + n) for n in numbers]
         texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
-        batch.generate_batch(model.arranged, model.config, ids[some], each, [text.add for text in texts])
+        batch.generate_batch(model.arranged, model.config, given, each, [text.add for text in texts])
         for n, text in zip(numbers, texts):
             text.finish()
-            rows.append((n + 1, (prompts[n] if echo else "") + text.text()))
-            prompts[n] = ""  # the row has it
-    return rows
+            prompts[n] = ((prompts[n] or "") if echo else "") + text.text()  # in its place: a prompt may be large
+    return list(enumerate(prompts, 1))
 
 
 @entry
@@ -179,7 +175,9 @@ def beam_search(
     prompt_ids: list[int] | None,
 ) -> list[tuple[int, float, str | None, list[int]]]:
     """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
-    if (prompt is not None and prompt_ids is not None) or prompt is prompt_ids:
+    if prompt is None and prompt_ids is None:
+        return []
+    if prompt is not None and prompt_ids is not None:
         raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
     require(length_penalty=length_penalty, early_stopping=early_stopping)
     require_positive(beam_width=beam_width, max_tokens=max_tokens)
@@ -257,8 +255,10 @@ def generate_tokens(
     stop: list[str] | None,
     repetition_penalty: float,
     min_p: float,
-) -> list[int]:
+) -> list[int] | None:
     """New ids after `ids`."""
+    if ids is None:
+        return None
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     stops = Stops(stop)
     model = weights.load(model_name)
@@ -276,14 +276,12 @@ def generate_tokens(
 
 
 @entry
-def next_token(prompt: str, n: int, temperature: float, model_name: str | None) -> list[tuple[Any, ...]]:
+def next_token(prompt: str | None, n: int, temperature: float, model_name: str | None) -> list[tuple[Any, ...]]:
     """Rows (rank, token_id, token, logit, probability) of the `n` most probable tokens."""
-    if prompt is None or n is None or temperature is None:
-        raise NullNotAllowed(
-            "prompt, n and temperature must not be null", hint="Leave n and temperature out to get their defaults."
-        )
-    if n < 1:
-        raise InvalidParameter(f"n must be 1 or more, not {n}", hint="It is the number of tokens to list.")
+    if prompt is None:
+        return []
+    require(temperature=temperature)
+    require_positive(n=n)
     if not 0 < temperature < float("inf"):
         raise InvalidParameter(
             f"temperature must be above 0 and finite, not {temperature}", hint="1 gives the model's own probabilities."
@@ -315,9 +313,10 @@ def logits(
     n_head: int | None,
     d_model: int | None,
     vocab_size: int | None,
-) -> bytes:
+) -> bytes | None:
     """Logits [T, vocab] of all positions, as bytes."""
-    require(token_ids=token_ids)
+    if token_ids is None:
+        return None
     if not token_ids:
         raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
     model = weights.load(model_name)

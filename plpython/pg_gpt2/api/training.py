@@ -41,8 +41,8 @@ def load_dataset(source: str, model: str, block_size: int, split: str, val_fract
 @entry
 def loss(
     model: str | None,
-    tokens: list[int],
-    targets: list[int],
+    tokens: list[int] | None,
+    targets: list[int] | None,
     n_layer: int | None,
     n_head: int | None,
     d: int | None,
@@ -51,9 +51,11 @@ def loss(
     train: bool,
     seed: int | None,
     level: str | None,
-) -> float:
+) -> float | None:
     """Mean cross entropy of `targets`, recorded at the audit `level`; None = as the mode is."""
-    require(tokens=tokens, targets=targets, dropout_p=dropout_p, training=train)
+    if tokens is None or targets is None:
+        return None
+    require(dropout_p=dropout_p, training=train)
     if level is not None:
         audit.check_level(level)
     if not tokens or len(tokens) != len(targets):
@@ -177,6 +179,7 @@ def train(
 
 
 @entry
+@db.committing("llm_train_run")
 def train_run(
     model: str,
     n_steps: int,
@@ -206,7 +209,6 @@ def train_run(
     level: str,
 ) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
-    db.start_committing("llm_train_run")
     settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
     plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
     _check_run(model, plan, grad_workers, prune_workers)

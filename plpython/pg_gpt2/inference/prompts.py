@@ -14,15 +14,20 @@ def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> li
     """Ids of the prompt, as many as the window has; the end-of-text token for an empty one."""
     ids = tokenizer.encode(prompt)
     if not ids:
-        eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
-        if eos is None:
-            raise InvalidParameter(
-                f'an empty prompt needs an end-of-text token, and model "{model.name}" has none',
-                hint="Give a prompt, or set eos_token_id in llm_model_config.",
-            )
-        return [eos]
+        return [end_of_text(model, tokenizer, "an empty prompt")]
     check_ids(ids, model.config, model.name)
     return _tail(ids, model)
+
+
+def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
+    """The token that texts begin after; 22023 saying `what` needs it where there is none."""
+    eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
+    if eos is None:
+        raise InvalidParameter(
+            f'{what} needs an end-of-text token, and model "{model.name}" has none',
+            hint="Set eos_token_id in llm_model_config.",
+        )
+    return eos
 
 
 def check_prompt(ids: list[int] | None, model: weights.Model) -> list[int]:
