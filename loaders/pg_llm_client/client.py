@@ -23,7 +23,8 @@ class PGLLMClient:
     """Generation, scoring and training by the pg_gpt2 of a database.
 
     `conn` is the caller's: it stays open, and no method commits what the caller began. `model` is the model of calls that
-    name none; None leaves the choice to the server (setting `pg_gpt2.model`, else gpt2-small). Errors are psycopg's.
+    name none; None leaves the choice to the server (setting `pg_gpt2.model`, else gpt2-small,
+    else the only model that has weights). Errors are psycopg's.
 
     >>> client = PGLLMClient(psycopg.connect("dbname=llm"), model="demo")
     >>> client.generate("The database", max_tokens=20, seed=1)

@@ -207,6 +207,7 @@ STATEMENTS = [
     "SELECT llm_generate('low', -1, model_name => 't')",
     "SELECT llm_generate('low', eos_token => 9999, model_name => 't')",
     "SELECT llm_generate('low', stop => ARRAY[''], model_name => 't')",
+    "SELECT llm_generate('low', stop => ARRAY[repeat('z', 100000)], model_name => 't')",
     "SELECT llm_generate_tokens('{}', model_name => 't')",
     "SELECT llm_generate_tokens('{1,77}', model_name => 'bare')",
     "UPDATE llm_model_config SET eos_token_id = NULL; DELETE FROM llm_bpe_vocab WHERE token = '<|endoftext|>';"

@@ -292,17 +292,12 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
     logits = Decoder(model.arranged, model.config, len(ids)).feed(ids)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
-    best = np.argsort(-logits, kind="stable")[:n]
-    return [
-        (
-            rank,
-            int(token),
-            db.storable(tokenizer.decode([int(token)])),
-            float(logits[token]),
-            float(probabilities[token]),
-        )
-        for rank, token in enumerate(best, 1)
-    ]
+    rows: list[tuple[Any, ...]] = []
+    for rank, token in enumerate(np.argsort(-logits, kind="stable")[:n].tolist(), 1):
+        piece = db.storable(tokenizer.decode([token]))
+        rows.append((rank, token, piece, float(logits[token]), float(probabilities[token])))
+        host.check_interrupts()
+    return rows
 
 
 @entry

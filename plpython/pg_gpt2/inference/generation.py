@@ -63,7 +63,7 @@ def tokens(
     """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
     decoder = Decoder(params, config, len(prompt) + options.max_tokens)
     draws = Draws(options.seed)
-    seen = list(prompt)
+    seen, occurred = list(prompt), set(prompt)
     logits = decoder.feed(seen[-config.n_positions :]) if options.max_tokens else None
 
     def generate(logits: np.ndarray) -> Iterator[Token]:
@@ -71,9 +71,10 @@ def tokens(
         drafts = Drafts() if decoder.exact and options.look_up else None
         for rows, draft in _passes(decoder, drafts, seen, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
-                token = choose(checked(row), options.sampling, draws.next(), seen)
+                token = choose(checked(row), options.sampling, draws.next(), occurred)
                 logprob = options.logprob(row, token)
                 seen.append(token)
+                occurred.add(token)
                 left -= 1
                 if token == options.eos or stopped(token):
                     yield Token(token, logprob, "stop")

@@ -59,7 +59,7 @@ def only_model() -> str | None:
 
 
 def _weighted(most: int) -> list[str]:
-    """Names of models of which the caller sees weights, at most so many. Without the inner ORDER BY all of llm_param may be read."""
+    """Names of at most so many models of which the caller sees weights. The inner ORDER BY keeps llm_param from being scanned."""
     rows = db.query(
         "SELECT c.model FROM {schema}.llm_model_config AS c WHERE (SELECT true FROM {schema}.llm_param AS p"
         " WHERE p.model = c.model ORDER BY p.model, p.name, p.token_id LIMIT 1)"
