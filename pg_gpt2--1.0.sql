@@ -45,7 +45,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.importer'], importer)
-    GD['pg_gpt2 4f3160516690 @extschema@'] = importer['load'](sources, 'pg_gpt2 4f3160516690 @extschema@', '@extschema@')
+    GD['pg_gpt2 97bc4382341b @extschema@'] = importer['load'](sources, 'pg_gpt2 97bc4382341b @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -543,8 +543,10 @@ def history(model: str, name: str) -> list[tuple]:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.generation', $pg_gpt2_source$"""llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -553,12 +555,13 @@ from .. import db, gpt2, host, resources
 from ..autograd import recording
 from ..config import GPT2Config
 from ..db import entry
-from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, require, require_positive
+from ..errors import InvalidParameter, OutOfMemory, require, require_positive
 from ..inference import batch, beam
 from ..inference.decode import Decoder, bytes_of_several, check_ids
 from ..inference.generation import Options, TextStream, Token, tokens
 from ..inference.prompts import check_prompt, draw_seed, encode_prompt
 from ..inference.sampling import Sampling, softmax
+from ..inference.stops import Stops
 from ..limits import MOST_BEAMS
 from ..storage import store, weights
 from ..tensor import to_bytes
@@ -570,7 +573,7 @@ MAX_BYTEA = (1 << 30) - (1 << 16)
 
 @entry
 def generate(
-    prompt: str,
+    prompt: str | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -582,8 +585,10 @@ def generate(
     repetition_penalty: float,
     min_p: float,
     echo: bool,
-) -> str:
+) -> str | None:
     """Prompt (unless echo is false) and completion."""
+    if prompt is None:
+        return None
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo)
     for _ in job.tokens:
@@ -593,7 +598,7 @@ def generate(
 
 @entry
 def stream(
-    prompt: str,
+    prompt: str | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -607,6 +612,8 @@ def stream(
     echo: bool,
 ) -> Iterator[tuple[Any, ...]]:
     """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
+    if prompt is None:
+        return iter(())
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo, logprobs=True)
     return job.rows()
@@ -627,41 +634,30 @@ class _TextJob:
         echo: bool,
         logprobs: bool = False,
     ) -> None:
-        _require_text(prompt, echo)
+        require(echo=echo)
+        stops = Stops(stop)
         model = weights.load(model_name)
         self.tokenizer = vocabularies.load(model.name)
-        options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, self.tokenizer, logprobs)
+        options = _options(max_tokens, sampling, eos_token, seed, model.config, self.tokenizer, logprobs)
         ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], max_tokens)
         self.prefix = prompt if echo else ""
-        self.text = TextStream(self.tokenizer, options.stop, options.eos)
+        self.text = TextStream(self.tokenizer, stops, options.eos)
         self.tokens = tokens(model.arranged, model.config, ids, options, self.text.add)
 
     def finish(self) -> str:
         """All the text, when no token is left."""
-        return self.prefix + _finished(self.text)
+        self.text.finish()
+        return self.prefix + self.text.text()
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         for step, token in enumerate(self.tokens, 1):
             if token.finish:
                 self.text.finish()
-            shown = self.prefix + db.storable(self.text.shown())
+            shown = self.prefix + self.text.shown()
             done = token.finish is not None
             piece = db.storable(self.tokenizer.decode([token.id]))
             yield step, token.id, piece, shown, done, token.logprob, token.finish
-
-
-def _finished(text: TextStream) -> str:
-    text.finish()
-    return db.storable(text.text())
-
-
-def _require_text(prompt: object, echo: bool | None) -> None:
-    if prompt is None or echo is None:
-        raise NullNotAllowed(
-            f"{'prompt' if prompt is None else 'echo'} must not be null",
-            hint="An empty prompt '' starts from the end-of-text token.",
-        )
 
 
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
@@ -674,7 +670,7 @@ def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) ->
 
 @entry
 def generate_batch(
-    prompts: list[str],
+    prompts: list[str | None] | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -686,21 +682,28 @@ def generate_batch(
     repetition_penalty: float,
     min_p: float,
     echo: bool,
-) -> list[tuple[int, str]]:
-    """Rows (n, text), n from 1."""
-    _require_text(prompts, echo)
-    for prompt in prompts:
-        _require_text(prompt, echo)
+) -> list[tuple[int, str | None]]:
+    """Rows (n, text), n from 1; the text of a null prompt is null."""
+    if not prompts:
+        return []
+    require(echo=echo)
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    stops = Stops(stop)
     model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
-    options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
-    ids = [encode_prompt(prompt, model, tokenizer) for prompt in prompts]
-    _require_cache(model, list(map(len, ids)), max_tokens)
-    each = [replace(options, seed=options.seed + n) for n in range(len(ids))]
-    texts = [TextStream(tokenizer, options.stop, options.eos) for _ in ids]
-    batch.generate_batch(model.arranged, model.config, ids, each, [text.add for text in texts])
-    return [(n, (prompt if echo else "") + _finished(text)) for n, (prompt, text) in enumerate(zip(prompts, texts), 1)]
+    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
+    ids = {n: array("i", encode_prompt(p, model, tokenizer)) for n, p in enumerate(prompts) if p is not None}
+    while ids:
+        numbers = list(islice(ids, batch.MOST_TOGETHER))
+        given = [ids.pop(n) for n in numbers]
+        _require_cache(model, list(map(len, given)), max_tokens)
+        each = [replace(options, seed=options.seed + n) for n in numbers]
+        texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
+        batch.generate_batch(model.arranged, model.config, given, each, [text.add for text in texts])
+        for n, text in zip(numbers, texts):
+            text.finish()
+            prompts[n] = ((prompts[n] or "") if echo else "") + text.text()  # in its place: a prompt may be large
+    return list(enumerate(prompts, 1))
 
 
 @entry
@@ -715,7 +718,9 @@ def beam_search(
     prompt_ids: list[int] | None,
 ) -> list[tuple[int, float, str | None, list[int]]]:
     """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
-    if (prompt is not None and prompt_ids is not None) or prompt is prompt_ids:
+    if prompt is None and prompt_ids is None:
+        return []
+    if prompt is not None and prompt_ids is not None:
         raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
     require(length_penalty=length_penalty, early_stopping=early_stopping)
     require_positive(beam_width=beam_width, max_tokens=max_tokens)
@@ -732,7 +737,7 @@ def beam_search(
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.load(model.name))
-    options = _options(max_tokens, Sampling(), eos_token, 0, None, model.config, tokenizer)
+    options = _options(max_tokens, Sampling(), eos_token, 0, model.config, tokenizer)
     _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
     beams = beam.beam_search(
         model.arranged,
@@ -762,7 +767,6 @@ def _options(
     sampling: Sampling,
     eos_token: int | None,
     seed: int | None,
-    stop: list[str] | None,
     config: GPT2Config,
     tokenizer: Tokenizer | None,
     logprobs: bool = False,
@@ -778,9 +782,7 @@ def _options(
             hint="Give a token id, null for the model's, or -1 for none.",
         )
     seed = draw_seed() if seed is None else seed
-    return Options(
-        max_tokens, sampling, eos, seed, tuple(stop or ()), look_up=resources.prompt_lookup(), logprobs=logprobs
-    )
+    return Options(max_tokens, sampling, eos, seed, look_up=resources.prompt_lookup(), logprobs=logprobs)
 
 
 @entry
@@ -796,15 +798,18 @@ def generate_tokens(
     stop: list[str] | None,
     repetition_penalty: float,
     min_p: float,
-) -> list[int]:
+) -> list[int] | None:
     """New ids after `ids`."""
+    if ids is None:
+        return None
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    stops = Stops(stop)
     model = weights.load(model_name)
     ids = check_prompt(ids, model)
-    tokenizer = vocabularies.load(model.name) if stop else None
-    options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
+    tokenizer = vocabularies.load(model.name) if stops else None
+    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
     _require_cache(model, [len(ids)], max_tokens)
-    text = TextStream(tokenizer, options.stop, options.eos) if tokenizer else None
+    text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
     found: list[int] = []
     new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
     for token in new:
@@ -814,14 +819,12 @@ def generate_tokens(
 
 
 @entry
-def next_token(prompt: str, n: int, temperature: float, model_name: str | None) -> list[tuple[Any, ...]]:
+def next_token(prompt: str | None, n: int, temperature: float, model_name: str | None) -> list[tuple[Any, ...]]:
     """Rows (rank, token_id, token, logit, probability) of the `n` most probable tokens."""
-    if prompt is None or n is None or temperature is None:
-        raise NullNotAllowed(
-            "prompt, n and temperature must not be null", hint="Leave n and temperature out to get their defaults."
-        )
-    if n < 1:
-        raise InvalidParameter(f"n must be 1 or more, not {n}", hint="It is the number of tokens to list.")
+    if prompt is None:
+        return []
+    require(temperature=temperature)
+    require_positive(n=n)
     if not 0 < temperature < float("inf"):
         raise InvalidParameter(
             f"temperature must be above 0 and finite, not {temperature}", hint="1 gives the model's own probabilities."
@@ -832,17 +835,12 @@ def next_token(prompt: str, n: int, temperature: float, model_name: str | None) 
     logits = Decoder(model.arranged, model.config, len(ids)).feed(ids)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
-    best = np.argsort(-logits, kind="stable")[:n]
-    return [
-        (
-            rank,
-            int(token),
-            db.storable(tokenizer.decode([int(token)])),
-            float(logits[token]),
-            float(probabilities[token]),
-        )
-        for rank, token in enumerate(best, 1)
-    ]
+    rows: list[tuple[Any, ...]] = []
+    for rank, token in enumerate(np.argsort(-logits, kind="stable")[:n].tolist(), 1):
+        piece = db.storable(tokenizer.decode([token]))
+        rows.append((rank, token, piece, float(logits[token]), float(probabilities[token])))
+        host.check_interrupts()
+    return rows
 
 
 @entry
@@ -853,9 +851,10 @@ def logits(
     n_head: int | None,
     d_model: int | None,
     vocab_size: int | None,
-) -> bytes:
+) -> bytes | None:
     """Logits [T, vocab] of all positions, as bytes."""
-    require(token_ids=token_ids)
+    if token_ids is None:
+        return None
     if not token_ids:
         raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
     model = weights.load(model_name)
@@ -898,21 +897,23 @@ from ..tokenizer import vocabularies
 
 def _ids_of(prompt: str, model: weights.Model) -> list[int]:
     """Ids of a prompt; of one longer than the window, its tail."""
-    require(prompt=prompt)
     return encode_prompt(prompt, model, vocabularies.load(model.name))[-model.config.n_positions :]
 
 
 @entry
-def trace_text(prompt: str, model: str | None) -> Iterator[tuple[Any, ...]]:
+def trace_text(prompt: str | None, model: str | None) -> Iterator[tuple[Any, ...]]:
     """Rows (seq, layer, op, name, shape, data)."""
+    if prompt is None:
+        return iter(())
     loaded = weights.load(model)
     return _trace(loaded, _ids_of(prompt, loaded))
 
 
 @entry
-def trace_ids(ids: list[int], model: str | None) -> Iterator[tuple[Any, ...]]:
+def trace_ids(ids: list[int] | None, model: str | None) -> Iterator[tuple[Any, ...]]:
     """The same for token ids."""
-    require(ids=ids)
+    if ids is None:
+        return iter(())
     loaded = weights.load(model)
     check_window(len(ids), loaded.config)
     check_ids(ids, loaded.config, loaded.name)
@@ -931,8 +932,10 @@ def _trace(model: weights.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
 
 
 @entry
-def attention_weights(prompt: str, layer: int, head: int, model: str | None) -> list[tuple[Any, ...]]:
+def attention_weights(prompt: str | None, layer: int, head: int, model: str | None) -> list[tuple[Any, ...]]:
     """Rows (query_position, query_token, key_position, key_token, weight)."""
+    if prompt is None:
+        return []
     require(layer=layer, head=head)
     loaded = weights.load(model)
     for name, value, limit in (("layer", layer, loaded.config.n_layer), ("head", head, loaded.config.n_head)):
@@ -949,8 +952,10 @@ def attention_weights(prompt: str, layer: int, head: int, model: str | None) -> 
 
 
 @entry
-def logit_lens(prompt: str, model: str | None, n: int) -> list[tuple[Any, ...]]:
+def logit_lens(prompt: str | None, model: str | None, n: int) -> list[tuple[Any, ...]]:
     """Rows (layer, rank, token, probability, token_id)."""
+    if prompt is None:
+        return []
     require_positive(n=n)
     loaded = weights.load(model)
     ids = _ids_of(prompt, loaded)
@@ -963,10 +968,13 @@ def logit_lens(prompt: str, model: str | None, n: int) -> list[tuple[Any, ...]]:
 
 
 @entry
-def token_embedding(token_id: int, model: str | None) -> list[float]:
+def token_embedding(token_id: int | None, model: str | None) -> list[float] | None:
     """A row of wte, read from its block alone."""
-    require(token_id=token_id)
+    if token_id is None:
+        return None
     name = store.model_name(model)
+    if model is None and not store.has_weights(name):
+        name = store.only_model() or name
     config = store.config(name)
     check_ids([token_id], config, name)
     row = db.row(
@@ -1321,9 +1329,10 @@ from ..tensor import from_bytes, to_bytes
 
 
 @entry
-def embed(tokens: list[int], model: str | None, d: int | None) -> bytes:
+def embed(tokens: list[int] | None, model: str | None, d: int | None) -> bytes | None:
     """wte[token] + wpe[position]."""
-    require(tokens=tokens)
+    if tokens is None:
+        return None
     loaded = weights.load(model)
     store.check_overrides(loaded.config, None, None, d, None)
     gpt2.check_window(len(tokens), loaded.config)
@@ -1492,63 +1501,71 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.scoring', $pg_gpt2_source$"""llm_logprobs, llm_perplexity, llm_text_embedding."""
 
 import math
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from .. import db
 from ..db import entry
-from ..errors import InvalidParameter, require
+from ..errors import require
 from ..inference import scoring
 from ..inference.decode import check_ids
+from ..inference.prompts import end_of_text
 from ..storage import weights
 from ..tokenizer import vocabularies
 from ..tokenizer.bpe import Tokenizer
 
 
-def _prepare(text: str, model_name: str | None) -> tuple[weights.Model, Tokenizer, list[int]]:
+def _prepare(text: str, model_name: str | None, from_start: bool = False) -> tuple[weights.Model, Tokenizer, list[int]]:
+    """Model, vocabulary and ids; with `from_start` the end-of-text token is before them."""
     model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
+    start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
     ids = tokenizer.encode(text)
     check_ids(ids, model.config, model.name)
-    return model, tokenizer, ids
+    return model, tokenizer, start + ids
 
 
 @entry
-def logprobs(text: str | None, model_name: str | None) -> list[tuple[Any, ...]]:
-    """Rows (position, token_id, token, logprob, rank)."""
+def logprobs(text: str | None, model_name: str | None, from_start: bool) -> Iterator[tuple[Any, ...]]:
+    """Rows (position, token_id, token, logprob, rank); without `from_start` the first token has neither of the two."""
     if not text:
-        return []
-    model, tokenizer, ids = _prepare(text, model_name)
+        return iter(())
+    require(from_start=from_start)
+    model, tokenizer, ids = _prepare(text, model_name, from_start)
     scores, ranks = scoring.token_scores(model.arranged, model.config, ids)
-    names = [db.storable(tokenizer.decode([token])) for token in ids]
-    known: list[tuple[Any, Any]] = [(None, None), *zip(scores.tolist(), ranks.tolist())]
-    return [(place, ids[place], names[place], *known[place]) for place in range(len(ids))]
+    known: Iterator[tuple[Any, Any]] = zip(scores.tolist(), ranks.tolist())
+    if from_start:
+        del ids[0]
+    else:
+        known = chain([(None, None)], known)
+    return (
+        (place, token, db.storable(tokenizer.decode([token])), *score)
+        for place, (token, score) in enumerate(zip(ids, known))
+    )
 
 
 @entry
-def perplexity(text: str | None, model_name: str | None) -> float | None:
-    """exp of the mean negative log-probability."""
+def perplexity(text: str | None, model_name: str | None, from_start: bool) -> float | None:
+    """exp of the mean negative log-probability; None of a text without a token that is predicted."""
     if text is None:
         return None
-    model, _, ids = _prepare(text, model_name)
+    require(from_start=from_start)
+    model, _, ids = _prepare(text, model_name, from_start)
     if len(ids) < 2:
-        raise InvalidParameter(
-            f"perplexity needs a text of at least 2 tokens, and this one has {len(ids)}",
-            hint="The first token has nothing before it that could predict it.",
-        )
+        return None
     scores, _ = scoring.token_scores(model.arranged, model.config, ids)
     return math.exp(min(-float(scores.mean()), 700.0))
 
 
 @entry
 def text_embedding(text: str | None, layer: int | None, pooling: str, model_name: str | None) -> list[float] | None:
-    """Hidden state [D]."""
+    """Hidden state [D]; None of a text without tokens."""
     if text is None:
         return None
     require(pooling=pooling)
     model, _, ids = _prepare(text, model_name)
-    if not ids:
-        raise InvalidParameter("an empty text has no embedding", hint="Leave empty texts out: WHERE body <> ''.")
-    return scoring.embedding(model.arranged, model.config, ids, layer, pooling).tolist()
+    return scoring.embedding(model.arranged, model.config, ids, layer, pooling).tolist() if ids else None
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.sharing', $pg_gpt2_source$"""llm_share_param, llm_unshare_param: arguments from SQL, checked."""
 
@@ -1630,7 +1647,11 @@ BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
 
 
 def _tokenizer(model: str | None) -> Tokenizer:
-    return vocabularies.load(store.model_name(model))
+    name = store.model_name(model)
+    found = vocabularies.find(name)
+    if found is None and model is None:
+        name = store.only_model() or name
+    return found or vocabularies.load(name)
 
 
 @entry
@@ -1774,8 +1795,8 @@ def load_dataset(
 @entry
 def loss(
     model: str | None,
-    tokens: list[int],
-    targets: list[int],
+    tokens: list[int] | None,
+    targets: list[int] | None,
     n_layer: int | None,
     n_head: int | None,
     d: int | None,
@@ -1784,9 +1805,11 @@ def loss(
     train: bool,
     seed: int | None,
     level: str | None,
-) -> float:
+) -> float | None:
     """Mean cross entropy of `targets`, recorded at the audit `level`; None = as the mode is."""
-    require(tokens=tokens, targets=targets, dropout_p=dropout_p, training=train)
+    if tokens is None or targets is None:
+        return None
+    require(dropout_p=dropout_p, training=train)
     if level is not None:
         audit.check_level(level)
     if not tokens or len(tokens) != len(targets):
@@ -3231,6 +3254,7 @@ _END = object()
 PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
 SHOWN = 4000  # characters of each end of a message
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
+CHECK_IN_SET = 0.2  # the same inside a row of a set
 
 
 def connect(schema: str, digest: str) -> None:
@@ -3286,11 +3310,11 @@ def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
-    """Rows of a set. A cancel is left to the executor, which looks between rows: PL/Python would wrap our error in
-    "error fetching next item from iterator"."""
-    global _in_set
+    """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long: PL/Python wraps our
+    error in "error fetching next item from iterator"."""
+    global _in_set, _checked
     while True:
-        _in_set = True
+        _in_set, _checked = True, time.monotonic()
         try:
             with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 row = next(rows, _END)
@@ -3559,7 +3583,7 @@ def check_interrupts() -> None:
     """Let a cancel, a timeout or a termination of this session take effect; cheap enough for inner loops."""
     global _checked
     now = time.monotonic()
-    if now - _checked >= CHECK_EVERY and not _in_set:
+    if now - _checked >= (CHECK_IN_SET if _in_set else CHECK_EVERY):
         _checked = now
         plpy.execute(_plan("SELECT 1", ()))
 
@@ -3714,6 +3738,8 @@ def _database() -> Iterator[Finding]:
     for row in models:
         yield _model(row)
     default = store.model_name(None)
+    if not any(row["model"] == default for row in models):
+        default = store.only_model() or default
     hint = "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
     yield _check("pg_gpt2.model", default, any(row["model"] == default for row in models), hint)
 
@@ -5526,11 +5552,12 @@ import numpy as np
 from .. import host
 from ..config import GPT2Config
 from ..storage.layout import Arranged
-from .decode import Decoder, feed_together, several, step_together
+from .decode import Decoder, bytes_of_several, feed_together, several, step_together
 from .generation import Options, Token, kept_window
 from .sampling import Draws, choose, is_decisive
 
 Stopped = Callable[[int], bool]
+MOST_TOGETHER = 64  # streams: more are hardly faster, and each has keys and values of its own
 
 
 class Stream:
@@ -5538,6 +5565,7 @@ class Stream:
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
         self.seen = list(prompt)
+        self._occurred = set(prompt)
         self.tokens: list[Token] = []
         self.options = options
         self.decoder = decoder
@@ -5560,12 +5588,14 @@ class Stream:
 
     def take(self, logits: np.ndarray) -> bool:
         """Choose a token; True while the stream goes on."""
+        host.check_interrupts()
         draw = self._draws.next()
         sampling = self.options.sampling
-        if not self._exact and not is_decisive(logits, sampling, draw, self.seen):
+        if not self._exact and not is_decisive(logits, sampling, draw, self._occurred):
             logits = self._plain_logits()
-        token = choose(logits, sampling, draw, self.seen)
+        token = choose(logits, sampling, draw, self._occurred)
         self.seen.append(token)
+        self._occurred.add(token)
         ended = token == self.options.eos or self._stopped(token)
         full = len(self.tokens) + 1 == self.options.max_tokens
         finish = "stop" if ended else "length" if full else None
@@ -5575,7 +5605,9 @@ class Stream:
     def _plain_logits(self) -> np.ndarray:
         """Logits of the next token from a decoder of this prompt alone, caught up step by step."""
         if self._plain is None:
-            self._plain = Decoder(self.decoder.params, self.decoder.config, len(self._alone) + self.options.max_tokens)
+            params, config, room = self.decoder.params, self.decoder.config, len(self._alone) + self.options.max_tokens
+            host.require_memory(bytes_of_several(params, config, [room]), "a prompt that is decoded once more, alone,")
+            self._plain = Decoder(params, config, room)
             self._plain.feed(self._alone)
         for token in self.seen[self._read :]:
             logits = self._plain.feed([token])
@@ -5590,14 +5622,13 @@ def generate_batch(
     options: Sequence[Options],
     stopped: Sequence[Stopped],
 ) -> list[list[Token]]:
-    """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
+    """Tokens of each prompt, at most MOST_TOGETHER of them, as `generation.tokens` gives them for that prompt alone."""
     rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
     streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
     window = config.n_positions
     begun = [s for s in streams if s.options.max_tokens]
     results = _begin(begun, [s.seen[-window:] for s in begun])
     while going_on := [stream for stream, logits in results if stream.take(logits)]:
-        host.check_interrupts()
         full = [s for s in going_on if s.decoder.length == window]
         rest = [s for s in going_on if s.decoder.length < window]
         results = _begin(full, [kept_window(s.seen, config) for s in full])
@@ -5625,11 +5656,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import host
+from .. import host, threads
 from ..config import GPT2Config
 from ..errors import InvalidParameter
 from ..storage.layout import Arranged
 from .decode import Decoder, step_together
+
+MOST_SCORES = 1 << 21  # looked at between two looks for a cancel
 
 
 @dataclass(frozen=True)
@@ -5690,15 +5723,21 @@ def _score(total: np.float32, length: int, penalty: float) -> np.float32:
 
 def _continuations(running: list[Beam], logits: np.ndarray, count: int) -> list[tuple[int, Beam]]:
     """The `count` best extensions by one token, best first, each with the number of the beam that it extends."""
-    totals = _log_softmax(logits) + np.array([beam.score for beam in running], np.float32)[:, None]
-    flat = totals.reshape(-1)
-    count = min(count, flat.size)
-    best = np.argpartition(-flat, count - 1)[:count]
-    best = best[np.lexsort((best, -flat[best]))]
+    sums = np.array([beam.score for beam in running], np.float32)[:, None]
+    places, values = [], []
+    for rows in threads.pieces(len(logits), max(1, MOST_SCORES // logits.shape[1])):
+        totals = (_log_softmax(logits[rows]) + sums[rows]).reshape(-1)
+        some = np.argpartition(-totals, min(count, totals.size) - 1)[:count]
+        places.append(some + rows.start * logits.shape[1])
+        values.append(totals[some])
+        host.check_interrupts()
+    found, scores = np.concatenate(places), np.concatenate(values)
+    order = np.lexsort((found, -scores))[:count]
+    best = found[order]
     sources, tokens = np.divmod(best, logits.shape[1])
     return [
-        (int(source), Beam((*running[source].ids, int(token)), flat[place]))
-        for source, token, place in zip(sources, tokens, best)
+        (int(source), Beam((*running[source].ids, int(token)), score))
+        for source, token, score in zip(sources, tokens, scores[order])
     ]
 
 
@@ -5710,7 +5749,10 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:  # [B, V] -> [B, V]
 def _follow(decoders: list[Decoder], sources: list[int]) -> list[Decoder]:
     """Decoders for beams that extend `sources`: the first to extend one takes it over, the others copy it."""
     free = dict(enumerate(decoders))
-    copies = [None if free.pop(source, None) is not None else decoders[source].copy() for source in sources]
+    copies: list[Decoder | None] = []
+    for source in sources:
+        copies.append(None if free.pop(source, None) is not None else decoders[source].copy())
+        host.check_interrupts()
     return [copy or decoders[source] for copy, source in zip(copies, sources)]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.cache', $pg_gpt2_source$"""Keys and values of the positions that a stream has read, and attention of new rows over them: in rows, or in blocks.
@@ -6149,6 +6191,7 @@ from ..tokenizer.bpe import StreamDecoder, Tokenizer
 from .decode import Decoder, checked
 from .lookup import Drafts
 from .sampling import Draws, Sampling, choose, log_softmax
+from .stops import Stops
 
 
 @dataclass(frozen=True)
@@ -6159,7 +6202,6 @@ class Options:
     sampling: Sampling = field(default_factory=Sampling)
     eos: int | None = None
     seed: int = 0
-    stop: tuple[str, ...] = ()
     _: KW_ONLY
     look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
     logprobs: bool = False  # whether tokens come with their log-probabilities, some 3 % of a batch's time
@@ -6171,10 +6213,6 @@ class Options:
             raise InvalidParameter(
                 f"max_tokens must be 0 or more, not {self.max_tokens}",
                 hint="It is the most that is generated; the default is 64.",
-            )
-        if any(not stop for stop in self.stop):
-            raise InvalidParameter(
-                "a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line."
             )
 
     def logprob(self, logits: np.ndarray, token: int) -> float | None:
@@ -6201,7 +6239,7 @@ def tokens(
     """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
     decoder = Decoder(params, config, len(prompt) + options.max_tokens)
     draws = Draws(options.seed)
-    seen = list(prompt)
+    seen, occurred = list(prompt), set(prompt)
     logits = decoder.feed(seen[-config.n_positions :]) if options.max_tokens else None
 
     def generate(logits: np.ndarray) -> Iterator[Token]:
@@ -6209,9 +6247,10 @@ def tokens(
         drafts = Drafts() if decoder.exact and options.look_up else None
         for rows, draft in _passes(decoder, drafts, seen, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
-                token = choose(checked(row), options.sampling, draws.next(), seen)
+                token = choose(checked(row), options.sampling, draws.next(), occurred)
                 logprob = options.logprob(row, token)
                 seen.append(token)
+                occurred.add(token)
                 left -= 1
                 if token == options.eos or stopped(token):
                     yield Token(token, logprob, "stop")
@@ -6253,50 +6292,53 @@ def kept_window(seen: list[int], config: GPT2Config) -> list[int]:
 
 
 class TextStream:
-    """Collects the text of new tokens; shows only what later tokens cannot change.
+    """Collects the text of new tokens, as a text of the server can hold it; shows only what later tokens cannot change.
 
     Bytes of an unfinished character are held back, and so is an end that might become a stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], eos: int | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Stops, eos: int | None) -> None:
         self._decoder = StreamDecoder(tokenizer)
-        self._stop = tuple(stop)
+        self._stops, self._state = stops, 0
         self._eos = eos
-        self._text = ""
+        self._parts: list[str] = []
+        self._length = 0
         self.stopped = False
 
     def add(self, token: int) -> bool:
         """Take a token; True when a stop string is complete, and the text then ends before it."""
-        if token == self._eos:
-            return False
-        start = max(0, len(self._text) - max(map(len, self._stop), default=0))
-        self._text += self._decoder.push(token)
-        return self._cut(start)
-
-    def finish(self) -> None:
-        """No token follows: unfinished bytes become U+FFFD."""
-        if not self.stopped:
-            self._text += self._decoder.finish()
-            self._cut(0)
-
-    def _cut(self, start: int) -> bool:
-        found = [place for stop in self._stop if (place := self._text.find(stop, start)) >= 0]
-        if found:
-            self._text, self.stopped = self._text[: min(found)], True
+        if token != self._eos:
+            self._take(self._decoder.push(token))
         return self.stopped
 
+    def finish(self) -> None:
+        """No token follows: unfinished bytes become U+FFFD, and nothing is held back any more."""
+        if not self.stopped:
+            self._take(self._decoder.finish())
+        self._state = 0
+
+    def _take(self, new: str) -> None:
+        new = new.replace("\0", "\ufffd")  # as db.storable does: a stop string is sought in what is shown
+        self._parts.append(new)
+        ends = []  # where the text would end for each stop string that is complete
+        if self._stops:
+            for place, character in enumerate(new, self._length + 1):
+                self._state = self._stops.step(self._state, character)
+                if found := self._stops.found(self._state):
+                    ends.append(place - found)
+        self._length += len(new)
+        if ends:
+            self._parts, self._state, self.stopped = [self.text()[: min(ends)]], 0, True
+
     def text(self) -> str:
-        """All that is certain; after `finish` all there is."""
-        return self._text
+        """All so far; after `finish` all there is."""
+        self._parts = ["".join(self._parts)]
+        return self._parts[0]
 
     def shown(self) -> str:
         """The text without an end that could grow into a stop string."""
-        if self.stopped:
-            return self._text
-        held = max(
-            (size for stop in self._stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])), default=0
-        )
-        return self._text[: len(self._text) - held]
+        text = self.text()
+        return text[: len(text) - self._stops.begun(self._state)]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.lookup', $pg_gpt2_source$"""Drafts of what comes next: what followed the last few tokens when they occurred before (prompt lookup, Saxena 2023).
 
@@ -6309,6 +6351,7 @@ from collections.abc import Sequence
 NGRAMS = (3, 2, 1)  # tokens that have to agree, the best evidence first
 SHORT, LONG = 3, 15  # tokens of a draft: with the token before them 4 to 16 rows
 PATIENCE = 32  # tokens without a draft, at most
+MOST_KNOWN = 1 << 16  # n-grams of one length, some 12 MB: after so many, what occurred before is forgotten
 
 
 class _Ngrams:
@@ -6322,6 +6365,8 @@ class _Ngrams:
 
     def find(self, seen: Sequence[int]) -> int | None:
         """The place after an earlier occurrence of the last n tokens."""
+        if len(self._ends) > MOST_KNOWN:
+            self._ends.clear()
         for end in range(max(self._known, self.n), len(seen)):
             self._ends[tuple(seen[end - self.n : end])] = end
         self._known = len(seen)
@@ -6514,7 +6559,7 @@ def plan(params: Arranged, config: GPT2Config, m: int) -> Plan:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.prompts', $pg_gpt2_source$"""What generation starts from: a prompt as ids the model has, and a seed.
 
-A prompt longer than the window keeps its tail, which callers cut off; the NOTICE about it is made here.
+A prompt longer than the window keeps its tail only, and a NOTICE says so.
 """
 
 from .. import db
@@ -6525,36 +6570,39 @@ from .decode import check_ids
 
 
 def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
-    """Ids of the prompt; the end-of-text token for an empty one; with a NOTICE when only its tail fits the window."""
+    """Ids of the prompt, as many as the window has; the end-of-text token for an empty one."""
     ids = tokenizer.encode(prompt)
     if not ids:
-        eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
-        if eos is None:
-            raise InvalidParameter(
-                f'an empty prompt needs an end-of-text token, and model "{model.name}" has none',
-                hint="Give a prompt, or set eos_token_id in llm_model_config.",
-            )
-        return [eos]
+        return [end_of_text(model, tokenizer, "an empty prompt")]
     check_ids(ids, model.config, model.name)
-    _notice_long_prompt(len(ids), model)
-    return ids
+    return _tail(ids, model)
+
+
+def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
+    """The token that texts begin after; 22023 saying `what` needs it where there is none."""
+    eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
+    if eos is None:
+        raise InvalidParameter(
+            f'{what} needs an end-of-text token, and model "{model.name}" has none',
+            hint="Set eos_token_id in llm_model_config.",
+        )
+    return eos
 
 
 def check_prompt(ids: list[int] | None, model: weights.Model) -> list[int]:
-    """Prompt ids as given, checked; with a NOTICE when only their tail fits the window."""
+    """Prompt ids as given, checked, as many as the window has."""
     require(ids=ids)
     if not ids:
         raise InvalidParameter("ids must not be empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
     check_ids(ids, model.config, model.name)
-    _notice_long_prompt(len(ids), model)
-    return ids
+    return _tail(ids, model)
 
 
-def _notice_long_prompt(length: int, model: weights.Model) -> None:
-    if length > model.config.n_positions:
-        db.notice(
-            f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used"
-        )
+def _tail(ids: list[int], model: weights.Model) -> list[int]:
+    window = model.config.n_positions
+    if len(ids) > window:
+        db.notice(f"the prompt has {len(ids)} tokens; only the last {window}, the model's window, are used")
+    return ids[-window:]
 
 
 def draw_seed() -> int:
@@ -6569,8 +6617,8 @@ transformers' LogitsProcessors (`RepetitionPenalty`, `Temperature`, `TopK`, `Top
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -6578,6 +6626,7 @@ from ..errors import InvalidParameter, NullNotAllowed
 
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
+_FLOAT32 = 1e-6  # what rounding within `distribution` may change of a probability, in parts of it
 _COLDEST = 1e-30  # below it logits / temperature may overflow float32; any difference decides: only the best are left
 
 
@@ -6627,7 +6676,7 @@ class Draws:
         return (int(self._bits.random_raw()) >> 11) * _UNIT
 
 
-def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> int:
+def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Collection[int] = ()) -> int:
     """Id of the next token for `logits` [vocab] after the tokens `seen`; `draw` in [0, 1) decides among those kept."""
     scores = penalize(logits, seen, how.repetition_penalty)
     if how.temperature < _COLDEST:
@@ -6638,38 +6687,90 @@ def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] =
     return int(ids[min(int(place), len(ids) - 1)])
 
 
-def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> bool:
-    """Whether `choose` gives the same token for all logits that differ from these by no more than rounding."""
+def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Collection[int] = ()) -> bool:
+    """Whether `choose` gives the same token for all logits none of which differs from these by more than rounding."""
     scores = penalize(logits, seen, how.repetition_penalty)
-    margin = ROUNDING * max(1.0, float(np.abs(logits).max())) * max(1.0, how.repetition_penalty)
+    stretched = max(how.repetition_penalty, 1 / how.repetition_penalty)
+    error = ROUNDING * max(1.0, float(np.abs(logits).max())) * stretched
     if how.temperature < _COLDEST:
-        return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > margin)
-    if 0 < how.topk < len(scores):
-        ordered = np.partition(scores, (-how.topk - 1, -how.topk))
-        if ordered[-how.topk] - ordered[-how.topk - 1] <= margin:
+        return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > 2 * error)
+    bounds = _Bounds(scores, error, how)
+    if how.topp < 1:
+        bounds.cut_nucleus(how.topp)
+    if how.min_p > 0:
+        bounds.cut_min_p(how.min_p)
+    return bounds.settle(choose(logits, how, draw, seen), draw)
+
+
+class _Bounds:
+    """What `distribution` may keep when each score is off by up to `error`: tokens that are possible, some of them sure.
+
+    Weights are not normalised: that of a token is between `low` and `high`. Each cut of `distribution` has its method here,
+    which narrows both sets; they begin as what top-k leaves.
+    """
+
+    def __init__(self, scores: np.ndarray, error: float, how: Sampling) -> None:
+        self.ids, least = np.arange(len(scores)), -np.inf
+        if 0 < how.topk < len(scores):
+            dropped, kept = np.partition(scores, (-how.topk - 1, -how.topk))[-how.topk - 1 :][:2].astype(np.float64)
+            self.ids, least = np.flatnonzero(scores >= kept - 2 * error), dropped + 2 * error
+        scores = scores[self.ids].astype(np.float64)
+        best = scores.max()
+        self.sure = scores > least
+        self.is_best = scores == best  # whatever rounding does
+        self.is_best &= np.count_nonzero(scores >= best - 2 * error) == 1
+        self.scores = (scores - best) / how.temperature
+        self.error = error / how.temperature + _FLOAT32
+        self.low = np.exp(self.scores)
+        self.high = np.exp(np.minimum(self.scores + 2 * self.error, 600))  # ratios count; 600 keeps their sums finite
+
+    def cut_nucleus(self, topp: float) -> None:
+        """Top-p: a token stays where it and those below it have more than 1 - p, and the best one does."""
+        order = np.argsort(self.scores)
+        scores, low, high = self.scores[order], self.low[order], self.high[order]
+        sum_low, sum_high = _summed(np.where(self.sure[order], low, 0)), _summed(high)
+        below = np.searchsorted(scores, scores - 2 * self.error)  # so many are below it, so many may be
+        near = np.searchsorted(scores, scores + 2 * self.error, side="right")
+        least, most = low + sum_low[below], sum_high[near]
+        possible, sure = np.empty((2, len(order)), bool)
+        possible[order] = most > (1 - topp - _FLOAT32) * (most + sum_low[-1] - sum_low[near])
+        sure[order] = least > (1 - topp + _FLOAT32) * (least + sum_high[-1] - sum_high[below] - high)
+        self._narrow(possible | (self.scores >= -2 * self.error), sure | self.is_best)
+
+    def cut_min_p(self, min_p: float) -> None:
+        """Min-p: a token stays where it has this part of the best one's probability."""
+        gap = self.scores - math.log(min_p)
+        self._narrow(possible=gap >= -2 * self.error, sure=(gap >= 2 * self.error) | self.is_best)
+
+    def _narrow(self, possible: np.ndarray, sure: np.ndarray) -> None:
+        self.sure &= sure
+        for name in ("ids", "scores", "sure", "is_best", "low", "high"):
+            setattr(self, name, getattr(self, name)[possible])
+
+    def settle(self, token: int, draw: float) -> bool:
+        """Whether `draw` gives `token`, whatever is kept and whatever it weighs."""
+        place = int(np.searchsorted(self.ids, token))
+        if place == len(self.ids) or self.ids[place] != token or not self.sure[place]:
             return False
-    slack = margin / how.temperature  # relative error of a probability
-    loose, strict = (_bounds(scores, how, sign * slack) for sign in (1, -1))
-    if not np.array_equal(loose, strict):
-        return False
-    _, probabilities = distribution(scores, how)
-    cumulative = np.cumsum(probabilities, dtype=np.float64)
-    return bool(np.abs(cumulative / cumulative[-1] - draw).min() > slack)
+        least = np.where(self.sure, self.low, 0)
+        own, least_before, least_after = least[place], least[:place].sum(), least[place + 1 :].sum()
+        most_before, most_after = self.high[:place].sum(), self.high[place + 1 :].sum()
+        return bool(
+            (not most_before or (1 - draw) * most_before < draw * (own + least_after))
+            and (not most_after or draw * most_after < (1 - draw) * (own + least_before))
+        )
 
 
-def _bounds(scores: np.ndarray, how: Sampling, slack: float) -> np.ndarray:
-    """Ids kept when top-p and min-p are moved by `slack`."""
-    moved = replace(how, topp=min(1.0, max(0.0, how.topp + slack)) if how.topp < 1 else 1.0)
-    moved = replace(moved, min_p=min(1.0, max(0.0, how.min_p * (1 - slack))))
-    return distribution(scores, moved)[0]
+def _summed(values: np.ndarray) -> np.ndarray:  # [n] -> [n + 1], of the first 0, 1, ... n
+    return np.concatenate([[0.0], np.cumsum(values)])
 
 
-def penalize(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.ndarray:
+def penalize(logits: np.ndarray, seen: Collection[int], penalty: float) -> np.ndarray:
     """Divide the positive and multiply the negative logits of `seen` tokens (Keskar et al. 2019, CTRL)."""
     if penalty == 1 or not len(seen):
         return logits
     scores = logits.copy()
-    ids = np.unique(np.asarray(seen))
+    ids = np.unique(np.fromiter(seen, np.int64))
     values = scores[ids]
     scores[ids] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
     return scores
@@ -6746,7 +6847,7 @@ def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tu
     logprobs = np.empty(len(ids) - 1)
     ranks = np.empty(len(ids) - 1, np.int64)
     tokens = np.asarray(ids, np.int64)
-    for start, first, stop in windows(len(ids), config.n_positions):
+    for start, first, stop in windows(len(ids), max(2, config.n_positions)):  # one position sees the token before
         hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
         for rows in threads.pieces(stop - first, ROWS):
             targets = tokens[first:stop][rows]
@@ -6820,6 +6921,87 @@ def _states(params: Arranged, config: GPT2Config, ids: np.ndarray, depth: int) -
     if depth == config.n_layer:
         x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
     return checked(x[0], "hidden states")
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.stops', $pg_gpt2_source$"""Stop strings, looked for in a text while it grows: one automaton of all of them (Aho and Corasick 1975).
+
+A character costs the same however many and however long they are. A state is the longest end of the text that begins a stop
+string; 0 is none.
+"""
+
+from collections.abc import Sequence
+
+from .. import host
+from ..errors import InvalidParameter
+from ..limits import MOST_STOP_CHARACTERS
+
+
+class Stops:
+    """The automaton, shared by all texts of a call. 22023 for an empty or null one, or where they are too long together."""
+
+    def __init__(self, stops: Sequence[str] | None = None) -> None:
+        self._next: list[dict[str, int]] = [{}]
+        self._lengths = [0]  # of a state's end of the text
+        self._found = [0]  # length of the longest stop string that ends it, 0 for none
+        self._shorter = [0]  # the state of the next shorter end
+        for stop in _checked(stops or ()):
+            self._add(stop)
+        self._connect()
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return len(self._next) > 1
+
+    def step(self, state: int, character: str) -> int:
+        """The state after one more character."""
+        while (following := self._next[state].get(character)) is None and state:
+            state = self._shorter[state]
+        return following or 0
+
+    def begun(self, state: int) -> int:
+        """Characters at the end of the text that may become a stop string."""
+        return self._lengths[state]
+
+    def found(self, state: int) -> int:
+        """Length of the longest stop string at the end of the text; 0 for none."""
+        return self._found[state]
+
+    def _add(self, stop: str) -> None:
+        host.check_interrupts()
+        state = 0
+        for character in stop:
+            following = self._next[state].get(character)
+            if following is None:
+                following = self._next[state][character] = len(self._next)
+                self._next.append({})
+                self._lengths.append(self._lengths[state] + 1)
+                self._found.append(0)
+                self._shorter.append(0)
+            state = following
+        self._found[state] = len(stop)
+
+    def _connect(self) -> None:
+        """Fill in `_shorter`, short ends first."""
+        states = list(self._next[0].values())
+        for state in states:
+            for character, following in self._next[state].items():
+                shorter = self.step(self._shorter[state], character)
+                self._shorter[following] = shorter
+                self._found[following] = self._found[following] or self._found[shorter]
+                states.append(following)
+
+
+def _checked(stops: Sequence[str]) -> Sequence[str]:
+    if not all(stops):
+        raise InvalidParameter(
+            "a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line."
+        )
+    characters = sum(map(len, stops))
+    if characters > MOST_STOP_CHARACTERS:
+        raise InvalidParameter(
+            f"stop strings of {characters} characters together are more than {MOST_STOP_CHARACTERS}",
+            hint="Give fewer or shorter ones: the first line of a long text stops where the text does.",
+        )
+    return stops
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.tracing', $pg_gpt2_source$"""A forward pass with everything it computes on the way, under names that say where it belongs.
 
@@ -7259,6 +7441,7 @@ is not here: it is asked for when it is taken.
 MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it
 MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill the memory with many more
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
+MOST_STOP_CHARACTERS = 65_536  # of all stop strings of a call: looking for them needs 300 bytes and a microsecond each
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops', $pg_gpt2_source$"""The ops, in one registry: `registry[name]` is an `Op`; calling it is the forward pass, `grads` the backward pass.
@@ -11025,6 +11208,7 @@ from ..tensor import to_bytes
 BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
 FLUSH_BYTES = 64 << 20  # a statement's worth of blocks: each statement is a subtransaction, and bytea[] ends at 1 GiB
 DEFAULT_MODEL = "gpt2-small"
+NAMED = 5  # models in a hint
 
 
 def resolved(model: str = "$1") -> str:
@@ -11041,12 +11225,41 @@ def resolved(model: str = "$1") -> str:
     )
 
 
+_told: set[str] = set()  # models of which this session knows that they are meant where none is named
+
 RowReader = Callable[[int, int], np.ndarray]
 
 
 def model_name(model: str | None) -> str:
     """`model`, else the setting pg_gpt2.model, else gpt2-small."""
     return model if model is not None else db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
+
+
+def only_model() -> str | None:
+    """The model that is meant where the caller names none, no setting does, and gpt2-small is nothing but a preset: the only
+    one that has weights, where there is one. The session is told once."""
+    if db.setting("model") is not None:
+        return None
+    row = db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], DEFAULT_MODEL)
+    names = _weighted(2)
+    if row is not None or len(names) != 1 or names[0] == DEFAULT_MODEL:
+        return None
+    if names[0] not in _told:
+        _told.add(names[0])
+        db.notice(f'no model is named: "{names[0]}" is meant, the only one that has weights (see pg_gpt2.model)')
+    return names[0]
+
+
+def _weighted(most: int) -> list[str]:
+    """Names of at most so many models of which the caller sees weights. The inner ORDER BY keeps llm_param from being scanned."""
+    rows = db.query(
+        "SELECT c.model FROM {schema}.llm_model_config AS c WHERE (SELECT true FROM {schema}.llm_param AS p"
+        " WHERE p.model = c.model ORDER BY p.model, p.name, p.token_id LIMIT 1)"
+        " OR EXISTS (SELECT FROM {schema}.llm_param_share AS s WHERE s.target_model = c.model) ORDER BY c.model LIMIT $1",
+        ["int4"],
+        most,
+    )
+    return [row["model"] for row in rows]
 
 
 def require_name(model: str | None, parameter: str = "model") -> None:
@@ -11181,10 +11394,13 @@ def register(model: str, wanted: GPT2Config) -> None:
 
 def no_weights(model: str) -> WrongState:
     """The error for a model that is registered and has no weights."""
+    names = _weighted(NAMED + 1)
+    others = ", ".join(f'"{name}"' for name in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    loaded = f" Those that have some: {others}. SET pg_gpt2.model makes one of them the default." if names else ""
     return WrongState(
         f'model "{model}" has no weights',
         hint=f"Load some: pg_llm_import_safetensors('/path/model.safetensors', '{model}') on the server,"
-        f" pg-gpt2 load-model --model {model} SOURCE as a client, or llm_init_model for random ones.",
+        f" pg-gpt2 load-model --model {model} SOURCE as a client, or llm_init_model for random ones.{loaded}",
     )
 
 
@@ -11628,6 +11844,7 @@ from . import layout, store, weight_file
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
 ROW_LINEAGE = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin)"
 BUILD = "'{schema}.llm_model_config'::regclass::oid::integer, hashtext($1)"  # for who writes the file of its weights
+NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
 Params = dict[str, np.ndarray]
@@ -11737,15 +11954,17 @@ def _digest_of(row_version: str, model: str) -> str:
         ["text"],
         model,
     )
-    return (row or {})["version"] or hashlib.md5(b"").hexdigest()
+    return (row or {})["version"] or NO_ROWS
 
 
 def load(model: str | None) -> Model:
     """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
     name = store.model_name(model)
+    version = version_of(name)
+    if version == NO_ROWS and model is None and (only := store.only_model()):
+        return load(only)
     wanted = store.config(name)
     resources.apply_threads()
-    version = version_of(name)
     found = cache.get(name, version)
     if found is None or found.config != wanted:
         cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
@@ -15659,11 +15878,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -15678,11 +15897,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -15696,11 +15915,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -15726,11 +15945,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 4f3160516690 @extschema@'].models.init_model(globals())
+GD['pg_gpt2 97bc4382341b @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -15740,11 +15959,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 4f3160516690 @extschema@'].models.copy_model(globals())
+GD['pg_gpt2 97bc4382341b @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -15754,11 +15973,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 4f3160516690 @extschema@'].models.drop_model(globals())
+GD['pg_gpt2 97bc4382341b @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -15797,11 +16016,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.changed(globals())
+GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -15817,11 +16036,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -15831,11 +16050,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -15845,11 +16064,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.decode_bytes(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.decode_bytes(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
@@ -15858,11 +16077,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
@@ -15872,11 +16091,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -15885,11 +16104,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -15904,11 +16123,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -15918,11 +16137,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -15932,11 +16151,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -15950,11 +16169,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -15964,11 +16183,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -15978,11 +16197,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
@@ -15992,11 +16211,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -16006,11 +16225,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -16020,11 +16239,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -16051,15 +16270,15 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
-    'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. temperature 0 takes the most probable token each time; else one is drawn from the topk most probable (0 = all), of those the fewest that together have probability topp (1 = all), of those the ones with at least min_p times the probability of the best. repetition_penalty above 1 makes tokens less probable that occurred. It ends at the end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting pg_gpt2.model, else gpt2-small. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it.';
+    'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. temperature 0 takes the most probable token each time; else one is drawn from the topk most probable (0 = all), of those the fewest that together have probability topp (1 = all), of those the ones with at least min_p times the probability of the best. repetition_penalty above 1 makes tokens less probable that occurred. It ends at the end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting pg_gpt2.model, else gpt2-small, or where that has none the only model that has weights. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it.';
 
 CREATE FUNCTION llm_generate_stream(
     prompt text,
@@ -16087,11 +16306,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -16114,11 +16333,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -16142,11 +16361,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -16166,11 +16385,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -16185,11 +16404,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -16206,11 +16425,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -16219,33 +16438,33 @@ COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integ
 
 -- Scoring: what a model thinks of a text.
 
-CREATE FUNCTION llm_logprobs(text_in text, model_name text DEFAULT NULL)
+CREATE FUNCTION llm_logprobs(text_in text, model_name text DEFAULT NULL, from_start boolean DEFAULT false)
 RETURNS TABLE ("position" integer, token_id integer, token text, logprob double precision, rank integer)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].scoring.logprobs(globals())
 $$;
-COMMENT ON FUNCTION llm_logprobs(text, text) IS
-    'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
+COMMENT ON FUNCTION llm_logprobs(text, text, boolean) IS
+    'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable). For the first both are null, or with from_start what the model says after an end-of-text token. Past the window, every token has at least half a window before it.';
 
-CREATE FUNCTION llm_perplexity(text_in text, model_name text DEFAULT NULL)
+CREATE FUNCTION llm_perplexity(text_in text, model_name text DEFAULT NULL, from_start boolean DEFAULT false)
 RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].scoring.perplexity(globals())
 $$;
-COMMENT ON FUNCTION llm_perplexity(text, text) IS
-    'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
+COMMENT ON FUNCTION llm_perplexity(text, text, boolean) IS
+    'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted, unless from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it slides by half a window, as in Hugging Face''s guide.';
 
 CREATE FUNCTION llm_text_embedding(
     text_in text,
@@ -16257,14 +16476,14 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
-    'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
+    'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null of an empty text. A cast to pgvector''s type vector works as it is.';
 
 -- sql/training.sql
 
@@ -16284,11 +16503,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -16310,11 +16529,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -16329,11 +16548,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -16365,11 +16584,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -16406,11 +16625,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].training.train(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -16448,11 +16667,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 4f3160516690 @extschema@'].training.train_run(globals())
+GD['pg_gpt2 97bc4382341b @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -16465,11 +16684,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -16602,11 +16821,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -16616,11 +16835,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -16630,11 +16849,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -16667,11 +16886,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.drop(globals())
+GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -16681,11 +16900,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -16701,11 +16920,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -16726,11 +16945,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -16753,11 +16972,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -16771,11 +16990,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -16785,11 +17004,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -16803,11 +17022,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -16879,11 +17098,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.tensor(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.tensor(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
@@ -16893,11 +17112,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -16915,11 +17134,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -16928,11 +17147,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -16942,11 +17161,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -16956,11 +17175,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -16970,11 +17189,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -16983,11 +17202,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -17002,11 +17221,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -17021,11 +17240,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -17035,11 +17254,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -17049,11 +17268,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -17068,11 +17287,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -17088,11 +17307,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -17102,11 +17321,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -17115,11 +17334,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -17128,11 +17347,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -17150,11 +17369,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -17174,11 +17393,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -17197,11 +17416,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -17224,11 +17443,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -17238,11 +17457,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -17257,11 +17476,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -17277,11 +17496,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -17301,11 +17520,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -17323,11 +17542,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -17337,11 +17556,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -17351,11 +17570,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -17365,11 +17584,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -17378,11 +17597,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 4f3160516690 @extschema@'].autograd.backprop(globals())
+GD['pg_gpt2 97bc4382341b @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -17392,11 +17611,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -17408,11 +17627,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -17442,11 +17661,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -17467,11 +17686,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -17485,11 +17704,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -17499,11 +17718,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -17518,11 +17737,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -17532,11 +17751,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -17546,11 +17765,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -17559,11 +17778,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -17573,11 +17792,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -17587,11 +17806,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -17616,11 +17835,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -17630,11 +17849,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -17644,11 +17863,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -17657,11 +17876,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 4f3160516690 @extschema@'].admin.grant_usage(globals())
+GD['pg_gpt2 97bc4382341b @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -17699,11 +17918,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -17713,11 +17932,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
 
@@ -17732,11 +17951,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -17746,11 +17965,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -17760,11 +17979,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -17774,11 +17993,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 4f3160516690 @extschema@' not in GD:
+if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 4f3160516690 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

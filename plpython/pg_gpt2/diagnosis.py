@@ -144,6 +144,8 @@ def _database() -> Iterator[Finding]:
     for row in models:
         yield _model(row)
     default = store.model_name(None)
+    if not any(row["model"] == default for row in models):
+        default = store.only_model() or default
     hint = "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
     yield _check("pg_gpt2.model", default, any(row["model"] == default for row in models), hint)
 

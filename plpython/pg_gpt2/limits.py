@@ -7,4 +7,5 @@ is not here: it is asked for when it is taken.
 MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it
 MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill the memory with many more
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
+MOST_STOP_CHARACTERS = 65_536  # of all stop strings of a call: looking for them needs 300 bytes and a microsecond each
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them

@@ -31,6 +31,7 @@ LONG = {
     "a stream, row by row": "SELECT (llm_generate_stream('low', 100000, eos_token => -1, model_name => 'slow')).step",
     "generation by ids": "SELECT llm_generate_tokens('{1}', 100000, eos_token => -1, model_name => 'slow')",
     "a batch": "SELECT * FROM llm_generate_batch(array_fill('low'::text, '{8}'), 100000, eos_token => -1, model_name => 'slow')",
+    "a batch of many": "SELECT count(*) FROM llm_generate_batch(array_fill('low'::text, '{100000}'), 99, model_name => 'slow')",
     "beam search": "SELECT * FROM llm_beam_search('low', 16, 1000, eos_token => -1, model_name => 'slow')",
     "logits": "SELECT llm_logits(array_fill(i, '{1024}'), 'slow') FROM generate_series(1, 100) AS i",
     "tokenizing": "SELECT llm_token_count(body, 'slow') FROM words",
@@ -123,6 +124,26 @@ def test_a_committing_run_is_cancelled_between_its_commits(connect):
     statuses = conn.execute("SELECT status FROM llm_run WHERE status <> 'manual'").fetchall()
     assert set(statuses) <= {("running",)}, "never reported as finished"
     conn.execute("DELETE FROM llm_train_log; DELETE FROM llm_run")
+
+
+def test_a_row_of_a_stream_that_takes_long_is_cancelled_too(conn):
+    """Between rows the executor looks. The second one here needs a pass over half of the window, more than a second."""
+    conn.execute(
+        "INSERT INTO llm_bpe_vocab SELECT 'wide', token_id, token, score, bytes FROM llm_bpe_vocab WHERE model = 'slow'"
+    )
+    conn.execute("SELECT llm_init_model('wide', 6, 8, 512, 4096, seed => 1)")
+    conn.execute("BEGIN")
+    conn.execute(
+        "DECLARE c CURSOR FOR SELECT (llm_generate_stream(repeat('low lower ', 4000), 5, model_name => 'wide')).step"
+    )
+    conn.execute("FETCH 1 FROM c")
+    conn.execute(f"SET LOCAL statement_timeout = '{TIMEOUT}s'")
+    started = time.monotonic()
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        conn.execute("FETCH 1 FROM c")
+    assert time.monotonic() - started < TIMEOUT + SOON
+    conn.execute("ROLLBACK")
+    conn.execute("SELECT llm_drop_model('wide')")
 
 
 def test_a_cancel_from_outside_ends_it_too(connect, module_conn):

@@ -20,9 +20,10 @@ from ..tensor import from_bytes, to_bytes
 
 
 @entry
-def embed(tokens: list[int], model: str | None, d: int | None) -> bytes:
+def embed(tokens: list[int] | None, model: str | None, d: int | None) -> bytes | None:
     """wte[token] + wpe[position]."""
-    require(tokens=tokens)
+    if tokens is None:
+        return None
     loaded = weights.load(model)
     store.check_overrides(loaded.config, None, None, d, None)
     gpt2.check_window(len(tokens), loaded.config)

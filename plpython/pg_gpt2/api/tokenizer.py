@@ -16,7 +16,11 @@ BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
 
 
 def _tokenizer(model: str | None) -> Tokenizer:
-    return vocabularies.load(store.model_name(model))
+    name = store.model_name(model)
+    found = vocabularies.find(name)
+    if found is None and model is None:
+        name = store.only_model() or name
+    return found or vocabularies.load(name)
 
 
 @entry

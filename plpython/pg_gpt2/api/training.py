@@ -55,8 +55,8 @@ def load_dataset(
 @entry
 def loss(
     model: str | None,
-    tokens: list[int],
-    targets: list[int],
+    tokens: list[int] | None,
+    targets: list[int] | None,
     n_layer: int | None,
     n_head: int | None,
     d: int | None,
@@ -65,9 +65,11 @@ def loss(
     train: bool,
     seed: int | None,
     level: str | None,
-) -> float:
+) -> float | None:
     """Mean cross entropy of `targets`, recorded at the audit `level`; None = as the mode is."""
-    require(tokens=tokens, targets=targets, dropout_p=dropout_p, training=train)
+    if tokens is None or targets is None:
+        return None
+    require(dropout_p=dropout_p, training=train)
     if level is not None:
         audit.check_level(level)
     if not tokens or len(tokens) != len(targets):

@@ -16,6 +16,7 @@ from ..tensor import to_bytes
 BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
 FLUSH_BYTES = 64 << 20  # a statement's worth of blocks: each statement is a subtransaction, and bytea[] ends at 1 GiB
 DEFAULT_MODEL = "gpt2-small"
+NAMED = 5  # models in a hint
 
 
 def resolved(model: str = "$1") -> str:
@@ -32,12 +33,41 @@ def resolved(model: str = "$1") -> str:
     )
 
 
+_told: set[str] = set()  # models of which this session knows that they are meant where none is named
+
 RowReader = Callable[[int, int], np.ndarray]
 
 
 def model_name(model: str | None) -> str:
     """`model`, else the setting pg_gpt2.model, else gpt2-small."""
     return model if model is not None else db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
+
+
+def only_model() -> str | None:
+    """The model that is meant where the caller names none, no setting does, and gpt2-small is nothing but a preset: the only
+    one that has weights, where there is one. The session is told once."""
+    if db.setting("model") is not None:
+        return None
+    row = db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], DEFAULT_MODEL)
+    names = _weighted(2)
+    if row is not None or len(names) != 1 or names[0] == DEFAULT_MODEL:
+        return None
+    if names[0] not in _told:
+        _told.add(names[0])
+        db.notice(f'no model is named: "{names[0]}" is meant, the only one that has weights (see pg_gpt2.model)')
+    return names[0]
+
+
+def _weighted(most: int) -> list[str]:
+    """Names of at most so many models of which the caller sees weights. The inner ORDER BY keeps llm_param from being scanned."""
+    rows = db.query(
+        "SELECT c.model FROM {schema}.llm_model_config AS c WHERE (SELECT true FROM {schema}.llm_param AS p"
+        " WHERE p.model = c.model ORDER BY p.model, p.name, p.token_id LIMIT 1)"
+        " OR EXISTS (SELECT FROM {schema}.llm_param_share AS s WHERE s.target_model = c.model) ORDER BY c.model LIMIT $1",
+        ["int4"],
+        most,
+    )
+    return [row["model"] for row in rows]
 
 
 def require_name(model: str | None, parameter: str = "model") -> None:
@@ -172,10 +202,13 @@ def register(model: str, wanted: GPT2Config) -> None:
 
 def no_weights(model: str) -> WrongState:
     """The error for a model that is registered and has no weights."""
+    names = _weighted(NAMED + 1)
+    others = ", ".join(f'"{name}"' for name in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    loaded = f" Those that have some: {others}. SET pg_gpt2.model makes one of them the default." if names else ""
     return WrongState(
         f'model "{model}" has no weights',
         hint=f"Load some: pg_llm_import_safetensors('/path/model.safetensors', '{model}') on the server,"
-        f" pg-gpt2 load-model --model {model} SOURCE as a client, or llm_init_model for random ones.",
+        f" pg-gpt2 load-model --model {model} SOURCE as a client, or llm_init_model for random ones.{loaded}",
     )
 
 
