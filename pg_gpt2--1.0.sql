@@ -45,7 +45,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.importer'], importer)
-    GD['pg_gpt2 97bc4382341b @extschema@'] = importer['load'](sources, 'pg_gpt2 97bc4382341b @extschema@', '@extschema@')
+    GD['pg_gpt2 63662682a079 @extschema@'] = importer['load'](sources, 'pg_gpt2 63662682a079 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -79,7 +79,7 @@ from .. import db, diagnosis, resources
 from ..db import entry
 from ..diagnosis import Finding
 from ..errors import InvalidParameter, UndefinedObject, require
-from ..storage import store, weight_file, weights
+from ..storage import store, weights
 from ..tokenizer import vocabularies
 
 
@@ -107,12 +107,8 @@ def cache_clear() -> int:
     weights.cache.clear()
     vocabularies.forget()
     resources.release_memory()
-    row = db.row(
-        "SELECT d.oid::bigint AS database FROM pg_database d, pg_extension e"
-        " WHERE d.datname = current_database() AND e.extname = 'pg_gpt2' AND pg_has_role(current_user, e.extowner, 'USAGE')"
-    )
-    if row and (folder := weight_file.directory()):
-        weight_file.remove(folder, f"{weight_file.PREFIX}_{row['database']}_")
+    if db.row("SELECT 1 FROM pg_extension WHERE extname = 'pg_gpt2' AND pg_has_role(current_user, extowner, 'USAGE')"):
+        weights.forget_files()
     return freed
 
 
@@ -3697,7 +3693,8 @@ def _hardware() -> Iterator[Finding]:
         hint = "Without room for a model's file each session keeps a copy of its own, and training cannot commit."
         yield _check("disk available", resources.megabytes(room), room >= LITTLE_ROOM, hint)
     folder = weight_file.directory()
-    yield _check("shared weights", folder or "none", folder is not None, "Each session keeps a copy of its own.")
+    usable = folder is not None and (not os.path.exists(folder) or os.access(folder, os.R_OK | os.W_OK | os.X_OK))
+    yield _check("shared weights", folder or "none", usable, "Each session keeps a copy of its own.")
     yield "cached weights", resources.megabytes(weights.cache.bytes()), "ok", None
 
 
@@ -3737,6 +3734,9 @@ def _database() -> Iterator[Finding]:
         yield "models", "none", "warn", hint
     for row in models:
         yield _model(row)
+    if db.row("SELECT 1 WHERE has_table_privilege('{schema}.llm_param', 'SELECT')"):
+        for row in models:
+            yield from _shared_file(row["model"])
     default = store.model_name(None)
     if not any(row["model"] == default for row in models):
         default = store.only_model() or default
@@ -3753,6 +3753,18 @@ def _model(row: db.Row) -> Finding:
             " the others is refused. Load the vocabulary that belongs to it."
         )
     return _check(f"model {row['model']}", value, 0 < (row["ids"] or 0) <= row["vocab"], hint)
+
+
+def _shared_file(model: str) -> Iterator[Finding]:
+    """Whether the file that sessions share is what was written; nothing where there is none. Large ones are read only here."""
+    config = store.find_config(model)
+    file = config and weights.file_of(model, config, weights.version_of(model))
+    if file and file.is_there():
+        damage = file.damage()
+        hint = (
+            "Memory or disk is at fault. The extension's owner: SELECT llm_cache_clear(); then sessions connect again."
+        )
+        yield _check(f"shared weights of {model}", damage or "as written", damage is None, hint, status="error")
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.errors', $pg_gpt2_source$"""Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
 
@@ -10771,6 +10783,40 @@ def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
     )
     return [row["id"] for row in rows]
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.checksum', $pg_gpt2_source$"""Checksums at nearly the speed of memory, some seven times SHA-256's: they tell damage and changes, not forgeries.
+
+Words of 8 bytes are added up, 512 at a time, and the sums are hashed with what is left over. A change within one word always
+shows; one that the sum of its 4 kB does not tell, such as two words that change places there, does not.
+"""
+
+import hashlib
+
+import numpy as np
+
+RUN = 512  # words that one sum is of
+RUN_BYTES = 8 * RUN
+SIZE = 16
+
+
+class Checksum:
+    """Of data that come in pieces; each but the last is a multiple of RUN_BYTES."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=SIZE)
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take the next piece."""
+        whole = len(data) // RUN_BYTES
+        if whole:
+            self._hash.update(
+                np.add.reduce(np.frombuffer(data, np.uint64, whole * RUN).reshape(whole, RUN), axis=1).data
+            )
+        self._hash.update(data[whole * RUN_BYTES :])
+
+    def digest(self) -> bytes:
+        """SIZE bytes."""
+        return self._hash.digest()
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.layout', $pg_gpt2_source$"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or matrices in panels where that pays.
 
 The choice follows from what this CPU and BLAS do with panels of the model's sizes, hence is the same in all sessions of a server.
@@ -11692,23 +11738,35 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.weight_file', $pg
 It lies where PostgreSQL keeps temporary files, under a name that a restart removes and base backups skip. It is written with
 write() and renamed when complete, never mapped for writing and never truncated: a full disk is an error here and not a
 SIGBUS in somebody else. Whoever has an older version mapped keeps it after the name is gone.
+
+Where a file cannot be made, read or mapped there is none: a session then has its weights in memory of its own.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import mmap
 import os
-from collections.abc import Iterable, Mapping
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from .. import host
 from ..tensor import FLOAT32
+from . import checksum
+from .checksum import Checksum
 
 LEAST_BYTES = 8 << 20  # a smaller model loads as fast from its rows
+CHECKED_BYTES = (
+    64 << 20
+)  # a file is verified when it is mapped where that is below a tenth of the time to a first token
 HUGE_PAGE = 2 << 20  # tensors of this size begin at one: 4 kB pages cost a fifth of the bandwidth
 WRITE_BYTES = 8 << 20  # file systems give huge pages to what is written in large pieces
-PREFIX, UNFINISHED = "pgsql_tmp_pg_gpt2", ".new"
+READ_BYTES = 1 << 20
+PREFIX, UNFINISHED, LOCK = "pgsql_tmp_pg_gpt2", ".new", "pgsql_tmp_pg_gpt2.lock"
+POLL = 0.02  # seconds
 
 Params = dict[str, np.ndarray]
 
@@ -11718,31 +11776,47 @@ def directory() -> str | None:
     return os.path.join("base", "pgsql_tmp") if os.path.exists("PG_VERSION") and os.path.isdir("base") else None
 
 
+def incarnation() -> str | None:
+    """What tells this life of the server from others: process, start and shared memory, which is made anew after a crash too.
+
+    Rows alone do not: with synchronous_commit = off a crash can lose a change whose transaction, place and command come again.
+    """
+    try:
+        with open("postmaster.pid", encoding="utf-8") as file:
+            lines = file.read().split("\n")
+        return " ".join((lines[0], lines[2], lines[6]))  # as miscadmin.h or utils/pidfile.h numbers them
+    except (OSError, IndexError, UnicodeDecodeError):
+        return None
+
+
 class WeightFile:
-    """The file of one version of a model in a database."""
+    """The file of one version of a model. `relation`: see `family`."""
 
     def __init__(
-        self, folder: str, database: int, model: str, version: str, shapes: Mapping[str, tuple[int, ...]]
+        self, folder: str, relation: str, model: str, version: str, shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         self._folder = folder
-        self._stem = stem(database, model)
+        self._stem = stem(relation, model)
         self._shapes = dict(shapes)
         # Layouts differ in their shapes, while files of several may have the same size.
-        self._name = f"{self._stem}{version}_{hashlib.md5(repr(self._shapes).encode()).hexdigest()[:8]}"
-        self._places, self._size = _layout(self._shapes)
+        self._name = self._stem + hashlib.md5(repr((version, self._shapes)).encode()).hexdigest()
+        self._places, self._sums, self._size = _layout(self._shapes)
+
+    @property
+    def _path(self) -> str:
+        return os.path.join(self._folder, self._name)
 
     def attach(self) -> Params | None:
-        """The mapped weights, or None when there is no such file."""
+        """The mapped weights, or None when there is no such file, or not what was written."""
         try:
-            file = os.open(os.path.join(self._folder, self._name), os.O_RDONLY)
-        except OSError:
+            with _opened(self._path, os.O_RDONLY) as file:
+                if os.fstat(file).st_size != self._size:
+                    return None
+                if self._size <= CHECKED_BYTES and self._damaged(file):
+                    return None
+                mapped = mmap.mmap(file, self._size, prot=mmap.PROT_READ)
+        except (OSError, ValueError):  # the latter from mmap, of a file that has become shorter
             return None
-        try:
-            if os.fstat(file).st_size != self._size:
-                return None
-            mapped = mmap.mmap(file, self._size, prot=mmap.PROT_READ)
-        finally:
-            os.close(file)
         with contextlib.suppress(OSError, AttributeError):  # systems without huge pages for files
             mapped.madvise(mmap.MADV_HUGEPAGE)
         return {
@@ -11750,9 +11824,58 @@ class WeightFile:
             for name, shape in self._shapes.items()
         }
 
+    def is_there(self) -> bool:
+        """Whether there is something under its name."""
+        return os.path.lexists(self._path)
+
+    def damage(self) -> str | None:
+        """What is wrong with the file that is there."""
+        try:
+            with _opened(self._path, os.O_RDONLY) as file:
+                if os.fstat(file).st_size != self._size:
+                    return "its size is not what was written"
+                name = self._damaged(file)
+        except OSError as error:
+            return str(error)
+        return name and f'tensor "{name}" is not what was written'
+
+    def _damaged(self, file: int) -> str | None:
+        """The first tensor that does not have its checksum. It is read and not mapped: a disk's error is one here, and not a
+        SIGBUS."""
+        sums = os.pread(file, checksum.SIZE * len(self._shapes), self._sums)
+        buffer = memoryview(bytearray(READ_BYTES))
+        for index, (name, shape) in enumerate(self._shapes.items()):
+            place, end = self._places[name], self._places[name] + 4 * int(np.prod(shape))
+            found = Checksum()
+            while place < end:
+                piece = buffer[: min(READ_BYTES, end - place)]
+                if os.preadv(file, [piece], place) < len(piece):
+                    return name
+                found.update(piece)
+                place += len(piece)
+                host.check_interrupts()
+            if found.digest() != sums[checksum.SIZE * index :][: checksum.SIZE]:
+                return name
+        return None
+
+    @contextlib.contextmanager
+    def lock(self, seconds: float) -> Iterator[bool]:
+        """Sessions that need a model's file queue here, so that one writes it. False after `seconds`, or without a lock file.
+
+        Each model has a byte of it. It is a file's lock because any role can take an advisory one.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                os.makedirs(self._folder, mode=0o700, exist_ok=True)
+                file = stack.enter_context(_opened(os.path.join(self._folder, LOCK), os.O_RDWR | os.O_CREAT))
+                held = _locked(file, int(hashlib.md5(self._stem.encode()).hexdigest()[:15], 16), seconds)
+            except OSError:
+                held = False
+            yield held
+
     def build(self, params: Mapping[str, np.ndarray]) -> Params | None:
         """Write the file, remove those of other versions, and attach it; None where there is no room. One builder at a time."""
-        new = os.path.join(self._folder, f"{self._name}.{os.getpid()}{UNFINISHED}")
+        new = f"{self._path}.{os.getpid()}{UNFINISHED}"
         try:
             return self._written(new, params)
         except OSError:
@@ -11763,59 +11886,121 @@ class WeightFile:
 
     def _written(self, new: str, params: Mapping[str, np.ndarray]) -> Params | None:
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+        with _opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+            sums = b""
             for name, place in self._places.items():
-                file.seek(place)
-                _write(file.fileno(), params[name])
-            os.pwrite(file.fileno(), b"\0", self._size - 1)  # the last of the padding
-        os.rename(new, os.path.join(self._folder, self._name))
+                os.lseek(file, place, os.SEEK_SET)
+                sums += _write(file, params[name])
+            os.pwrite(file, sums, self._sums)
+            os.pwrite(file, b"\0", self._size - 1)  # the last of the padding
+        os.rename(new, self._path)
         remove(self._folder, self._stem, but=self._name)
         return self.attach()
 
 
-def _layout(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int], int]:
-    """Where each tensor begins, and the size of the file."""
+def _layout(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int], int, int]:
+    """Where each tensor begins, where their checksums do, and the size of the file."""
     places, end = {}, 0
     for name, shape in shapes.items():
         size = 4 * int(np.prod(shape))
         unit = HUGE_PAGE if size >= HUGE_PAGE else 64
         places[name] = -(-end // unit) * unit
         end = places[name] + size
-    return places, (end // HUGE_PAGE + 1) * HUGE_PAGE  # with padding at the end, be it a byte
+    size = end + checksum.SIZE * len(places)
+    return places, end, (size // HUGE_PAGE + 1) * HUGE_PAGE  # with padding at the end, be it a byte
 
 
-def _write(file: int, array: np.ndarray) -> None:
+def _write(file: int, array: np.ndarray) -> bytes:
+    """Write an array; its checksum."""
     data = np.ascontiguousarray(array).data.cast("B")
-    while data:
-        data = data[os.write(file, data[:WRITE_BYTES]) :]
+    found = Checksum()
+    for start in range(0, len(data), WRITE_BYTES):
+        piece = data[start : start + WRITE_BYTES]
+        found.update(piece)
+        while piece:
+            piece = piece[os.write(file, piece) :]
+        host.check_interrupts()
+    return found.digest()
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    """A file of the server's user. OSError for anything else, at once: without O_NONBLOCK a FIFO would wait for who writes."""
+    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise PermissionError(f"{path} is no file of the server's user")
+        yield file
+    finally:
+        os.close(file)
+
+
+def _locked(file: int, place: int, seconds: float) -> bool:
+    """Take the lock of a byte, within `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            return True
+        except (BlockingIOError, PermissionError):  # systems differ in what they say of a lock that is taken
+            if time.monotonic() > end:
+                return False
+        time.sleep(POLL)
         host.check_interrupts()
 
 
-def stem(database: int, model: str) -> str:
+def family(relation: str) -> str:
+    """What the names of an installation's files begin with: the path of a file that the server has as long as that is there."""
+    return f"{PREFIX}_{relation.replace('/', '-')}."
+
+
+def stem(relation: str, model: str) -> str:
     """What the names of a model's files begin with."""
-    return f"{PREFIX}_{database}_{hashlib.md5(model.encode()).hexdigest()[:16]}_"
+    return f"{family(relation)}{hashlib.md5(model.encode()).hexdigest()[:16]}."
 
 
-def remove_others(folder: str, database: int, models: Iterable[str]) -> None:
+def remove_others(folder: str, relation: str, models: Iterable[str]) -> None:
     """Unlink the files of models that are not there any more; not those that are being written."""
-    kept = tuple(stem(database, model) for model in models)
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(folder):
-            if name.startswith(f"{PREFIX}_{database}_") and not name.startswith(kept) and not name.endswith(UNFINISHED):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(folder, name))
+    kept = tuple(stem(relation, model) for model in models)
+    for name in _names(folder, family(relation)):
+        if not name.startswith(kept) and not name.endswith(UNFINISHED):
+            _unlink(folder, name)
+
+
+def remove_abandoned(folder: str) -> None:
+    """Unlink the files of databases and installations that were dropped, whichever database this is."""
+    for name in _names(folder, f"{PREFIX}_"):
+        relation = name.removeprefix(f"{PREFIX}_").partition(".")[0].replace("-", "/")
+        try:
+            is_gone = os.stat(relation).st_size == 0  # the server cuts it at once, and removes it at a checkpoint
+        except (FileNotFoundError, NotADirectoryError):
+            is_gone = True
+        except OSError:
+            is_gone = False
+        if is_gone:
+            _unlink(folder, name)
 
 
 def remove(folder: str, beginning: str, but: str = "") -> int:
     """Unlink the files whose names begin with `beginning`, but not `but`; how many there were."""
-    count = 0
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(folder):
-            if name.startswith(beginning) and name != but:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(folder, name))
-                    count += 1
-    return count
+    return sum(_unlink(folder, name) for name in _names(folder, beginning) if name != but)
+
+
+def _names(folder: str, beginning: str) -> list[str]:
+    """Names in the folder; none where it cannot be read."""
+    try:
+        return [name for name in os.listdir(folder) if name.startswith(beginning)]
+    except OSError:
+        return []
+
+
+def _unlink(folder: str, name: str) -> bool:
+    try:
+        os.unlink(os.path.join(folder, name))
+    except OSError:
+        return False
+    return True
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.weights', $pg_gpt2_source$"""Weights in memory: a cache of versions of the rows, one version for a call, shared between sessions where that can be.
 
@@ -11824,10 +12009,7 @@ savepoints and row-level security; nothing has to be invalidated.
 """
 
 import hashlib
-import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11843,7 +12025,6 @@ from . import layout, store, weight_file
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
 ROW_LINEAGE = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin)"
-BUILD = "'{schema}.llm_model_config'::regclass::oid::integer, hashtext($1)"  # for who writes the file of its weights
 NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
@@ -11984,56 +12165,60 @@ def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
 
     A transaction that has written may see rows that are nobody else's business yet.
     """
-    folder = weight_file.directory()
-    row = db.row(
-        "SELECT oid::bigint AS database, pg_current_xact_id_if_assigned() IS NULL AS reads_only"
-        " FROM pg_database WHERE datname = current_database()"
-    )
-    if folder is None or row is None or not row["reads_only"] or 4 * wanted.n_params() < weight_file.LEAST_BYTES:
+    file = None if 4 * wanted.n_params() < weight_file.LEAST_BYTES or _has_written() else file_of(name, wanted, version)
+    if file is None:
         return None
-    file = weight_file.WeightFile(folder, row["database"], name, version, layout.stored_shapes(wanted))
     stored = file.attach()
     if stored is None:
-        with _builder(name, WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
+        with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
             stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
         resources.release_memory()
     return Model(name, wanted, version, layout.arranged(stored, wanted), shared=True) if stored else None
+
+
+def _has_written() -> bool:
+    return db.row("SELECT 1 WHERE pg_current_xact_id_if_assigned() IS NOT NULL") is not None
+
+
+def file_of(name: str, wanted: GPT2Config, version: str) -> weight_file.WeightFile | None:
+    """The file of a version that sessions share, be it there or not; None where none can be."""
+    folder, life = weight_file.directory(), weight_file.incarnation()
+    if folder is None or life is None:
+        return None
+    shapes = layout.stored_shapes(wanted)
+    return weight_file.WeightFile(folder, _relation(), name, f"{version} {life}", shapes)
 
 
 def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
     read, params = _read_params(name, wanted)
     if read != version:
         return None
+    folder = weight_file.directory() or ""
+    weight_file.remove_abandoned(folder)
     rows = db.query(
-        "SELECT model, (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database"
-        " FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
+        "SELECT model FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
     )
     if rows:  # the caller sees all there are
-        weight_file.remove_others(weight_file.directory() or "", rows[0]["database"], [row["model"] for row in rows])
+        weight_file.remove_others(folder, _relation(), [row["model"] for row in rows])
     return file.build(layout.Stored(params, wanted))
 
 
 def forget_file(name: str) -> None:
     """Remove the file of a model that is dropped; whoever still sees the model, as when that is rolled back, makes it again."""
-    row = db.row("SELECT oid::bigint AS database FROM pg_database WHERE datname = current_database()")
-    if row and (folder := weight_file.directory()):
-        weight_file.remove(folder, weight_file.stem(row["database"], name))
+    if folder := weight_file.directory():
+        weight_file.remove(folder, weight_file.stem(_relation(), name))
 
 
-@contextmanager
-def _builder(model: str, seconds: float) -> Iterator[bool]:
-    """Sessions that need a version's file queue here, so that one writes it. False after `seconds`: anybody can take an
-    advisory lock, and who holds this one for long must not keep others from their models."""
-    end = time.monotonic() + seconds
-    while not (db.row(f"SELECT pg_try_advisory_lock({BUILD}) AS taken", ["text"], model) or {})["taken"]:
-        if time.monotonic() > end:
-            yield False
-            return
-        db.run("SELECT pg_sleep(0.02)")
-    try:
-        yield True
-    finally:
-        db.run(f"SELECT pg_advisory_unlock({BUILD})", ["text"], model)
+def forget_files() -> None:
+    """Remove the files of all models of this database."""
+    if folder := weight_file.directory():
+        weight_file.remove(folder, weight_file.family(_relation()))
+
+
+def _relation() -> str:
+    """Path of the table of modules: there until the extension or the database is dropped, which any other database can see.
+    Where it moves, as by VACUUM FULL, files are made anew."""
+    return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
 
 
 def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
@@ -15878,11 +16063,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -15897,11 +16082,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -15915,11 +16100,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -15945,11 +16130,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 97bc4382341b @extschema@'].models.init_model(globals())
+GD['pg_gpt2 63662682a079 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -15959,11 +16144,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 97bc4382341b @extschema@'].models.copy_model(globals())
+GD['pg_gpt2 63662682a079 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -15973,11 +16158,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 97bc4382341b @extschema@'].models.drop_model(globals())
+GD['pg_gpt2 63662682a079 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -16016,11 +16201,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.changed(globals())
+GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -16036,11 +16221,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -16050,11 +16235,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -16064,11 +16249,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.decode_bytes(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.decode_bytes(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
@@ -16077,11 +16262,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
@@ -16091,11 +16276,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -16104,11 +16289,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -16123,11 +16308,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -16137,11 +16322,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -16151,11 +16336,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -16169,11 +16354,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -16183,11 +16368,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -16197,11 +16382,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
@@ -16211,11 +16396,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -16225,11 +16410,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -16239,11 +16424,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -16270,11 +16455,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -16306,11 +16491,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -16333,11 +16518,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -16361,11 +16546,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -16385,11 +16570,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -16404,11 +16589,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -16425,11 +16610,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -16443,11 +16628,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text, boolean) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable). For the first both are null, or with from_start what the model says after an end-of-text token. Past the window, every token has at least half a window before it.';
@@ -16457,11 +16642,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text, boolean) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted, unless from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -16476,11 +16661,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null of an empty text. A cast to pgvector''s type vector works as it is.';
@@ -16503,11 +16688,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -16529,11 +16714,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].training.loss(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -16548,11 +16733,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -16584,11 +16769,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -16625,11 +16810,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].training.train(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -16667,11 +16852,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 97bc4382341b @extschema@'].training.train_run(globals())
+GD['pg_gpt2 63662682a079 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -16684,11 +16869,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -16821,11 +17006,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -16835,11 +17020,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -16849,11 +17034,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -16886,11 +17071,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.drop(globals())
+GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -16900,11 +17085,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -16920,11 +17105,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -16945,11 +17130,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -16972,11 +17157,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -16990,11 +17175,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -17004,11 +17189,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -17022,11 +17207,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -17098,11 +17283,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.tensor(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.tensor(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
     'A tensor of the array''s elements: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
@@ -17112,11 +17297,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
@@ -17134,11 +17319,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -17147,11 +17332,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -17161,11 +17346,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -17175,11 +17360,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -17189,11 +17374,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -17202,11 +17387,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -17221,11 +17406,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -17240,11 +17425,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -17254,11 +17439,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -17268,11 +17453,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -17287,11 +17472,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -17307,11 +17492,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -17321,11 +17506,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -17334,11 +17519,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -17347,11 +17532,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -17369,11 +17554,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -17393,11 +17578,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -17416,11 +17601,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -17443,11 +17628,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -17457,11 +17642,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -17476,11 +17661,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -17496,11 +17681,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -17520,11 +17705,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -17542,11 +17727,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -17556,11 +17741,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -17570,11 +17755,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -17584,11 +17769,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -17597,11 +17782,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 97bc4382341b @extschema@'].autograd.backprop(globals())
+GD['pg_gpt2 63662682a079 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -17611,11 +17796,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -17627,11 +17812,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -17661,11 +17846,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -17686,11 +17871,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -17704,11 +17889,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -17718,11 +17903,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -17737,11 +17922,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -17751,11 +17936,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -17765,11 +17950,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -17778,11 +17963,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -17792,11 +17977,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -17806,11 +17991,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -17835,11 +18020,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -17849,11 +18034,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -17863,11 +18048,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -17876,11 +18061,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 97bc4382341b @extschema@'].admin.grant_usage(globals())
+GD['pg_gpt2 63662682a079 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -17918,11 +18103,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -17932,11 +18117,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
 
@@ -17951,11 +18136,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -17965,11 +18150,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -17979,11 +18164,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -17993,11 +18178,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 97bc4382341b @extschema@' not in GD:
+if 'pg_gpt2 63662682a079 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 97bc4382341b @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 63662682a079 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

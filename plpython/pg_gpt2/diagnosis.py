@@ -103,7 +103,8 @@ def _hardware() -> Iterator[Finding]:
         hint = "Without room for a model's file each session keeps a copy of its own, and training cannot commit."
         yield _check("disk available", resources.megabytes(room), room >= LITTLE_ROOM, hint)
     folder = weight_file.directory()
-    yield _check("shared weights", folder or "none", folder is not None, "Each session keeps a copy of its own.")
+    usable = folder is not None and (not os.path.exists(folder) or os.access(folder, os.R_OK | os.W_OK | os.X_OK))
+    yield _check("shared weights", folder or "none", usable, "Each session keeps a copy of its own.")
     yield "cached weights", resources.megabytes(weights.cache.bytes()), "ok", None
 
 
@@ -143,6 +144,9 @@ def _database() -> Iterator[Finding]:
         yield "models", "none", "warn", hint
     for row in models:
         yield _model(row)
+    if db.row("SELECT 1 WHERE has_table_privilege('{schema}.llm_param', 'SELECT')"):
+        for row in models:
+            yield from _shared_file(row["model"])
     default = store.model_name(None)
     if not any(row["model"] == default for row in models):
         default = store.only_model() or default
@@ -159,3 +163,15 @@ def _model(row: db.Row) -> Finding:
             " the others is refused. Load the vocabulary that belongs to it."
         )
     return _check(f"model {row['model']}", value, 0 < (row["ids"] or 0) <= row["vocab"], hint)
+
+
+def _shared_file(model: str) -> Iterator[Finding]:
+    """Whether the file that sessions share is what was written; nothing where there is none. Large ones are read only here."""
+    config = store.find_config(model)
+    file = config and weights.file_of(model, config, weights.version_of(model))
+    if file and file.is_there():
+        damage = file.damage()
+        hint = (
+            "Memory or disk is at fault. The extension's owner: SELECT llm_cache_clear(); then sessions connect again."
+        )
+        yield _check(f"shared weights of {model}", damage or "as written", damage is None, hint, status="error")

@@ -4,7 +4,7 @@ from .. import db, diagnosis, resources
 from ..db import entry
 from ..diagnosis import Finding
 from ..errors import InvalidParameter, UndefinedObject, require
-from ..storage import store, weight_file, weights
+from ..storage import store, weights
 from ..tokenizer import vocabularies
 
 
@@ -32,12 +32,8 @@ def cache_clear() -> int:
     weights.cache.clear()
     vocabularies.forget()
     resources.release_memory()
-    row = db.row(
-        "SELECT d.oid::bigint AS database FROM pg_database d, pg_extension e"
-        " WHERE d.datname = current_database() AND e.extname = 'pg_gpt2' AND pg_has_role(current_user, e.extowner, 'USAGE')"
-    )
-    if row and (folder := weight_file.directory()):
-        weight_file.remove(folder, f"{weight_file.PREFIX}_{row['database']}_")
+    if db.row("SELECT 1 FROM pg_extension WHERE extname = 'pg_gpt2' AND pg_has_role(current_user, extowner, 'USAGE')"):
+        weights.forget_files()
     return freed
 
 
