@@ -45,7 +45,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.importer'], importer)
-    GD['pg_gpt2 63662682a079 @extschema@'] = importer['load'](sources, 'pg_gpt2 63662682a079 @extschema@', '@extschema@')
+    GD['pg_gpt2 14d8c959abef @extschema@'] = importer['load'](sources, 'pg_gpt2 14d8c959abef @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -558,6 +558,7 @@ from ..inference.generation import Options, TextStream, Token, tokens
 from ..inference.prompts import check_prompt, draw_seed, encode_prompt
 from ..inference.sampling import Sampling, softmax
 from ..inference.stops import Stops
+from ..kernels import require_room
 from ..limits import MOST_BEAMS
 from ..storage import store, weights
 from ..tensor import to_bytes
@@ -865,6 +866,7 @@ def logits(
         raise OutOfMemory(
             f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
         )
+    require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
     ids = np.asarray([token_ids], np.int64)
     return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))
 $pg_gpt2_source$);
@@ -1072,38 +1074,49 @@ from ..inference.sampling import Sampling
 SMALL = (
     1 << 18
 )  # bytes: below it no kernel uses a second core, and asking for the setting would cost more than the work
+MADE = (
+    3  # bytes for each that was given: the arguments' own, a result as an array and as bytes, which the server copies
+)
 
 
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a kernel callable from SQL; a large one uses the cores of pg_gpt2.threads."""
+def kernel(function: Callable[..., Any], made: int = MADE) -> Callable[..., Any]:
+    """Make a kernel callable from SQL. A large one uses the cores of pg_gpt2.threads, and asks for `made` times what it is given,
+    unless it asks by itself (0)."""
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        if any(isinstance(value, bytes) and len(value) >= SMALL for value in args):
+        given = sum(len(value) for value in args if type(value) is bytes)
+        if given >= SMALL:
             resources.apply_threads()
+            kernels.require_room(made * given, f"pg_llm_{function.__name__}")
         return function(*args)
 
     return entry(run)
 
 
-tensor = entry(kernels.tensor, matrices=True)
-values = kernel(kernels.values)
-matmul = kernel(kernels.matmul)
+values = kernel(kernels.values, made=16)
+matmul = kernel(kernels.matmul, made=0)
 add = kernel(kernels.add)
 gelu = kernel(kernels.gelu)
 gelu_backward = kernel(kernels.gelu_backward)
 layernorm = kernel(kernels.layernorm)
-layernorm_backward = kernel(kernels.layernorm_backward)
+layernorm_backward = kernel(kernels.layernorm_backward, made=4)
 cross_entropy = kernel(kernels.cross_entropy)
 cross_entropy_backward = kernel(kernels.cross_entropy_backward)
-dropout_backward = kernel(kernels.drop_backward)
+dropout_backward = kernel(kernels.dropout_backward)
 ones_like = kernel(kernels.ones_like)
 zeros_like = kernel(kernels.zeros_like)
 transpose = kernel(kernels.transpose)
-mlp_backward = kernel(kernels.mlp_backward)
-adamw_step = kernel(kernels.adamw_step)
+mlp_backward = kernel(kernels.mlp_backward, made=0)
+adamw_step = kernel(kernels.adamw_step, made=0)
 grad_clip = kernel(kernels.grad_clip)
 lr_schedule = kernel(kernels.lr_schedule)
+
+
+@kernel
+def tensor_received(sent: bytes | None, elements: int | None) -> bytes | None:
+    """A tensor of the numbers of an array; null of null."""
+    return None if elements is None else kernels.tensor(sent, elements)
 
 
 @kernel
@@ -1124,7 +1137,7 @@ def dropout(data: bytes | None, p: float, training: bool, seed: int | None) -> b
     if data is None:
         return None
     require(p=p, training=training)
-    return kernels.drop(data, p, training, draw_seed() if training and seed is None else seed or 0)
+    return kernels.dropout(data, p, training, draw_seed() if training and seed is None else seed or 0)
 
 
 @kernel
@@ -1305,6 +1318,7 @@ def drop_model(model: str) -> None:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.pieces', $pg_gpt2_source$"""llm_embed, llm_block_forward, llm_forward_gpt2: the model in pieces, each recorded while recording is on."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -1318,6 +1332,8 @@ from ..errors import InvalidParameter, require, require_positive
 from ..gpt2 import Dropout
 from ..inference.decode import check_ids
 from ..inference.prompts import draw_seed
+from ..kernels import attention_bytes, require_room
+from ..ops.attention import check_length, mask_shape
 from ..ops.dropout import check_p
 from ..storage import layout, store, weights
 from ..tape import Eager
@@ -1381,11 +1397,15 @@ def block_forward(
     if d % n_head:
         raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
     check_p(dropout_p)
+    check_length(t)
     resources.apply_threads()
+    chunk = resources.attention_chunk()
     x = from_bytes(data, (t, d), name="input")
     arrays = {name: from_bytes(given[name], shape, name=name) for name, shape in block_shapes(d).items()}
     drop = _drop(dropout_p, training)
-    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "chunk": resources.attention_chunk(), "drop": drop}
+    masks = prod(mask_shape(1, n_head, t)) if drop else 0
+    require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
+    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "chunk": chunk, "drop": drop}
     if not recording.enabled():
         return to_bytes(gpt2.block(Eager(), arrays, x, **options))
     recorder = Recorder()
@@ -3103,6 +3123,93 @@ def drop(tape_ids: Sequence[int]) -> int:
     for table in ("llm_tensor_map", "llm_tape", "llm_tensor_rt"):
         dropped = db.run(f"DELETE FROM {{schema}}.{table} WHERE tape_id = ANY ($1)", ["int8[]"], list(tape_ids))
     return dropped
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.cgroups', $pg_gpt2_source$"""What control groups leave to this process: the cores and the memory of a container or a service, versions 1 and 2.
+
+The least of the limits of our group and of those around it binds. In a container the path that the kernel tells may be that on
+its host: then the groups that it names are not found, and what is mounted as the root is ours.
+"""
+
+import os
+from collections.abc import Iterator
+from functools import cache
+
+UNLIMITED = 1 << 60  # bytes: version 1 has no word for it, but a number of pages that nobody has
+FILES = ("inactive_file", "active_file")  # of memory.stat: what the kernel takes back before it kills
+
+
+def _folders(controller: str, root: str) -> Iterator[str]:
+    """Folders of the groups around this process that limit `controller`, the outermost first: of both versions."""
+    try:
+        with open(os.path.join(root, "proc/self/cgroup"), encoding="utf-8") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+    except (OSError, ValueError):
+        return
+    for _, controllers, group in (line for line in lines if len(line) == 3):
+        if controllers and controller not in controllers.split(","):
+            continue
+        mounted = ("sys/fs/cgroup", controller) if controllers else ("sys/fs/cgroup",)  # version 2 has all in one tree
+        names = [name for name in group.split("/") if name not in ("", "..")]
+        for depth in range(len(names) + 1):
+            yield os.path.join(root, *mounted, *names[:depth])
+
+
+def _words(folder: str, name: str) -> list[str]:
+    """The words of a file; none where there is no such file, as in the root."""
+    try:
+        with open(os.path.join(folder, name), encoding="ascii") as file:
+            return file.read().split()
+    except (OSError, ValueError):
+        return []
+
+
+def _number(folder: str, *names: str) -> int | None:
+    """The least of the numbers in these files; None where there is none, or the word "max"."""
+    found = [int(word) for name in names for word in _words(folder, name)[:1] if word.isdigit()]
+    return min(found, default=None)
+
+
+@cache
+def cpu_quota(root: str = "/") -> float | None:
+    """Cores' worth of time that we may use; None for no limit. Asked once a session."""
+    quotas = map(_quota, _folders("cpu", root))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota(folder: str) -> float | None:
+    """Version 1 has -1 where there is no limit, version 2 "max"."""
+    words = _words(folder, "cpu.max") or _words(folder, "cpu.cfs_quota_us") + _words(folder, "cpu.cfs_period_us")
+    if len(words) == 2 and all(word.isdigit() for word in words):
+        return int(words[0]) / int(words[1])
+    return None
+
+
+def memory_limit(root: str = "/") -> int | None:
+    """Bytes that all processes of our group may use; None for no limit."""
+    limits = map(_limit, _folders("memory", root))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def memory_left(root: str = "/") -> int | None:
+    """Bytes that our group may still take; None for no limit. What files hold in memory is taken back for others first."""
+    left = []
+    for folder in _folders("memory", root):
+        limit, used = _limit(folder), _number(folder, "memory.current", "memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            left.append(max(0, limit - used + _files(folder)))
+    return min(left, default=None)
+
+
+def _limit(folder: str) -> int | None:
+    limit = _number(folder, "memory.max", "memory.high", "memory.limit_in_bytes")
+    return None if limit is None or limit >= UNLIMITED else limit
+
+
+def _files(folder: str) -> int:
+    """Bytes of files, in the group and those within it, as version 1 counts them under names of their own."""
+    words = _words(folder, "memory.stat")
+    stat = dict(zip(words[::2], words[1::2]))
+    return sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in FILES)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.config', $pg_gpt2_source$"""The shape of a GPT-2: hyperparameters, and the names and shapes of the tensors that follow from them.
 
@@ -7133,22 +7240,27 @@ back. The arithmetic is the ops'; here are only the shapes. The optimizer's kern
 `sampling`.
 """
 
+import struct
 from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from . import host, threads
-from .errors import InvalidParameter, NullNotAllowed, OutOfMemory
+from . import host, limits, threads
+from .errors import InvalidParameter, MalformedData, NullNotAllowed, OutOfMemory
 from .inference.sampling import Draws, Sampling, choose
-from .ops import CHUNK, dropout, lookup
-from .ops.dropout import check_p
-from .ops.products import run_all
+from .ops import CHUNK, lookup
+from .ops.attention import GROUP, MOST_SCORES, check_length
+from .ops.dropout import backward_from_output, check_p
+from .ops.elementwise import copied
 from .tensor import FLOAT32, from_bytes, to_bytes
 from .training import optim
 
 MAX_BYTES = (1 << 30) - (1 << 16)  # of a bytea
+ASKED = 4 << 20  # bytes: for fewer nobody is asked, which would take longer than the work
+SENT = np.dtype([("length", ">i4"), ("value", ">f8")])  # an element of an array as array_send has it
+FLOAT8 = 701  # the type's number in there
 
 
 def require_dims(**dims: int) -> None:
@@ -7182,13 +7294,25 @@ def _same_length(**tensors: np.ndarray) -> None:
             )
 
 
-def tensor(values: Sequence[Any]) -> bytes:
-    """Numbers, in any number of array dimensions -> bytes."""
-    wide = np.asarray(values, np.float64)
-    if np.isnan(wide).any() and any(value is None for value in np.asarray(values, object).flat):  # null became NaN
-        raise NullNotAllowed("an element is null", hint="A tensor has no nulls; use coalesce or 'NaN'.")
-    if wide.size == 0:
+def require_room(n_bytes: int, purpose: str) -> None:
+    """53200 when there are not so many bytes for arguments, results and what is between. Little is not asked for."""
+    if n_bytes >= ASKED:
+        host.require_memory(n_bytes, purpose)
+
+
+def tensor(sent: bytes | None, count: int) -> bytes:
+    """An array of `count` numbers, in any number of dimensions, as array_send has it -> bytes; None where they are too many.
+
+    PL/Python would make an object of each number first, in 70 bytes that nobody asked for.
+    """
+    if sent is None:
+        raise InvalidParameter(
+            f"the array has {count} elements; the most is {limits.MOST_NUMBERS}",
+            hint="Make a tensor of each part: they are put together by ||.",
+        )
+    if count < 1:
         raise InvalidParameter("the array is empty", hint="A tensor has at least one value.")
+    wide = _numbers(sent, count)
     with np.errstate(over="ignore"):
         narrow = wide.astype(FLOAT32)
     if (np.isinf(narrow) & np.isfinite(wide)).any():
@@ -7197,9 +7321,35 @@ def tensor(values: Sequence[Any]) -> bytes:
     return to_bytes(narrow)
 
 
+def _numbers(sent: bytes, count: int) -> np.ndarray:
+    """The elements of an array as array_send has it: three numbers, two for each dimension, then length and value of each."""
+    dimensions, nulls, kind = struct.unpack(">3i", sent[:12].ljust(12, b"\0"))
+    start = 12 + 8 * dimensions
+    if kind != FLOAT8 or dimensions < 1 or not (nulls or len(sent) == start + count * SENT.itemsize):
+        raise _no_array()
+    if len(sent) != start + count * SENT.itemsize:
+        raise NullNotAllowed("an element is null", hint="A tensor has no nulls; use coalesce or 'NaN'.")
+    elements = np.frombuffer(sent, SENT, count, start)
+    if (elements["length"] != elements["value"].itemsize).any():
+        raise _no_array()
+    return elements["value"].astype(np.float64)
+
+
+def _no_array() -> MalformedData:
+    return MalformedData(
+        "these bytes are not an array of double precision", hint="Call pg_llm_tensor, which makes them."
+    )
+
+
 def values(data: bytes) -> list[float]:
     """Bytes -> numbers."""
-    return from_bytes(data).tolist()
+    array = from_bytes(data)
+    if array.size > limits.MOST_VALUES:
+        raise InvalidParameter(
+            f"the tensor has {array.size} values; the most is {limits.MOST_VALUES}",
+            hint="Look at a part of it: pg_llm_values(substring(data FROM 1 FOR 4000)) shows the first 1,000.",
+        )
+    return array.tolist()
 
 
 # --- forward and backward, in the order of the ops --------------------------------------------------------------------
@@ -7210,7 +7360,9 @@ def matmul(a: bytes, b: bytes, m: int, k: int, n: int) -> bytes:  # [m,k], [k,n]
     require_dims(m=m, k=k, n=n)
     if 4 * m * n > MAX_BYTES:
         raise OutOfMemory(f"a result of {m} x {n} does not fit a value of 1 GB", hint="Multiply fewer rows at a time.")
-    return to_bytes(lookup("matmul")(from_bytes(a, (m, k), name="a"), from_bytes(b, (k, n), name="b")))
+    left, right = from_bytes(a, (m, k), name="a"), from_bytes(b, (k, n), name="b")
+    require_room(left.nbytes + right.nbytes + 2 * 4 * m * n, "pg_llm_matmul")
+    return to_bytes(lookup("matmul")(left, right))
 
 
 def add(a: bytes, b: bytes) -> bytes:  # [m,n], [n] or [m,n] -> [m,n]
@@ -7276,19 +7428,19 @@ def cross_entropy_backward(logits: bytes, target: int) -> bytes:
     return to_bytes(_backward("cross_entropy", np.ones((), FLOAT32), None, array, target=target)[0])
 
 
-def drop(data: bytes, p: float, training: bool, seed: int) -> bytes:
+def dropout(data: bytes, p: float, training: bool, seed: int) -> bytes:
     """Inverted dropout when training, else the input."""
     check_p(p)
     array = _vector(data, "input")
     return to_bytes(lookup("dropout")(array, p=p, seed=seed)) if training else data
 
 
-def drop_backward(data: bytes, output: bytes, grad: bytes, p: float, training: bool) -> bytes:
+def dropout_backward(data: bytes, output: bytes, grad: bytes, p: float, training: bool) -> bytes:
     """dx, with the mask read off the output."""
     check_p(p)
     x, y, d = _vector(data, "input"), _vector(output, "output"), _vector(grad, "grad")
     _same_length(input=x, output=y, grad=d)
-    return to_bytes(dropout.backward_from_output(d, y, x, p=p)) if training else grad
+    return to_bytes(backward_from_output(d, y, x, p=p)) if training else grad
 
 
 def ones_like(src: bytes) -> bytes:
@@ -7312,6 +7464,7 @@ def attention(
 ) -> bytes:  # [T,D], [D,3D], [3D], [D,D], [D] -> [T,D]
     """Causal self-attention with its two projections."""
     arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+    require_room(attention_bytes(t, d, n_head, chunk), "pg_llm_attention")
     return to_bytes(lookup("attention")(*arrays, n_head=n_head, chunk=chunk))
 
 
@@ -7330,6 +7483,7 @@ def attention_backward(
     """dx, dw_qkv, db_qkv, dw_o, db_o."""
     arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
     dy = from_bytes(grad_output, (t, d), name="grad_output")
+    require_room(3 * attention_bytes(t, d, n_head, chunk), "pg_llm_attention_backward")
     return _bytes(_backward("attention", dy, None, *arrays, n_head=n_head, chunk=chunk))
 
 
@@ -7337,11 +7491,18 @@ def _attention_arrays(
     x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_head: int, t: int, d: int
 ) -> tuple[np.ndarray, ...]:
     require_dims(n_head=n_head, t=t, d=d)
+    check_length(t)
     if d % n_head:
         raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
     shapes = {"x": (t, d), "w_qkv": (d, 3 * d), "b_qkv": (3 * d,), "w_o": (d, d), "b_o": (d,)}
     given = (x, w_qkv, b_qkv, w_o, b_o)
     return tuple(from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True))
+
+
+def attention_bytes(t: int, d: int, n_head: int, chunk: int) -> int:
+    """What attention takes: arguments, q, k and v and copies of them, results; norms; scores of a chunk on two threads."""
+    scores = min(max(GROUP, min(t, chunk) * t), MOST_SCORES)
+    return 4 * (5 * d * d + 16 * t * d + 2 * n_head * t + 2 * scores)
 
 
 def mlp_backward(
@@ -7353,7 +7514,9 @@ def mlp_backward(
     shapes = {"x": (t, d), "w_fc": (d, f), "b_fc": (f,), "w_proj": (f, d), "b_proj": (d,)}
     given = (x, w_fc, b_fc, w_proj, b_proj)
     arrays = [from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True)]
-    return _bytes(_backward("mlp", from_bytes(dy, (t, d), name="dy"), None, *arrays))
+    d_result = from_bytes(dy, (t, d), name="dy")
+    require_room(4 * (22 * t * d + 5 * 8 * d * d), "pg_llm_mlp_backward")  # hidden units; each matrix and its gradient
+    return _bytes(_backward("mlp", d_result, None, *arrays))
 
 
 # --- optimizer and sampler --------------------------------------------------------------------------------------------
@@ -7377,17 +7540,21 @@ def adamw_step(
         if value is None:
             raise NullNotAllowed(f"{name} must not be null", hint="Only m and v may be null, for zeros.")
     optim.check_adamw(**hyper)  # type: ignore[arg-type]
-    w, g = _vector(weight, "weight").copy(), _vector(grad, "grad")  # type: ignore[arg-type]
-    moments = {
-        name: _vector(data, name).copy() if data else np.zeros(w.shape, FLOAT32) for name, data in (("m", m), ("v", v))
-    }
-    _same_length(weight=w, grad=g, **moments)
-    state = (w, g, *moments.values())
-    parts = threads.pieces(w.size, optim.PIECE)
-    host.check_interrupts()
-    run_all([lambda p=p: optim.adamw(*(array[p] for array in state), **hyper) for p in parts], at_once=optim.AT_ONCE)  # type: ignore[misc,arg-type]
-    host.check_interrupts()
-    return to_bytes(w), to_bytes(moments["m"]), to_bytes(moments["v"])
+    given = {"weight": _vector(weight, "weight"), "grad": _vector(grad, "grad")}  # type: ignore[arg-type]
+    given |= {name: _vector(data, name) for name, data in (("m", m), ("v", v)) if data}
+    _same_length(**given)
+    size = given["weight"].size
+    require_room(
+        4 * size * (len(given) + 9), "pg_llm_adamw_step"
+    )  # each result as an array, as bytes and as the server's
+    state = {name: copied(given[name]) if name in given else np.zeros(size, FLOAT32) for name in ("weight", "m", "v")}
+
+    def step_on(part: slice) -> None:
+        w, first, second = (array[part] for array in state.values())
+        optim.adamw(w, given["grad"][part], first, second, **hyper)  # type: ignore[arg-type]
+
+    threads.for_rows(size, optim.PIECE, step_on)
+    return _bytes(tuple(state.values()))
 
 
 def grad_clip(grad: bytes, clip: float) -> bytes:
@@ -7396,7 +7563,7 @@ def grad_clip(grad: bytes, clip: float) -> bytes:
     if not (isfinite(clip) and clip > 0):
         raise InvalidParameter(f"clip must be a finite number above 0, not {clip}", hint="1.0 is a usual one.")
     scale = optim.clip_scale(optim.global_norm([array]), clip)
-    return grad if scale == 1.0 else to_bytes(array * FLOAT32.type(scale))
+    return grad if scale == 1.0 else to_bytes(lookup("scale")(array, factor=scale))
 
 
 def lr_schedule(step: int, warmup: int, total: int, lr_max: float) -> float:
@@ -7412,6 +7579,10 @@ def lr_schedule(step: int, warmup: int, total: int, lr_max: float) -> float:
 def sample(logits: bytes, how: Sampling, seed: int) -> int:
     """Id of a token."""
     array = _vector(logits, "logits")
+    if array.size > limits.MOST_CHOICES:
+        raise InvalidParameter(
+            f"{array.size} logits; the most is {limits.MOST_CHOICES}", hint="Give the logits of one token."
+        )
     if not np.isfinite(array.max()):
         raise InvalidParameter(
             "logits have NaN, or a largest value that is not finite",
@@ -7454,6 +7625,16 @@ MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the by
 MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill the memory with many more
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
 MOST_STOP_CHARACTERS = 65_536  # of all stop strings of a call: looking for them needs 300 bytes and a microsecond each
+MOST_POSITIONS = (
+    1 << 20
+)  # of attention: a chunk of rows against as many keys is worked on without a look for an interrupt
+MOST_ROW = 1 << 22  # values of a row that is normalised or that classes are chosen by: what one call of NumPy works on
+MOST_CHOICES = 1 << 20  # logits that pg_llm_sample chooses from: it sorts them
+MOST_DIMENSIONS = (
+    16  # of a tensor: NumPy has a limit of its own, 32 or 64, and some ops need a few more than they are given
+)
+MOST_NUMBERS = 1 << 22  # numbers that pg_llm_tensor takes: PostgreSQL sends an array in one go, some 0.1 s
+MOST_VALUES = 1 << 20  # values that pg_llm_values shows: PL/Python makes an array of them in one go
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops', $pg_gpt2_source$"""The ops, in one registry: `registry[name]` is an `Op`; calling it is the forward pass, `grads` the backward pass.
@@ -7493,7 +7674,7 @@ import numpy as np
 from .. import threads
 from . import buffers
 from .elementwise import block_rows, contiguous, for_blocks
-from .op import misfit, register
+from .op import check_row, misfit, register
 
 SQRT_2_OVER_PI = sqrt(2.0 / pi)
 CUBIC = 0.044715
@@ -7573,6 +7754,7 @@ def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
     """exp(x) / sum(exp(x)) over the last axis."""
     if not x.ndim:
         raise misfit("softmax", "x has at least one dimension", x=x.shape)
+    check_row("softmax", x.shape[-1])
 
     def block(x: np.ndarray, y: np.ndarray) -> None:
         np.subtract(x, x.max(axis=-1, keepdims=True), out=y)  # so that nothing overflows
@@ -7758,6 +7940,7 @@ def attend(
     """
     keys, v = _Columns("keys", k, q.shape[-2]), _in_rows(v, q.shape[-2])
     for rows, end in _chunks(q.shape[-2], offset, chunk):
+        threads.look()
         z, total, top = _exponentials(_scaled(q[..., rows, :]), keys, end)
         if norms is not None:
             norms[0, ..., rows, :], norms[1, ..., rows, :] = 0 if top is None else top, total
@@ -7789,6 +7972,7 @@ def attend_backward(
     dk_total, dv_total = (_total(name, grad, t > chunk) for name, grad in (("dk", dk), ("dv", dv)))
     keys, values, k = _Columns("keys", k, t), _Columns("values", v, t), _in_rows(k, t)
     for rows, end in reversed(list(_chunks(t, 0, chunk))):
+        threads.look()
         q_rows = _scaled(q[..., rows, :])
         e = _scores(q_rows, keys, end)
         if norms[0, ..., rows, :].any():
@@ -8022,7 +8206,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import rng, threads
+from .. import limits, rng, threads
 from ..errors import InvalidParameter
 from . import buffers
 from .attend import CHUNK, attend, attend_backward
@@ -8034,6 +8218,9 @@ from .products import run_all
 
 Grads = tuple[np.ndarray | None, ...]
 GROUP = 1 << 18  # scores of a chunk of rows, of as many heads: as `elementwise.BLOCK`
+MOST_SCORES = 1 << 22  # of a chunk of rows of one head
+MOST_PRODUCTS = 1 << 32  # of two numbers, for the scores of a chunk: some 100 ms
+MASK_PIECE = 1 << 22  # values of a mask that are drawn at a time
 Group = tuple[slice, slice]  # batch rows, heads
 Saved = tuple[np.ndarray, np.ndarray | None]  # norms of the probabilities, masks of dropout
 
@@ -8070,7 +8257,21 @@ def _batched(qkv: np.ndarray, n_head: int) -> np.ndarray:
     """[.., T, 3D] -> [B, T, 3D], checked."""
     if qkv.ndim < 2 or n_head < 1 or qkv.shape[-1] % (3 * n_head):
         raise misfit("causal_attention", f"qkv is [.., T, 3D] with D divisible by n_head = {n_head}", qkv=qkv.shape)
+    check_length(qkv.shape[-2])
     return np.ascontiguousarray(qkv).reshape(-1, *qkv.shape[-2:])
+
+
+def check_length(t: int) -> None:
+    """22023 when a sequence is longer than attention takes."""
+    if t > limits.MOST_POSITIONS:
+        raise InvalidParameter(
+            f"attention over {t} positions; the most is {limits.MOST_POSITIONS}", hint="Attend over shorter sequences."
+        )
+
+
+def _rows_at_a_time(chunk: int, t: int, d: int) -> int:
+    """`chunk`, or fewer where so many rows of t keys of width d would take long."""
+    return max(1, min(chunk, MOST_SCORES // t, MOST_PRODUCTS // (t * d)))
 
 
 def _draw(masks: np.ndarray, g: Group, p: float, key: dict[str, int]) -> None:
@@ -8078,7 +8279,10 @@ def _draw(masks: np.ndarray, g: Group, p: float, key: dict[str, int]) -> None:
     n_head = masks.shape[1]
     for i in range(g[0].start, g[0].stop):
         for j in range(g[1].start, g[1].stop):
-            rng.keep_mask(p, masks[i, j].size, row=i * n_head + j, out=masks[i, j].reshape(-1), **key)
+            mask = masks[i, j].reshape(-1)
+            for part in threads.pieces(mask.size, MASK_PIECE):
+                threads.look()
+                rng.keep_mask(p, part.stop - part.start, row=i * n_head + j, start=part.start, out=mask[part], **key)
 
 
 def mask_shape(b: int, n_head: int, t: int) -> tuple[int, int, int, int]:
@@ -8096,6 +8300,7 @@ def causal_attention(
     y = buffers.empty((*qkv.shape[:-1], width // 3), x.dtype)
     q, k, v = split_qkv(x, n_head)
     out = split_heads(y.reshape(b, t, -1), n_head)
+    chunk = _rows_at_a_time(chunk, t, q.shape[-1])
     norms = np.empty((2, b, n_head, t, 1), x.dtype)
     masks = buffers.empty(mask_shape(b, n_head, t), np.dtype(bool)) if p else None
 
@@ -8132,6 +8337,7 @@ def causal_attention_backward(
     dqkv = buffers.empty(qkv.shape, x.dtype)
     q, k, v = split_qkv(x, n_head)
     dq, dk, dv = split_qkv(dqkv.reshape(x.shape), n_head)
+    chunk = _rows_at_a_time(chunk, t, q.shape[-1])
     d_out = split_heads(np.ascontiguousarray(dy).reshape(b, t, -1), n_head)
 
     def work(g: Group) -> None:
@@ -8161,6 +8367,8 @@ def attention(
             f"attention: w_qkv {list(w_qkv.shape)} and w_o {list(w_o.shape)} do not fit n_head {n_head}",
             hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
         )
+    if x.ndim > 1:
+        check_length(x.shape[-2])
     qkv = linear(x, w_qkv, b_qkv)
     mixed, parts = causal_attention(qkv, n_head=n_head, chunk=chunk)
     return linear(mixed, w_o, b_o), (qkv, mixed, parts)
@@ -8343,6 +8551,7 @@ from math import prod
 import numpy as np
 
 SMALLEST_POOLED = 1 << 16  # bytes; below this malloc is as good
+LARGEST_SCRATCH = 32 << 20  # bytes: a larger temporary is not kept, and work on it takes longer than to get it anew
 
 
 class Pool:
@@ -8409,7 +8618,7 @@ def _count_of_unused() -> int:
 
 
 _UNUSED = _count_of_unused()
-kept = LoosePool()  # of prompts' passes, from one call to the next, until resources.release_memory
+kept = LoosePool()  # of prompts' passes, from one call to the next, until `forget`
 _pool: Pool | LoosePool | None = None
 _lent: np.ndarray | None = None
 _scratch = threading.local()
@@ -8453,10 +8662,19 @@ def passing(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return _lent.reshape(-1).view(np.uint8)[:n_bytes].view(dtype).reshape(shape)
 
 
+def forget() -> None:
+    """Let go of all that is kept for later calls, by every thread."""
+    global _scratch
+    kept.clear()
+    _scratch = threading.local()
+
+
 def scratch(slot: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """A temporary of the calling thread, valid until it asks for the same slot again."""
     dtype = np.dtype(dtype)
     n_bytes = prod(shape) * dtype.itemsize
+    if n_bytes > LARGEST_SCRATCH:
+        return np.empty(shape, dtype)
     held = getattr(_scratch, slot, None)
     if held is None or held.size < n_bytes:
         held = np.empty(n_bytes, np.uint8)
@@ -8476,7 +8694,7 @@ import numpy as np
 from .. import rng, threads
 from ..errors import InvalidParameter
 from . import buffers
-from .elementwise import block_rows, contiguous
+from .elementwise import block_rows, contiguous, for_blocks
 from .op import register
 
 Grads = tuple[np.ndarray | None, ...]
@@ -8541,7 +8759,13 @@ def _masked(x: np.ndarray, mask: np.ndarray, p: float, draw: Callable[[slice], o
 
 def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: float) -> np.ndarray:  # [..] -> [..]
     """dx without the mask's address: y is not 0 where x survived. Where x is 0 the mask left no trace; dy passes."""
-    return np.where((y != 0) | (x == 0), dy * dy.dtype.type(1.0 / (1.0 - p)), dy.dtype.type(0))
+    dx, scale = buffers.empty(dy.shape, dy.dtype), dy.dtype.type(1.0 / (1.0 - p))
+
+    def block(dy: np.ndarray, y: np.ndarray, x: np.ndarray, dx: np.ndarray) -> None:
+        dx[...] = np.where((y != 0) | (x == 0), dy * scale, dy.dtype.type(0))
+
+    for_blocks(block, dy, y, x, dx)
+    return dx
 
 
 register("dropout", dropout, dropout_backward, "x", saves=True)
@@ -8552,6 +8776,7 @@ Work goes block by block, in place, on all cores: a block and its temporaries st
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -8565,6 +8790,7 @@ from .op import Shape, misfit, register
 # lock, whose hand-over takes as long as 100,000 elements, the more so where others use the cores.
 BLOCK = 300_000
 LEAST = 50_000  # elements that are worth a second core
+MOST_SUMMED = 1 << 22  # elements in one call, unless all go into one sum
 Grads = tuple[np.ndarray | None, ...]
 
 
@@ -8582,7 +8808,19 @@ def block_rows(n: int, width: int = 1) -> int:
 
 def contiguous(x: np.ndarray) -> np.ndarray:
     """x, or a copy of it in C order."""
-    return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+    return x if x.flags.c_contiguous else copied(x)
+
+
+def copied(x: np.ndarray) -> np.ndarray:
+    """A copy of x in C order."""
+    y = np.empty(x.shape, x.dtype)
+    copy_into(y, x)
+    return y
+
+
+def copy_into(y: np.ndarray, x: np.ndarray) -> None:
+    """y = x, of one shape."""
+    threads.run([partial(np.copyto, y[part], x[part]) for part in threads.parts(x.shape, BLOCK)])
 
 
 def accumulate(total: np.ndarray, term: np.ndarray) -> None:
@@ -8599,28 +8837,44 @@ def unbroadcast(dy: np.ndarray, shape: Shape) -> np.ndarray:
         rows = dy.reshape(-1, prod(shape))
         return (np.ones(len(rows), dy.dtype) @ rows).reshape(shape)
     axes = tuple(range(kept)) + tuple(i + kept for i, n in enumerate(shape) if n == 1 and dy.shape[i + kept] != 1)
-    return dy.sum(axis=axes, keepdims=True).reshape(shape)
+    return sum_over(dy, axes).reshape(shape)
 
 
-def _binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """function(a, b), broadcast; in blocks where b repeats over the rows of a or has its shape."""
-    if b.shape != a.shape[a.ndim - b.ndim :] or not a.flags.c_contiguous or not b.flags.c_contiguous:
-        try:
-            return np.asarray(function(a, b))
-        except ValueError:
-            raise misfit(op, "dimensions are equal or 1, counted from the last", a=a.shape, b=b.shape) from None
-    y = buffers.empty(a.shape, np.result_type(a, b))
-    if a.shape == b.shape:
+def sum_over(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Sum over `axes`, which stay with length 1; in parts along the longest of the others, where that is long."""
+    kept = max((i for i in range(x.ndim) if i not in axes), key=lambda i: x.shape[i], default=None)
+    if x.size <= MOST_SUMMED or kept is None:
+        return x.sum(axis=axes, keepdims=True)
+    y = np.empty([1 if i in axes else n for i, n in enumerate(x.shape)], x.dtype)
+    lead = (slice(None),) * kept
+    for part in threads.pieces(x.shape[kept], max(1, MOST_SUMMED * x.shape[kept] // x.size)):
+        threads.look()
+        x[(*lead, part)].sum(axis=axes, keepdims=True, out=y[(*lead, part)])
+    return y
+
+
+def binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """function(a, b), broadcast, in blocks."""
+    try:
+        shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        raise misfit(op, "dimensions are equal or 1, counted from the last", a=a.shape, b=b.shape) from None
+    y = buffers.empty(shape, np.result_type(a, b))
+    repeated = shape == a.shape and b.shape == shape[len(shape) - b.ndim :] and (b.size <= BLOCK or b.shape == shape)
+    if not (repeated and a.flags.c_contiguous and b.flags.c_contiguous):
+        x, z = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
+        threads.run([lambda i=i: function(x[i], z[i], out=y[i]) for i in threads.parts(shape, BLOCK)])  # type: ignore[misc]
+    elif a.shape == b.shape:
         for_blocks(lambda x, z, out: function(x, z, out=out), a, b, y)
     else:
-        rows, out, repeated = a.reshape(-1, *b.shape), y.reshape(-1, *b.shape), b
-        threads.for_rows(len(rows), block_rows(len(rows), b.size), lambda r: function(rows[r], repeated, out=out[r]))
+        rows, out = a.reshape(-1, *b.shape), y.reshape(-1, *b.shape)
+        threads.for_rows(len(rows), block_rows(len(rows), b.size), lambda r: function(rows[r], b, out=out[r]))
     return y
 
 
 def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
     """a + b."""
-    return _binary("add", np.add, a, b)
+    return binary("add", np.add, a, b)
 
 
 def add_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
@@ -8633,12 +8887,13 @@ register("add", add, add_backward, "a b")
 
 def mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
     """a * b."""
-    return _binary("mul", np.multiply, a, b)
+    return binary("mul", np.multiply, a, b)
 
 
 def mul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
     """dy * b, dy * a, summed over broadcast axes."""
-    return unbroadcast(_binary("mul", np.multiply, dy, b), a.shape), unbroadcast(dy * a, b.shape)
+    da, db = binary("mul", np.multiply, dy, b), binary("mul", np.multiply, dy, a)
+    return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
 
 
 register("mul", mul, mul_backward, "a b", reads=(0, 1))
@@ -8663,7 +8918,9 @@ register("scale", scale, scale_backward, "x")
 
 def ones_like(x: np.ndarray) -> np.ndarray:
     """Ones of the shape of x."""
-    return np.ones(x.shape, x.dtype)
+    y = buffers.empty(x.shape, x.dtype)
+    for_blocks(lambda out: out.fill(1), y)
+    return y
 
 
 def zeros_like(x: np.ndarray) -> np.ndarray:
@@ -8686,7 +8943,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import threads
+from .. import limits, threads
 from ..errors import InvalidParameter
 from . import buffers
 from .elementwise import block_rows
@@ -8700,6 +8957,11 @@ Grads = tuple[np.ndarray | None, ...]
 def checked_ids(op: str, ids: Any, limit: int) -> np.ndarray:
     """`ids` as integers; 22023 when one is not in 0 .. limit - 1."""
     array = np.asarray(ids)
+    if array.ndim >= limits.MOST_DIMENSIONS:
+        raise InvalidParameter(
+            f"{op}: ids of {array.ndim} dimensions; the most is {limits.MOST_DIMENSIONS - 1}",
+            hint="ids are a list of token numbers, or a list of such lists.",
+        )
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise InvalidParameter(f"{op}: ids must be integers, not {array.dtype}", hint="ids are token numbers from 0.")
     array = array.astype(np.int64, copy=False)
@@ -8717,7 +8979,12 @@ def embedding(table: np.ndarray | Table, *, ids: Any) -> np.ndarray:  # [V, D] -
     if isinstance(table, Table):
         return table.take(index)
     y = buffers.empty((*index.shape, table.shape[1]), table.dtype)
-    np.take(table, index, axis=0, out=y, mode="clip")
+    flat, out = index.reshape(-1), y.reshape(-1, table.shape[1])
+
+    def take(r: slice) -> None:
+        np.take(table, flat[r], axis=0, out=out[r], mode="clip")
+
+    threads.for_rows(len(flat), block_rows(len(flat), table.shape[1]), take)
     return y
 
 
@@ -8763,16 +9030,21 @@ Weights keep the checkpoint's (in, out) orientation: y = x @ w + b.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from .. import threads
 from . import buffers, panels
 from .activations import gelu, gelu_backward
 from .elementwise import unbroadcast
 from .op import Sink, misfit, register
 from .panels import Panels, Table
-from .products import as_rows, column_sums, gradient_buffer, product, product_tasks, run_all
+from .products import as_rows, column_sums, gradient_buffer, least_pieces, product, product_tasks, run_all
+
+MOST_MATRICES = 1 << 17  # multiplied in one call, however small
 
 Grads = tuple[np.ndarray | None, ...]
 
@@ -8784,9 +9056,27 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n
     if b.ndim == 2:
         return product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
     try:
-        return np.matmul(a, b)
+        return _stacked(a, b)
     except ValueError:
         raise misfit("matmul", "leading dimensions broadcast", a=a.shape, b=b.shape) from None
+
+
+def _stacked(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
+    """a @ b, a few of the matrices at a time where all would take long, or one in pieces. ValueError when a and b do not fit."""
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    m, k, n = *a.shape[-2:], b.shape[-1]
+    count = prod(lead)
+    pieces = max(least_pieces(m * count, k, n), least_pieces(m, k, n * count), -(-count // MOST_MATRICES))
+    if pieces <= 1:
+        return np.matmul(a, b)
+    x, z = np.broadcast_to(a, (*lead, m, k)), np.broadcast_to(b, (*lead, k, n))
+    y = buffers.empty((*lead, m, n), np.result_type(a, b))
+    for i in threads.parts(lead, max(1, count // pieces)):
+        if x[i].ndim == 2 or x[i].size == m * k:
+            product(x[i].reshape(m, k), z[i].reshape(k, n), y[i].reshape(m, n))
+        else:
+            threads.run([partial(np.matmul, x[i], z[i], out=y[i])])
+    return y
 
 
 def matmul_backward(
@@ -8802,7 +9092,7 @@ def matmul_backward(
             product_tasks(as_rows(a).T, rows, db, paired=True),
         )
         return da, db
-    da, db = np.matmul(dy, b.swapaxes(-1, -2)), np.matmul(a.swapaxes(-1, -2), dy)
+    da, db = _stacked(dy, b.swapaxes(-1, -2)), _stacked(a.swapaxes(-1, -2), dy)
     return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
 
 
@@ -8922,15 +9212,15 @@ from . import buffers
 from .activations import softmax
 from .attend import LEAST, MOST
 from .blas import add_product
-from .elementwise import BLOCK
+from .elementwise import BLOCK, block_rows, for_blocks
 from .embedding import add_rows, checked_ids
-from .op import Sink, misfit, register
-from .products import column_sums, gradient_buffer, run_all
+from .op import Sink, check_row, misfit, register
+from .products import column_sums, gradient_buffer
 
 Grads = tuple[np.ndarray | None, ...]
 
 GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
-LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices between looks for an interrupt
+LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices at a time, each with memory of its own for its part of dx
 
 
 def _targets(op: str, target: Any, n_rows: int, vocab: int) -> np.ndarray:
@@ -8946,10 +9236,17 @@ def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] 
     if not logits.ndim:
         raise misfit("cross_entropy", "logits are [.., V]", logits=logits.shape)
     rows = logits.reshape(-1, logits.shape[-1])
+    check_row("cross_entropy", rows.shape[-1])
     classes = _targets("cross_entropy", target, *rows.shape)
-    top = rows.max(axis=-1)
-    total = np.exp(rows - top[:, None]).sum(axis=-1, dtype=np.float64)
-    losses = np.log(total) + top - rows[np.arange(len(rows)), classes]
+    losses = np.empty(len(rows))
+
+    def block(r: slice) -> None:
+        z = rows[r]
+        top = z.max(axis=-1)
+        total = np.exp(z - top[:, None]).sum(axis=-1, dtype=np.float64)
+        losses[r] = np.log(total) + top - z[np.arange(len(z)), classes[r]]
+
+    threads.for_rows(len(rows), block_rows(*rows.shape), block)
     return np.asarray(losses.mean(dtype=np.float64), logits.dtype)
 
 
@@ -8960,7 +9257,8 @@ def cross_entropy_backward(
     dlogits = softmax(logits)
     rows = dlogits.reshape(-1, logits.shape[-1])
     rows[np.arange(len(rows)), _targets("cross_entropy", target, *rows.shape)] -= 1.0
-    dlogits *= logits.dtype.type(float(dy) / len(rows))
+    factor = logits.dtype.type(float(dy) / len(rows))
+    for_blocks(lambda d: np.multiply(d, factor, out=d), dlogits)
     return (dlogits,)
 
 
@@ -9002,7 +9300,9 @@ class _Group:
             self.total = self.sums.sum(axis=0)
 
     def _each_slice(self, *works: Callable[[int], object]) -> None:
-        run_all([lambda i=i: [work(i) for work in works] for i in range(len(self.slices))], at_once=TURN)  # type: ignore[misc]
+        tasks = [lambda i=i: [work(i) for work in works] for i in range(len(self.slices))]
+        for turn in threads.pieces(len(tasks), TURN):
+            threads.run(tasks[turn])
 
     def _project(self, i: int) -> None:
         z, part = self.exps[i], self.slices[i]
@@ -9116,14 +9416,19 @@ import numpy as np
 from .. import threads
 from . import buffers
 from .elementwise import block_rows, contiguous
-from .op import misfit, register
+from .op import check_row, misfit, register
 
 Grads = tuple[np.ndarray | None, ...]
+KEPT = 1 << 16  # the longest vector that is kept for the next call
+
+
+def _mean_of(n: int, dtype: np.dtype) -> np.ndarray:
+    """[n, 1]: 1 / n."""
+    return _kept_mean_of(n, dtype) if n <= KEPT else _kept_mean_of.__wrapped__(n, dtype)
 
 
 @lru_cache(maxsize=16)
-def _mean_of(n: int, dtype: np.dtype) -> np.ndarray:
-    """[n, 1]: 1 / n."""
+def _kept_mean_of(n: int, dtype: np.dtype) -> np.ndarray:
     return np.full((n, 1), 1.0 / n, dtype)
 
 
@@ -9134,6 +9439,7 @@ def layernorm(
     if not x.ndim or gamma.shape != x.shape[-1:] or beta.shape != gamma.shape:
         raise misfit("layernorm", "x is [.., n], gamma and beta are [n]", x=x.shape, gamma=gamma.shape, beta=beta.shape)
     n = x.shape[-1]
+    check_row("layernorm", n)
     rows = contiguous(x).reshape(-1, n)
     y = buffers.empty(x.shape, x.dtype)
     out = y.reshape(-1, n)
@@ -9220,6 +9526,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import limits
 from ..errors import InvalidParameter, UndefinedObject
 
 Shape = tuple[int, ...]
@@ -9327,6 +9634,15 @@ def misfit(op: str, rule: str, **shapes: Shape) -> InvalidParameter:
     """The error for shapes that do not fit: names the op, the shapes, and the rule as hint."""
     described = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
     return InvalidParameter(f"{op}: shapes do not fit: {described}", hint=f"Rule: {rule}.")
+
+
+def check_row(op: str, n: int) -> None:
+    """22023 when rows of n values are longer than an op takes that works on whole rows."""
+    if n > limits.MOST_ROW:
+        raise InvalidParameter(
+            f"{op}: a row of {n} values; the most is {limits.MOST_ROW}",
+            hint="Give the length of a row, or shorter rows.",
+        )
 
 
 def normal_axis(op: str, axis: int, ndim: int) -> int:
@@ -9595,17 +9911,19 @@ The cut depends on the shapes alone, so the bits of a product do not depend on t
 """
 
 from collections.abc import Callable, Sequence
+from math import ceil
 
 import numpy as np
 
-from .. import host, threads
+from .. import threads
 from . import buffers
 from .blas import add_product
 from .op import Sink
 
 PIECE_FLOPS = 2.5e9  # about 10 ms of one core: BLAS packs its operands again for each piece, which costs 10 % at 2 ms
 LEAST_FLOPS = 5e6  # a smaller piece costs more to hand over than it saves
-MOST_PIECES = 32
+MOST_PIECES = 32  # unless a piece then takes longer than a session may be deaf:
+LONGEST_FLOPS, LONGEST_RESULT, LONGEST_OPERAND = 1e10, 1 << 23, 1 << 25  # of a piece
 FEW_ROWS = 32  # below: BLAS has faster ways than sgemm, which np.matmul knows
 
 
@@ -9631,7 +9949,7 @@ def product_tasks(
     `paired`: another product of the same size runs beside it, so that two cores have work with each one whole.
     """
     (m, k), n = a.shape, b.shape[1]
-    count = _n_pieces(2.0 * m * k * n, 1 if paired else 2)
+    count = max(_n_pieces(2.0 * m * k * n, 1 if paired else 2), least_pieces(m, k, n))
     if m > n:
         rows = threads.pieces(m, _size(m, count))
         return [lambda r=r: _piece(a[r], b, out[r], bias, accumulate) for r in rows]  # type: ignore[misc]
@@ -9654,6 +9972,12 @@ def _piece(a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | Non
         out += bias
 
 
+def least_pieces(m: int, k: int, n: int) -> int:
+    """Into how many pieces a product is cut at least, so that none takes 100 ms."""
+    bounds = (2.0 * m * k * n / LONGEST_FLOPS, m * n / LONGEST_RESULT, max(m, n) * k / LONGEST_OPERAND)
+    return ceil(max(bounds))
+
+
 def _n_pieces(flops: float, least: int) -> int:
     if flops < 2 * LEAST_FLOPS:
         return 1
@@ -9673,13 +9997,9 @@ def gradient_buffer(sink: Sink | None, shape: tuple[int, ...], dtype: np.dtype) 
     return sink.array.reshape(shape), filled
 
 
-def run_all(*groups: Sequence[Callable[[], object]], at_once: int = 16) -> None:
-    """Run the tasks of all groups on all cores, looking for an interrupt after every `at_once` of them."""
-    tasks = [task for group in groups for task in group]
-    for turn in threads.pieces(len(tasks), at_once):
-        if turn.start:
-            host.check_interrupts()
-        threads.run(tasks[turn])
+def run_all(*groups: Sequence[Callable[[], object]]) -> None:
+    """Run the tasks of all groups on all cores."""
+    threads.run([task for group in groups for task in group])
 
 
 def column_sums(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -9694,11 +10014,14 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.shapes', $pg_gpt2_source$"""Ops that move or add up values: transpose, reshape, slice, concat, sum, mean. Forward results may be views."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
+from .. import limits
 from ..errors import InvalidParameter
+from .elementwise import binary, copied, copy_into, sum_over
 from .op import misfit, normal_axis, register
 
 Grads = tuple[np.ndarray | None, ...]
@@ -9733,6 +10056,8 @@ register("transpose", transpose, transpose_backward, "x")
 
 def reshape(x: np.ndarray, *, shape: Sequence[int]) -> np.ndarray:
     """The values of x in row-major order under another shape; one dimension may be -1."""
+    if len(shape) > limits.MOST_DIMENSIONS:
+        raise misfit("reshape", f"there are at most {limits.MOST_DIMENSIONS} dimensions", shape=tuple(shape))
     try:
         return x.reshape(tuple(shape))
     except ValueError:
@@ -9759,7 +10084,7 @@ def slice_backward(
 ) -> Grads:
     """Zero outside the slice."""
     dx = np.zeros(x.shape, dy.dtype)
-    dx[_part(x, axis, start, stop)] = dy
+    copy_into(dx[_part(x, axis, start, stop)], dy)
     return (dx,)
 
 
@@ -9778,11 +10103,16 @@ register("slice", slice_, slice_backward, "x")
 
 def concat(*xs: np.ndarray, axis: int = 0) -> np.ndarray:
     """The inputs one after the other along `axis`."""
-    try:
-        return np.concatenate(xs, axis=normal_axis("concat", axis, xs[0].ndim))
-    except ValueError:
+    lead = (slice(None),) * normal_axis("concat", axis, xs[0].ndim)
+    place = len(lead)
+    if len({(x.ndim, x.shape[:place], x.shape[place + 1 :]) for x in xs}) > 1:
         shapes = {f"x{i}": x.shape for i, x in enumerate(xs)}
-        raise misfit("concat", f"shapes are equal but for axis {axis}", **shapes) from None
+        raise misfit("concat", f"shapes are equal but for axis {axis}", **shapes)
+    ends = list(accumulate(x.shape[place] for x in xs))
+    y = np.empty((*xs[0].shape[:place], ends[-1], *xs[0].shape[place + 1 :]), np.result_type(*xs))
+    for x, end in zip(xs, ends):
+        copy_into(y[(*lead, slice(end - x.shape[place], end))], x)
+    return y
 
 
 def concat_backward(
@@ -9798,7 +10128,10 @@ register("concat", concat, concat_backward, "x", variadic=True)
 
 def sum_(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
     """Sum over `axis`, which disappears; over everything without one."""
-    return np.asarray(x.sum(axis=None if axis is None else normal_axis("sum", axis, x.ndim)))
+    if axis is None:
+        return np.asarray(x.sum())
+    place = normal_axis("sum", axis, x.ndim)
+    return sum_over(x, (place,)).reshape((*x.shape[:place], *x.shape[place + 1 :]))
 
 
 def sum_backward(
@@ -9806,7 +10139,7 @@ def sum_backward(
 ) -> Grads:
     """dy for every value that was added."""
     kept = dy if axis is None else np.expand_dims(dy, normal_axis("sum", axis, x.ndim))
-    return (np.array(np.broadcast_to(kept, x.shape), order="C"),)
+    return (copied(np.broadcast_to(kept, x.shape)),)
 
 
 register("sum", sum_, sum_backward, "x")
@@ -9821,7 +10154,8 @@ def mean_backward(
     dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None, saved: Any = None, sinks: Any = ()
 ) -> Grads:
     """dy / n for every value."""
-    return sum_backward(np.asarray(dy / dy.dtype.type(_count(x, axis))), None, x, axis=axis)
+    share = binary("mean", np.divide, dy, np.asarray(_count(x, axis), dy.dtype))
+    return sum_backward(share, None, x, axis=axis)
 
 
 def _count(x: np.ndarray, axis: int | None) -> int:
@@ -9840,7 +10174,7 @@ import os
 import re
 from math import ceil
 
-from . import db, host, threads
+from . import cgroups, db, host, threads
 from .errors import InvalidParameter, OutOfMemory
 from .ops import CHUNK, buffers
 
@@ -9855,7 +10189,7 @@ def spare() -> None:
 def cores() -> int:
     """Cores that this process may use: those it is bound to, within the quota of its container or service."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = threads.cpu_quota()
+    quota = cgroups.cpu_quota()
     return bound if quota is None else max(1, min(bound, ceil(quota)))
 
 
@@ -9887,7 +10221,7 @@ def _integer(name: str, default: int) -> int:
 
 
 def memory_limit() -> int:
-    """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of the machine."""
+    """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of all."""
     row = db.row(
         "SELECT nullif(current_setting('pg_gpt2.max_memory', true), '') AS setting,"
         " (SELECT value FROM {schema}.llm_limit WHERE name = 'max_memory') AS cap"
@@ -9895,7 +10229,13 @@ def memory_limit() -> int:
     setting, cap = (row or {})["setting"], (row or {})["cap"]
     limits = [_bytes("pg_gpt2.max_memory", setting)] if setting else []
     limits += [_bytes("max_memory in llm_limit", cap)] if cap else []
-    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+    return min(limits) if limits else _memory() * 3 // 4
+
+
+def _memory() -> int:
+    """Bytes of the machine, or of our control group where that may use fewer."""
+    machine, group = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cgroups.memory_limit()
+    return machine if group is None else min(machine, group)
 
 
 def _bytes(name: str, text: str) -> int:
@@ -9929,13 +10269,15 @@ def require_memory(wanted: int, purpose: str) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that the kernel can give without swapping, where it says so."""
+    """Bytes that the kernel can give without swapping, of the machine and of our control group; None where it does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) << 10
+        machine = int(fields["MemAvailable"].split()[0]) << 10
     except (OSError, KeyError, ValueError):
-        return None
+        return cgroups.memory_left()
+    group = cgroups.memory_left()
+    return machine if group is None else min(machine, group)
 
 
 def megabytes(count: int) -> str:
@@ -9945,7 +10287,7 @@ def megabytes(count: int) -> str:
 
 def release_memory() -> None:
     """Give what is free back to the system: buffers, and what the C library keeps of the pieces of a model's arrays."""
-    buffers.kept.clear()
+    buffers.forget()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)
@@ -11014,7 +11356,11 @@ def _freeing_later(path: str, remove: Callable[[], object]) -> None:
     try:
         remove()
     finally:
-        threads.start(partial(os.close, handle), "pg_gpt2-close")
+        close = partial(os.close, handle)
+        try:
+            threads.start(close, "pg_gpt2-close")
+        except RuntimeError:  # the system allows no more threads
+            close()
 
 
 class _Synced(io.FileIO):
@@ -12507,14 +12853,17 @@ def _add_gradient(value: Value, grad: np.ndarray, dy: np.ndarray | None) -> None
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tensor', $pg_gpt2_source$"""Tensors at the border: contiguous little-endian row-major float32 bytes, shape beside them."""
 
+import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from . import host, limits, threads
 from .errors import InvalidParameter
 
 FLOAT32 = np.dtype("<f4")
+PART = 1 << 22  # values that are copied at a time
 
 
 def from_bytes(data: bytes, shape: Sequence[int] | None = None, *, name: str = "tensor") -> np.ndarray:
@@ -12538,11 +12887,22 @@ def from_bytes(data: bytes, shape: Sequence[int] | None = None, *, name: str = "
 
 def to_bytes(values: np.ndarray) -> bytes:
     """Bytes of `values` as contiguous little-endian float32."""
-    return np.ascontiguousarray(values, FLOAT32).tobytes()
+    if values.size <= PART:
+        return np.ascontiguousarray(values, FLOAT32).tobytes()
+    file = io.BytesIO()  # gives its bytes away without a copy
+    for part in threads.parts(values.shape, PART):
+        host.check_interrupts()
+        file.write(np.ascontiguousarray(values[part], FLOAT32).data)
+    return file.getvalue()
 
 
 def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
-    """22023 unless every dimension is a positive integer."""
+    """22023 unless every dimension is a positive integer, and there are not too many."""
+    if len(shape) > limits.MOST_DIMENSIONS:
+        raise InvalidParameter(
+            f"{name} has {len(shape)} dimensions; the most is {limits.MOST_DIMENSIONS}",
+            hint="Put dimensions together: [2, 3, 4] are as many values as [6, 4].",
+        )
     if any(dim is None or dim <= 0 for dim in shape):
         raise InvalidParameter(
             f"{name} has shape {list(shape)}; every dimension must be positive",
@@ -12562,11 +12922,16 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from math import prod
+from typing import Any
+
+from . import host
 
 Task = Callable[[], object]
+STACK = 8 << 20  # bytes for each thread: what Linux gives; other code of the process may have asked for less
+LOOK_EVERY = 0.05  # seconds between looks for an interrupt while others work
 
 _SETTERS = (
     "scipy_openblas_set_num_threads64_",
@@ -12635,35 +13000,22 @@ def blas_libraries() -> list[str]:
     return sorted(path for path in paths if any(name in os.path.basename(path).lower() for name in names))
 
 
-@cache
-def cpu_quota(root: str = "/") -> float | None:
-    """Cores' worth of time that control groups version 2 allow, the least of ours and those around it; asked once a session."""
-    try:
-        with open(os.path.join(root, "proc/self/cgroup"), encoding="ascii") as file:
-            group = next(line[3:].strip() for line in file if line.startswith("0::"))
-    except (OSError, ValueError, StopIteration):  # no such group
-        return None
-    names = [name for name in group.split("/") if name]
-    folders = (os.path.join(root, "sys/fs/cgroup", *names[:depth]) for depth in range(len(names) + 1))
-    return min((quota for quota in map(_cpu_max, folders) if quota is not None), default=None)
-
-
-def _cpu_max(folder: str) -> float | None:
-    try:
-        with open(os.path.join(folder, "cpu.max"), encoding="ascii") as file:
-            quota, period = file.read().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):  # the root has no such file, and others say "max"
-        return None
-
-
 def start(work: Task, name: str) -> None:
-    """Do `work` on a thread of its own, with every signal blocked: they are the server's, which handles them in its own."""
+    """Do `work` on a thread of its own, with every signal blocked: they are the server's, which handles them in its own.
+
+    RuntimeError where the system allows no more threads.
+    """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    stack = threading.stack_size(STACK)
     try:
         threading.Thread(target=work, daemon=True, name=name).start()
     finally:
+        threading.stack_size(stack)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _nothing() -> None:
+    """A helper has no interrupts to look for."""
 
 
 class Pool:
@@ -12675,29 +13027,48 @@ class Pool:
         self._started = 0
 
     def run(self, tasks: Sequence[Task], batch: "Batch | None" = None) -> None:
-        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error."""
+        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error.
+
+        The caller looks for an interrupt between tasks. After it, or an error, no further task is begun.
+        """
         helpers = min(self.count, len(tasks)) - 1
+        if helpers > self._started:
+            helpers = self._start(helpers)
         if helpers < 1:
             for task in tasks:
+                host.check_interrupts()
                 task()
             return
-        while self._started < helpers:
-            start(self._serve, f"pg_gpt2-{self._started}")
-            self._started += 1
         batch = batch or Batch()
         batch.begin(tasks)
         for _ in range(helpers):
             self._tasks.put(batch)
-        batch.work()
+        batch.work(host.check_interrupts)
         batch.wait()
+
+    def _start(self, wanted: int) -> int:
+        """Start threads until there are as many as wanted; how many there are.
+
+        Where the system allows no more, the pool goes on with what it has: the next call to `set_threads` tries again.
+        """
+        while self._started < wanted:
+            try:
+                start(self._serve, f"pg_gpt2-{self._started}")
+            except RuntimeError:
+                self.count = self._started + 1
+                break
+            self._started += 1
+        return self._started
 
     def _serve(self) -> None:
         import numpy
 
         numpy.seterr(all="ignore")  # holds for this thread only
         while (batch := self._tasks.get()) is not None:
+            _current.batch = batch
             if batch.work() and self._tasks.empty():  # else this thread is late already
                 batch.look_ahead()
+            _current.batch = None
             del batch  # and what it holds
 
     def close(self) -> None:
@@ -12725,8 +13096,8 @@ class Batch:
         self._finished = count(1 - len(tasks))  # the last task counts 0
         self._left.extend(reversed(tasks))
 
-    def work(self) -> bool:
-        """Do tasks until none is left; whether there was one."""
+    def work(self, look: Task = _nothing) -> bool:
+        """Do tasks until none is left, each after a `look` for an interrupt; whether there was one."""
         done = False
         while True:
             try:
@@ -12734,13 +13105,20 @@ class Batch:
             except IndexError:
                 return done
             try:
-                task()
+                if self._error is None:
+                    look()
+                    task()
             except BaseException as error:  # handed to the caller by wait()
                 self._error = self._error or error
             del task
             if next(self._finished) == 0:  # atomic as well
                 self._done.release()
             done = True
+
+    def go_on(self) -> None:
+        """Raise in a task of this batch when another one has failed, or the caller was interrupted."""
+        if self._error is not None:
+            raise Stopped
 
     def look_ahead(self) -> None:
         """Do `ahead`, whose failure is no one's: the thread must live on."""
@@ -12749,14 +13127,39 @@ class Batch:
                 self._ahead()
 
     def wait(self) -> None:
-        """Return when all tasks are done; raise the first error."""
-        self._done.acquire()
+        """Return when all tasks are done; raise the first error, or an interrupt that comes meanwhile."""
+        while not self._done.acquire(timeout=LOOK_EVERY):
+            try:
+                host.check_interrupts()
+            except BaseException as interrupt:  # raised when no task works any more on what is the caller's
+                self._error = self._error or interrupt
         if self._error is not None:
             error, self._error = self._error, None
             try:
                 raise error
             finally:
                 del error  # which holds this frame, and others what they worked on
+
+
+class Stopped(Exception):
+    """Ends a task whose batch has failed; nobody sees it."""
+
+
+class _Current(threading.local):
+    """The batch that this thread helps with; None for the thread of the server."""
+
+    batch: Batch | None = None
+
+
+_current = _Current()
+
+
+def look() -> None:
+    """To be called by tasks that take long, at least every 100 ms: raises where the work is to end."""
+    if _current.batch is None:
+        host.check_interrupts()
+    else:
+        _current.batch.go_on()
 
 
 _pool = Pool(min(2, os.cpu_count() or 1))
@@ -12784,6 +13187,17 @@ def prepared(tasks: Sequence[Task], ahead: Task | None = None) -> Task:
     """A call that runs these tasks on all cores in use, again and again; a helper then does `ahead`, which nobody waits for."""
     batch = Batch(ahead)
     return lambda: _pool.run(tasks, batch)
+
+
+def parts(shape: Sequence[int], size: int) -> Iterator[tuple[Any, ...]]:
+    """Indices that cut an array of that shape into parts of at most `size` elements, in row-major order; each gives a view."""
+    inner = prod(shape[1:])
+    if prod(shape) <= size:
+        yield (...,)
+    elif inner <= size:
+        yield from ((rows,) for rows in pieces(shape[0], size // inner))
+    else:
+        yield from ((i, *rest) for i in range(shape[0]) for rest in parts(shape[1:], size))
 
 
 def pieces(total: int, size: int) -> list[slice]:
@@ -14228,11 +14642,9 @@ from .. import threads
 from ..errors import InvalidParameter
 from ..ops import buffers
 from ..ops.blas import add_scaled
-from ..ops.products import run_all
 
 PIECE = 1 << 20  # scalars: smaller ones stay in a core's cache, but more calls want the interpreter
 SMALL = 1 << 14  # scalars of a tensor that is taken together with others
-AT_ONCE = 32  # pieces between looks for an interrupt: some 20 ms
 NORM_PIECE = 1 << 18  # the norm's bits depend on it
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
@@ -14315,7 +14727,7 @@ def step_all(
     for (decay, step), tensors in gathered.items():
         tasks.append(partial(_adamw_together, tensors, weight_decay=decay, step=step))
     rest = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "grad_scale": grad_scale}
-    run_all([partial(task, **rest) for task in tasks], at_once=AT_ONCE)
+    threads.run([partial(task, **rest) for task in tasks])
 
 
 def _adamw_together(tensors: Sequence[Sequence[np.ndarray]], **hyper: Any) -> None:
@@ -14345,7 +14757,7 @@ def global_norm(grads: Sequence[np.ndarray]) -> float:
         flat, part = parts[i]
         squares[i] = np.dot(flat[part], flat[part])
 
-    run_all([lambda i=i: square(i) for i in range(len(parts))], at_once=AT_ONCE * PIECE // NORM_PIECE)  # type: ignore[misc]
+    threads.run([lambda i=i: square(i) for i in range(len(parts))])  # type: ignore[misc]
     return sqrt(squares.sum())
 
 
@@ -16063,11 +16475,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -16082,11 +16494,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -16100,11 +16512,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -16130,11 +16542,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63662682a079 @extschema@'].models.init_model(globals())
+GD['pg_gpt2 14d8c959abef @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -16144,11 +16556,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63662682a079 @extschema@'].models.copy_model(globals())
+GD['pg_gpt2 14d8c959abef @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -16158,11 +16570,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63662682a079 @extschema@'].models.drop_model(globals())
+GD['pg_gpt2 14d8c959abef @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -16201,11 +16613,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.changed(globals())
+GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -16221,11 +16633,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -16235,11 +16647,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -16249,11 +16661,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.decode_bytes(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.decode_bytes(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
@@ -16262,11 +16674,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
@@ -16276,11 +16688,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -16289,11 +16701,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -16308,11 +16720,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -16322,11 +16734,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -16336,11 +16748,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -16354,11 +16766,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -16368,11 +16780,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -16382,11 +16794,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
@@ -16396,11 +16808,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -16410,11 +16822,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -16424,11 +16836,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -16455,11 +16867,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -16491,11 +16903,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -16518,11 +16930,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -16546,11 +16958,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -16570,11 +16982,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -16589,11 +17001,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -16610,11 +17022,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -16628,11 +17040,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text, boolean) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable). For the first both are null, or with from_start what the model says after an end-of-text token. Past the window, every token has at least half a window before it.';
@@ -16642,11 +17054,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text, boolean) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted, unless from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -16661,11 +17073,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null of an empty text. A cast to pgvector''s type vector works as it is.';
@@ -16688,11 +17100,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -16714,11 +17126,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -16733,11 +17145,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -16769,11 +17181,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -16810,11 +17222,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].training.train(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -16852,11 +17264,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63662682a079 @extschema@'].training.train_run(globals())
+GD['pg_gpt2 14d8c959abef @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -16869,11 +17281,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -17006,11 +17418,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -17020,11 +17432,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -17034,11 +17446,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -17071,11 +17483,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.drop(globals())
+GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -17085,11 +17497,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -17105,11 +17517,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -17130,11 +17542,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -17157,11 +17569,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -17175,11 +17587,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -17189,11 +17601,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -17207,11 +17619,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -17278,33 +17690,47 @@ COMMENT ON TYPE mlp_grads IS 'Result of pg_llm_mlp_backward: one gradient an inp
 CREATE TYPE adamw_state AS (weight bytea, m bytea, v bytea);
 COMMENT ON TYPE adamw_state IS 'Result of pg_llm_adamw_step: the new weight and moments.';
 
-CREATE FUNCTION pg_llm_tensor(elements double precision[])
+CREATE FUNCTION pg_llm_tensor_received(sent bytea, elements integer)
 RETURNS bytea
-LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.tensor(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.tensor_received(globals())
+$$;
+COMMENT ON FUNCTION pg_llm_tensor_received(bytea, integer) IS
+    'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
+
+-- PL/Python would make an object of each element. array_send is STABLE because it may be one of any type; that of numbers is not.
+CREATE FUNCTION pg_llm_tensor(elements double precision[])
+RETURNS bytea
+LANGUAGE sql IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT @extschema@.pg_llm_tensor_received(
+    CASE WHEN cardinality(elements) <= 4194304 THEN array_send(elements) END,
+    cardinality(elements)
+)
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
-    'A tensor of the array''s elements: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
+    'A tensor of the array''s elements, at most 4,194,304: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
 
 CREATE FUNCTION pg_llm_values(data bytea)
 RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
-    'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
+    'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
 
 -- Forward and backward.
 
@@ -17319,11 +17745,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -17332,11 +17758,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -17346,11 +17772,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -17360,11 +17786,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -17374,11 +17800,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -17387,11 +17813,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -17406,11 +17832,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -17425,11 +17851,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -17439,11 +17865,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -17453,11 +17879,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -17472,11 +17898,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -17492,11 +17918,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -17506,11 +17932,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -17519,11 +17945,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -17532,11 +17958,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -17554,11 +17980,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -17578,11 +18004,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -17601,11 +18027,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -17628,11 +18054,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -17642,11 +18068,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -17661,11 +18087,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -17681,11 +18107,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -17705,11 +18131,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -17727,11 +18153,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -17741,11 +18167,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -17755,11 +18181,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -17769,11 +18195,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -17782,11 +18208,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63662682a079 @extschema@'].autograd.backprop(globals())
+GD['pg_gpt2 14d8c959abef @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -17796,11 +18222,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -17812,11 +18238,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -17846,11 +18272,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -17871,11 +18297,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -17889,11 +18315,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -17903,11 +18329,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -17922,11 +18348,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -17936,11 +18362,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -17950,11 +18376,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -17963,11 +18389,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -17977,11 +18403,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -17991,11 +18417,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -18020,11 +18446,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -18034,11 +18460,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -18048,11 +18474,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -18061,11 +18487,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63662682a079 @extschema@'].admin.grant_usage(globals())
+GD['pg_gpt2 14d8c959abef @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -18103,11 +18529,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -18117,11 +18543,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
 
@@ -18136,11 +18562,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -18150,11 +18576,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -18164,11 +18590,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -18178,11 +18604,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63662682a079 @extschema@' not in GD:
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63662682a079 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';

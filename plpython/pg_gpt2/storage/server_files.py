@@ -80,7 +80,11 @@ def _freeing_later(path: str, remove: Callable[[], object]) -> None:
     try:
         remove()
     finally:
-        threads.start(partial(os.close, handle), "pg_gpt2-close")
+        close = partial(os.close, handle)
+        try:
+            threads.start(close, "pg_gpt2-close")
+        except RuntimeError:  # the system allows no more threads
+            close()
 
 
 class _Synced(io.FileIO):
