@@ -39,6 +39,17 @@ in the [README](../README.md#who-may-do-what).
 ```sql
 SET pg_gpt2.model = 'tiny';
 ```
+
+Functions that write or score text call their model `model_name`, all others `model`.
+
+Files of the examples lie in `/srv/gpt2`, which stands for any directory that the server's user may write to; two of them need
+the files of a vocabulary there:
+
+<!-- not run (it needs root) -->
+```sh
+sudo install -d -o postgres /srv/gpt2
+sudo install -o postgres tests/golden/tokenizer/learned/vocab.json tests/golden/tokenizer/learned/merges.txt /srv/gpt2/
+```
 """
 SETTINGS = """\
 `SET` works, and so does `ALTER DATABASE ... SET`, `ALTER ROLE ... SET` and a line in `postgresql.conf`; ALTER SYSTEM

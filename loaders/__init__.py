@@ -1,7 +1,7 @@
 """Client-side programs that bring models, vocabularies and texts into pg_gpt2 and models out again.
 
-Run them as `pg-gpt2 load-model --help` after `pip install .`; without, as `python -m loaders load-model`, or by path. Each works
-over one connection and in one transaction, so that an interrupted run leaves nothing behind.
+Run them as `pg-gpt2 load-model --help` after `pip install .` in a virtual environment; without, as `python -m loaders
+load-model`, or by path. Each works over one connection and in one transaction, so that an interrupted run leaves nothing behind.
 """
 
 import sys
@@ -10,8 +10,8 @@ from pathlib import Path
 
 if missing := [name for name in ("numpy", "psycopg", "tqdm") if find_spec(name) is None]:
     raise ModuleNotFoundError(
-        f"this Python has no {', '.join(missing)}; `pip install .` in the checkout brings what the loaders need, and after"
-        " `make demo` .venv/test/bin/python has it"
+        f"this Python has no {', '.join(missing)}; `pip install .` in a virtual environment, in the checkout, brings what the"
+        " loaders need, and after `make demo` .venv/test/bin/python has it"
     )
 
 if find_spec("pg_gpt2") is None:  # in a checkout that was not installed

@@ -129,6 +129,12 @@ def find_block_size(database: Database, model: str | None, wanted: int | None) -
     return wanted or (row[0] if row else GPT2_POSITIONS)
 
 
+def count_rows(database: Database, model: str | None) -> int:
+    """Rows that the model has, in all splits."""
+    query = "SELECT count(*) FROM {llm_dataset} WHERE model IS NOT DISTINCT FROM %s"
+    return (database.execute(query, model).fetchone() or (0,))[0]
+
+
 def main() -> None:
     """Parse the command line and load."""
     parser = arguments(__doc__)
@@ -141,7 +147,9 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "val"), default="train", help="default: train")
     parser.add_argument("--val-fraction", type=float, default=0.0, help="fraction of the rows, the last, for split val")
     parser.add_argument("--end-of-text", default=END_OF_TEXT, help=f"token after each text (default {END_OF_TEXT})")
-    parser.add_argument("--truncate", action="store_true", help="first delete the rows of this model, in all splits")
+    parser.add_argument(
+        "--truncate", action="store_true", help="first delete the rows of this model, in all splits; else they stay"
+    )
     args = parser.parse_args()
     if (args.block_size is not None and args.block_size < 1) or not 0 <= args.val_fraction < 1:
         parser.error("--block-size must be positive, --val-fraction at least 0 and below 1")
@@ -159,9 +167,12 @@ def main() -> None:
         if args.truncate:
             database.execute("DELETE FROM {llm_dataset} WHERE model IS NOT DISTINCT FROM %s", args.model)
         first_val = len(tokens) - round(len(tokens) * args.val_fraction)
+        before = count_rows(database, args.model)
         store(database, args.model, args.split, tokens[:first_val], target[:first_val])
         if first_val < len(tokens):
             store(database, args.model, "val", tokens[first_val:], target[first_val:])
+    if before:
+        print(f"{before} rows were there already, and stay")
     print(
         f"stored {len(tokens)} rows of {block_size} tokens, {len(tokens) - first_val} of them set aside for val;"
         f" {left} of {len(ids)} tokens did not fill a block"

@@ -5,6 +5,7 @@ Connect as the owner of the database, which must have the extension pg_gpt2.
 """
 
 import time
+from itertools import accumulate
 from pathlib import Path
 
 import psycopg
@@ -13,6 +14,7 @@ from ..common import LoaderError, arguments, run
 from .story import QUICK, Size, tell
 
 BEGAN = time.perf_counter()
+MOST_CHARACTERS = 4_000_000  # of a file: what is tokenized in some seconds, and more than is learned from in a minute
 
 
 def main() -> None:
@@ -26,7 +28,9 @@ def main() -> None:
     if args.text and len(" ".join(texts).split()) < 20:
         raise LoaderError(f"{args.text} has less than 20 words; a few lines of text are needed")
     with psycopg.connect(args.dsn, autocommit=True, client_encoding="utf8", application_name="pg_gpt2 demo") as conn:
-        tell(conn, QUICK if args.quick else Size(), texts[:200], began=BEGAN, pauses=not (args.quick or args.no_pauses))
+        kept = texts[: sum(end <= MOST_CHARACTERS for end in accumulate(map(len, texts)))] or texts[:1]
+        size, pauses = QUICK if args.quick else Size(), not (args.quick or args.no_pauses)
+        tell(conn, size, kept, began=BEGAN, pauses=pauses, left_out=len(texts) - len(kept))
 
 
 if __name__ == "__main__":

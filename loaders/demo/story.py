@@ -19,6 +19,7 @@ from .console import BOLD, CYAN, DIM, GREEN, Console, literal, sparkline
 MODEL = "postgresql-docs"
 PROMPTS = ("A transaction", "To create an index on a large table,")
 STATEMENTS = "CREATE INDEX name; DROP INDEX name; CREATE TABLE name; DROP"
+BLOCK = 64  # tokens of a row to learn from
 ATTENTIVE = (5, 0)  # layer and head that look back at the last semicolon
 
 LETTERS = (
@@ -41,20 +42,31 @@ class Size:
     n_steps: int = 32
     batch_size: int = 4
     copies: int = 4
+    most_tokens: int = 300_000  # that are learned from: a minute on two cores
+
+    def lesson(self, tokens: int) -> tuple[int, int]:
+        """Copies and steps for texts of so many tokens: few are repeated, of many each is read once, if time admits."""
+        step = self.batch_size * BLOCK
+        if tokens * self.copies <= self.n_steps * step:
+            return self.copies, self.n_steps
+        return 1, max(self.n_steps, min(-(-tokens // step), self.most_tokens // step))
 
 
-QUICK = Size(tokens=12, n_steps=6, batch_size=2, copies=2)
+QUICK = Size(tokens=12, n_steps=6, batch_size=2, copies=2, most_tokens=2_000)
 
 
-def tell(conn: psycopg.Connection, size: Size, texts: Sequence[str], *, began: float, pauses: bool) -> None:
-    """The whole demonstration, in an autocommit session; `began` is time.perf_counter() of the start."""
+def tell(
+    conn: psycopg.Connection, size: Size, texts: Sequence[str], *, began: float, pauses: bool, left_out: int = 0
+) -> None:
+    """The whole demonstration, in an autocommit session; `began` is time.perf_counter() of the start, `left_out` the number of
+    texts that the viewer has besides."""
     console = Console(conn, pauses=pauses)
     find_extension(console)
     bring(console)
     write(console, size, began)
     look(console)
     texts = texts or LETTERS
-    learn(console, size, texts)
+    learn(console, size, texts, left_out)
     forget(console, texts)
     keep(console)
     farewell(console, time.perf_counter() - began)
@@ -141,7 +153,7 @@ def look(console: Console) -> None:
     console.pause()
 
 
-def learn(console: Console, size: Size, texts: Sequence[str]) -> None:
+def learn(console: Console, size: Size, texts: Sequence[str], left_out: int = 0) -> None:
     """Fine-tuning in a transaction, which stays open; the graph of its last step."""
     console.title("Learning")
     console.say(
@@ -151,23 +163,36 @@ def learn(console: Console, size: Size, texts: Sequence[str]) -> None:
     console.say(
         "Here are some rows of that kind. Weights are rows, so learning is a change like any other, and fits a BEGIN:"
     )
+    if left_out:
+        console.say(
+            f"The file has {left_out:,} lines more; these are the first {len(texts):,}, a few million characters."
+        )
     console.run("BEGIN")
     console.run("CREATE TABLE letter (id integer GENERATED ALWAYS AS IDENTITY, body text)")
     console.copy("COPY letter (body) FROM STDIN", texts)
-    console.run("SELECT * FROM letter LIMIT 3")
+    console.run("SELECT id, left(body, 120) AS body FROM letter LIMIT 3")
+    ((lines, tokens),) = console.run(
+        f"SELECT count(*) AS lines, sum(llm_token_count(body, '{MODEL}') + 1) AS tokens FROM letter"
+    )
+    copies, n_steps = size.lesson(tokens)
     if console.value("SELECT id FROM llm_dataset WHERE model = %s LIMIT 1", MODEL):
         console.run(f"DELETE FROM llm_dataset WHERE model = '{MODEL}'")
     console.run(
         f"""
-        SELECT llm_dataset_load('SELECT body FROM letter, generate_series(1, {size.copies}) AS n ORDER BY md5(n || body)',
-                                '{MODEL}', 64) AS rows
+        SELECT llm_dataset_load('SELECT body FROM letter, generate_series(1, {copies}) AS n ORDER BY md5(n || body)',
+                                '{MODEL}', {BLOCK}) AS rows
         """
     )
-    progress = Progress(console, size.n_steps)
+    read = n_steps * size.batch_size * BLOCK / tokens
+    share = (
+        f"so each is read {read:.1f} times" if read >= 1 else f"and time admits {read:.0%} of the rows, from all over"
+    )
+    console.say(f"{lines:,} lines; {n_steps} steps of {size.batch_size} rows, {share}:")
+    progress = Progress(console, n_steps)
     with console.notices(progress.show):
         ((run_id,),) = console.run(
             f"""
-            SELECT llm_train('{MODEL}', {size.n_steps}, batch_size => {size.batch_size}, lr_max => 5e-4, dropout_p => 0,
+            SELECT llm_train('{MODEL}', {n_steps}, batch_size => {size.batch_size}, lr_max => 5e-4, dropout_p => 0,
                              log_every => {progress.every}) AS run_id
             """
         )

@@ -130,6 +130,21 @@ def test_views_of_postgresql_14_show_nothing_to_whom_rows_are_hidden(new_databas
             conn.execute("RESET ROLE; DROP OWNED BY filtered; DROP ROLE filtered")
 
 
+def test_what_writes_or_scores_text_calls_its_model_model_name_and_all_else_model(module_conn):
+    """As the pages say: PostgreSQL's error about a name that is not there does not tell which there is."""
+    pages = {
+        name: (Path(__file__).parents[2] / "sql" / f"{name}.sql").read_text() for name in ("generation", "scoring")
+    }
+    writers = {name for text in pages.values() for name in re.findall(r"^CREATE FUNCTION (\w+)", text, re.MULTILINE)}
+    found = module_conn.execute("""
+        SELECT p.proname, p.proargnames FROM pg_depend d JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+        WHERE d.deptype = 'e' AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_gpt2')
+          AND p.proargnames[:p.pronargs] && '{model,model_name}'
+    """).fetchall()
+    assert len(found) > 50
+    assert [n for n, arguments in found if ("model_name" if n in writers else "model") not in arguments] == []
+
+
 def test_every_relation_and_column_has_a_comment(module_conn):
     missing = module_conn.execute("""
         SELECT c.oid::regclass::text, a.attname

@@ -98,3 +98,16 @@ def test_rows_that_the_model_could_not_learn_from_are_refused(conn):
     conn.execute("SELECT llm_train_bpe($$VALUES ('low lower newest')$$, 262, 'unconfigured')")
     found = conn.execute("SELECT llm_dataset_load('SELECT body FROM docs', 'unconfigured', 20)").fetchone()
     assert found[0] > 0
+
+
+def test_a_row_that_is_too_long_ends_a_run_before_its_first_step(conn):
+    load(conn)
+    conn.execute("INSERT INTO llm_dataset (tokens, target) VALUES (array_fill(1, '{17}'), array_fill(2, '{17}'))")
+    for call in (
+        "SELECT llm_train('m', 100, batch_size => 1)",
+        "CALL llm_train_run('m', 100, batch_size => 1, commit_every => 1)",
+    ):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="has 17 tokens, more than the 16 positions"):
+            conn.execute(call)
+    assert conn.execute("SELECT count(*) FROM llm_run WHERE status <> 'finished'").fetchone()[0] == 0
+    assert conn.execute("SELECT count(*) FROM llm_train_log WHERE step > 3").fetchone()[0] == 0

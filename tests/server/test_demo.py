@@ -10,6 +10,8 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
+from loaders.demo.story import Size
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -112,6 +114,23 @@ def test_runs_again_on_text_of_the_viewer(told: str, dsn: str, tmp_path: Path) -
     assert "from an earlier time" in again.stdout
     assert "Ship''s log:" in again.stdout
     assert generations(again.stdout)[-2:] == generations(told)[-2:]
+
+
+def test_says_what_it_learns_from(told: str, dsn: str, tmp_path: Path) -> None:
+    assert "\n8 lines; 6 steps of 2 rows, so each is read " in told
+    (tmp_path / "long.txt").write_text("".join(f"Line {n} of a long log: all is well.\n" for n in range(1000)))
+    done = run_demo(dsn, "--quick", "--text", str(tmp_path / "long.txt"))
+    assert done.returncode == 0, done.stderr
+    (part,) = re.findall(r"\n1,000 lines; 15 steps of 2 rows, and time admits (\d+)% of the rows", done.stdout)
+    assert 5 < int(part) < 50
+    assert "generate_series(1, 1)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("tokens", "copies", "n_steps"), [(200, 4, 32), (2_048, 4, 32), (2_100, 1, 32), (100_000, 1, 391), (10**7, 1, 1171)]
+)
+def test_learns_from_all_that_time_admits(tokens: int, copies: int, n_steps: int) -> None:
+    assert Size().lesson(tokens) == (copies, n_steps)
 
 
 def test_too_little_text_is_refused(dsn: str, tmp_path: Path) -> None:

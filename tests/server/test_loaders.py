@@ -405,7 +405,7 @@ def test_texts_that_cannot_be_used(dsn, vocabulary, tmp_path, monkeypatch):
         run(prepare_dataset, monkeypatch, *command[:4], "--query", "documents")
 
 
-def test_rows_fit_the_model(dsn, conn, vocabulary, tmp_path, monkeypatch):
+def test_rows_fit_the_model_and_what_was_there_is_told_of(dsn, conn, vocabulary, tmp_path, monkeypatch, capsys):
     conn.execute(
         "SELECT llm_init_model('narrow', n_layer => 1, n_head => 1, d_model => 8, n_positions => 16, vocab => 300)"
     )
@@ -415,6 +415,12 @@ def test_rows_fit_the_model(dsn, conn, vocabulary, tmp_path, monkeypatch):
         run(prepare_dataset, monkeypatch, *command, "--block-size", 17)
     run(prepare_dataset, monkeypatch, *command)
     assert {len(tokens) for _, tokens, _ in rows_of(conn, "narrow")} == {16}
+    rows = len(rows_of(conn, "narrow"))
+    assert "were there already" not in capsys.readouterr().out
+    run(prepare_dataset, monkeypatch, *command)
+    assert capsys.readouterr().out.startswith(f"{rows} rows were there already, and stay\nstored {rows} rows")
+    run(prepare_dataset, monkeypatch, *command, "--truncate")
+    assert "were there already" not in capsys.readouterr().out
 
 
 # Programs

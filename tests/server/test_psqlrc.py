@@ -98,7 +98,7 @@ def test_in_a_transaction_it_stays_that(dsn):
 
 
 def test_runs(dsn):
-    lines = run(dsn, ":runs;")
+    lines = run(dsn, ":runs")
     assert lines[0].split("|")[1].strip() == "model"
     assert "█" in lines[2]
     assert "▁" in lines[2]

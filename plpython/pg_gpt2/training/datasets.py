@@ -59,6 +59,7 @@ def load(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> in
         )
     parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
     ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
+    del parts
     starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
     if not starts.size:
         whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
@@ -156,6 +157,18 @@ def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
     return np.asarray([row["id"] for row in rows])
 
 
+def refuse_long(model: str, config: GPT2Config, split: str) -> None:
+    """22023 when a row is longer than `model` is, before a run comes to it after some steps."""
+    row = db.row(
+        "SELECT id, cardinality(tokens) AS size FROM {schema}.llm_dataset"
+        f" WHERE split = $3 AND cardinality(tokens) > $4 AND {USABLE} ORDER BY id LIMIT 1",
+        ["text", "int4", "text", "int4"],
+        *(model, config.vocab, split, config.n_positions),
+    )
+    if row:
+        _check_size(row["id"], row["size"], model, config)
+
+
 def digest(model: str, config: GPT2Config) -> str:
     """SHA-256 of the training rows that `model` may use, in order; their ids play no part."""
     found = hashlib.sha256()
@@ -207,13 +220,17 @@ def _ints(row_id: int, sent: bytes) -> np.ndarray:
     return np.frombuffer(sent, ">i4", offset=20).reshape(-1, 2)[:, 1].astype(np.int64)
 
 
-def _check_row(row_id: int, tokens: np.ndarray, target: np.ndarray, model: str, config: GPT2Config) -> None:
-    if tokens.size > config.n_positions:
+def _check_size(row_id: int, size: int, model: str, config: GPT2Config) -> None:
+    if size > config.n_positions:
         raise InvalidParameter(
-            f"row {row_id} of llm_dataset has {tokens.size} tokens, more than the {config.n_positions} positions of"
+            f"row {row_id} of llm_dataset has {size} tokens, more than the {config.n_positions} positions of"
             f' model "{model}"',
             hint=f"Load the data with block_size => {config.n_positions} or less.",
         )
+
+
+def _check_row(row_id: int, tokens: np.ndarray, target: np.ndarray, model: str, config: GPT2Config) -> None:
+    _check_size(row_id, tokens.size, model, config)
     for ids in (tokens, target):
         if ids.min() < 0 or ids.max() >= config.vocab:
             raise InvalidParameter(

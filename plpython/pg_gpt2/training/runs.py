@@ -135,6 +135,8 @@ class Run:
         self._commits = commits
         self._rows = datasets.row_ids(session.model, session.config, "train")
         self._val_rows = datasets.row_ids(session.model, session.config, "val") if plan.eval_every else None
+        for split in ("train", "val") if plan.eval_every else ("train",):
+            datasets.refuse_long(session.model, session.config, split)
         self._order = BatchOrder(plan.settings.seed, len(self._rows))
         self.data = {"rows": len(self._rows), "digest": datasets.digest(session.model, session.config)}
         self._progress = _Progress(plan.n_steps, plan.log_every)
