@@ -258,6 +258,8 @@ def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
             if 4 * config.n_params() > size or not _says(metadata, config):
                 raise ValueError
             model, step, digest = metadata["pg_gpt2.model"], int(metadata["pg_gpt2.step"]), metadata["pg_gpt2.sha256"]
+            if "\0" in model or not model.encode():  # which is a ValueError of half of a pair of UTF-16
+                raise ValueError
             manifest = _manifest(reader, config, step, json.loads(metadata["pg_gpt2.blocks"]))
         except (KeyError, TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
             raise InconsistentData(

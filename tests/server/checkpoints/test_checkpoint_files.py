@@ -185,7 +185,7 @@ def with_metadata(path, **changed):
         {"pg_gpt2.config": '{"n_layer": 2, "n_head": 4, "d_model": 16, "n_positions": 16, "vocab": 50}'},
         {"pg_gpt2.config": '{"n_layer": 2000, "n_head": 1, "d_model": 1, "n_positions": 1, "vocab": 1}'},
         {"pg_gpt2.sha256": ""},
-        {"pg_gpt2.model": "\ud800"},
+        *({"pg_gpt2.model": name} for name in ("\ud800", "a\0b", "")),
     ],
 )
 def test_a_file_with_other_metadata_is_not_attached(sql, conn, model, server_files, changed):
