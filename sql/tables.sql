@@ -85,7 +85,7 @@ CREATE TABLE llm_bpe_vocab (
 COMMENT ON TABLE llm_bpe_vocab IS 'Byte-pair vocabularies, one row a token.';
 COMMENT ON COLUMN llm_bpe_vocab.model IS 'Name of the model; it may have a vocabulary before it has a configuration.';
 COMMENT ON COLUMN llm_bpe_vocab.token_id IS 'Id of the token.';
-COMMENT ON COLUMN llm_bpe_vocab.token IS 'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: Ġ stands for a space.';
+COMMENT ON COLUMN llm_bpe_vocab.token IS 'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: U+0120 stands for a space.';
 COMMENT ON COLUMN llm_bpe_vocab.score IS 'Free for the user; not used.';
 COMMENT ON COLUMN llm_bpe_vocab.bytes IS 'The bytes that the token stands for.';
 

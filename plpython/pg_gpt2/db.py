@@ -1,23 +1,32 @@
 """The one module that talks to the server: queries, settings, notices, cancel, and errors on their way out.
 
-In SQL text `{schema}` stands for the extension's schema; everything else is in pg_catalog, because every function pins its
+In SQL text `{schema}` stands for the extension's schema, and never for what a user called something: values are parameters, and
+names go through `command`. Everything else is in pg_catalog, because every function pins its
 search_path. Statements are prepared once a session.
 """
 
 import functools
 import inspect
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import plpy
 
 from . import host
-from .errors import InvalidParameter, InvalidTransactionTermination, OutOfMemory, PgGpt2Error, of_system
-from .importer import own_settings
+from .errors import (
+    InvalidParameter,
+    InvalidTransactionTermination,
+    OutOfMemory,
+    PgGpt2Error,
+    TriggerProtocolViolated,
+    of_system,
+)
+from .importer import is_set_oddly, own_settings
 
 Row = dict[str, Any]
 Function = Callable[..., Any]
@@ -25,14 +34,19 @@ Function = Callable[..., Any]
 # PL/Python prefixes a message with the name of the exception's class; this name makes a prefix that a user can read.
 ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
 
+OUR_PATH = "pg_catalog, pg_temp"  # the search_path that every function pins
+
 _schema = ""
+_callers_path = OUR_PATH  # that of who called a committing procedure
 sources_digest = ""
 _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
 _in_set = False
 _END = object()
-PL_PYTHON = frozenset(("GD", "SD", "TD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+SHOWN = 4000  # characters of each end of a message
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
+CHECK_IN_SET = 0.2  # the same inside a row of a set
 
 
 def connect(schema: str, digest: str) -> None:
@@ -51,7 +65,7 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
     def guarded(scope: dict[str, Any]) -> Any:
         args = _taken(scope)
         try:
-            with own_settings(), np.errstate(all="ignore"):
+            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 if not matrices:
                     _refuse_nested_arrays(function, args)
                 result = function(*args)
@@ -68,10 +82,13 @@ def _taken(scope: dict[str, Any]) -> tuple[Any, ...]:
     PL/Python leaves them in the function's globals, each by its name and all as `args`, until the next call of the same function:
     a session that once called seven kernels on 200 MB would hold 1.7 GB until its end.
     """
-    args = scope.pop("args", None)
-    for name in [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]:
-        del scope[name]
-    return (scope.pop("TD"),) if args is None else tuple(args)
+    args = scope.get("args") if "TD" not in scope else [scope["TD"]]
+    names = scope.get("__names")
+    if names is None:
+        names = scope["__names"] = [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]
+    for name in names:
+        scope[name] = None
+    return tuple(args or ())
 
 
 def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -85,13 +102,13 @@ def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
-    """Rows of a set. A cancel is left to the executor, which looks between rows: PL/Python would wrap our error in
-    "error fetching next item from iterator"."""
-    global _in_set
+    """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long: PL/Python wraps our
+    error in "error fetching next item from iterator"."""
+    global _in_set, _checked
     while True:
-        _in_set = True
+        _in_set, _checked = True, time.monotonic()
         try:
-            with own_settings(), np.errstate(all="ignore"):
+            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 row = next(rows, _END)
         except Exception as error:
             raise _for_sql(error) from None
@@ -127,7 +144,10 @@ def _error(message: str, sqlstate: str, detail: str | None, hint: str | None) ->
 
 
 def _sendable(text: str) -> str:
-    """`text` of which nothing is lost on the way: names in a file may have U+0000, or half of a pair of UTF-16."""
+    """`text` as it can reach a reader: names in a file may have U+0000, or half of a pair of UTF-16, and one of
+    megabytes would go to the client and into the server's log whole."""
+    if len(text) > 2 * SHOWN:
+        text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
     return storable(text).encode("utf-8", "replace").decode()
 
 
@@ -135,10 +155,47 @@ def _from_server(error: Any) -> Exception:
     """The server's own error, with all its fields but without the class name that PL/Python would prefix."""
     _, detail, hint, _query, _position, *names = error.spidata or (None,) * 10
     message = str(error).removeprefix("pg_gpt2: ")  # of our own error in a query that was given as source
+    if error.sqlstate == "42501" and not hint:
+        hint = _who_gives_the_right(message)
     copy = _error(message, error.sqlstate, detail, hint)
     for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
         setattr(copy, field, value)
     return copy
+
+
+def _who_gives_the_right(message: str) -> str | None:
+    """The hint for an object of ours that the server's refusal names, in whatever language; None when it is somebody else's."""
+    found = re.search(r"\b(?:pg_)?llm_\w+", message)
+    if found is None:
+        return None
+    refused = row(
+        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered"
+        " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
+        " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
+        " HAVING count(*) > 0",
+        ["text"],
+        found[0],
+    )
+    if refused is None:
+        return None
+    if refused["filtered"]:
+        return f"{found[0]} has row-level security: its policies say which rows this role may read and write."
+    call = f"{_schema}.llm_grant_usage({refused['role']}, 'read')"
+    return f"The owner of the extension gives it: SELECT {call}; or 'train' or 'admin', to write."
+
+
+def require_trigger_of(trigger: dict[str, Any], what: str, *tables: str) -> None:
+    """39P01 unless it is the trigger `what`, such as "BEFORE INSERT ROW", of one of our own `tables`."""
+    kind = " ".join(trigger[key] for key in ("when", "event", "level"))
+    ours = row(
+        "SELECT $1::oid = ANY ($2::regclass[]) AS ours", ["text", "text[]"], trigger["relid"], [*map(qualified, tables)]
+    )
+    if not (ours or {})["ours"] or not kind.startswith(what):
+        raise TriggerProtocolViolated(
+            f'trigger "{trigger["name"]}", {kind}, of table "{trigger["table_name"]}" cannot use this function, which serves'
+            f" {' and '.join(tables)} of pg_gpt2 only",
+            hint="DROP TRIGGER it, and write a function of your own for your table.",
+        )
 
 
 def qualified(name: str) -> str:
@@ -162,9 +219,10 @@ def row(sql: str, types: Sequence[str] = (), *args: Any) -> Row | None:
     return rows[0] if rows.nrows() else None
 
 
-def command(sql: str) -> None:
-    """Execute a statement that cannot be prepared, such as GRANT; names in it are quoted by `quote_identifier`."""
-    plpy.execute(sql.replace("{schema}", _schema))
+def command(sql: str, **names: str) -> None:
+    """Execute a statement that cannot be prepared, such as GRANT. `{name}` in its text stands for the one of `names`, which is
+    quoted: all are put in at once, so that a name which looks like one of the placeholders stays what it is."""
+    plpy.execute(sql.format(schema=_schema, **names))
 
 
 def quote_identifier(name: str) -> str:
@@ -190,6 +248,7 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
     The path is set only while the query runs, so that it cannot lead our own statements astray.
     """
     with _search_path(search_path):
+        open_before = _portals()
         try:
             rows = plpy.cursor(source)
         except plpy.spiexceptions.InvalidCursorDefinition:
@@ -197,24 +256,41 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
                 "source must be one query", hint="Example: 'SELECT body FROM documents', without a second statement."
             ) from None
         except plpy.SPIError as error:
-            if not error.sqlstate.startswith("42"):  # not a query at all, or of something that is not there
+            if not error.sqlstate.startswith("42") or error.sqlstate == "42501":
                 raise
+            # not a query at all, or of something that is not there
             hint = "source is the text of a query, such as 'SELECT body FROM documents'."
             raise _error(f"source: {error}", error.sqlstate, None, hint) from None
+        names = _columns(_portals() - open_before)
+        if len(names) != 1:
+            raise _not_one_text(names)
         batch = rows.fetch(100)
-    names = list(batch[0]) if batch.nrows() else []  # what a cursor fetches has no colnames()
     while batch.nrows():
         for fetched in batch:
-            if len(names) != 1 or not isinstance(value := fetched[names[0]], str | None):
-                raise InvalidParameter(
-                    f"source must return one text column, not ({', '.join(names)})",
-                    hint="Example: 'SELECT body FROM documents'.",
-                )
+            if not isinstance(value := fetched[names[0]], str | None):
+                raise _not_one_text(names)
             if value is not None:
                 yield value
         with _search_path(search_path):
             batch = rows.fetch(100)
     rows.close()
+
+
+def _portals() -> set[str]:
+    """Names of the cursors that are open in this session."""
+    return {row["name"] for row in query("SELECT name FROM pg_catalog.pg_cursors")}
+
+
+def _columns(portals: set[str]) -> list[str]:
+    """Names of the columns of a cursor that was just opened. What a cursor fetches is a dict a row, in which columns of the same
+    name are one, and has no colnames(); what FETCH gives has."""
+    return plpy.execute(f"FETCH 0 FROM {quote_identifier(max(portals))}").colnames()
+
+
+def _not_one_text(names: list[str]) -> InvalidParameter:
+    return InvalidParameter(
+        f"source must return one text column, not ({', '.join(names)})", hint="Example: 'SELECT body FROM documents'."
+    )
 
 
 @contextmanager
@@ -228,7 +304,7 @@ def _search_path(path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _set_search_path("pg_catalog, pg_temp")
+        _set_search_path(OUR_PATH)
 
 
 def _set_search_path(path: str) -> None:
@@ -236,9 +312,13 @@ def _set_search_path(path: str) -> None:
     run("SELECT pg_catalog.set_config('search_path', $1, true)", ["pg_catalog.text"], path)
 
 
-def start_committing(procedure: str) -> None:
-    """Begin a procedure that commits as it goes: a call inside a transaction block fails here, before any work."""
-    _set_search_path("pg_catalog, pg_temp")
+@contextmanager
+def committing(procedure: str) -> Iterator[None]:
+    """Around a procedure that commits as it goes: a call inside a transaction block fails here, before any work.
+
+    The caller's search_path is there again afterwards; after an error, which undoes the transaction, it is so by itself.
+    """
+    _set_search_path(OUR_PATH)
     try:
         commit()
     except plpy.SPIError as error:
@@ -246,20 +326,35 @@ def start_committing(procedure: str) -> None:
             raise
         raise InvalidTransactionTermination(
             f"{procedure} commits as it goes, so it cannot run inside a transaction block or a function",
-            hint="Call it by itself in autocommit mode: outside BEGIN in psql, with autocommit=True in psycopg.",
+            hint="Call it in autocommit mode, alone in its statement string: outside BEGIN, by a psql -c of its own, with"
+            " autocommit=True in psycopg.",
         ) from None
+    yield
+    _set_search_path(_callers_path)
 
 
 def commit() -> None:
     """Commit; procedures cannot have a SET clause, and what they set themselves ends with the transaction."""
+    global _callers_path
     plpy.commit()
-    _set_search_path("pg_catalog, pg_temp")
+    _callers_path = (row("SELECT pg_catalog.current_setting('search_path') AS path") or {})["path"]
+    _set_search_path(OUR_PATH)
 
 
 def setting(name: str, default: str | None = None) -> str | None:
     """Value of `pg_gpt2.name`, else `default`. After a rolled-back SET the value is '' and not null."""
     found = row("SELECT nullif(current_setting($1, true), '') AS value", ["text"], f"pg_gpt2.{name}")
     return default if found is None or found["value"] is None else found["value"]
+
+
+def may_read(*relations: str) -> bool:
+    """Whether the caller has SELECT on `relations` of the extension."""
+    found = row(
+        "SELECT bool_and(has_table_privilege(name, 'SELECT')) AS held FROM unnest($1) AS name",
+        ["text[]"],
+        [qualified(name) for name in relations],
+    )
+    return (found or {})["held"]
 
 
 def flag(name: str, default: str) -> bool:
@@ -280,7 +375,7 @@ def check_interrupts() -> None:
     """Let a cancel, a timeout or a termination of this session take effect; cheap enough for inner loops."""
     global _checked
     now = time.monotonic()
-    if now - _checked >= CHECK_EVERY and not _in_set:
+    if now - _checked >= (CHECK_IN_SET if _in_set else CHECK_EVERY):
         _checked = now
         plpy.execute(_plan("SELECT 1", ()))
 

@@ -88,6 +88,12 @@ class InvalidTransactionTermination(PgGpt2Error):
     sqlstate = "2D000"
 
 
+class TriggerProtocolViolated(PgGpt2Error):
+    """A trigger function of ours that somebody put on a table of their own."""
+
+    sqlstate = "39P01"
+
+
 class InsufficientPrivilege(PgGpt2Error):
     """The caller lacks a role or a privilege."""
 

@@ -1,6 +1,8 @@
 """A fast shutdown under load, and what is there after it: in a cluster of its own, which is stopped and started again."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -149,5 +151,61 @@ def test_clients_that_reconnect_get_the_same_answers_over_restarts_under_load(se
             server.start()
             assert len(left) <= 1
         assert [future.result(20) for future in asking] == [expected] * 4
-    names = [path.name for path in (server.data / "base" / "pgsql_tmp").iterdir()]
+    names = [path.name for path in (server.data / "base" / "pgsql_tmp").glob("pgsql_tmp_pg_gpt2_*")]
     assert len(names) == 1, "the files of before are gone, and one was made"
+
+
+LOGITS = "SELECT md5(llm_logits('{1,2,3}', 'big'))"
+ROW = "FROM llm_param WHERE model = 'big' AND name = 'ln_f.weight'"
+
+
+def connected(dsn: str) -> psycopg.Connection:
+    """A session, as soon as the server takes one."""
+    for _ in range(300):
+        with contextlib.suppress(psycopg.OperationalError):
+            return psycopg.connect(dsn, autocommit=True)
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def crash(dsn: str) -> None:
+    """Kill a session with -9, which ends all, and wait until that is seen."""
+    with contextlib.suppress(psycopg.OperationalError), psycopg.connect(dsn, autocommit=True) as conn:
+        os.kill(conn.info.backend_pid, signal.SIGKILL)
+        while True:
+            conn.execute("SELECT pg_sleep(0.1)")
+    while True:
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(dsn):
+            return
+
+
+def changed(dsn: str, value: int) -> tuple[tuple, tuple, tuple]:
+    """Change the model; the place and transaction of its row, what a reader answers, and what is true."""
+    with connected(dsn) as conn, connected(dsn) as reader, psycopg.connect(dsn) as writing:
+        conn.execute(
+            f"UPDATE llm_param SET data = set_byte(data, 3, {value}) WHERE model = 'big' AND name = 'ln_f.weight'"
+        )
+        answer = reader.execute(LOGITS).fetchone()
+        assert reader.execute("SELECT shared FROM llm_cache_status() WHERE model = 'big'").fetchone() == (True,)
+        writing.execute("SELECT pg_current_xact_id()")  # who may have written maps no file
+        return conn.execute(f"SELECT ctid, xmin, cmin {ROW}").fetchone(), answer, writing.execute(LOGITS).fetchone()
+
+
+def test_a_change_that_a_crash_lost_leaves_no_file_though_its_transaction_and_place_come_again(server):
+    """With synchronous_commit = off, where a crash does not remove temporary files, either."""
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        conn.execute("SELECT llm_init_model('big', 2, 4, 256, 64, 4096, seed => 1)")
+        for setting in ("remove_temp_files_after_crash = off", "wal_writer_delay = '10s'"):
+            conn.execute(f"ALTER SYSTEM SET {setting}")
+        conn.execute("SELECT pg_reload_conf()")
+    for _ in range(5):
+        with connected(server.dsn) as conn:
+            conn.execute("CHECKPOINT")
+        lost, *_ = changed(server.dsn, 64)
+        crash(server.dsn)
+        again, answer, truth = changed(server.dsn, 65)
+        assert answer == truth
+        crash(server.dsn)
+        if lost == again:
+            return
+    raise AssertionError("no transaction came again")

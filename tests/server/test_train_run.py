@@ -176,3 +176,73 @@ def test_weights_changed_by_somebody_else_end_the_run_and_are_kept(conn, connect
     thread.join()
     assert [error.sqlstate for error in errors] == ["22000"]
     assert "changed by somebody else" in str(errors[0])
+
+
+@pytest.mark.parametrize("end", ["finishes", "stops"])
+def test_the_callers_search_path_is_there_again_after_a_run(connect, end):
+    """In a DO block or a procedure, statements that follow the CALL are of its last transaction."""
+    conn = connect()
+    name = f"path_{end}"
+    make_model(conn, name)
+    conn.execute(f"CREATE SCHEMA {name}; CREATE TABLE {name}.ticket (n integer)")
+    conn.execute(f"SET search_path = {name}, public")
+    steps = 1 if end == "finishes" else 100000
+    if end == "stops":
+        conn.execute("""
+            CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql SET search_path = public
+                AS $$BEGIN NEW.stop_requested := true; RETURN NEW; END$$;
+            CREATE TRIGGER stop BEFORE INSERT OR UPDATE ON public.llm_run FOR EACH ROW EXECUTE FUNCTION stop();
+        """)
+    try:
+        conn.execute(f"""
+            DO $$
+            BEGIN
+                CALL llm_train_run('{name}', {steps}, log_every => 0);
+                INSERT INTO ticket SELECT count(*) FROM ticket;
+                COMMIT;
+                CALL llm_train_run('{name}', {steps}, log_every => 0);
+                CALL llm_train_run('{name}', {steps}, log_every => 0);
+                INSERT INTO ticket SELECT count(*) FROM ticket;
+            END $$
+        """)
+    finally:
+        conn.execute("DROP TRIGGER IF EXISTS stop ON public.llm_run")
+    assert one(conn, "SELECT count(*) FROM ticket") == 2
+    assert one(conn, "SHOW search_path") == f"{name}, public"
+    status = "stopped" if end == "stops" else "finished"
+    assert status in {row[0] for row in conn.execute("SELECT status FROM llm_run WHERE model = %s", [name])}
+
+
+def test_the_callers_search_path_is_there_again_after_an_error_or_a_cancel(connect):
+    conn = connect()
+    make_model(conn, "path_error")
+    conn.execute("SET search_path = public, pg_temp")
+    with pytest.raises(psycopg.errors.InvalidParameterValue):
+        conn.execute("CALL llm_train_run('path_error', -1)")
+    assert one(conn, "SHOW search_path") == "public, pg_temp"
+    conn.execute(  # inside a subtransaction it may not commit
+        "DO $$BEGIN CALL llm_train_run('path_error', 1); EXCEPTION WHEN invalid_transaction_termination THEN"
+        " PERFORM FROM docs LIMIT 1; END$$"
+    )
+    conn.execute("SET statement_timeout = '500ms'")
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        conn.execute(
+            "DO $$BEGIN CALL llm_train_run('path_error', 100000, commit_every => 1, flush_seconds => 0); END$$"
+        )
+    conn.execute("RESET statement_timeout")
+    assert one(conn, "SHOW search_path") == "public, pg_temp"
+    assert one(conn, "SELECT count(*) > 0 FROM docs")
+
+
+def test_every_evaluation_is_shown(conn):
+    make_model(conn, "evaluated")
+    conn.execute("UPDATE llm_dataset SET split = 'val' WHERE id % 10 = 0 AND model = 'evaluated'")
+    for log_every in (4, 0):
+        said: list[str] = []
+        conn.add_notice_handler(lambda notice, said=said: said.append(notice.message_primary))
+        call = "SELECT llm_train('evaluated', 10, batch_size => 2, eval_every => 3, log_every => %s)"
+        conn.execute(call, [log_every])
+        steps_said = [int(text.split("/")[0].removeprefix("step ")) for text in said]
+        validated = [step for step, text in zip(steps_said, said, strict=True) if "validation loss" in text]
+        assert validated == [3, 6, 9, 10]
+        assert steps_said == ([1, 3, 4, 6, 8, 9, 10] if log_every else validated)

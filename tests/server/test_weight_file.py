@@ -1,5 +1,6 @@
 """The file of a model's weights that sessions share: one for each committed version, and never a wrong one."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import conninfo
 
 LOGITS = "SELECT md5(llm_logits(ARRAY[1, 2, 3], 'big'))"
 SHARED = "SELECT shared FROM llm_cache_status() WHERE kind = 'weights' AND model = 'big'"
@@ -26,7 +28,8 @@ def folder(module_conn: psycopg.Connection) -> Path:
 @pytest.fixture
 def files(folder: Path, module_conn: psycopg.Connection) -> Iterator:
     """`files()`: names of the shared files of this module's database; there are none at first."""
-    stem = f"pgsql_tmp_pg_gpt2_{one(module_conn, 'SELECT oid FROM pg_database WHERE datname = current_database()')}_"
+    oid = one(module_conn, "SELECT oid FROM pg_database WHERE datname = current_database()")
+    stem = f"pgsql_tmp_pg_gpt2_base-{oid}-"
     one(module_conn, "SELECT llm_cache_clear()")
     assert not list(folder.glob(stem + "*"))
     return lambda: sorted(path.name for path in folder.glob(stem + "*"))
@@ -131,15 +134,64 @@ def test_row_level_security_holds_for_the_file(connect, files):
         conn.execute("ALTER TABLE llm_param DISABLE ROW LEVEL SECURITY; DROP OWNED BY filtered; DROP ROLE filtered")
 
 
-def test_who_holds_the_builders_lock_delays_others_but_does_not_stop_them(connect, files):
-    """Any role can take an advisory lock."""
-    conn, holder = connect(), connect()
-    holder.execute("SELECT pg_advisory_lock('llm_model_config'::regclass::oid::integer, hashtext('big'))")
-    logits = one(conn, LOGITS)
-    assert one(conn, SHARED) is False
-    holder.execute("SELECT pg_advisory_unlock_all()")
+def test_no_role_can_keep_others_from_sharing(connect, files):
+    """Any role can take any advisory lock; that of who writes a file is a lock of the server's own file."""
+    conn, other = connect(), connect()
+    with conn.transaction():
+        seen = "SELECT array_agg(DISTINCT locktype) FROM pg_locks WHERE pid = %s"
+        with ThreadPoolExecutor(1) as pool:
+            building = pool.submit(one, other, LOGITS)
+            while not building.done():
+                locks = conn.execute(seen, [other.info.backend_pid]).fetchone()[0]
+                assert "advisory" not in (locks or ())
+    assert one(other, SHARED) is True
+    assert len(files()) == 1
+
+
+def test_a_builder_that_hangs_delays_others_but_does_not_stop_them(connect, files, folder):
+    conn = connect()
+    one(conn, LOGITS)
+    path = folder / "pgsql_tmp_pg_gpt2.lock"
+    assert path.stat().st_mode & 0o777 == 0o600
+    one(conn, "SELECT llm_cache_clear()")
+    with path.open("r+b") as holder:
+        fcntl.lockf(holder, fcntl.LOCK_EX)  # every byte, hence every model
+        conn.execute("SET statement_timeout = '1s'")
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            conn.execute(LOGITS)
+        conn.execute("RESET statement_timeout")
+        one(conn, LOGITS)
+        assert one(conn, SHARED) is False
+    one(connect(), LOGITS)
+    assert len(files()) == 1
+
+
+def test_files_of_dropped_databases_and_extensions_are_removed_by_the_next_builder(conn, files, folder, new_database):
+    gone, emptied = new_database(), new_database()
+    for dsn in (gone, emptied):
+        with psycopg.connect(dsn, autocommit=True) as other:
+            other.execute("SELECT llm_init_model('big', 2, 4, 256, 64, 4096)")
+            one(other, LOGITS)
+            oid = one(other, "SELECT oid FROM pg_database WHERE datname = current_database()")
+            assert len(list(folder.glob(f"*-{oid}-*"))) == 1
+            (folder / f"pgsql_tmp_pg_gpt2_base-{oid}-1.killed.new").touch()
+            if dsn == emptied:
+                other.execute("DROP EXTENSION pg_gpt2")
+    conn.execute(f"DROP DATABASE {conninfo.conninfo_to_dict(gone)['dbname']}")
+    one(conn, LOGITS)
+    oids = {name.split("-")[1] for name in os.listdir(folder) if name.startswith("pgsql_tmp_pg_gpt2_")}
+    assert oids == {str(one(conn, "SELECT oid FROM pg_database WHERE datname = current_database()"))}
+    assert len(files()) == 1
+    conn.execute(f"DROP DATABASE {conninfo.conninfo_to_dict(emptied)['dbname']}")
+
+
+def test_after_vacuum_full_of_everything_one_file_is_made_anew(connect, files):
+    conn = connect()
+    logits, before = one(conn, LOGITS), files()
+    conn.execute("VACUUM FULL llm_module")
     assert one(connect(), LOGITS) == logits
     assert len(files()) == 1
+    assert files() != before
 
 
 def test_a_dropped_model_leaves_no_file(connect, files):
@@ -202,3 +254,106 @@ def test_the_file_is_its_owners_only(connect, files, folder):
     one(connect(), LOGITS)
     (name,) = files()
     assert (folder / name).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "link", "directory", "somebody else's"])
+def test_what_is_no_file_of_the_servers_user_is_not_opened(connect, files, folder, kind):
+    logits = one(connect(), LOGITS)
+    (name,) = files()
+    path, kept = folder / name, folder.parent / "kept"
+    path.rename(kept)
+    try:
+        if kind == "FIFO":
+            os.mkfifo(path)
+            os.chown(path, kept.stat().st_uid, -1)
+        elif kind == "link":
+            path.symlink_to(kept)
+        elif kind == "directory":
+            path.mkdir()
+        elif os.getuid():
+            pytest.skip("only root can give a file away")
+        else:
+            path.write_bytes(kept.read_bytes())
+            path.chmod(0o666)
+        conn = connect()
+        conn.execute("SET statement_timeout = '20s'")
+        assert one(conn, LOGITS) == logits
+        assert one(conn, SHARED) is (kind != "directory"), "a file takes its place"
+    finally:
+        kept.unlink()
+        if kind == "directory":
+            path.rmdir()
+
+
+@pytest.mark.parametrize("place", ["first byte", "last byte", "sums"])
+def test_one_flipped_byte_is_seen_when_a_file_is_mapped(connect, files, folder, place):
+    logits = one(connect(), LOGITS)
+    (name,) = files()
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    used = len(data.rstrip(b"\0"))
+    data[{"first byte": 0, "last byte": used - 500, "sums": used - 1}[place]] ^= 4
+    with path.open("r+b") as file:
+        file.write(data)
+    conn = connect()
+    assert one(conn, LOGITS) == logits
+    assert one(conn, SHARED) is True
+    assert path.read_bytes() != data, "a file takes its place"
+
+
+def test_the_doctor_finds_a_flipped_byte(conn, files, folder):
+    one(conn, LOGITS)
+    finding = "SELECT value, status, hint FROM llm_doctor() WHERE item = 'shared weights of big'"
+    assert conn.execute(finding).fetchone()[1:] == ("ok", None)
+    (name,) = files()
+    with (folder / name).open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)[0]
+        file.seek(1000)
+        file.write(bytes([byte ^ 1]))
+    value, status, hint = conn.execute(finding).fetchone()
+    assert ("was written" in value, status, "llm_cache_clear" in hint) == (True, "error", True)
+    conn.execute("SELECT llm_cache_clear()")
+    one(conn, LOGITS)
+    assert conn.execute(finding).fetchone()[1:] == ("ok", None)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o100, 0o300, 0o400, 0o600])
+def test_a_folder_that_cannot_be_used_is_no_error(connect, files, folder, mode):
+    logits = one(connect(), LOGITS)
+    conn = connect()
+    conn.execute("SELECT llm_copy_model('big', 'copy')")
+    folder.chmod(mode)
+    try:
+        assert one(conn, LOGITS) == logits
+        if mode != 0o300:  # whose names can be made, but not listed
+            found = conn.execute("SELECT status FROM llm_doctor() WHERE item = 'shared weights'").fetchone()
+            assert found == ("warn",)
+        assert one(conn, "SELECT llm_cache_clear()") is not None
+        conn.execute("SELECT llm_drop_model('copy')")
+    finally:
+        folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("call", ["mmap.mmap", "os.pread", "os.preadv", "os.write", "os.fstat", "fcntl.lockf"])
+@pytest.mark.parametrize("code", ["EIO", "ENOMEM"])
+def test_errors_of_the_disk_and_of_memory_leave_a_session_with_a_copy_of_its_own(connect, files, call, code):
+    conn, other = connect(), connect()
+    module, name = call.split(".")
+    conn.execute("SELECT count(*) FROM llm_cache_status()")
+    if call != "os.write":
+        logits = one(other, LOGITS)
+    conn.execute(f"""
+        CREATE FUNCTION pg_temp.fail() RETURNS void LANGUAGE plpython3u AS $$
+import errno, os, sys
+module = next(m for n, m in sys.modules.items() if n.endswith('.weight_file') and n.startswith('pg_gpt2_'))
+def fail(*args, **names):
+    raise OSError(errno.{code}, os.strerror(errno.{code}))
+real = module.{module}
+module.{module} = type('module', (), dict(vars(real), {name}=fail))
+        $$""")
+    conn.execute("SELECT pg_temp.fail()")
+    found = one(conn, LOGITS)
+    assert found == (one(other, LOGITS) if call == "os.write" else logits)
+    assert one(conn, SHARED) is (call == "fcntl.lockf")
+    assert not [name for name in files() if name.endswith(".new")]

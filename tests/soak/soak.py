@@ -338,7 +338,7 @@ class Soak:
         data, oid = conn.execute(
             "SELECT current_setting('data_directory'), oid FROM pg_database WHERE datname = current_database()"
         ).fetchone() or ("", 0)
-        return sorted(path.name for path in Path(data, "base", "pgsql_tmp").glob(f"pgsql_tmp_pg_gpt2_{oid}_*"))
+        return sorted(path.name for path in Path(data, "base", "pgsql_tmp").glob(f"pgsql_tmp_pg_gpt2_base-{oid}-*"))
 
     def _look_at_memory(self, conn: psycopg.Connection) -> None:
         with contextlib.suppress(OSError):

@@ -107,6 +107,7 @@ def _configuration(
 @entry
 def export_safetensors_file(path: str, model: str) -> int:
     """Rows -> a safetensors file of the server; its size."""
+    real = server_files.to_write(path)
     config = store.config(model)
 
     def fill(file: BinaryIO) -> None:
@@ -114,15 +115,16 @@ def export_safetensors_file(path: str, model: str) -> int:
             file.write(chunk)
             host.check_interrupts()
 
-    return server_files.write(path, fill)
+    return server_files.write(real, fill)
 
 
 @entry
 def export_npz_file(path: str, model: str) -> int:
     """Rows -> a .npz file of the server; its size."""
+    real = server_files.to_write(path)
     config = store.config(model)
     stored = _Stored(model, config)
-    return server_files.write(path, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
+    return server_files.write(real, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
 
 
 @entry

@@ -51,7 +51,7 @@ def _checked_vocab(vocab: Any, source: str) -> dict[str, int]:
         if not token or "\0" in token or any("\ud800" <= c <= "\udfff" for c in token):
             raise MalformedData(
                 f"{source}: the token {shown(token)} of id {token_id} cannot be a text",
-                hint="Tokens are not empty and are written in GPT-2's printable form, where a space is Ġ.",
+                hint="Tokens are not empty and are written in GPT-2's printable form, where a space is \u0120.",
             )
         if owner.setdefault(token_id, token) != token:
             raise MalformedData(

@@ -6,14 +6,13 @@ sql/checkpoints.sql.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from .. import db
 from ..config import GPT2Config
 from ..errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
-from . import checkpoint_files, sharing, store
+from . import checkpoint_files, server_files, sharing, store
 from .checkpoint_files import Part
 
 # The run that last changed a model: the latest one that began after the latest load, else that of what was loaded.
@@ -176,7 +175,7 @@ def save(model: str, note: str) -> int:
                 UNION ALL SELECT v_digest, v FROM state WHERE v IS NOT NULL
             ) AS block (digest, data)
             ORDER BY digest -- of those who insert the same blocks, one waits for the other
-            ON CONFLICT (digest) DO NOTHING
+            ON CONFLICT DO NOTHING -- naming the column would need the right to see what is there, which a policy may deny
         ), parts AS (
             INSERT INTO {{schema}}.llm_checkpoint_part (checkpoint_id, name, token_id, shape, step, data, m, v)
             SELECT new.id, name, token_id, shape, step, data_digest, m_digest, v_digest FROM state, new
@@ -195,8 +194,7 @@ def save(model: str, note: str) -> int:
 
 def save_file(model: str, note: str, path: str) -> int:
     """The state of `model` into a file of the server; the id."""
-    checkpoint_files.require_suffix(path)
-    real = _new_path(path)
+    real = _new_path(server_files.to_write(path))
     config = store.config(model)
     manifest = current_parts(model)
     if not manifest:
@@ -215,15 +213,14 @@ def save_file(model: str, note: str, path: str) -> int:
         json.dumps([part.to_json() for part in manifest]),
     )
     saved = find((row or {})["id"])
-    checkpoint_files.write(path, saved.id, model, config, manifest)
+    checkpoint_files.write(real, saved.id, model, config, manifest)
     return saved.id
 
 
 def attach(path: str, model: str | None) -> int:
     """The checkpoint in a file that another database wrote, or that this one has forgotten, as one of `model`; the id."""
-    checkpoint_files.require_suffix(path)
-    real = _new_path(path)
-    name, config, manifest = checkpoint_files.survey(path)
+    real = _new_path(server_files.to_read(path))
+    name, config, manifest = checkpoint_files.survey(real)
     store.require_name(name if model is None else model)
     row = db.row(
         "INSERT INTO {schema}.llm_checkpoint (model, step, note, n_params, bytes, config, file_path, manifest)"
@@ -236,12 +233,12 @@ def attach(path: str, model: str | None) -> int:
     return (row or {})["id"]
 
 
-def _new_path(path: str) -> str:
-    """The path after links are resolved; 42710 when a checkpoint is there."""
-    real = os.path.realpath(path)
+def _new_path(real: str) -> str:
+    """A path whose links are resolved; 22023 when its name says no format, 42710 when a checkpoint is there."""
+    checkpoint_files.require_suffix(real)
     if db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE file_path = $1", ["text"], real):
         raise DuplicateObject(
-            f'"{path}" already holds a checkpoint', hint="Choose another path, or llm_checkpoint_drop that one first."
+            f'"{real}" already holds a checkpoint', hint="Choose another path, or llm_checkpoint_drop that one first."
         )
     return real
 
@@ -338,10 +335,17 @@ def drop_all(model: str) -> int:
 
 
 def sweep() -> None:
-    """Delete what no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved."""
-    isolation = db.row("SELECT current_setting('transaction_isolation') AS level")
-    if (isolation or {})["level"] not in ("read committed", "read uncommitted"):
-        return  # an older snapshot misses the latest; the next drop will do it
+    """Delete what no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved.
+
+    An older snapshot misses the latest, and a policy may hide any: then the next drop will do it.
+    """
+    sees_all = db.row(
+        "SELECT FROM unnest(ARRAY['{schema}.llm_checkpoint', '{schema}.llm_checkpoint_part']::regclass[]) AS t"
+        " HAVING current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')"
+        " AND NOT bool_or(row_security_active(t))"
+    )
+    if sees_all is None:
+        return
     db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN SHARE ROW EXCLUSIVE MODE")
     db.run(
         "DELETE FROM {schema}.llm_checkpoint_part AS p"

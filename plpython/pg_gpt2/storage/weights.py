@@ -5,10 +5,7 @@ savepoints and row-level security; nothing has to be invalidated.
 """
 
 import hashlib
-import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +21,7 @@ from . import layout, store, weight_file
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
 ROW_LINEAGE = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin)"
-BUILD = "'{schema}.llm_model_config'::regclass::oid::integer, hashtext($1)"  # for who writes the file of its weights
+NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
 Params = dict[str, np.ndarray]
@@ -134,15 +131,17 @@ def _digest_of(row_version: str, model: str) -> str:
         ["text"],
         model,
     )
-    return (row or {})["version"] or hashlib.md5(b"").hexdigest()
+    return (row or {})["version"] or NO_ROWS
 
 
 def load(model: str | None) -> Model:
     """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
     name = store.model_name(model)
+    version = version_of(name)
+    if version == NO_ROWS and model is None and (only := store.only_model()):
+        return load(only)
     wanted = store.config(name)
     resources.apply_threads()
-    version = version_of(name)
     found = cache.get(name, version)
     if found is None or found.config != wanted:
         cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
@@ -162,56 +161,60 @@ def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
 
     A transaction that has written may see rows that are nobody else's business yet.
     """
-    folder = weight_file.directory()
-    row = db.row(
-        "SELECT oid::bigint AS database, pg_current_xact_id_if_assigned() IS NULL AS reads_only"
-        " FROM pg_database WHERE datname = current_database()"
-    )
-    if folder is None or row is None or not row["reads_only"] or 4 * wanted.n_params() < weight_file.LEAST_BYTES:
+    file = None if 4 * wanted.n_params() < weight_file.LEAST_BYTES or _has_written() else file_of(name, wanted, version)
+    if file is None:
         return None
-    file = weight_file.WeightFile(folder, row["database"], name, version, layout.stored_shapes(wanted))
     stored = file.attach()
     if stored is None:
-        with _builder(name, WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
+        with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
             stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
         resources.release_memory()
     return Model(name, wanted, version, layout.arranged(stored, wanted), shared=True) if stored else None
+
+
+def _has_written() -> bool:
+    return db.row("SELECT 1 WHERE pg_current_xact_id_if_assigned() IS NOT NULL") is not None
+
+
+def file_of(name: str, wanted: GPT2Config, version: str) -> weight_file.WeightFile | None:
+    """The file of a version that sessions share, be it there or not; None where none can be."""
+    folder, life = weight_file.directory(), weight_file.incarnation()
+    if folder is None or life is None:
+        return None
+    shapes = layout.stored_shapes(wanted)
+    return weight_file.WeightFile(folder, _relation(), name, f"{version} {life}", shapes)
 
 
 def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
     read, params = _read_params(name, wanted)
     if read != version:
         return None
+    folder = weight_file.directory() or ""
+    weight_file.remove_abandoned(folder)
     rows = db.query(
-        "SELECT model, (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database"
-        " FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
+        "SELECT model FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
     )
     if rows:  # the caller sees all there are
-        weight_file.remove_others(weight_file.directory() or "", rows[0]["database"], [row["model"] for row in rows])
+        weight_file.remove_others(folder, _relation(), [row["model"] for row in rows])
     return file.build(layout.Stored(params, wanted))
 
 
 def forget_file(name: str) -> None:
     """Remove the file of a model that is dropped; whoever still sees the model, as when that is rolled back, makes it again."""
-    row = db.row("SELECT oid::bigint AS database FROM pg_database WHERE datname = current_database()")
-    if row and (folder := weight_file.directory()):
-        weight_file.remove(folder, weight_file.stem(row["database"], name))
+    if folder := weight_file.directory():
+        weight_file.remove(folder, weight_file.stem(_relation(), name))
 
 
-@contextmanager
-def _builder(model: str, seconds: float) -> Iterator[bool]:
-    """Sessions that need a version's file queue here, so that one writes it. False after `seconds`: anybody can take an
-    advisory lock, and who holds this one for long must not keep others from their models."""
-    end = time.monotonic() + seconds
-    while not (db.row(f"SELECT pg_try_advisory_lock({BUILD}) AS taken", ["text"], model) or {})["taken"]:
-        if time.monotonic() > end:
-            yield False
-            return
-        db.run("SELECT pg_sleep(0.02)")
-    try:
-        yield True
-    finally:
-        db.run(f"SELECT pg_advisory_unlock({BUILD})", ["text"], model)
+def forget_files() -> None:
+    """Remove the files of all models of this database."""
+    if folder := weight_file.directory():
+        weight_file.remove(folder, weight_file.family(_relation()))
+
+
+def _relation() -> str:
+    """Path of the table of modules: there until the extension or the database is dropped, which any other database can see.
+    Where it moves, as by VACUUM FULL, files are made anew."""
+    return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
 
 
 def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:

@@ -1,0 +1,57 @@
+"""A source is a query of one text column, counted by its descriptor, whatever kind of statement returns rows."""
+
+import psycopg
+import pytest
+
+TRAIN = "SELECT llm_train_bpe(%s, 258, 'm', %s)"
+
+
+@pytest.fixture
+def mine(conn):
+    """A session whose search_path begins with a schema that has a table of documents; it is rolled back."""
+    with conn.transaction(force_rollback=True):
+        conn.execute("CREATE SCHEMA mine; CREATE TABLE mine.documents (body text, title text)")
+        conn.execute("INSERT INTO mine.documents VALUES ('zzzz zzzz', 'qqqq'), (NULL, NULL)")
+        yield conn
+
+
+@pytest.mark.parametrize(
+    ("source", "columns"),
+    [
+        ("SELECT a.body, b.body FROM documents a, documents b", "body, body"),
+        ("SELECT body, title FROM documents", "body, title"),
+        ("SELECT body, body FROM documents WHERE false", "body, body"),
+        ("SELECT FROM documents", ""),
+        ("SELECT 1 AS n", "n"),
+        ("SELECT ARRAY[body] AS list FROM documents", "list"),
+    ],
+)
+def test_a_source_of_other_columns_than_one_text_is_refused(mine, source, columns):
+    with pytest.raises(psycopg.errors.InvalidParameterValue) as caught, mine.transaction():
+        mine.execute(TRAIN, [source, "mine"])
+    assert f"source must return one text column, not ({columns})" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "SELECT body FROM documents",
+        "SELECT body FROM documents -- a comment\n;",
+        "VALUES ('zzzz'), ('zz')",
+        "WITH a AS (SELECT body FROM documents) TABLE a",
+        "UPDATE documents SET title = 'seen' || coalesce(title, '') RETURNING body",
+        "SELECT body::varchar(20) FROM documents",
+    ],
+)
+def test_whatever_returns_one_text_column_is_a_source(mine, source):
+    mine.execute(TRAIN, [source, "mine"])
+    assert mine.execute("SELECT \"left\" FROM llm_bpe_merges WHERE model = 'm'").fetchone() == ("z",)
+    seen = "seenqqqq" if source.startswith("UPDATE") else "qqqq"
+    assert mine.execute("SELECT max(title) FROM mine.documents WHERE body IS NOT NULL").fetchone() == (seen,), "once"
+
+
+def test_cursors_of_the_caller_are_left_alone(mine):
+    mine.execute("DECLARE zzz CURSOR FOR SELECT n FROM generate_series(1, 3) AS n")
+    mine.execute(TRAIN, ["SELECT body FROM documents", "mine"])
+    assert mine.execute("FETCH ALL FROM zzz").fetchall() == [(1,), (2,), (3,)]
+    assert mine.execute("SELECT array_agg(name) FROM pg_cursors").fetchone() == (["zzz"],)
