@@ -137,32 +137,41 @@ def _array(kind: str, choice: random.Random) -> str:
     return choice.choice(shapes)()
 
 
-def tampered(column: str, kind: str, choice: random.Random) -> str:
-    """Another value for a column: an odd one, or what is there and a little more, less or else."""
+def changes(column: str, kind: str) -> list[str]:
+    """What is in a column and a little more, less or else."""
     column = f'"{column}"'
-    changes: list[str] = []
     if kind == "bytea":
-        changes = [
+        flipped = f"CASE WHEN {column} <> '' THEN set_byte({column}, 0, get_byte({column}, 0) # 1) ELSE {column} END"
+        return [
             f"substr({column}, 2)",
             f"{column} || '\\x00'",
             f"substr({column}, 5)",
             f"{column} || {column}",
             "''",
+            flipped,
         ]
-        changes += [f"CASE WHEN {column} <> '' THEN set_byte({column}, 0, get_byte({column}, 0) # 1) ELSE {column} END"]
-    elif kind.endswith("[]"):
-        changes = [
-            f"{column}[2:]",
+    if kind.endswith("[]"):
+        shorter = [f"{column}[2:]", f"array_remove({column}, {column}[1])", "'{}'"]
+        other = [f"ARRAY[{column}, {column}]", f"'[5:5]={{1}}'::{kind}", "'{NULL}'", "'{-1,-1}'"]
+        return [*shorter, f"{column} || {column}", f"array_append({column}, NULL)", *other]
+    if kind == "jsonb":
+        lists = (
+            f"{column} -> 0",
+            f"{column} - 0",
             f"{column} || {column}",
-            f"ARRAY[{column}, {column}]",
-            f"array_append({column}, NULL)",
+            f"jsonb_set({column}, '{{0}}', '[1, {{}}]')",
+        )
+        whole = [f"jsonb_build_array({column})", "'{}'", "'[]'", "'null'", "'7'", "'[[1, 2, 3, 4, \"zz\", 5, 6]]'"]
+        return [
+            *whole,
+            *(f"CASE WHEN jsonb_typeof({column}) = 'array' THEN {change} ELSE '[]' END" for change in lists),
         ]
-        changes += [f"array_remove({column}, {column}[1])", f"'[5:5]={{1}}'::{kind}", "'{}'"]
-    elif kind == "jsonb":
-        changes = [f"jsonb_build_array({column})", f"{column} -> 0", f"{column} - 0", f"{column} || {column}"]
-        changes = [f"CASE WHEN jsonb_typeof({column}) = 'array' THEN {change} ELSE '[]' END" for change in changes]
-    elif kind in ("integer", "bigint"):
-        changes = [f"{column} + 1", f"-{column}", f"{column} - 1"]
-    elif kind == "text":
-        changes = [f"{column} || 'x'", f"substr({column}, 2)", f"upper({column})"]
-    return choice.choice(changes) if changes and choice.random() < 0.5 else odd(kind, choice)
+    if kind in ("integer", "bigint"):
+        return [f"{column} + 1", f"-{column}", f"{column} - 1"]
+    return [f"{column} || 'x'", f"substr({column}, 2)", f"upper({column})"] if kind == "text" else []
+
+
+def tampered(column: str, kind: str, choice: random.Random) -> str:
+    """Another value for a column: an odd one, or a change of what is there."""
+    found = changes(column, kind)
+    return choice.choice(found) if found and choice.random() < 0.5 else odd(kind, choice)

@@ -71,6 +71,7 @@ def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Co
         store.lock(model)
         known = store.find_config(model)
         config = _configuration(checkpoint, model, known, beside)
+        store.require_memory_of_batches(4 * config.n_params())
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
             sharing.forget(model)

@@ -166,12 +166,12 @@ def _usual(shape: tuple[int, ...], step: int, moments: str) -> list[list]:
 
 def _unusual(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, list[list]]:
     """Tensors in other blocks: split by hand, or where blocks or tensors had other steps, as those that were shared."""
-    step = max(part.step for part in manifest)
+    step, shapes = max(part.step for part in manifest), config.param_shapes()
     found = {}
     for name, group in groupby(manifest, lambda part: part.name):
         parts = list(group)
         blocks = [[part.token_id, part.shape[0], part.step, _moments([part])] for part in parts]
-        if blocks != _usual(config.param_shapes()[name], step, _moments(parts)):
+        if blocks != _usual(shapes[name], step, _moments(parts)):
             found[name] = blocks
     return found
 
@@ -258,6 +258,8 @@ def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
             if 4 * config.n_params() > size or not _says(metadata, config):
                 raise ValueError
             model, step, digest = metadata["pg_gpt2.model"], int(metadata["pg_gpt2.step"]), metadata["pg_gpt2.sha256"]
+            if "\0" in model or not model.encode():  # which is a ValueError of half of a pair of UTF-16
+                raise ValueError
             manifest = _manifest(reader, config, step, json.loads(metadata["pg_gpt2.blocks"]))
         except (KeyError, TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
             raise InconsistentData(
@@ -275,8 +277,8 @@ def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
 def _manifest(reader: TensorReader, config: GPT2Config, step: int, unusual: dict[str, list[list]]) -> list[Part]:
     """What the file holds, in the blocks that it was stored in; an error of any kind where it is no such file."""
     within = {name: reader.shape(name) for name in reader.names()}
-    layout = {}
-    for name, shape in sorted(config.param_shapes().items()):
+    layout, shapes = {}, config.param_shapes()
+    for name, shape in sorted(shapes.items()):
         moments = "".join(kind for kind in KINDS[1:] if tensor_name(kind, name) in within)
         layout[name] = unusual.get(name) or _usual(shape, step, moments)
         following = 0
@@ -296,7 +298,7 @@ def _manifest(reader: TensorReader, config: GPT2Config, step: int, unusual: dict
                 host.check_interrupts()
     return [
         Part(
-            *(name, first, [rows, *config.param_shapes()[name][1:]], block_step),
+            *(name, first, [rows, *shapes[name][1:]], block_step),
             *(digests[name, first, "data"], digests.get((name, first, "m")), digests.get((name, first, "v"))),
         )
         for name, blocks in layout.items()
@@ -318,6 +320,7 @@ def read_into(model: str, path: str, checkpoint_id: int, config: GPT2Config, man
     """Rows of llm_param from the file, which is read once and in order; `model` has none before."""
     reader = open_file(path, checkpoint_id, config, manifest)
     try:
+        store.require_memory_of_batches(4 * config.n_params())
         for batch in _batches(reader, manifest, "data", checkpoint_id):
             _insert(model, batch)
         for kind in KINDS[1:]:

@@ -272,6 +272,11 @@ def row_reader(array: np.ndarray) -> RowReader:
     return lambda start, stop: array[start:stop]
 
 
+def require_memory_of_batches(total: int) -> None:
+    """Ask for what writing `total` bytes takes: the blocks of a statement, as they are read, as one value, and in the server."""
+    host.require_memory(3 * min(total, FLUSH_BYTES + BLOCK_BYTES), "writing a model's weights")
+
+
 def insert_params(model: str, tensors: Iterable[tuple[str, tuple[int, ...], RowReader]]) -> None:
     """Insert tensors given as (name, shape, reader of rows [start, stop)), a few blocks a statement."""
     batch: list[tuple[str, int, int, int | None, bytes]] = []

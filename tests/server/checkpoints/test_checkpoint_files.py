@@ -1,5 +1,8 @@
 """Checkpoints in files: written whole or not at all, and taken only if they are what they say."""
 
+import json
+import zipfile
+
 import psycopg
 import pytest
 
@@ -155,4 +158,57 @@ def test_files_are_for_the_roles_that_may_touch_them(sql, conn, model, server_fi
         sql("RESET ROLE")
         sql("DROP OWNED BY trainer")
         sql("DROP ROLE trainer")
+        path.unlink()
+
+
+def with_metadata(path, **changed):
+    """The file with other words in its metadata."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = json.dumps(json.loads(archive.comment) | changed).encode()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"n_head": value} for value in ("4", "x", "")),
+        *({"pg_gpt2.step": value} for value in ("-1", "x", "9" * 4000, "9" * 5000)),
+        *({"pg_gpt2.blocks": value} for value in ("", "[]", "null", "7", "[" * 20_000, '{"wte": 1' + "0" * 5000 + "}")),
+        *(
+            {"pg_gpt2.blocks": f'{{"wte": [{row}]}}'}
+            for row in ('[0, 50, -1, ""]', '[0, 50.0, 2, ""]', '[0, 50, "2", "mv"]')
+        ),
+        *(
+            {"pg_gpt2.blocks": f'{{"wte": {rows}}}'}
+            for rows in ('[[0, 4611686018427387904, 2, ""]]', "[[]]", "[null]", "7")
+        ),
+        *({"pg_gpt2.config": value} for value in ("", "[]", "{}", "null", "[" * 20_000)),
+        {"pg_gpt2.config": '{"n_layer": 2, "n_head": 4, "d_model": 16, "n_positions": 16, "vocab": 50}'},
+        {"pg_gpt2.config": '{"n_layer": 2000, "n_head": 1, "d_model": 1, "n_positions": 1, "vocab": 1}'},
+        {"pg_gpt2.sha256": ""},
+        *({"pg_gpt2.model": name} for name in ("\ud800", "a\0b", "")),
+    ],
+)
+def test_a_file_with_other_metadata_is_not_attached(sql, conn, model, server_files, changed):
+    path = server_files / "metadata.npz"
+    sql("SELECT llm_checkpoint_drop(%s)", save(sql, "m", "", str(path)))
+    with_metadata(path, **changed)
+    try:
+        with pytest.raises(psycopg.Error) as caught:
+            sql("SELECT llm_checkpoint_attach(%s)", str(path))
+        assert (caught.value.sqlstate, bool(caught.value.diag.message_hint)) in (("22000", True), ("22P02", True))
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize(("field", "value"), [("n_head", 4), ("eos_token_id", 7), ("n_head", 1)])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_a_row_that_contradicts_its_file_is_refused(sql, conn, model, server_files, field, value, suffix):
+    """Weights of two heads have the shapes of those of four, and give something else."""
+    path = server_files / f"contradicted{suffix}"
+    one = save(sql, "m", "", str(path))
+    sql("UPDATE llm_checkpoint SET config = config || jsonb_build_object(%s::text, %s::integer)", field, value)
+    try:
+        assert sqlstate(conn, "SELECT llm_checkpoint_load('m', %s)", one)[0] == "22000"
+        assert sqlstate(conn, "SELECT llm_copy_model('m', 'q', %s)", one)[0] == "22000"
+    finally:
         path.unlink()
