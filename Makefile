@@ -12,6 +12,8 @@ PYTEST_ARGS =
 SOAK_ARGS =
 # Passed on to python -m tests.fuzz, for example FUZZ_ARGS='--seconds 600 npz'.
 FUZZ_ARGS =
+# Passed on to python -m tests.fuzz_sql, for example FUZZ_SQL_ARGS='--seconds 3600 --seed 1'.
+FUZZ_SQL_ARGS =
 # Passed on to tests/bench/bench.py, for example BENCH_ARGS='--full --json bench.json'.
 BENCH_ARGS =
 # Passed on to docs/notebooks/execute.py, for example NOTEBOOK_ARGS='--store autograd'.
@@ -35,6 +37,7 @@ help:
 	@echo 'make test-distribution  those of the engine, and of the server those of test-avx2 and some, with the NumPy of the distribution'
 	@echo 'make test-oracle  compare live with torch, transformers and tokenizers'
 	@echo 'make fuzz         search for hostile input, a minute a parser; FUZZ_ARGS="--seconds 600 npz" for more or less'
+	@echo 'make fuzz-sql     odd arguments for every function, on tampered rows, for two minutes; FUZZ_SQL_ARGS="--seconds 3600"'
 	@echo 'make soak         30 minutes of everything at once, with cancels and kills, in a throw-away cluster; SOAK_ARGS="--minutes 3"'
 	@echo 'make bench        time it beside its rivals and the bounds of the machine; BENCH_ARGS=--full for all'
 	@echo 'make notebooks    run docs/notebooks and compare with what they hold; NOTEBOOK_ARGS=--store keeps the outputs'
@@ -118,6 +121,10 @@ test-distribution: provision-test provision-distribution build .venv/test/comple
 .PHONY: fuzz
 fuzz: .venv/test/complete
 	@PYTHONPATH=plpython:. .venv/test/bin/python -m tests.fuzz $(FUZZ_ARGS)
+
+.PHONY: fuzz-sql
+fuzz-sql: provision-test build .venv/test/complete
+	@PYTHONPATH=plpython:. docker/cluster.sh run .venv/test/bin/python -m tests.fuzz_sql $(FUZZ_SQL_ARGS)
 
 .PHONY: soak
 soak: provision-test build .venv/test/complete

@@ -3,8 +3,9 @@
 
 The install script is the SQL of sql/ in order, with the Python of plpython/pg_gpt2 as rows of llm_module. The one
 substitution is @package@, the key under which a session keeps the loaded package: a digest of the sources, so that a new
-version is never mistaken for the one a session has, and the schema, which CREATE EXTENSION fills in. `--check` writes
-nothing and fails when a committed file is stale.
+version is never mistaken for the one a session has, and the schema, which CREATE EXTENSION fills in. And the line with which
+every body loads it gets what a cancel needs that comes meanwhile. `--check` writes nothing and fails when a committed file
+is stale.
 """
 
 import hashlib
@@ -19,6 +20,16 @@ from docs.make_reference import reference
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "plpython" / "pg_gpt2"
 QUOTE = "$pg_gpt2_source$"
+
+# PL/Python puts the name of an exception's class in front of its message. db.entry renames what users do not know, such as
+# spiexceptions.QueryCanceled, but is not there yet.
+BOOT = "if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')\n"
+GUARDED_BOOT = """\
+if '@package@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+"""
 
 # sql/, in the order of dependency
 TOPICS = (
@@ -72,7 +83,10 @@ def script() -> str:
         f"INSERT INTO llm_module (name, source) VALUES ('{name}', {QUOTE}{source}{QUOTE});"
         for name, source in modules.items()
     )
-    topics = {topic: (ROOT / "sql" / f"{topic}.sql").read_text(encoding="utf-8") for topic in TOPICS}
+    topics = {
+        topic: (ROOT / "sql" / f"{topic}.sql").read_text(encoding="utf-8").replace(BOOT, GUARDED_BOOT)
+        for topic in TOPICS
+    }
     unknown = {path.stem for path in (ROOT / "sql").glob("*.sql")} - set(TOPICS)
     if unknown:
         raise SystemExit(f"sql/ has files that no topic names: {', '.join(sorted(unknown))}")
@@ -84,7 +98,12 @@ def script() -> str:
         parts.append(f"-- sql/{topic}.sql\n\n{text}")
         if topic == "boot":
             parts.append(f"-- plpython/pg_gpt2\n\n{rows}\n\nSELECT llm_boot();\n")
-    return "\n".join(parts).replace("@package@", f"pg_gpt2 {digest} @extschema@")
+    text = "\n".join(parts).replace("@package@", f"pg_gpt2 {digest} @extschema@")
+    if other := re.search(".*[^\0-\x7f].*", text):
+        raise SystemExit(
+            f"the script must be ASCII, or a database of another encoding cannot say what it lacks: {other[0]}"
+        )
+    return text
 
 
 def control() -> str:

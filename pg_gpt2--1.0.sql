@@ -6,12 +6,22 @@
 -- How the Python gets into a session: the package is kept as rows, and the first call of a session loads it.
 
 DO LANGUAGE plpython3u $$
+def refuse(message, sqlstate, hint):
+    named = type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins'})  # PL/Python puts the class in front of the message
+    refusal = named(message)
+    refusal.sqlstate, refusal.hint = sqlstate, hint
+    raise refusal
+
 encoding = plpy.execute('SELECT pg_catalog.getdatabaseencoding() AS name')[0]['name']
 if encoding != 'UTF8':
-    named = type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins'})  # PL/Python puts the class in front of the message
-    refusal = named(f'a database with the encoding UTF8 is needed, and this one has {encoding}')
-    refusal.sqlstate, refusal.hint = '55000', "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0."
-    raise refusal
+    refuse(f'a database with the encoding UTF8 is needed, and this one has {encoding}', '55000',
+           "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0.")
+schema = plpy.execute("""
+    SELECT n.nspname FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
+    WHERE e.extname = 'pg_gpt2'""")[0]['nspname']
+if set(schema) & set('\n\r\\\'"$'):  # bodies of functions have it in the text of their program
+    refuse(f'the schema {schema!r} has a line break, a quote, a backslash or a dollar sign in its name', '22023',
+           'CREATE EXTENSION pg_gpt2 SCHEMA another one.')
 $$;
 
 CREATE TABLE llm_module (
@@ -35,7 +45,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.importer'], importer)
-    GD['pg_gpt2 59946aeb293e @extschema@'] = importer['load'](sources, 'pg_gpt2 59946aeb293e @extschema@', '@extschema@')
+    GD['pg_gpt2 14d8c959abef @extschema@'] = importer['load'](sources, 'pg_gpt2 14d8c959abef @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -69,7 +79,7 @@ from .. import db, diagnosis, resources
 from ..db import entry
 from ..diagnosis import Finding
 from ..errors import InvalidParameter, UndefinedObject, require
-from ..storage import weight_file, weights
+from ..storage import store, weights
 from ..tokenizer import vocabularies
 
 
@@ -81,10 +91,12 @@ def doctor() -> list[Finding]:
 
 @entry
 def cache_status() -> list[tuple[str, str, str, int | None, bool]]:
-    """Rows (kind, model, version, bytes, shared)."""
+    """Rows (kind, model, version, bytes, shared), of what the caller may see: another role may have filled the caches."""
     models = [("weights", m.name, m.version, weights.size(m), m.shared) for m in weights.cache.models.values()]
     if state := weights.cache.state:
         models.append(("training", state.model, state.version, state.nbytes, False))
+    known = store.known([model for _, model, *_ in models])
+    models = [row for row in models if row[1] in known]
     return models + [("tokenizer", name, version, None, False) for name, version in vocabularies.cached()]
 
 
@@ -95,12 +107,8 @@ def cache_clear() -> int:
     weights.cache.clear()
     vocabularies.forget()
     resources.release_memory()
-    row = db.row(
-        "SELECT d.oid::bigint AS database FROM pg_database d, pg_extension e"
-        " WHERE d.datname = current_database() AND e.extname = 'pg_gpt2' AND pg_has_role(current_user, e.extowner, 'USAGE')"
-    )
-    if row and (folder := weight_file.directory()):
-        weight_file.remove(folder, f"{weight_file.PREFIX}_{row['database']}_")
+    if db.row("SELECT 1 FROM pg_extension WHERE extname = 'pg_gpt2' AND pg_has_role(current_user, extowner, 'USAGE')"):
+        weights.forget_files()
     return freed
 
 
@@ -131,22 +139,25 @@ def grant_usage(role: str, level: str) -> None:
     if role != "public" and not db.row("SELECT 1 FROM pg_roles WHERE rolname = $1", ["text"], role):
         raise UndefinedObject(f'role "{role}" does not exist', hint=f'CREATE ROLE "{role}" first.')
     grantee = "PUBLIC" if role == "public" else db.quote_identifier(role)
-    db.command(f"GRANT USAGE ON SCHEMA {{schema}} TO {grantee}")
+    db.command("GRANT USAGE ON SCHEMA {schema} TO {grantee}", grantee=grantee)
     for name, plain, kind in _members():
         if plain in OWNERS:
             continue
         if kind == "sequence":
             if level != "read":
-                db.command(f"GRANT USAGE ON SEQUENCE {name} TO {grantee}")
+                db.command("GRANT USAGE ON SEQUENCE {name} TO {grantee}", name=name, grantee=grantee)
         elif kind == "table":
-            more = {
-                "read": "",
-                "train": CHANGED_BY_TRAINING.get(plain, ""),
-                "admin": "INSERT, UPDATE, DELETE, TRUNCATE",
-            }[level]
-            db.command(f"GRANT SELECT{', ' if more else ''}{more} ON {name} TO {grantee}")
+            db.command(
+                "GRANT {rights} ON {name} TO {grantee}", rights=_rights(level, plain), name=name, grantee=grantee
+            )
         elif level == "admin" or (level == "train" and kind == "training"):
-            db.command(f"GRANT EXECUTE ON ROUTINE {name} TO {grantee}")
+            db.command("GRANT EXECUTE ON ROUTINE {name} TO {grantee}", name=name, grantee=grantee)
+
+
+def _rights(level: str, table: str) -> str:
+    """What a level may do with a table or view."""
+    more = {"train": CHANGED_BY_TRAINING.get(table), "admin": "INSERT, UPDATE, DELETE, TRUNCATE"}.get(level)
+    return f"SELECT, {more}" if more else "SELECT"
 
 
 def _members() -> list[tuple[str, str, str]]:
@@ -207,6 +218,7 @@ def enabled() -> bool:
 @entry
 def set_mode(trigger: dict[str, Any]) -> None:
     """What an UPDATE of llm_autograd_mode does."""
+    db.require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
     flag = trigger["new"]["flag"]
     require(flag=flag)
     db.row("SELECT set_config('pg_gpt2.autograd', $1, false)", ["text"], "on" if flag else "off")
@@ -527,8 +539,10 @@ def history(model: str, name: str) -> list[tuple]:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.generation', $pg_gpt2_source$"""llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -537,12 +551,14 @@ from .. import db, gpt2, host, resources
 from ..autograd import recording
 from ..config import GPT2Config
 from ..db import entry
-from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, require, require_positive
+from ..errors import InvalidParameter, OutOfMemory, require, require_positive
 from ..inference import batch, beam
 from ..inference.decode import Decoder, bytes_of_several, check_ids
 from ..inference.generation import Options, TextStream, Token, tokens
 from ..inference.prompts import check_prompt, draw_seed, encode_prompt
 from ..inference.sampling import Sampling, softmax
+from ..inference.stops import Stops
+from ..kernels import require_room
 from ..limits import MOST_BEAMS
 from ..storage import store, weights
 from ..tensor import to_bytes
@@ -554,7 +570,7 @@ MAX_BYTEA = (1 << 30) - (1 << 16)
 
 @entry
 def generate(
-    prompt: str,
+    prompt: str | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -566,8 +582,10 @@ def generate(
     repetition_penalty: float,
     min_p: float,
     echo: bool,
-) -> str:
+) -> str | None:
     """Prompt (unless echo is false) and completion."""
+    if prompt is None:
+        return None
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo)
     for _ in job.tokens:
@@ -577,7 +595,7 @@ def generate(
 
 @entry
 def stream(
-    prompt: str,
+    prompt: str | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -591,6 +609,8 @@ def stream(
     echo: bool,
 ) -> Iterator[tuple[Any, ...]]:
     """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
+    if prompt is None:
+        return iter(())
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo, logprobs=True)
     return job.rows()
@@ -611,41 +631,30 @@ class _TextJob:
         echo: bool,
         logprobs: bool = False,
     ) -> None:
-        _require_text(prompt, echo)
+        require(echo=echo)
+        stops = Stops(stop)
         model = weights.load(model_name)
         self.tokenizer = vocabularies.load(model.name)
-        options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, self.tokenizer, logprobs)
+        options = _options(max_tokens, sampling, eos_token, seed, model.config, self.tokenizer, logprobs)
         ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], max_tokens)
         self.prefix = prompt if echo else ""
-        self.text = TextStream(self.tokenizer, options.stop, options.eos)
+        self.text = TextStream(self.tokenizer, stops, options.eos)
         self.tokens = tokens(model.arranged, model.config, ids, options, self.text.add)
 
     def finish(self) -> str:
         """All the text, when no token is left."""
-        return self.prefix + _finished(self.text)
+        self.text.finish()
+        return self.prefix + self.text.text()
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         for step, token in enumerate(self.tokens, 1):
             if token.finish:
                 self.text.finish()
-            shown = self.prefix + db.storable(self.text.shown())
+            shown = self.prefix + self.text.shown()
             done = token.finish is not None
             piece = db.storable(self.tokenizer.decode([token.id]))
             yield step, token.id, piece, shown, done, token.logprob, token.finish
-
-
-def _finished(text: TextStream) -> str:
-    text.finish()
-    return db.storable(text.text())
-
-
-def _require_text(prompt: object, echo: bool | None) -> None:
-    if prompt is None or echo is None:
-        raise NullNotAllowed(
-            f"{'prompt' if prompt is None else 'echo'} must not be null",
-            hint="An empty prompt '' starts from the end-of-text token.",
-        )
 
 
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
@@ -658,7 +667,7 @@ def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) ->
 
 @entry
 def generate_batch(
-    prompts: list[str],
+    prompts: list[str | None] | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -670,21 +679,28 @@ def generate_batch(
     repetition_penalty: float,
     min_p: float,
     echo: bool,
-) -> list[tuple[int, str]]:
-    """Rows (n, text), n from 1."""
-    _require_text(prompts, echo)
-    for prompt in prompts:
-        _require_text(prompt, echo)
+) -> list[tuple[int, str | None]]:
+    """Rows (n, text), n from 1; the text of a null prompt is null."""
+    if not prompts:
+        return []
+    require(echo=echo)
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    stops = Stops(stop)
     model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
-    options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
-    ids = [encode_prompt(prompt, model, tokenizer) for prompt in prompts]
-    _require_cache(model, list(map(len, ids)), max_tokens)
-    each = [replace(options, seed=options.seed + n) for n in range(len(ids))]
-    texts = [TextStream(tokenizer, options.stop, options.eos) for _ in ids]
-    batch.generate_batch(model.arranged, model.config, ids, each, [text.add for text in texts])
-    return [(n, (prompt if echo else "") + _finished(text)) for n, (prompt, text) in enumerate(zip(prompts, texts), 1)]
+    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
+    ids = {n: array("i", encode_prompt(p, model, tokenizer)) for n, p in enumerate(prompts) if p is not None}
+    while ids:
+        numbers = list(islice(ids, batch.MOST_TOGETHER))
+        given = [ids.pop(n) for n in numbers]
+        _require_cache(model, list(map(len, given)), max_tokens)
+        each = [replace(options, seed=options.seed + n) for n in numbers]
+        texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
+        batch.generate_batch(model.arranged, model.config, given, each, [text.add for text in texts])
+        for n, text in zip(numbers, texts):
+            text.finish()
+            prompts[n] = ((prompts[n] or "") if echo else "") + text.text()  # in its place: a prompt may be large
+    return list(enumerate(prompts, 1))
 
 
 @entry
@@ -699,7 +715,9 @@ def beam_search(
     prompt_ids: list[int] | None,
 ) -> list[tuple[int, float, str | None, list[int]]]:
     """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
-    if (prompt is not None and prompt_ids is not None) or prompt is prompt_ids:
+    if prompt is None and prompt_ids is None:
+        return []
+    if prompt is not None and prompt_ids is not None:
         raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
     require(length_penalty=length_penalty, early_stopping=early_stopping)
     require_positive(beam_width=beam_width, max_tokens=max_tokens)
@@ -716,7 +734,7 @@ def beam_search(
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.load(model.name))
-    options = _options(max_tokens, Sampling(), eos_token, 0, None, model.config, tokenizer)
+    options = _options(max_tokens, Sampling(), eos_token, 0, model.config, tokenizer)
     _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
     beams = beam.beam_search(
         model.arranged,
@@ -746,7 +764,6 @@ def _options(
     sampling: Sampling,
     eos_token: int | None,
     seed: int | None,
-    stop: list[str] | None,
     config: GPT2Config,
     tokenizer: Tokenizer | None,
     logprobs: bool = False,
@@ -762,9 +779,7 @@ def _options(
             hint="Give a token id, null for the model's, or -1 for none.",
         )
     seed = draw_seed() if seed is None else seed
-    return Options(
-        max_tokens, sampling, eos, seed, tuple(stop or ()), look_up=resources.prompt_lookup(), logprobs=logprobs
-    )
+    return Options(max_tokens, sampling, eos, seed, look_up=resources.prompt_lookup(), logprobs=logprobs)
 
 
 @entry
@@ -780,15 +795,18 @@ def generate_tokens(
     stop: list[str] | None,
     repetition_penalty: float,
     min_p: float,
-) -> list[int]:
+) -> list[int] | None:
     """New ids after `ids`."""
+    if ids is None:
+        return None
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    stops = Stops(stop)
     model = weights.load(model_name)
     ids = check_prompt(ids, model)
-    tokenizer = vocabularies.load(model.name) if stop else None
-    options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
+    tokenizer = vocabularies.load(model.name) if stops else None
+    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
     _require_cache(model, [len(ids)], max_tokens)
-    text = TextStream(tokenizer, options.stop, options.eos) if tokenizer else None
+    text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
     found: list[int] = []
     new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
     for token in new:
@@ -798,14 +816,12 @@ def generate_tokens(
 
 
 @entry
-def next_token(prompt: str, n: int, temperature: float, model_name: str | None) -> list[tuple[Any, ...]]:
+def next_token(prompt: str | None, n: int, temperature: float, model_name: str | None) -> list[tuple[Any, ...]]:
     """Rows (rank, token_id, token, logit, probability) of the `n` most probable tokens."""
-    if prompt is None or n is None or temperature is None:
-        raise NullNotAllowed(
-            "prompt, n and temperature must not be null", hint="Leave n and temperature out to get their defaults."
-        )
-    if n < 1:
-        raise InvalidParameter(f"n must be 1 or more, not {n}", hint="It is the number of tokens to list.")
+    if prompt is None:
+        return []
+    require(temperature=temperature)
+    require_positive(n=n)
     if not 0 < temperature < float("inf"):
         raise InvalidParameter(
             f"temperature must be above 0 and finite, not {temperature}", hint="1 gives the model's own probabilities."
@@ -816,17 +832,12 @@ def next_token(prompt: str, n: int, temperature: float, model_name: str | None) 
     logits = Decoder(model.arranged, model.config, len(ids)).feed(ids)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
-    best = np.argsort(-logits, kind="stable")[:n]
-    return [
-        (
-            rank,
-            int(token),
-            db.storable(tokenizer.decode([int(token)])),
-            float(logits[token]),
-            float(probabilities[token]),
-        )
-        for rank, token in enumerate(best, 1)
-    ]
+    rows: list[tuple[Any, ...]] = []
+    for rank, token in enumerate(np.argsort(-logits, kind="stable")[:n].tolist(), 1):
+        piece = db.storable(tokenizer.decode([token]))
+        rows.append((rank, token, piece, float(logits[token]), float(probabilities[token])))
+        host.check_interrupts()
+    return rows
 
 
 @entry
@@ -837,9 +848,10 @@ def logits(
     n_head: int | None,
     d_model: int | None,
     vocab_size: int | None,
-) -> bytes:
+) -> bytes | None:
     """Logits [T, vocab] of all positions, as bytes."""
-    require(token_ids=token_ids)
+    if token_ids is None:
+        return None
     if not token_ids:
         raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
     model = weights.load(model_name)
@@ -854,6 +866,7 @@ def logits(
         raise OutOfMemory(
             f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
         )
+    require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
     ids = np.asarray([token_ids], np.int64)
     return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))
 $pg_gpt2_source$);
@@ -882,21 +895,23 @@ from ..tokenizer import vocabularies
 
 def _ids_of(prompt: str, model: weights.Model) -> list[int]:
     """Ids of a prompt; of one longer than the window, its tail."""
-    require(prompt=prompt)
     return encode_prompt(prompt, model, vocabularies.load(model.name))[-model.config.n_positions :]
 
 
 @entry
-def trace_text(prompt: str, model: str | None) -> Iterator[tuple[Any, ...]]:
+def trace_text(prompt: str | None, model: str | None) -> Iterator[tuple[Any, ...]]:
     """Rows (seq, layer, op, name, shape, data)."""
+    if prompt is None:
+        return iter(())
     loaded = weights.load(model)
     return _trace(loaded, _ids_of(prompt, loaded))
 
 
 @entry
-def trace_ids(ids: list[int], model: str | None) -> Iterator[tuple[Any, ...]]:
+def trace_ids(ids: list[int] | None, model: str | None) -> Iterator[tuple[Any, ...]]:
     """The same for token ids."""
-    require(ids=ids)
+    if ids is None:
+        return iter(())
     loaded = weights.load(model)
     check_window(len(ids), loaded.config)
     check_ids(ids, loaded.config, loaded.name)
@@ -915,8 +930,10 @@ def _trace(model: weights.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
 
 
 @entry
-def attention_weights(prompt: str, layer: int, head: int, model: str | None) -> list[tuple[Any, ...]]:
+def attention_weights(prompt: str | None, layer: int, head: int, model: str | None) -> list[tuple[Any, ...]]:
     """Rows (query_position, query_token, key_position, key_token, weight)."""
+    if prompt is None:
+        return []
     require(layer=layer, head=head)
     loaded = weights.load(model)
     for name, value, limit in (("layer", layer, loaded.config.n_layer), ("head", head, loaded.config.n_head)):
@@ -933,8 +950,10 @@ def attention_weights(prompt: str, layer: int, head: int, model: str | None) -> 
 
 
 @entry
-def logit_lens(prompt: str, model: str | None, n: int) -> list[tuple[Any, ...]]:
+def logit_lens(prompt: str | None, model: str | None, n: int) -> list[tuple[Any, ...]]:
     """Rows (layer, rank, token, probability, token_id)."""
+    if prompt is None:
+        return []
     require_positive(n=n)
     loaded = weights.load(model)
     ids = _ids_of(prompt, loaded)
@@ -947,10 +966,13 @@ def logit_lens(prompt: str, model: str | None, n: int) -> list[tuple[Any, ...]]:
 
 
 @entry
-def token_embedding(token_id: int, model: str | None) -> list[float]:
+def token_embedding(token_id: int | None, model: str | None) -> list[float] | None:
     """A row of wte, read from its block alone."""
-    require(token_id=token_id)
+    if token_id is None:
+        return None
     name = store.model_name(model)
+    if model is None and not store.has_weights(name):
+        name = store.only_model() or name
     config = store.config(name)
     check_ids([token_id], config, name)
     row = db.row(
@@ -1052,38 +1074,49 @@ from ..inference.sampling import Sampling
 SMALL = (
     1 << 18
 )  # bytes: below it no kernel uses a second core, and asking for the setting would cost more than the work
+MADE = (
+    3  # bytes for each that was given: the arguments' own, a result as an array and as bytes, which the server copies
+)
 
 
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a kernel callable from SQL; a large one uses the cores of pg_gpt2.threads."""
+def kernel(function: Callable[..., Any], made: int = MADE) -> Callable[..., Any]:
+    """Make a kernel callable from SQL. A large one uses the cores of pg_gpt2.threads, and asks for `made` times what it is given,
+    unless it asks by itself (0)."""
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        if any(isinstance(value, bytes) and len(value) >= SMALL for value in args):
+        given = sum(len(value) for value in args if type(value) is bytes)
+        if given >= SMALL:
             resources.apply_threads()
+            kernels.require_room(made * given, f"pg_llm_{function.__name__}")
         return function(*args)
 
     return entry(run)
 
 
-tensor = entry(kernels.tensor, matrices=True)
-values = kernel(kernels.values)
-matmul = kernel(kernels.matmul)
+values = kernel(kernels.values, made=16)
+matmul = kernel(kernels.matmul, made=0)
 add = kernel(kernels.add)
 gelu = kernel(kernels.gelu)
 gelu_backward = kernel(kernels.gelu_backward)
 layernorm = kernel(kernels.layernorm)
-layernorm_backward = kernel(kernels.layernorm_backward)
+layernorm_backward = kernel(kernels.layernorm_backward, made=4)
 cross_entropy = kernel(kernels.cross_entropy)
 cross_entropy_backward = kernel(kernels.cross_entropy_backward)
-dropout_backward = kernel(kernels.drop_backward)
+dropout_backward = kernel(kernels.dropout_backward)
 ones_like = kernel(kernels.ones_like)
 zeros_like = kernel(kernels.zeros_like)
 transpose = kernel(kernels.transpose)
-mlp_backward = kernel(kernels.mlp_backward)
-adamw_step = kernel(kernels.adamw_step)
+mlp_backward = kernel(kernels.mlp_backward, made=0)
+adamw_step = kernel(kernels.adamw_step, made=0)
 grad_clip = kernel(kernels.grad_clip)
 lr_schedule = kernel(kernels.lr_schedule)
+
+
+@kernel
+def tensor_received(sent: bytes | None, elements: int | None) -> bytes | None:
+    """A tensor of the numbers of an array; null of null."""
+    return None if elements is None else kernels.tensor(sent, elements)
 
 
 @kernel
@@ -1104,7 +1137,7 @@ def dropout(data: bytes | None, p: float, training: bool, seed: int | None) -> b
     if data is None:
         return None
     require(p=p, training=training)
-    return kernels.drop(data, p, training, draw_seed() if training and seed is None else seed or 0)
+    return kernels.dropout(data, p, training, draw_seed() if training and seed is None else seed or 0)
 
 
 @kernel
@@ -1146,6 +1179,7 @@ END_OF_TEXT = "<|endoftext|>"
 @entry
 def replace_preset(trigger: dict[str, Any]) -> None:
     """Before a row is inserted into llm_model_config: make room when the name is a preset's."""
+    db.require_trigger_of(trigger, "BEFORE INSERT ROW", "llm_model_config")
     db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND preset", ["text"], trigger["new"]["model"])
 
 
@@ -1267,7 +1301,6 @@ def drop_model(model: str) -> None:
     sharing.refuse_if_used(model)
     audit.drop_all(model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
-    weights.forget_file(model)
     dropped += checkpoints.drop_all(model) + sharing.forget(model)
     replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if replaced and model in PRESETS:
@@ -1281,9 +1314,11 @@ def drop_model(model: str) -> None:
                 hint="DELETE its row from llm_model_config if it shall not be listed.",
             )
         raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")
+    weights.forget_file(model)  # not of a model that the caller does not see
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.pieces', $pg_gpt2_source$"""llm_embed, llm_block_forward, llm_forward_gpt2: the model in pieces, each recorded while recording is on."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -1297,6 +1332,8 @@ from ..errors import InvalidParameter, require, require_positive
 from ..gpt2 import Dropout
 from ..inference.decode import check_ids
 from ..inference.prompts import draw_seed
+from ..kernels import attention_bytes, require_room
+from ..ops.attention import check_length, mask_shape
 from ..ops.dropout import check_p
 from ..storage import layout, store, weights
 from ..tape import Eager
@@ -1304,9 +1341,10 @@ from ..tensor import from_bytes, to_bytes
 
 
 @entry
-def embed(tokens: list[int], model: str | None, d: int | None) -> bytes:
+def embed(tokens: list[int] | None, model: str | None, d: int | None) -> bytes | None:
     """wte[token] + wpe[position]."""
-    require(tokens=tokens)
+    if tokens is None:
+        return None
     loaded = weights.load(model)
     store.check_overrides(loaded.config, None, None, d, None)
     gpt2.check_window(len(tokens), loaded.config)
@@ -1359,11 +1397,15 @@ def block_forward(
     if d % n_head:
         raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
     check_p(dropout_p)
+    check_length(t)
     resources.apply_threads()
+    chunk = resources.attention_chunk()
     x = from_bytes(data, (t, d), name="input")
     arrays = {name: from_bytes(given[name], shape, name=name) for name, shape in block_shapes(d).items()}
     drop = _drop(dropout_p, training)
-    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "chunk": resources.attention_chunk(), "drop": drop}
+    masks = prod(mask_shape(1, n_head, t)) if drop else 0
+    require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
+    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "chunk": chunk, "drop": drop}
     if not recording.enabled():
         return to_bytes(gpt2.block(Eager(), arrays, x, **options))
     recorder = Recorder()
@@ -1475,63 +1517,71 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.scoring', $pg_gpt2_source$"""llm_logprobs, llm_perplexity, llm_text_embedding."""
 
 import math
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from .. import db
 from ..db import entry
-from ..errors import InvalidParameter, require
+from ..errors import require
 from ..inference import scoring
 from ..inference.decode import check_ids
+from ..inference.prompts import end_of_text
 from ..storage import weights
 from ..tokenizer import vocabularies
 from ..tokenizer.bpe import Tokenizer
 
 
-def _prepare(text: str, model_name: str | None) -> tuple[weights.Model, Tokenizer, list[int]]:
+def _prepare(text: str, model_name: str | None, from_start: bool = False) -> tuple[weights.Model, Tokenizer, list[int]]:
+    """Model, vocabulary and ids; with `from_start` the end-of-text token is before them."""
     model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
+    start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
     ids = tokenizer.encode(text)
     check_ids(ids, model.config, model.name)
-    return model, tokenizer, ids
+    return model, tokenizer, start + ids
 
 
 @entry
-def logprobs(text: str | None, model_name: str | None) -> list[tuple[Any, ...]]:
-    """Rows (position, token_id, token, logprob, rank)."""
+def logprobs(text: str | None, model_name: str | None, from_start: bool) -> Iterator[tuple[Any, ...]]:
+    """Rows (position, token_id, token, logprob, rank); without `from_start` the first token has neither of the two."""
     if not text:
-        return []
-    model, tokenizer, ids = _prepare(text, model_name)
+        return iter(())
+    require(from_start=from_start)
+    model, tokenizer, ids = _prepare(text, model_name, from_start)
     scores, ranks = scoring.token_scores(model.arranged, model.config, ids)
-    names = [db.storable(tokenizer.decode([token])) for token in ids]
-    known: list[tuple[Any, Any]] = [(None, None), *zip(scores.tolist(), ranks.tolist())]
-    return [(place, ids[place], names[place], *known[place]) for place in range(len(ids))]
+    known: Iterator[tuple[Any, Any]] = zip(scores.tolist(), ranks.tolist())
+    if from_start:
+        del ids[0]
+    else:
+        known = chain([(None, None)], known)
+    return (
+        (place, token, db.storable(tokenizer.decode([token])), *score)
+        for place, (token, score) in enumerate(zip(ids, known))
+    )
 
 
 @entry
-def perplexity(text: str | None, model_name: str | None) -> float | None:
-    """exp of the mean negative log-probability."""
+def perplexity(text: str | None, model_name: str | None, from_start: bool) -> float | None:
+    """exp of the mean negative log-probability; None of a text without a token that is predicted."""
     if text is None:
         return None
-    model, _, ids = _prepare(text, model_name)
+    require(from_start=from_start)
+    model, _, ids = _prepare(text, model_name, from_start)
     if len(ids) < 2:
-        raise InvalidParameter(
-            f"perplexity needs a text of at least 2 tokens, and this one has {len(ids)}",
-            hint="The first token has nothing before it that could predict it.",
-        )
+        return None
     scores, _ = scoring.token_scores(model.arranged, model.config, ids)
     return math.exp(min(-float(scores.mean()), 700.0))
 
 
 @entry
 def text_embedding(text: str | None, layer: int | None, pooling: str, model_name: str | None) -> list[float] | None:
-    """Hidden state [D]."""
+    """Hidden state [D]; None of a text without tokens."""
     if text is None:
         return None
     require(pooling=pooling)
     model, _, ids = _prepare(text, model_name)
-    if not ids:
-        raise InvalidParameter("an empty text has no embedding", hint="Leave empty texts out: WHERE body <> ''.")
-    return scoring.embedding(model.arranged, model.config, ids, layer, pooling).tolist()
+    return scoring.embedding(model.arranged, model.config, ids, layer, pooling).tolist() if ids else None
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.sharing', $pg_gpt2_source$"""llm_share_param, llm_unshare_param: arguments from SQL, checked."""
 
@@ -1613,7 +1663,11 @@ BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
 
 
 def _tokenizer(model: str | None) -> Tokenizer:
-    return vocabularies.load(store.model_name(model))
+    name = store.model_name(model)
+    found = vocabularies.find(name)
+    if found is None and model is None:
+        name = store.only_model() or name
+    return found or vocabularies.load(name)
 
 
 @entry
@@ -1671,8 +1725,9 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
 
 
 @entry
-def changed(_trigger: dict[str, Any]) -> None:
+def changed(trigger: dict[str, Any]) -> None:
     """After a statement that changed a vocabulary or merges."""
+    db.require_trigger_of(trigger, "AFTER", "llm_bpe_vocab", "llm_bpe_merges")
     vocabularies.touch()
 
 
@@ -1721,9 +1776,18 @@ from ..training import audit, datasets, hand_steps, runs, session
 
 
 @entry
-def load_dataset(source: str, model: str, block_size: int, split: str, val_fraction: float, source_path: str) -> int:
+def load_dataset(
+    source: str,
+    model: str,
+    block_size: int,
+    split: str,
+    val_fraction: float,
+    source_path: str,
+    replace: bool,
+    pack: bool,
+) -> int:
     """Texts of a query -> rows of llm_dataset; their number."""
-    require(source=source, model=model, split=split, val_fraction=val_fraction)
+    require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace, pack=pack)
     require_positive(block_size=block_size)
     if split not in ("train", "val"):
         raise InvalidParameter(
@@ -1734,16 +1798,21 @@ def load_dataset(source: str, model: str, block_size: int, split: str, val_fract
             f"val_fraction must be at least 0 and below 1, not {val_fraction}",
             hint="0.1 keeps a tenth of the rows for validation.",
         )
-    return datasets.load(
-        db.source_texts(source, source_path), vocabularies.load(model), model, block_size, split, val_fraction
-    )
+    config = store.find_config(model)
+    if config is not None and block_size > config.n_positions:
+        raise InvalidParameter(
+            f'block_size {block_size} is more than the {config.n_positions} positions of model "{model}"',
+            hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
+        )
+    cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
+    return datasets.load(db.source_texts(source, source_path), vocabularies.load(model), model, cut)
 
 
 @entry
 def loss(
     model: str | None,
-    tokens: list[int],
-    targets: list[int],
+    tokens: list[int] | None,
+    targets: list[int] | None,
     n_layer: int | None,
     n_head: int | None,
     d: int | None,
@@ -1752,9 +1821,11 @@ def loss(
     train: bool,
     seed: int | None,
     level: str | None,
-) -> float:
+) -> float | None:
     """Mean cross entropy of `targets`, recorded at the audit `level`; None = as the mode is."""
-    require(tokens=tokens, targets=targets, dropout_p=dropout_p, training=train)
+    if tokens is None or targets is None:
+        return None
+    require(dropout_p=dropout_p, training=train)
     if level is not None:
         audit.check_level(level)
     if not tokens or len(tokens) != len(targets):
@@ -1955,7 +2026,9 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.transfer', $pg_gpt2_source$"""Import and export of weights: files of the server, or bytes."""
 
 import io
+import os
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import groupby
 from typing import BinaryIO
 
@@ -1964,8 +2037,20 @@ import numpy as np
 from .. import db, host
 from ..config import GPT2Config
 from ..db import entry
-from ..errors import InconsistentData, UndefinedObject, require
-from ..formats import Checkpoint, hub_metadata, hub_name, open_npz, open_safetensors, write_npz, write_safetensors
+from ..errors import InconsistentData, UndefinedFile, UndefinedObject, require
+from ..formats import (
+    ASSUMED,
+    MAX_CONFIG_BYTES,
+    Checkpoint,
+    agreed,
+    hub_metadata,
+    hub_name,
+    open_npz,
+    open_safetensors,
+    read_config,
+    write_npz,
+    write_safetensors,
+)
 from ..storage import server_files, sharing, store
 from ..tensor import FLOAT32
 
@@ -1974,7 +2059,8 @@ from ..tensor import FLOAT32
 def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
     """A safetensors file of the server -> rows."""
     store.require_name(model)
-    return _import(open_safetensors(server_files.open_to_read(path)), model, replace)
+    file = server_files.open_to_read(path)
+    return _import(open_safetensors(file), model, replace, _config_beside(path))
 
 
 @entry
@@ -1982,8 +2068,9 @@ def import_npz_file(path: str, model: str, replace: bool | None) -> int:
     """A .npz file of the server -> rows."""
     store.require_name(model)
     file = server_files.open_to_read(path)
+    beside = _config_beside(path)
     store.lock(model)  # so that the configuration is still there when the tensors are
-    return _import(open_npz(file, store.find_config(model)), model, replace)
+    return _import(open_npz(file, store.find_config(model) or beside), model, replace, beside)
 
 
 @entry
@@ -1991,35 +2078,60 @@ def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
     """Bytes of a safetensors file -> rows."""
     require(data=data)
     store.require_name(model)
-    return _import(open_safetensors(io.BytesIO(data)), model, replace)
+    return _import(open_safetensors(io.BytesIO(data)), model, replace, None)
 
 
-def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
-    """Check and store a checkpoint's tensors; their number."""
+def _config_beside(path: str) -> GPT2Config | None:
+    """What the config.json in the directory of a file says; None when there is none."""
+    beside = os.path.join(os.path.dirname(path), "config.json")
+    try:
+        return read_config(server_files.read(beside, MAX_CONFIG_BYTES), f'"{beside}"')
+    except UndefinedFile:
+        return None
+
+
+def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Config | None) -> int:
+    """Check and store a checkpoint's tensors; their number. `beside`: the configuration that came with it."""
     with opened as checkpoint:
         store.lock(model)
         known = store.find_config(model)
-        config = known or checkpoint.config()
-        if config is None:
-            raise UndefinedObject(
-                f'model "{model}" has no configuration, and the file does not say how many heads it has',
-                hint="INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab) VALUES (...) first,"
-                " or use pg-gpt2 load-model, which reads config.json.",
-            )
+        config = _configuration(checkpoint, model, known, beside)
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
             sharing.forget(model)
         else:
             store.require_no_weights(model)
-        if known is None:
-            store.register(model, config)
+        store.register(model, config)
         store.insert_params(model, checkpoint.tensors(config))
         return len(config.param_shapes())
+
+
+def _configuration(
+    checkpoint: Checkpoint, model: str, known: GPT2Config | None, beside: GPT2Config | None
+) -> GPT2Config:
+    """The one that llm_model_config, config.json and the file's metadata agree on, as far as each of them says anything."""
+    config = known or beside or checkpoint.config()
+    if config is None:
+        raise UndefinedObject(
+            f'model "{model}" has no configuration, and the file does not say how many heads it has',
+            hint="Put its config.json beside it, INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions,"
+            " vocab) VALUES (...) first, or use pg-gpt2 load-model.",
+        )
+    said = checkpoint.said()
+    if beside is not None:
+        config = agreed(model, config, asdict(beside), "config.json")
+    elif "n_head" not in said:
+        host.notice(
+            f"the file does not say how it computes, and has no config.json beside it: taken for a GPT-2 of {config.n_head}"
+            f" heads as in llm_model_config, with {ASSUMED}"
+        )
+    return agreed(model, config, said, "the file's metadata")
 
 
 @entry
 def export_safetensors_file(path: str, model: str) -> int:
     """Rows -> a safetensors file of the server; its size."""
+    real = server_files.to_write(path)
     config = store.config(model)
 
     def fill(file: BinaryIO) -> None:
@@ -2027,15 +2139,16 @@ def export_safetensors_file(path: str, model: str) -> int:
             file.write(chunk)
             host.check_interrupts()
 
-    return server_files.write(path, fill)
+    return server_files.write(real, fill)
 
 
 @entry
 def export_npz_file(path: str, model: str) -> int:
     """Rows -> a .npz file of the server; its size."""
+    real = server_files.to_write(path)
     config = store.config(model)
     stored = _Stored(model, config)
-    return server_files.write(path, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
+    return server_files.write(real, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
 
 
 @entry
@@ -2753,16 +2866,16 @@ def _label(*lines: str) -> str:
 
 
 def _shape(tensors: Mapping[int, Tensor], handle: int) -> str:
-    return " × ".join(map(str, tensors[handle].shape)) or "scalar" if handle in tensors else "missing"
+    return " \u00d7 ".join(map(str, tensors[handle].shape)) or "scalar" if handle in tensors else "missing"
 
 
 def _short(value: object) -> str:
     text = json.dumps(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "\u2026"
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.tape_rows', $pg_gpt2_source$"""Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `replay`.
 
-A session has one tape, with a number that no other session ever has; its functions touch the rows of that number only.
+A session has one tape a role, with a number that no other ever has; functions touch the rows of that number only.
 Tapes of audited training steps have numbers of their own.
 """
 
@@ -2780,15 +2893,17 @@ from . import attributes
 from .replay import Application, Tensor
 
 FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
-_session_tape = (0, 0)  # oid of the sequence, which DROP EXTENSION may have made anew, and the number drawn from it
+_session_tape = ("", 0)  # sequence, which DROP EXTENSION may have made anew, and role; the number drawn from it
 
 
 def session_tape() -> int:
-    """The number of this session's tape; drawn when it first needs one, and kept."""
+    """The number of this session's tape; drawn when it first needs one, and kept until another role is set."""
     global _session_tape
-    sequence = (db.row("SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid::bigint AS oid") or {})["oid"]
-    if _session_tape[0] != sequence:
-        _session_tape = (sequence, new_tape())
+    owner = (db.row("SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid || ' ' || current_user AS owner") or {})[
+        "owner"
+    ]
+    if _session_tape[0] != owner:
+        _session_tape = (owner, new_tape())
     return _session_tape[1]
 
 
@@ -3009,6 +3124,93 @@ def drop(tape_ids: Sequence[int]) -> int:
         dropped = db.run(f"DELETE FROM {{schema}}.{table} WHERE tape_id = ANY ($1)", ["int8[]"], list(tape_ids))
     return dropped
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.cgroups', $pg_gpt2_source$"""What control groups leave to this process: the cores and the memory of a container or a service, versions 1 and 2.
+
+The least of the limits of our group and of those around it binds. In a container the path that the kernel tells may be that on
+its host: then the groups that it names are not found, and what is mounted as the root is ours.
+"""
+
+import os
+from collections.abc import Iterator
+from functools import cache
+
+UNLIMITED = 1 << 60  # bytes: version 1 has no word for it, but a number of pages that nobody has
+FILES = ("inactive_file", "active_file")  # of memory.stat: what the kernel takes back before it kills
+
+
+def _folders(controller: str, root: str) -> Iterator[str]:
+    """Folders of the groups around this process that limit `controller`, the outermost first: of both versions."""
+    try:
+        with open(os.path.join(root, "proc/self/cgroup"), encoding="utf-8") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+    except (OSError, ValueError):
+        return
+    for _, controllers, group in (line for line in lines if len(line) == 3):
+        if controllers and controller not in controllers.split(","):
+            continue
+        mounted = ("sys/fs/cgroup", controller) if controllers else ("sys/fs/cgroup",)  # version 2 has all in one tree
+        names = [name for name in group.split("/") if name not in ("", "..")]
+        for depth in range(len(names) + 1):
+            yield os.path.join(root, *mounted, *names[:depth])
+
+
+def _words(folder: str, name: str) -> list[str]:
+    """The words of a file; none where there is no such file, as in the root."""
+    try:
+        with open(os.path.join(folder, name), encoding="ascii") as file:
+            return file.read().split()
+    except (OSError, ValueError):
+        return []
+
+
+def _number(folder: str, *names: str) -> int | None:
+    """The least of the numbers in these files; None where there is none, or the word "max"."""
+    found = [int(word) for name in names for word in _words(folder, name)[:1] if word.isdigit()]
+    return min(found, default=None)
+
+
+@cache
+def cpu_quota(root: str = "/") -> float | None:
+    """Cores' worth of time that we may use; None for no limit. Asked once a session."""
+    quotas = map(_quota, _folders("cpu", root))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota(folder: str) -> float | None:
+    """Version 1 has -1 where there is no limit, version 2 "max"."""
+    words = _words(folder, "cpu.max") or _words(folder, "cpu.cfs_quota_us") + _words(folder, "cpu.cfs_period_us")
+    if len(words) == 2 and all(word.isdigit() for word in words):
+        return int(words[0]) / int(words[1])
+    return None
+
+
+def memory_limit(root: str = "/") -> int | None:
+    """Bytes that all processes of our group may use; None for no limit."""
+    limits = map(_limit, _folders("memory", root))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def memory_left(root: str = "/") -> int | None:
+    """Bytes that our group may still take; None for no limit. What files hold in memory is taken back for others first."""
+    left = []
+    for folder in _folders("memory", root):
+        limit, used = _limit(folder), _number(folder, "memory.current", "memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            left.append(max(0, limit - used + _files(folder)))
+    return min(left, default=None)
+
+
+def _limit(folder: str) -> int | None:
+    limit = _number(folder, "memory.max", "memory.high", "memory.limit_in_bytes")
+    return None if limit is None or limit >= UNLIMITED else limit
+
+
+def _files(folder: str) -> int:
+    """Bytes of files, in the group and those within it, as version 1 counts them under names of their own."""
+    words = _words(folder, "memory.stat")
+    stat = dict(zip(words[::2], words[1::2]))
+    return sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in FILES)
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.config', $pg_gpt2_source$"""The shape of a GPT-2: hyperparameters, and the names and shapes of the tensors that follow from them.
 
 Names are those of the Hugging Face checkpoints without `transformer.`; linear weights are (in, out).
@@ -3038,7 +3240,7 @@ class GPT2Config:
     def __post_init__(self) -> None:
         for field in ("n_layer", "n_head", "d_model", "n_positions", "vocab"):
             value = getattr(self, field)
-            if not isinstance(value, int) or value <= 0:
+            if type(value) is not int or not 0 < value < 1 << 31:
                 raise InvalidParameter(
                     f"{field} must be a positive integer, not {value!r}",
                     hint="GPT-2's smallest size has 12, 12, 768, 1024 and 50257.",
@@ -3046,6 +3248,12 @@ class GPT2Config:
         if self.n_layer > MOST_LAYERS:
             raise InvalidParameter(
                 f"n_layer {self.n_layer} is more than {MOST_LAYERS}", hint="GPT-2's largest size has 48."
+            )
+        eos = self.eos_token_id
+        if eos is not None and (type(eos) is not int or not 0 <= eos < self.vocab):
+            raise InvalidParameter(
+                f"eos_token_id {eos!r} is not one of {self.vocab} token ids",
+                hint="Null stands for that of the vocabulary.",
             )
         if self.d_model % self.n_head:
             raise InvalidParameter(
@@ -3103,24 +3311,33 @@ PRESETS = {
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.db', $pg_gpt2_source$"""The one module that talks to the server: queries, settings, notices, cancel, and errors on their way out.
 
-In SQL text `{schema}` stands for the extension's schema; everything else is in pg_catalog, because every function pins its
+In SQL text `{schema}` stands for the extension's schema, and never for what a user called something: values are parameters, and
+names go through `command`. Everything else is in pg_catalog, because every function pins its
 search_path. Statements are prepared once a session.
 """
 
 import functools
 import inspect
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import plpy
 
 from . import host
-from .errors import InvalidParameter, InvalidTransactionTermination, OutOfMemory, PgGpt2Error
-from .importer import own_settings
+from .errors import (
+    InvalidParameter,
+    InvalidTransactionTermination,
+    OutOfMemory,
+    PgGpt2Error,
+    TriggerProtocolViolated,
+    of_system,
+)
+from .importer import is_set_oddly, own_settings
 
 Row = dict[str, Any]
 Function = Callable[..., Any]
@@ -3137,8 +3354,10 @@ _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
 _in_set = False
 _END = object()
-PL_PYTHON = frozenset(("GD", "SD", "TD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+SHOWN = 4000  # characters of each end of a message
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
+CHECK_IN_SET = 0.2  # the same inside a row of a set
 
 
 def connect(schema: str, digest: str) -> None:
@@ -3157,7 +3376,7 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
     def guarded(scope: dict[str, Any]) -> Any:
         args = _taken(scope)
         try:
-            with own_settings(), np.errstate(all="ignore"):
+            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 if not matrices:
                     _refuse_nested_arrays(function, args)
                 result = function(*args)
@@ -3174,10 +3393,13 @@ def _taken(scope: dict[str, Any]) -> tuple[Any, ...]:
     PL/Python leaves them in the function's globals, each by its name and all as `args`, until the next call of the same function:
     a session that once called seven kernels on 200 MB would hold 1.7 GB until its end.
     """
-    args = scope.pop("args", None)
-    for name in [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]:
-        del scope[name]
-    return (scope.pop("TD"),) if args is None else tuple(args)
+    args = scope.get("args") if "TD" not in scope else [scope["TD"]]
+    names = scope.get("__names")
+    if names is None:
+        names = scope["__names"] = [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]
+    for name in names:
+        scope[name] = None
+    return tuple(args or ())
 
 
 def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -3191,13 +3413,13 @@ def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
-    """Rows of a set. A cancel is left to the executor, which looks between rows: PL/Python would wrap our error in
-    "error fetching next item from iterator"."""
-    global _in_set
+    """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long: PL/Python wraps our
+    error in "error fetching next item from iterator"."""
+    global _in_set, _checked
     while True:
-        _in_set = True
+        _in_set, _checked = True, time.monotonic()
         try:
-            with own_settings(), np.errstate(all="ignore"):
+            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 row = next(rows, _END)
         except Exception as error:
             raise _for_sql(error) from None
@@ -3214,6 +3436,8 @@ def _for_sql(error: Exception) -> Exception:
         return _from_server(error)
     if isinstance(error, plpy.Error):
         return error
+    if isinstance(error, OSError):
+        error = of_system(error, f'"{error.filename}"' if error.filename else "a file of the server")
     if isinstance(error, PgGpt2Error):
         return _error(error.message, error.sqlstate, error.detail, error.hint)
     if isinstance(error, MemoryError):
@@ -3225,19 +3449,64 @@ def _for_sql(error: Exception) -> Exception:
 
 
 def _error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
-    error = ServerError(message)
-    error.sqlstate, error.detail, error.hint = sqlstate, detail, hint
+    error = ServerError(_sendable(message))
+    error.sqlstate, error.detail, error.hint = sqlstate, detail and _sendable(detail), hint and _sendable(hint)
     return error
+
+
+def _sendable(text: str) -> str:
+    """`text` as it can reach a reader: names in a file may have U+0000, or half of a pair of UTF-16, and one of
+    megabytes would go to the client and into the server's log whole."""
+    if len(text) > 2 * SHOWN:
+        text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+    return storable(text).encode("utf-8", "replace").decode()
 
 
 def _from_server(error: Any) -> Exception:
     """The server's own error, with all its fields but without the class name that PL/Python would prefix."""
     _, detail, hint, _query, _position, *names = error.spidata or (None,) * 10
     message = str(error).removeprefix("pg_gpt2: ")  # of our own error in a query that was given as source
+    if error.sqlstate == "42501" and not hint:
+        hint = _who_gives_the_right(message)
     copy = _error(message, error.sqlstate, detail, hint)
     for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
         setattr(copy, field, value)
     return copy
+
+
+def _who_gives_the_right(message: str) -> str | None:
+    """The hint for an object of ours that the server's refusal names, in whatever language; None when it is somebody else's."""
+    found = re.search(r"\b(?:pg_)?llm_\w+", message)
+    if found is None:
+        return None
+    refused = row(
+        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered"
+        " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
+        " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
+        " HAVING count(*) > 0",
+        ["text"],
+        found[0],
+    )
+    if refused is None:
+        return None
+    if refused["filtered"]:
+        return f"{found[0]} has row-level security: its policies say which rows this role may read and write."
+    call = f"{_schema}.llm_grant_usage({refused['role']}, 'read')"
+    return f"The owner of the extension gives it: SELECT {call}; or 'train' or 'admin', to write."
+
+
+def require_trigger_of(trigger: dict[str, Any], what: str, *tables: str) -> None:
+    """39P01 unless it is the trigger `what`, such as "BEFORE INSERT ROW", of one of our own `tables`."""
+    kind = " ".join(trigger[key] for key in ("when", "event", "level"))
+    ours = row(
+        "SELECT $1::oid = ANY ($2::regclass[]) AS ours", ["text", "text[]"], trigger["relid"], [*map(qualified, tables)]
+    )
+    if not (ours or {})["ours"] or not kind.startswith(what):
+        raise TriggerProtocolViolated(
+            f'trigger "{trigger["name"]}", {kind}, of table "{trigger["table_name"]}" cannot use this function, which serves'
+            f" {' and '.join(tables)} of pg_gpt2 only",
+            hint="DROP TRIGGER it, and write a function of your own for your table.",
+        )
 
 
 def qualified(name: str) -> str:
@@ -3261,9 +3530,10 @@ def row(sql: str, types: Sequence[str] = (), *args: Any) -> Row | None:
     return rows[0] if rows.nrows() else None
 
 
-def command(sql: str) -> None:
-    """Execute a statement that cannot be prepared, such as GRANT; names in it are quoted by `quote_identifier`."""
-    plpy.execute(sql.replace("{schema}", _schema))
+def command(sql: str, **names: str) -> None:
+    """Execute a statement that cannot be prepared, such as GRANT. `{name}` in its text stands for the one of `names`, which is
+    quoted: all are put in at once, so that a name which looks like one of the placeholders stays what it is."""
+    plpy.execute(sql.format(schema=_schema, **names))
 
 
 def quote_identifier(name: str) -> str:
@@ -3297,8 +3567,9 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
                 "source must be one query", hint="Example: 'SELECT body FROM documents', without a second statement."
             ) from None
         except plpy.SPIError as error:
-            if not error.sqlstate.startswith("42"):  # not a query at all, or of something that is not there
+            if not error.sqlstate.startswith("42") or error.sqlstate == "42501":
                 raise
+            # not a query at all, or of something that is not there
             hint = "source is the text of a query, such as 'SELECT body FROM documents'."
             raise _error(f"source: {error}", error.sqlstate, None, hint) from None
         names = _columns(_portals() - open_before)
@@ -3366,7 +3637,8 @@ def committing(procedure: str) -> Iterator[None]:
             raise
         raise InvalidTransactionTermination(
             f"{procedure} commits as it goes, so it cannot run inside a transaction block or a function",
-            hint="Call it by itself in autocommit mode: outside BEGIN in psql, with autocommit=True in psycopg.",
+            hint="Call it in autocommit mode, alone in its statement string: outside BEGIN, by a psql -c of its own, with"
+            " autocommit=True in psycopg.",
         ) from None
     yield
     _set_search_path(_callers_path)
@@ -3384,6 +3656,16 @@ def setting(name: str, default: str | None = None) -> str | None:
     """Value of `pg_gpt2.name`, else `default`. After a rolled-back SET the value is '' and not null."""
     found = row("SELECT nullif(current_setting($1, true), '') AS value", ["text"], f"pg_gpt2.{name}")
     return default if found is None or found["value"] is None else found["value"]
+
+
+def may_read(*relations: str) -> bool:
+    """Whether the caller has SELECT on `relations` of the extension."""
+    found = row(
+        "SELECT bool_and(has_table_privilege(name, 'SELECT')) AS held FROM unnest($1) AS name",
+        ["text[]"],
+        [qualified(name) for name in relations],
+    )
+    return (found or {})["held"]
 
 
 def flag(name: str, default: str) -> bool:
@@ -3404,7 +3686,7 @@ def check_interrupts() -> None:
     """Let a cancel, a timeout or a termination of this session take effect; cheap enough for inner loops."""
     global _checked
     now = time.monotonic()
-    if now - _checked >= CHECK_EVERY and not _in_set:
+    if now - _checked >= (CHECK_IN_SET if _in_set else CHECK_EVERY):
         _checked = now
         plpy.execute(_plan("SELECT 1", ()))
 
@@ -3439,6 +3721,7 @@ SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-
 SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
 LITTLE_ROOM = 2 << 30  # on the disk of the data directory
 BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
+LISTING = ("llm_models", "llm_param_resolved", "llm_model_config", "llm_param", "llm_param_share", "llm_bpe_vocab")
 SETTINGS: dict[str, Callable[[], object]] = {
     "threads": resources.apply_threads,
     "attention_chunk": resources.attention_chunk,
@@ -3478,6 +3761,14 @@ def _software() -> Iterator[Finding]:
         if value := os.environ.get(variable):
             hint = "Unset it for the server, unless this processor needs it: it may cost half the speed."
             yield variable, value, "warn", hint
+    yield _vanished_clients()
+
+
+def _vanished_clients() -> Finding:
+    """Without a check, a computation whose client is gone goes on to its end, which nobody will see."""
+    interval = (db.row("SELECT current_setting('client_connection_check_interval') AS v") or {})["v"]
+    hint = "What a client that is gone has asked for is computed to its end: set it to 10s, in postgresql.conf or for a role."
+    return _check("client_connection_check_interval", interval, interval != "0", hint)
 
 
 def _settings() -> Iterator[Finding]:
@@ -3509,7 +3800,8 @@ def _hardware() -> Iterator[Finding]:
         hint = "Without room for a model's file each session keeps a copy of its own, and training cannot commit."
         yield _check("disk available", resources.megabytes(room), room >= LITTLE_ROOM, hint)
     folder = weight_file.directory()
-    yield _check("shared weights", folder or "none", folder is not None, "Each session keeps a copy of its own.")
+    usable = folder is not None and (not os.path.exists(folder) or os.access(folder, os.R_OK | os.W_OK | os.X_OK))
+    yield _check("shared weights", folder or "none", usable, "Each session keeps a copy of its own.")
     yield "cached weights", resources.megabytes(weights.cache.bytes()), "ok", None
 
 
@@ -3535,12 +3827,9 @@ def _database() -> Iterator[Finding]:
     encoding = (db.row("SELECT current_setting('server_encoding') AS v") or {})["v"]
     hint = "Text functions need a database with ENCODING 'UTF8'."
     yield _check("encoding", encoding, encoding == "UTF8", hint, status="error")
-    hidden = db.row(
-        "SELECT current_user AS name WHERE NOT has_table_privilege('{schema}.llm_models', 'SELECT')"
-        " OR NOT has_table_privilege('{schema}.llm_bpe_vocab', 'SELECT')"
-    )
-    if hidden:
-        yield "models", f"hidden from {hidden['name']}", "warn", "The extension's owner: SELECT llm_grant_usage(role)."
+    if not db.may_read(*LISTING):
+        role = (db.row("SELECT current_user AS name") or {})["name"]
+        yield "models", f"hidden from {role}", "warn", "The extension's owner: SELECT llm_grant_usage(role)."
         return
     models = db.query(
         "SELECT model, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models"
@@ -3552,7 +3841,12 @@ def _database() -> Iterator[Finding]:
         yield "models", "none", "warn", hint
     for row in models:
         yield _model(row)
+    if db.row("SELECT 1 WHERE has_table_privilege('{schema}.llm_param', 'SELECT')"):
+        for row in models:
+            yield from _shared_file(row["model"])
     default = store.model_name(None)
+    if not any(row["model"] == default for row in models):
+        default = store.only_model() or default
     hint = "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
     yield _check("pg_gpt2.model", default, any(row["model"] == default for row in models), hint)
 
@@ -3566,11 +3860,26 @@ def _model(row: db.Row) -> Finding:
             " the others is refused. Load the vocabulary that belongs to it."
         )
     return _check(f"model {row['model']}", value, 0 < (row["ids"] or 0) <= row["vocab"], hint)
+
+
+def _shared_file(model: str) -> Iterator[Finding]:
+    """Whether the file that sessions share is what was written; nothing where there is none. Large ones are read only here."""
+    config = store.find_config(model)
+    file = config and weights.file_of(model, config, weights.version_of(model))
+    if file and file.is_there():
+        damage = file.damage()
+        hint = (
+            "Memory or disk is at fault. The extension's owner: SELECT llm_cache_clear(); then sessions connect again."
+        )
+        yield _check(f"shared weights of {model}", damage or "as written", damage is None, hint, status="error")
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.errors', $pg_gpt2_source$"""Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
 
-`db.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours.
+`db.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, but for what the operating system
+refuses (`of_system`).
 """
+
+import errno
 
 
 class PgGpt2Error(Exception):
@@ -3654,6 +3963,12 @@ class InvalidTransactionTermination(PgGpt2Error):
     sqlstate = "2D000"
 
 
+class TriggerProtocolViolated(PgGpt2Error):
+    """A trigger function of ours that somebody put on a table of their own."""
+
+    sqlstate = "39P01"
+
+
 class InsufficientPrivilege(PgGpt2Error):
     """The caller lacks a role or a privilege."""
 
@@ -3694,6 +4009,32 @@ class FeatureNotSupported(PgGpt2Error):
     """Something that this server or encoding cannot do."""
 
     sqlstate = "0A000"
+
+
+class TooManyOpenFiles(PgGpt2Error):
+    """The machine or the server has no room for another open file."""
+
+    sqlstate = "53000"
+
+
+def of_system(error: OSError, what: str) -> PgGpt2Error:
+    """What the operating system refused to do with `what`."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFull(f"{what} cannot be written: {reason}", hint="Make room there, or choose another place.")
+    if error.errno == errno.ENOMEM:
+        return OutOfMemory(f"{what} cannot be read or written: {reason}", hint="Free memory on the server.")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return TooManyOpenFiles(f"{what} cannot be opened: {reason}", hint="Raise the limit of open files (ulimit -n).")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return UndefinedFile(
+            f"{what} does not exist: {reason}",
+            hint="The path is on the server, seen by its operating-system user.",
+        )
+    return FileAccessError(
+        f"{what} cannot be read or written: {reason}",
+        hint="The server's operating-system user needs access, and the disk must be sound.",
+    )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats', $pg_gpt2_source$"""Checkpoint files: safetensors, NumPy's `.npz` and the older gzip container, read and written in row blocks.
 
@@ -3705,22 +4046,27 @@ from typing import BinaryIO
 
 from ..config import GPT2Config
 from ..errors import MalformedData
-from .checkpoint import Checkpoint, hub_metadata, hub_name, max_file_bytes
+from .checkpoint import Checkpoint, agreed, hub_metadata, hub_name, max_file_bytes
 from .gzip_npz import GzipNpzReader
+from .hub_config import ASSUMED, MAX_CONFIG_BYTES, read_config
 from .npz import NpzReader, write_npz
 from .safetensors import SafetensorsReader, write_safetensors
-from .source import DEFAULT_MAX_BYTES, TensorReader
+from .source import DEFAULT_MAX_BYTES, TensorReader, reading
 
 __all__ = [
+    "ASSUMED",
+    "MAX_CONFIG_BYTES",
     "Checkpoint",
     "GzipNpzReader",
     "NpzReader",
     "SafetensorsReader",
     "TensorReader",
+    "agreed",
     "hub_metadata",
     "hub_name",
     "open_npz",
     "open_safetensors",
+    "read_config",
     "write_npz",
     "write_safetensors",
 ]
@@ -3737,8 +4083,9 @@ def open_npz(file: BinaryIO, config: GPT2Config | None = None) -> Checkpoint:
     A file that would inflate to more than `config` can use is refused unread: pass it when it is known.
     """
     max_bytes = DEFAULT_MAX_BYTES if config is None else max_file_bytes(config)
-    magic = file.read(4)
-    file.seek(0)
+    with reading("the file"):
+        magic = file.read(4)
+        file.seek(0)
     if magic[:2] == b"\x1f\x8b":
         return Checkpoint(GzipNpzReader(file, max_bytes))
     if magic[:2] == b"PK":
@@ -3756,6 +4103,7 @@ output projection is tied: `lm_head.weight` may be missing, or must equal `wte`.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from hashlib import blake2b
 from typing import final
@@ -3769,6 +4117,7 @@ from ..tensor import to_bytes
 from .source import TensorReader
 
 READ_BYTES = 4 << 20
+FIELDS = tuple(field.name for field in fields(GPT2Config))
 LM_HEAD = "lm_head.weight"
 RowReader = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
@@ -3794,6 +4143,23 @@ def hub_metadata(config: GPT2Config) -> dict[str, str]:
     """What shapes do not say about a model, for the metadata of an exported file."""
     found = {"n_head": config.n_head, "eos_token_id": config.eos_token_id}
     return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def agreed(model: str, known: GPT2Config, said: Mapping[str, int | None], source: str) -> GPT2Config:
+    """`known` with the end-of-text token that `source` says where it has none; 22000 where `source` says another value."""
+    for name, value in said.items():
+        ours = getattr(known, name)
+        if value is not None and ours is not None and value != ours:
+            raise InconsistentData(
+                f'{source} says {name} = {value}, and model "{model}" has {ours}',
+                hint="Import it under another name, or change llm_model_config to what the weights have.",
+            )
+    if known.eos_token_id is not None:
+        return known
+    try:
+        return replace(known, eos_token_id=said.get("eos_token_id"))
+    except InvalidParameter as error:
+        raise InconsistentData(f"{source}: {error}", hint=error.hint) from error
 
 
 def max_file_bytes(config: GPT2Config) -> int:
@@ -3855,11 +4221,14 @@ class Checkpoint:
             )
         return values
 
-    def config(self, n_head: int | None = None, eos_token_id: int | None = None) -> GPT2Config | None:
-        """The configuration that the shapes say, or None when neither caller nor file knows `n_head`."""
-        n_head = n_head if n_head is not None else self._integer("n_head")
-        eos_token_id = eos_token_id if eos_token_id is not None else self._integer("eos_token_id")
-        if n_head is None:
+    def said(self) -> dict[str, int]:
+        """What the file's metadata says of the configuration, by our names; empty unless pg_gpt2 wrote it."""
+        return {name: self._integer(name) for name in FIELDS if name in self.metadata}
+
+    def config(self) -> GPT2Config | None:
+        """The configuration that the shapes say, or None when the file does not know `n_head`."""
+        said = self.said()
+        if "n_head" not in said:
             return None
         for name in ("wte", "wpe"):
             if name not in self._names:
@@ -3872,14 +4241,12 @@ class Checkpoint:
         (vocab, d_model), (n_positions, _) = self.shape("wte"), self.shape("wpe")
         blocks = {name.split(".")[1] for name in self._names if re.match(r"h\.\d+\.", name)}
         try:
-            return GPT2Config(len(blocks), n_head, d_model, n_positions, vocab, eos_token_id)
+            return GPT2Config(len(blocks), said["n_head"], d_model, n_positions, vocab, said.get("eos_token_id"))
         except InvalidParameter as error:
             raise InconsistentData(f"the file's configuration is invalid: {error}", hint=error.hint) from error
 
-    def _integer(self, key: str) -> int | None:
-        text = self.metadata.get(key)
-        if text is None:
-            return None
+    def _integer(self, key: str) -> int:
+        text = self.metadata[key]
         if not re.fullmatch(r"[0-9]{1,9}", text):
             raise MalformedData(
                 f"the file's metadata says {key} = {text!r:.80}, which is not a count",
@@ -3952,12 +4319,14 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.gzip_npz', $pg_gpt2_source$"""The older ".npz" container: one gzip stream of (u16 name length, name, .npy array) until its end; read only.
 
 A stream has no directory, so opening inflates it once to find the tensors, keeping nothing, and reading inflates it a
-second time. Fortran order is refused, as it always was in this format.
+second time. Fortran order is refused, as it always was in this format. The standard library's GzipFile is not used: it steps over
+millions of empty members in one call, which cannot be interrupted.
 """
 
-import gzip
+import io
+import zlib
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -3968,6 +4337,41 @@ from .npz import too_large
 from .source import DEFAULT_MAX_BYTES, MAX_TENSORS, check_rows, read_array, read_exactly, reading, skip, to_float32
 
 MAX_NAME_BYTES = 1000  # a stream that inflates to names alone must not fill the memory
+PIECE_BYTES = 1 << 14  # of the compressed file, between two looks for a cancel
+
+
+class Inflated(io.RawIOBase):
+    """The bytes of a gzip file, of all its members one after another, each compared with its checksum; can be interrupted."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._member: Any = None  # what inflates the member that has begun
+        self._input = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Some bytes, or 0 at the end. zlib.error or EOFError when the file is damaged."""
+        while True:
+            host.check_interrupts()
+            self._input = self._input or self._file.read(PIECE_BYTES)
+            if self._member is None:
+                if not self._input:
+                    return 0
+                self._input = self._input.lstrip(b"\0")  # padding, as of tapes
+                if self._input:
+                    self._member = zlib.decompressobj(16 + zlib.MAX_WBITS)
+                continue
+            data = self._member.decompress(self._input, len(buffer))
+            if not self._input and not data:
+                raise EOFError("it ends within a member")
+            self._input = self._member.unconsumed_tail
+            if self._member.eof:
+                self._input, self._member = self._member.unused_data, None
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
 
 
 class GzipNpzReader:
@@ -3983,7 +4387,7 @@ class GzipNpzReader:
     def _rewind(self) -> None:
         with reading("the gzip stream"):
             self._file.seek(0)
-            self._stream: BinaryIO = gzip.GzipFile(fileobj=self._file, mode="rb")  # type: ignore[assignment]
+            self._stream: BinaryIO = io.BufferedReader(Inflated(self._file), PIECE_BYTES)
         self._position = 0
 
     def _index(self, max_bytes: int) -> None:
@@ -4050,6 +4454,101 @@ class GzipNpzReader:
         self._stream.close()
         self._file.close()
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.hub_config', $pg_gpt2_source$"""The config.json of a Hugging Face model: its sizes, and whether what it describes is a GPT-2. Bytes in, GPT2Config out.
+
+Names are those of transformers' GPT2Config, or the general ones that its attribute_map lets stand for them. The loaders read
+their config.json here, too.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import GPT2Config
+from ..errors import InconsistentData, InvalidParameter, MalformedData
+from .source import load_json, shown
+
+MAX_CONFIG_BYTES = 1 << 20  # those of GPT-2 have 700
+
+# What GPT-2 is, by the names of config.json; the first value is what a missing one means. Another value computes something else.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
+ASSUMED = "activation_function gelu_new, layer_norm_epsilon 1e-5, scaled attention, n_inner 4 * d_model"
+SIZES = {
+    "n_layer": ("n_layer", "num_hidden_layers"),
+    "n_head": ("n_head", "num_attention_heads"),
+    "d_model": ("n_embd", "hidden_size"),
+    "n_positions": ("n_positions", "max_position_embeddings"),
+    "vocab": ("vocab_size",),
+}  # ours -> theirs
+
+
+def read_config(data: bytes, source: str = "config.json") -> GPT2Config:
+    """What a config.json says; 22P02 when it is no such file, 22000 when it is not of a GPT-2. `source` names it in errors."""
+    fields = load_json(data, source)
+    if not isinstance(fields, dict):
+        raise MalformedData(
+            f"{source} is not a JSON object",
+            hint="Give the weights a directory of their own where it is of something else.",
+        )
+    return config_of(fields, source)
+
+
+def config_of(fields: Mapping[str, Any], source: str = "config.json") -> GPT2Config:
+    """The same of the object in it."""
+    for name, accepted in FIXED.items():
+        if fields.get(name, accepted[0]) not in accepted:
+            raise InconsistentData(
+                f"{source} has {name} = {shown(fields[name])}; a GPT-2 has {accepted[0]!r}",
+                hint="pg_gpt2 would compute something else from these weights. It runs GPT-2 as OpenAI published it.",
+            )
+    sizes = {ours: _size(fields, names, source) for ours, names in SIZES.items()}
+    if fields.get("n_inner") not in (None, 4 * sizes["d_model"]):
+        raise InconsistentData(
+            f"{source} has n_inner = {shown(fields['n_inner'])}; a GPT-2 has 4 * n_embd",
+            hint="pg_gpt2 has no other width inside its blocks.",
+        )
+    # Small models keep the library's default of 50256, which is no token of theirs.
+    eos = fields.get("eos_token_id")
+    try:
+        return GPT2Config(**sizes, eos_token_id=eos if type(eos) is int and 0 <= eos < sizes["vocab"] else None)
+    except InvalidParameter as error:
+        raise InconsistentData(f"{source} has sizes that no GPT-2 can have: {error}", hint=error.hint) from error
+
+
+def _size(fields: Mapping[str, Any], names: tuple[str, ...], source: str) -> int:
+    """The size under one of its names; where it has two, they agree."""
+    found = [(name, fields[name]) for name in names if name in fields] or [(names[0], None)]
+    for name, value in found:
+        if type(value) is not int or not 1 <= value < 1 << 31:
+            raise MalformedData(
+                f"{source} has {name} = {shown(value)}, which is not a size",
+                hint="Give the weights a directory of their own where it is of something else.",
+            )
+        if value != found[0][1]:
+            raise InconsistentData(
+                f"{source} has {found[0][0]} = {found[0][1]} and {name} = {value}, which are the same size",
+                hint="Keep the one that the weights have.",
+            )
+    return found[0][1]
+
+
+def fields_of(config: GPT2Config) -> dict[str, Any]:
+    """The object of a config.json from which transformers makes the same model."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **{name: accepted[0] for name, accepted in FIXED.items()},
+        **{names[0]: getattr(config, ours) for ours, names in SIZES.items()},
+        "bos_token_id": config.eos_token_id,
+        "eos_token_id": config.eos_token_id,
+    }
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.npy', $pg_gpt2_source$"""The header of one `.npy` array: dtype, order and shape, parsed without NumPy's loader and never unpickled.
 
 Follows NEP 1 (versions 1 and 2; 3 differs in the header's encoding only). What cannot be imported, such as integers, is
@@ -4065,7 +4564,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import FeatureNotSupported, MalformedData
-from .source import read_exactly, reading
+from .source import read_exactly, reading, shown
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 10_000  # NumPy's own limit: what parses literals is not meant for long hostile ones
@@ -4135,11 +4634,11 @@ def read_npy_header(file: BinaryIO, name: str) -> NpyHeader:
         or not all(type(dim) is int and 0 <= dim < 1 << 63 for dim in shape)
     ):
         raise MalformedData(
-            f"{what} has shape {shape!r:.80}, not a tuple of sizes", hint="Write the file again with numpy.savez."
+            f"{what} has shape {shown(shape)}, not a tuple of sizes", hint="Write the file again with numpy.savez."
         )
     if not isinstance(fortran_order, bool):
         raise MalformedData(
-            f"{what} has fortran_order {fortran_order!r:.80}, not a truth value",
+            f"{what} has fortran_order {shown(fortran_order)}, not a truth value",
             hint="Write the file again with numpy.savez.",
         )
     itemsize = _itemsize(fields["descr"], what)
@@ -4147,20 +4646,20 @@ def read_npy_header(file: BinaryIO, name: str) -> NpyHeader:
 
 
 def _itemsize(descr: object, what: str) -> int:
-    if "O" in repr(descr):
+    if "O" in shown(descr):
         raise MalformedData(
-            f"{what} is pickled (dtype {descr!r:.80}); a pickle runs code when read and is never read here",
+            f"{what} is pickled (dtype {shown(descr)}); a pickle runs code when read and is never read here",
             hint="Write plain float32 arrays: numpy.savez(path, **{name: array.astype('float32')}).",
         )
     match = DESCR.fullmatch(descr) if isinstance(descr, str) else None
     if match is None:
         raise MalformedData(
-            f"{what} has dtype {descr!r:.80}, which is not a plain number", hint="Convert the array to float32."
+            f"{what} has dtype {shown(descr)}, which is not a plain number", hint="Convert the array to float32."
         )
     size = int(match[3] or 1)
     if not 1 <= size <= 32:
         raise MalformedData(
-            f"{what} has dtype {descr!r:.80}, which does not exist", hint="Convert the array to float32."
+            f"{what} has dtype {shown(descr)}, which does not exist", hint="Convert the array to float32."
         )
     return size
 $pg_gpt2_source$);
@@ -4185,7 +4684,7 @@ from .npy import NpyHeader, read_npy_header
 from .safetensors import exact_blocks
 from .source import DEFAULT_MAX_BYTES, MAX_TENSORS, check_rows, read_array, reading, skip, to_float32
 
-MAX_DIRECTORY_BYTES = 10 << 20  # gpt2-xl needs 60 kB
+MAX_DIRECTORY_BYTES = 1 << 20  # gpt2-xl needs 60 kB; reading 20,000 members takes a quarter of a second
 
 
 class NpzReader:
@@ -4226,6 +4725,11 @@ class NpzReader:
                 raise MalformedData(
                     f"tensor {name:.80} is encrypted or compressed by another method than deflate",
                     hint="Write the file with numpy.savez or numpy.savez_compressed.",
+                )
+            if info.compress_size > 2 * info.file_size + 1024:  # deflate adds an eighth at most
+                raise MalformedData(
+                    f"tensor {name:.80} has {info.compress_size} compressed bytes for {info.file_size}",
+                    hint="The file is damaged: copy or export it again.",
                 )
             members[name] = info
         total = sum(info.file_size for info in infos)
@@ -4289,6 +4793,7 @@ class NpzReader:
             self._whole = None
             with self._stream(name) as stream:
                 skip(stream, header.size, f"tensor {name}")
+                host.require_memory(header.nbytes + 8 * prod(header.shape), f"tensor {name} in Fortran order")
                 values = read_array(stream, prod(header.shape), header.float_dtype(name), f"tensor {name}")
                 read_to_end(stream, name)
             self._whole = name, np.ascontiguousarray(to_float32(values).reshape(header.shape, order="F"))
@@ -4383,12 +4888,14 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .. import host
 from ..errors import FeatureNotSupported, InconsistentData, MalformedData
 from ..tensor import to_bytes
-from .source import MAX_TENSORS, check_rows, read_array, read_exactly, reading, to_float32
+from .source import MAX_TENSORS, check_rows, read_array, read_exactly, reading, shown, to_float32
 
-# The format allows 100 MB. JSON takes up to 20 times its size as Python objects, and gpt2-xl needs 70 kB.
-MAX_HEADER_BYTES = 10_000_000
+# The format allows 100 MB. JSON takes up to 20 times its size as Python objects and is parsed in one call that cannot be
+# interrupted, 2 MB in a quarter of a second; gpt2-xl needs 70 kB.
+MAX_HEADER_BYTES = 2_000_000
 
 DTYPE_BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -4487,11 +4994,11 @@ def _entry(name: str, described: object, base: int) -> Entry:
         raise malformed(f"tensor {name} needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise malformed(f"tensor {name} has unknown dtype {dtype!r:.80}")
+        raise malformed(f"tensor {name} has unknown dtype {shown(dtype)}")
     if not _sizes(shape):
-        raise malformed(f"tensor {name} has shape {shape!r:.80}, not a list of sizes")
+        raise malformed(f"tensor {name} has shape {shown(shape)}, not a list of sizes")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise malformed(f"tensor {name} has data_offsets {offsets!r:.80}, not a start and an end")
+        raise malformed(f"tensor {name} has data_offsets {shown(offsets)}, not a start and an end")
     if prod(shape) * DTYPE_BITS[dtype] != (offsets[1] - offsets[0]) * 8:
         raise malformed(f"tensor {name} is {dtype} of shape {shape}, which {offsets[1] - offsets[0]} bytes do not hold")
     return Entry(dtype, tuple(shape), base + offsets[0], base + offsets[1])
@@ -4510,8 +5017,9 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, value in pairs:
         if name in found:
-            raise malformed(f"{name!r:.80} stands twice in the header")
+            raise malformed(f"{shown(name)} stands twice in the header")
         found[name] = value
+    host.check_interrupts()
     return found
 
 
@@ -4560,30 +5068,33 @@ def exact_blocks(name: str, shape: Sequence[int], blocks: Iterable[np.ndarray]) 
             hint="Import the model again, or restore the rows of llm_param.",
         )
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.source', $pg_gpt2_source$"""What the readers share: the protocol, exact reads, float conversion, and typed errors for damaged files.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.source', $pg_gpt2_source$"""What the readers share: the protocol, exact reads, float conversion, JSON, and typed errors for damaged files.
 
 Damage must never show as a bare `zlib.error` or an allocation as large as a damaged header says, so every call into a
 decompressor stands inside `reading()` and every read is of a size that the caller has checked.
 """
 
 import errno
+import io
+import json
+import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from gzip import BadGzipFile
 from math import prod
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from .. import host
-from ..errors import FileAccessError, InconsistentData, InvalidParameter, MalformedData, OutOfMemory
+from ..errors import InconsistentData, InvalidParameter, MalformedData, OutOfMemory, of_system
 
 DEFAULT_MAX_BYTES = 16 << 30  # gpt2-xl is 6.2 GB in float32; whoever knows the config passes less
 MAX_TENSORS = 10_000  # gpt2-xl has 580, and a header with ten times as many takes half a second
-SKIP_BYTES = 4 << 20
+SLICE_BYTES = 4 << 20  # read or skipped between two looks for a cancel
+FREE_BYTES = 16 << 20  # an array above this asks for its memory
 
 
 class TensorReader(Protocol):
@@ -4609,18 +5120,44 @@ def reading(what: str) -> Iterator[None]:
     """Turn whatever a standard library reader raises on damaged input into an error that names `what`."""
     try:
         yield
-    except (BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
         raise MalformedData(f"{what} is damaged: {error}", hint="Copy or export the file again.") from error
     except (ValueError, OverflowError, NotImplementedError, RuntimeError) as error:
         raise MalformedData(f"{what} cannot be read: {error}", hint="Copy or export the file again.") from error
     except MemoryError as error:
         raise OutOfMemory(f"{what} does not fit into memory", hint="Free memory, or use a smaller model.") from error
-    except OSError as error:
-        if error.errno in (None, errno.EINVAL):  # a seek to where a damaged directory points
-            raise MalformedData(f"{what} is damaged: {error}", hint="Copy or export the file again.") from error
-        raise FileAccessError(
-            f"{what} cannot be read: {error.strerror}", hint="Check the disk and the file's permissions."
-        ) from error
+    except OSError as error:  # a seek to where a damaged directory points; others are of ServerFile
+        raise MalformedData(f"{what} is damaged: {error}", hint="Copy or export the file again.") from error
+
+
+class ServerFile(io.FileIO):
+    """A file of the server, open for reading. What the operating system refuses is an error of ours from the first: zipfile takes
+    any OSError for damage."""
+
+    def __init__(self, handle: int, path: str) -> None:
+        super().__init__(handle)
+        self._path = path
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise
+            raise of_system(error, f'"{self._path}"') from error
+
+    def readinto(self, buffer: Any) -> int:
+        with self._asking():
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with self._asking():
+            return super().readall()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with self._asking():
+            return super().seek(offset, whence)
 
 
 def read_exactly(file: BinaryIO, count: int, what: str) -> bytes:
@@ -4638,23 +5175,26 @@ def read_exactly(file: BinaryIO, count: int, what: str) -> bytes:
 
 
 def read_array(file: BinaryIO, count: int, dtype: np.dtype, what: str) -> np.ndarray:
-    """A writable vector of `count` numbers, read without a second copy where the file allows."""
+    """A writable vector of `count` numbers, read without a second copy where the file allows; can be interrupted."""
+    if count * dtype.itemsize > FREE_BYTES:
+        host.require_memory(count * (dtype.itemsize + 4), f"reading {what}")  # the values, and as float32
     with reading(what):
         values = np.empty(count, dtype)
     left = values.view(np.uint8).data
     while left:
         with reading(what):
-            got = file.readinto(left)  # type: ignore[attr-defined]
+            got = file.readinto(left[:SLICE_BYTES])  # type: ignore[attr-defined]
         if not got:
             raise truncated(what, len(left))
         left = left[got:]
+        host.check_interrupts()
     return values
 
 
 def skip(file: BinaryIO, count: int, what: str) -> None:
     """Read past `count` bytes of a stream that cannot seek cheaply; can be interrupted."""
     while count:
-        count -= len(read_exactly(file, min(count, SKIP_BYTES), what))
+        count -= len(read_exactly(file, min(count, SLICE_BYTES), what))
         host.check_interrupts()
 
 
@@ -4681,28 +5221,67 @@ def check_rows(name: str, shape: Sequence[int], start: int, stop: int) -> int:
             hint="Ask for rows that the tensor has.",
         )
     return prod(shape[1:])
+
+
+def shown(value: object) -> str:
+    """A value of a file, for an error: not too much of it, and Python refuses to write integers of thousands of digits."""
+    try:
+        return f"{value!r:.80}"
+    except (ValueError, RecursionError):
+        return "a number or a list too large to show"
+
+
+def decode_text(data: bytes, source: str) -> str:
+    """UTF-8, with or without its mark at the beginning."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MalformedData(
+            f"{source} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}",
+            hint="Give the file as it was published, not compressed and not re-encoded.",
+        ) from None
+
+
+def load_json(data: bytes, source: str) -> Any:
+    """The JSON value; an object with a key twice is refused, because one of the two would be lost."""
+
+    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(items)
+        if len(value) < len(items):
+            seen: set[str] = set()
+            twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise MalformedData(f"{source} has the key {shown(twice)} twice", hint="Give the file as it was published.")
+        host.check_interrupts()
+        return value
+
+    try:
+        return json.loads(decode_text(data, source), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:  # a ValueError is also a number of thousands of digits
+        raise MalformedData(
+            f"{source} is not JSON: {error}", hint="Is the file complete, and is it the file you mean?"
+        ) from None
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats.vocab', $pg_gpt2_source$"""Vocabulary files as GPT-2 ships them, `vocab.json` and `merges.txt`: bytes in, plain data out.
 
 The `tokenizer.json` of Hugging Face is for the client: see loaders/vocabulary.py.
 """
 
-import json
 from typing import Any
 
 from ..errors import MalformedData
+from .source import decode_text, load_json, shown
 
 MAX_TOKEN_ID = 2**31 - 1  # the column is an integer
 
 
 def parse_vocab(data: bytes, source: str = "vocab.json") -> dict[str, int]:
     """Token (printable form) -> id, from a JSON object; `source` names the file in errors."""
-    return _checked_vocab(_load_json(data, source), source)
+    return _checked_vocab(load_json(data, source), source)
 
 
 def parse_merges(data: bytes, source: str = "merges.txt") -> list[tuple[str, str]]:
     """(left, right), best first. Only a first line that starts with #version is a comment: `# #` is a merge."""
-    lines = _decode(data, source).split("\n")
+    lines = decode_text(data, source).split("\n")
     while lines and not lines[-1].rstrip("\r"):
         lines.pop()
     first = 1 if lines and lines[0].startswith("#version") else 0
@@ -4718,35 +5297,6 @@ def parse_merges(data: bytes, source: str = "merges.txt") -> list[tuple[str, str
     return merges
 
 
-def _decode(data: bytes, source: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MalformedData(
-            f"{source} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}",
-            hint="Give the file as it was published, not compressed and not re-encoded.",
-        ) from None
-
-
-def _load_json(data: bytes, source: str) -> Any:
-    """The JSON value; an object with a key twice is refused, because one of the two would be lost."""
-
-    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(items)
-        if len(value) < len(items):
-            seen: set[str] = set()
-            twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise MalformedData(f"{source} has the key {twice!r} twice", hint="Give the file as it was published.")
-        return value
-
-    try:
-        return json.loads(_decode(data, source), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:  # a ValueError is also a number of thousands of digits
-        raise MalformedData(
-            f"{source} is not JSON: {error}", hint="Is the file complete, and is it the file you mean?"
-        ) from None
-
-
 def _checked_vocab(vocab: Any, source: str) -> dict[str, int]:
     """`vocab` if it is a vocabulary; ids need not be contiguous."""
     if not isinstance(vocab, dict) or not vocab:
@@ -4758,16 +5308,18 @@ def _checked_vocab(vocab: Any, source: str) -> dict[str, int]:
     for token, token_id in vocab.items():
         if type(token_id) is not int or not 0 <= token_id <= MAX_TOKEN_ID:
             raise MalformedData(
-                f"{source}: the id of token {token!r} is {token_id!r}", hint="Ids are integers from 0 to 2147483647."
+                f"{source}: the id of token {shown(token)} is {shown(token_id)}",
+                hint="Ids are integers from 0 to 2147483647.",
             )
         if not token or "\0" in token or any("\ud800" <= c <= "\udfff" for c in token):
             raise MalformedData(
-                f"{source}: the token {token!r} of id {token_id} cannot be a text",
-                hint="Tokens are not empty and are written in GPT-2's printable form, where a space is Ġ.",
+                f"{source}: the token {shown(token)} of id {token_id} cannot be a text",
+                hint="Tokens are not empty and are written in GPT-2's printable form, where a space is \u0120.",
             )
         if owner.setdefault(token_id, token) != token:
             raise MalformedData(
-                f"{source}: id {token_id} is given to {owner[token_id]!r} and to {token!r}", hint="Ids are unique."
+                f"{source}: id {token_id} is given to {shown(owner[token_id])} and to {shown(token)}",
+                hint="Ids are unique.",
             )
     return vocab
 $pg_gpt2_source$);
@@ -5030,19 +5582,22 @@ OLD_PYTHON = "PL/Python has the Python that it was built with: take a newer rele
 RECURSION = 1000  # frames that our code may need: what Python itself starts with
 
 
+def is_set_oddly():
+    """Whether another PL/Python function of the session has set something, in its one interpreter, that would make ours fail."""
+    return sys.getrecursionlimit() < RECURSION or any(found[0] == "error" for found in warnings.filters)
+
+
 @contextmanager
 def own_settings():
-    """What other PL/Python functions of the session set for its one interpreter does not reach our code, nor ours theirs."""
+    """What is set oddly does not reach our code, and is as it was afterwards. 8 us, which a call shall not cost for nothing."""
     limit = sys.getrecursionlimit()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if limit < RECURSION:
-            sys.setrecursionlimit(RECURSION)
+        sys.setrecursionlimit(max(limit, RECURSION))
         try:
             yield
         finally:
-            if limit < RECURSION:
-                sys.setrecursionlimit(limit)
+            sys.setrecursionlimit(limit)
 
 
 class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -5116,11 +5671,12 @@ import numpy as np
 from .. import host
 from ..config import GPT2Config
 from ..storage.layout import Arranged
-from .decode import Decoder, feed_together, several, step_together
+from .decode import Decoder, bytes_of_several, feed_together, several, step_together
 from .generation import Options, Token, kept_window
 from .sampling import Draws, choose, is_decisive
 
 Stopped = Callable[[int], bool]
+MOST_TOGETHER = 64  # streams: more are hardly faster, and each has keys and values of its own
 
 
 class Stream:
@@ -5128,6 +5684,7 @@ class Stream:
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
         self.seen = list(prompt)
+        self._occurred = set(prompt)
         self.tokens: list[Token] = []
         self.options = options
         self.decoder = decoder
@@ -5150,12 +5707,14 @@ class Stream:
 
     def take(self, logits: np.ndarray) -> bool:
         """Choose a token; True while the stream goes on."""
+        host.check_interrupts()
         draw = self._draws.next()
         sampling = self.options.sampling
-        if not self._exact and not is_decisive(logits, sampling, draw, self.seen):
+        if not self._exact and not is_decisive(logits, sampling, draw, self._occurred):
             logits = self._plain_logits()
-        token = choose(logits, sampling, draw, self.seen)
+        token = choose(logits, sampling, draw, self._occurred)
         self.seen.append(token)
+        self._occurred.add(token)
         ended = token == self.options.eos or self._stopped(token)
         full = len(self.tokens) + 1 == self.options.max_tokens
         finish = "stop" if ended else "length" if full else None
@@ -5165,7 +5724,9 @@ class Stream:
     def _plain_logits(self) -> np.ndarray:
         """Logits of the next token from a decoder of this prompt alone, caught up step by step."""
         if self._plain is None:
-            self._plain = Decoder(self.decoder.params, self.decoder.config, len(self._alone) + self.options.max_tokens)
+            params, config, room = self.decoder.params, self.decoder.config, len(self._alone) + self.options.max_tokens
+            host.require_memory(bytes_of_several(params, config, [room]), "a prompt that is decoded once more, alone,")
+            self._plain = Decoder(params, config, room)
             self._plain.feed(self._alone)
         for token in self.seen[self._read :]:
             logits = self._plain.feed([token])
@@ -5180,14 +5741,13 @@ def generate_batch(
     options: Sequence[Options],
     stopped: Sequence[Stopped],
 ) -> list[list[Token]]:
-    """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
+    """Tokens of each prompt, at most MOST_TOGETHER of them, as `generation.tokens` gives them for that prompt alone."""
     rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
     streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
     window = config.n_positions
     begun = [s for s in streams if s.options.max_tokens]
     results = _begin(begun, [s.seen[-window:] for s in begun])
     while going_on := [stream for stream, logits in results if stream.take(logits)]:
-        host.check_interrupts()
         full = [s for s in going_on if s.decoder.length == window]
         rest = [s for s in going_on if s.decoder.length < window]
         results = _begin(full, [kept_window(s.seen, config) for s in full])
@@ -5215,11 +5775,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import host
+from .. import host, threads
 from ..config import GPT2Config
 from ..errors import InvalidParameter
 from ..storage.layout import Arranged
 from .decode import Decoder, step_together
+
+MOST_SCORES = 1 << 21  # looked at between two looks for a cancel
 
 
 @dataclass(frozen=True)
@@ -5280,15 +5842,21 @@ def _score(total: np.float32, length: int, penalty: float) -> np.float32:
 
 def _continuations(running: list[Beam], logits: np.ndarray, count: int) -> list[tuple[int, Beam]]:
     """The `count` best extensions by one token, best first, each with the number of the beam that it extends."""
-    totals = _log_softmax(logits) + np.array([beam.score for beam in running], np.float32)[:, None]
-    flat = totals.reshape(-1)
-    count = min(count, flat.size)
-    best = np.argpartition(-flat, count - 1)[:count]
-    best = best[np.lexsort((best, -flat[best]))]
+    sums = np.array([beam.score for beam in running], np.float32)[:, None]
+    places, values = [], []
+    for rows in threads.pieces(len(logits), max(1, MOST_SCORES // logits.shape[1])):
+        totals = (_log_softmax(logits[rows]) + sums[rows]).reshape(-1)
+        some = np.argpartition(-totals, min(count, totals.size) - 1)[:count]
+        places.append(some + rows.start * logits.shape[1])
+        values.append(totals[some])
+        host.check_interrupts()
+    found, scores = np.concatenate(places), np.concatenate(values)
+    order = np.lexsort((found, -scores))[:count]
+    best = found[order]
     sources, tokens = np.divmod(best, logits.shape[1])
     return [
-        (int(source), Beam((*running[source].ids, int(token)), flat[place]))
-        for source, token, place in zip(sources, tokens, best)
+        (int(source), Beam((*running[source].ids, int(token)), score))
+        for source, token, score in zip(sources, tokens, scores[order])
     ]
 
 
@@ -5300,7 +5868,10 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:  # [B, V] -> [B, V]
 def _follow(decoders: list[Decoder], sources: list[int]) -> list[Decoder]:
     """Decoders for beams that extend `sources`: the first to extend one takes it over, the others copy it."""
     free = dict(enumerate(decoders))
-    copies = [None if free.pop(source, None) is not None else decoders[source].copy() for source in sources]
+    copies: list[Decoder | None] = []
+    for source in sources:
+        copies.append(None if free.pop(source, None) is not None else decoders[source].copy())
+        host.check_interrupts()
     return [copy or decoders[source] for copy, source in zip(copies, sources)]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.cache', $pg_gpt2_source$"""Keys and values of the positions that a stream has read, and attention of new rows over them: in rows, or in blocks.
@@ -5739,6 +6310,7 @@ from ..tokenizer.bpe import StreamDecoder, Tokenizer
 from .decode import Decoder, checked
 from .lookup import Drafts
 from .sampling import Draws, Sampling, choose, log_softmax
+from .stops import Stops
 
 
 @dataclass(frozen=True)
@@ -5749,7 +6321,6 @@ class Options:
     sampling: Sampling = field(default_factory=Sampling)
     eos: int | None = None
     seed: int = 0
-    stop: tuple[str, ...] = ()
     _: KW_ONLY
     look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
     logprobs: bool = False  # whether tokens come with their log-probabilities, some 3 % of a batch's time
@@ -5761,10 +6332,6 @@ class Options:
             raise InvalidParameter(
                 f"max_tokens must be 0 or more, not {self.max_tokens}",
                 hint="It is the most that is generated; the default is 64.",
-            )
-        if any(not stop for stop in self.stop):
-            raise InvalidParameter(
-                "a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line."
             )
 
     def logprob(self, logits: np.ndarray, token: int) -> float | None:
@@ -5791,7 +6358,7 @@ def tokens(
     """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
     decoder = Decoder(params, config, len(prompt) + options.max_tokens)
     draws = Draws(options.seed)
-    seen = list(prompt)
+    seen, occurred = list(prompt), set(prompt)
     logits = decoder.feed(seen[-config.n_positions :]) if options.max_tokens else None
 
     def generate(logits: np.ndarray) -> Iterator[Token]:
@@ -5799,9 +6366,10 @@ def tokens(
         drafts = Drafts() if decoder.exact and options.look_up else None
         for rows, draft in _passes(decoder, drafts, seen, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
-                token = choose(checked(row), options.sampling, draws.next(), seen)
+                token = choose(checked(row), options.sampling, draws.next(), occurred)
                 logprob = options.logprob(row, token)
                 seen.append(token)
+                occurred.add(token)
                 left -= 1
                 if token == options.eos or stopped(token):
                     yield Token(token, logprob, "stop")
@@ -5843,50 +6411,53 @@ def kept_window(seen: list[int], config: GPT2Config) -> list[int]:
 
 
 class TextStream:
-    """Collects the text of new tokens; shows only what later tokens cannot change.
+    """Collects the text of new tokens, as a text of the server can hold it; shows only what later tokens cannot change.
 
     Bytes of an unfinished character are held back, and so is an end that might become a stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], eos: int | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Stops, eos: int | None) -> None:
         self._decoder = StreamDecoder(tokenizer)
-        self._stop = tuple(stop)
+        self._stops, self._state = stops, 0
         self._eos = eos
-        self._text = ""
+        self._parts: list[str] = []
+        self._length = 0
         self.stopped = False
 
     def add(self, token: int) -> bool:
         """Take a token; True when a stop string is complete, and the text then ends before it."""
-        if token == self._eos:
-            return False
-        start = max(0, len(self._text) - max(map(len, self._stop), default=0))
-        self._text += self._decoder.push(token)
-        return self._cut(start)
-
-    def finish(self) -> None:
-        """No token follows: unfinished bytes become U+FFFD."""
-        if not self.stopped:
-            self._text += self._decoder.finish()
-            self._cut(0)
-
-    def _cut(self, start: int) -> bool:
-        found = [place for stop in self._stop if (place := self._text.find(stop, start)) >= 0]
-        if found:
-            self._text, self.stopped = self._text[: min(found)], True
+        if token != self._eos:
+            self._take(self._decoder.push(token))
         return self.stopped
 
+    def finish(self) -> None:
+        """No token follows: unfinished bytes become U+FFFD, and nothing is held back any more."""
+        if not self.stopped:
+            self._take(self._decoder.finish())
+        self._state = 0
+
+    def _take(self, new: str) -> None:
+        new = new.replace("\0", "\ufffd")  # as db.storable does: a stop string is sought in what is shown
+        self._parts.append(new)
+        ends = []  # where the text would end for each stop string that is complete
+        if self._stops:
+            for place, character in enumerate(new, self._length + 1):
+                self._state = self._stops.step(self._state, character)
+                if found := self._stops.found(self._state):
+                    ends.append(place - found)
+        self._length += len(new)
+        if ends:
+            self._parts, self._state, self.stopped = [self.text()[: min(ends)]], 0, True
+
     def text(self) -> str:
-        """All that is certain; after `finish` all there is."""
-        return self._text
+        """All so far; after `finish` all there is."""
+        self._parts = ["".join(self._parts)]
+        return self._parts[0]
 
     def shown(self) -> str:
         """The text without an end that could grow into a stop string."""
-        if self.stopped:
-            return self._text
-        held = max(
-            (size for stop in self._stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])), default=0
-        )
-        return self._text[: len(self._text) - held]
+        text = self.text()
+        return text[: len(text) - self._stops.begun(self._state)]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.lookup', $pg_gpt2_source$"""Drafts of what comes next: what followed the last few tokens when they occurred before (prompt lookup, Saxena 2023).
 
@@ -5899,6 +6470,7 @@ from collections.abc import Sequence
 NGRAMS = (3, 2, 1)  # tokens that have to agree, the best evidence first
 SHORT, LONG = 3, 15  # tokens of a draft: with the token before them 4 to 16 rows
 PATIENCE = 32  # tokens without a draft, at most
+MOST_KNOWN = 1 << 16  # n-grams of one length, some 12 MB: after so many, what occurred before is forgotten
 
 
 class _Ngrams:
@@ -5912,6 +6484,8 @@ class _Ngrams:
 
     def find(self, seen: Sequence[int]) -> int | None:
         """The place after an earlier occurrence of the last n tokens."""
+        if len(self._ends) > MOST_KNOWN:
+            self._ends.clear()
         for end in range(max(self._known, self.n), len(seen)):
             self._ends[tuple(seen[end - self.n : end])] = end
         self._known = len(seen)
@@ -6104,7 +6678,7 @@ def plan(params: Arranged, config: GPT2Config, m: int) -> Plan:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.prompts', $pg_gpt2_source$"""What generation starts from: a prompt as ids the model has, and a seed.
 
-A prompt longer than the window keeps its tail, which callers cut off; the NOTICE about it is made here.
+A prompt longer than the window keeps its tail only, and a NOTICE says so.
 """
 
 from .. import db
@@ -6115,36 +6689,39 @@ from .decode import check_ids
 
 
 def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
-    """Ids of the prompt; the end-of-text token for an empty one; with a NOTICE when only its tail fits the window."""
+    """Ids of the prompt, as many as the window has; the end-of-text token for an empty one."""
     ids = tokenizer.encode(prompt)
     if not ids:
-        eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
-        if eos is None:
-            raise InvalidParameter(
-                f'an empty prompt needs an end-of-text token, and model "{model.name}" has none',
-                hint="Give a prompt, or set eos_token_id in llm_model_config.",
-            )
-        return [eos]
+        return [end_of_text(model, tokenizer, "an empty prompt")]
     check_ids(ids, model.config, model.name)
-    _notice_long_prompt(len(ids), model)
-    return ids
+    return _tail(ids, model)
+
+
+def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
+    """The token that texts begin after; 22023 saying `what` needs it where there is none."""
+    eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
+    if eos is None:
+        raise InvalidParameter(
+            f'{what} needs an end-of-text token, and model "{model.name}" has none',
+            hint="Set eos_token_id in llm_model_config.",
+        )
+    return eos
 
 
 def check_prompt(ids: list[int] | None, model: weights.Model) -> list[int]:
-    """Prompt ids as given, checked; with a NOTICE when only their tail fits the window."""
+    """Prompt ids as given, checked, as many as the window has."""
     require(ids=ids)
     if not ids:
         raise InvalidParameter("ids must not be empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
     check_ids(ids, model.config, model.name)
-    _notice_long_prompt(len(ids), model)
-    return ids
+    return _tail(ids, model)
 
 
-def _notice_long_prompt(length: int, model: weights.Model) -> None:
-    if length > model.config.n_positions:
-        db.notice(
-            f"the prompt has {length} tokens; only the last {model.config.n_positions}, the model's window, are used"
-        )
+def _tail(ids: list[int], model: weights.Model) -> list[int]:
+    window = model.config.n_positions
+    if len(ids) > window:
+        db.notice(f"the prompt has {len(ids)} tokens; only the last {window}, the model's window, are used")
+    return ids[-window:]
 
 
 def draw_seed() -> int:
@@ -6159,8 +6736,8 @@ transformers' LogitsProcessors (`RepetitionPenalty`, `Temperature`, `TopK`, `Top
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -6168,6 +6745,7 @@ from ..errors import InvalidParameter, NullNotAllowed
 
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
+_FLOAT32 = 1e-6  # what rounding within `distribution` may change of a probability, in parts of it
 _COLDEST = 1e-30  # below it logits / temperature may overflow float32; any difference decides: only the best are left
 
 
@@ -6217,7 +6795,7 @@ class Draws:
         return (int(self._bits.random_raw()) >> 11) * _UNIT
 
 
-def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> int:
+def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Collection[int] = ()) -> int:
     """Id of the next token for `logits` [vocab] after the tokens `seen`; `draw` in [0, 1) decides among those kept."""
     scores = penalize(logits, seen, how.repetition_penalty)
     if how.temperature < _COLDEST:
@@ -6228,38 +6806,90 @@ def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] =
     return int(ids[min(int(place), len(ids) - 1)])
 
 
-def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> bool:
-    """Whether `choose` gives the same token for all logits that differ from these by no more than rounding."""
+def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Collection[int] = ()) -> bool:
+    """Whether `choose` gives the same token for all logits none of which differs from these by more than rounding."""
     scores = penalize(logits, seen, how.repetition_penalty)
-    margin = ROUNDING * max(1.0, float(np.abs(logits).max())) * max(1.0, how.repetition_penalty)
+    stretched = max(how.repetition_penalty, 1 / how.repetition_penalty)
+    error = ROUNDING * max(1.0, float(np.abs(logits).max())) * stretched
     if how.temperature < _COLDEST:
-        return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > margin)
-    if 0 < how.topk < len(scores):
-        ordered = np.partition(scores, (-how.topk - 1, -how.topk))
-        if ordered[-how.topk] - ordered[-how.topk - 1] <= margin:
+        return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > 2 * error)
+    bounds = _Bounds(scores, error, how)
+    if how.topp < 1:
+        bounds.cut_nucleus(how.topp)
+    if how.min_p > 0:
+        bounds.cut_min_p(how.min_p)
+    return bounds.settle(choose(logits, how, draw, seen), draw)
+
+
+class _Bounds:
+    """What `distribution` may keep when each score is off by up to `error`: tokens that are possible, some of them sure.
+
+    Weights are not normalised: that of a token is between `low` and `high`. Each cut of `distribution` has its method here,
+    which narrows both sets; they begin as what top-k leaves.
+    """
+
+    def __init__(self, scores: np.ndarray, error: float, how: Sampling) -> None:
+        self.ids, least = np.arange(len(scores)), -np.inf
+        if 0 < how.topk < len(scores):
+            dropped, kept = np.partition(scores, (-how.topk - 1, -how.topk))[-how.topk - 1 :][:2].astype(np.float64)
+            self.ids, least = np.flatnonzero(scores >= kept - 2 * error), dropped + 2 * error
+        scores = scores[self.ids].astype(np.float64)
+        best = scores.max()
+        self.sure = scores > least
+        self.is_best = scores == best  # whatever rounding does
+        self.is_best &= np.count_nonzero(scores >= best - 2 * error) == 1
+        self.scores = (scores - best) / how.temperature
+        self.error = error / how.temperature + _FLOAT32
+        self.low = np.exp(self.scores)
+        self.high = np.exp(np.minimum(self.scores + 2 * self.error, 600))  # ratios count; 600 keeps their sums finite
+
+    def cut_nucleus(self, topp: float) -> None:
+        """Top-p: a token stays where it and those below it have more than 1 - p, and the best one does."""
+        order = np.argsort(self.scores)
+        scores, low, high = self.scores[order], self.low[order], self.high[order]
+        sum_low, sum_high = _summed(np.where(self.sure[order], low, 0)), _summed(high)
+        below = np.searchsorted(scores, scores - 2 * self.error)  # so many are below it, so many may be
+        near = np.searchsorted(scores, scores + 2 * self.error, side="right")
+        least, most = low + sum_low[below], sum_high[near]
+        possible, sure = np.empty((2, len(order)), bool)
+        possible[order] = most > (1 - topp - _FLOAT32) * (most + sum_low[-1] - sum_low[near])
+        sure[order] = least > (1 - topp + _FLOAT32) * (least + sum_high[-1] - sum_high[below] - high)
+        self._narrow(possible | (self.scores >= -2 * self.error), sure | self.is_best)
+
+    def cut_min_p(self, min_p: float) -> None:
+        """Min-p: a token stays where it has this part of the best one's probability."""
+        gap = self.scores - math.log(min_p)
+        self._narrow(possible=gap >= -2 * self.error, sure=(gap >= 2 * self.error) | self.is_best)
+
+    def _narrow(self, possible: np.ndarray, sure: np.ndarray) -> None:
+        self.sure &= sure
+        for name in ("ids", "scores", "sure", "is_best", "low", "high"):
+            setattr(self, name, getattr(self, name)[possible])
+
+    def settle(self, token: int, draw: float) -> bool:
+        """Whether `draw` gives `token`, whatever is kept and whatever it weighs."""
+        place = int(np.searchsorted(self.ids, token))
+        if place == len(self.ids) or self.ids[place] != token or not self.sure[place]:
             return False
-    slack = margin / how.temperature  # relative error of a probability
-    loose, strict = (_bounds(scores, how, sign * slack) for sign in (1, -1))
-    if not np.array_equal(loose, strict):
-        return False
-    _, probabilities = distribution(scores, how)
-    cumulative = np.cumsum(probabilities, dtype=np.float64)
-    return bool(np.abs(cumulative / cumulative[-1] - draw).min() > slack)
+        least = np.where(self.sure, self.low, 0)
+        own, least_before, least_after = least[place], least[:place].sum(), least[place + 1 :].sum()
+        most_before, most_after = self.high[:place].sum(), self.high[place + 1 :].sum()
+        return bool(
+            (not most_before or (1 - draw) * most_before < draw * (own + least_after))
+            and (not most_after or draw * most_after < (1 - draw) * (own + least_before))
+        )
 
 
-def _bounds(scores: np.ndarray, how: Sampling, slack: float) -> np.ndarray:
-    """Ids kept when top-p and min-p are moved by `slack`."""
-    moved = replace(how, topp=min(1.0, max(0.0, how.topp + slack)) if how.topp < 1 else 1.0)
-    moved = replace(moved, min_p=min(1.0, max(0.0, how.min_p * (1 - slack))))
-    return distribution(scores, moved)[0]
+def _summed(values: np.ndarray) -> np.ndarray:  # [n] -> [n + 1], of the first 0, 1, ... n
+    return np.concatenate([[0.0], np.cumsum(values)])
 
 
-def penalize(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.ndarray:
+def penalize(logits: np.ndarray, seen: Collection[int], penalty: float) -> np.ndarray:
     """Divide the positive and multiply the negative logits of `seen` tokens (Keskar et al. 2019, CTRL)."""
     if penalty == 1 or not len(seen):
         return logits
     scores = logits.copy()
-    ids = np.unique(np.asarray(seen))
+    ids = np.unique(np.fromiter(seen, np.int64))
     values = scores[ids]
     scores[ids] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
     return scores
@@ -6336,7 +6966,7 @@ def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tu
     logprobs = np.empty(len(ids) - 1)
     ranks = np.empty(len(ids) - 1, np.int64)
     tokens = np.asarray(ids, np.int64)
-    for start, first, stop in windows(len(ids), config.n_positions):
+    for start, first, stop in windows(len(ids), max(2, config.n_positions)):  # one position sees the token before
         hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
         for rows in threads.pieces(stop - first, ROWS):
             targets = tokens[first:stop][rows]
@@ -6410,6 +7040,87 @@ def _states(params: Arranged, config: GPT2Config, ids: np.ndarray, depth: int) -
     if depth == config.n_layer:
         x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
     return checked(x[0], "hidden states")
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.stops', $pg_gpt2_source$"""Stop strings, looked for in a text while it grows: one automaton of all of them (Aho and Corasick 1975).
+
+A character costs the same however many and however long they are. A state is the longest end of the text that begins a stop
+string; 0 is none.
+"""
+
+from collections.abc import Sequence
+
+from .. import host
+from ..errors import InvalidParameter
+from ..limits import MOST_STOP_CHARACTERS
+
+
+class Stops:
+    """The automaton, shared by all texts of a call. 22023 for an empty or null one, or where they are too long together."""
+
+    def __init__(self, stops: Sequence[str] | None = None) -> None:
+        self._next: list[dict[str, int]] = [{}]
+        self._lengths = [0]  # of a state's end of the text
+        self._found = [0]  # length of the longest stop string that ends it, 0 for none
+        self._shorter = [0]  # the state of the next shorter end
+        for stop in _checked(stops or ()):
+            self._add(stop)
+        self._connect()
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return len(self._next) > 1
+
+    def step(self, state: int, character: str) -> int:
+        """The state after one more character."""
+        while (following := self._next[state].get(character)) is None and state:
+            state = self._shorter[state]
+        return following or 0
+
+    def begun(self, state: int) -> int:
+        """Characters at the end of the text that may become a stop string."""
+        return self._lengths[state]
+
+    def found(self, state: int) -> int:
+        """Length of the longest stop string at the end of the text; 0 for none."""
+        return self._found[state]
+
+    def _add(self, stop: str) -> None:
+        host.check_interrupts()
+        state = 0
+        for character in stop:
+            following = self._next[state].get(character)
+            if following is None:
+                following = self._next[state][character] = len(self._next)
+                self._next.append({})
+                self._lengths.append(self._lengths[state] + 1)
+                self._found.append(0)
+                self._shorter.append(0)
+            state = following
+        self._found[state] = len(stop)
+
+    def _connect(self) -> None:
+        """Fill in `_shorter`, short ends first."""
+        states = list(self._next[0].values())
+        for state in states:
+            for character, following in self._next[state].items():
+                shorter = self.step(self._shorter[state], character)
+                self._shorter[following] = shorter
+                self._found[following] = self._found[following] or self._found[shorter]
+                states.append(following)
+
+
+def _checked(stops: Sequence[str]) -> Sequence[str]:
+    if not all(stops):
+        raise InvalidParameter(
+            "a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line."
+        )
+    characters = sum(map(len, stops))
+    if characters > MOST_STOP_CHARACTERS:
+        raise InvalidParameter(
+            f"stop strings of {characters} characters together are more than {MOST_STOP_CHARACTERS}",
+            hint="Give fewer or shorter ones: the first line of a long text stops where the text does.",
+        )
+    return stops
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.tracing', $pg_gpt2_source$"""A forward pass with everything it computes on the way, under names that say where it belongs.
 
@@ -6529,22 +7240,27 @@ back. The arithmetic is the ops'; here are only the shapes. The optimizer's kern
 `sampling`.
 """
 
+import struct
 from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from . import host, threads
-from .errors import InvalidParameter, NullNotAllowed, OutOfMemory
+from . import host, limits, threads
+from .errors import InvalidParameter, MalformedData, NullNotAllowed, OutOfMemory
 from .inference.sampling import Draws, Sampling, choose
-from .ops import CHUNK, dropout, lookup
-from .ops.dropout import check_p
-from .ops.products import run_all
+from .ops import CHUNK, lookup
+from .ops.attention import GROUP, MOST_SCORES, check_length
+from .ops.dropout import backward_from_output, check_p
+from .ops.elementwise import copied
 from .tensor import FLOAT32, from_bytes, to_bytes
 from .training import optim
 
 MAX_BYTES = (1 << 30) - (1 << 16)  # of a bytea
+ASKED = 4 << 20  # bytes: for fewer nobody is asked, which would take longer than the work
+SENT = np.dtype([("length", ">i4"), ("value", ">f8")])  # an element of an array as array_send has it
+FLOAT8 = 701  # the type's number in there
 
 
 def require_dims(**dims: int) -> None:
@@ -6578,13 +7294,25 @@ def _same_length(**tensors: np.ndarray) -> None:
             )
 
 
-def tensor(values: Sequence[Any]) -> bytes:
-    """Numbers, in any number of array dimensions -> bytes."""
-    wide = np.asarray(values, np.float64)
-    if np.isnan(wide).any() and any(value is None for value in np.asarray(values, object).flat):  # null became NaN
-        raise NullNotAllowed("an element is null", hint="A tensor has no nulls; use coalesce or 'NaN'.")
-    if wide.size == 0:
+def require_room(n_bytes: int, purpose: str) -> None:
+    """53200 when there are not so many bytes for arguments, results and what is between. Little is not asked for."""
+    if n_bytes >= ASKED:
+        host.require_memory(n_bytes, purpose)
+
+
+def tensor(sent: bytes | None, count: int) -> bytes:
+    """An array of `count` numbers, in any number of dimensions, as array_send has it -> bytes; None where they are too many.
+
+    PL/Python would make an object of each number first, in 70 bytes that nobody asked for.
+    """
+    if sent is None:
+        raise InvalidParameter(
+            f"the array has {count} elements; the most is {limits.MOST_NUMBERS}",
+            hint="Make a tensor of each part: they are put together by ||.",
+        )
+    if count < 1:
         raise InvalidParameter("the array is empty", hint="A tensor has at least one value.")
+    wide = _numbers(sent, count)
     with np.errstate(over="ignore"):
         narrow = wide.astype(FLOAT32)
     if (np.isinf(narrow) & np.isfinite(wide)).any():
@@ -6593,9 +7321,35 @@ def tensor(values: Sequence[Any]) -> bytes:
     return to_bytes(narrow)
 
 
+def _numbers(sent: bytes, count: int) -> np.ndarray:
+    """The elements of an array as array_send has it: three numbers, two for each dimension, then length and value of each."""
+    dimensions, nulls, kind = struct.unpack(">3i", sent[:12].ljust(12, b"\0"))
+    start = 12 + 8 * dimensions
+    if kind != FLOAT8 or dimensions < 1 or not (nulls or len(sent) == start + count * SENT.itemsize):
+        raise _no_array()
+    if len(sent) != start + count * SENT.itemsize:
+        raise NullNotAllowed("an element is null", hint="A tensor has no nulls; use coalesce or 'NaN'.")
+    elements = np.frombuffer(sent, SENT, count, start)
+    if (elements["length"] != elements["value"].itemsize).any():
+        raise _no_array()
+    return elements["value"].astype(np.float64)
+
+
+def _no_array() -> MalformedData:
+    return MalformedData(
+        "these bytes are not an array of double precision", hint="Call pg_llm_tensor, which makes them."
+    )
+
+
 def values(data: bytes) -> list[float]:
     """Bytes -> numbers."""
-    return from_bytes(data).tolist()
+    array = from_bytes(data)
+    if array.size > limits.MOST_VALUES:
+        raise InvalidParameter(
+            f"the tensor has {array.size} values; the most is {limits.MOST_VALUES}",
+            hint="Look at a part of it: pg_llm_values(substring(data FROM 1 FOR 4000)) shows the first 1,000.",
+        )
+    return array.tolist()
 
 
 # --- forward and backward, in the order of the ops --------------------------------------------------------------------
@@ -6606,7 +7360,9 @@ def matmul(a: bytes, b: bytes, m: int, k: int, n: int) -> bytes:  # [m,k], [k,n]
     require_dims(m=m, k=k, n=n)
     if 4 * m * n > MAX_BYTES:
         raise OutOfMemory(f"a result of {m} x {n} does not fit a value of 1 GB", hint="Multiply fewer rows at a time.")
-    return to_bytes(lookup("matmul")(from_bytes(a, (m, k), name="a"), from_bytes(b, (k, n), name="b")))
+    left, right = from_bytes(a, (m, k), name="a"), from_bytes(b, (k, n), name="b")
+    require_room(left.nbytes + right.nbytes + 2 * 4 * m * n, "pg_llm_matmul")
+    return to_bytes(lookup("matmul")(left, right))
 
 
 def add(a: bytes, b: bytes) -> bytes:  # [m,n], [n] or [m,n] -> [m,n]
@@ -6672,19 +7428,19 @@ def cross_entropy_backward(logits: bytes, target: int) -> bytes:
     return to_bytes(_backward("cross_entropy", np.ones((), FLOAT32), None, array, target=target)[0])
 
 
-def drop(data: bytes, p: float, training: bool, seed: int) -> bytes:
+def dropout(data: bytes, p: float, training: bool, seed: int) -> bytes:
     """Inverted dropout when training, else the input."""
     check_p(p)
     array = _vector(data, "input")
     return to_bytes(lookup("dropout")(array, p=p, seed=seed)) if training else data
 
 
-def drop_backward(data: bytes, output: bytes, grad: bytes, p: float, training: bool) -> bytes:
+def dropout_backward(data: bytes, output: bytes, grad: bytes, p: float, training: bool) -> bytes:
     """dx, with the mask read off the output."""
     check_p(p)
     x, y, d = _vector(data, "input"), _vector(output, "output"), _vector(grad, "grad")
     _same_length(input=x, output=y, grad=d)
-    return to_bytes(dropout.backward_from_output(d, y, x, p=p)) if training else grad
+    return to_bytes(backward_from_output(d, y, x, p=p)) if training else grad
 
 
 def ones_like(src: bytes) -> bytes:
@@ -6708,6 +7464,7 @@ def attention(
 ) -> bytes:  # [T,D], [D,3D], [3D], [D,D], [D] -> [T,D]
     """Causal self-attention with its two projections."""
     arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+    require_room(attention_bytes(t, d, n_head, chunk), "pg_llm_attention")
     return to_bytes(lookup("attention")(*arrays, n_head=n_head, chunk=chunk))
 
 
@@ -6726,6 +7483,7 @@ def attention_backward(
     """dx, dw_qkv, db_qkv, dw_o, db_o."""
     arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
     dy = from_bytes(grad_output, (t, d), name="grad_output")
+    require_room(3 * attention_bytes(t, d, n_head, chunk), "pg_llm_attention_backward")
     return _bytes(_backward("attention", dy, None, *arrays, n_head=n_head, chunk=chunk))
 
 
@@ -6733,11 +7491,18 @@ def _attention_arrays(
     x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_head: int, t: int, d: int
 ) -> tuple[np.ndarray, ...]:
     require_dims(n_head=n_head, t=t, d=d)
+    check_length(t)
     if d % n_head:
         raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
     shapes = {"x": (t, d), "w_qkv": (d, 3 * d), "b_qkv": (3 * d,), "w_o": (d, d), "b_o": (d,)}
     given = (x, w_qkv, b_qkv, w_o, b_o)
     return tuple(from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True))
+
+
+def attention_bytes(t: int, d: int, n_head: int, chunk: int) -> int:
+    """What attention takes: arguments, q, k and v and copies of them, results; norms; scores of a chunk on two threads."""
+    scores = min(max(GROUP, min(t, chunk) * t), MOST_SCORES)
+    return 4 * (5 * d * d + 16 * t * d + 2 * n_head * t + 2 * scores)
 
 
 def mlp_backward(
@@ -6749,7 +7514,9 @@ def mlp_backward(
     shapes = {"x": (t, d), "w_fc": (d, f), "b_fc": (f,), "w_proj": (f, d), "b_proj": (d,)}
     given = (x, w_fc, b_fc, w_proj, b_proj)
     arrays = [from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True)]
-    return _bytes(_backward("mlp", from_bytes(dy, (t, d), name="dy"), None, *arrays))
+    d_result = from_bytes(dy, (t, d), name="dy")
+    require_room(4 * (22 * t * d + 5 * 8 * d * d), "pg_llm_mlp_backward")  # hidden units; each matrix and its gradient
+    return _bytes(_backward("mlp", d_result, None, *arrays))
 
 
 # --- optimizer and sampler --------------------------------------------------------------------------------------------
@@ -6773,17 +7540,21 @@ def adamw_step(
         if value is None:
             raise NullNotAllowed(f"{name} must not be null", hint="Only m and v may be null, for zeros.")
     optim.check_adamw(**hyper)  # type: ignore[arg-type]
-    w, g = _vector(weight, "weight").copy(), _vector(grad, "grad")  # type: ignore[arg-type]
-    moments = {
-        name: _vector(data, name).copy() if data else np.zeros(w.shape, FLOAT32) for name, data in (("m", m), ("v", v))
-    }
-    _same_length(weight=w, grad=g, **moments)
-    state = (w, g, *moments.values())
-    parts = threads.pieces(w.size, optim.PIECE)
-    host.check_interrupts()
-    run_all([lambda p=p: optim.adamw(*(array[p] for array in state), **hyper) for p in parts], at_once=optim.AT_ONCE)  # type: ignore[misc,arg-type]
-    host.check_interrupts()
-    return to_bytes(w), to_bytes(moments["m"]), to_bytes(moments["v"])
+    given = {"weight": _vector(weight, "weight"), "grad": _vector(grad, "grad")}  # type: ignore[arg-type]
+    given |= {name: _vector(data, name) for name, data in (("m", m), ("v", v)) if data}
+    _same_length(**given)
+    size = given["weight"].size
+    require_room(
+        4 * size * (len(given) + 9), "pg_llm_adamw_step"
+    )  # each result as an array, as bytes and as the server's
+    state = {name: copied(given[name]) if name in given else np.zeros(size, FLOAT32) for name in ("weight", "m", "v")}
+
+    def step_on(part: slice) -> None:
+        w, first, second = (array[part] for array in state.values())
+        optim.adamw(w, given["grad"][part], first, second, **hyper)  # type: ignore[arg-type]
+
+    threads.for_rows(size, optim.PIECE, step_on)
+    return _bytes(tuple(state.values()))
 
 
 def grad_clip(grad: bytes, clip: float) -> bytes:
@@ -6792,7 +7563,7 @@ def grad_clip(grad: bytes, clip: float) -> bytes:
     if not (isfinite(clip) and clip > 0):
         raise InvalidParameter(f"clip must be a finite number above 0, not {clip}", hint="1.0 is a usual one.")
     scale = optim.clip_scale(optim.global_norm([array]), clip)
-    return grad if scale == 1.0 else to_bytes(array * FLOAT32.type(scale))
+    return grad if scale == 1.0 else to_bytes(lookup("scale")(array, factor=scale))
 
 
 def lr_schedule(step: int, warmup: int, total: int, lr_max: float) -> float:
@@ -6808,6 +7579,10 @@ def lr_schedule(step: int, warmup: int, total: int, lr_max: float) -> float:
 def sample(logits: bytes, how: Sampling, seed: int) -> int:
     """Id of a token."""
     array = _vector(logits, "logits")
+    if array.size > limits.MOST_CHOICES:
+        raise InvalidParameter(
+            f"{array.size} logits; the most is {limits.MOST_CHOICES}", hint="Give the logits of one token."
+        )
     if not np.isfinite(array.max()):
         raise InvalidParameter(
             "logits have NaN, or a largest value that is not finite",
@@ -6846,8 +7621,20 @@ Most of them bound the time of one call that cannot be interrupted, or the memor
 is not here: it is asked for when it is taken.
 """
 
+MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it
 MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill the memory with many more
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
+MOST_STOP_CHARACTERS = 65_536  # of all stop strings of a call: looking for them needs 300 bytes and a microsecond each
+MOST_POSITIONS = (
+    1 << 20
+)  # of attention: a chunk of rows against as many keys is worked on without a look for an interrupt
+MOST_ROW = 1 << 22  # values of a row that is normalised or that classes are chosen by: what one call of NumPy works on
+MOST_CHOICES = 1 << 20  # logits that pg_llm_sample chooses from: it sorts them
+MOST_DIMENSIONS = (
+    16  # of a tensor: NumPy has a limit of its own, 32 or 64, and some ops need a few more than they are given
+)
+MOST_NUMBERS = 1 << 22  # numbers that pg_llm_tensor takes: PostgreSQL sends an array in one go, some 0.1 s
+MOST_VALUES = 1 << 20  # values that pg_llm_values shows: PL/Python makes an array of them in one go
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops', $pg_gpt2_source$"""The ops, in one registry: `registry[name]` is an `Op`; calling it is the forward pass, `grads` the backward pass.
@@ -6887,7 +7674,7 @@ import numpy as np
 from .. import threads
 from . import buffers
 from .elementwise import block_rows, contiguous, for_blocks
-from .op import misfit, register
+from .op import check_row, misfit, register
 
 SQRT_2_OVER_PI = sqrt(2.0 / pi)
 CUBIC = 0.044715
@@ -6967,6 +7754,7 @@ def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
     """exp(x) / sum(exp(x)) over the last axis."""
     if not x.ndim:
         raise misfit("softmax", "x has at least one dimension", x=x.shape)
+    check_row("softmax", x.shape[-1])
 
     def block(x: np.ndarray, y: np.ndarray) -> None:
         np.subtract(x, x.max(axis=-1, keepdims=True), out=y)  # so that nothing overflows
@@ -7152,6 +7940,7 @@ def attend(
     """
     keys, v = _Columns("keys", k, q.shape[-2]), _in_rows(v, q.shape[-2])
     for rows, end in _chunks(q.shape[-2], offset, chunk):
+        threads.look()
         z, total, top = _exponentials(_scaled(q[..., rows, :]), keys, end)
         if norms is not None:
             norms[0, ..., rows, :], norms[1, ..., rows, :] = 0 if top is None else top, total
@@ -7183,6 +7972,7 @@ def attend_backward(
     dk_total, dv_total = (_total(name, grad, t > chunk) for name, grad in (("dk", dk), ("dv", dv)))
     keys, values, k = _Columns("keys", k, t), _Columns("values", v, t), _in_rows(k, t)
     for rows, end in reversed(list(_chunks(t, 0, chunk))):
+        threads.look()
         q_rows = _scaled(q[..., rows, :])
         e = _scores(q_rows, keys, end)
         if norms[0, ..., rows, :].any():
@@ -7201,6 +7991,8 @@ def attend_backward(
             dz *= masks[..., rows, :end]
         dz -= np.matmul(e[..., None, :], dz[..., None])[..., 0] * factor
         dz *= e
+        if rows.start == 0:
+            dz[..., 0, :] = 0  # of one key the probability is 1: what rounding leaves would be steps, to Adam
         _collect(dz, q_rows, dk_total)
         _times(dz, k[..., :end, :], d_rows)
         np.multiply(d_rows, q.shape[-1] ** -0.5, out=dq[..., rows, :])
@@ -7414,7 +8206,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import rng, threads
+from .. import limits, rng, threads
 from ..errors import InvalidParameter
 from . import buffers
 from .attend import CHUNK, attend, attend_backward
@@ -7426,6 +8218,9 @@ from .products import run_all
 
 Grads = tuple[np.ndarray | None, ...]
 GROUP = 1 << 18  # scores of a chunk of rows, of as many heads: as `elementwise.BLOCK`
+MOST_SCORES = 1 << 22  # of a chunk of rows of one head
+MOST_PRODUCTS = 1 << 32  # of two numbers, for the scores of a chunk: some 100 ms
+MASK_PIECE = 1 << 22  # values of a mask that are drawn at a time
 Group = tuple[slice, slice]  # batch rows, heads
 Saved = tuple[np.ndarray, np.ndarray | None]  # norms of the probabilities, masks of dropout
 
@@ -7462,7 +8257,21 @@ def _batched(qkv: np.ndarray, n_head: int) -> np.ndarray:
     """[.., T, 3D] -> [B, T, 3D], checked."""
     if qkv.ndim < 2 or n_head < 1 or qkv.shape[-1] % (3 * n_head):
         raise misfit("causal_attention", f"qkv is [.., T, 3D] with D divisible by n_head = {n_head}", qkv=qkv.shape)
+    check_length(qkv.shape[-2])
     return np.ascontiguousarray(qkv).reshape(-1, *qkv.shape[-2:])
+
+
+def check_length(t: int) -> None:
+    """22023 when a sequence is longer than attention takes."""
+    if t > limits.MOST_POSITIONS:
+        raise InvalidParameter(
+            f"attention over {t} positions; the most is {limits.MOST_POSITIONS}", hint="Attend over shorter sequences."
+        )
+
+
+def _rows_at_a_time(chunk: int, t: int, d: int) -> int:
+    """`chunk`, or fewer where so many rows of t keys of width d would take long."""
+    return max(1, min(chunk, MOST_SCORES // t, MOST_PRODUCTS // (t * d)))
 
 
 def _draw(masks: np.ndarray, g: Group, p: float, key: dict[str, int]) -> None:
@@ -7470,7 +8279,10 @@ def _draw(masks: np.ndarray, g: Group, p: float, key: dict[str, int]) -> None:
     n_head = masks.shape[1]
     for i in range(g[0].start, g[0].stop):
         for j in range(g[1].start, g[1].stop):
-            rng.keep_mask(p, masks[i, j].size, row=i * n_head + j, out=masks[i, j].reshape(-1), **key)
+            mask = masks[i, j].reshape(-1)
+            for part in threads.pieces(mask.size, MASK_PIECE):
+                threads.look()
+                rng.keep_mask(p, part.stop - part.start, row=i * n_head + j, start=part.start, out=mask[part], **key)
 
 
 def mask_shape(b: int, n_head: int, t: int) -> tuple[int, int, int, int]:
@@ -7488,6 +8300,7 @@ def causal_attention(
     y = buffers.empty((*qkv.shape[:-1], width // 3), x.dtype)
     q, k, v = split_qkv(x, n_head)
     out = split_heads(y.reshape(b, t, -1), n_head)
+    chunk = _rows_at_a_time(chunk, t, q.shape[-1])
     norms = np.empty((2, b, n_head, t, 1), x.dtype)
     masks = buffers.empty(mask_shape(b, n_head, t), np.dtype(bool)) if p else None
 
@@ -7524,6 +8337,7 @@ def causal_attention_backward(
     dqkv = buffers.empty(qkv.shape, x.dtype)
     q, k, v = split_qkv(x, n_head)
     dq, dk, dv = split_qkv(dqkv.reshape(x.shape), n_head)
+    chunk = _rows_at_a_time(chunk, t, q.shape[-1])
     d_out = split_heads(np.ascontiguousarray(dy).reshape(b, t, -1), n_head)
 
     def work(g: Group) -> None:
@@ -7553,6 +8367,8 @@ def attention(
             f"attention: w_qkv {list(w_qkv.shape)} and w_o {list(w_o.shape)} do not fit n_head {n_head}",
             hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
         )
+    if x.ndim > 1:
+        check_length(x.shape[-2])
     qkv = linear(x, w_qkv, b_qkv)
     mixed, parts = causal_attention(qkv, n_head=n_head, chunk=chunk)
     return linear(mixed, w_o, b_o), (qkv, mixed, parts)
@@ -7735,6 +8551,7 @@ from math import prod
 import numpy as np
 
 SMALLEST_POOLED = 1 << 16  # bytes; below this malloc is as good
+LARGEST_SCRATCH = 32 << 20  # bytes: a larger temporary is not kept, and work on it takes longer than to get it anew
 
 
 class Pool:
@@ -7801,7 +8618,7 @@ def _count_of_unused() -> int:
 
 
 _UNUSED = _count_of_unused()
-kept = LoosePool()  # of prompts' passes, from one call to the next, until resources.release_memory
+kept = LoosePool()  # of prompts' passes, from one call to the next, until `forget`
 _pool: Pool | LoosePool | None = None
 _lent: np.ndarray | None = None
 _scratch = threading.local()
@@ -7845,10 +8662,19 @@ def passing(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return _lent.reshape(-1).view(np.uint8)[:n_bytes].view(dtype).reshape(shape)
 
 
+def forget() -> None:
+    """Let go of all that is kept for later calls, by every thread."""
+    global _scratch
+    kept.clear()
+    _scratch = threading.local()
+
+
 def scratch(slot: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """A temporary of the calling thread, valid until it asks for the same slot again."""
     dtype = np.dtype(dtype)
     n_bytes = prod(shape) * dtype.itemsize
+    if n_bytes > LARGEST_SCRATCH:
+        return np.empty(shape, dtype)
     held = getattr(_scratch, slot, None)
     if held is None or held.size < n_bytes:
         held = np.empty(n_bytes, np.uint8)
@@ -7868,7 +8694,7 @@ import numpy as np
 from .. import rng, threads
 from ..errors import InvalidParameter
 from . import buffers
-from .elementwise import block_rows, contiguous
+from .elementwise import block_rows, contiguous, for_blocks
 from .op import register
 
 Grads = tuple[np.ndarray | None, ...]
@@ -7933,7 +8759,13 @@ def _masked(x: np.ndarray, mask: np.ndarray, p: float, draw: Callable[[slice], o
 
 def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: float) -> np.ndarray:  # [..] -> [..]
     """dx without the mask's address: y is not 0 where x survived. Where x is 0 the mask left no trace; dy passes."""
-    return np.where((y != 0) | (x == 0), dy * dy.dtype.type(1.0 / (1.0 - p)), dy.dtype.type(0))
+    dx, scale = buffers.empty(dy.shape, dy.dtype), dy.dtype.type(1.0 / (1.0 - p))
+
+    def block(dy: np.ndarray, y: np.ndarray, x: np.ndarray, dx: np.ndarray) -> None:
+        dx[...] = np.where((y != 0) | (x == 0), dy * scale, dy.dtype.type(0))
+
+    for_blocks(block, dy, y, x, dx)
+    return dx
 
 
 register("dropout", dropout, dropout_backward, "x", saves=True)
@@ -7944,6 +8776,7 @@ Work goes block by block, in place, on all cores: a block and its temporaries st
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -7957,6 +8790,7 @@ from .op import Shape, misfit, register
 # lock, whose hand-over takes as long as 100,000 elements, the more so where others use the cores.
 BLOCK = 300_000
 LEAST = 50_000  # elements that are worth a second core
+MOST_SUMMED = 1 << 22  # elements in one call, unless all go into one sum
 Grads = tuple[np.ndarray | None, ...]
 
 
@@ -7974,7 +8808,19 @@ def block_rows(n: int, width: int = 1) -> int:
 
 def contiguous(x: np.ndarray) -> np.ndarray:
     """x, or a copy of it in C order."""
-    return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+    return x if x.flags.c_contiguous else copied(x)
+
+
+def copied(x: np.ndarray) -> np.ndarray:
+    """A copy of x in C order."""
+    y = np.empty(x.shape, x.dtype)
+    copy_into(y, x)
+    return y
+
+
+def copy_into(y: np.ndarray, x: np.ndarray) -> None:
+    """y = x, of one shape."""
+    threads.run([partial(np.copyto, y[part], x[part]) for part in threads.parts(x.shape, BLOCK)])
 
 
 def accumulate(total: np.ndarray, term: np.ndarray) -> None:
@@ -7991,28 +8837,44 @@ def unbroadcast(dy: np.ndarray, shape: Shape) -> np.ndarray:
         rows = dy.reshape(-1, prod(shape))
         return (np.ones(len(rows), dy.dtype) @ rows).reshape(shape)
     axes = tuple(range(kept)) + tuple(i + kept for i, n in enumerate(shape) if n == 1 and dy.shape[i + kept] != 1)
-    return dy.sum(axis=axes, keepdims=True).reshape(shape)
+    return sum_over(dy, axes).reshape(shape)
 
 
-def _binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """function(a, b), broadcast; in blocks where b repeats over the rows of a or has its shape."""
-    if b.shape != a.shape[a.ndim - b.ndim :] or not a.flags.c_contiguous or not b.flags.c_contiguous:
-        try:
-            return np.asarray(function(a, b))
-        except ValueError:
-            raise misfit(op, "dimensions are equal or 1, counted from the last", a=a.shape, b=b.shape) from None
-    y = buffers.empty(a.shape, np.result_type(a, b))
-    if a.shape == b.shape:
+def sum_over(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Sum over `axes`, which stay with length 1; in parts along the longest of the others, where that is long."""
+    kept = max((i for i in range(x.ndim) if i not in axes), key=lambda i: x.shape[i], default=None)
+    if x.size <= MOST_SUMMED or kept is None:
+        return x.sum(axis=axes, keepdims=True)
+    y = np.empty([1 if i in axes else n for i, n in enumerate(x.shape)], x.dtype)
+    lead = (slice(None),) * kept
+    for part in threads.pieces(x.shape[kept], max(1, MOST_SUMMED * x.shape[kept] // x.size)):
+        threads.look()
+        x[(*lead, part)].sum(axis=axes, keepdims=True, out=y[(*lead, part)])
+    return y
+
+
+def binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """function(a, b), broadcast, in blocks."""
+    try:
+        shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        raise misfit(op, "dimensions are equal or 1, counted from the last", a=a.shape, b=b.shape) from None
+    y = buffers.empty(shape, np.result_type(a, b))
+    repeated = shape == a.shape and b.shape == shape[len(shape) - b.ndim :] and (b.size <= BLOCK or b.shape == shape)
+    if not (repeated and a.flags.c_contiguous and b.flags.c_contiguous):
+        x, z = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
+        threads.run([lambda i=i: function(x[i], z[i], out=y[i]) for i in threads.parts(shape, BLOCK)])  # type: ignore[misc]
+    elif a.shape == b.shape:
         for_blocks(lambda x, z, out: function(x, z, out=out), a, b, y)
     else:
-        rows, out, repeated = a.reshape(-1, *b.shape), y.reshape(-1, *b.shape), b
-        threads.for_rows(len(rows), block_rows(len(rows), b.size), lambda r: function(rows[r], repeated, out=out[r]))
+        rows, out = a.reshape(-1, *b.shape), y.reshape(-1, *b.shape)
+        threads.for_rows(len(rows), block_rows(len(rows), b.size), lambda r: function(rows[r], b, out=out[r]))
     return y
 
 
 def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
     """a + b."""
-    return _binary("add", np.add, a, b)
+    return binary("add", np.add, a, b)
 
 
 def add_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
@@ -8025,12 +8887,13 @@ register("add", add, add_backward, "a b")
 
 def mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
     """a * b."""
-    return _binary("mul", np.multiply, a, b)
+    return binary("mul", np.multiply, a, b)
 
 
 def mul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
     """dy * b, dy * a, summed over broadcast axes."""
-    return unbroadcast(_binary("mul", np.multiply, dy, b), a.shape), unbroadcast(dy * a, b.shape)
+    da, db = binary("mul", np.multiply, dy, b), binary("mul", np.multiply, dy, a)
+    return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
 
 
 register("mul", mul, mul_backward, "a b", reads=(0, 1))
@@ -8055,7 +8918,9 @@ register("scale", scale, scale_backward, "x")
 
 def ones_like(x: np.ndarray) -> np.ndarray:
     """Ones of the shape of x."""
-    return np.ones(x.shape, x.dtype)
+    y = buffers.empty(x.shape, x.dtype)
+    for_blocks(lambda out: out.fill(1), y)
+    return y
 
 
 def zeros_like(x: np.ndarray) -> np.ndarray:
@@ -8078,7 +8943,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import threads
+from .. import limits, threads
 from ..errors import InvalidParameter
 from . import buffers
 from .elementwise import block_rows
@@ -8092,6 +8957,11 @@ Grads = tuple[np.ndarray | None, ...]
 def checked_ids(op: str, ids: Any, limit: int) -> np.ndarray:
     """`ids` as integers; 22023 when one is not in 0 .. limit - 1."""
     array = np.asarray(ids)
+    if array.ndim >= limits.MOST_DIMENSIONS:
+        raise InvalidParameter(
+            f"{op}: ids of {array.ndim} dimensions; the most is {limits.MOST_DIMENSIONS - 1}",
+            hint="ids are a list of token numbers, or a list of such lists.",
+        )
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise InvalidParameter(f"{op}: ids must be integers, not {array.dtype}", hint="ids are token numbers from 0.")
     array = array.astype(np.int64, copy=False)
@@ -8109,7 +8979,12 @@ def embedding(table: np.ndarray | Table, *, ids: Any) -> np.ndarray:  # [V, D] -
     if isinstance(table, Table):
         return table.take(index)
     y = buffers.empty((*index.shape, table.shape[1]), table.dtype)
-    np.take(table, index, axis=0, out=y, mode="clip")
+    flat, out = index.reshape(-1), y.reshape(-1, table.shape[1])
+
+    def take(r: slice) -> None:
+        np.take(table, flat[r], axis=0, out=out[r], mode="clip")
+
+    threads.for_rows(len(flat), block_rows(len(flat), table.shape[1]), take)
     return y
 
 
@@ -8155,16 +9030,21 @@ Weights keep the checkpoint's (in, out) orientation: y = x @ w + b.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from .. import threads
 from . import buffers, panels
 from .activations import gelu, gelu_backward
 from .elementwise import unbroadcast
 from .op import Sink, misfit, register
 from .panels import Panels, Table
-from .products import as_rows, column_sums, gradient_buffer, product, product_tasks, run_all
+from .products import as_rows, column_sums, gradient_buffer, least_pieces, product, product_tasks, run_all
+
+MOST_MATRICES = 1 << 17  # multiplied in one call, however small
 
 Grads = tuple[np.ndarray | None, ...]
 
@@ -8176,9 +9056,27 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n
     if b.ndim == 2:
         return product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
     try:
-        return np.matmul(a, b)
+        return _stacked(a, b)
     except ValueError:
         raise misfit("matmul", "leading dimensions broadcast", a=a.shape, b=b.shape) from None
+
+
+def _stacked(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
+    """a @ b, a few of the matrices at a time where all would take long, or one in pieces. ValueError when a and b do not fit."""
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    m, k, n = *a.shape[-2:], b.shape[-1]
+    count = prod(lead)
+    pieces = max(least_pieces(m * count, k, n), least_pieces(m, k, n * count), -(-count // MOST_MATRICES))
+    if pieces <= 1:
+        return np.matmul(a, b)
+    x, z = np.broadcast_to(a, (*lead, m, k)), np.broadcast_to(b, (*lead, k, n))
+    y = buffers.empty((*lead, m, n), np.result_type(a, b))
+    for i in threads.parts(lead, max(1, count // pieces)):
+        if x[i].ndim == 2 or x[i].size == m * k:
+            product(x[i].reshape(m, k), z[i].reshape(k, n), y[i].reshape(m, n))
+        else:
+            threads.run([partial(np.matmul, x[i], z[i], out=y[i])])
+    return y
 
 
 def matmul_backward(
@@ -8194,7 +9092,7 @@ def matmul_backward(
             product_tasks(as_rows(a).T, rows, db, paired=True),
         )
         return da, db
-    da, db = np.matmul(dy, b.swapaxes(-1, -2)), np.matmul(a.swapaxes(-1, -2), dy)
+    da, db = _stacked(dy, b.swapaxes(-1, -2)), _stacked(a.swapaxes(-1, -2), dy)
     return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
 
 
@@ -8314,15 +9212,15 @@ from . import buffers
 from .activations import softmax
 from .attend import LEAST, MOST
 from .blas import add_product
-from .elementwise import BLOCK
+from .elementwise import BLOCK, block_rows, for_blocks
 from .embedding import add_rows, checked_ids
-from .op import Sink, misfit, register
-from .products import column_sums, gradient_buffer, run_all
+from .op import Sink, check_row, misfit, register
+from .products import column_sums, gradient_buffer
 
 Grads = tuple[np.ndarray | None, ...]
 
 GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
-LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices between looks for an interrupt
+LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices at a time, each with memory of its own for its part of dx
 
 
 def _targets(op: str, target: Any, n_rows: int, vocab: int) -> np.ndarray:
@@ -8338,10 +9236,17 @@ def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] 
     if not logits.ndim:
         raise misfit("cross_entropy", "logits are [.., V]", logits=logits.shape)
     rows = logits.reshape(-1, logits.shape[-1])
+    check_row("cross_entropy", rows.shape[-1])
     classes = _targets("cross_entropy", target, *rows.shape)
-    top = rows.max(axis=-1)
-    total = np.exp(rows - top[:, None]).sum(axis=-1, dtype=np.float64)
-    losses = np.log(total) + top - rows[np.arange(len(rows)), classes]
+    losses = np.empty(len(rows))
+
+    def block(r: slice) -> None:
+        z = rows[r]
+        top = z.max(axis=-1)
+        total = np.exp(z - top[:, None]).sum(axis=-1, dtype=np.float64)
+        losses[r] = np.log(total) + top - z[np.arange(len(z)), classes[r]]
+
+    threads.for_rows(len(rows), block_rows(*rows.shape), block)
     return np.asarray(losses.mean(dtype=np.float64), logits.dtype)
 
 
@@ -8352,7 +9257,8 @@ def cross_entropy_backward(
     dlogits = softmax(logits)
     rows = dlogits.reshape(-1, logits.shape[-1])
     rows[np.arange(len(rows)), _targets("cross_entropy", target, *rows.shape)] -= 1.0
-    dlogits *= logits.dtype.type(float(dy) / len(rows))
+    factor = logits.dtype.type(float(dy) / len(rows))
+    for_blocks(lambda d: np.multiply(d, factor, out=d), dlogits)
     return (dlogits,)
 
 
@@ -8394,7 +9300,9 @@ class _Group:
             self.total = self.sums.sum(axis=0)
 
     def _each_slice(self, *works: Callable[[int], object]) -> None:
-        run_all([lambda i=i: [work(i) for work in works] for i in range(len(self.slices))], at_once=TURN)  # type: ignore[misc]
+        tasks = [lambda i=i: [work(i) for work in works] for i in range(len(self.slices))]
+        for turn in threads.pieces(len(tasks), TURN):
+            threads.run(tasks[turn])
 
     def _project(self, i: int) -> None:
         z, part = self.exps[i], self.slices[i]
@@ -8508,14 +9416,19 @@ import numpy as np
 from .. import threads
 from . import buffers
 from .elementwise import block_rows, contiguous
-from .op import misfit, register
+from .op import check_row, misfit, register
 
 Grads = tuple[np.ndarray | None, ...]
+KEPT = 1 << 16  # the longest vector that is kept for the next call
+
+
+def _mean_of(n: int, dtype: np.dtype) -> np.ndarray:
+    """[n, 1]: 1 / n."""
+    return _kept_mean_of(n, dtype) if n <= KEPT else _kept_mean_of.__wrapped__(n, dtype)
 
 
 @lru_cache(maxsize=16)
-def _mean_of(n: int, dtype: np.dtype) -> np.ndarray:
-    """[n, 1]: 1 / n."""
+def _kept_mean_of(n: int, dtype: np.dtype) -> np.ndarray:
     return np.full((n, 1), 1.0 / n, dtype)
 
 
@@ -8526,6 +9439,7 @@ def layernorm(
     if not x.ndim or gamma.shape != x.shape[-1:] or beta.shape != gamma.shape:
         raise misfit("layernorm", "x is [.., n], gamma and beta are [n]", x=x.shape, gamma=gamma.shape, beta=beta.shape)
     n = x.shape[-1]
+    check_row("layernorm", n)
     rows = contiguous(x).reshape(-1, n)
     y = buffers.empty(x.shape, x.dtype)
     out = y.reshape(-1, n)
@@ -8612,6 +9526,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import limits
 from ..errors import InvalidParameter, UndefinedObject
 
 Shape = tuple[int, ...]
@@ -8719,6 +9634,15 @@ def misfit(op: str, rule: str, **shapes: Shape) -> InvalidParameter:
     """The error for shapes that do not fit: names the op, the shapes, and the rule as hint."""
     described = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
     return InvalidParameter(f"{op}: shapes do not fit: {described}", hint=f"Rule: {rule}.")
+
+
+def check_row(op: str, n: int) -> None:
+    """22023 when rows of n values are longer than an op takes that works on whole rows."""
+    if n > limits.MOST_ROW:
+        raise InvalidParameter(
+            f"{op}: a row of {n} values; the most is {limits.MOST_ROW}",
+            hint="Give the length of a row, or shorter rows.",
+        )
 
 
 def normal_axis(op: str, axis: int, ndim: int) -> int:
@@ -8987,17 +9911,19 @@ The cut depends on the shapes alone, so the bits of a product do not depend on t
 """
 
 from collections.abc import Callable, Sequence
+from math import ceil
 
 import numpy as np
 
-from .. import host, threads
+from .. import threads
 from . import buffers
 from .blas import add_product
 from .op import Sink
 
 PIECE_FLOPS = 2.5e9  # about 10 ms of one core: BLAS packs its operands again for each piece, which costs 10 % at 2 ms
 LEAST_FLOPS = 5e6  # a smaller piece costs more to hand over than it saves
-MOST_PIECES = 32
+MOST_PIECES = 32  # unless a piece then takes longer than a session may be deaf:
+LONGEST_FLOPS, LONGEST_RESULT, LONGEST_OPERAND = 1e10, 1 << 23, 1 << 25  # of a piece
 FEW_ROWS = 32  # below: BLAS has faster ways than sgemm, which np.matmul knows
 
 
@@ -9023,7 +9949,7 @@ def product_tasks(
     `paired`: another product of the same size runs beside it, so that two cores have work with each one whole.
     """
     (m, k), n = a.shape, b.shape[1]
-    count = _n_pieces(2.0 * m * k * n, 1 if paired else 2)
+    count = max(_n_pieces(2.0 * m * k * n, 1 if paired else 2), least_pieces(m, k, n))
     if m > n:
         rows = threads.pieces(m, _size(m, count))
         return [lambda r=r: _piece(a[r], b, out[r], bias, accumulate) for r in rows]  # type: ignore[misc]
@@ -9046,6 +9972,12 @@ def _piece(a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | Non
         out += bias
 
 
+def least_pieces(m: int, k: int, n: int) -> int:
+    """Into how many pieces a product is cut at least, so that none takes 100 ms."""
+    bounds = (2.0 * m * k * n / LONGEST_FLOPS, m * n / LONGEST_RESULT, max(m, n) * k / LONGEST_OPERAND)
+    return ceil(max(bounds))
+
+
 def _n_pieces(flops: float, least: int) -> int:
     if flops < 2 * LEAST_FLOPS:
         return 1
@@ -9065,13 +9997,9 @@ def gradient_buffer(sink: Sink | None, shape: tuple[int, ...], dtype: np.dtype) 
     return sink.array.reshape(shape), filled
 
 
-def run_all(*groups: Sequence[Callable[[], object]], at_once: int = 16) -> None:
-    """Run the tasks of all groups on all cores, looking for an interrupt after every `at_once` of them."""
-    tasks = [task for group in groups for task in group]
-    for turn in threads.pieces(len(tasks), at_once):
-        if turn.start:
-            host.check_interrupts()
-        threads.run(tasks[turn])
+def run_all(*groups: Sequence[Callable[[], object]]) -> None:
+    """Run the tasks of all groups on all cores."""
+    threads.run([task for group in groups for task in group])
 
 
 def column_sums(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -9086,11 +10014,14 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.shapes', $pg_gpt2_source$"""Ops that move or add up values: transpose, reshape, slice, concat, sum, mean. Forward results may be views."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
+from .. import limits
 from ..errors import InvalidParameter
+from .elementwise import binary, copied, copy_into, sum_over
 from .op import misfit, normal_axis, register
 
 Grads = tuple[np.ndarray | None, ...]
@@ -9125,6 +10056,8 @@ register("transpose", transpose, transpose_backward, "x")
 
 def reshape(x: np.ndarray, *, shape: Sequence[int]) -> np.ndarray:
     """The values of x in row-major order under another shape; one dimension may be -1."""
+    if len(shape) > limits.MOST_DIMENSIONS:
+        raise misfit("reshape", f"there are at most {limits.MOST_DIMENSIONS} dimensions", shape=tuple(shape))
     try:
         return x.reshape(tuple(shape))
     except ValueError:
@@ -9151,7 +10084,7 @@ def slice_backward(
 ) -> Grads:
     """Zero outside the slice."""
     dx = np.zeros(x.shape, dy.dtype)
-    dx[_part(x, axis, start, stop)] = dy
+    copy_into(dx[_part(x, axis, start, stop)], dy)
     return (dx,)
 
 
@@ -9170,11 +10103,16 @@ register("slice", slice_, slice_backward, "x")
 
 def concat(*xs: np.ndarray, axis: int = 0) -> np.ndarray:
     """The inputs one after the other along `axis`."""
-    try:
-        return np.concatenate(xs, axis=normal_axis("concat", axis, xs[0].ndim))
-    except ValueError:
+    lead = (slice(None),) * normal_axis("concat", axis, xs[0].ndim)
+    place = len(lead)
+    if len({(x.ndim, x.shape[:place], x.shape[place + 1 :]) for x in xs}) > 1:
         shapes = {f"x{i}": x.shape for i, x in enumerate(xs)}
-        raise misfit("concat", f"shapes are equal but for axis {axis}", **shapes) from None
+        raise misfit("concat", f"shapes are equal but for axis {axis}", **shapes)
+    ends = list(accumulate(x.shape[place] for x in xs))
+    y = np.empty((*xs[0].shape[:place], ends[-1], *xs[0].shape[place + 1 :]), np.result_type(*xs))
+    for x, end in zip(xs, ends):
+        copy_into(y[(*lead, slice(end - x.shape[place], end))], x)
+    return y
 
 
 def concat_backward(
@@ -9190,7 +10128,10 @@ register("concat", concat, concat_backward, "x", variadic=True)
 
 def sum_(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
     """Sum over `axis`, which disappears; over everything without one."""
-    return np.asarray(x.sum(axis=None if axis is None else normal_axis("sum", axis, x.ndim)))
+    if axis is None:
+        return np.asarray(x.sum())
+    place = normal_axis("sum", axis, x.ndim)
+    return sum_over(x, (place,)).reshape((*x.shape[:place], *x.shape[place + 1 :]))
 
 
 def sum_backward(
@@ -9198,7 +10139,7 @@ def sum_backward(
 ) -> Grads:
     """dy for every value that was added."""
     kept = dy if axis is None else np.expand_dims(dy, normal_axis("sum", axis, x.ndim))
-    return (np.array(np.broadcast_to(kept, x.shape), order="C"),)
+    return (copied(np.broadcast_to(kept, x.shape)),)
 
 
 register("sum", sum_, sum_backward, "x")
@@ -9213,7 +10154,8 @@ def mean_backward(
     dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None, saved: Any = None, sinks: Any = ()
 ) -> Grads:
     """dy / n for every value."""
-    return sum_backward(np.asarray(dy / dy.dtype.type(_count(x, axis))), None, x, axis=axis)
+    share = binary("mean", np.divide, dy, np.asarray(_count(x, axis), dy.dtype))
+    return sum_backward(share, None, x, axis=axis)
 
 
 def _count(x: np.ndarray, axis: int | None) -> int:
@@ -9232,7 +10174,7 @@ import os
 import re
 from math import ceil
 
-from . import db, host, threads
+from . import cgroups, db, host, threads
 from .errors import InvalidParameter, OutOfMemory
 from .ops import CHUNK, buffers
 
@@ -9247,7 +10189,7 @@ def spare() -> None:
 def cores() -> int:
     """Cores that this process may use: those it is bound to, within the quota of its container or service."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = threads.cpu_quota()
+    quota = cgroups.cpu_quota()
     return bound if quota is None else max(1, min(bound, ceil(quota)))
 
 
@@ -9279,7 +10221,7 @@ def _integer(name: str, default: int) -> int:
 
 
 def memory_limit() -> int:
-    """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of the machine."""
+    """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of all."""
     row = db.row(
         "SELECT nullif(current_setting('pg_gpt2.max_memory', true), '') AS setting,"
         " (SELECT value FROM {schema}.llm_limit WHERE name = 'max_memory') AS cap"
@@ -9287,7 +10229,13 @@ def memory_limit() -> int:
     setting, cap = (row or {})["setting"], (row or {})["cap"]
     limits = [_bytes("pg_gpt2.max_memory", setting)] if setting else []
     limits += [_bytes("max_memory in llm_limit", cap)] if cap else []
-    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+    return min(limits) if limits else _memory() * 3 // 4
+
+
+def _memory() -> int:
+    """Bytes of the machine, or of our control group where that may use fewer."""
+    machine, group = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cgroups.memory_limit()
+    return machine if group is None else min(machine, group)
 
 
 def _bytes(name: str, text: str) -> int:
@@ -9321,13 +10269,15 @@ def require_memory(wanted: int, purpose: str) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that the kernel can give without swapping, where it says so."""
+    """Bytes that the kernel can give without swapping, of the machine and of our control group; None where it does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) << 10
+        machine = int(fields["MemAvailable"].split()[0]) << 10
     except (OSError, KeyError, ValueError):
-        return None
+        return cgroups.memory_left()
+    group = cgroups.memory_left()
+    return machine if group is None else min(machine, group)
 
 
 def megabytes(count: int) -> str:
@@ -9337,7 +10287,7 @@ def megabytes(count: int) -> str:
 
 def release_memory() -> None:
     """Give what is free back to the system: buffers, and what the C library keeps of the pieces of a model's arrays."""
-    buffers.kept.clear()
+    buffers.forget()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)
@@ -9396,7 +10346,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypeGuard
 
-BARS = "▁▂▃▄▅▆▇█"
+BARS = "".join(map(chr, range(0x2581, 0x2589)))  # from an eighth of a line to a full one
 GAP = " "
 
 
@@ -9438,7 +10388,7 @@ keeps the manifest, with the SHA-256 of every block: a file that is incomplete, 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import prod
@@ -9450,10 +10400,15 @@ from .. import db, host
 from ..config import GPT2Config
 from ..errors import InconsistentData, InvalidParameter
 from ..formats import NpzReader, SafetensorsReader, TensorReader, hub_metadata, hub_name, write_npz, write_safetensors
+from ..formats.checkpoint import FIELDS
+from ..formats.source import shown
 from ..tensor import FLOAT32, to_bytes
 from . import server_files, store
 
 KINDS = ("data", "m", "v")
+DIGEST_BYTES = 32
+MOST_BLOCK_BYTES = 1 << 30  # what PostgreSQL can hold in a value
+PIECE_BYTES = 16 << 20  # hashed between two looks for a cancel
 MOST_UNUSUAL = 60_000  # bytes; the comment of a zip file, which has the metadata of .npz, ends at 65,535
 
 
@@ -9468,6 +10423,24 @@ class Part:
     data: bytes
     m: bytes | None
     v: bytes | None
+
+    def __post_init__(self) -> None:
+        """22000 unless a row of llm_param can be such a block: rows and manifests are read that anybody may have changed."""
+        digests = (self.data, *(digest for digest in (self.m, self.v) if digest is not None))
+        if not (
+            isinstance(self.name, str)
+            and _is_count(self.token_id, 1 << 31)
+            and _is_count(self.step, 1 << 63)
+            and isinstance(self.shape, list)
+            and len(self.shape) in (1, 2)
+            and all(_is_count(size, 1 << 31) and size for size in self.shape)
+            and 4 * prod(self.shape) < MOST_BLOCK_BYTES
+            and all(isinstance(digest, bytes) and len(digest) == DIGEST_BYTES for digest in digests)
+        ):
+            raise InconsistentData(
+                f"block {shown(self.token_id)} of tensor {shown(self.name)} has a shape, a step or digests that none can have",
+                hint="Rows of llm_param or of a checkpoint were changed by hand, or a file was. Load another checkpoint.",
+            )
 
     def digest(self, kind: str) -> bytes | None:
         """Digest of "data", "m" or "v"."""
@@ -9486,6 +10459,30 @@ class Part:
     def from_json(cls, values: list[Any]) -> "Part":
         """Back from a manifest."""
         return cls(*values[:4], *(digest and bytes.fromhex(digest) for digest in values[4:]))
+
+
+def _is_count(value: object, end: int) -> bool:
+    return type(value) is int and 0 <= value < end
+
+
+def sha256(data: bytes) -> bytes:
+    """The digest of a block, in pieces: of a gigabyte it takes seconds, and can be interrupted."""
+    digest, view = hashlib.sha256(), memoryview(data)
+    for start in range(0, len(data), PIECE_BYTES):
+        digest.update(view[start : start + PIECE_BYTES])
+        host.check_interrupts()
+    return digest.digest()
+
+
+def misfit(config: GPT2Config, parts: Iterable[Part]) -> str | None:
+    """The first tensor whose blocks do not cover exactly what `config` says of it; None when all do."""
+    shapes = config.param_shapes()
+    rows = dict.fromkeys(shapes, 0)
+    for part in parts:
+        if part.name not in rows or tuple(part.shape[1:]) != shapes[part.name][1:] or part.token_id != rows[part.name]:
+            return part.name
+        rows[part.name] += part.shape[0]
+    return next((name for name, shape in shapes.items() if rows[name] != shape[0]), None)
 
 
 def require_suffix(path: str) -> None:
@@ -9566,13 +10563,9 @@ def _moments(parts: Sequence[Part]) -> str:
 
 def _file_shapes(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, tuple[int, ...]]:
     """Names in the file -> shapes, in file order; moments that are null throughout are left out."""
-    names = sorted(config.param_shapes())
-    return {
-        tensor_name(kind, name): config.param_shapes()[name]
-        for kind in KINDS
-        for name in names
-        if any(part.name == name and part.digest(kind) for part in manifest)
-    }
+    present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind) is not None}
+    shapes = sorted(config.param_shapes().items())
+    return {tensor_name(kind, name): shape for kind in KINDS for name, shape in shapes if (kind, name) in present}
 
 
 def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iterator[np.ndarray]]:
@@ -9594,7 +10587,7 @@ def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iter
         (kind, name), found = next(tensors, (("", ""), iter(())))
         for row in found:
             part = digests.get((name, row["token_id"]))
-            digest = row["bytes"] and hashlib.sha256(row["bytes"]).digest()
+            digest = row["bytes"] and sha256(row["bytes"])
             if tensor_name(kind, name) != wanted or part is None or digest != part.digest(kind):
                 raise InconsistentData(
                     f'tensor "{name}" of model "{model}" was changed while it was saved', hint="Save it again."
@@ -9616,7 +10609,8 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
         reader: TensorReader = NpzReader(file, most) if path.endswith(".npz") else SafetensorsReader(file)
         wanted = _file_shapes(config, manifest)
         found = {name: reader.shape(name) for name in reader.names()}
-        if reader.metadata.get("pg_gpt2.sha256") != manifest_digest(manifest) or found != wanted:
+        same = reader.metadata.get("pg_gpt2.sha256") == manifest_digest(manifest) and found == wanted
+        if not same or not _says(reader.metadata, config) or misfit(config, manifest) is not None:
             raise InconsistentData(
                 f'"{path}" is not the file that was written as checkpoint {checkpoint_id}',
                 hint="Put the original file back; llm_checkpoint_drop forgets the checkpoint.",
@@ -9625,6 +10619,12 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
     except Exception:
         file.close()
         raise
+
+
+def _says(metadata: Mapping[str, str], config: GPT2Config) -> bool:
+    """Whether what a file says of the configuration, in its own words and in those of an import, is this one."""
+    said = {name: metadata[name] for name in FIELDS if name in metadata}
+    return said == hub_metadata(config) and metadata.get("pg_gpt2.config") == json.dumps(asdict(config))
 
 
 def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
@@ -9636,11 +10636,11 @@ def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
         metadata = reader.metadata
         try:
             config = GPT2Config(**json.loads(metadata["pg_gpt2.config"]))
-            if 4 * config.n_params() > size or not isinstance(config.eos_token_id, int | None):
+            if 4 * config.n_params() > size or not _says(metadata, config):
                 raise ValueError
             model, step, digest = metadata["pg_gpt2.model"], int(metadata["pg_gpt2.step"]), metadata["pg_gpt2.sha256"]
             manifest = _manifest(reader, config, step, json.loads(metadata["pg_gpt2.blocks"]))
-        except (KeyError, TypeError, ValueError, AttributeError, InvalidParameter):
+        except (KeyError, TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
             raise InconsistentData(
                 f'"{path}" is not a checkpoint that llm_checkpoint_save wrote, or is damaged',
                 hint="pg_llm_import_safetensors and pg_llm_import_npz read the weights of other files.",
@@ -9673,7 +10673,7 @@ def _manifest(reader: TensorReader, config: GPT2Config, step: int, unusual: dict
             for first, rows, _, moments in blocks:
                 if kind == "data" or kind in moments:
                     data = to_bytes(reader.rows(tensor_name(kind, name), first, first + rows))
-                    digests[name, first, kind] = hashlib.sha256(data).digest()
+                    digests[name, first, kind] = sha256(data)
                 host.check_interrupts()
     return [
         Part(
@@ -9690,7 +10690,7 @@ def read_block(reader: TensorReader, part: Part, kind: str, checkpoint_id: int) 
     if part.digest(kind) is None:
         return None
     data = to_bytes(reader.rows(tensor_name(kind, part.name), part.token_id, part.token_id + part.shape[0]))
-    if hashlib.sha256(data).digest() != part.digest(kind):
+    if sha256(data) != part.digest(kind):
         raise damaged(checkpoint_id, part.name, part.token_id, "in llm_checkpoint.manifest")
     return data
 
@@ -9718,11 +10718,13 @@ def _batches(
         host.check_interrupts()
         if data is None:
             continue
-        batch.append((part, data))
-        held += len(data)
-        if held >= store.FLUSH_BYTES:
+        if (
+            batch and held + len(data) > store.FLUSH_BYTES
+        ):  # a large block is a statement of its own: a value ends at 1 GiB
             yield batch
             batch, held = [], 0
+        batch.append((part, data))
+        held += len(data)
     if batch:
         yield batch
 
@@ -9759,16 +10761,14 @@ Python. A block is stored under its SHA-256 and compared with it when it is load
 sql/checkpoints.sql.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from .. import db
 from ..config import GPT2Config
 from ..errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
-from . import checkpoint_files, sharing, store
+from . import checkpoint_files, server_files, sharing, store
 from .checkpoint_files import Part
 
 # The run that last changed a model: the latest one that began after the latest load, else that of what was loaded.
@@ -9860,22 +10860,12 @@ def current_parts(model: str) -> list[Part]:
 
 def check_layout(model: str, config: GPT2Config, found: Iterable[Part]) -> None:
     """22000 unless the blocks cover exactly the tensors of `config`: only what can be loaded is saved."""
-    rows = dict.fromkeys(config.param_shapes(), 0)
-    for part in found:
-        wanted = config.param_shapes().get(part.name, ())
-        if tuple(part.shape[1:]) != wanted[1:] or part.token_id != rows.get(part.name):
-            raise _layout_error(model, part.name)
-        rows[part.name] += part.shape[0]
-    for name, shape in config.param_shapes().items():
-        if rows[name] != shape[0]:
-            raise _layout_error(model, name)
-
-
-def _layout_error(model: str, name: str) -> InconsistentData:
-    return InconsistentData(
-        f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
-        hint="Import the model again, or llm_checkpoint_load an earlier state.",
-    )
+    name = checkpoint_files.misfit(config, found)
+    if name is not None:
+        raise InconsistentData(
+            f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
+            hint="Import the model again, or llm_checkpoint_load an earlier state.",
+        )
 
 
 def blocks(saved: Checkpoint) -> Iterator[tuple[str, Part, bytes]]:
@@ -9906,7 +10896,7 @@ def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, by
         saved.id,
     ):
         part = found[row["name"], row["token_id"]]
-        if row["data"] is None or hashlib.sha256(row["data"]).digest() != part.digest(kind):
+        if row["data"] is None or checkpoint_files.sha256(row["data"]) != part.digest(kind):
             raise checkpoint_files.damaged(saved.id, part.name, part.token_id, "in llm_checkpoint_blob")
         yield kind, part, row["data"]
 
@@ -9941,7 +10931,7 @@ def save(model: str, note: str) -> int:
                 UNION ALL SELECT v_digest, v FROM state WHERE v IS NOT NULL
             ) AS block (digest, data)
             ORDER BY digest -- of those who insert the same blocks, one waits for the other
-            ON CONFLICT (digest) DO NOTHING
+            ON CONFLICT DO NOTHING -- naming the column would need the right to see what is there, which a policy may deny
         ), parts AS (
             INSERT INTO {{schema}}.llm_checkpoint_part (checkpoint_id, name, token_id, shape, step, data, m, v)
             SELECT new.id, name, token_id, shape, step, data_digest, m_digest, v_digest FROM state, new
@@ -9960,8 +10950,7 @@ def save(model: str, note: str) -> int:
 
 def save_file(model: str, note: str, path: str) -> int:
     """The state of `model` into a file of the server; the id."""
-    checkpoint_files.require_suffix(path)
-    real = _new_path(path)
+    real = _new_path(server_files.to_write(path))
     config = store.config(model)
     manifest = current_parts(model)
     if not manifest:
@@ -9980,15 +10969,14 @@ def save_file(model: str, note: str, path: str) -> int:
         json.dumps([part.to_json() for part in manifest]),
     )
     saved = find((row or {})["id"])
-    checkpoint_files.write(path, saved.id, model, config, manifest)
+    checkpoint_files.write(real, saved.id, model, config, manifest)
     return saved.id
 
 
 def attach(path: str, model: str | None) -> int:
     """The checkpoint in a file that another database wrote, or that this one has forgotten, as one of `model`; the id."""
-    checkpoint_files.require_suffix(path)
-    real = _new_path(path)
-    name, config, manifest = checkpoint_files.survey(path)
+    real = _new_path(server_files.to_read(path))
+    name, config, manifest = checkpoint_files.survey(real)
     store.require_name(name if model is None else model)
     row = db.row(
         "INSERT INTO {schema}.llm_checkpoint (model, step, note, n_params, bytes, config, file_path, manifest)"
@@ -10001,12 +10989,12 @@ def attach(path: str, model: str | None) -> int:
     return (row or {})["id"]
 
 
-def _new_path(path: str) -> str:
-    """The path after links are resolved; 42710 when a checkpoint is there."""
-    real = os.path.realpath(path)
+def _new_path(real: str) -> str:
+    """A path whose links are resolved; 22023 when its name says no format, 42710 when a checkpoint is there."""
+    checkpoint_files.require_suffix(real)
     if db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE file_path = $1", ["text"], real):
         raise DuplicateObject(
-            f'"{path}" already holds a checkpoint', hint="Choose another path, or llm_checkpoint_drop that one first."
+            f'"{real}" already holds a checkpoint', hint="Choose another path, or llm_checkpoint_drop that one first."
         )
     return real
 
@@ -10024,6 +11012,11 @@ def load(model: str, checkpoint_id: int) -> Checkpoint:
 
 def restore(saved: Checkpoint, model: str) -> None:
     """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved."""
+    if saved.manifest is None and (name := checkpoint_files.misfit(saved.config, parts(saved))) is not None:
+        raise InconsistentData(
+            f'checkpoint {saved.id} is damaged: the blocks of tensor "{name}" are not those of a model of its configuration',
+            hint="Rows of llm_checkpoint or llm_checkpoint_part were changed by hand. Load another checkpoint.",
+        )
     sharing.forget(model)
     if store.find_config(model) != saved.config:
         store.register(model, saved.config)
@@ -10098,10 +11091,17 @@ def drop_all(model: str) -> int:
 
 
 def sweep() -> None:
-    """Delete what no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved."""
-    isolation = db.row("SELECT current_setting('transaction_isolation') AS level")
-    if (isolation or {})["level"] not in ("read committed", "read uncommitted"):
-        return  # an older snapshot misses the latest; the next drop will do it
+    """Delete what no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved.
+
+    An older snapshot misses the latest, and a policy may hide any: then the next drop will do it.
+    """
+    sees_all = db.row(
+        "SELECT FROM unnest(ARRAY['{schema}.llm_checkpoint', '{schema}.llm_checkpoint_part']::regclass[]) AS t"
+        " HAVING current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')"
+        " AND NOT bool_or(row_security_active(t))"
+    )
+    if sees_all is None:
+        return
     db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN SHARE ROW EXCLUSIVE MODE")
     db.run(
         "DELETE FROM {schema}.llm_checkpoint_part AS p"
@@ -10124,6 +11124,40 @@ def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
         *(model, keep_last, keep_every),
     )
     return [row["id"] for row in rows]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.checksum', $pg_gpt2_source$"""Checksums at nearly the speed of memory, some seven times SHA-256's: they tell damage and changes, not forgeries.
+
+Words of 8 bytes are added up, 512 at a time, and the sums are hashed with what is left over. A change within one word always
+shows; one that the sum of its 4 kB does not tell, such as two words that change places there, does not.
+"""
+
+import hashlib
+
+import numpy as np
+
+RUN = 512  # words that one sum is of
+RUN_BYTES = 8 * RUN
+SIZE = 16
+
+
+class Checksum:
+    """Of data that come in pieces; each but the last is a multiple of RUN_BYTES."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=SIZE)
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take the next piece."""
+        whole = len(data) // RUN_BYTES
+        if whole:
+            self._hash.update(
+                np.add.reduce(np.frombuffer(data, np.uint64, whole * RUN).reshape(whole, RUN), axis=1).data
+            )
+        self._hash.update(data[whole * RUN_BYTES :])
+
+    def digest(self) -> bytes:
+        """SIZE bytes."""
+        return self._hash.digest()
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.layout', $pg_gpt2_source$"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or matrices in panels where that pays.
 
@@ -10247,7 +11281,6 @@ target, which is renamed when it is complete: a failure leaves what was there.
 """
 
 import contextlib
-import errno
 import io
 import os
 import re
@@ -10258,15 +11291,9 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from .. import db, threads
-from ..errors import (
-    DiskFull,
-    FileAccessError,
-    InsufficientPrivilege,
-    InvalidParameter,
-    MalformedData,
-    NullNotAllowed,
-    UndefinedFile,
-)
+from ..errors import FileAccessError, InsufficientPrivilege, InvalidParameter, MalformedData, NullNotAllowed, of_system
+from ..formats.source import ServerFile
+from ..limits import MOST_PATH
 
 SYNC_BYTES = 16 << 20
 TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by the process's number
@@ -10274,7 +11301,7 @@ TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by 
 
 def open_to_read(path: str | None) -> BinaryIO:
     """An open regular file; 42501, 58P01 or 58030 when that may not or cannot be."""
-    real = _allowed(path, "pg_read_server_files", "read")
+    real = to_read(path)
     try:
         handle = os.open(
             real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -10282,9 +11309,9 @@ def open_to_read(path: str | None) -> BinaryIO:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
             raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
-        return open(handle, "rb")
+        return io.BufferedReader(ServerFile(handle, path or ""))
     except OSError as error:
-        raise _file_error(path, error) from None
+        raise of_system(error, f'"{_culprit(real, error)}"') from None
 
 
 def read(path: str | None, limit: int) -> bytes:
@@ -10298,11 +11325,10 @@ def read(path: str | None, limit: int) -> bytes:
 
 def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
     """Let `fill` write the file `path`, which appears when it is complete; its size."""
-    real = _allowed(path, "pg_write_server_files", "write")
+    real = to_write(path)
     temporary = None
     try:
-        _remove_left_over(os.path.dirname(real))
-        handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=os.path.dirname(real))
+        handle, temporary = _new_file(os.path.dirname(real))
         with io.BufferedWriter(_Synced(handle, "wb")) as file:
             fill(file)
             file.flush()
@@ -10313,7 +11339,7 @@ def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
         temporary = None
         return size
     except OSError as error:
-        raise _file_error(path, error) from None
+        raise of_system(error, f'"{_culprit(real, error)}"') from None
     finally:
         if temporary is not None:
             _freeing_later(temporary, partial(os.unlink, temporary))
@@ -10330,7 +11356,11 @@ def _freeing_later(path: str, remove: Callable[[], object]) -> None:
     try:
         remove()
     finally:
-        threads.start(partial(os.close, handle), "pg_gpt2-close")
+        close = partial(os.close, handle)
+        try:
+            threads.start(close, "pg_gpt2-close")
+        except RuntimeError:  # the system allows no more threads
+            close()
 
 
 class _Synced(io.FileIO):
@@ -10360,15 +11390,28 @@ def _remove_left_over(folder: str) -> None:
                 pass
 
 
+def to_read(path: str | None) -> str:
+    """Where `path` leads, links resolved; 42501, before anything is looked at, unless the caller may read files of the server."""
+    return _allowed(path, "pg_read_server_files", "read")
+
+
+def to_write(path: str | None) -> str:
+    """The same for who would write there."""
+    return _allowed(path, "pg_write_server_files", "write")
+
+
 def _allowed(path: str | None, role: str, verb: str) -> str:
-    """The path after links are resolved, when the caller may use it."""
-    if path is None:
-        raise NullNotAllowed("path must not be null", hint="Give an absolute path on the server.")
     row = db.row("SELECT pg_has_role(current_user, $1, 'USAGE') AS allowed", ["text"], role)
     if not (row or {})["allowed"]:
         raise InsufficientPrivilege(
             f"permission denied to {verb} files on the server",
             hint=f"Only members of {role} may; the programs in loaders/ do the same as a client.",
+        )
+    if path is None:
+        raise NullNotAllowed("path must not be null", hint="Give an absolute path on the server.")
+    if (length := len(os.fsencode(path))) >= MOST_PATH:
+        raise InvalidParameter(
+            f"a path of {length} bytes is longer than {MOST_PATH - 1}", hint="Give the path of a file on the server."
         )
     if not os.path.isabs(path):
         raise InvalidParameter(
@@ -10377,18 +11420,21 @@ def _allowed(path: str | None, role: str, verb: str) -> str:
     return os.path.realpath(path)
 
 
-def _file_error(path: str | None, error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DiskFull(f'cannot write "{path}": {error.strerror}', hint="Make room there, or choose another place.")
+def _new_file(folder: str) -> tuple[int, str]:
+    """Handle and path of a temporary file in `folder`, which an error names: the file is not there yet in any case."""
+    try:
+        _remove_left_over(folder)
+        return tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder)
+    except OSError as error:
+        raise of_system(error, f'"{_culprit(folder, error)}"') from None
+
+
+def _culprit(path: str, error: OSError) -> str:
+    """What `error` is about: where `path` leads nowhere, the first directory on the way that is none."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return UndefinedFile(
-            f'"{path}" does not exist: {error.strerror}',
-            hint="The path is on the server, seen by its operating-system user.",
-        )
-    return FileAccessError(
-        f'cannot open "{path}": {error.strerror}',
-        hint="The path is on the server, and its operating-system user needs access.",
-    )
+        while not os.path.isdir(folder := os.path.dirname(path)):
+            path = folder
+    return path
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.sharing', $pg_gpt2_source$"""Weight sharing: which rows of llm_param stand in for which of another model. Reading resolves them: see store.resolved.
 
@@ -10541,7 +11587,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.store', $pg_gpt2_
 Tables are the truth; what a session holds of them in memory is in `weights`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -10554,11 +11600,12 @@ from ..tensor import to_bytes
 BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
 FLUSH_BYTES = 64 << 20  # a statement's worth of blocks: each statement is a subtransaction, and bytea[] ends at 1 GiB
 DEFAULT_MODEL = "gpt2-small"
+NAMED = 5  # models in a hint
 
 
 def resolved(model: str = "$1") -> str:
     """A table expression: rows of llm_param of `model`, a parameter, with those that it shares in place; source_* say which
-    row each is. The view llm_param_resolved has the same, but would be read with its owner's rights."""
+    row each is. The view llm_param_resolved has the same, without ctid, xmin and cmin."""
     state = "p.shape, p.data, p.grad, p.m, p.v, p.step, p.ctid, p.xmin, p.cmin"
     source = "p.model AS source_model, p.name AS source_name, p.token_id AS source_token_id"
     return (
@@ -10570,12 +11617,41 @@ def resolved(model: str = "$1") -> str:
     )
 
 
+_told: set[str] = set()  # models of which this session knows that they are meant where none is named
+
 RowReader = Callable[[int, int], np.ndarray]
 
 
 def model_name(model: str | None) -> str:
     """`model`, else the setting pg_gpt2.model, else gpt2-small."""
     return model if model is not None else db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
+
+
+def only_model() -> str | None:
+    """The model that is meant where the caller names none, no setting does, and gpt2-small is nothing but a preset: the only
+    one that has weights, where there is one. The session is told once."""
+    if db.setting("model") is not None:
+        return None
+    row = db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], DEFAULT_MODEL)
+    names = _weighted(2)
+    if row is not None or len(names) != 1 or names[0] == DEFAULT_MODEL:
+        return None
+    if names[0] not in _told:
+        _told.add(names[0])
+        db.notice(f'no model is named: "{names[0]}" is meant, the only one that has weights (see pg_gpt2.model)')
+    return names[0]
+
+
+def _weighted(most: int) -> list[str]:
+    """Names of at most so many models of which the caller sees weights. The inner ORDER BY keeps llm_param from being scanned."""
+    rows = db.query(
+        "SELECT c.model FROM {schema}.llm_model_config AS c WHERE (SELECT true FROM {schema}.llm_param AS p"
+        " WHERE p.model = c.model ORDER BY p.model, p.name, p.token_id LIMIT 1)"
+        " OR EXISTS (SELECT FROM {schema}.llm_param_share AS s WHERE s.target_model = c.model) ORDER BY c.model LIMIT $1",
+        ["int4"],
+        most,
+    )
+    return [row["model"] for row in rows]
 
 
 def require_name(model: str | None, parameter: str = "model") -> None:
@@ -10631,7 +11707,42 @@ LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
 def lock(*models: str) -> None:
     """Wait until no other session changes `models`, and make others wait until this transaction ends."""
     for name in sorted({name for model in models for name in locked_with(model)}):
-        db.run(f"SELECT pg_advisory_xact_lock({LOCK})", ["text"], name)
+        _take(name, "advisory_xact_lock")
+
+
+def _take(model: str, function: str) -> None:
+    """Take the lock of `model`; whoever has to wait is told for whom."""
+    if not _tried(model, function):
+        db.notice(f'waiting for the lock of model "{model}": {_holder(model)}')
+        db.run(f"SELECT pg_{function}({LOCK})", ["text"], model)
+
+
+def _tried(model: str, function: str) -> bool:
+    return (db.row(f"SELECT pg_try_{function}({LOCK}) AS taken", ["text"], model) or {})["taken"]
+
+
+def _holder(model: str) -> str:
+    """Who has the lock of `model`, and what makes it let go."""
+    row = db.row(
+        # Whether a session of another role is idle is hidden from most: null.
+        "SELECT l.pid, (SELECT a.state LIKE 'idle%' FROM pg_stat_activity AS a WHERE a.pid = l.pid) AS idle"
+        " FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND l.classid = '{schema}.llm_param'::regclass AND l.objid = hashtext($1)::oid LIMIT 1",
+        ["text"],
+        model,
+    )
+    if row is None:
+        return "another session had it a moment ago"
+    pid = row["pid"]
+    if pid is None:
+        return "a prepared transaction of pg_prepared_xacts has it, until COMMIT PREPARED or ROLLBACK PREPARED"
+    if row["idle"]:
+        return f"session {pid} has it, idle in a transaction; SELECT pg_terminate_backend({pid}) ends that"
+    return (
+        f"session {pid} has it; SELECT pg_cancel_backend({pid}) ends its statement, SELECT llm_train_stop('{model}') a"
+        " llm_train_run after its step"
+    )
 
 
 def locked_with(model: str) -> list[str]:
@@ -10648,11 +11759,12 @@ def session_lock(model: str, wait: bool) -> Iterator[None]:
     with ExitStack() as taken:
         for name in locked_with(model):
             if wait:
-                db.run(f"SELECT pg_advisory_lock({LOCK})", ["text"], name)
-            elif not (db.row(f"SELECT pg_try_advisory_lock({LOCK}) AS taken", ["text"], name) or {})["taken"]:
+                _take(name, "advisory_lock")
+            elif not _tried(name, "advisory_lock"):
+                holder = _holder(name)
                 raise LockNotAvailable(
                     f'model "{name}" is being trained by another session',
-                    hint="SELECT * FROM llm_train_progress shows it; llm_train_stop ends it; wait => true waits for it.",
+                    hint=f"{holder[0].upper()}{holder[1:]}; wait => true waits for it.",
                 )
             taken.callback(db.run, f"SELECT pg_advisory_unlock({LOCK})", ["text"], name)
         yield
@@ -10674,16 +11786,35 @@ def register(model: str, wanted: GPT2Config) -> None:
 
 def no_weights(model: str) -> WrongState:
     """The error for a model that is registered and has no weights."""
+    names = _weighted(NAMED + 1)
+    others = ", ".join(f'"{name}"' for name in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    loaded = f" Those that have some: {others}. SET pg_gpt2.model makes one of them the default." if names else ""
     return WrongState(
         f'model "{model}" has no weights',
         hint=f"Load some: pg_llm_import_safetensors('/path/model.safetensors', '{model}') on the server,"
-        f" pg-gpt2 load-model --model {model} SOURCE as a client, or llm_init_model for random ones.",
+        f" pg-gpt2 load-model --model {model} SOURCE as a client, or llm_init_model for random ones.{loaded}",
     )
 
 
 def has_weights(model: str) -> bool:
     """Whether any row of `model` is visible in llm_param."""
     return db.row(f"SELECT 1 FROM {resolved()} AS p LIMIT 1", ["text"], model) is not None
+
+
+def known(models: Sequence[str]) -> set[str]:
+    """Those of `models` whose configuration and weights the caller may see. Where nothing hides rows from the caller, that is
+    all of them: what a session keeps of a model may outlive it."""
+    if not db.may_read("llm_model_config", "llm_param", "llm_param_share"):
+        return set()
+    rows = db.query(
+        "SELECT m.name FROM unnest($1) AS m (name) WHERE NOT (row_security_active('{schema}.llm_model_config')"
+        " OR row_security_active('{schema}.llm_param') OR row_security_active('{schema}.llm_param_share'))"
+        " OR EXISTS (SELECT FROM {schema}.llm_model_config AS c WHERE c.model = m.name)"
+        f" AND EXISTS (SELECT FROM {resolved('m.name')} AS p)",
+        ["text[]"],
+        list(models),
+    )
+    return {row["name"] for row in rows}
 
 
 def require_no_weights(model: str) -> None:
@@ -10823,28 +11954,38 @@ class State:
         return (found and (sum(part.shape[0] for part in found), *found[0].shape[1:])) or None
 
     def tensor(self, name: str) -> np.ndarray:
-        """All values of a tensor, flat."""
-        resources.require_memory(2 * 4 * prod(self.shape(name) or (0,)), f'comparing tensor "{name}"')
+        """All values of a tensor, flat; 22000 where they are not what was saved."""
+        shape = self.shape(name) or (0,)
+        resources.require_memory(2 * 4 * prod(shape), f'comparing tensor "{name}"')
         blocks = []
         for part in self.tensors[name]:
-            blocks.append(np.frombuffer(self._block(part), FLOAT32))
+            block = self._block(part)
+            if len(block) != 4 * prod(part.shape) or tuple(part.shape[1:]) != shape[1:]:
+                raise InconsistentData(
+                    f'block {part.token_id} of tensor "{name}" has {len(block)} bytes, which do not fit its shape {part.shape}',
+                    hint="Rows of llm_param or of a checkpoint were changed by hand. Load another checkpoint.",
+                )
+            blocks.append(np.frombuffer(block, FLOAT32))
             host.check_interrupts()
         return np.concatenate(blocks)
 
     def _block(self, part: Part) -> bytes:
+        """Its weights, those of a checkpoint compared with their digest."""
         found = self.checkpoint
+        if found is not None and found.manifest is not None:
+            return checkpoint_files.read_block(self._reader, part, "data", found.id) or b""
         if found is None:
             row = db.row(
                 f"SELECT data FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
                 ["text", "text", "int4"],
                 *(self.model, part.name, part.token_id),
             )
-        elif found.manifest is not None:
-            return checkpoint_files.read_block(self._reader, part, "data", found.id) or b""
         else:
             row = db.row("SELECT data FROM {schema}.llm_checkpoint_blob WHERE digest = $1", ["bytea"], part.data)
         if row is None:
             raise InconsistentData(f'block {part.token_id} of tensor "{part.name}" is missing', hint="Was it deleted?")
+        if found is not None and checkpoint_files.sha256(row["data"]) != part.data:
+            raise checkpoint_files.damaged(found.id, part.name, part.token_id, "in llm_checkpoint_blob")
         return row["data"]
 
 
@@ -10866,7 +12007,7 @@ def compare(a: State, b: State, name: str) -> Difference:
     for start in range(0, x.size, CHUNK):
         before = x[start : start + CHUNK].astype(np.float64)
         change = y[start : start + CHUNK] - before
-        largest = max(largest, float(np.abs(change).max()))
+        largest = float(np.maximum(largest, np.abs(change).max()))  # max() would lose a NaN
         squares += float(change @ change)
         norm += float(before @ before)
         host.check_interrupts()
@@ -10943,23 +12084,35 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.weight_file', $pg
 It lies where PostgreSQL keeps temporary files, under a name that a restart removes and base backups skip. It is written with
 write() and renamed when complete, never mapped for writing and never truncated: a full disk is an error here and not a
 SIGBUS in somebody else. Whoever has an older version mapped keeps it after the name is gone.
+
+Where a file cannot be made, read or mapped there is none: a session then has its weights in memory of its own.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import mmap
 import os
-from collections.abc import Iterable, Mapping
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from .. import host
 from ..tensor import FLOAT32
+from . import checksum
+from .checksum import Checksum
 
 LEAST_BYTES = 8 << 20  # a smaller model loads as fast from its rows
+CHECKED_BYTES = (
+    64 << 20
+)  # a file is verified when it is mapped where that is below a tenth of the time to a first token
 HUGE_PAGE = 2 << 20  # tensors of this size begin at one: 4 kB pages cost a fifth of the bandwidth
 WRITE_BYTES = 8 << 20  # file systems give huge pages to what is written in large pieces
-PREFIX, UNFINISHED = "pgsql_tmp_pg_gpt2", ".new"
+READ_BYTES = 1 << 20
+PREFIX, UNFINISHED, LOCK = "pgsql_tmp_pg_gpt2", ".new", "pgsql_tmp_pg_gpt2.lock"
+POLL = 0.02  # seconds
 
 Params = dict[str, np.ndarray]
 
@@ -10969,31 +12122,47 @@ def directory() -> str | None:
     return os.path.join("base", "pgsql_tmp") if os.path.exists("PG_VERSION") and os.path.isdir("base") else None
 
 
+def incarnation() -> str | None:
+    """What tells this life of the server from others: process, start and shared memory, which is made anew after a crash too.
+
+    Rows alone do not: with synchronous_commit = off a crash can lose a change whose transaction, place and command come again.
+    """
+    try:
+        with open("postmaster.pid", encoding="utf-8") as file:
+            lines = file.read().split("\n")
+        return " ".join((lines[0], lines[2], lines[6]))  # as miscadmin.h or utils/pidfile.h numbers them
+    except (OSError, IndexError, UnicodeDecodeError):
+        return None
+
+
 class WeightFile:
-    """The file of one version of a model in a database."""
+    """The file of one version of a model. `relation`: see `family`."""
 
     def __init__(
-        self, folder: str, database: int, model: str, version: str, shapes: Mapping[str, tuple[int, ...]]
+        self, folder: str, relation: str, model: str, version: str, shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         self._folder = folder
-        self._stem = stem(database, model)
+        self._stem = stem(relation, model)
         self._shapes = dict(shapes)
         # Layouts differ in their shapes, while files of several may have the same size.
-        self._name = f"{self._stem}{version}_{hashlib.md5(repr(self._shapes).encode()).hexdigest()[:8]}"
-        self._places, self._size = _layout(self._shapes)
+        self._name = self._stem + hashlib.md5(repr((version, self._shapes)).encode()).hexdigest()
+        self._places, self._sums, self._size = _layout(self._shapes)
+
+    @property
+    def _path(self) -> str:
+        return os.path.join(self._folder, self._name)
 
     def attach(self) -> Params | None:
-        """The mapped weights, or None when there is no such file."""
+        """The mapped weights, or None when there is no such file, or not what was written."""
         try:
-            file = os.open(os.path.join(self._folder, self._name), os.O_RDONLY)
-        except OSError:
+            with _opened(self._path, os.O_RDONLY) as file:
+                if os.fstat(file).st_size != self._size:
+                    return None
+                if self._size <= CHECKED_BYTES and self._damaged(file):
+                    return None
+                mapped = mmap.mmap(file, self._size, prot=mmap.PROT_READ)
+        except (OSError, ValueError):  # the latter from mmap, of a file that has become shorter
             return None
-        try:
-            if os.fstat(file).st_size != self._size:
-                return None
-            mapped = mmap.mmap(file, self._size, prot=mmap.PROT_READ)
-        finally:
-            os.close(file)
         with contextlib.suppress(OSError, AttributeError):  # systems without huge pages for files
             mapped.madvise(mmap.MADV_HUGEPAGE)
         return {
@@ -11001,9 +12170,58 @@ class WeightFile:
             for name, shape in self._shapes.items()
         }
 
+    def is_there(self) -> bool:
+        """Whether there is something under its name."""
+        return os.path.lexists(self._path)
+
+    def damage(self) -> str | None:
+        """What is wrong with the file that is there."""
+        try:
+            with _opened(self._path, os.O_RDONLY) as file:
+                if os.fstat(file).st_size != self._size:
+                    return "its size is not what was written"
+                name = self._damaged(file)
+        except OSError as error:
+            return str(error)
+        return name and f'tensor "{name}" is not what was written'
+
+    def _damaged(self, file: int) -> str | None:
+        """The first tensor that does not have its checksum. It is read and not mapped: a disk's error is one here, and not a
+        SIGBUS."""
+        sums = os.pread(file, checksum.SIZE * len(self._shapes), self._sums)
+        buffer = memoryview(bytearray(READ_BYTES))
+        for index, (name, shape) in enumerate(self._shapes.items()):
+            place, end = self._places[name], self._places[name] + 4 * int(np.prod(shape))
+            found = Checksum()
+            while place < end:
+                piece = buffer[: min(READ_BYTES, end - place)]
+                if os.preadv(file, [piece], place) < len(piece):
+                    return name
+                found.update(piece)
+                place += len(piece)
+                host.check_interrupts()
+            if found.digest() != sums[checksum.SIZE * index :][: checksum.SIZE]:
+                return name
+        return None
+
+    @contextlib.contextmanager
+    def lock(self, seconds: float) -> Iterator[bool]:
+        """Sessions that need a model's file queue here, so that one writes it. False after `seconds`, or without a lock file.
+
+        Each model has a byte of it. It is a file's lock because any role can take an advisory one.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                os.makedirs(self._folder, mode=0o700, exist_ok=True)
+                file = stack.enter_context(_opened(os.path.join(self._folder, LOCK), os.O_RDWR | os.O_CREAT))
+                held = _locked(file, int(hashlib.md5(self._stem.encode()).hexdigest()[:15], 16), seconds)
+            except OSError:
+                held = False
+            yield held
+
     def build(self, params: Mapping[str, np.ndarray]) -> Params | None:
         """Write the file, remove those of other versions, and attach it; None where there is no room. One builder at a time."""
-        new = os.path.join(self._folder, f"{self._name}.{os.getpid()}{UNFINISHED}")
+        new = f"{self._path}.{os.getpid()}{UNFINISHED}"
         try:
             return self._written(new, params)
         except OSError:
@@ -11014,59 +12232,121 @@ class WeightFile:
 
     def _written(self, new: str, params: Mapping[str, np.ndarray]) -> Params | None:
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+        with _opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+            sums = b""
             for name, place in self._places.items():
-                file.seek(place)
-                _write(file.fileno(), params[name])
-            os.pwrite(file.fileno(), b"\0", self._size - 1)  # the last of the padding
-        os.rename(new, os.path.join(self._folder, self._name))
+                os.lseek(file, place, os.SEEK_SET)
+                sums += _write(file, params[name])
+            os.pwrite(file, sums, self._sums)
+            os.pwrite(file, b"\0", self._size - 1)  # the last of the padding
+        os.rename(new, self._path)
         remove(self._folder, self._stem, but=self._name)
         return self.attach()
 
 
-def _layout(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int], int]:
-    """Where each tensor begins, and the size of the file."""
+def _layout(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int], int, int]:
+    """Where each tensor begins, where their checksums do, and the size of the file."""
     places, end = {}, 0
     for name, shape in shapes.items():
         size = 4 * int(np.prod(shape))
         unit = HUGE_PAGE if size >= HUGE_PAGE else 64
         places[name] = -(-end // unit) * unit
         end = places[name] + size
-    return places, (end // HUGE_PAGE + 1) * HUGE_PAGE  # with padding at the end, be it a byte
+    size = end + checksum.SIZE * len(places)
+    return places, end, (size // HUGE_PAGE + 1) * HUGE_PAGE  # with padding at the end, be it a byte
 
 
-def _write(file: int, array: np.ndarray) -> None:
+def _write(file: int, array: np.ndarray) -> bytes:
+    """Write an array; its checksum."""
     data = np.ascontiguousarray(array).data.cast("B")
-    while data:
-        data = data[os.write(file, data[:WRITE_BYTES]) :]
+    found = Checksum()
+    for start in range(0, len(data), WRITE_BYTES):
+        piece = data[start : start + WRITE_BYTES]
+        found.update(piece)
+        while piece:
+            piece = piece[os.write(file, piece) :]
+        host.check_interrupts()
+    return found.digest()
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    """A file of the server's user. OSError for anything else, at once: without O_NONBLOCK a FIFO would wait for who writes."""
+    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise PermissionError(f"{path} is no file of the server's user")
+        yield file
+    finally:
+        os.close(file)
+
+
+def _locked(file: int, place: int, seconds: float) -> bool:
+    """Take the lock of a byte, within `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            return True
+        except (BlockingIOError, PermissionError):  # systems differ in what they say of a lock that is taken
+            if time.monotonic() > end:
+                return False
+        time.sleep(POLL)
         host.check_interrupts()
 
 
-def stem(database: int, model: str) -> str:
+def family(relation: str) -> str:
+    """What the names of an installation's files begin with: the path of a file that the server has as long as that is there."""
+    return f"{PREFIX}_{relation.replace('/', '-')}."
+
+
+def stem(relation: str, model: str) -> str:
     """What the names of a model's files begin with."""
-    return f"{PREFIX}_{database}_{hashlib.md5(model.encode()).hexdigest()[:16]}_"
+    return f"{family(relation)}{hashlib.md5(model.encode()).hexdigest()[:16]}."
 
 
-def remove_others(folder: str, database: int, models: Iterable[str]) -> None:
+def remove_others(folder: str, relation: str, models: Iterable[str]) -> None:
     """Unlink the files of models that are not there any more; not those that are being written."""
-    kept = tuple(stem(database, model) for model in models)
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(folder):
-            if name.startswith(f"{PREFIX}_{database}_") and not name.startswith(kept) and not name.endswith(UNFINISHED):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(folder, name))
+    kept = tuple(stem(relation, model) for model in models)
+    for name in _names(folder, family(relation)):
+        if not name.startswith(kept) and not name.endswith(UNFINISHED):
+            _unlink(folder, name)
+
+
+def remove_abandoned(folder: str) -> None:
+    """Unlink the files of databases and installations that were dropped, whichever database this is."""
+    for name in _names(folder, f"{PREFIX}_"):
+        relation = name.removeprefix(f"{PREFIX}_").partition(".")[0].replace("-", "/")
+        try:
+            is_gone = os.stat(relation).st_size == 0  # the server cuts it at once, and removes it at a checkpoint
+        except (FileNotFoundError, NotADirectoryError):
+            is_gone = True
+        except OSError:
+            is_gone = False
+        if is_gone:
+            _unlink(folder, name)
 
 
 def remove(folder: str, beginning: str, but: str = "") -> int:
     """Unlink the files whose names begin with `beginning`, but not `but`; how many there were."""
-    count = 0
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(folder):
-            if name.startswith(beginning) and name != but:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(folder, name))
-                    count += 1
-    return count
+    return sum(_unlink(folder, name) for name in _names(folder, beginning) if name != but)
+
+
+def _names(folder: str, beginning: str) -> list[str]:
+    """Names in the folder; none where it cannot be read."""
+    try:
+        return [name for name in os.listdir(folder) if name.startswith(beginning)]
+    except OSError:
+        return []
+
+
+def _unlink(folder: str, name: str) -> bool:
+    try:
+        os.unlink(os.path.join(folder, name))
+    except OSError:
+        return False
+    return True
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.weights', $pg_gpt2_source$"""Weights in memory: a cache of versions of the rows, one version for a call, shared between sessions where that can be.
 
@@ -11075,10 +12355,7 @@ savepoints and row-level security; nothing has to be invalidated.
 """
 
 import hashlib
-import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11094,7 +12371,7 @@ from . import layout, store, weight_file
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
 ROW_LINEAGE = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin)"
-BUILD = "'{schema}.llm_model_config'::regclass::oid::integer, hashtext($1)"  # for who writes the file of its weights
+NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
 Params = dict[str, np.ndarray]
@@ -11204,15 +12481,17 @@ def _digest_of(row_version: str, model: str) -> str:
         ["text"],
         model,
     )
-    return (row or {})["version"] or hashlib.md5(b"").hexdigest()
+    return (row or {})["version"] or NO_ROWS
 
 
 def load(model: str | None) -> Model:
     """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
     name = store.model_name(model)
+    version = version_of(name)
+    if version == NO_ROWS and model is None and (only := store.only_model()):
+        return load(only)
     wanted = store.config(name)
     resources.apply_threads()
-    version = version_of(name)
     found = cache.get(name, version)
     if found is None or found.config != wanted:
         cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
@@ -11232,56 +12511,60 @@ def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
 
     A transaction that has written may see rows that are nobody else's business yet.
     """
-    folder = weight_file.directory()
-    row = db.row(
-        "SELECT oid::bigint AS database, pg_current_xact_id_if_assigned() IS NULL AS reads_only"
-        " FROM pg_database WHERE datname = current_database()"
-    )
-    if folder is None or row is None or not row["reads_only"] or 4 * wanted.n_params() < weight_file.LEAST_BYTES:
+    file = None if 4 * wanted.n_params() < weight_file.LEAST_BYTES or _has_written() else file_of(name, wanted, version)
+    if file is None:
         return None
-    file = weight_file.WeightFile(folder, row["database"], name, version, layout.stored_shapes(wanted))
     stored = file.attach()
     if stored is None:
-        with _builder(name, WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
+        with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
             stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
         resources.release_memory()
     return Model(name, wanted, version, layout.arranged(stored, wanted), shared=True) if stored else None
+
+
+def _has_written() -> bool:
+    return db.row("SELECT 1 WHERE pg_current_xact_id_if_assigned() IS NOT NULL") is not None
+
+
+def file_of(name: str, wanted: GPT2Config, version: str) -> weight_file.WeightFile | None:
+    """The file of a version that sessions share, be it there or not; None where none can be."""
+    folder, life = weight_file.directory(), weight_file.incarnation()
+    if folder is None or life is None:
+        return None
+    shapes = layout.stored_shapes(wanted)
+    return weight_file.WeightFile(folder, _relation(), name, f"{version} {life}", shapes)
 
 
 def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
     read, params = _read_params(name, wanted)
     if read != version:
         return None
+    folder = weight_file.directory() or ""
+    weight_file.remove_abandoned(folder)
     rows = db.query(
-        "SELECT model, (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database"
-        " FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
+        "SELECT model FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
     )
     if rows:  # the caller sees all there are
-        weight_file.remove_others(weight_file.directory() or "", rows[0]["database"], [row["model"] for row in rows])
+        weight_file.remove_others(folder, _relation(), [row["model"] for row in rows])
     return file.build(layout.Stored(params, wanted))
 
 
 def forget_file(name: str) -> None:
     """Remove the file of a model that is dropped; whoever still sees the model, as when that is rolled back, makes it again."""
-    row = db.row("SELECT oid::bigint AS database FROM pg_database WHERE datname = current_database()")
-    if row and (folder := weight_file.directory()):
-        weight_file.remove(folder, weight_file.stem(row["database"], name))
+    if folder := weight_file.directory():
+        weight_file.remove(folder, weight_file.stem(_relation(), name))
 
 
-@contextmanager
-def _builder(model: str, seconds: float) -> Iterator[bool]:
-    """Sessions that need a version's file queue here, so that one writes it. False after `seconds`: anybody can take an
-    advisory lock, and who holds this one for long must not keep others from their models."""
-    end = time.monotonic() + seconds
-    while not (db.row(f"SELECT pg_try_advisory_lock({BUILD}) AS taken", ["text"], model) or {})["taken"]:
-        if time.monotonic() > end:
-            yield False
-            return
-        db.run("SELECT pg_sleep(0.02)")
-    try:
-        yield True
-    finally:
-        db.run(f"SELECT pg_advisory_unlock({BUILD})", ["text"], model)
+def forget_files() -> None:
+    """Remove the files of all models of this database."""
+    if folder := weight_file.directory():
+        weight_file.remove(folder, weight_file.family(_relation()))
+
+
+def _relation() -> str:
+    """Path of the table of modules: there until the extension or the database is dropped, which any other database can see.
+    Where it moves, as by VACUUM FULL, files are made anew."""
+    return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
 
 
 def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
@@ -11570,14 +12853,17 @@ def _add_gradient(value: Value, grad: np.ndarray, dy: np.ndarray | None) -> None
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tensor', $pg_gpt2_source$"""Tensors at the border: contiguous little-endian row-major float32 bytes, shape beside them."""
 
+import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from . import host, limits, threads
 from .errors import InvalidParameter
 
 FLOAT32 = np.dtype("<f4")
+PART = 1 << 22  # values that are copied at a time
 
 
 def from_bytes(data: bytes, shape: Sequence[int] | None = None, *, name: str = "tensor") -> np.ndarray:
@@ -11601,11 +12887,22 @@ def from_bytes(data: bytes, shape: Sequence[int] | None = None, *, name: str = "
 
 def to_bytes(values: np.ndarray) -> bytes:
     """Bytes of `values` as contiguous little-endian float32."""
-    return np.ascontiguousarray(values, FLOAT32).tobytes()
+    if values.size <= PART:
+        return np.ascontiguousarray(values, FLOAT32).tobytes()
+    file = io.BytesIO()  # gives its bytes away without a copy
+    for part in threads.parts(values.shape, PART):
+        host.check_interrupts()
+        file.write(np.ascontiguousarray(values[part], FLOAT32).data)
+    return file.getvalue()
 
 
 def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
-    """22023 unless every dimension is a positive integer."""
+    """22023 unless every dimension is a positive integer, and there are not too many."""
+    if len(shape) > limits.MOST_DIMENSIONS:
+        raise InvalidParameter(
+            f"{name} has {len(shape)} dimensions; the most is {limits.MOST_DIMENSIONS}",
+            hint="Put dimensions together: [2, 3, 4] are as many values as [6, 4].",
+        )
     if any(dim is None or dim <= 0 for dim in shape):
         raise InvalidParameter(
             f"{name} has shape {list(shape)}; every dimension must be positive",
@@ -11625,11 +12922,16 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from math import prod
+from typing import Any
+
+from . import host
 
 Task = Callable[[], object]
+STACK = 8 << 20  # bytes for each thread: what Linux gives; other code of the process may have asked for less
+LOOK_EVERY = 0.05  # seconds between looks for an interrupt while others work
 
 _SETTERS = (
     "scipy_openblas_set_num_threads64_",
@@ -11698,35 +13000,22 @@ def blas_libraries() -> list[str]:
     return sorted(path for path in paths if any(name in os.path.basename(path).lower() for name in names))
 
 
-@cache
-def cpu_quota(root: str = "/") -> float | None:
-    """Cores' worth of time that control groups version 2 allow, the least of ours and those around it; asked once a session."""
-    try:
-        with open(os.path.join(root, "proc/self/cgroup"), encoding="ascii") as file:
-            group = next(line[3:].strip() for line in file if line.startswith("0::"))
-    except (OSError, ValueError, StopIteration):  # no such group
-        return None
-    names = [name for name in group.split("/") if name]
-    folders = (os.path.join(root, "sys/fs/cgroup", *names[:depth]) for depth in range(len(names) + 1))
-    return min((quota for quota in map(_cpu_max, folders) if quota is not None), default=None)
-
-
-def _cpu_max(folder: str) -> float | None:
-    try:
-        with open(os.path.join(folder, "cpu.max"), encoding="ascii") as file:
-            quota, period = file.read().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):  # the root has no such file, and others say "max"
-        return None
-
-
 def start(work: Task, name: str) -> None:
-    """Do `work` on a thread of its own, with every signal blocked: they are the server's, which handles them in its own."""
+    """Do `work` on a thread of its own, with every signal blocked: they are the server's, which handles them in its own.
+
+    RuntimeError where the system allows no more threads.
+    """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    stack = threading.stack_size(STACK)
     try:
         threading.Thread(target=work, daemon=True, name=name).start()
     finally:
+        threading.stack_size(stack)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _nothing() -> None:
+    """A helper has no interrupts to look for."""
 
 
 class Pool:
@@ -11738,29 +13027,48 @@ class Pool:
         self._started = 0
 
     def run(self, tasks: Sequence[Task], batch: "Batch | None" = None) -> None:
-        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error."""
+        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error.
+
+        The caller looks for an interrupt between tasks. After it, or an error, no further task is begun.
+        """
         helpers = min(self.count, len(tasks)) - 1
+        if helpers > self._started:
+            helpers = self._start(helpers)
         if helpers < 1:
             for task in tasks:
+                host.check_interrupts()
                 task()
             return
-        while self._started < helpers:
-            start(self._serve, f"pg_gpt2-{self._started}")
-            self._started += 1
         batch = batch or Batch()
         batch.begin(tasks)
         for _ in range(helpers):
             self._tasks.put(batch)
-        batch.work()
+        batch.work(host.check_interrupts)
         batch.wait()
+
+    def _start(self, wanted: int) -> int:
+        """Start threads until there are as many as wanted; how many there are.
+
+        Where the system allows no more, the pool goes on with what it has: the next call to `set_threads` tries again.
+        """
+        while self._started < wanted:
+            try:
+                start(self._serve, f"pg_gpt2-{self._started}")
+            except RuntimeError:
+                self.count = self._started + 1
+                break
+            self._started += 1
+        return self._started
 
     def _serve(self) -> None:
         import numpy
 
         numpy.seterr(all="ignore")  # holds for this thread only
         while (batch := self._tasks.get()) is not None:
+            _current.batch = batch
             if batch.work() and self._tasks.empty():  # else this thread is late already
                 batch.look_ahead()
+            _current.batch = None
             del batch  # and what it holds
 
     def close(self) -> None:
@@ -11788,8 +13096,8 @@ class Batch:
         self._finished = count(1 - len(tasks))  # the last task counts 0
         self._left.extend(reversed(tasks))
 
-    def work(self) -> bool:
-        """Do tasks until none is left; whether there was one."""
+    def work(self, look: Task = _nothing) -> bool:
+        """Do tasks until none is left, each after a `look` for an interrupt; whether there was one."""
         done = False
         while True:
             try:
@@ -11797,13 +13105,20 @@ class Batch:
             except IndexError:
                 return done
             try:
-                task()
+                if self._error is None:
+                    look()
+                    task()
             except BaseException as error:  # handed to the caller by wait()
                 self._error = self._error or error
             del task
             if next(self._finished) == 0:  # atomic as well
                 self._done.release()
             done = True
+
+    def go_on(self) -> None:
+        """Raise in a task of this batch when another one has failed, or the caller was interrupted."""
+        if self._error is not None:
+            raise Stopped
 
     def look_ahead(self) -> None:
         """Do `ahead`, whose failure is no one's: the thread must live on."""
@@ -11812,14 +13127,39 @@ class Batch:
                 self._ahead()
 
     def wait(self) -> None:
-        """Return when all tasks are done; raise the first error."""
-        self._done.acquire()
+        """Return when all tasks are done; raise the first error, or an interrupt that comes meanwhile."""
+        while not self._done.acquire(timeout=LOOK_EVERY):
+            try:
+                host.check_interrupts()
+            except BaseException as interrupt:  # raised when no task works any more on what is the caller's
+                self._error = self._error or interrupt
         if self._error is not None:
             error, self._error = self._error, None
             try:
                 raise error
             finally:
                 del error  # which holds this frame, and others what they worked on
+
+
+class Stopped(Exception):
+    """Ends a task whose batch has failed; nobody sees it."""
+
+
+class _Current(threading.local):
+    """The batch that this thread helps with; None for the thread of the server."""
+
+    batch: Batch | None = None
+
+
+_current = _Current()
+
+
+def look() -> None:
+    """To be called by tasks that take long, at least every 100 ms: raises where the work is to end."""
+    if _current.batch is None:
+        host.check_interrupts()
+    else:
+        _current.batch.go_on()
 
 
 _pool = Pool(min(2, os.cpu_count() or 1))
@@ -11847,6 +13187,17 @@ def prepared(tasks: Sequence[Task], ahead: Task | None = None) -> Task:
     """A call that runs these tasks on all cores in use, again and again; a helper then does `ahead`, which nobody waits for."""
     batch = Batch(ahead)
     return lambda: _pool.run(tasks, batch)
+
+
+def parts(shape: Sequence[int], size: int) -> Iterator[tuple[Any, ...]]:
+    """Indices that cut an array of that shape into parts of at most `size` elements, in row-major order; each gives a view."""
+    inner = prod(shape[1:])
+    if prod(shape) <= size:
+        yield (...,)
+    elif inner <= size:
+        yield from ((rows,) for rows in pieces(shape[0], size // inner))
+    else:
+        yield from ((i, *rest) for i in range(shape[0]) for rest in parts(shape[1:], size))
 
 
 def pieces(total: int, size: int) -> list[slice]:
@@ -11904,7 +13255,7 @@ _BYTE_OF = {c: b for b, c in enumerate(BYTE_CHARACTERS)}
 
 
 def token_text(data: bytes) -> str:
-    """Bytes in the printable form of vocab.json, where a space is Ġ."""
+    """Bytes in the printable form of vocab.json, where a space is U+0120."""
     return data.decode("latin-1").translate(_CHARACTER_OF)
 
 
@@ -12651,8 +14002,17 @@ def find(model: str) -> Tokenizer | None:
 
 
 def cached() -> list[tuple[str, str]]:
-    """(model, version) of the tokenizers in memory, least recently used first."""
-    return [(model, version) for model, (version, _) in _cache.items()]
+    """(model, version) of the tokenizers in memory whose vocabulary the caller may see, least recently used first."""
+    if not db.may_read("llm_bpe_vocab"):
+        return []
+    rows = db.query(
+        "SELECT m.name FROM unnest($1) AS m (name) WHERE NOT row_security_active('{schema}.llm_bpe_vocab')"
+        " OR (SELECT true FROM {schema}.llm_bpe_vocab AS v WHERE v.model = m.name ORDER BY v.token_id LIMIT 1)",
+        ["text[]"],
+        list(_cache),
+    )
+    seen = {row["name"] for row in rows}
+    return [(model, version) for model, (version, _) in _cache.items() if model in seen]
 
 
 def forget() -> None:
@@ -12966,6 +14326,7 @@ A batch is fetched when its step needs it, as the binary form of the arrays, whi
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12996,26 +14357,78 @@ USABLE = (
 )
 
 
-def load(
-    texts: Iterator[str], tokenizer: Tokenizer, model: str, block_size: int, split: str, val_fraction: float
-) -> int:
-    """Tokenize `texts`, one end-of-text after each, into rows of `block_size`; the number of rows."""
+@dataclass(frozen=True)
+class Cut:
+    """How texts become rows: of `block_size` tokens, across texts, or (`pack` false) of up to that many tokens of one text.
+
+    The last `val_fraction` of the rows go to the split val. `replace`: the rows that the model has in these splits go.
+    """
+
+    block_size: int
+    split: str
+    val_fraction: float
+    replace: bool
+    pack: bool
+
+
+def load(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
+    """Tokenize `texts`, one end-of-text after each, into rows; their number."""
     if tokenizer.eos_token_id is None:
         raise WrongState(
             f'the vocabulary of "{model}" has no end-of-text token to put after each text',
             hint="Add a token <|endoftext|> to llm_bpe_vocab.",
         )
-    ids = np.concatenate(list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)])
-    rows = (ids.size - 1) // block_size
-    if rows < 1:
+    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
+    ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
+    starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
+    if not starts.size:
+        whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
         raise InvalidParameter(
-            f"the source has {ids.size} tokens, too few for one row of {block_size} and the token after it",
-            hint="Use a smaller block_size, or more text.",
+            f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
         )
-    first_val = rows - round(rows * val_fraction)
-    _insert(ids, model, block_size, split, 0, first_val)
-    _insert(ids, model, block_size, "val", first_val, rows)
-    return rows
+    first_val = starts.size - round(starts.size * (cut.val_fraction if cut.split == "train" else 0))
+    for split, part in ((cut.split, slice(first_val)), ("val", slice(first_val, None))):
+        if starts[part].size:
+            _make_room(model, split, cut.replace)
+            _insert(ids, model, split, starts[part], lengths[part])
+    return starts.size
+
+
+def _packed(n_ids: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where rows begin in the stream of ids, and their lengths: what does not fill a last row is left out."""
+    starts = np.arange(max(0, (n_ids - 1) // block_size)) * block_size
+    return starts, np.full_like(starts, block_size)
+
+
+def _text_by_text(sizes: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for texts of `sizes` ids, end-of-text included, whose rows begin and end with them: nothing is left out."""
+    ends = np.cumsum(sizes)
+    rows = -(-(sizes - 1).clip(0) // block_size)  # nothing precedes the end-of-text of an empty one
+    text = np.repeat(np.arange(sizes.size), rows)
+    place = np.arange(text.size) - np.repeat(np.cumsum(rows) - rows, rows)  # of a row among those of its text
+    starts = (ends - sizes)[text] + place * block_size
+    return starts, np.minimum(block_size, ends[text] - 1 - starts)
+
+
+def _make_room(model: str, split: str, replace: bool) -> None:
+    """Say how many rows of the split were there, having deleted them with `replace`."""
+    if replace:
+        before = db.run(
+            "DELETE FROM {schema}.llm_dataset WHERE model = $1 AND split = $2", ["text", "text"], model, split
+        )
+        if before:
+            db.notice(f'replaced the {before} rows that model "{model}" had in split {split}')
+        return
+    row = db.row(
+        "SELECT count(*) AS before FROM {schema}.llm_dataset WHERE model = $1 AND split = $2",
+        ["text", "text"],
+        model,
+        split,
+    )
+    if before := (row or {})["before"]:
+        db.notice(
+            f'added to {before} rows that model "{model}" has in split {split}; replace => true would delete them'
+        )
 
 
 def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
@@ -13030,20 +14443,22 @@ def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]
         yield ids
 
 
-def _insert(ids: np.ndarray, model: str, block_size: int, split: str, start: int, stop: int) -> None:
-    """Rows start..stop of the stream `ids`, targets shifted by one."""
-    step = max(1, INSERT_TOKENS // block_size)
-    for first in range(start, stop, step):
-        rows = min(step, stop - first)
-        part = ids[first * block_size : (first + rows) * block_size + 1]
+def _insert(ids: np.ndarray, model: str, split: str, starts: np.ndarray, lengths: np.ndarray) -> None:
+    """Rows of the stream `ids`, targets shifted by one."""
+    first = 0
+    while first < starts.size:
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + INSERT_TOKENS)))
+        rows, sizes = starts[first:last] - starts[first], lengths[first:last]
+        part = ids[starts[first] : starts[last - 1] + sizes[-1] + 1]
         db.run(
             "INSERT INTO {schema}.llm_dataset (model, split, tokens, target)"
-            " SELECT $1, $2, $3[i * $4 + 1 : (i + 1) * $4], $3[i * $4 + 2 : (i + 1) * $4 + 1]"
-            " FROM generate_series(0, $5 - 1) AS i ORDER BY i",
-            ["text", "text", "int4[]", "int4", "int4"],
-            *(model, split, part.tolist(), block_size, rows),
+            " SELECT $1, $2, $3[start + 1 : start + size], $3[start + 2 : start + size + 1]"
+            " FROM unnest($4, $5) WITH ORDINALITY AS new (start, size, place) ORDER BY place",
+            ["text", "text", "int4[]", "int4[]", "int4[]"],
+            *(model, split, part.tolist(), rows.tolist(), sizes.tolist()),
         )
         host.check_interrupts()
+        first = last
 
 
 def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
@@ -13227,11 +14642,9 @@ from .. import threads
 from ..errors import InvalidParameter
 from ..ops import buffers
 from ..ops.blas import add_scaled
-from ..ops.products import run_all
 
 PIECE = 1 << 20  # scalars: smaller ones stay in a core's cache, but more calls want the interpreter
 SMALL = 1 << 14  # scalars of a tensor that is taken together with others
-AT_ONCE = 32  # pieces between looks for an interrupt: some 20 ms
 NORM_PIECE = 1 << 18  # the norm's bits depend on it
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
@@ -13314,7 +14727,7 @@ def step_all(
     for (decay, step), tensors in gathered.items():
         tasks.append(partial(_adamw_together, tensors, weight_decay=decay, step=step))
     rest = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "grad_scale": grad_scale}
-    run_all([partial(task, **rest) for task in tasks], at_once=AT_ONCE)
+    threads.run([partial(task, **rest) for task in tasks])
 
 
 def _adamw_together(tensors: Sequence[Sequence[np.ndarray]], **hyper: Any) -> None:
@@ -13344,7 +14757,7 @@ def global_norm(grads: Sequence[np.ndarray]) -> float:
         flat, part = parts[i]
         squares[i] = np.dot(flat[part], flat[part])
 
-    run_all([lambda i=i: square(i) for i in range(len(parts))], at_once=AT_ONCE * PIECE // NORM_PIECE)  # type: ignore[misc]
+    threads.run([lambda i=i: square(i) for i in range(len(parts))])  # type: ignore[misc]
     return sqrt(squares.sum())
 
 
@@ -14204,7 +15617,7 @@ def _processor() -> str | None:
 
 
 class _Progress:
-    """NOTICEs of a run: the first step, every `log_every`-th, and the last."""
+    """NOTICEs of a run: the first step, every `log_every`-th, and the last; and every evaluation, which somebody asked for."""
 
     def __init__(self, n_steps: int, log_every: int | None) -> None:
         self.n_steps = n_steps
@@ -14214,7 +15627,8 @@ class _Progress:
 
     def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
         self.tokens += tokens
-        if self.every and (step == 1 or step % self.every == 0 or step == self.n_steps):
+        due = self.every and (step == 1 or step % self.every == 0 or step == self.n_steps)
+        if due or val_loss is not None:
             rate = self.tokens / (time.perf_counter() - self.began)
             validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
             db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
@@ -14774,7 +16188,9 @@ CREATE TABLE llm_param (
     model    text NOT NULL,
     name     text NOT NULL,
     token_id integer NOT NULL DEFAULT 0 CHECK (token_id >= 0),
-    shape    integer[] NOT NULL CHECK (array_ndims(shape) = 1 AND cardinality(shape) IN (1, 2)),
+    shape    integer[] NOT NULL CHECK (
+        (array_ndims(shape) = 1 AND array_lower(shape, 1) = 1 AND cardinality(shape) IN (1, 2) AND 0 < ALL (shape)) IS TRUE
+    ), -- null, of a shape with a NULL in it, would pass
     data     bytea NOT NULL,
     grad     bytea,
     m        bytea,
@@ -14830,7 +16246,7 @@ CREATE TABLE llm_bpe_vocab (
 COMMENT ON TABLE llm_bpe_vocab IS 'Byte-pair vocabularies, one row a token.';
 COMMENT ON COLUMN llm_bpe_vocab.model IS 'Name of the model; it may have a vocabulary before it has a configuration.';
 COMMENT ON COLUMN llm_bpe_vocab.token_id IS 'Id of the token.';
-COMMENT ON COLUMN llm_bpe_vocab.token IS 'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: Ġ stands for a space.';
+COMMENT ON COLUMN llm_bpe_vocab.token IS 'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: U+0120 stands for a space.';
 COMMENT ON COLUMN llm_bpe_vocab.score IS 'Free for the user; not used.';
 COMMENT ON COLUMN llm_bpe_vocab.bytes IS 'The bytes that the token stands for.';
 
@@ -15034,8 +16450,6 @@ COMMENT ON COLUMN llm_param_share.target_name IS 'What tensor it is there.';
 COMMENT ON COLUMN llm_param_share.target_token_id IS 'What block it is there.';
 
 SELECT pg_extension_config_dump('llm_param_share', '');
--- Names only, which every reader of a model has to look up. What is shared is in llm_param.
-GRANT SELECT ON llm_param_share TO PUBLIC;
 
 CREATE VIEW llm_param_resolved AS
 SELECT model, name, token_id, shape, data, grad, m, v, step, model AS source_model, name AS source_name, token_id AS source_token_id
@@ -15047,7 +16461,7 @@ SELECT
 FROM llm_param_share AS s
 JOIN llm_param AS p ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id;
 COMMENT ON VIEW llm_param_resolved IS
-    'llm_param with shared rows in place: what a model works with, and which row of llm_param each is. Its rows are read with the rights of the view''s owner.';
+    'llm_param with shared rows in place: what a model works with, and which row of llm_param each is. Reading it takes the rights that reading llm_param does.';
 
 CREATE FUNCTION llm_share_param(
     source_model text,
@@ -15061,8 +16475,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].sharing.share(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -15077,8 +16494,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].sharing.unshare(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -15092,8 +16512,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].models.replace_preset(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -15119,8 +16542,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 59946aeb293e @extschema@'].models.init_model(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 14d8c959abef @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -15130,8 +16556,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 59946aeb293e @extschema@'].models.copy_model(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 14d8c959abef @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -15141,8 +16570,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 59946aeb293e @extschema@'].models.drop_model(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 14d8c959abef @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -15181,8 +16613,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 59946aeb293e @extschema@'].tokenizer.changed(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -15198,8 +16633,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].tokenizer.encode(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -15209,8 +16647,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].tokenizer.decode(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -15220,8 +16661,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].tokenizer.decode_bytes(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.decode_bytes(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
@@ -15230,19 +16674,25 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].tokenizer.tokenize(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
-    'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (Ġ stands for a space), and bytes.';
+    'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
 
 CREATE FUNCTION llm_token_count(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
 RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].tokenizer.count(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -15251,8 +16701,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].tokenizer.trace(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -15267,8 +16720,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].tokenizer.train(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -15278,8 +16734,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].tokenizer.load_vocab(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -15289,8 +16748,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].tokenizer.load_merges(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -15304,19 +16766,25 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].transfer.import_safetensors_file(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
-    'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, or from the file where that says it. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
+    'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
 
 CREATE FUNCTION pg_llm_import_npz(path text, model text, replace boolean DEFAULT false)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].transfer.import_npz_file(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -15326,19 +16794,25 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].transfer.import_safetensors(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
-    'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors.';
+    'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
 
 CREATE FUNCTION pg_llm_export_safetensors(path text, model text)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].transfer.export_safetensors_file(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -15348,8 +16822,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].transfer.export_npz_file(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -15359,8 +16836,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].transfer.export_safetensors(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -15387,12 +16867,15 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].generation.generate(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
-    'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. temperature 0 takes the most probable token each time; else one is drawn from the topk most probable (0 = all), of those the fewest that together have probability topp (1 = all), of those the ones with at least min_p times the probability of the best. repetition_penalty above 1 makes tokens less probable that occurred. It ends at the end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting pg_gpt2.model, else gpt2-small. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it.';
+    'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. temperature 0 takes the most probable token each time; else one is drawn from the topk most probable (0 = all), of those the fewest that together have probability topp (1 = all), of those the ones with at least min_p times the probability of the best. repetition_penalty above 1 makes tokens less probable that occurred. It ends at the end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting pg_gpt2.model, else gpt2-small, or where that has none the only model that has weights. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it.';
 
 CREATE FUNCTION llm_generate_stream(
     prompt text,
@@ -15420,8 +16903,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].generation.stream(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -15444,8 +16930,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].generation.generate_tokens(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -15469,8 +16958,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].generation.generate_batch(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -15490,8 +16982,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].generation.beam_search(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -15506,8 +17001,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].generation.next_token(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -15524,8 +17022,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].generation.logits(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';
@@ -15534,27 +17035,33 @@ COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integ
 
 -- Scoring: what a model thinks of a text.
 
-CREATE FUNCTION llm_logprobs(text_in text, model_name text DEFAULT NULL)
+CREATE FUNCTION llm_logprobs(text_in text, model_name text DEFAULT NULL, from_start boolean DEFAULT false)
 RETURNS TABLE ("position" integer, token_id integer, token text, logprob double precision, rank integer)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].scoring.logprobs(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].scoring.logprobs(globals())
 $$;
-COMMENT ON FUNCTION llm_logprobs(text, text) IS
-    'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable); both are null for the first. Past the window, every token has at least half a window before it.';
+COMMENT ON FUNCTION llm_logprobs(text, text, boolean) IS
+    'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable). For the first both are null, or with from_start what the model says after an end-of-text token. Past the window, every token has at least half a window before it.';
 
-CREATE FUNCTION llm_perplexity(text_in text, model_name text DEFAULT NULL)
+CREATE FUNCTION llm_perplexity(text_in text, model_name text DEFAULT NULL, from_start boolean DEFAULT false)
 RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].scoring.perplexity(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].scoring.perplexity(globals())
 $$;
-COMMENT ON FUNCTION llm_perplexity(text, text) IS
-    'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted. Past the window it slides by half a window, as in Hugging Face''s guide.';
+COMMENT ON FUNCTION llm_perplexity(text, text, boolean) IS
+    'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted, unless from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it slides by half a window, as in Hugging Face''s guide.';
 
 CREATE FUNCTION llm_text_embedding(
     text_in text,
@@ -15566,11 +17073,14 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].scoring.text_embedding(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
-    'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one. A cast to pgvector''s type vector works as it is.';
+    'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null of an empty text. A cast to pgvector''s type vector works as it is.';
 
 -- sql/training.sql
 
@@ -15582,17 +17092,22 @@ CREATE FUNCTION llm_dataset_load(
     block_size integer,
     split text DEFAULT 'train',
     val_fraction double precision DEFAULT 0,
-    source_path text DEFAULT current_setting('search_path')
+    source_path text DEFAULT current_setting('search_path'),
+    replace boolean DEFAULT false,
+    pack boolean DEFAULT true
 )
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].training.load_dataset(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].training.load_dataset(globals())
 $$;
-COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
-    'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
+COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
+    'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
 
 CREATE FUNCTION llm_loss(
     model text,
@@ -15611,8 +17126,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].training.loss(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -15627,8 +17145,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].training.evaluate(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -15660,8 +17181,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].training.train_step(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -15698,14 +17222,17 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].training.train(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
     integer, integer, text) IS
-    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten times, 0 = never); eval_every measures the loss on the split val every so many steps. n_layer, n_head, d and vocab are checks: null, or what the model has. grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL llm_train_run.';
+    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten times, 0 = never); eval_every measures the loss on the split val every so many steps, and after the last, each a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -15737,22 +17264,28 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 59946aeb293e @extschema@'].training.train_run(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 14d8c959abef @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
     integer, integer, integer, double precision, boolean, text) IS
-    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error, or with wait => true waits. Call it in autocommit mode. audit as in llm_train_step.';
+    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error that names the session, or with wait => true waits. Call it in autocommit mode, alone in its statement string. audit as in llm_train_step.';
 
 CREATE FUNCTION llm_train_stop(model text)
 RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].training.train_stop(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -15885,8 +17418,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].checkpoints.save(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -15896,8 +17432,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].checkpoints.attach(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -15907,8 +17446,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].checkpoints.load(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -15941,8 +17483,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 59946aeb293e @extschema@'].checkpoints.drop(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -15952,8 +17497,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].checkpoints.prune(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -15969,8 +17517,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].checkpoints.diff(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -15991,8 +17542,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].checkpoints.history(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -16015,8 +17569,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].replay.replay(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -16030,19 +17587,25 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].sparklines.of_numbers(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
-    'Numbers as a line of bars such as █▅▃▂▁▁, from the lowest to the highest; more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
+    'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
 
 CREATE FUNCTION llm_run_sparkline(run_id bigint, width integer DEFAULT 60)
 RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].sparklines.of_run(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -16056,8 +17619,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].retention.prune_log(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -16124,27 +17690,47 @@ COMMENT ON TYPE mlp_grads IS 'Result of pg_llm_mlp_backward: one gradient an inp
 CREATE TYPE adamw_state AS (weight bytea, m bytea, v bytea);
 COMMENT ON TYPE adamw_state IS 'Result of pg_llm_adamw_step: the new weight and moments.';
 
-CREATE FUNCTION pg_llm_tensor(elements double precision[])
+CREATE FUNCTION pg_llm_tensor_received(sent bytea, elements integer)
 RETURNS bytea
-LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.tensor(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.tensor_received(globals())
+$$;
+COMMENT ON FUNCTION pg_llm_tensor_received(bytea, integer) IS
+    'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
+
+-- PL/Python would make an object of each element. array_send is STABLE because it may be one of any type; that of numbers is not.
+CREATE FUNCTION pg_llm_tensor(elements double precision[])
+RETURNS bytea
+LANGUAGE sql IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT @extschema@.pg_llm_tensor_received(
+    CASE WHEN cardinality(elements) <= 4194304 THEN array_send(elements) END,
+    cardinality(elements)
+)
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
-    'A tensor of the array''s elements: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
+    'A tensor of the array''s elements, at most 4,194,304: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
 
 CREATE FUNCTION pg_llm_values(data bytea)
 RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.values(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
-    'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
+    'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
 
 -- Forward and backward.
 
@@ -16159,8 +17745,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.matmul(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -16169,8 +17758,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.add(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -16180,8 +17772,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.gelu(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -16191,8 +17786,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.gelu_backward(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -16202,8 +17800,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.softmax(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -16212,8 +17813,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.softmax_backward(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -16228,8 +17832,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.layernorm(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -16244,8 +17851,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.layernorm_backward(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -16255,8 +17865,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.cross_entropy(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -16266,8 +17879,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.cross_entropy_backward(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -16282,8 +17898,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.dropout(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -16299,8 +17918,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.dropout_backward(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -16310,8 +17932,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.ones_like(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -16320,8 +17945,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.zeros_like(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -16330,8 +17958,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.transpose(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -16349,8 +17980,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.attention(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -16370,8 +18004,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.attention_backward(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -16390,8 +18027,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.mlp_backward(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -16414,8 +18054,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.adamw_step(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -16425,8 +18068,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.grad_clip(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -16441,8 +18087,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.lr_schedule(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -16458,8 +18107,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].kernels.sample(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -16479,8 +18131,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].autograd.set_mode(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -16498,8 +18153,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].autograd.tape_id(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
@@ -16509,8 +18167,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].autograd.variable(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
@@ -16520,8 +18181,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].autograd.op(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -16531,8 +18195,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].autograd.value(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
 
@@ -16541,8 +18208,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 59946aeb293e @extschema@'].autograd.backprop(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 14d8c959abef @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -16552,8 +18222,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].autograd.grad(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle of this session after llm_backprop; null when it has none.';
@@ -16565,8 +18238,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].pieces.embed(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -16596,8 +18272,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].pieces.block_forward(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -16618,8 +18297,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].pieces.forward_gpt2(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -16633,8 +18315,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].inspect.trace_text(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -16644,8 +18329,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].inspect.trace_ids(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -16660,8 +18348,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].inspect.attention_weights(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -16671,8 +18362,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].inspect.logit_lens(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -16682,8 +18376,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].inspect.token_embedding(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -16692,8 +18389,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].inspect.dot(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
@@ -16703,8 +18403,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].inspect.replay_tape(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
@@ -16714,8 +18417,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].inspect.gradcheck(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -16740,8 +18446,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].admin.doctor(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -16751,19 +18460,25 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].admin.cache_status(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
-    'Weights and tokenizers that this session uses, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
+    'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
 
 CREATE FUNCTION llm_cache_clear()
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].admin.cache_clear(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -16772,8 +18487,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-GD['pg_gpt2 59946aeb293e @extschema@'].admin.grant_usage(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+GD['pg_gpt2 14d8c959abef @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -16811,8 +18529,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].autograd.enabled(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether this session records, the flag of llm_autograd_mode.';
@@ -16822,8 +18543,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].autograd.variable(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
 
@@ -16838,8 +18562,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].autograd.map_param(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -16849,8 +18576,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].autograd.materialize_params(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -16860,8 +18590,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].autograd.accumulate_grads(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -16871,8 +18604,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 59946aeb293e @extschema@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['pg_gpt2 59946aeb293e @extschema@'].autograd.prune(globals())
+if 'pg_gpt2 14d8c959abef @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 14d8c959abef @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';
@@ -16902,7 +18638,7 @@ REVOKE EXECUTE ON FUNCTION
     llm_checkpoint_drop(integer),
     llm_checkpoint_prune(text, integer, integer),
     llm_log_prune(text, interval, integer),
-    llm_dataset_load(text, text, integer, text, double precision, text),
+    llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean),
     llm_accumulate_grads(text, integer),
     llm_train_step(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
@@ -16922,3 +18658,22 @@ REVOKE EXECUTE ON PROCEDURE
         double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,
         double precision, bigint, integer, integer, integer, double precision, boolean, text)
 FROM PUBLIC;
+
+-- A view reads with its owner's rights, and so past the row-level security that is meant for whoever asks. Since PostgreSQL 15 it
+-- can be told to read with those of its caller; on 14 it shows nothing to whom a policy may hide rows of our tables.
+DO LANGUAGE plpython3u $$
+members = plpy.execute("""
+    SELECT c.oid::regclass::text AS name, c.relkind AS kind, pg_get_viewdef(c.oid) AS definition
+    FROM pg_class AS c JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+    JOIN pg_extension AS e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+    WHERE e.extname = 'pg_gpt2' AND c.relkind IN ('r', 'v') ORDER BY c.oid
+""")
+tables = ', '.join(plpy.quote_literal(row['name']) + '::regclass' for row in members if row['kind'] == 'r')
+unfiltered = f'NOT EXISTS (SELECT FROM unnest(ARRAY[{tables}]) AS t WHERE row_security_active(t))'
+for view in (row for row in members if row['kind'] == 'v'):
+    if int(plpy.execute("SHOW server_version_num")[0]['server_version_num']) >= 150000:
+        plpy.execute(f"ALTER VIEW {view['name']} SET (security_invoker = true)")
+    else:
+        definition = view['definition'].rstrip(';')
+        plpy.execute(f"CREATE OR REPLACE VIEW {view['name']} AS SELECT * FROM ({definition}) AS v WHERE {unfiltered}")
+$$;

@@ -12,7 +12,8 @@
 #
 # A cluster never reads the checkout and never writes outside its own directory, so that checkouts run side by side and
 # nothing needs root but the installation of packages. PostgreSQL finds its files relative to its own executable: each
-# cluster runs a copy of `postgres` in a tree of links that mirrors the installation, with our two files added.
+# cluster runs a copy of `postgres` in a tree of links that mirrors the installation, with our two files added. An upgrade of the
+# package puts newer libraries behind the links: `up` sees that the copy is another one, and restarts the cluster with a new one.
 # Everything lies below ~/.local/state/pg_gpt2/<hash of the checkout's path>; run by root, whom PostgreSQL refuses,
 # below /var/lib/pg_gpt2, and the server runs as `postgres`. PG_GPT2_STATE names another place. With PG_GPT2_CORETYPE=Haswell the
 # server's BLAS takes the machine for one without AVX-512, with PG_GPT2_NUMPY=distribution it has the NumPy of the distribution.
@@ -103,15 +104,24 @@ install_extension() { # into cluster $1: beside links to what the server brings
     cp "$checkout/pg_gpt2.control" "$checkout"/pg_gpt2--*.sql "$extension/"
 }
 
+programs=(postgres initdb pg_ctl) # that are copied
+
 mirror_installation() { # into cluster $1
     local root=$1/pg
     rm -rf "$root"
     mkdir -p "$root$bindir" "$root$sharedir/extension" "$root$(dirname "$pkglibdir")"
-    cp "$bindir"/{postgres,initdb,pg_ctl} "$root$bindir/"
+    cp "${programs[@]/#/$bindir/}" "$root$bindir/"
     ln -s "$pkglibdir" "$root$pkglibdir"
     find "$sharedir" -mindepth 1 -maxdepth 1 ! -name extension -exec ln -s -t "$root$sharedir" {} +
     find "$sharedir/extension" -mindepth 1 -maxdepth 1 ! -name 'pg_gpt2*' -exec ln -s -t "$root$sharedir/extension" {} +
     install_extension "$1"
+}
+
+mirrors_installation() { # whether cluster $1 does, or one that was there before an upgrade
+    local program
+    for program in "${programs[@]}"; do
+        cmp -s "$bindir/$program" "$1/pg$bindir/$program" || return 1
+    done
 }
 
 settings() { # of cluster $1, which is for $2
@@ -208,6 +218,10 @@ up() {
     if [ ! -e "$cluster/complete" ]; then
         rm -rf "$cluster"
         make_cluster "$cluster" use
+    fi
+    if is_running "$cluster" && ! mirrors_installation "$cluster"; then
+        say "PostgreSQL was upgraded since the cluster was started: restarting it with the installed one"
+        stop_server "$cluster" fast
     fi
     if is_running "$cluster"; then
         install_extension "$cluster"

@@ -12,25 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pg_gpt2.config import GPT2Config
+from pg_gpt2.errors import PgGpt2Error
+from pg_gpt2.formats.hub_config import config_of, fields_of
 from safetensors import SafetensorError, safe_open
 
 from loaders.common import LoaderError
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 BLOCK_BYTES = 4 << 20  # of one column of llm_param; with grad, m and v a row stays within 16 MiB
-
-SIZES = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
-
-# What GPT-2 is. Another value in config.json computes something else.
-FIXED = {
-    "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
-}
 
 
 @dataclass(frozen=True)
@@ -47,34 +37,14 @@ class Config:
     @classmethod
     def from_hub(cls, fields: dict[str, Any]) -> "Config":
         """From config.json; an error when it asks for what pg_gpt2 does not compute."""
-        for name, accepted in FIXED.items():
-            if fields.get(name, accepted[0]) not in accepted:
-                raise LoaderError(f"config.json has {name} = {fields[name]!r}; a GPT-2 has {accepted[0]!r}")
-        for name in SIZES:
-            if type(fields.get(name)) is not int or fields[name] < 1:
-                raise LoaderError(f"config.json has {name} = {fields.get(name)!r}, which is not a size")
-        n_layer, n_head, d_model, n_positions, vocab = (fields[name] for name in SIZES)
-        found = cls(n_layer, n_head, d_model, n_positions, vocab, None)
-        if fields.get("n_inner") not in (None, 4 * found.d_model):
-            raise LoaderError(f"config.json has n_inner = {fields['n_inner']}; a GPT-2 has 4 * n_embd")
-        # Small models keep the library's default of 50256, which is no token of theirs.
-        eos = fields.get("eos_token_id")
-        valid = isinstance(eos, int) and 0 <= eos < found.vocab
-        return cls(**(asdict(found) | {"eos_token_id": eos if valid else None}))
+        try:
+            return cls(**asdict(config_of(fields)))
+        except PgGpt2Error as error:
+            raise LoaderError(error.message) from None
 
     def to_hub(self) -> dict[str, Any]:
         """config.json of transformers."""
-        return {
-            "architectures": ["GPT2LMHeadModel"],
-            **{name: accepted[0] for name, accepted in FIXED.items()},
-            "n_layer": self.n_layer,
-            "n_head": self.n_head,
-            "n_embd": self.d_model,
-            "n_positions": self.n_positions,
-            "vocab_size": self.vocab,
-            "bos_token_id": self.eos_token_id,
-            "eos_token_id": self.eos_token_id,
-        }
+        return fields_of(GPT2Config(**asdict(self)))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor."""
@@ -221,7 +191,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LoaderError(f"{path} does not exist") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LoaderError(f"{path} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise LoaderError(f"{path} is not a JSON object")

@@ -1,12 +1,22 @@
 -- How the Python gets into a session: the package is kept as rows, and the first call of a session loads it.
 
 DO LANGUAGE plpython3u $$
+def refuse(message, sqlstate, hint):
+    named = type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins'})  # PL/Python puts the class in front of the message
+    refusal = named(message)
+    refusal.sqlstate, refusal.hint = sqlstate, hint
+    raise refusal
+
 encoding = plpy.execute('SELECT pg_catalog.getdatabaseencoding() AS name')[0]['name']
 if encoding != 'UTF8':
-    named = type('pg_gpt2', (plpy.Error,), {'__module__': 'builtins'})  # PL/Python puts the class in front of the message
-    refusal = named(f'a database with the encoding UTF8 is needed, and this one has {encoding}')
-    refusal.sqlstate, refusal.hint = '55000', "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0."
-    raise refusal
+    refuse(f'a database with the encoding UTF8 is needed, and this one has {encoding}', '55000',
+           "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0.")
+schema = plpy.execute("""
+    SELECT n.nspname FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
+    WHERE e.extname = 'pg_gpt2'""")[0]['nspname']
+if set(schema) & set('\n\r\\\'"$'):  # bodies of functions have it in the text of their program
+    refuse(f'the schema {schema!r} has a line break, a quote, a backslash or a dollar sign in its name', '22023',
+           'CREATE EXTENSION pg_gpt2 SCHEMA another one.')
 $$;
 
 CREATE TABLE llm_module (

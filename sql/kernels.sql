@@ -10,16 +10,30 @@ COMMENT ON TYPE mlp_grads IS 'Result of pg_llm_mlp_backward: one gradient an inp
 CREATE TYPE adamw_state AS (weight bytea, m bytea, v bytea);
 COMMENT ON TYPE adamw_state IS 'Result of pg_llm_adamw_step: the new weight and moments.';
 
-CREATE FUNCTION pg_llm_tensor(elements double precision[])
+CREATE FUNCTION pg_llm_tensor_received(sent bytea, elements integer)
 RETURNS bytea
-LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
+LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].kernels.tensor(globals())
+return GD['@package@'].kernels.tensor_received(globals())
+$$;
+COMMENT ON FUNCTION pg_llm_tensor_received(bytea, integer) IS
+    'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
+
+-- PL/Python would make an object of each element. array_send is STABLE because it may be one of any type; that of numbers is not.
+CREATE FUNCTION pg_llm_tensor(elements double precision[])
+RETURNS bytea
+LANGUAGE sql IMMUTABLE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+SELECT @extschema@.pg_llm_tensor_received(
+    CASE WHEN cardinality(elements) <= 4194304 THEN array_send(elements) END,
+    cardinality(elements)
+)
 $$;
 COMMENT ON FUNCTION pg_llm_tensor(double precision[]) IS
-    'A tensor of the array''s elements: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
+    'A tensor of the array''s elements, at most 4,194,304: little-endian float32, row by row, without a header; its shape travels beside it. An array of several dimensions gives its elements row by row.';
 
 CREATE FUNCTION pg_llm_values(data bytea)
 RETURNS real[]
@@ -30,7 +44,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
-    'The values of a tensor as an array. Slow beyond some 100,000 values; meant for people to look at.';
+    'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
 
 -- Forward and backward.
 

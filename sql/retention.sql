@@ -9,7 +9,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
-    'Numbers as a line of bars such as █▅▃▂▁▁, from the lowest to the highest; more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
+    'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
 
 CREATE FUNCTION llm_run_sparkline(run_id bigint, width integer DEFAULT 60)
 RETURNS text

@@ -20,8 +20,6 @@ COMMENT ON COLUMN llm_param_share.target_name IS 'What tensor it is there.';
 COMMENT ON COLUMN llm_param_share.target_token_id IS 'What block it is there.';
 
 SELECT pg_extension_config_dump('llm_param_share', '');
--- Names only, which every reader of a model has to look up. What is shared is in llm_param.
-GRANT SELECT ON llm_param_share TO PUBLIC;
 
 CREATE VIEW llm_param_resolved AS
 SELECT model, name, token_id, shape, data, grad, m, v, step, model AS source_model, name AS source_name, token_id AS source_token_id
@@ -33,7 +31,7 @@ SELECT
 FROM llm_param_share AS s
 JOIN llm_param AS p ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id;
 COMMENT ON VIEW llm_param_resolved IS
-    'llm_param with shared rows in place: what a model works with, and which row of llm_param each is. Its rows are read with the rights of the view''s owner.';
+    'llm_param with shared rows in place: what a model works with, and which row of llm_param each is. Reading it takes the rights that reading llm_param does.';
 
 CREATE FUNCTION llm_share_param(
     source_model text,

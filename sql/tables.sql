@@ -27,7 +27,9 @@ CREATE TABLE llm_param (
     model    text NOT NULL,
     name     text NOT NULL,
     token_id integer NOT NULL DEFAULT 0 CHECK (token_id >= 0),
-    shape    integer[] NOT NULL CHECK (array_ndims(shape) = 1 AND cardinality(shape) IN (1, 2)),
+    shape    integer[] NOT NULL CHECK (
+        (array_ndims(shape) = 1 AND array_lower(shape, 1) = 1 AND cardinality(shape) IN (1, 2) AND 0 < ALL (shape)) IS TRUE
+    ), -- null, of a shape with a NULL in it, would pass
     data     bytea NOT NULL,
     grad     bytea,
     m        bytea,
@@ -83,7 +85,7 @@ CREATE TABLE llm_bpe_vocab (
 COMMENT ON TABLE llm_bpe_vocab IS 'Byte-pair vocabularies, one row a token.';
 COMMENT ON COLUMN llm_bpe_vocab.model IS 'Name of the model; it may have a vocabulary before it has a configuration.';
 COMMENT ON COLUMN llm_bpe_vocab.token_id IS 'Id of the token.';
-COMMENT ON COLUMN llm_bpe_vocab.token IS 'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: Ġ stands for a space.';
+COMMENT ON COLUMN llm_bpe_vocab.token IS 'The token in GPT-2''s byte-to-unicode alphabet, as in vocab.json: U+0120 stands for a space.';
 COMMENT ON COLUMN llm_bpe_vocab.score IS 'Free for the user; not used.';
 COMMENT ON COLUMN llm_bpe_vocab.bytes IS 'The bytes that the token stands for.';
 

@@ -6,7 +6,9 @@ CREATE FUNCTION llm_dataset_load(
     block_size integer,
     split text DEFAULT 'train',
     val_fraction double precision DEFAULT 0,
-    source_path text DEFAULT current_setting('search_path')
+    source_path text DEFAULT current_setting('search_path'),
+    replace boolean DEFAULT false,
+    pack boolean DEFAULT true
 )
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
@@ -15,8 +17,8 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].training.load_dataset(globals())
 $$;
-COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text) IS
-    'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
+COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
+    'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
 
 CREATE FUNCTION llm_loss(
     model text,
@@ -129,7 +131,7 @@ COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
     integer, integer, text) IS
-    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten times, 0 = never); eval_every measures the loss on the split val every so many steps. n_layer, n_head, d and vocab are checks: null, or what the model has. grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL llm_train_run.';
+    'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id under which llm_run and llm_train_log describe it. A step takes batch_size * grad_accum rows, in an order that depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten times, 0 = never); eval_every measures the loss on the split val every so many steps, and after the last, each a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -168,7 +170,7 @@ COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, double precision, integer, integer, integer, integer, double precision, bigint,
     integer, integer, integer, double precision, boolean, text) IS
-    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error, or with wait => true waits. Call it in autocommit mode. audit as in llm_train_step.';
+    'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the same bits as an uninterrupted one. A second trainer of the model is an error that names the session, or with wait => true waits. Call it in autocommit mode, alone in its statement string. audit as in llm_train_step.';
 
 CREATE FUNCTION llm_train_stop(model text)
 RETURNS boolean

@@ -23,7 +23,8 @@ class PGLLMClient:
     """Generation, scoring and training by the pg_gpt2 of a database.
 
     `conn` is the caller's: it stays open, and no method commits what the caller began. `model` is the model of calls that
-    name none; None leaves the choice to the server (setting `pg_gpt2.model`, else gpt2-small). Errors are psycopg's.
+    name none; None leaves the choice to the server (setting `pg_gpt2.model`, else gpt2-small,
+    else the only model that has weights). Errors are psycopg's.
 
     >>> client = PGLLMClient(psycopg.connect("dbname=llm"), model="demo")
     >>> client.generate("The database", max_tokens=20, seed=1)
@@ -166,14 +167,19 @@ class PGLLMClient:
 
     def embed(
         self, text: str, *, layer: int | None = None, pooling: str = "mean", model: str | None = None
-    ) -> list[float]:
-        """Hidden state of a text, d_model numbers: after `layer` blocks (None = all), 'mean' of the tokens or 'last'."""
+    ) -> list[float] | None:
+        """Hidden state of a text, d_model numbers: after `layer` blocks (None = all), 'mean' of the tokens or 'last'; None of an
+        empty one."""
         arguments = {"text_in": text, "layer": layer, "pooling": pooling, "model_name": model or self.model}
         return self._value(self._statements().value("llm_text_embedding", **arguments))
 
-    def perplexity(self, text: str, *, model: str | None = None) -> float:
-        """Perplexity of a text of at least two tokens."""
-        return self._value(self._statements().value("llm_perplexity", text_in=text, model_name=model or self.model))
+    def perplexity(self, text: str, *, model: str | None = None, from_start: bool = False) -> float | None:
+        """Perplexity of a text of at least two tokens, with `from_start` of one; None of a shorter one.
+
+        With `from_start` the first token is scored, too, as what follows an end-of-text token.
+        """
+        arguments = {"text_in": text, "model_name": model or self.model, "from_start": from_start}
+        return self._value(self._statements().value("llm_perplexity", **arguments))
 
     def train(
         self,

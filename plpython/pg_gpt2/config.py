@@ -27,7 +27,7 @@ class GPT2Config:
     def __post_init__(self) -> None:
         for field in ("n_layer", "n_head", "d_model", "n_positions", "vocab"):
             value = getattr(self, field)
-            if not isinstance(value, int) or value <= 0:
+            if type(value) is not int or not 0 < value < 1 << 31:
                 raise InvalidParameter(
                     f"{field} must be a positive integer, not {value!r}",
                     hint="GPT-2's smallest size has 12, 12, 768, 1024 and 50257.",
@@ -35,6 +35,12 @@ class GPT2Config:
         if self.n_layer > MOST_LAYERS:
             raise InvalidParameter(
                 f"n_layer {self.n_layer} is more than {MOST_LAYERS}", hint="GPT-2's largest size has 48."
+            )
+        eos = self.eos_token_id
+        if eos is not None and (type(eos) is not int or not 0 <= eos < self.vocab):
+            raise InvalidParameter(
+                f"eos_token_id {eos!r} is not one of {self.vocab} token ids",
+                hint="Null stands for that of the vocabulary.",
             )
         if self.d_model % self.n_head:
             raise InvalidParameter(

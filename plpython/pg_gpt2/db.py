@@ -1,23 +1,32 @@
 """The one module that talks to the server: queries, settings, notices, cancel, and errors on their way out.
 
-In SQL text `{schema}` stands for the extension's schema; everything else is in pg_catalog, because every function pins its
+In SQL text `{schema}` stands for the extension's schema, and never for what a user called something: values are parameters, and
+names go through `command`. Everything else is in pg_catalog, because every function pins its
 search_path. Statements are prepared once a session.
 """
 
 import functools
 import inspect
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import plpy
 
 from . import host
-from .errors import InvalidParameter, InvalidTransactionTermination, OutOfMemory, PgGpt2Error
-from .importer import own_settings
+from .errors import (
+    InvalidParameter,
+    InvalidTransactionTermination,
+    OutOfMemory,
+    PgGpt2Error,
+    TriggerProtocolViolated,
+    of_system,
+)
+from .importer import is_set_oddly, own_settings
 
 Row = dict[str, Any]
 Function = Callable[..., Any]
@@ -34,8 +43,10 @@ _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
 _in_set = False
 _END = object()
-PL_PYTHON = frozenset(("GD", "SD", "TD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+SHOWN = 4000  # characters of each end of a message
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
+CHECK_IN_SET = 0.2  # the same inside a row of a set
 
 
 def connect(schema: str, digest: str) -> None:
@@ -54,7 +65,7 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
     def guarded(scope: dict[str, Any]) -> Any:
         args = _taken(scope)
         try:
-            with own_settings(), np.errstate(all="ignore"):
+            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 if not matrices:
                     _refuse_nested_arrays(function, args)
                 result = function(*args)
@@ -71,10 +82,13 @@ def _taken(scope: dict[str, Any]) -> tuple[Any, ...]:
     PL/Python leaves them in the function's globals, each by its name and all as `args`, until the next call of the same function:
     a session that once called seven kernels on 200 MB would hold 1.7 GB until its end.
     """
-    args = scope.pop("args", None)
-    for name in [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]:
-        del scope[name]
-    return (scope.pop("TD"),) if args is None else tuple(args)
+    args = scope.get("args") if "TD" not in scope else [scope["TD"]]
+    names = scope.get("__names")
+    if names is None:
+        names = scope["__names"] = [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]
+    for name in names:
+        scope[name] = None
+    return tuple(args or ())
 
 
 def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -88,13 +102,13 @@ def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
-    """Rows of a set. A cancel is left to the executor, which looks between rows: PL/Python would wrap our error in
-    "error fetching next item from iterator"."""
-    global _in_set
+    """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long: PL/Python wraps our
+    error in "error fetching next item from iterator"."""
+    global _in_set, _checked
     while True:
-        _in_set = True
+        _in_set, _checked = True, time.monotonic()
         try:
-            with own_settings(), np.errstate(all="ignore"):
+            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 row = next(rows, _END)
         except Exception as error:
             raise _for_sql(error) from None
@@ -111,6 +125,8 @@ def _for_sql(error: Exception) -> Exception:
         return _from_server(error)
     if isinstance(error, plpy.Error):
         return error
+    if isinstance(error, OSError):
+        error = of_system(error, f'"{error.filename}"' if error.filename else "a file of the server")
     if isinstance(error, PgGpt2Error):
         return _error(error.message, error.sqlstate, error.detail, error.hint)
     if isinstance(error, MemoryError):
@@ -122,19 +138,64 @@ def _for_sql(error: Exception) -> Exception:
 
 
 def _error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
-    error = ServerError(message)
-    error.sqlstate, error.detail, error.hint = sqlstate, detail, hint
+    error = ServerError(_sendable(message))
+    error.sqlstate, error.detail, error.hint = sqlstate, detail and _sendable(detail), hint and _sendable(hint)
     return error
+
+
+def _sendable(text: str) -> str:
+    """`text` as it can reach a reader: names in a file may have U+0000, or half of a pair of UTF-16, and one of
+    megabytes would go to the client and into the server's log whole."""
+    if len(text) > 2 * SHOWN:
+        text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+    return storable(text).encode("utf-8", "replace").decode()
 
 
 def _from_server(error: Any) -> Exception:
     """The server's own error, with all its fields but without the class name that PL/Python would prefix."""
     _, detail, hint, _query, _position, *names = error.spidata or (None,) * 10
     message = str(error).removeprefix("pg_gpt2: ")  # of our own error in a query that was given as source
+    if error.sqlstate == "42501" and not hint:
+        hint = _who_gives_the_right(message)
     copy = _error(message, error.sqlstate, detail, hint)
     for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
         setattr(copy, field, value)
     return copy
+
+
+def _who_gives_the_right(message: str) -> str | None:
+    """The hint for an object of ours that the server's refusal names, in whatever language; None when it is somebody else's."""
+    found = re.search(r"\b(?:pg_)?llm_\w+", message)
+    if found is None:
+        return None
+    refused = row(
+        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered"
+        " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
+        " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
+        " HAVING count(*) > 0",
+        ["text"],
+        found[0],
+    )
+    if refused is None:
+        return None
+    if refused["filtered"]:
+        return f"{found[0]} has row-level security: its policies say which rows this role may read and write."
+    call = f"{_schema}.llm_grant_usage({refused['role']}, 'read')"
+    return f"The owner of the extension gives it: SELECT {call}; or 'train' or 'admin', to write."
+
+
+def require_trigger_of(trigger: dict[str, Any], what: str, *tables: str) -> None:
+    """39P01 unless it is the trigger `what`, such as "BEFORE INSERT ROW", of one of our own `tables`."""
+    kind = " ".join(trigger[key] for key in ("when", "event", "level"))
+    ours = row(
+        "SELECT $1::oid = ANY ($2::regclass[]) AS ours", ["text", "text[]"], trigger["relid"], [*map(qualified, tables)]
+    )
+    if not (ours or {})["ours"] or not kind.startswith(what):
+        raise TriggerProtocolViolated(
+            f'trigger "{trigger["name"]}", {kind}, of table "{trigger["table_name"]}" cannot use this function, which serves'
+            f" {' and '.join(tables)} of pg_gpt2 only",
+            hint="DROP TRIGGER it, and write a function of your own for your table.",
+        )
 
 
 def qualified(name: str) -> str:
@@ -158,9 +219,10 @@ def row(sql: str, types: Sequence[str] = (), *args: Any) -> Row | None:
     return rows[0] if rows.nrows() else None
 
 
-def command(sql: str) -> None:
-    """Execute a statement that cannot be prepared, such as GRANT; names in it are quoted by `quote_identifier`."""
-    plpy.execute(sql.replace("{schema}", _schema))
+def command(sql: str, **names: str) -> None:
+    """Execute a statement that cannot be prepared, such as GRANT. `{name}` in its text stands for the one of `names`, which is
+    quoted: all are put in at once, so that a name which looks like one of the placeholders stays what it is."""
+    plpy.execute(sql.format(schema=_schema, **names))
 
 
 def quote_identifier(name: str) -> str:
@@ -194,8 +256,9 @@ def source_texts(source: str, search_path: str) -> Iterator[str]:
                 "source must be one query", hint="Example: 'SELECT body FROM documents', without a second statement."
             ) from None
         except plpy.SPIError as error:
-            if not error.sqlstate.startswith("42"):  # not a query at all, or of something that is not there
+            if not error.sqlstate.startswith("42") or error.sqlstate == "42501":
                 raise
+            # not a query at all, or of something that is not there
             hint = "source is the text of a query, such as 'SELECT body FROM documents'."
             raise _error(f"source: {error}", error.sqlstate, None, hint) from None
         names = _columns(_portals() - open_before)
@@ -263,7 +326,8 @@ def committing(procedure: str) -> Iterator[None]:
             raise
         raise InvalidTransactionTermination(
             f"{procedure} commits as it goes, so it cannot run inside a transaction block or a function",
-            hint="Call it by itself in autocommit mode: outside BEGIN in psql, with autocommit=True in psycopg.",
+            hint="Call it in autocommit mode, alone in its statement string: outside BEGIN, by a psql -c of its own, with"
+            " autocommit=True in psycopg.",
         ) from None
     yield
     _set_search_path(_callers_path)
@@ -281,6 +345,16 @@ def setting(name: str, default: str | None = None) -> str | None:
     """Value of `pg_gpt2.name`, else `default`. After a rolled-back SET the value is '' and not null."""
     found = row("SELECT nullif(current_setting($1, true), '') AS value", ["text"], f"pg_gpt2.{name}")
     return default if found is None or found["value"] is None else found["value"]
+
+
+def may_read(*relations: str) -> bool:
+    """Whether the caller has SELECT on `relations` of the extension."""
+    found = row(
+        "SELECT bool_and(has_table_privilege(name, 'SELECT')) AS held FROM unnest($1) AS name",
+        ["text[]"],
+        [qualified(name) for name in relations],
+    )
+    return (found or {})["held"]
 
 
 def flag(name: str, default: str) -> bool:
@@ -301,7 +375,7 @@ def check_interrupts() -> None:
     """Let a cancel, a timeout or a termination of this session take effect; cheap enough for inner loops."""
     global _checked
     now = time.monotonic()
-    if now - _checked >= CHECK_EVERY and not _in_set:
+    if now - _checked >= (CHECK_IN_SET if _in_set else CHECK_EVERY):
         _checked = now
         plpy.execute(_plan("SELECT 1", ()))
 

@@ -24,6 +24,7 @@ SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-
 SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
 LITTLE_ROOM = 2 << 30  # on the disk of the data directory
 BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
+LISTING = ("llm_models", "llm_param_resolved", "llm_model_config", "llm_param", "llm_param_share", "llm_bpe_vocab")
 SETTINGS: dict[str, Callable[[], object]] = {
     "threads": resources.apply_threads,
     "attention_chunk": resources.attention_chunk,
@@ -63,6 +64,14 @@ def _software() -> Iterator[Finding]:
         if value := os.environ.get(variable):
             hint = "Unset it for the server, unless this processor needs it: it may cost half the speed."
             yield variable, value, "warn", hint
+    yield _vanished_clients()
+
+
+def _vanished_clients() -> Finding:
+    """Without a check, a computation whose client is gone goes on to its end, which nobody will see."""
+    interval = (db.row("SELECT current_setting('client_connection_check_interval') AS v") or {})["v"]
+    hint = "What a client that is gone has asked for is computed to its end: set it to 10s, in postgresql.conf or for a role."
+    return _check("client_connection_check_interval", interval, interval != "0", hint)
 
 
 def _settings() -> Iterator[Finding]:
@@ -121,12 +130,9 @@ def _database() -> Iterator[Finding]:
     encoding = (db.row("SELECT current_setting('server_encoding') AS v") or {})["v"]
     hint = "Text functions need a database with ENCODING 'UTF8'."
     yield _check("encoding", encoding, encoding == "UTF8", hint, status="error")
-    hidden = db.row(
-        "SELECT current_user AS name WHERE NOT has_table_privilege('{schema}.llm_models', 'SELECT')"
-        " OR NOT has_table_privilege('{schema}.llm_bpe_vocab', 'SELECT')"
-    )
-    if hidden:
-        yield "models", f"hidden from {hidden['name']}", "warn", "The extension's owner: SELECT llm_grant_usage(role)."
+    if not db.may_read(*LISTING):
+        role = (db.row("SELECT current_user AS name") or {})["name"]
+        yield "models", f"hidden from {role}", "warn", "The extension's owner: SELECT llm_grant_usage(role)."
         return
     models = db.query(
         "SELECT model, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models"
@@ -138,10 +144,10 @@ def _database() -> Iterator[Finding]:
         yield "models", "none", "warn", hint
     for row in models:
         yield _model(row)
-    if db.row("SELECT 1 WHERE has_table_privilege('{schema}.llm_param', 'SELECT')"):
-        for row in models:
-            yield from _shared_file(row["model"])
+        yield from _shared_file(row["model"])
     default = store.model_name(None)
+    if not any(row["model"] == default for row in models):
+        default = store.only_model() or default
     hint = "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
     yield _check("pg_gpt2.model", default, any(row["model"] == default for row in models), hint)
 

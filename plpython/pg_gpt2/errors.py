@@ -1,7 +1,10 @@
 """Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
 
-`db.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours.
+`db.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, but for what the operating system
+refuses (`of_system`).
 """
+
+import errno
 
 
 class PgGpt2Error(Exception):
@@ -85,6 +88,12 @@ class InvalidTransactionTermination(PgGpt2Error):
     sqlstate = "2D000"
 
 
+class TriggerProtocolViolated(PgGpt2Error):
+    """A trigger function of ours that somebody put on a table of their own."""
+
+    sqlstate = "39P01"
+
+
 class InsufficientPrivilege(PgGpt2Error):
     """The caller lacks a role or a privilege."""
 
@@ -125,3 +134,29 @@ class FeatureNotSupported(PgGpt2Error):
     """Something that this server or encoding cannot do."""
 
     sqlstate = "0A000"
+
+
+class TooManyOpenFiles(PgGpt2Error):
+    """The machine or the server has no room for another open file."""
+
+    sqlstate = "53000"
+
+
+def of_system(error: OSError, what: str) -> PgGpt2Error:
+    """What the operating system refused to do with `what`."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFull(f"{what} cannot be written: {reason}", hint="Make room there, or choose another place.")
+    if error.errno == errno.ENOMEM:
+        return OutOfMemory(f"{what} cannot be read or written: {reason}", hint="Free memory on the server.")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return TooManyOpenFiles(f"{what} cannot be opened: {reason}", hint="Raise the limit of open files (ulimit -n).")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return UndefinedFile(
+            f"{what} does not exist: {reason}",
+            hint="The path is on the server, seen by its operating-system user.",
+        )
+    return FileAccessError(
+        f"{what} cannot be read or written: {reason}",
+        hint="The server's operating-system user needs access, and the disk must be sound.",
+    )

@@ -23,19 +23,22 @@ OLD_PYTHON = "PL/Python has the Python that it was built with: take a newer rele
 RECURSION = 1000  # frames that our code may need: what Python itself starts with
 
 
+def is_set_oddly():
+    """Whether another PL/Python function of the session has set something, in its one interpreter, that would make ours fail."""
+    return sys.getrecursionlimit() < RECURSION or any(found[0] == "error" for found in warnings.filters)
+
+
 @contextmanager
 def own_settings():
-    """What other PL/Python functions of the session set for its one interpreter does not reach our code, nor ours theirs."""
+    """What is set oddly does not reach our code, and is as it was afterwards. 8 us, which a call shall not cost for nothing."""
     limit = sys.getrecursionlimit()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if limit < RECURSION:
-            sys.setrecursionlimit(RECURSION)
+        sys.setrecursionlimit(max(limit, RECURSION))
         try:
             yield
         finally:
-            if limit < RECURSION:
-                sys.setrecursionlimit(limit)
+            sys.setrecursionlimit(limit)
 
 
 class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):

@@ -5,22 +5,27 @@ back. The arithmetic is the ops'; here are only the shapes. The optimizer's kern
 `sampling`.
 """
 
+import struct
 from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from . import host, threads
-from .errors import InvalidParameter, NullNotAllowed, OutOfMemory
+from . import host, limits, threads
+from .errors import InvalidParameter, MalformedData, NullNotAllowed, OutOfMemory
 from .inference.sampling import Draws, Sampling, choose
-from .ops import CHUNK, dropout, lookup
-from .ops.dropout import check_p
-from .ops.products import run_all
+from .ops import CHUNK, lookup
+from .ops.attention import GROUP, MOST_SCORES, check_length
+from .ops.dropout import backward_from_output, check_p
+from .ops.elementwise import copied
 from .tensor import FLOAT32, from_bytes, to_bytes
 from .training import optim
 
 MAX_BYTES = (1 << 30) - (1 << 16)  # of a bytea
+ASKED = 4 << 20  # bytes: for fewer nobody is asked, which would take longer than the work
+SENT = np.dtype([("length", ">i4"), ("value", ">f8")])  # an element of an array as array_send has it
+FLOAT8 = 701  # the type's number in there
 
 
 def require_dims(**dims: int) -> None:
@@ -54,13 +59,25 @@ def _same_length(**tensors: np.ndarray) -> None:
             )
 
 
-def tensor(values: Sequence[Any]) -> bytes:
-    """Numbers, in any number of array dimensions -> bytes."""
-    wide = np.asarray(values, np.float64)
-    if np.isnan(wide).any() and any(value is None for value in np.asarray(values, object).flat):  # null became NaN
-        raise NullNotAllowed("an element is null", hint="A tensor has no nulls; use coalesce or 'NaN'.")
-    if wide.size == 0:
+def require_room(n_bytes: int, purpose: str) -> None:
+    """53200 when there are not so many bytes for arguments, results and what is between. Little is not asked for."""
+    if n_bytes >= ASKED:
+        host.require_memory(n_bytes, purpose)
+
+
+def tensor(sent: bytes | None, count: int) -> bytes:
+    """An array of `count` numbers, in any number of dimensions, as array_send has it -> bytes; None where they are too many.
+
+    PL/Python would make an object of each number first, in 70 bytes that nobody asked for.
+    """
+    if sent is None:
+        raise InvalidParameter(
+            f"the array has {count} elements; the most is {limits.MOST_NUMBERS}",
+            hint="Make a tensor of each part: they are put together by ||.",
+        )
+    if count < 1:
         raise InvalidParameter("the array is empty", hint="A tensor has at least one value.")
+    wide = _numbers(sent, count)
     with np.errstate(over="ignore"):
         narrow = wide.astype(FLOAT32)
     if (np.isinf(narrow) & np.isfinite(wide)).any():
@@ -69,9 +86,35 @@ def tensor(values: Sequence[Any]) -> bytes:
     return to_bytes(narrow)
 
 
+def _numbers(sent: bytes, count: int) -> np.ndarray:
+    """The elements of an array as array_send has it: three numbers, two for each dimension, then length and value of each."""
+    dimensions, nulls, kind = struct.unpack(">3i", sent[:12].ljust(12, b"\0"))
+    start = 12 + 8 * dimensions
+    if kind != FLOAT8 or dimensions < 1 or not (nulls or len(sent) == start + count * SENT.itemsize):
+        raise _no_array()
+    if len(sent) != start + count * SENT.itemsize:
+        raise NullNotAllowed("an element is null", hint="A tensor has no nulls; use coalesce or 'NaN'.")
+    elements = np.frombuffer(sent, SENT, count, start)
+    if (elements["length"] != elements["value"].itemsize).any():
+        raise _no_array()
+    return elements["value"].astype(np.float64)
+
+
+def _no_array() -> MalformedData:
+    return MalformedData(
+        "these bytes are not an array of double precision", hint="Call pg_llm_tensor, which makes them."
+    )
+
+
 def values(data: bytes) -> list[float]:
     """Bytes -> numbers."""
-    return from_bytes(data).tolist()
+    array = from_bytes(data)
+    if array.size > limits.MOST_VALUES:
+        raise InvalidParameter(
+            f"the tensor has {array.size} values; the most is {limits.MOST_VALUES}",
+            hint="Look at a part of it: pg_llm_values(substring(data FROM 1 FOR 4000)) shows the first 1,000.",
+        )
+    return array.tolist()
 
 
 # --- forward and backward, in the order of the ops --------------------------------------------------------------------
@@ -82,7 +125,9 @@ def matmul(a: bytes, b: bytes, m: int, k: int, n: int) -> bytes:  # [m,k], [k,n]
     require_dims(m=m, k=k, n=n)
     if 4 * m * n > MAX_BYTES:
         raise OutOfMemory(f"a result of {m} x {n} does not fit a value of 1 GB", hint="Multiply fewer rows at a time.")
-    return to_bytes(lookup("matmul")(from_bytes(a, (m, k), name="a"), from_bytes(b, (k, n), name="b")))
+    left, right = from_bytes(a, (m, k), name="a"), from_bytes(b, (k, n), name="b")
+    require_room(left.nbytes + right.nbytes + 2 * 4 * m * n, "pg_llm_matmul")
+    return to_bytes(lookup("matmul")(left, right))
 
 
 def add(a: bytes, b: bytes) -> bytes:  # [m,n], [n] or [m,n] -> [m,n]
@@ -148,19 +193,19 @@ def cross_entropy_backward(logits: bytes, target: int) -> bytes:
     return to_bytes(_backward("cross_entropy", np.ones((), FLOAT32), None, array, target=target)[0])
 
 
-def drop(data: bytes, p: float, training: bool, seed: int) -> bytes:
+def dropout(data: bytes, p: float, training: bool, seed: int) -> bytes:
     """Inverted dropout when training, else the input."""
     check_p(p)
     array = _vector(data, "input")
     return to_bytes(lookup("dropout")(array, p=p, seed=seed)) if training else data
 
 
-def drop_backward(data: bytes, output: bytes, grad: bytes, p: float, training: bool) -> bytes:
+def dropout_backward(data: bytes, output: bytes, grad: bytes, p: float, training: bool) -> bytes:
     """dx, with the mask read off the output."""
     check_p(p)
     x, y, d = _vector(data, "input"), _vector(output, "output"), _vector(grad, "grad")
     _same_length(input=x, output=y, grad=d)
-    return to_bytes(dropout.backward_from_output(d, y, x, p=p)) if training else grad
+    return to_bytes(backward_from_output(d, y, x, p=p)) if training else grad
 
 
 def ones_like(src: bytes) -> bytes:
@@ -184,6 +229,7 @@ def attention(
 ) -> bytes:  # [T,D], [D,3D], [3D], [D,D], [D] -> [T,D]
     """Causal self-attention with its two projections."""
     arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+    require_room(attention_bytes(t, d, n_head, chunk), "pg_llm_attention")
     return to_bytes(lookup("attention")(*arrays, n_head=n_head, chunk=chunk))
 
 
@@ -202,6 +248,7 @@ def attention_backward(
     """dx, dw_qkv, db_qkv, dw_o, db_o."""
     arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
     dy = from_bytes(grad_output, (t, d), name="grad_output")
+    require_room(3 * attention_bytes(t, d, n_head, chunk), "pg_llm_attention_backward")
     return _bytes(_backward("attention", dy, None, *arrays, n_head=n_head, chunk=chunk))
 
 
@@ -209,11 +256,18 @@ def _attention_arrays(
     x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_head: int, t: int, d: int
 ) -> tuple[np.ndarray, ...]:
     require_dims(n_head=n_head, t=t, d=d)
+    check_length(t)
     if d % n_head:
         raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
     shapes = {"x": (t, d), "w_qkv": (d, 3 * d), "b_qkv": (3 * d,), "w_o": (d, d), "b_o": (d,)}
     given = (x, w_qkv, b_qkv, w_o, b_o)
     return tuple(from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True))
+
+
+def attention_bytes(t: int, d: int, n_head: int, chunk: int) -> int:
+    """What attention takes: arguments, q, k and v and copies of them, results; norms; scores of a chunk on two threads."""
+    scores = min(max(GROUP, min(t, chunk) * t), MOST_SCORES)
+    return 4 * (5 * d * d + 16 * t * d + 2 * n_head * t + 2 * scores)
 
 
 def mlp_backward(
@@ -225,7 +279,9 @@ def mlp_backward(
     shapes = {"x": (t, d), "w_fc": (d, f), "b_fc": (f,), "w_proj": (f, d), "b_proj": (d,)}
     given = (x, w_fc, b_fc, w_proj, b_proj)
     arrays = [from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True)]
-    return _bytes(_backward("mlp", from_bytes(dy, (t, d), name="dy"), None, *arrays))
+    d_result = from_bytes(dy, (t, d), name="dy")
+    require_room(4 * (22 * t * d + 5 * 8 * d * d), "pg_llm_mlp_backward")  # hidden units; each matrix and its gradient
+    return _bytes(_backward("mlp", d_result, None, *arrays))
 
 
 # --- optimizer and sampler --------------------------------------------------------------------------------------------
@@ -249,17 +305,21 @@ def adamw_step(
         if value is None:
             raise NullNotAllowed(f"{name} must not be null", hint="Only m and v may be null, for zeros.")
     optim.check_adamw(**hyper)  # type: ignore[arg-type]
-    w, g = _vector(weight, "weight").copy(), _vector(grad, "grad")  # type: ignore[arg-type]
-    moments = {
-        name: _vector(data, name).copy() if data else np.zeros(w.shape, FLOAT32) for name, data in (("m", m), ("v", v))
-    }
-    _same_length(weight=w, grad=g, **moments)
-    state = (w, g, *moments.values())
-    parts = threads.pieces(w.size, optim.PIECE)
-    host.check_interrupts()
-    run_all([lambda p=p: optim.adamw(*(array[p] for array in state), **hyper) for p in parts], at_once=optim.AT_ONCE)  # type: ignore[misc,arg-type]
-    host.check_interrupts()
-    return to_bytes(w), to_bytes(moments["m"]), to_bytes(moments["v"])
+    given = {"weight": _vector(weight, "weight"), "grad": _vector(grad, "grad")}  # type: ignore[arg-type]
+    given |= {name: _vector(data, name) for name, data in (("m", m), ("v", v)) if data}
+    _same_length(**given)
+    size = given["weight"].size
+    require_room(
+        4 * size * (len(given) + 9), "pg_llm_adamw_step"
+    )  # each result as an array, as bytes and as the server's
+    state = {name: copied(given[name]) if name in given else np.zeros(size, FLOAT32) for name in ("weight", "m", "v")}
+
+    def step_on(part: slice) -> None:
+        w, first, second = (array[part] for array in state.values())
+        optim.adamw(w, given["grad"][part], first, second, **hyper)  # type: ignore[arg-type]
+
+    threads.for_rows(size, optim.PIECE, step_on)
+    return _bytes(tuple(state.values()))
 
 
 def grad_clip(grad: bytes, clip: float) -> bytes:
@@ -268,7 +328,7 @@ def grad_clip(grad: bytes, clip: float) -> bytes:
     if not (isfinite(clip) and clip > 0):
         raise InvalidParameter(f"clip must be a finite number above 0, not {clip}", hint="1.0 is a usual one.")
     scale = optim.clip_scale(optim.global_norm([array]), clip)
-    return grad if scale == 1.0 else to_bytes(array * FLOAT32.type(scale))
+    return grad if scale == 1.0 else to_bytes(lookup("scale")(array, factor=scale))
 
 
 def lr_schedule(step: int, warmup: int, total: int, lr_max: float) -> float:
@@ -284,6 +344,10 @@ def lr_schedule(step: int, warmup: int, total: int, lr_max: float) -> float:
 def sample(logits: bytes, how: Sampling, seed: int) -> int:
     """Id of a token."""
     array = _vector(logits, "logits")
+    if array.size > limits.MOST_CHOICES:
+        raise InvalidParameter(
+            f"{array.size} logits; the most is {limits.MOST_CHOICES}", hint="Give the logits of one token."
+        )
     if not np.isfinite(array.max()):
         raise InvalidParameter(
             "logits have NaN, or a largest value that is not finite",

@@ -4,6 +4,18 @@ Most of them bound the time of one call that cannot be interrupted, or the memor
 is not here: it is asked for when it is taken.
 """
 
+MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it
 MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill the memory with many more
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
+MOST_STOP_CHARACTERS = 65_536  # of all stop strings of a call: looking for them needs 300 bytes and a microsecond each
+MOST_POSITIONS = (
+    1 << 20
+)  # of attention: a chunk of rows against as many keys is worked on without a look for an interrupt
+MOST_ROW = 1 << 22  # values of a row that is normalised or that classes are chosen by: what one call of NumPy works on
+MOST_CHOICES = 1 << 20  # logits that pg_llm_sample chooses from: it sorts them
+MOST_DIMENSIONS = (
+    16  # of a tensor: NumPy has a limit of its own, 32 or 64, and some ops need a few more than they are given
+)
+MOST_NUMBERS = 1 << 22  # numbers that pg_llm_tensor takes: PostgreSQL sends an array in one go, some 0.1 s
+MOST_VALUES = 1 << 20  # values that pg_llm_values shows: PL/Python makes an array of them in one go
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them

@@ -8,7 +8,7 @@ import os
 import re
 from math import ceil
 
-from . import db, host, threads
+from . import cgroups, db, host, threads
 from .errors import InvalidParameter, OutOfMemory
 from .ops import CHUNK, buffers
 
@@ -23,7 +23,7 @@ def spare() -> None:
 def cores() -> int:
     """Cores that this process may use: those it is bound to, within the quota of its container or service."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = threads.cpu_quota()
+    quota = cgroups.cpu_quota()
     return bound if quota is None else max(1, min(bound, ceil(quota)))
 
 
@@ -55,7 +55,7 @@ def _integer(name: str, default: int) -> int:
 
 
 def memory_limit() -> int:
-    """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of the machine."""
+    """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of all."""
     row = db.row(
         "SELECT nullif(current_setting('pg_gpt2.max_memory', true), '') AS setting,"
         " (SELECT value FROM {schema}.llm_limit WHERE name = 'max_memory') AS cap"
@@ -63,7 +63,13 @@ def memory_limit() -> int:
     setting, cap = (row or {})["setting"], (row or {})["cap"]
     limits = [_bytes("pg_gpt2.max_memory", setting)] if setting else []
     limits += [_bytes("max_memory in llm_limit", cap)] if cap else []
-    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+    return min(limits) if limits else _memory() * 3 // 4
+
+
+def _memory() -> int:
+    """Bytes of the machine, or of our control group where that may use fewer."""
+    machine, group = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cgroups.memory_limit()
+    return machine if group is None else min(machine, group)
 
 
 def _bytes(name: str, text: str) -> int:
@@ -97,13 +103,15 @@ def require_memory(wanted: int, purpose: str) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that the kernel can give without swapping, where it says so."""
+    """Bytes that the kernel can give without swapping, of the machine and of our control group; None where it does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) << 10
+        machine = int(fields["MemAvailable"].split()[0]) << 10
     except (OSError, KeyError, ValueError):
-        return None
+        return cgroups.memory_left()
+    group = cgroups.memory_left()
+    return machine if group is None else min(machine, group)
 
 
 def megabytes(count: int) -> str:
@@ -113,7 +121,7 @@ def megabytes(count: int) -> str:
 
 def release_memory() -> None:
     """Give what is free back to the system: buffers, and what the C library keeps of the pieces of a model's arrays."""
-    buffers.kept.clear()
+    buffers.forget()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)

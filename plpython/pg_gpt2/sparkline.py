@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypeGuard
 
-BARS = "▁▂▃▄▅▆▇█"
+BARS = "".join(map(chr, range(0x2581, 0x2589)))  # from an eighth of a line to a full one
 GAP = " "
 
 

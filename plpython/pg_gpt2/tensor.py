@@ -1,13 +1,16 @@
 """Tensors at the border: contiguous little-endian row-major float32 bytes, shape beside them."""
 
+import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from . import host, limits, threads
 from .errors import InvalidParameter
 
 FLOAT32 = np.dtype("<f4")
+PART = 1 << 22  # values that are copied at a time
 
 
 def from_bytes(data: bytes, shape: Sequence[int] | None = None, *, name: str = "tensor") -> np.ndarray:
@@ -31,11 +34,22 @@ def from_bytes(data: bytes, shape: Sequence[int] | None = None, *, name: str = "
 
 def to_bytes(values: np.ndarray) -> bytes:
     """Bytes of `values` as contiguous little-endian float32."""
-    return np.ascontiguousarray(values, FLOAT32).tobytes()
+    if values.size <= PART:
+        return np.ascontiguousarray(values, FLOAT32).tobytes()
+    file = io.BytesIO()  # gives its bytes away without a copy
+    for part in threads.parts(values.shape, PART):
+        host.check_interrupts()
+        file.write(np.ascontiguousarray(values[part], FLOAT32).data)
+    return file.getvalue()
 
 
 def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
-    """22023 unless every dimension is a positive integer."""
+    """22023 unless every dimension is a positive integer, and there are not too many."""
+    if len(shape) > limits.MOST_DIMENSIONS:
+        raise InvalidParameter(
+            f"{name} has {len(shape)} dimensions; the most is {limits.MOST_DIMENSIONS}",
+            hint="Put dimensions together: [2, 3, 4] are as many values as [6, 4].",
+        )
     if any(dim is None or dim <= 0 for dim in shape):
         raise InvalidParameter(
             f"{name} has shape {list(shape)}; every dimension must be positive",

@@ -11,11 +11,16 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from math import prod
+from typing import Any
+
+from . import host
 
 Task = Callable[[], object]
+STACK = 8 << 20  # bytes for each thread: what Linux gives; other code of the process may have asked for less
+LOOK_EVERY = 0.05  # seconds between looks for an interrupt while others work
 
 _SETTERS = (
     "scipy_openblas_set_num_threads64_",
@@ -84,35 +89,22 @@ def blas_libraries() -> list[str]:
     return sorted(path for path in paths if any(name in os.path.basename(path).lower() for name in names))
 
 
-@cache
-def cpu_quota(root: str = "/") -> float | None:
-    """Cores' worth of time that control groups version 2 allow, the least of ours and those around it; asked once a session."""
-    try:
-        with open(os.path.join(root, "proc/self/cgroup"), encoding="ascii") as file:
-            group = next(line[3:].strip() for line in file if line.startswith("0::"))
-    except (OSError, ValueError, StopIteration):  # no such group
-        return None
-    names = [name for name in group.split("/") if name]
-    folders = (os.path.join(root, "sys/fs/cgroup", *names[:depth]) for depth in range(len(names) + 1))
-    return min((quota for quota in map(_cpu_max, folders) if quota is not None), default=None)
-
-
-def _cpu_max(folder: str) -> float | None:
-    try:
-        with open(os.path.join(folder, "cpu.max"), encoding="ascii") as file:
-            quota, period = file.read().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):  # the root has no such file, and others say "max"
-        return None
-
-
 def start(work: Task, name: str) -> None:
-    """Do `work` on a thread of its own, with every signal blocked: they are the server's, which handles them in its own."""
+    """Do `work` on a thread of its own, with every signal blocked: they are the server's, which handles them in its own.
+
+    RuntimeError where the system allows no more threads.
+    """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    stack = threading.stack_size(STACK)
     try:
         threading.Thread(target=work, daemon=True, name=name).start()
     finally:
+        threading.stack_size(stack)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _nothing() -> None:
+    """A helper has no interrupts to look for."""
 
 
 class Pool:
@@ -124,29 +116,48 @@ class Pool:
         self._started = 0
 
     def run(self, tasks: Sequence[Task], batch: "Batch | None" = None) -> None:
-        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error."""
+        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error.
+
+        The caller looks for an interrupt between tasks. After it, or an error, no further task is begun.
+        """
         helpers = min(self.count, len(tasks)) - 1
+        if helpers > self._started:
+            helpers = self._start(helpers)
         if helpers < 1:
             for task in tasks:
+                host.check_interrupts()
                 task()
             return
-        while self._started < helpers:
-            start(self._serve, f"pg_gpt2-{self._started}")
-            self._started += 1
         batch = batch or Batch()
         batch.begin(tasks)
         for _ in range(helpers):
             self._tasks.put(batch)
-        batch.work()
+        batch.work(host.check_interrupts)
         batch.wait()
+
+    def _start(self, wanted: int) -> int:
+        """Start threads until there are as many as wanted; how many there are.
+
+        Where the system allows no more, the pool goes on with what it has: the next call to `set_threads` tries again.
+        """
+        while self._started < wanted:
+            try:
+                start(self._serve, f"pg_gpt2-{self._started}")
+            except RuntimeError:
+                self.count = self._started + 1
+                break
+            self._started += 1
+        return self._started
 
     def _serve(self) -> None:
         import numpy
 
         numpy.seterr(all="ignore")  # holds for this thread only
         while (batch := self._tasks.get()) is not None:
+            _current.batch = batch
             if batch.work() and self._tasks.empty():  # else this thread is late already
                 batch.look_ahead()
+            _current.batch = None
             del batch  # and what it holds
 
     def close(self) -> None:
@@ -174,8 +185,8 @@ class Batch:
         self._finished = count(1 - len(tasks))  # the last task counts 0
         self._left.extend(reversed(tasks))
 
-    def work(self) -> bool:
-        """Do tasks until none is left; whether there was one."""
+    def work(self, look: Task = _nothing) -> bool:
+        """Do tasks until none is left, each after a `look` for an interrupt; whether there was one."""
         done = False
         while True:
             try:
@@ -183,13 +194,20 @@ class Batch:
             except IndexError:
                 return done
             try:
-                task()
+                if self._error is None:
+                    look()
+                    task()
             except BaseException as error:  # handed to the caller by wait()
                 self._error = self._error or error
             del task
             if next(self._finished) == 0:  # atomic as well
                 self._done.release()
             done = True
+
+    def go_on(self) -> None:
+        """Raise in a task of this batch when another one has failed, or the caller was interrupted."""
+        if self._error is not None:
+            raise Stopped
 
     def look_ahead(self) -> None:
         """Do `ahead`, whose failure is no one's: the thread must live on."""
@@ -198,14 +216,39 @@ class Batch:
                 self._ahead()
 
     def wait(self) -> None:
-        """Return when all tasks are done; raise the first error."""
-        self._done.acquire()
+        """Return when all tasks are done; raise the first error, or an interrupt that comes meanwhile."""
+        while not self._done.acquire(timeout=LOOK_EVERY):
+            try:
+                host.check_interrupts()
+            except BaseException as interrupt:  # raised when no task works any more on what is the caller's
+                self._error = self._error or interrupt
         if self._error is not None:
             error, self._error = self._error, None
             try:
                 raise error
             finally:
                 del error  # which holds this frame, and others what they worked on
+
+
+class Stopped(Exception):
+    """Ends a task whose batch has failed; nobody sees it."""
+
+
+class _Current(threading.local):
+    """The batch that this thread helps with; None for the thread of the server."""
+
+    batch: Batch | None = None
+
+
+_current = _Current()
+
+
+def look() -> None:
+    """To be called by tasks that take long, at least every 100 ms: raises where the work is to end."""
+    if _current.batch is None:
+        host.check_interrupts()
+    else:
+        _current.batch.go_on()
 
 
 _pool = Pool(min(2, os.cpu_count() or 1))
@@ -233,6 +276,17 @@ def prepared(tasks: Sequence[Task], ahead: Task | None = None) -> Task:
     """A call that runs these tasks on all cores in use, again and again; a helper then does `ahead`, which nobody waits for."""
     batch = Batch(ahead)
     return lambda: _pool.run(tasks, batch)
+
+
+def parts(shape: Sequence[int], size: int) -> Iterator[tuple[Any, ...]]:
+    """Indices that cut an array of that shape into parts of at most `size` elements, in row-major order; each gives a view."""
+    inner = prod(shape[1:])
+    if prod(shape) <= size:
+        yield (...,)
+    elif inner <= size:
+        yield from ((rows,) for rows in pieces(shape[0], size // inner))
+    else:
+        yield from ((i, *rest) for i in range(shape[0]) for rest in parts(shape[1:], size))
 
 
 def pieces(total: int, size: int) -> list[slice]:

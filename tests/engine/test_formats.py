@@ -1,19 +1,36 @@
 """Reading and writing of safetensors, npz and the older gzip container; damage gives typed errors only."""
 
+import contextlib
+import errno
 import gzip
 import io
 import json
+import os
 import struct
+import time
 import zipfile
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pg_gpt2 import formats
+from pg_gpt2 import formats, host
 from pg_gpt2.config import GPT2Config
-from pg_gpt2.errors import FeatureNotSupported, InconsistentData, MalformedData, PgGpt2Error
+from pg_gpt2.errors import (
+    DiskFull,
+    FeatureNotSupported,
+    FileAccessError,
+    InconsistentData,
+    MalformedData,
+    OutOfMemory,
+    PgGpt2Error,
+    TooManyOpenFiles,
+    UndefinedFile,
+)
 from pg_gpt2.formats import checkpoint as names
+from pg_gpt2.formats import source
+from pg_gpt2.formats.hub_config import config_of, fields_of
 from pg_gpt2.formats.safetensors import bfloat16_to_float32
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, d_model=4, n_positions=8, vocab=11, eos_token_id=10)
@@ -155,9 +172,75 @@ def test_metadata_carries_the_config(write):
 def test_config_needs_n_head():
     with formats.open_npz(io.BytesIO(npz_bytes(weights()))) as checkpoint:
         assert checkpoint.config() is None
-        assert checkpoint.config(n_head=4, eos_token_id=10) == GPT2Config(2, 4, 4, 8, 11, 10)
-        with pytest.raises(InconsistentData, match="not divisible"):
-            checkpoint.config(n_head=3)
+    with formats.open_npz(io.BytesIO(npz_bytes(weights(), {"n_head": "4", "eos_token_id": "10"}))) as checkpoint:
+        assert checkpoint.config() == GPT2Config(2, 4, 4, 8, 11, 10)
+    with (
+        formats.open_npz(io.BytesIO(npz_bytes(weights(), {"n_head": "3"}))) as checkpoint,
+        pytest.raises(InconsistentData, match="not divisible"),
+    ):
+        checkpoint.config()
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(GPT2Config)])
+def test_whoever_says_another_value_of_a_field_is_contradicted(field):
+    known = replace(CONFIG, eos_token_id=3)
+    assert names.agreed("m", known, {}, "it") == known
+    assert names.agreed("m", known, {field: getattr(known, field)}, "it") == known
+    with pytest.raises(InconsistentData, match=f"it says {field} = 2, and model"):
+        names.agreed("m", replace(known, n_layer=1, n_head=1), {field: 2}, "it")
+
+
+def test_an_end_of_text_token_is_taken_where_none_is_known():
+    known = replace(CONFIG, eos_token_id=None)
+    assert names.agreed("m", known, {"eos_token_id": 7}, "it").eos_token_id == 7
+    assert names.agreed("m", known, {"eos_token_id": None}, "it").eos_token_id is None
+    with pytest.raises(InconsistentData, match="11 token ids"):
+        names.agreed("m", known, {"eos_token_id": 11}, "it")
+
+
+HUB = fields_of(CONFIG)
+
+
+def without(*keys):
+    return {key: value for key, value in HUB.items() if key not in keys}
+
+
+def test_config_json_says_the_configuration():
+    assert config_of(HUB) == CONFIG
+    assert formats.read_config(json.dumps(HUB).encode()) == CONFIG
+    general = {"num_hidden_layers": 2, "num_attention_heads": HUB["n_head"], "hidden_size": 4}
+    other = without("n_layer", "n_head", "n_embd", "n_positions") | general | {"max_position_embeddings": 8}
+    assert config_of(other) == CONFIG
+    assert config_of(HUB | other) == CONFIG
+    for eos in (50256, -1, True, [1], None, "x"):
+        assert config_of(HUB | {"eos_token_id": eos}).eos_token_id is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        *({"activation_function": name} for name in ("gelu", "relu", None, 7, ["gelu_new"])),
+        *({"layer_norm_epsilon": eps} for eps in (1e-6, 0, None, "1e-5")),
+        *({"n_inner": n} for n in (17, 10**30, "16", [])),
+        *({"model_type": name} for name in ("bert", "gptj", None)),
+        *({name: True} for name in ("scale_attn_by_inverse_layer_idx", "add_cross_attention")),
+        *({name: False} for name in ("scale_attn_weights", "tie_word_embeddings")),
+        *({name: n} for name in ("n_layer", "vocab_size", "n_embd") for n in (0, -1, None, 1.5, True, "2", 1 << 31)),
+        *({"n_embd": 6, "n_head": 4}, {"hidden_size": 8}, {"num_attention_heads": 1}),
+    ],
+)
+def test_another_architecture_is_refused_by_the_name_of_what_differs(more):
+    with pytest.raises((InconsistentData, MalformedData), match=rf"it has .*({next(iter(more))}|d_model 6)") as caught:
+        config_of(HUB | more, "it")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"n_head": 1' + b"0" * 5000 + b"}", b'{"a":1,"a":1}']
+)
+def test_a_malformed_config_json_is_refused(data):
+    with pytest.raises(MalformedData):
+        formats.read_config(data)
 
 
 def test_npz_opens_in_numpy():
@@ -314,7 +397,7 @@ def test_a_zip_file_of_millions_of_members_is_refused_by_the_size_of_its_directo
         archive.writestr("wte.npy", npy(np.zeros((2, 2), "<f4")))
     data = file.getvalue()
     start, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
-    count = 300_000
+    count = 30_000
     directory = data[start:end] * count
     tail = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count & 0xFFFF, count & 0xFFFF, len(directory), start, 0)
     with pytest.raises(MalformedData, match=f"directory of {len(directory)} bytes"):
@@ -326,6 +409,115 @@ def test_a_gzip_stream_of_long_names_is_refused():
     entries = [struct.pack("<H", 60_000) + b"%060000d" % i + npy(np.zeros(1, "<f4")) for i in range(3)]
     with pytest.raises(MalformedData, match="name of 60000 bytes"):
         formats.open_npz(io.BytesIO(gzip.compress(b"".join(entries))), CONFIG)
+
+
+def every(monkeypatch, seconds):
+    """The longest time between two looks for a cancel, of which there must be one at all, is below `seconds`."""
+    looks = [time.monotonic()]
+    monkeypatch.setattr(host, "check_interrupts", lambda: looks.append(time.monotonic()))
+
+    def check():
+        looks.append(time.monotonic())
+        assert max(np.diff(looks)) < seconds
+
+    return check
+
+
+def hollow_zip():
+    """A member of few bytes, deflated into 20 MB of empty blocks."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("wte.npy", npy(np.zeros((2, 2), "<f4")))
+    data, blocks = file.getvalue(), b"\0\0\0\xff\xff" * 4_000_000
+    start, directory = data.index(b"wte.npy") + 7, data.index(b"PK\x01\x02")
+    size = (directory - start + len(blocks)).to_bytes(4, "little")
+    head = data[:18] + size + data[22:start]
+    entry = data[directory : directory + 20] + size + data[directory + 24 :]
+    end = entry.index(b"PK\x05\x06")
+    place = (directory + len(blocks)).to_bytes(4, "little")
+    return head + blocks + data[start:directory] + entry[: end + 16] + place + entry[end + 20 :]
+
+
+HOLLOW = {
+    "a gzip file of 100,000 empty members": lambda: gzip.compress(b"", mtime=0) * 100_000,
+    "empty members before the first array": lambda: gzip.compress(b"", mtime=0) * 100_000 + gzip.compress(b"x"),
+    "a gzip stream of empty blocks": lambda: gzip.compress(b"")[:10] + b"\0\0\0\xff\xff" * 4_000_000,
+    "zeros after a gzip stream": lambda: gzip_bytes(weights()) + bytes(50_000_000),
+    "a member of a zip file of empty blocks": hollow_zip,
+    "as many members of a zip file as its directory may have": lambda: npz_bytes(
+        {f"{i}": np.zeros(1, "<f4") for i in range(9_000)}
+    ),
+    "as long a header as safetensors may have": lambda: raw_safetensors(
+        {f"{i}": offsets(0, 0, shape=(0,)) for i in range(33_000)}
+    ),
+}
+
+
+@pytest.mark.parametrize("make", HOLLOW.values(), ids=HOLLOW)
+def test_what_is_long_and_holds_nothing_can_be_interrupted(make, monkeypatch):
+    data = make()
+    check = every(monkeypatch, 1.0)  # half a second, and a busy machine
+    open_ = formats.open_safetensors if data[8:9] == b"{" else formats.open_npz
+    with contextlib.suppress(MalformedData):
+        open_(io.BytesIO(data)).close()
+    check()
+
+
+def test_several_members_of_gzip_are_one_stream():
+    whole = gzip.decompress(gzip_bytes(weights()))
+    cut = len(whole) // 3
+    data = gzip.compress(whole[:cut]) + gzip.compress(b"") + gzip.compress(whole[cut:]) + bytes(512)
+    assert_same(import_all(formats.open_npz(io.BytesIO(data)), block_rows=3), weights())
+    for damaged in (data[:-600], data[: len(data) // 2], data + b"more"):
+        with pytest.raises(MalformedData):
+            import_all(formats.open_npz(io.BytesIO(damaged)))
+
+
+class Disk(io.FileIO):
+    """One that gives out after so many uses."""
+
+    uses, number = 0, 0
+
+    def _use(self):
+        self.uses -= 1
+        if self.uses < 0:
+            raise OSError(self.number, os.strerror(self.number))
+
+    def readinto(self, buffer):
+        self._use()
+        return super().readinto(buffer)
+
+    def seek(self, *args):
+        self._use()
+        return super().seek(*args)
+
+
+class FailingFile(source.ServerFile, Disk):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (errno.EIO, FileAccessError), (errno.ENOMEM, OutOfMemory), (errno.EMFILE, TooManyOpenFiles),
+        (errno.ENOENT, UndefinedFile), (errno.ENOSPC, DiskFull), (errno.EACCES, FileAccessError),
+    ],
+)  # fmt: skip
+@every_format
+def test_what_the_disk_refuses_has_a_sqlstate_and_a_hint(tmp_path, number, error, write, open_):
+    """At the first use of a file, and at any later one."""
+    path = tmp_path / "file"
+    path.write_bytes(write(weights()))
+    raised = 0
+    for uses in range(40):
+        raw = FailingFile(os.open(path, os.O_RDONLY), str(path))
+        raw.uses, raw.number = uses, number
+        try:
+            import_all(open_(io.BufferedReader(raw, 512)))
+        except PgGpt2Error as caught:
+            assert (type(caught), bool(caught.hint), str(path) in str(caught)) == (error, True, True)  # noqa: PT017
+            raised += 1
+    assert raised > 2
 
 
 def npy_with(header):
@@ -348,6 +540,11 @@ BAD_NPY = {
     "huge shape": npy_with(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({1 << 62}, {1 << 62})}}"),
     "order": npy_with("{'descr': '<f4', 'fortran_order': 1, 'shape': (1,)}"),
     "descr": npy_with("{'descr': '<q99', 'fortran_order': False, 'shape': (1,)}"),
+    "shape of a number that cannot be shown": npy_with(
+        f"{{'descr': '<f4', 'fortran_order': False, 'shape': (0x{'f' * 4700},)}}"
+    ),
+    "descr that cannot be shown": npy_with(f"{{'descr': 0x{'f' * 4700}, 'fortran_order': False, 'shape': (1,)}}"),
+    "order that cannot be shown": npy_with(f"{{'descr': '<f4', 'fortran_order': 0x{'f' * 4700}, 'shape': (1,)}}"),
     "structured": npy_with("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}"),
     "truncated": npy(np.zeros(3, "<f4"))[:-1],
     "empty": b"",

@@ -1,5 +1,6 @@
 """The SQL kernels are the ops of the registry: identity, not similarity. Values are in pgTAP and in the oracle."""
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,12 @@ def tensor(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
+def sent(*numbers: float) -> bytes:
+    """An array of double precision as array_send has it."""
+    elements = np.array([(8, number) for number in numbers], kernels.SENT)
+    return struct.pack(">5i", 1, 0, kernels.FLOAT8, len(numbers), 1) + elements.tobytes()
+
+
 X, GAMMA, W = tensor(6, 8), tensor(8), tensor(8, 4)
 ATTENTION = tensor(6, 8), tensor(8, 24), tensor(24), tensor(8, 8, seed=1), tensor(8, seed=1)
 MLP = tensor(6, 8), tensor(8, 32), tensor(32), tensor(32, 8), tensor(8)
@@ -32,7 +39,7 @@ FORWARD: dict[str, tuple[Callable[..., Any], tuple, dict, tuple]] = {
     "zeros_like": (kernels.zeros_like, (X,), {}, ()),
     "transpose": (kernels.transpose, (X,), {}, (6, 8)),
     "attention": (kernels.attention, ATTENTION, {"n_head": 2}, (2, 6, 8)),
-    "dropout": (kernels.drop, (X,), {"p": 0.4, "seed": 9}, (0.4, True, 9)),
+    "dropout": (kernels.dropout, (X,), {"p": 0.4, "seed": 9}, (0.4, True, 9)),
 }
 
 
@@ -106,7 +113,7 @@ def test_dropout_backward_reads_the_mask_off_the_output() -> None:
     x = tensor(4096)
     y = registry["dropout"](x, p=0.3, seed=4)
     expected = registry["dropout"].grads(np.ones_like(x), x, p=0.3, seed=4)[0]
-    result = kernels.drop_backward(*map(to_bytes, (x, y, np.ones_like(x))), 0.3, True)
+    result = kernels.dropout_backward(*map(to_bytes, (x, y, np.ones_like(x))), 0.3, True)
     np.testing.assert_allclose(from_bytes(result), expected, rtol=1e-6)
 
 
@@ -129,7 +136,7 @@ def test_clipping_bounds_the_norm_and_keeps_a_short_gradient() -> None:
         lambda: kernels.transpose(bytes(8), 2, 2),
         lambda: kernels.grad_clip(bytes(4), 0.0),
         lambda: kernels.sample(to_bytes(np.float32([np.nan])), kernels.Sampling(), 0),
-        lambda: kernels.tensor([1e39]),
+        lambda: kernels.tensor(sent(1e39), 1),
     ],
 )
 def test_misfits_are_invalid_parameters(wrong: Callable[[], object]) -> None:

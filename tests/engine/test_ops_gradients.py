@@ -129,6 +129,32 @@ def test_gradients_collect_in_a_sink(name: str, shapes: list[tuple[int, ...]], a
                 np.testing.assert_allclose(sink.array, times * grad, rtol=1e-12)
 
 
+@pytest.mark.parametrize("attrs", [{}, {"chunk": 16}, {"p": 0.5, "seed": 3}])
+def test_what_sees_one_key_has_exactly_no_gradient_in_its_scores(attrs: dict) -> None:
+    op = registry["causal_attention"]
+    qkv = values(3, 40, 36).astype(np.float32)
+    first, rest = qkv[:, :1], op.grads(values(3, 40, 12, seed=1).astype(np.float32), qkv, n_head=2, **attrs)[0]
+    alone = op.grads(values(3, 1, 12, seed=1).astype(np.float32), first, n_head=2, **attrs)[0]
+    assert not alone[..., :24].any()
+    assert alone[..., 24:].any()
+    assert not rest[:, 0, :12].any()  # the query; the key is seen by others
+    assert rest[:, 1:, :12].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "attrs"),
+    [
+        ("layernorm", [(5, 1), (1,), (1,)], {}),
+        ("softmax", [(5, 1)], {}),
+        ("cross_entropy", [(5, 1)], {"target": [0] * 5}),
+    ],
+)
+def test_what_can_have_one_value_only_has_exactly_no_gradient(name: str, shapes: list, attrs: dict) -> None:
+    arrays = [values(*shape, seed=i).astype(np.float32) * 3 for i, shape in enumerate(shapes)]
+    dy = np.full_like(registry[name](*arrays, **attrs), 0.7)
+    assert not registry[name].grads(dy, *arrays, **attrs)[0].any()
+
+
 def test_loss_and_gradients_in_one_pass_are_the_same_bits() -> None:
     x, wte = values(600, 8).astype(np.float32), values(9000, 8).astype(np.float32)
     target = np.random.default_rng(0).integers(0, 9000, 600)

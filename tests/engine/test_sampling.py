@@ -5,7 +5,17 @@ import math
 import numpy as np
 import pytest
 from pg_gpt2.errors import InvalidParameter, NullNotAllowed
-from pg_gpt2.inference.sampling import Draws, Sampling, choose, distribution, log_softmax, penalize, softmax
+from pg_gpt2.inference.sampling import (
+    ROUNDING,
+    Draws,
+    Sampling,
+    choose,
+    distribution,
+    is_decisive,
+    log_softmax,
+    penalize,
+    softmax,
+)
 
 PLAIN = Sampling(1.0, 0, 1.0)
 GREEDY = Sampling(0.0)
@@ -147,6 +157,66 @@ def test_log_softmax_is_the_plain_log_probability() -> None:
     logits = logits_of(2, 500)
     exact = logits.astype(np.float64)
     assert log_softmax(logits, 17) == pytest.approx(exact[17] - np.log(np.exp(exact).sum()), rel=1e-6)
+
+
+# ---- what rounding could change
+
+SETTINGS = [
+    Sampling(temperature, topk, topp, penalty, min_p)
+    for temperature in (0.0, 0.3, 1.0, 2.0)
+    for topk in (0, 1, 5, 50)
+    for topp in (1.0, 0.95, 0.5, 0.0)
+    for penalty in (1.0, 1.2, 0.8)
+    for min_p in (0.0, 0.1, 1.0)
+]
+
+
+def rounding_of(logits: np.ndarray) -> float:
+    return ROUNDING * max(1.0, float(np.abs(logits).max()))
+
+
+def nearly_tied(rng: np.random.Generator) -> np.ndarray:
+    """Logits some of which rounding could bring into another order, or nearly."""
+    logits = (rng.normal(size=rng.choice([1, 3, 4, 8, 60])) * rng.choice([0.1, 1, 5, 30])).astype(np.float32)
+    for _ in range(rng.integers(4)):
+        i, j = rng.integers(len(logits), size=2)
+        logits[i] = logits[j] + rounding_of(logits) * rng.uniform(-3, 3)
+    return logits
+
+
+def test_two_scores_that_swap_at_the_cut_of_top_p_are_not_decisive() -> None:
+    how = Sampling(1.0, 0, 0.92)
+    for logits in ([1, 3, 3, 0.999999], [0.999999, 3, 3, 1]):
+        assert not is_decisive(np.array(logits, np.float32), how, 0.5)
+    assert choose(np.array([1, 3, 3, 0.999999], np.float32), how, 0.5) == 1
+    assert choose(np.array([0.999999, 3, 3, 1], np.float32), how, 0.5) == 2
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_decisive_stays_whatever_rounding_does(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    decisive = 0
+    for n in range(500):
+        how, logits = SETTINGS[rng.integers(len(SETTINGS))], nearly_tied(rng)
+        seen = rng.integers(len(logits), size=3).tolist()
+        draw = float([rng.random(), 0.0, 1 - 2.0**-53][max(0, n % 10 - 7)])
+        if not is_decisive(logits, how, draw, seen):
+            continue
+        decisive += 1
+        error = 0.999 * rounding_of(logits)
+        for off in (rng.uniform(-error, error, (2, len(logits))), rng.choice([-error, error], (4, len(logits)))):
+            for one in off:
+                assert choose((logits + one).astype(np.float32), how, draw, seen) == choose(logits, how, draw, seen), (
+                    how
+                )
+    assert decisive > 400, "most are: what is not is decoded once more, alone"
+
+
+def test_nearly_all_choices_from_a_plain_distribution_are_decisive() -> None:
+    rng = np.random.default_rng(1)
+    logits = (3 * rng.normal(size=(5, 300))).astype(np.float32)
+    decisive = [is_decisive(row, how, rng.random(), [1, 2]) for how in SETTINGS for row in logits]
+    assert np.mean(decisive) > 0.97
 
 
 # ---- what is refused

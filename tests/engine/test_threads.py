@@ -7,51 +7,7 @@ import weakref
 
 import numpy as np
 import pytest
-from pg_gpt2 import threads
-
-
-@pytest.mark.parametrize(
-    ("group", "limit", "quota"),
-    [
-        ("0::/\n", "150000 100000\n", 1.5),
-        ("3:cpu:/old\n0::/system.slice/postgresql.service\n", "400000 100000\n", 4.0),
-        ("0::/\n", "max 100000\n", None),
-        ("0::/\n", None, None),
-        ("3:cpu:/old\n", "150000 100000\n", None),
-    ],
-)
-def test_cpu_quota_is_that_of_the_control_group(tmp_path, group, limit, quota):
-    (tmp_path / "proc" / "self").mkdir(parents=True)
-    (tmp_path / "proc" / "self" / "cgroup").write_text(group)
-    folder = tmp_path / "sys/fs/cgroup" / group.rsplit("::/", 1)[-1].strip()
-    folder.mkdir(parents=True)
-    if limit:
-        (folder / "cpu.max").write_text(limit)
-    assert threads.cpu_quota(str(tmp_path)) == quota
-
-
-def test_cpu_quota_without_control_groups(tmp_path):
-    assert threads.cpu_quota(str(tmp_path)) is None
-
-
-@pytest.mark.parametrize(
-    ("limits", "quota"),
-    [
-        ({"": "800000 100000\n", "a": "max 100000\n", "a/b": "400000 100000\n"}, 4.0),
-        ({"": None, "a": "150000 100000\n", "a/b": "400000 100000\n"}, 1.5),
-        ({"": None, "a": "150000 100000\n", "a/b": "max 100000\n"}, 1.5),
-        ({"": None, "a": "max 100000\n", "a/b": None}, None),
-    ],
-)
-def test_the_least_quota_of_the_groups_around_ours_binds(tmp_path, limits, quota):
-    (tmp_path / "proc" / "self").mkdir(parents=True)
-    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/a/b\n")
-    for group, limit in limits.items():
-        folder = tmp_path / "sys/fs/cgroup" / group
-        folder.mkdir(parents=True, exist_ok=True)
-        if limit:
-            (folder / "cpu.max").write_text(limit)
-    assert threads.cpu_quota(str(tmp_path)) == quota
+from pg_gpt2 import host, threads
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -151,3 +107,89 @@ def test_a_waiting_helper_keeps_nothing_alive():
         time.sleep(0.01)
     assert held() is None
     pool.close()
+
+
+def test_where_no_thread_can_be_started_the_caller_does_the_work(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool, done = threads.Pool(4), []
+    with monkeypatch.context() as patch:
+        patch.setattr(threads.threading.Thread, "start", refuse)
+        pool.run([lambda i=i: done.append(i) for i in range(50)])
+    assert done == list(range(50))
+    assert pool.count == 1, "so that set_threads, at the next statement, makes a pool that tries again"
+
+
+def test_threads_have_a_stack_of_ours_whatever_other_code_asked_for(monkeypatch):
+    sizes = []
+    begin = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda self: (sizes.append(threading.stack_size()), begin(self))[1])
+    before = threading.stack_size(64 << 10)
+    try:
+        pool = threads.Pool(2)
+        both(pool)
+        assert (sizes, threading.stack_size()) == ([threads.STACK], 64 << 10)
+    finally:
+        threading.stack_size(before)
+    pool.close()
+
+
+class Interrupt(Exception):
+    """As the server raises it."""
+
+
+def interrupted_after(looks: int) -> threads.Task:
+    """What looks for an interrupt, which comes at the look after so many."""
+    left = iter(range(looks))
+
+    def look() -> None:
+        if next(left, None) is None:
+            raise Interrupt
+
+    return look
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_interrupt_ends_the_work_between_tasks(monkeypatch, count):
+    pool, done = threads.Pool(count), []
+    monkeypatch.setattr(host, "check_interrupts", interrupted_after(3))
+    with pytest.raises(Interrupt):
+        pool.run([lambda: (done.append(1), time.sleep(0.01))] * 100)
+    assert len(done) < 20
+    monkeypatch.undo()
+    pool.run([lambda: done.append(2)] * 10)
+    assert done.count(2) == 10
+    pool.close()
+
+
+def test_an_interrupt_ends_a_long_task_of_a_helper_that_the_caller_waits_for(monkeypatch):
+    pool, met, ended = threads.Pool(2), threading.Barrier(2), []
+    caller = threading.get_ident()
+
+    def task() -> None:
+        met.wait(10)
+        deadline = time.monotonic() + 10
+        while threading.get_ident() != caller and time.monotonic() < deadline:
+            try:
+                threads.look()
+            except BaseException as error:
+                ended.append(type(error))
+                raise
+            time.sleep(0.001)
+
+    monkeypatch.setattr(host, "check_interrupts", interrupted_after(2))
+    with pytest.raises(Interrupt):
+        pool.run([task, task])
+    assert ended == [threads.Stopped]
+    pool.close()
+
+
+def test_parts_cut_an_array_of_any_shape():
+    for shape in ((), (7,), (3, 4), (2, 3, 5), (1, 1, 9), (0, 4), (4, 0)):
+        for size in (1, 2, 4, 6, 100):
+            whole, cut = np.arange(np.prod(shape)).reshape(shape), np.full(shape, -1)
+            for part in threads.parts(shape, size):
+                assert cut[part].size <= size
+                cut[part] = whole[part]
+            assert np.array_equal(cut, whole)

@@ -78,6 +78,22 @@ def test_every_audit_level_gives_the_same_bits() -> None:
     assert_same_state(a, b)
 
 
+def test_rows_of_one_token_leave_queries_and_keys_to_weight_decay() -> None:
+    t, d = trainer(), TINY.d_model
+    before = {name: array.copy() for name, array in t.params.items()}
+    tokens, targets = (part[:, :1] for part in BATCHES[0])
+    for step in range(1, 101):
+        t.step([(tokens, targets)], **OPTIONS | {"dropout_p": 0.1}, step_no=step)
+    decayed = np.float64((1 - OPTIONS["lr"] * OPTIONS["weight_decay"]) ** 100)
+    for layer in range(TINY.n_layer):
+        weight, bias = (f"h.{layer}.attn.c_attn.{kind}" for kind in ("weight", "bias"))
+        np.testing.assert_array_equal(t.params[bias][: 2 * d], before[bias][: 2 * d])
+        np.testing.assert_allclose(t.params[weight][:, : 2 * d], before[weight][:, : 2 * d] * decayed, rtol=1e-5)
+        assert not t.m[weight][:, : 2 * d].any()
+        assert not t.v[weight][:, : 2 * d].any()
+        assert (t.params[bias][2 * d :] != before[bias][2 * d :]).all()
+
+
 def test_a_run_resumes_from_its_state() -> None:
     a, b = trainer(), trainer()
     for step in range(1, 5):

@@ -64,7 +64,7 @@ def safetensors_header(data: bytes) -> None:
     """The JSON alone, with the length in front and as many bytes behind as the last offset says."""
     try:
         ends = [value["data_offsets"][1] for value in json.loads(data).values() if "data_offsets" in value]
-        size = max([end for end in ends if 0 <= end < 4096], default=0)
+        size = max([end for end in ends if type(end) is int and 0 <= end < 4096], default=0)
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError):
         size = 16
     safetensors(len(data).to_bytes(8, "little") + data + bytes(size))

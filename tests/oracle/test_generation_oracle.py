@@ -223,6 +223,18 @@ def test_perplexity_slides_as_hugging_faces_guide_does(config: GPT2Config, windo
 
 
 @shapes
+def test_scores_from_the_start_are_the_loss_after_an_end_of_text_token(config: GPT2Config) -> None:
+    """What from_start => true computes."""
+    params, text = random_params(config, 8), random_ids(config, 30, 8)
+    ids = [config.eos_token_id, *text]
+    logprobs, _ = scoring.token_scores(served(params, config), config, ids)
+    with torch.no_grad():
+        loss = hugging_face(config, params)(torch.tensor([ids]), labels=torch.tensor([ids])).loss
+    assert len(logprobs) == len(text)
+    assert -logprobs.mean() == pytest.approx(float(loss), rel=2e-5)
+
+
+@shapes
 def test_logprobs_and_ranks(config: GPT2Config) -> None:
     params, ids = random_params(config, 5), random_ids(config, 50, 5)
     with torch.no_grad():

@@ -1,6 +1,6 @@
 -- For whoever runs the server: llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage and the caps of llm_limit.
 BEGIN;
-SELECT plan(57);
+SELECT plan(64);
 SET LOCAL client_min_messages = warning;
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider')$$, 270, 't');
 SELECT llm_init_model('t', 1, 2, 8, 16);
@@ -12,7 +12,7 @@ SELECT volatility_is('llm_doctor', '{}'::name[], 'volatile');
 SELECT is_empty($$SELECT * FROM llm_doctor() WHERE item IS NULL OR value IS NULL OR status NOT IN ('ok', 'warn', 'error')$$, 'every finding is ok, warn or error');
 SELECT is_empty($$SELECT * FROM llm_doctor() WHERE (status = 'ok') <> (hint IS NULL)$$, 'with a hint where it is not ok');
 SELECT is_empty(format($$SELECT %L::text EXCEPT SELECT item FROM llm_doctor()$$, item), 'it looks at ' || item)
-FROM unnest('{pg_gpt2,PostgreSQL,Python,NumPy,BLAS,"matrix product",threads,max_memory,encoding,"model t",pg_gpt2.model}'::text[]) AS item;
+FROM unnest('{pg_gpt2,PostgreSQL,Python,NumPy,BLAS,client_connection_check_interval,"matrix product",threads,max_memory,encoding,"model t",pg_gpt2.model}'::text[]) AS item;
 SELECT is((SELECT status FROM llm_doctor() WHERE item = 'encoding'), 'ok', 'the encoding is UTF8');
 SELECT is((SELECT status FROM llm_doctor() WHERE item = 'model bare'), 'warn', 'a model without a vocabulary is told of');
 SELECT is((SELECT status FROM llm_doctor() WHERE item = 'pg_gpt2.model'), 'warn', 'and a default model that has no weights');
@@ -21,6 +21,11 @@ SELECT is((SELECT (value, status)::text FROM llm_doctor() WHERE item = 'pg_gpt2.
 SET LOCAL pg_gpt2.threads = 1;
 SELECT matches((SELECT value FROM llm_doctor() WHERE item = 'threads'), '^1 of ', 'threads are those of the setting');
 RESET pg_gpt2.threads;
+
+SET LOCAL client_connection_check_interval = '10s';
+SELECT is((SELECT (value, status)::text FROM llm_doctor() WHERE item = 'client_connection_check_interval'), '(10s,ok)', 'that vanished clients are looked for');
+SET LOCAL client_connection_check_interval = 0;
+SELECT is((SELECT status FROM llm_doctor() WHERE item = 'client_connection_check_interval'), 'warn', 'or are not');
 
 -- llm_cache_status and llm_cache_clear.
 SELECT volatility_is('llm_cache_status', '{}'::name[], 'volatile');
@@ -32,6 +37,20 @@ CREATE TEMPORARY TABLE said AS SELECT llm_generate('low', 5, seed => 1) AS text;
 CREATE TEMPORARY TABLE kept AS SELECT * FROM llm_cache_status();
 SELECT results_eq($$SELECT kind, model, bytes >= (SELECT bytes FROM llm_models WHERE model = 't') FROM kept ORDER BY kind$$,
     $$VALUES ('tokenizer', 't', NULL::boolean), ('weights', 't', true)$$, 'generation keeps weights, in panels that narrow matrices do not fill, and tokenizer');
+CREATE ROLE nobody_here;
+SET LOCAL ROLE nobody_here;
+SELECT is_empty($$SELECT * FROM llm_cache_status()$$, 'a role that may see no model is told of none in memory');
+SELECT is((SELECT array_agg(item::text) FROM llm_doctor() WHERE item LIKE 'model%'), '{models}', 'nor by llm_doctor');
+RESET ROLE;
+GRANT SELECT ON llm_model_config, llm_param, llm_param_share TO nobody_here;
+ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY;
+SET LOCAL ROLE nobody_here;
+SELECT is_empty($$SELECT * FROM llm_cache_status()$$, 'or one from which policies hide its weights');
+RESET ROLE;
+ALTER TABLE llm_param DISABLE ROW LEVEL SECURITY;
+SET LOCAL ROLE nobody_here;
+SELECT results_eq($$SELECT kind, model FROM llm_cache_status()$$, $$VALUES ('weights', 't')$$, 'and another one of what it may see');
+RESET ROLE;
 SELECT is(llm_cache_clear(), (SELECT bytes FROM kept WHERE kind = 'weights'), 'llm_cache_clear returns the bytes of the weights');
 SELECT is(llm_generate('low', 5, seed => 1), (SELECT text FROM said), 'and changes no answer');
 

@@ -1,7 +1,7 @@
 -- Handles: a transformer block written in SQL and differentiated, against torch (tests/golden/block.json); errors; the mode.
 -- pg_prove runs this from the root of the checkout.
 BEGIN;
-SELECT plan(78);
+SELECT plan(79);
 \set golden `cat tests/golden/block.json`
 CREATE TEMPORARY TABLE golden AS SELECT :'golden'::jsonb AS j;
 CREATE FUNCTION pg_temp.numbers(list jsonb) RETURNS double precision[] LANGUAGE sql AS
@@ -131,6 +131,7 @@ CREATE FUNCTION pg_temp.block(x bytea, i int) RETURNS bytea LANGUAGE sql AS $$
         pg_temp.w(i, 'mlp.c_proj.bias'), pg_temp.w(i, 'ln_1.weight'), pg_temp.w(i, 'ln_1.bias'), pg_temp.w(i, 'ln_2.weight'), pg_temp.w(i, 'ln_2.bias'), 2, 3, 8) $$;
 SELECT is(pg_llm_layernorm(pg_temp.block(pg_temp.block(:'embedded', 0), 1), pg_llm_tensor(array_fill(1, ARRAY[8])), pg_llm_tensor(array_fill(0, ARRAY[8])), 1e-5),
           llm_forward_gpt2(:'embedded', 't', 2, 2, 3, 8), 'llm_forward_gpt2 is the blocks and the final norm');
+SELECT is(llm_embed(NULL, 't'), NULL, 'null of null');
 SELECT throws_ok($$SELECT llm_embed('{30}', 't')$$, '22023', NULL, 'an id out of range');
 SELECT throws_ok(format($$SELECT llm_forward_gpt2(%L, 't', 2, 2, 4, 8)$$, :'embedded'), '22023', NULL, 'bytes that are not [t,d]');
 SELECT throws_ok(format($$SELECT llm_forward_gpt2(%L, 't', 3, 2, 3, 8)$$, :'embedded'), '22023', NULL, 'a shape that the model does not have');

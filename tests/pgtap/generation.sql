@@ -1,6 +1,6 @@
 -- Generation: llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch, llm_beam_search, llm_next_token, llm_logits.
 BEGIN;
-SELECT plan(134);
+SELECT plan(135);
 SET LOCAL client_min_messages = warning;
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
@@ -15,7 +15,8 @@ SELECT is(octet_length(llm_logits(array_fill(1, '{16}'), 'ids')), 16 * 50 * 4, '
 SELECT throws_ok(format('SELECT llm_logits(%L, %L, %s)', '{1}', 't', wrong), '22023', NULL, 'another shape: ' || wrong)
 FROM (VALUES ('n_layer => 3'), ('n_head => 4'), ('d_model => 16'), ('vocab_size => 50257')) AS v (wrong);
 SELECT throws_ok(format('SELECT llm_logits(%L)', ids), state, NULL, 'ids ' || coalesce(ids, 'null'))
-FROM (VALUES ('{270}', '22023'), ('{-1}', '22023'), ('{1,NULL}', '22023'), ('{{1},{2}}', '22023'), ('{1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}', '22023'), ('{}', '22023'), (NULL, '22004')) AS v (ids, state);
+FROM (VALUES ('{270}', '22023'), ('{-1}', '22023'), ('{1,NULL}', '22023'), ('{{1},{2}}', '22023'), ('{1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}', '22023'), ('{}', '22023')) AS v (ids, state);
+SELECT is(llm_logits(NULL, 't'), NULL, 'null of null');
 SELECT throws_matching($$SELECT llm_logits('{}')$$, 'empty', 'no ids');
 SELECT throws_ok($$SELECT llm_logits('{1}', 'nope')$$, '42704', NULL, 'unknown model');
 SELECT throws_ok($$SELECT llm_logits('{1}', 'gpt2-small')$$, '55000', NULL, 'no weights');
@@ -45,7 +46,6 @@ SELECT setseed(0.25);
 SELECT is(llm_generate('low', 20), (SELECT text FROM drawn), 'without a seed, setseed() decides');
 SELECT isnt(llm_generate('low', 20), (SELECT text FROM drawn), 'and the next call draws anew');
 SELECT throws_ok(format('SELECT llm_generate(%s)', arguments), state, NULL, arguments) FROM (VALUES
-    ('NULL', '22004'),
     ($$'low', NULL$$, '22004'), ($$'low', -1$$, '22023'),
     ($$'low', temperature => NULL$$, '22004'), ($$'low', temperature => -0.1$$, '22023'), ($$'low', temperature => 'NaN'$$, '22023'), ($$'low', temperature => 'Infinity'$$, '22023'),
     ($$'low', topk => NULL$$, '22004'), ($$'low', topk => -1$$, '22023'),
@@ -74,7 +74,7 @@ SELECT results_eq(
     format('SELECT step, is_complete, finish_reason FROM llm_generate_stream(%L, 6, seed => 1, eos_token => %s)', 'low', (SELECT token_id FROM streamed WHERE step = 3)),
     CASE WHEN (SELECT count(DISTINCT token_id) FROM streamed WHERE step <= 3) = 3 THEN $$VALUES (1, false, NULL), (2, false, NULL), (3, true, 'stop')$$ END,
     'the end-of-text token stops');
-SELECT throws_ok($$SELECT llm_generate_stream(NULL)$$, '22004', NULL, 'prompt null');
+SELECT is_empty('SELECT llm_generate_stream(NULL)', 'no rows of null');
 SELECT throws_ok($$SELECT * FROM llm_generate_stream('low', topp => 2)$$, '22023', NULL, 'topp 2');
 SELECT throws_ok($$SELECT llm_generate_stream('low', model_name => 'nope')$$, '42704', NULL, 'unknown model');
 
@@ -86,7 +86,8 @@ SELECT is(llm_generate_tokens('{1,2}', 5, 0, model_name => 'ids'), llm_generate_
 SELECT is(llm_generate_tokens(array_fill(1, '{10}') || '{2}', 5, 0, model_name => 'ids'), llm_generate_tokens(array_fill(1, '{10}') || '{2}', 5, 0, model_name => 'ids', eos_token => 3), 'deterministic');
 SELECT is(cardinality(llm_generate_tokens('{1}', 60, model_name => 'ids', seed => 1)), 60, 'past the window it goes on');
 SELECT throws_ok(format('SELECT llm_generate_tokens(%s, model_name => %L)', ids, 'ids'), state, NULL, 'ids ' || ids)
-FROM (VALUES ($$'{50}'$$, '22023'), ($$'{-1}'$$, '22023'), ($$'{1,NULL}'$$, '22023'), ($$'{{1},{2}}'$$, '22023'), ($$'{}'$$, '22023'), ('NULL', '22004')) AS v (ids, state);
+FROM (VALUES ($$'{50}'$$, '22023'), ($$'{-1}'$$, '22023'), ($$'{1,NULL}'$$, '22023'), ($$'{{1},{2}}'$$, '22023'), ($$'{}'$$, '22023')) AS v (ids, state);
+SELECT is(llm_generate_tokens(NULL), NULL, 'null of null');
 SELECT throws_matching($$SELECT llm_generate_tokens('{}')$$, 'empty', 'no ids');
 SELECT throws_ok($$SELECT llm_generate_tokens('{1}', model_name => 'ids', stop => '{x}')$$, '55000', NULL, 'stop strings need a vocabulary');
 
@@ -95,8 +96,11 @@ SELECT volatility_is('llm_generate_batch', '{text[],integer,"double precision",i
 SELECT results_eq($$SELECT n, text FROM llm_generate_batch('{low,newer wider,low}', 12, seed => 5)$$,
     $$VALUES (1, llm_generate('low', 12, seed => 5)), (2, llm_generate('newer wider', 12, seed => 6)), (3, llm_generate('low', 12, seed => 7))$$, 'prompt n is llm_generate''s with seed + n - 1');
 SELECT is_empty($$SELECT * FROM llm_generate_batch('{}')$$, 'no prompts, no rows');
-SELECT throws_ok($$SELECT * FROM llm_generate_batch(NULL)$$, '22004', NULL, 'prompts null');
-SELECT throws_ok($$SELECT * FROM llm_generate_batch('{low,NULL}')$$, '22004', NULL, 'a prompt null');
+SELECT is_empty('SELECT * FROM llm_generate_batch(NULL)', 'no rows of null');
+SELECT is_empty($$SELECT * FROM llm_generate_batch('{}')$$, 'nor of no prompts');
+SELECT results_eq($$SELECT * FROM llm_generate_batch('{low,NULL,new}', 3, seed => 7)$$,
+    $$VALUES (1, llm_generate('low', 3, seed => 7)), (2, NULL), (3, llm_generate('new', 3, seed => 9))$$, 'of a null prompt a row with a null text, in its place');
+SELECT results_eq($$SELECT * FROM llm_generate_batch('{NULL}')$$, $$VALUES (1, NULL::text)$$, 'also of nothing else');
 SELECT throws_ok($$SELECT * FROM llm_generate_batch('{{low},{low}}')$$, '22023', NULL, 'a matrix of prompts');
 SELECT throws_ok($$SELECT * FROM llm_generate_batch('{low}', model_name => 'nope')$$, '42704', NULL, 'unknown model');
 
@@ -107,8 +111,9 @@ SELECT is((SELECT array_agg(rank ORDER BY score DESC) FROM llm_beam_search('low'
 SELECT is((SELECT token_ids FROM llm_beam_search('low', 1, 5, eos_token => -1)), llm_generate_tokens(llm_encode('low'), 5, 0, eos_token => -1), 'one beam is greedy');
 SELECT is((SELECT token_ids FROM llm_beam_search(prompt_ids => '{1,2}', model_name => 'ids', beam_width => 1, max_tokens => 5)), llm_generate_tokens('{1,2}', 5, 0, model_name => 'ids'), 'and works by ids');
 SELECT is((SELECT text FROM llm_beam_search(prompt_ids => '{1,2}', model_name => 'ids', max_tokens => 5) WHERE rank = 1), NULL, 'then without a text when there is no vocabulary');
+SELECT is_empty('SELECT * FROM llm_beam_search(NULL)', 'no rows of null');
 SELECT throws_ok(format('SELECT * FROM llm_beam_search(%s)', arguments), state, NULL, 'beam search: ' || arguments) FROM (VALUES
-    ('', '22023'), ('NULL', '22023'), ($$'low', 0$$, '22023'), ($$'low', NULL$$, '22004'), ($$'low', 4, -1$$, '22023'), ($$'low', 4, 1000$$, '22023'), ($$'low', 2000000000$$, '22023'),
+    ($$'low', prompt_ids => '{1}'$$, '22023'), ($$'low', 0$$, '22023'), ($$'low', NULL$$, '22004'), ($$'low', 4, -1$$, '22023'), ($$'low', 4, 1000$$, '22023'), ($$'low', 2000000000$$, '22023'),
     ($$'low', length_penalty => 'NaN'$$, '22023'), ($$'low', model_name => 'nope'$$, '42704'), ($$'low', eos_token => 999$$, '22023')) AS v (arguments, state);
 
 -- llm_next_token.
@@ -121,8 +126,9 @@ SELECT is((SELECT round(sum(probability)::numeric, 6) FROM llm_next_token('low',
 SELECT is((SELECT round(sum(probability)::numeric, 6) FROM llm_next_token('low', 270, 5)), 1.0, 'at another temperature, too');
 SELECT is((SELECT round(probability::numeric, 6) FROM llm_next_token('low', 1, 1e-300)), 1.0, 'next to 0 the best has all');
 SELECT is((SELECT count(*) FROM llm_next_token('', 3)), 3::bigint, 'after an empty prompt, too');
+SELECT is_empty('SELECT * FROM llm_next_token(NULL)', 'no rows of null');
 SELECT throws_ok(format('SELECT * FROM llm_next_token(%s)', arguments), state, NULL, arguments) FROM (VALUES
-    ('NULL', '22004'), ($$'low', NULL$$, '22004'), ($$'low', 0$$, '22023'), ($$'low', 1, NULL$$, '22004'), ($$'low', 1, 0$$, '22023'), ($$'low', 1, 'NaN'$$, '22023'),
+    ($$'low', NULL$$, '22004'), ($$'low', 0$$, '22023'), ($$'low', 1, NULL$$, '22004'), ($$'low', 1, 0$$, '22023'), ($$'low', 1, 'NaN'$$, '22023'),
     ($$'low', model_name => 'nope'$$, '42704'), ($$'low', model_name => 'ids'$$, '55000')) AS v (arguments, state);
 
 SELECT * FROM finish();

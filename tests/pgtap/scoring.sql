@@ -1,19 +1,24 @@
 -- Scoring: llm_logprobs, llm_perplexity, llm_text_embedding.
 BEGIN;
-SELECT plan(42);
+SELECT plan(52);
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
 SELECT llm_init_model('ids', 2, 2, 8, 16, 50);
 SET LOCAL pg_gpt2.model = 't';
 
 -- llm_logprobs.
-SELECT volatility_is('llm_logprobs', '{text,text}'::name[], 'stable');
+SELECT volatility_is('llm_logprobs', '{text,text,boolean}'::name[], 'stable');
 SELECT is((SELECT array_agg(token_id ORDER BY "position") FROM llm_logprobs('lower wider')), llm_encode('lower wider'), 'one row a token');
 SELECT results_eq($$SELECT "position", logprob, rank FROM llm_logprobs('lower wider') WHERE logprob IS NULL OR rank IS NULL$$, $$VALUES (0, NULL::double precision, NULL::integer)$$, 'the first has nothing before it');
 SELECT ok((SELECT bool_and(logprob < 0 AND rank BETWEEN 1 AND 270) FROM llm_logprobs('lower wider') WHERE "position" > 0), 'logprob and rank');
 SELECT is((SELECT (round(logprob::numeric, 5), rank)::text FROM llm_logprobs('lower' || ' ') WHERE "position" = 2),
           (SELECT (round(ln(probability)::numeric, 5), rank)::text FROM llm_next_token('lower', 270) WHERE token = ' '), 'they agree with llm_next_token');
 SELECT is((SELECT count(*) FROM llm_logprobs(repeat('low ', 50))), llm_token_count(repeat('low ', 50))::bigint, 'past the window, too');
+SELECT is((SELECT (round(logprob::numeric, 5), rank)::text FROM llm_logprobs('lower', from_start => true) WHERE "position" = 0),
+          (SELECT (round(ln(probability)::numeric, 5), rank)::text FROM llm_next_token('', 270) WHERE token_id = (llm_encode('lower'))[1]), 'from_start scores the first token after end-of-text');
+SELECT is((SELECT array_agg(token_id ORDER BY "position") FROM llm_logprobs('lower wider', from_start => true)), llm_encode('lower wider'), 'with the same rows');
+SELECT is_empty($$SELECT * FROM llm_logprobs('', from_start => true)$$, 'also none of an empty text');
+SELECT throws_ok($$SELECT * FROM llm_logprobs('low', from_start => NULL)$$, '22004', NULL, 'from_start null');
 SELECT is_empty($$SELECT * FROM llm_logprobs(NULL)$$, 'no rows of null');
 SELECT is_empty($$SELECT * FROM llm_logprobs('')$$, 'no rows of an empty text');
 SELECT throws_ok($$SELECT * FROM llm_logprobs('low', 'nope')$$, '42704', NULL, 'unknown model');
@@ -21,11 +26,15 @@ SELECT throws_ok($$SELECT * FROM llm_logprobs('low', 'ids')$$, '55000', NULL, 'n
 SELECT throws_ok($$SELECT * FROM llm_logprobs('low', 'gpt2-small')$$, '55000', NULL, 'no weights');
 
 -- llm_perplexity.
-SELECT volatility_is('llm_perplexity', '{text,text}'::name[], 'stable');
+SELECT volatility_is('llm_perplexity', '{text,text,boolean}'::name[], 'stable');
 SELECT is(round(llm_perplexity('lower wider')::numeric, 4), (SELECT round(exp(-avg(logprob))::numeric, 4) FROM llm_logprobs('lower wider')), 'exp of the mean negative logprob');
 SELECT is(llm_perplexity(NULL), NULL, 'null of null');
-SELECT throws_ok($$SELECT llm_perplexity('low')$$, '22023', NULL, 'a single token');
-SELECT throws_ok($$SELECT llm_perplexity('')$$, '22023', NULL, 'no token');
+SELECT is(llm_perplexity('l'), NULL, 'a single token has nothing that is predicted');
+SELECT is(llm_perplexity(''), NULL, 'nor has none');
+SELECT is(round(llm_perplexity('lower wider', from_start => true)::numeric, 4), (SELECT round(exp(-avg(logprob))::numeric, 4) FROM llm_logprobs('lower wider', from_start => true)), 'from_start counts the first token, too');
+SELECT is(round(llm_perplexity('l', from_start => true)::numeric, 4), (SELECT round((1 / probability)::numeric, 4) FROM llm_next_token('', 270) WHERE token = 'l'), 'so that one is enough');
+SELECT is(llm_perplexity('', from_start => true), NULL, 'but not none');
+SELECT throws_ok($$SELECT llm_perplexity('low', from_start => NULL)$$, '22004', NULL, 'from_start null');
 SELECT throws_ok($$SELECT llm_perplexity('lower', 'nope')$$, '42704', NULL, 'unknown model');
 
 -- llm_text_embedding.
@@ -41,11 +50,21 @@ SELECT is(llm_text_embedding('low', 0, 'last'), ARRAY(
     SELECT (a + b)::real FROM unnest((SELECT pg_llm_values(substr(data, 1 + 32 * (llm_encode('low'))[1], 32)) FROM llm_param WHERE model = 't' AND name = 'wte'),
                                      (SELECT pg_llm_values(substr(data, 1, 32)) FROM llm_param WHERE model = 't' AND name = 'wpe')) AS sum (a, b)), 'which are wte + wpe');
 SELECT is(llm_text_embedding(NULL), NULL, 'null of null');
+SELECT is(llm_text_embedding(''), NULL, 'and of an empty text');
 SELECT lives_ok($$SELECT llm_text_embedding(repeat('low ', 8))$$, 'as long as the window');
 SELECT throws_ok(format('SELECT llm_text_embedding(%s)', arguments), state, NULL, arguments) FROM (VALUES
-    ($$''$$, '22023'), ($$'low', 3$$, '22023'), ($$'low', -4$$, '22023'), ($$'low', pooling => 'max'$$, '22023'), ($$'low', pooling => NULL$$, '22004'),
+    ($$'low', 3$$, '22023'), ($$'low', -4$$, '22023'), ($$'low', pooling => 'max'$$, '22023'), ($$'low', pooling => NULL$$, '22004'),
     ($$'low', model_name => 'nope'$$, '42704'), ($$'low', model_name => 'ids'$$, '55000')) AS v (arguments, state);
 SELECT throws_ok($$SELECT llm_text_embedding('low', model_name => 'gpt2-small')$$, '55000', NULL, 'no weights');
+
+-- A window of one position: each token is predicted from the one before.
+SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 'one');
+SELECT llm_init_model('one', 2, 2, 8, 1, seed => 3);
+SELECT is(round(logprob::numeric, 5), round(ln(n.probability)::numeric, 5), 'one position: ' || l.position)
+FROM (SELECT *, lag(token_id) OVER (ORDER BY "position") AS before FROM llm_logprobs('lower', 'one')) AS l,
+    LATERAL llm_next_token(llm_decode(ARRAY[before], 'one'), 270, 1, 'one') AS n
+WHERE before IS NOT NULL AND n.token_id = l.token_id;
+SELECT is(round(llm_perplexity('lower wider', 'one')::numeric, 4), (SELECT round(exp(-avg(logprob))::numeric, 4) FROM llm_logprobs('lower wider', 'one')), 'and perplexity with it');
 
 -- Weights that are not numbers are an error, as in generation.
 INSERT INTO llm_dataset (model, split, tokens, target) VALUES ('t', 'val', '{1,2}', '{2,3}');

@@ -1,6 +1,6 @@
 -- Learning: llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train, llm_train_stop. tests/server holds what needs commits.
 BEGIN;
-SELECT plan(144);
+SELECT plan(153);
 SET LOCAL client_min_messages = warning;
 CREATE TEMPORARY TABLE documents (id integer, body text);
 INSERT INTO documents SELECT i, repeat('low lower lowest newer wider ', i) FROM generate_series(1, 12) AS i;
@@ -9,7 +9,7 @@ SELECT llm_init_model('t', 1, 2, 8, 16, seed => 3);
 SELECT llm_init_model('bare', 1, 2, 8, 16, 50);
 
 -- llm_dataset_load.
-SELECT volatility_is('llm_dataset_load', '{text,text,integer,text,"double precision",text}'::name[], 'volatile');
+SELECT volatility_is('llm_dataset_load', '{text,text,integer,text,"double precision",text,boolean,boolean}'::name[], 'volatile');
 CREATE TEMPORARY TABLE loaded AS SELECT llm_dataset_load('SELECT body FROM documents ORDER BY id', 't', 8) AS rows;
 SELECT is((SELECT count(*) FROM llm_dataset WHERE model = 't' AND split = 'train'), (SELECT rows::bigint FROM loaded), 'llm_dataset_load returns the number of rows');
 SELECT is((SELECT count(*) FROM llm_dataset WHERE cardinality(tokens) <> 8 OR cardinality(target) <> 8), 0::bigint, 'each has block_size tokens and targets');
@@ -23,11 +23,18 @@ SELECT is(llm_dataset_load('SELECT body FROM documents ORDER BY id', 't', 8, val
 SELECT is((SELECT count(*) FROM llm_dataset WHERE split = 'val'), (SELECT round(rows * 0.25)::bigint FROM loaded), 'of which that fraction');
 SELECT ok((SELECT min(id) FROM llm_dataset WHERE split = 'val') > (SELECT max(id) FROM llm_dataset WHERE split = 'train'), 'the last rows, are for validation');
 SELECT lives_ok($$SELECT llm_dataset_load('SELECT body FROM documents', 't', 8, 'val')$$, 'or all of them');
+SELECT is(llm_dataset_load('SELECT body FROM documents ORDER BY id', 't', 8, replace => true), (SELECT rows FROM loaded), 'replace loads as many rows');
+SELECT is((SELECT count(*) FROM llm_dataset WHERE model = 't' AND split = 'train'), (SELECT rows::bigint FROM loaded), 'instead of those that were there');
+SELECT ok((SELECT count(*) FROM llm_dataset WHERE model = 't' AND split = 'val') > 0, 'in the split that is written');
+SELECT is(llm_dataset_load('SELECT body FROM documents WHERE id = 1', 't', 16, replace => true, pack => false), 1, 'without packing, a text is a row');
+SELECT is((SELECT target FROM llm_dataset WHERE model = 't' AND split = 'train'), (SELECT (llm_encode(body, 't') || 269)[2:] FROM documents WHERE id = 1), 'that ends in an end-of-text');
+SELECT is(llm_dataset_load('SELECT body FROM documents ORDER BY id', 't', 8, replace => true), (SELECT rows FROM loaded), 'and back');
 SELECT throws_ok(format('SELECT llm_dataset_load(%s)', arguments), state, NULL, arguments) FROM (VALUES
     ($$NULL, 't', 8$$, '22004'), ($$'SELECT body FROM documents', NULL, 8$$, '22004'), ($$'SELECT body FROM documents', 't', NULL$$, '22004'),
     ($$'SELECT body FROM documents', 't', 0$$, '22023'), ($$'SELECT body FROM documents', 't', -1$$, '22023'), ($$'SELECT body FROM documents', 't', 1000000$$, '22023'),
     ($$'SELECT body FROM documents', 't', 8, 'test'$$, '22023'), ($$'SELECT body FROM documents', 't', 8, NULL$$, '22004'),
     ($$'SELECT body FROM documents', 't', 8, 'train', 1$$, '22023'), ($$'SELECT body FROM documents', 't', 8, 'train', -0.1$$, '22023'), ($$'SELECT body FROM documents', 't', 8, 'train', 'NaN'$$, '22023'), ($$'SELECT body FROM documents', 't', 8, 'train', NULL$$, '22004'),
+    ($$'SELECT body FROM documents', 't', 17$$, '22023'), ($$'SELECT body FROM documents', 't', 8, replace => NULL$$, '22004'), ($$'SELECT body FROM documents', 't', 8, pack => NULL$$, '22004'),
     ($$'SELECT body FROM documents', 'bare', 8$$, '55000'), ($$'SELECT id FROM documents', 't', 8$$, '22023'),
     ($$'SELECT body FROM nope', 't', 8$$, '42P01'), ($$'SELECT body FROM documents WHERE false', 't', 8$$, '22023')) AS v (arguments, state);
 SELECT throws_ok($$INSERT INTO llm_dataset (tokens, target) VALUES ('{1,2}', '{1}')$$, '23514', NULL, 'tokens and target have the same length');
@@ -43,8 +50,10 @@ SELECT is(llm_loss('t', '{1,2,3}', '{2,3,4}', dropout_p => 0), llm_loss('t', '{1
 SELECT is(llm_loss('t', '{1,2,3}', '{2,3,4}', seed => 5), llm_loss('t', '{1,2,3}', '{2,3,4}', seed => 5), 'a seed draws the same dropout');
 SELECT isnt(llm_loss('t', '{1,2,3}', '{2,3,4}', seed => 5), llm_loss('t', '{1,2,3}', '{2,3,4}', seed => 6), 'another another');
 SELECT is(llm_loss('t', '{1,2,3}', '{2,3,4}', 1, 2, 8, 270, training => false), llm_loss('t', '{1,2,3}', '{2,3,4}', training => false), 'the shape may be repeated');
+SELECT is(llm_loss('t', NULL, '{1}'), NULL, 'null of null');
+SELECT is(llm_loss('t', '{1}', NULL), NULL, 'and of null targets');
 SELECT throws_ok(format('SELECT llm_loss(%s)', arguments), state, NULL, arguments) FROM (VALUES
-    ($$'t', NULL, '{1}'$$, '22004'), ($$'t', '{1}', NULL$$, '22004'), ($$'t', '{}', '{}'$$, '22023'), ($$'t', '{1,2}', '{1}'$$, '22023'),
+    ($$'t', '{}', '{}'$$, '22023'), ($$'t', '{1,2}', '{1}'$$, '22023'),
     ($$'t', '{270}', '{1}'$$, '22023'), ($$'t', '{1}', '{270}'$$, '22023'), ($$'t', '{1}', '{-1}'$$, '22023'), ($$'t', '{NULL}', '{1}'$$, '22023'), ($$'t', '{{1},{2}}', '{{1},{2}}'$$, '22023'),
     ($$'t', array_fill(1, '{17}'), array_fill(1, '{17}')$$, '22023'),
     ($$'t', '{1}', '{1}', n_layer => 3$$, '22023'), ($$'t', '{1}', '{1}', d => 3$$, '22023'), ($$'t', '{1}', '{1}', dropout_p => 1$$, '22023'), ($$'t', '{1}', '{1}', dropout_p => -0.1$$, '22023'),

@@ -1,6 +1,6 @@
 -- Weights in and out without files: llm_export_safetensors, llm_import_safetensors; the file functions' arguments.
 BEGIN;
-SELECT plan(40);
+SELECT plan(41);
 SELECT llm_init_model('a', 2, 2, 8, 16, 50, seed => 3);
 CREATE FUNCTION pg_temp.file(model text) RETURNS bytea LANGUAGE sql AS $$ SELECT string_agg(chunk, '') FROM llm_export_safetensors(model) AS chunk $$;
 CREATE FUNCTION pg_temp.header(file bytea) RETURNS jsonb LANGUAGE sql AS $$
@@ -28,8 +28,10 @@ SELECT is(llm_logits('{1}', 'b'), llm_logits('{1}', 'c'), 'then the weights are 
 INSERT INTO llm_model_config VALUES ('other', 2, 2, 8, 17, 50), ('heads', 2, 4, 8, 16, 50);
 SELECT throws_matching($$SELECT llm_import_safetensors(pg_temp.file('a'), 'other')$$, 'wpe', 'a shape that is not the configuration''s is an error that names the tensor');
 SELECT throws_ok($$SELECT llm_import_safetensors(pg_temp.file('a'), 'gpt2-small')$$, '22000', NULL, 'also that of a preset');
-SELECT is(llm_import_safetensors(pg_temp.file('a'), 'heads'), 28, 'a configuration that fits is kept');
-SELECT is((SELECT n_head FROM llm_model_config WHERE model = 'heads'), 4, 'with its number of heads');
+SELECT throws_matching($$SELECT llm_import_safetensors(pg_temp.file('a'), 'heads')$$, 'n_head = 2', 'another number of heads is an error that names it');
+INSERT INTO llm_model_config VALUES ('fits', 2, 2, 8, 16, 50, 49);
+SELECT is(llm_import_safetensors(pg_temp.file('a'), 'fits'), 28, 'a configuration that fits is kept');
+SELECT is((SELECT eos_token_id FROM llm_model_config WHERE model = 'fits'), 49, 'with its end-of-text token');
 SELECT throws_ok($$SELECT llm_import_safetensors('', 'x')$$, '22P02', NULL, 'no bytes');
 SELECT throws_ok($$SELECT llm_import_safetensors('PK', 'x')$$, '22P02', NULL, 'no safetensors');
 SELECT throws_ok($$SELECT llm_import_safetensors('\xffffffffffffffff00', 'x')$$, '22P02', NULL, 'an impossible header');

@@ -4,17 +4,19 @@ A statement runs in a transaction of its own, which its error undoes, on the mod
 a run and checkpoints, bare has none of that, `e` is a configuration without weights.
 """
 
+import errno
 import gzip
 import io
 import json
+import os
 import struct
 import warnings
 import zipfile
 from collections.abc import Callable
 
 import numpy as np
-from pg_gpt2 import config, gpt2, tape
-from pg_gpt2.formats import npz, source
+from pg_gpt2 import config, errors, gpt2, tape
+from pg_gpt2.formats import checkpoint, hub_config, npz, source
 from pg_gpt2.ops import lookup
 from pg_gpt2.tokenizer.bpe import Tokenizer
 from pg_gpt2.training import batches, optim, trainer
@@ -89,6 +91,13 @@ def with_size_of_directory(size: int) -> bytes:
     return bytes(data)
 
 
+def with_compressed_size(size: int) -> bytes:
+    data = bytearray(npz_of(WEIGHTS))
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 20 : entry + 24] = size.to_bytes(4, "little")
+    return bytes(data)
+
+
 HEADER = "{'descr': %s, 'fortran_order': %s, 'shape': %s}"
 MANY = source.MAX_TENSORS + 1
 
@@ -96,6 +105,7 @@ NPZ = {
     "neither": b"neither of the two",
     "directory": with_size_of_directory(11 << 20),
     "members": lambda: zipped(*((f"{i}.npy", b"") for i in range(MANY))),
+    "hollow": with_compressed_size(1 << 30),
     "no_npy": zipped(("wte.txt", b"x")),
     "twice": zipped(("wte.npy", npy(WEIGHTS["wte"])), ("wte.npy", npy(WEIGHTS["wte"]))),
     "bzip2": zipped(("wte.npy", npy(WEIGHTS["wte"])), method=zipfile.ZIP_BZIP2),
@@ -129,6 +139,7 @@ SAFETENSORS = {
     "other_shape": safetensors(WEIGHTS | {"wpe": np.zeros((2, 1), "<f4")}),
     "surplus": safetensors(WEIGHTS | {"h.1.ln_1.bias": np.zeros(2, "<f4")}),
     "lacking": safetensors({name: values for name, values in WEIGHTS.items() if name != "ln_f.bias"}),
+    "other_heads": safetensors(WEIGHTS, n_head="2"),
     "both": safetensors(WEIGHTS | {"transformer.wte.weight": WEIGHTS["wte"]}),
 }
 WITHOUT_CONFIGURATION = {
@@ -200,25 +211,25 @@ def module(name):
 STATEMENTS = [
     # Generating and scoring
     "SELECT llm_generate('low', NULL, model_name => 't')",
-    "SELECT llm_generate(NULL, model_name => 't')",
+    "SELECT llm_generate('low', echo => NULL, model_name => 't')",
     "SELECT llm_generate('low', temperature => NULL, model_name => 't')",
     "SELECT llm_generate('low', temperature => 'inf', model_name => 't')",
     "SELECT llm_generate('low', topp => 2, model_name => 't')",
     "SELECT llm_generate('low', -1, model_name => 't')",
     "SELECT llm_generate('low', eos_token => 9999, model_name => 't')",
     "SELECT llm_generate('low', stop => ARRAY[''], model_name => 't')",
+    "SELECT llm_generate('low', stop => ARRAY[repeat('z', 100000)], model_name => 't')",
     "SELECT llm_generate_tokens('{}', model_name => 't')",
     "SELECT llm_generate_tokens('{1,77}', model_name => 'bare')",
     "UPDATE llm_model_config SET eos_token_id = NULL; DELETE FROM llm_bpe_vocab WHERE token = '<|endoftext|>';"
-    " SELECT llm_generate('', model_name => 't')",
+    " SELECT llm_perplexity('low', 't', from_start => true)",
     "SELECT llm_generate('low', model_name => 'bare')",
     "SELECT llm_generate('low', model_name => 'gpt2-small')",
     "SELECT llm_generate('low', model_name => 'nosuch')",
-    "SELECT * FROM llm_beam_search()",
+    "SELECT * FROM llm_beam_search('low', prompt_ids => '{1}', model_name => 't')",
     "SELECT * FROM llm_beam_search('low', 1000000, model_name => 't')",
     "SELECT * FROM llm_beam_search('low', length_penalty => 'nan', model_name => 't')",
     "SELECT * FROM llm_beam_search('low', max_tokens => 100, model_name => 't')",
-    "SELECT * FROM llm_next_token(NULL, model_name => 't')",
     "SELECT * FROM llm_next_token('low', 0, model_name => 't')",
     "SELECT * FROM llm_next_token('low', temperature => 0, model_name => 't')",
     "SELECT llm_logits('{}', 'bare')",
@@ -229,8 +240,6 @@ STATEMENTS = [
     " SELECT llm_generate_tokens('{1}', model_name => 'bare')",
     "SELECT llm_init_model('q', 1, 1, 1, 30000, 10000); SELECT llm_logits(array_fill(1, '{30000}'), 'q')",
     "DELETE FROM llm_param WHERE model = 'bare' AND name = 'ln_f.bias'; SELECT llm_logits('{1}', 'bare')",
-    "SELECT llm_perplexity('', 't')",
-    "SELECT llm_text_embedding('', model_name => 't')",
     "SELECT llm_text_embedding('low', 9, model_name => 't')",
     "SELECT llm_text_embedding('low', pooling => 'max', model_name => 't')",
     "SELECT * FROM llm_attention_weights('low', 9, 0, 't')",
@@ -267,6 +276,8 @@ STATEMENTS = [
     "UPDATE llm_param SET shape = '{10,8}', data = substr(data, 1, 320) WHERE model = 'bare' AND name = 'wte';"
     " SELECT llm_token_embedding(40, 'bare')",
     "SELECT llm_grant_usage('nosuch')",
+    "CREATE TRIGGER t BEFORE INSERT ON words FOR EACH ROW EXECUTE FUNCTION llm_model_config_replaces_preset();"
+    " INSERT INTO words VALUES ('lowly', 2)",
     "SELECT llm_grant_usage('public', 'all')",
     # Settings
     "SET pg_gpt2.threads = 'many'; SELECT llm_logits('{1}', 'bare')",
@@ -280,6 +291,7 @@ STATEMENTS = [
     "SELECT pg_llm_import_npz(NULL, 'q')",
     "SELECT pg_llm_import_npz('relative.npz', 'q')",
     "SELECT pg_llm_import_npz('/no/such', 'q')",
+    "SELECT pg_llm_import_npz('/' || repeat('long/', 1000), 'q')",
     "SELECT pg_llm_import_npz('/dev/null', 'q')",
     "SELECT pg_llm_import_npz('/' || repeat('long', 100), 'q')",
     "CREATE ROLE nobody_here; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO nobody_here; GRANT pg_read_all_data"
@@ -304,6 +316,8 @@ STATEMENTS = [
     "SELECT llm_dataset_load('SELECT body FROM words', 't', 8, 'test')",
     "SELECT llm_dataset_load('SELECT body FROM words', 't', 8, val_fraction => 1)",
     "SELECT llm_dataset_load('SELECT body FROM words', 't', 1000)",
+    "SELECT llm_dataset_load('VALUES (''low'')', 't', 16)",
+    "SELECT llm_dataset_load('VALUES ('''')', 't', 16, pack => false)",
     "DELETE FROM llm_bpe_vocab WHERE token = '<|endoftext|>'; SELECT llm_dataset_load('SELECT body FROM words', 't', 4)",
     "SELECT count(*) FROM llm_export_safetensors(NULL)",
     "SELECT llm_evaluate('bare')",
@@ -343,6 +357,12 @@ STATEMENTS = [
     f"UPDATE llm_checkpoint SET file_path = '{{folder}}/small.safetensors' WHERE id = {IN_FILE};"
     f" SELECT llm_checkpoint_load('t', {IN_FILE})",
     f"{UNSAFE} {T_STEP} DELETE FROM llm_checkpoint_blob; SELECT * FROM llm_checkpoint_diff({FIRST})",
+    f"UPDATE llm_checkpoint_part SET shape = '{{NULL}}'; SELECT llm_checkpoint_load('t', {FIRST})",
+    f"UPDATE llm_checkpoint_part SET token_id = token_id + 1; SELECT llm_checkpoint_load('t', {FIRST})",
+    "UPDATE llm_param SET shape = '{20,8}', data = substr(data, 1, 640) WHERE model = 'bare' AND name = 'wte'; INSERT INTO"
+    " llm_param (model, name, token_id, shape, data) VALUES ('bare', 'wte', 20, '{30,8}', decode(repeat('00', 960), 'hex'));"
+    " SELECT llm_checkpoint_save('bare'); UPDATE llm_checkpoint_part SET shape = '{30,4}' WHERE name = 'wte' AND token_id = 20;"
+    f" UPDATE llm_param SET data = overlay(data PLACING '\\x00' FROM 1); SELECT * FROM llm_checkpoint_diff({IN_FILE})",
     "SELECT llm_checkpoint_attach('{folder}/small.safetensors')",
     "SELECT llm_checkpoint_attach('{folder}/altered.safetensors')",
     "SELECT llm_checkpoint_attach('{folder}/c.safetensors')",
@@ -470,7 +490,24 @@ class Broken(io.BytesIO):
         raise self.error
 
 
+def refused(number: int) -> None:
+    """What the operating system refuses."""
+    raise errors.of_system(OSError(number, os.strerror(number)), "the file")
+
+
+HUB = hub_config.fields_of(SMALL)
+
 CALLS: list[Callable[[], object]] = [
+    lambda: refused(errno.EMFILE),
+    lambda: refused(errno.ENOMEM),
+    lambda: hub_config.read_config(b"[]"),
+    lambda: hub_config.config_of(HUB | {"activation_function": "relu"}),
+    lambda: hub_config.config_of(HUB | {"n_inner": 7}),
+    lambda: hub_config.config_of(HUB | {"n_layer": "x"}),
+    lambda: hub_config.config_of(HUB | {"hidden_size": 4}),
+    lambda: hub_config.config_of(HUB | {"n_head": 3}),
+    lambda: checkpoint.agreed("m", SMALL, {"eos_token_id": 9}, "config.json"),
+    lambda: config.GPT2Config(1, 1, 2, 2, 3, 7),
     lambda: Tokenizer({}, []),
     lambda: Tokenizer({0: b"a"}, []).encode("\ud800"),
     lambda: npz.NpzReader(io.BytesIO(npz_of({"a": np.zeros((0, 2), "<f4")}))).rows("a", 0, 0),

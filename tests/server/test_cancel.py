@@ -31,6 +31,7 @@ LONG = {
     "a stream, row by row": "SELECT (llm_generate_stream('low', 100000, eos_token => -1, model_name => 'slow')).step",
     "generation by ids": "SELECT llm_generate_tokens('{1}', 100000, eos_token => -1, model_name => 'slow')",
     "a batch": "SELECT * FROM llm_generate_batch(array_fill('low'::text, '{8}'), 100000, eos_token => -1, model_name => 'slow')",
+    "a batch of many": "SELECT count(*) FROM llm_generate_batch(array_fill('low'::text, '{100000}'), 99, model_name => 'slow')",
     "beam search": "SELECT * FROM llm_beam_search('low', 16, 1000, eos_token => -1, model_name => 'slow')",
     "logits": "SELECT llm_logits(array_fill(i, '{1024}'), 'slow') FROM generate_series(1, 100) AS i",
     "tokenizing": "SELECT llm_token_count(body, 'slow') FROM words",
@@ -125,6 +126,26 @@ def test_a_committing_run_is_cancelled_between_its_commits(connect):
     conn.execute("DELETE FROM llm_train_log; DELETE FROM llm_run")
 
 
+def test_a_row_of_a_stream_that_takes_long_is_cancelled_too(conn):
+    """Between rows the executor looks. The second one here needs a pass over half of the window, more than a second."""
+    conn.execute(
+        "INSERT INTO llm_bpe_vocab SELECT 'wide', token_id, token, score, bytes FROM llm_bpe_vocab WHERE model = 'slow'"
+    )
+    conn.execute("SELECT llm_init_model('wide', 6, 8, 512, 4096, seed => 1)")
+    conn.execute("BEGIN")
+    conn.execute(
+        "DECLARE c CURSOR FOR SELECT (llm_generate_stream(repeat('low lower ', 4000), 5, model_name => 'wide')).step"
+    )
+    conn.execute("FETCH 1 FROM c")
+    conn.execute(f"SET LOCAL statement_timeout = '{TIMEOUT}s'")
+    started = time.monotonic()
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        conn.execute("FETCH 1 FROM c")
+    assert time.monotonic() - started < TIMEOUT + SOON
+    conn.execute("ROLLBACK")
+    conn.execute("SELECT llm_drop_model('wide')")
+
+
 def test_a_cancel_from_outside_ends_it_too(connect, module_conn):
     conn = connect()
     conn.execute("SELECT llm_generate('low', 1, model_name => 'slow')")
@@ -162,3 +183,25 @@ def test_a_caught_cancel_of_a_subtransaction_leaves_a_usable_session(module_conn
         finally:
             module_conn.execute("RESET statement_timeout")
     assert module_conn.execute("SELECT llm_generate('low', 0, model_name => 'slow')").fetchone() == ("low",)
+
+
+@pytest.mark.parametrize("milliseconds", [1, 5, 20, 50, 100, 150])
+def test_a_cancel_in_the_first_call_of_a_session_is_told_as_any(connect, milliseconds):
+    """Wherever in loading the package it comes; and the next call works."""
+    conn = connect()
+    conn.execute(f"SET statement_timeout = {milliseconds}")
+    with pytest.raises(psycopg.errors.QueryCanceled) as caught:
+        conn.execute("SELECT llm_generate('low', 1000, eos_token => -1, model_name => 'slow')")
+    told = caught.value.diag.message_primary.removeprefix("pg_gpt2: ")
+    assert told == "canceling statement due to statement timeout"
+    conn.execute("RESET statement_timeout")
+    assert conn.execute("SELECT llm_generate('low', 0, model_name => 'slow')").fetchone() == ("low",)
+
+
+def test_every_body_loads_the_package_in_a_way_that_renames_a_cancel(module_conn):
+    bodies = module_conn.execute(
+        "SELECT proname, prosrc FROM pg_proc WHERE prosrc LIKE '%execute(''SELECT %.llm_boot()%'"
+    )
+    found = bodies.fetchall()
+    assert len(found) > 90
+    assert [name for name, source in found if "raise type('pg_gpt2', (plpy.SPIError,)" not in source] == []

@@ -19,7 +19,7 @@ MEMBERS = """
     ORDER BY 1
 """
 GOLDEN = Path(__file__).parents[1] / "golden"
-WRAPPER_LINES = 4  # of SQL; of PL/Python two, boot and call
+WRAPPER_LINES = 5  # of SQL; of PL/Python boot, of four, and call
 LONGER = ("llm_boot()",)  # loads the package, in an interpreter that others may have set up oddly
 
 
@@ -90,6 +90,44 @@ def test_promised_names_parameters_order_and_defaults_stay(module_conn):
         ]
         assert fitting, f"not as promised: {line}"
         assert all(" DEFAULT " in more for more in fitting[0].split(", ")[1:]), line
+
+
+def test_every_view_is_read_with_the_rights_of_who_asks(module_conn):
+    """So that row-level security of what it reads counts. PostgreSQL 14 has no such views, and there they are otherwise made."""
+    rows = module_conn.execute("""
+        SELECT c.relname, coalesce(c.reloptions, '{}') FROM pg_depend AS d
+        JOIN pg_class AS c ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND c.relkind = 'v'
+        WHERE d.deptype = 'e' AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_gpt2')
+    """).fetchall()
+    assert rows
+    if module_conn.info.server_version >= 150000:
+        assert [name for name, options in rows if options != ["security_invoker=true"]] == []
+
+
+def test_views_of_postgresql_14_show_nothing_to_whom_rows_are_hidden(new_database):
+    """What the script does there, done here: the same statement, for which no server is young enough."""
+    script = (Path(__file__).parents[2] / "sql" / "privileges.sql").read_text()
+    with psycopg.connect(new_database(), autocommit=True) as conn:
+        conn.execute(
+            "SELECT llm_init_model('m', 1, 2, 8, 16, 50); CREATE ROLE filtered; SELECT llm_grant_usage('filtered')"
+        )
+        views = [
+            name for (name,) in conn.execute("SELECT relname FROM pg_class WHERE relkind = 'v' AND relname ~ '^llm_'")
+        ]
+        conn.execute("".join(f"ALTER VIEW {view} RESET (security_invoker);" for view in views))
+        conn.execute(script[script.index("DO LANGUAGE") :].replace("150000", "999999"))
+        before = conn.execute("SELECT llm_models FROM llm_models ORDER BY model").fetchall()
+        try:
+            conn.execute("SET ROLE filtered")
+            assert conn.execute("SELECT llm_models FROM llm_models ORDER BY model").fetchall() == before
+            conn.execute("RESET ROLE; ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY; SET ROLE filtered")
+            for view in views:
+                assert conn.execute(f"SELECT count(*) FROM {view}").fetchone() == (0,), view
+            conn.execute("RESET ROLE")
+            assert conn.execute("SELECT llm_models FROM llm_models ORDER BY model").fetchall() == before
+            assert conn.execute("UPDATE llm_autograd_mode SET flag = true RETURNING flag").fetchone() == (True,)
+        finally:
+            conn.execute("RESET ROLE; DROP OWNED BY filtered; DROP ROLE filtered")
 
 
 def test_every_relation_and_column_has_a_comment(module_conn):

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import random
 import re
 from contextlib import aclosing, closing
 from itertools import pairwise
@@ -128,6 +129,8 @@ def test_embed_and_perplexity(conn, client):
     assert len(embedding) == 32
     assert all(isinstance(number, float) for number in embedding)
     assert client.perplexity(TEXT) == select(conn, "llm_perplexity(%(t)s, 'tiny')", t=TEXT)
+    assert client.perplexity(TEXT, from_start=True) == select(conn, "llm_perplexity(%(t)s, 'tiny', true)", t=TEXT)
+    assert (client.perplexity(""), client.embed("")) == (None, None)
 
 
 # ---- Hugging Face's names
@@ -208,6 +211,46 @@ def test_characters_of_several_tokens_arrive_whole(client):
     assert all(after.startswith(before) for before, after in pairwise(texts))
     assert any(after == before for before, after in pairwise(texts)), "no bytes were held back"
     assert texts[-1] == client.generate(PROMPT, max_tokens=600, temperature=100, topk=0, topp=1, seed=1, eos_token=-1)
+
+
+def test_a_last_event_has_an_end_that_begins_a_stop_string(conn):
+    """The smallest case: a model that says HHH."""
+    conn.execute("SELECT llm_train_bpe($$VALUES ('ab')$$, 257, 'ab'), llm_init_model('ab', 1, 1, 8, 16)")
+    options = {"max_tokens": 3, "temperature": 0, "echo": False, "stop": "Hzz", "model": "ab"}
+    client = PGLLMClient(conn)
+    assert client.generate("a", **options) == "HHH"
+    assert [event.text for event in client.stream("a", **options)] == ["", "H", "HHH"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_path_gives_the_same_text_whatever_the_stop_strings(conn, client, seed):
+    """llm_generate, its stream and batch, and both clients: also where a text ends in the beginning of a stop string, or in
+    bytes of an unfinished character, which at this temperature are most of what is generated."""
+    rng = random.Random(seed)
+    dsn, ended = conn.info.dsn, set()
+
+    async def through_async_client(options):
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+            twin = AsyncPGLLMClient(connection, model=MODEL)
+            text = await twin.generate(PROMPT, **options)
+            (in_batch,) = await twin.generate_batch([PROMPT], **options)
+            return [text, in_batch, [event.text async for event in twin.stream(PROMPT, **options)][-1]]
+
+    for _ in range(8):
+        options = {"max_tokens": rng.randint(1, 40), "temperature": rng.choice([0, 1, 100]), "seed": rng.randrange(99)}
+        options |= {"topk": 0, "topp": 1, "echo": rng.random() < 0.5, "eos_token": rng.choice([-1, None])}
+        text = client.generate(PROMPT, **options)[len(PROMPT) if options["echo"] else 0 :]
+        places = [rng.randrange(len(text) + 1) for _ in range(2)]
+        stops = [text[place : place + rng.randint(1, 4)] + rng.choice(["", "zz", "zz"]) for place in places]
+        options["stop"] = [stop for stop in [*stops, text[-2:] + "z"] if stop]
+        expected = client.generate(PROMPT, **options)
+        events = list(client.stream(PROMPT, **options))
+        assert all(after.text.startswith(before.text) for before, after in pairwise(events))
+        assert events[-1].text == expected
+        assert client.generate_batch([PROMPT, "memory"], **options)[0] == expected
+        assert asyncio.run(through_async_client(options)) == [expected] * 3
+        ended |= {events[-1].finish_reason}
+    assert ended == {"stop", "length"}
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
@@ -383,7 +426,7 @@ def test_async_twin(dsn, client):
             assert batch == client.generate_batch([PROMPT, "x"], max_tokens=6, seed=2)
             assert await twin.beam_search(PROMPT, max_tokens=6) == client.beam_search(PROMPT, max_tokens=6)
             assert await twin.embed(TEXT) == client.embed(TEXT)
-            assert await twin.perplexity(TEXT) == client.perplexity(TEXT)
+            assert await twin.perplexity(TEXT, from_start=True) == client.perplexity(TEXT, from_start=True)
             async with conn.transaction(force_rollback=True):
                 assert await twin.train(1, progress=False) > 0
             with pytest.raises(TypeError, match="both max_tokens and max_new_tokens"):

@@ -9,7 +9,8 @@ NOTICEs and errors included, and without that it may print anything but an error
     <!-- continues README.md -->    of a page: its session begins in a copy of the database that the other page leaves
 
 In a sql block, lines that begin with `-->` are the rows that its statements return, as psql -At prints them, and
-`/srv/gpt2/` stands for a directory of the server that has a vocabulary's two files. A page that has no CREATE EXTENSION
+`/srv/gpt2/` stands for a directory of the server that has a vocabulary's two files. A query without output on the page returns a
+row at least, unless `-- or none` stands behind it. A page that has no CREATE EXTENSION
 gets a database with the extension. Programs run in an empty directory, with libpq's variables naming the database.
 
     docker/cluster.sh run .venv/test/bin/python -m tests.server.test_docs --update [PAGE...]    writes outputs that are wrong
@@ -39,6 +40,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 ROW = re.compile(r"^--> ?(.*)$", re.MULTILINE)
+QUERY = re.compile(r"^(?:SELECT|WITH|TABLE|VALUES)\b.*?(?:;|\\gset.*?)$", re.MULTILINE | re.DOTALL)
 CONTINUES = re.compile(r"^<!-- continues (.*) -->$", re.MULTILINE)
 ERROR = re.compile(r"^(?:psql:.*|.*/program\.\w+: .*|error: .*|Traceback .*|ERROR: .*)$", re.MULTILINE)
 EXAMPLE = re.compile(r"^-- (\w+)$", re.MULTILINE)
@@ -67,8 +69,7 @@ def read_page(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-def read_blocks(page: str) -> list[Block]:
-    text = read_page(page)
+def blocks_of(text: str) -> list[Block]:
     return [
         Block(
             text.count("\n", 0, m.start("code")),
@@ -83,7 +84,7 @@ def read_blocks(page: str) -> list[Block]:
     ]
 
 
-BLOCKS = {page: read_blocks(page) for page in PAGES}
+BLOCKS = {page: blocks_of(read_page(page)) for page in PAGES}
 
 
 class Session:
@@ -189,8 +190,20 @@ def blurred(output: str) -> str:
     return re.sub(r"[ -]+", " ", re.sub(r"-?\d[\d.,]*(e[-+]\d+)?", "0", output))
 
 
+def returns_nothing(block: Block, output: str) -> bool:
+    """Whether a query of a block returned no row, where nothing on the page says that it shall not."""
+    if block.kind != "sql" or "-- or none\n" in block.code:
+        return False
+    if block.loose == "rows":
+        queries = [query for query in QUERY.findall(block.code) if "\\gset" not in query]
+        return len(ROW.findall(block.code)) < len(queries)
+    return block.output is None and "\n(0 rows)" in output
+
+
 def problem(block: Block, output: str) -> str | None:
     """What is wrong with the output of a block, if anything is."""
+    if returns_nothing(block, output):
+        return output
     if block.output is None or block.loose == "output":
         expected = bool(ERROR.search(block.output or ""))
         return None if bool(ERROR.search(output)) == expected else output
@@ -221,6 +234,21 @@ def test_block_prints_what_the_page_says(session: Session, page: str, number: in
     block, output = BLOCKS[page][number], session.outputs(page)[number]
     if wrong := problem(block, output):
         assert wrong == tidy(block.output or "(no error)")
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "wrong"),
+    [
+        ("SELECT 1 AS n WHERE false;\n", " n\n---\n(0 rows)", True),
+        ("SELECT 1 AS n WHERE false; -- or none\n", " n\n---\n(0 rows)", False),
+        ("SELECT 1 AS n;\n", " n\n---\n 1\n(1 row)", False),
+        ("SELECT 1;\n--> 1\n", "1", False),
+        ("SELECT 1;\nSELECT 2 WHERE false;\n--> 1\n", "1", True),
+    ],
+)
+def test_an_example_that_returns_nothing_is_wrong(code: str, output: str, wrong: bool) -> None:
+    (block,) = blocks_of(f"```sql\n{code}```\n")
+    assert (problem(block, output) is not None) == wrong
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -1,11 +1,13 @@
 """CREATE and DROP EXTENSION: in any schema, under any search_path, undone by ROLLBACK, and leaving nothing behind."""
 
+import os
+import re
 import subprocess
 from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg import sql
+from psycopg import conninfo, sql
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,10 +55,13 @@ def use_it(conn: psycopg.Connection, schema: str | None) -> str:
     run("SELECT {0}llm_import_safetensors(string_agg(c, ''), 'copy') FROM {0}llm_export_safetensors('tiny') AS c")
     assert run("SELECT count(*)::integer FROM {}llm_models WHERE n_params > 0") == 2
     assert run("SELECT ({}llm_get_model_config('copy')).d_model") == 16
+    run("SELECT {}llm_grant_usage('public', 'admin')::text")
     return run("SELECT {}llm_generate('low', 8, model_name => 'tiny', seed => 1)")
 
 
-@pytest.mark.parametrize("schema", ["public", "llm", "My llm", "a b.c-d", "über"])
+@pytest.mark.parametrize(
+    "schema", ["public", "llm", "My llm", "a b.c-d", "über", "{schema}%s{0}", "@extschema@ @package@"]
+)
 def test_it_works_in_any_schema(empty, schema):
     written = []
     if schema != "public":
@@ -103,18 +108,56 @@ def test_cascade_brings_plpython(new_database):
         use_it(conn, None)
 
 
-@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
-def test_another_encoding_than_utf8_is_refused(cluster_dsn, encoding):
+ENCODINGS = (
+    "SELECT pg_encoding_to_char(n) FROM generate_series(0, 34) AS n WHERE pg_encoding_to_char(n) NOT IN ('UTF8', '')"
+)
+
+
+def test_another_encoding_than_utf8_is_refused(cluster_dsn):
+    """All that a server can have. Of MULE_INTERNAL, which PL/Python cannot convert, the server says so itself."""
+    refused = {}
     with psycopg.connect(cluster_dsn, autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE encoded ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
-        try:
-            with psycopg.connect(cluster_dsn, dbname="encoded", autocommit=True) as other:
-                other.execute("CREATE EXTENSION plpython3u")
-                with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=encoding) as raised:
-                    other.execute("CREATE EXTENSION pg_gpt2")
-            assert "UTF8" in raised.value.diag.message_hint
-        finally:
-            conn.execute("DROP DATABASE encoded WITH (FORCE)")
+        encodings = [name for (name,) in conn.execute(ENCODINGS)]
+        for encoding in encodings:
+            conn.execute(
+                f"CREATE DATABASE encoded ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+            )
+            try:
+                refused[encoding] = refusal_in(conninfo.make_conninfo(cluster_dsn, dbname="encoded"))
+            finally:
+                conn.execute("DROP DATABASE encoded WITH (FORCE)")
+    assert len(refused) > 30
+    assert re.search("42883.*MULE_INTERNAL.*UTF8", refused.pop("MULE_INTERNAL"))
+    for encoding, output in refused.items():
+        assert (
+            f"55000: pg_gpt2: a database with the encoding UTF8 is needed, and this one has {encoding}\nHINT" in output
+        )
+
+
+def refusal_in(dsn: str) -> str:
+    """What psql says to CREATE EXTENSION; clients that convert to UTF-8 cannot open every database."""
+    command = ["psql", "-X", "-v", "VERBOSITY=verbose", "-d", dsn, "-c", "CREATE EXTENSION pg_gpt2 CASCADE"]
+    done = subprocess.run(
+        command, env=os.environ | {"PGCLIENTENCODING": "SQL_ASCII"}, stderr=subprocess.PIPE, text=True, check=False
+    )
+    return done.stderr
+
+
+def test_the_script_is_ascii():
+    """A database in an encoding that lacks one of its characters would say that, and not what it needs."""
+    assert (ROOT / "pg_gpt2--1.0.sql").read_bytes().isascii()
+
+
+@pytest.mark.parametrize("schema", ["a\nb", "a\rb", "it's", 'a"b', "a\\b", "$1"])
+def test_a_schema_that_no_program_can_name_is_refused(empty, schema):
+    """Line breaks by us; quotes, backslash and dollar sign by servers of 2023 and later, else by us."""
+    before = empty.execute(OBJECTS).fetchall()
+    with empty.transaction(force_rollback=True):
+        empty.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+        refusal = (psycopg.errors.InvalidParameterValue, psycopg.errors.InvalidTextRepresentation)
+        with pytest.raises(refusal, match="schema"), empty.transaction():
+            empty.execute(sql.SQL("CREATE EXTENSION pg_gpt2 SCHEMA {}").format(sql.Identifier(schema)))
+    assert empty.execute(OBJECTS).fetchall() == before
 
 
 def test_settings_of_the_session_do_not_matter(new_database):

@@ -1,6 +1,7 @@
 """Files of the server: for which roles, by which paths, and what is left of them."""
 
 import os
+import time
 
 import pytest
 from psycopg import errors
@@ -26,6 +27,11 @@ FUNCTIONS = {
     "pg_llm_export_safetensors": ("pg_write_server_files", errors.UndefinedFile),
     "pg_llm_export_npz": ("pg_write_server_files", errors.UndefinedFile),
 }
+CALLS = {  # of all that take a path
+    **{name: (needed, f"SELECT {name}({{}}, 'model')") for name, (needed, _) in FUNCTIONS.items()},
+    "llm_checkpoint_attach": ("pg_read_server_files", "SELECT llm_checkpoint_attach({})"),
+    "llm_checkpoint_save": ("pg_write_server_files", "SELECT llm_checkpoint_save('model', '', {})"),
+}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -50,6 +56,50 @@ def test_files_are_for_the_roles_that_may_touch_them(sql, function):
     sql.execute(f"RESET ROLE; {again}; SET LOCAL ROLE someone")
     with pytest.raises(reached), sql.transaction():
         sql.execute(call)
+
+
+@pytest.mark.parametrize("function", CALLS)
+def test_the_right_to_files_is_asked_before_a_path_is_looked_at(sql, function, server_files):
+    """Whatever the path is: a link to a known checkpoint, none of ours, too long, or no path at all."""
+    needed, call = CALLS[function]
+    sql.execute("SELECT llm_init_model('model')")
+    sql.execute("SELECT llm_checkpoint_save('model', file_path => %s)", [f"{server_files}/c.npz"])
+    link = server_files / "link.npz"
+    link.symlink_to(server_files / "c.npz")
+    paths = [str(link), "/no/such.npz", "/etc/passwd", "relative", "", "/" + 1_000_000 * "a/" + "x.npz"]
+    try:
+        sql.execute("CREATE ROLE someone; SELECT llm_grant_usage('someone', 'admin'); SET LOCAL ROLE someone")
+        for path in paths:
+            began = time.monotonic()
+            with pytest.raises(errors.InsufficientPrivilege, match="files on the server"), sql.transaction():
+                sql.execute(call.format("%s"), [path])
+            assert time.monotonic() - began < 1
+        sql.execute(f"RESET ROLE; GRANT {needed} TO someone; SET LOCAL ROLE someone")
+        began = time.monotonic()
+        with pytest.raises(errors.InvalidParameterValue, match="longer than 4095"), sql.transaction():
+            sql.execute(call.format("%s"), [paths[-1]])
+        assert time.monotonic() - began < 1
+    finally:
+        link.unlink()
+        (server_files / "c.npz").unlink()
+
+
+def test_all_functions_that_take_a_path_are_among_those_tested(sql):
+    rows = sql.execute(
+        "SELECT DISTINCT proname FROM pg_proc WHERE proname ~ '^(pg_)?llm_' AND proargnames[1:pronargs] && '{path,file_path}'"
+    )
+    assert {name for (name,) in rows} == set(CALLS)
+
+
+@pytest.mark.parametrize("function", CALLS)
+def test_what_is_missing_on_the_way_to_a_file_is_named(sql, server_files, function):
+    sql.execute("SELECT llm_init_model('model')")
+    for path, missing in (
+        (f"{server_files}/nowhere/deep/x.npz", f"{server_files}/nowhere"),
+        ("/etc/passwd/x.npz", "/etc/passwd"),
+    ):
+        with pytest.raises(errors.UndefinedFile, match=f'"{missing}"'), sql.transaction():
+            sql.execute(CALLS[function][1].format("%s"), [path])
 
 
 def test_links_are_resolved_before_a_file_is_written(sql, server_files, put):

@@ -1,5 +1,7 @@
 """What llm_generate and its family promise beside the numbers: seeds, stopping, windows, characters, and rows that stream."""
 
+import os
+import random
 import re
 import subprocess
 import time
@@ -73,6 +75,26 @@ def test_a_row_of_generations_is_one_draw_each(module_conn):
         "SELECT llm_generate('low', 10, model_name => 'tiny') FROM generate_series(1, 5)"
     ).fetchall()
     assert len(set(texts)) == 5
+
+
+def test_batches_of_every_kind_give_each_prompt_what_it_gets_alone(module_conn):
+    """Where rows of a pass have other bits in company, whatever rounding could decide is decided as for one prompt alone."""
+    for seed in range(int(os.environ.get("PG_GPT2_BATCHES", "25"))):
+        rng = random.Random(seed)
+        prompts = [
+            rng.choice(["low", "newer wider", "naïve 日本", "🙂"]) * rng.randint(1, 9) for _ in range(rng.randint(2, 6))
+        ]
+        options = (rng.randint(5, 60), rng.choice([0, 0.3, 1, 2]), rng.choice([0, 3, 50]), rng.choice([1, 0.95, 0.5]))
+        options += (rng.choice([1, 1.2, 0.8]), rng.choice([0, 0.1]))
+        call = "%s, %s, %s, %s, %s, model_name => 'tiny', repetition_penalty => %s, min_p => %s, eos_token => -1, seed => %s"
+        batch = module_conn.execute(
+            f"SELECT text FROM llm_generate_batch({call}) ORDER BY n", [prompts, *options, seed]
+        ).fetchall()
+        alone = [
+            (one(module_conn, f"SELECT llm_generate({call})", prompt, *options, seed + n),)
+            for n, prompt in enumerate(prompts)
+        ]
+        assert batch == alone, f"batch {seed}: {options}"
 
 
 # ---- windows

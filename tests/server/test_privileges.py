@@ -9,7 +9,9 @@ import psycopg
 import pytest
 
 DENIED = psycopg.errors.InsufficientPrivilege
-TABLES = "llm_model_config, llm_param, llm_bpe_vocab, llm_bpe_merges, llm_dataset, llm_run, llm_train_log"
+TABLES = (
+    "llm_model_config, llm_param, llm_param_share, llm_bpe_vocab, llm_bpe_merges, llm_dataset, llm_run, llm_train_log"
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -74,7 +76,9 @@ def test_a_role_that_may_read_other_columns_only_gets_nothing_from_the_cache(war
         warm.execute(READING["logits"])
 
 
-@pytest.mark.parametrize("table", ["llm_model_config", "llm_param", "llm_bpe_vocab", "llm_bpe_merges"])
+@pytest.mark.parametrize(
+    "table", ["llm_model_config", "llm_param", "llm_param_share", "llm_bpe_vocab", "llm_bpe_merges"]
+)
 def test_every_table_that_generation_reads_is_checked(warm, role, table):
     warm.execute(f"GRANT SELECT ON {TABLES} TO {role}; REVOKE SELECT ON {table} FROM {role}")
     with acting_as(warm, role), pytest.raises(DENIED, match=table):
@@ -270,7 +274,7 @@ def test_public_may_read_no_model(conn, role):
 
 def test_only_known_names_are_put_into_the_text_of_statements():
     """A review as a test: what the f-strings with SQL in them interpolate. Names of models, paths and values are parameters."""
-    constant_of_sql = re.compile(r"(\w+\.)?[A-Z_]+|_slot\(\d\)|(store\.)?resolved\(('\$2')?\)")
+    constant_of_sql = re.compile(r"(\w+\.)?[A-Z_]+|_slot\(\d\)|(store\.)?resolved\(('\$2'|'m\.name')?\)")
     allowed = {"table", "column", "kind"}  # from tuples of names in the source
     allowed |= {
         "model",
@@ -291,6 +295,111 @@ def test_only_known_names_are_put_into_the_text_of_statements():
                 places = {ast.unparse(part.value) for part in node.values if isinstance(part, ast.FormattedValue)}
                 found[f"{path.name}:{node.lineno}"] = {p for p in places - allowed if not constant_of_sql.fullmatch(p)}
     assert found
-    granting = {"grantee", "name", "', ' if more else ''", "more"}  # quoted identifiers, names as regclass prints them
-    spliced = {place: names - (granting if place.startswith("admin.py") else set()) for place, names in found.items()}
-    assert {place: names for place, names in spliced.items() if names} == {}
+    assert {place: names for place, names in found.items() if names} == {}
+
+
+def test_what_is_refused_names_who_gives_the_right(warm, role):
+    """Of tables, sequences and functions of the extension; of somebody else's the server's words are enough."""
+
+    def hint(statement: str) -> str | None:
+        with acting_as(warm, role), pytest.raises(DENIED) as raised:
+            warm.execute(statement)
+        return raised.value.diag.message_hint
+
+    warm.execute(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}")
+    assert hint(READING["generate"]) == (
+        "The owner of the extension gives it: SELECT public.llm_grant_usage('reader', 'read'); or 'train' or 'admin', to write."
+    )
+    assert "llm_grant_usage" in hint("SELECT llm_init_model('mine', 1, 1, 2, 2, 3)")
+    assert hint("SELECT llm_dataset_load('SELECT body FROM documents', 'tiny', 8)")
+    warm.execute(f"GRANT SELECT ON {TABLES} TO {role}; GRANT INSERT ON llm_dataset TO {role}")
+    assert hint("SELECT llm_dataset_load('SELECT body FROM documents', 'tiny', 8)") is None, "somebody else's"
+    warm.execute(f"GRANT SELECT ON documents TO {role}")
+    warm.execute(f"GRANT INSERT ON llm_tape, llm_tensor_rt TO {role}")
+    assert "llm_grant_usage" in hint("SELECT llm_tape_id()"), "a sequence"
+    warm.execute(f"ALTER TABLE llm_dataset ENABLE ROW LEVEL SECURITY; GRANT USAGE ON llm_dataset_id_seq TO {role}")
+    try:
+        assert "row-level security" in hint("SELECT llm_dataset_load('SELECT body FROM documents', 'tiny', 8)")
+    finally:
+        warm.execute("ALTER TABLE llm_dataset DISABLE ROW LEVEL SECURITY")
+
+
+TRIGGERS = [
+    ("llm_model_config_replaces_preset", "BEFORE INSERT ON mine FOR EACH ROW"),
+    ("llm_model_config_replaces_preset", "AFTER DELETE ON mine FOR EACH ROW"),
+    ("llm_model_config_replaces_preset", "AFTER DELETE ON llm_model_config FOR EACH STATEMENT"),
+    ("llm_bpe_changed", "AFTER INSERT ON mine FOR EACH STATEMENT"),
+    ("llm_bpe_changed", "BEFORE INSERT ON llm_bpe_vocab FOR EACH ROW"),
+    ("llm_autograd_mode_update", "BEFORE UPDATE ON mine FOR EACH ROW"),
+    ("llm_autograd_mode_update", "AFTER TRUNCATE ON mine FOR EACH STATEMENT"),
+]
+
+
+@pytest.mark.parametrize(("function", "place"), TRIGGERS)
+def test_a_trigger_function_of_ours_on_another_table_explains(warm, function, place):
+    with warm.transaction(force_rollback=True):
+        warm.execute("CREATE TABLE mine (a integer, model text); INSERT INTO mine VALUES (1, 'gpt2-xl')")
+        warm.execute(f"CREATE TRIGGER odd {place} EXECUTE FUNCTION {function}()")
+        with pytest.raises(psycopg.errors.TriggerProtocolViolated, match="odd") as raised:
+            warm.execute(
+                "INSERT INTO mine VALUES (2, 'gpt2-xl'); UPDATE mine SET a = 3; DELETE FROM mine; TRUNCATE mine;"
+                " DELETE FROM llm_model_config WHERE model = 'gpt2-xl'; INSERT INTO llm_bpe_vocab VALUES ('v', 1, 'a', 1, 'a')"
+            )
+        assert raised.value.diag.message_hint
+
+
+PLACEHOLDERS = [
+    "{schema}",
+    "{0}",
+    "{}",
+    "{",
+    "@extschema@",
+    "@package@",
+    "$1",
+    "%s",
+    "%(a)s",
+    "a'b",
+    'a"b',
+    "a\nb",
+    "\\",
+    ";--",
+]
+
+
+def test_names_made_of_placeholders_stay_what_they_are(new_database, cluster_dsn):
+    """Of roles, models and databases: what the code puts into its statements is never put into a name."""
+    name = "".join(PLACEHOLDERS)
+    with psycopg.connect(cluster_dsn, autocommit=True) as other:
+        roles = [*PLACEHOLDERS, name]
+        quoted = [psycopg.sql.Identifier(role + "_team") for role in roles]
+        database = psycopg.sql.Identifier(name)
+        other.execute(psycopg.sql.SQL("CREATE DATABASE {} TEMPLATE template_pg_gpt2").format(database))
+        try:
+            with psycopg.connect(cluster_dsn, dbname=name, autocommit=True) as conn:
+                for role, identifier in zip(roles, quoted):
+                    conn.execute(psycopg.sql.SQL("CREATE ROLE {}").format(identifier))
+                    conn.execute("SELECT llm_grant_usage(%s, 'admin')", [f"{role}_team"])
+                    use_as(conn, identifier, role)
+                    conn.execute(psycopg.sql.SQL("DROP OWNED BY {}").format(identifier))
+        finally:
+            other.execute(psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+            for identifier in quoted:
+                other.execute(psycopg.sql.SQL("DROP ROLE IF EXISTS {}").format(identifier))
+
+
+def use_as(conn, role, model):
+    """Make, teach, save, compare, use and drop a model, as a role."""
+    conn.execute(psycopg.sql.SQL("SET ROLE {}").format(role))
+    source = f"SELECT {conn.execute('SELECT quote_literal(%s)', [model + ' low lower']).fetchone()[0]}::text"
+    conn.execute("SELECT llm_train_bpe(%s, 260, %s)", [source, model])
+    conn.execute("SELECT llm_init_model(%s, 1, 1, 4, 8)", [model])
+    conn.execute("SELECT llm_dataset_load(%s, %s, 2)", [source, model])
+    conn.execute("SELECT llm_train(%s, 1, batch_size => 1)", [model])
+    saved = conn.execute("SELECT llm_checkpoint_save(%s, %s)", [model, model]).fetchone()[0]
+    assert conn.execute("SELECT count(*) FROM llm_checkpoint_diff(%s)", [saved]).fetchone()[0]
+    text = conn.execute("SELECT llm_generate(%s, 3, temperature => 0, model_name => %s)", [model, model]).fetchone()[0]
+    assert text.startswith(model)
+    assert conn.execute("SELECT model FROM llm_models WHERE n_params > 0").fetchall() == [(model,)]
+    conn.execute("SELECT llm_copy_model(%s, %s), llm_drop_model(%s)", [model, model + "2", model])
+    conn.execute("SELECT llm_drop_model(%s)", [model + "2"])
+    conn.execute("RESET ROLE")

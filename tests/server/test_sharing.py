@@ -196,9 +196,9 @@ def test_the_target_is_locked_with_its_source(sql, connect, models):
 
 
 def test_a_reader_needs_the_right_to_read_shared_rows(sql, conn, models):
-    """The view runs with its owner's rights; functions do not read through it."""
+    """Neither a function nor the view passes the policy of the source by."""
     sql("CREATE ROLE reader")
-    sql("GRANT SELECT ON llm_model_config, llm_param_resolved, llm_param TO reader")
+    sql("GRANT SELECT ON llm_model_config, llm_param_resolved, llm_param, llm_param_share TO reader")
     sql("ALTER TABLE llm_param ENABLE ROW LEVEL SECURITY")
     try:
         sql("CREATE POLICY only_b ON llm_param TO reader USING (model = 'b')")
@@ -206,6 +206,7 @@ def test_a_reader_needs_the_right_to_read_shared_rows(sql, conn, models):
         with pytest.raises(psycopg.Error, match="wte") as caught:
             sql(LOSS, "b")
         assert caught.value.sqlstate == "22000"
+        assert sql("SELECT array_agg(DISTINCT source_model) FROM llm_param_resolved") == ["b"]
     finally:
         sql("RESET ROLE")
         sql("DROP POLICY only_b ON llm_param")

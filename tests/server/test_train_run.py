@@ -270,3 +270,17 @@ def test_the_callers_search_path_is_there_again_after_an_error_or_a_cancel(conne
     conn.execute("RESET statement_timeout")
     assert one(conn, "SHOW search_path") == "public, pg_temp"
     assert one(conn, "SELECT count(*) > 0 FROM docs")
+
+
+def test_every_evaluation_is_shown(conn):
+    make_model(conn, "evaluated")
+    conn.execute("UPDATE llm_dataset SET split = 'val' WHERE id % 10 = 0 AND model = 'evaluated'")
+    for log_every in (4, 0):
+        said: list[str] = []
+        conn.add_notice_handler(lambda notice, said=said: said.append(notice.message_primary))
+        call = "SELECT llm_train('evaluated', 10, batch_size => 2, eval_every => 3, log_every => %s)"
+        conn.execute(call, [log_every])
+        steps_said = [int(text.split("/")[0].removeprefix("step ")) for text in said]
+        validated = [step for step, text in zip(steps_said, said, strict=True) if "validation loss" in text]
+        assert validated == [3, 6, 9, 10]
+        assert steps_said == ([1, 3, 4, 6, 8, 9, 10] if log_every else validated)

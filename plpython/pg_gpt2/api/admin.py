@@ -4,7 +4,7 @@ from .. import db, diagnosis, resources
 from ..db import entry
 from ..diagnosis import Finding
 from ..errors import InvalidParameter, UndefinedObject, require
-from ..storage import weights
+from ..storage import store, weights
 from ..tokenizer import vocabularies
 
 
@@ -16,10 +16,12 @@ def doctor() -> list[Finding]:
 
 @entry
 def cache_status() -> list[tuple[str, str, str, int | None, bool]]:
-    """Rows (kind, model, version, bytes, shared)."""
+    """Rows (kind, model, version, bytes, shared), of what the caller may see: another role may have filled the caches."""
     models = [("weights", m.name, m.version, weights.size(m), m.shared) for m in weights.cache.models.values()]
     if state := weights.cache.state:
         models.append(("training", state.model, state.version, state.nbytes, False))
+    known = store.known([model for _, model, *_ in models])
+    models = [row for row in models if row[1] in known]
     return models + [("tokenizer", name, version, None, False) for name, version in vocabularies.cached()]
 
 
@@ -62,22 +64,25 @@ def grant_usage(role: str, level: str) -> None:
     if role != "public" and not db.row("SELECT 1 FROM pg_roles WHERE rolname = $1", ["text"], role):
         raise UndefinedObject(f'role "{role}" does not exist', hint=f'CREATE ROLE "{role}" first.')
     grantee = "PUBLIC" if role == "public" else db.quote_identifier(role)
-    db.command(f"GRANT USAGE ON SCHEMA {{schema}} TO {grantee}")
+    db.command("GRANT USAGE ON SCHEMA {schema} TO {grantee}", grantee=grantee)
     for name, plain, kind in _members():
         if plain in OWNERS:
             continue
         if kind == "sequence":
             if level != "read":
-                db.command(f"GRANT USAGE ON SEQUENCE {name} TO {grantee}")
+                db.command("GRANT USAGE ON SEQUENCE {name} TO {grantee}", name=name, grantee=grantee)
         elif kind == "table":
-            more = {
-                "read": "",
-                "train": CHANGED_BY_TRAINING.get(plain, ""),
-                "admin": "INSERT, UPDATE, DELETE, TRUNCATE",
-            }[level]
-            db.command(f"GRANT SELECT{', ' if more else ''}{more} ON {name} TO {grantee}")
+            db.command(
+                "GRANT {rights} ON {name} TO {grantee}", rights=_rights(level, plain), name=name, grantee=grantee
+            )
         elif level == "admin" or (level == "train" and kind == "training"):
-            db.command(f"GRANT EXECUTE ON ROUTINE {name} TO {grantee}")
+            db.command("GRANT EXECUTE ON ROUTINE {name} TO {grantee}", name=name, grantee=grantee)
+
+
+def _rights(level: str, table: str) -> str:
+    """What a level may do with a table or view."""
+    more = {"train": CHANGED_BY_TRAINING.get(table), "admin": "INSERT, UPDATE, DELETE, TRUNCATE"}.get(level)
+    return f"SELECT, {more}" if more else "SELECT"
 
 
 def _members() -> list[tuple[str, str, str]]:

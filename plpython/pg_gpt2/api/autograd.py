@@ -38,6 +38,7 @@ def enabled() -> bool:
 @entry
 def set_mode(trigger: dict[str, Any]) -> None:
     """What an UPDATE of llm_autograd_mode does."""
+    db.require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
     flag = trigger["new"]["flag"]
     require(flag=flag)
     db.row("SELECT set_config('pg_gpt2.autograd', $1, false)", ["text"], "on" if flag else "off")

@@ -1,7 +1,9 @@
 """llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,14 @@ from .. import db, gpt2, host, resources
 from ..autograd import recording
 from ..config import GPT2Config
 from ..db import entry
-from ..errors import InvalidParameter, NullNotAllowed, OutOfMemory, require, require_positive
+from ..errors import InvalidParameter, OutOfMemory, require, require_positive
 from ..inference import batch, beam
 from ..inference.decode import Decoder, bytes_of_several, check_ids
 from ..inference.generation import Options, TextStream, Token, tokens
 from ..inference.prompts import check_prompt, draw_seed, encode_prompt
 from ..inference.sampling import Sampling, softmax
+from ..inference.stops import Stops
+from ..kernels import require_room
 from ..limits import MOST_BEAMS
 from ..storage import store, weights
 from ..tensor import to_bytes
@@ -27,7 +31,7 @@ MAX_BYTEA = (1 << 30) - (1 << 16)
 
 @entry
 def generate(
-    prompt: str,
+    prompt: str | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -39,8 +43,10 @@ def generate(
     repetition_penalty: float,
     min_p: float,
     echo: bool,
-) -> str:
+) -> str | None:
     """Prompt (unless echo is false) and completion."""
+    if prompt is None:
+        return None
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo)
     for _ in job.tokens:
@@ -50,7 +56,7 @@ def generate(
 
 @entry
 def stream(
-    prompt: str,
+    prompt: str | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -64,6 +70,8 @@ def stream(
     echo: bool,
 ) -> Iterator[tuple[Any, ...]]:
     """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
+    if prompt is None:
+        return iter(())
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo, logprobs=True)
     return job.rows()
@@ -84,41 +92,30 @@ class _TextJob:
         echo: bool,
         logprobs: bool = False,
     ) -> None:
-        _require_text(prompt, echo)
+        require(echo=echo)
+        stops = Stops(stop)
         model = weights.load(model_name)
         self.tokenizer = vocabularies.load(model.name)
-        options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, self.tokenizer, logprobs)
+        options = _options(max_tokens, sampling, eos_token, seed, model.config, self.tokenizer, logprobs)
         ids = encode_prompt(prompt, model, self.tokenizer)
         _require_cache(model, [len(ids)], max_tokens)
         self.prefix = prompt if echo else ""
-        self.text = TextStream(self.tokenizer, options.stop, options.eos)
+        self.text = TextStream(self.tokenizer, stops, options.eos)
         self.tokens = tokens(model.arranged, model.config, ids, options, self.text.add)
 
     def finish(self) -> str:
         """All the text, when no token is left."""
-        return self.prefix + _finished(self.text)
+        self.text.finish()
+        return self.prefix + self.text.text()
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         for step, token in enumerate(self.tokens, 1):
             if token.finish:
                 self.text.finish()
-            shown = self.prefix + db.storable(self.text.shown())
+            shown = self.prefix + self.text.shown()
             done = token.finish is not None
             piece = db.storable(self.tokenizer.decode([token.id]))
             yield step, token.id, piece, shown, done, token.logprob, token.finish
-
-
-def _finished(text: TextStream) -> str:
-    text.finish()
-    return db.storable(text.text())
-
-
-def _require_text(prompt: object, echo: bool | None) -> None:
-    if prompt is None or echo is None:
-        raise NullNotAllowed(
-            f"{'prompt' if prompt is None else 'echo'} must not be null",
-            hint="An empty prompt '' starts from the end-of-text token.",
-        )
 
 
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
@@ -131,7 +128,7 @@ def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) ->
 
 @entry
 def generate_batch(
-    prompts: list[str],
+    prompts: list[str | None] | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -143,21 +140,28 @@ def generate_batch(
     repetition_penalty: float,
     min_p: float,
     echo: bool,
-) -> list[tuple[int, str]]:
-    """Rows (n, text), n from 1."""
-    _require_text(prompts, echo)
-    for prompt in prompts:
-        _require_text(prompt, echo)
+) -> list[tuple[int, str | None]]:
+    """Rows (n, text), n from 1; the text of a null prompt is null."""
+    if not prompts:
+        return []
+    require(echo=echo)
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    stops = Stops(stop)
     model = weights.load(model_name)
     tokenizer = vocabularies.load(model.name)
-    options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
-    ids = [encode_prompt(prompt, model, tokenizer) for prompt in prompts]
-    _require_cache(model, list(map(len, ids)), max_tokens)
-    each = [replace(options, seed=options.seed + n) for n in range(len(ids))]
-    texts = [TextStream(tokenizer, options.stop, options.eos) for _ in ids]
-    batch.generate_batch(model.arranged, model.config, ids, each, [text.add for text in texts])
-    return [(n, (prompt if echo else "") + _finished(text)) for n, (prompt, text) in enumerate(zip(prompts, texts), 1)]
+    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
+    ids = {n: array("i", encode_prompt(p, model, tokenizer)) for n, p in enumerate(prompts) if p is not None}
+    while ids:
+        numbers = list(islice(ids, batch.MOST_TOGETHER))
+        given = [ids.pop(n) for n in numbers]
+        _require_cache(model, list(map(len, given)), max_tokens)
+        each = [replace(options, seed=options.seed + n) for n in numbers]
+        texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
+        batch.generate_batch(model.arranged, model.config, given, each, [text.add for text in texts])
+        for n, text in zip(numbers, texts):
+            text.finish()
+            prompts[n] = ((prompts[n] or "") if echo else "") + text.text()  # in its place: a prompt may be large
+    return list(enumerate(prompts, 1))
 
 
 @entry
@@ -172,7 +176,9 @@ def beam_search(
     prompt_ids: list[int] | None,
 ) -> list[tuple[int, float, str | None, list[int]]]:
     """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
-    if (prompt is not None and prompt_ids is not None) or prompt is prompt_ids:
+    if prompt is None and prompt_ids is None:
+        return []
+    if prompt is not None and prompt_ids is not None:
         raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
     require(length_penalty=length_penalty, early_stopping=early_stopping)
     require_positive(beam_width=beam_width, max_tokens=max_tokens)
@@ -189,7 +195,7 @@ def beam_search(
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.load(model.name))
-    options = _options(max_tokens, Sampling(), eos_token, 0, None, model.config, tokenizer)
+    options = _options(max_tokens, Sampling(), eos_token, 0, model.config, tokenizer)
     _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
     beams = beam.beam_search(
         model.arranged,
@@ -219,7 +225,6 @@ def _options(
     sampling: Sampling,
     eos_token: int | None,
     seed: int | None,
-    stop: list[str] | None,
     config: GPT2Config,
     tokenizer: Tokenizer | None,
     logprobs: bool = False,
@@ -235,9 +240,7 @@ def _options(
             hint="Give a token id, null for the model's, or -1 for none.",
         )
     seed = draw_seed() if seed is None else seed
-    return Options(
-        max_tokens, sampling, eos, seed, tuple(stop or ()), look_up=resources.prompt_lookup(), logprobs=logprobs
-    )
+    return Options(max_tokens, sampling, eos, seed, look_up=resources.prompt_lookup(), logprobs=logprobs)
 
 
 @entry
@@ -253,15 +256,18 @@ def generate_tokens(
     stop: list[str] | None,
     repetition_penalty: float,
     min_p: float,
-) -> list[int]:
+) -> list[int] | None:
     """New ids after `ids`."""
+    if ids is None:
+        return None
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    stops = Stops(stop)
     model = weights.load(model_name)
     ids = check_prompt(ids, model)
-    tokenizer = vocabularies.load(model.name) if stop else None
-    options = _options(max_tokens, sampling, eos_token, seed, stop, model.config, tokenizer)
+    tokenizer = vocabularies.load(model.name) if stops else None
+    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
     _require_cache(model, [len(ids)], max_tokens)
-    text = TextStream(tokenizer, options.stop, options.eos) if tokenizer else None
+    text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
     found: list[int] = []
     new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
     for token in new:
@@ -271,14 +277,12 @@ def generate_tokens(
 
 
 @entry
-def next_token(prompt: str, n: int, temperature: float, model_name: str | None) -> list[tuple[Any, ...]]:
+def next_token(prompt: str | None, n: int, temperature: float, model_name: str | None) -> list[tuple[Any, ...]]:
     """Rows (rank, token_id, token, logit, probability) of the `n` most probable tokens."""
-    if prompt is None or n is None or temperature is None:
-        raise NullNotAllowed(
-            "prompt, n and temperature must not be null", hint="Leave n and temperature out to get their defaults."
-        )
-    if n < 1:
-        raise InvalidParameter(f"n must be 1 or more, not {n}", hint="It is the number of tokens to list.")
+    if prompt is None:
+        return []
+    require(temperature=temperature)
+    require_positive(n=n)
     if not 0 < temperature < float("inf"):
         raise InvalidParameter(
             f"temperature must be above 0 and finite, not {temperature}", hint="1 gives the model's own probabilities."
@@ -289,17 +293,12 @@ def next_token(prompt: str, n: int, temperature: float, model_name: str | None) 
     logits = Decoder(model.arranged, model.config, len(ids)).feed(ids)
     with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
         probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
-    best = np.argsort(-logits, kind="stable")[:n]
-    return [
-        (
-            rank,
-            int(token),
-            db.storable(tokenizer.decode([int(token)])),
-            float(logits[token]),
-            float(probabilities[token]),
-        )
-        for rank, token in enumerate(best, 1)
-    ]
+    rows: list[tuple[Any, ...]] = []
+    for rank, token in enumerate(np.argsort(-logits, kind="stable")[:n].tolist(), 1):
+        piece = db.storable(tokenizer.decode([token]))
+        rows.append((rank, token, piece, float(logits[token]), float(probabilities[token])))
+        host.check_interrupts()
+    return rows
 
 
 @entry
@@ -310,9 +309,10 @@ def logits(
     n_head: int | None,
     d_model: int | None,
     vocab_size: int | None,
-) -> bytes:
+) -> bytes | None:
     """Logits [T, vocab] of all positions, as bytes."""
-    require(token_ids=token_ids)
+    if token_ids is None:
+        return None
     if not token_ids:
         raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
     model = weights.load(model_name)
@@ -327,5 +327,6 @@ def logits(
         raise OutOfMemory(
             f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
         )
+    require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
     ids = np.asarray([token_ids], np.int64)
     return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))

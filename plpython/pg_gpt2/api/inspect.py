@@ -23,21 +23,23 @@ from ..tokenizer import vocabularies
 
 def _ids_of(prompt: str, model: weights.Model) -> list[int]:
     """Ids of a prompt; of one longer than the window, its tail."""
-    require(prompt=prompt)
     return encode_prompt(prompt, model, vocabularies.load(model.name))[-model.config.n_positions :]
 
 
 @entry
-def trace_text(prompt: str, model: str | None) -> Iterator[tuple[Any, ...]]:
+def trace_text(prompt: str | None, model: str | None) -> Iterator[tuple[Any, ...]]:
     """Rows (seq, layer, op, name, shape, data)."""
+    if prompt is None:
+        return iter(())
     loaded = weights.load(model)
     return _trace(loaded, _ids_of(prompt, loaded))
 
 
 @entry
-def trace_ids(ids: list[int], model: str | None) -> Iterator[tuple[Any, ...]]:
+def trace_ids(ids: list[int] | None, model: str | None) -> Iterator[tuple[Any, ...]]:
     """The same for token ids."""
-    require(ids=ids)
+    if ids is None:
+        return iter(())
     loaded = weights.load(model)
     check_window(len(ids), loaded.config)
     check_ids(ids, loaded.config, loaded.name)
@@ -56,8 +58,10 @@ def _trace(model: weights.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
 
 
 @entry
-def attention_weights(prompt: str, layer: int, head: int, model: str | None) -> list[tuple[Any, ...]]:
+def attention_weights(prompt: str | None, layer: int, head: int, model: str | None) -> list[tuple[Any, ...]]:
     """Rows (query_position, query_token, key_position, key_token, weight)."""
+    if prompt is None:
+        return []
     require(layer=layer, head=head)
     loaded = weights.load(model)
     for name, value, limit in (("layer", layer, loaded.config.n_layer), ("head", head, loaded.config.n_head)):
@@ -74,8 +78,10 @@ def attention_weights(prompt: str, layer: int, head: int, model: str | None) -> 
 
 
 @entry
-def logit_lens(prompt: str, model: str | None, n: int) -> list[tuple[Any, ...]]:
+def logit_lens(prompt: str | None, model: str | None, n: int) -> list[tuple[Any, ...]]:
     """Rows (layer, rank, token, probability, token_id)."""
+    if prompt is None:
+        return []
     require_positive(n=n)
     loaded = weights.load(model)
     ids = _ids_of(prompt, loaded)
@@ -88,10 +94,13 @@ def logit_lens(prompt: str, model: str | None, n: int) -> list[tuple[Any, ...]]:
 
 
 @entry
-def token_embedding(token_id: int, model: str | None) -> list[float]:
+def token_embedding(token_id: int | None, model: str | None) -> list[float] | None:
     """A row of wte, read from its block alone."""
-    require(token_id=token_id)
+    if token_id is None:
+        return None
     name = store.model_name(model)
+    if model is None and not store.has_weights(name):
+        name = store.only_model() or name
     config = store.config(name)
     check_ids([token_id], config, name)
     row = db.row(

@@ -13,38 +13,49 @@ from ..inference.sampling import Sampling
 SMALL = (
     1 << 18
 )  # bytes: below it no kernel uses a second core, and asking for the setting would cost more than the work
+MADE = (
+    3  # bytes for each that was given: the arguments' own, a result as an array and as bytes, which the server copies
+)
 
 
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a kernel callable from SQL; a large one uses the cores of pg_gpt2.threads."""
+def kernel(function: Callable[..., Any], made: int = MADE) -> Callable[..., Any]:
+    """Make a kernel callable from SQL. A large one uses the cores of pg_gpt2.threads, and asks for `made` times what it is given,
+    unless it asks by itself (0)."""
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        if any(isinstance(value, bytes) and len(value) >= SMALL for value in args):
+        given = sum(len(value) for value in args if type(value) is bytes)
+        if given >= SMALL:
             resources.apply_threads()
+            kernels.require_room(made * given, f"pg_llm_{function.__name__}")
         return function(*args)
 
     return entry(run)
 
 
-tensor = entry(kernels.tensor, matrices=True)
-values = kernel(kernels.values)
-matmul = kernel(kernels.matmul)
+values = kernel(kernels.values, made=16)
+matmul = kernel(kernels.matmul, made=0)
 add = kernel(kernels.add)
 gelu = kernel(kernels.gelu)
 gelu_backward = kernel(kernels.gelu_backward)
 layernorm = kernel(kernels.layernorm)
-layernorm_backward = kernel(kernels.layernorm_backward)
+layernorm_backward = kernel(kernels.layernorm_backward, made=4)
 cross_entropy = kernel(kernels.cross_entropy)
 cross_entropy_backward = kernel(kernels.cross_entropy_backward)
-dropout_backward = kernel(kernels.drop_backward)
+dropout_backward = kernel(kernels.dropout_backward)
 ones_like = kernel(kernels.ones_like)
 zeros_like = kernel(kernels.zeros_like)
 transpose = kernel(kernels.transpose)
-mlp_backward = kernel(kernels.mlp_backward)
-adamw_step = kernel(kernels.adamw_step)
+mlp_backward = kernel(kernels.mlp_backward, made=0)
+adamw_step = kernel(kernels.adamw_step, made=0)
 grad_clip = kernel(kernels.grad_clip)
 lr_schedule = kernel(kernels.lr_schedule)
+
+
+@kernel
+def tensor_received(sent: bytes | None, elements: int | None) -> bytes | None:
+    """A tensor of the numbers of an array; null of null."""
+    return None if elements is None else kernels.tensor(sent, elements)
 
 
 @kernel
@@ -65,7 +76,7 @@ def dropout(data: bytes | None, p: float, training: bool, seed: int | None) -> b
     if data is None:
         return None
     require(p=p, training=training)
-    return kernels.drop(data, p, training, draw_seed() if training and seed is None else seed or 0)
+    return kernels.dropout(data, p, training, draw_seed() if training and seed is None else seed or 0)
 
 
 @kernel

@@ -16,6 +16,7 @@ END_OF_TEXT = "<|endoftext|>"
 @entry
 def replace_preset(trigger: dict[str, Any]) -> None:
     """Before a row is inserted into llm_model_config: make room when the name is a preset's."""
+    db.require_trigger_of(trigger, "BEFORE INSERT ROW", "llm_model_config")
     db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND preset", ["text"], trigger["new"]["model"])
 
 
@@ -137,7 +138,6 @@ def drop_model(model: str) -> None:
     sharing.refuse_if_used(model)
     audit.drop_all(model)
     dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
-    weights.forget_file(model)
     dropped += checkpoints.drop_all(model) + sharing.forget(model)
     replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
     if replaced and model in PRESETS:
@@ -151,3 +151,4 @@ def drop_model(model: str) -> None:
                 hint="DELETE its row from llm_model_config if it shall not be listed.",
             )
         raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")
+    weights.forget_file(model)  # not of a model that the caller does not see

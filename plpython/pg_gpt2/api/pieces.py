@@ -1,5 +1,6 @@
 """llm_embed, llm_block_forward, llm_forward_gpt2: the model in pieces, each recorded while recording is on."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from ..errors import InvalidParameter, require, require_positive
 from ..gpt2 import Dropout
 from ..inference.decode import check_ids
 from ..inference.prompts import draw_seed
+from ..kernels import attention_bytes, require_room
+from ..ops.attention import check_length, mask_shape
 from ..ops.dropout import check_p
 from ..storage import layout, store, weights
 from ..tape import Eager
@@ -20,9 +23,10 @@ from ..tensor import from_bytes, to_bytes
 
 
 @entry
-def embed(tokens: list[int], model: str | None, d: int | None) -> bytes:
+def embed(tokens: list[int] | None, model: str | None, d: int | None) -> bytes | None:
     """wte[token] + wpe[position]."""
-    require(tokens=tokens)
+    if tokens is None:
+        return None
     loaded = weights.load(model)
     store.check_overrides(loaded.config, None, None, d, None)
     gpt2.check_window(len(tokens), loaded.config)
@@ -75,11 +79,15 @@ def block_forward(
     if d % n_head:
         raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
     check_p(dropout_p)
+    check_length(t)
     resources.apply_threads()
+    chunk = resources.attention_chunk()
     x = from_bytes(data, (t, d), name="input")
     arrays = {name: from_bytes(given[name], shape, name=name) for name, shape in block_shapes(d).items()}
     drop = _drop(dropout_p, training)
-    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "chunk": resources.attention_chunk(), "drop": drop}
+    masks = prod(mask_shape(1, n_head, t)) if drop else 0
+    require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
+    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "chunk": chunk, "drop": drop}
     if not recording.enabled():
         return to_bytes(gpt2.block(Eager(), arrays, x, **options))
     recorder = Recorder()

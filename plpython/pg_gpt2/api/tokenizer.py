@@ -16,7 +16,11 @@ BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
 
 
 def _tokenizer(model: str | None) -> Tokenizer:
-    return vocabularies.load(store.model_name(model))
+    name = store.model_name(model)
+    found = vocabularies.find(name)
+    if found is None and model is None:
+        name = store.only_model() or name
+    return found or vocabularies.load(name)
 
 
 @entry
@@ -74,8 +78,9 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
 
 
 @entry
-def changed(_trigger: dict[str, Any]) -> None:
+def changed(trigger: dict[str, Any]) -> None:
     """After a statement that changed a vocabulary or merges."""
+    db.require_trigger_of(trigger, "AFTER", "llm_bpe_vocab", "llm_bpe_merges")
     vocabularies.touch()
 
 

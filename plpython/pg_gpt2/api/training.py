@@ -20,9 +20,18 @@ from ..training import audit, datasets, hand_steps, runs, session
 
 
 @entry
-def load_dataset(source: str, model: str, block_size: int, split: str, val_fraction: float, source_path: str) -> int:
+def load_dataset(
+    source: str,
+    model: str,
+    block_size: int,
+    split: str,
+    val_fraction: float,
+    source_path: str,
+    replace: bool,
+    pack: bool,
+) -> int:
     """Texts of a query -> rows of llm_dataset; their number."""
-    require(source=source, model=model, split=split, val_fraction=val_fraction)
+    require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace, pack=pack)
     require_positive(block_size=block_size)
     if split not in ("train", "val"):
         raise InvalidParameter(
@@ -33,16 +42,21 @@ def load_dataset(source: str, model: str, block_size: int, split: str, val_fract
             f"val_fraction must be at least 0 and below 1, not {val_fraction}",
             hint="0.1 keeps a tenth of the rows for validation.",
         )
-    return datasets.load(
-        db.source_texts(source, source_path), vocabularies.load(model), model, block_size, split, val_fraction
-    )
+    config = store.find_config(model)
+    if config is not None and block_size > config.n_positions:
+        raise InvalidParameter(
+            f'block_size {block_size} is more than the {config.n_positions} positions of model "{model}"',
+            hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
+        )
+    cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
+    return datasets.load(db.source_texts(source, source_path), vocabularies.load(model), model, cut)
 
 
 @entry
 def loss(
     model: str | None,
-    tokens: list[int],
-    targets: list[int],
+    tokens: list[int] | None,
+    targets: list[int] | None,
     n_layer: int | None,
     n_head: int | None,
     d: int | None,
@@ -51,9 +65,11 @@ def loss(
     train: bool,
     seed: int | None,
     level: str | None,
-) -> float:
+) -> float | None:
     """Mean cross entropy of `targets`, recorded at the audit `level`; None = as the mode is."""
-    require(tokens=tokens, targets=targets, dropout_p=dropout_p, training=train)
+    if tokens is None or targets is None:
+        return None
+    require(dropout_p=dropout_p, training=train)
     if level is not None:
         audit.check_level(level)
     if not tokens or len(tokens) != len(targets):

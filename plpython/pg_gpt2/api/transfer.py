@@ -1,7 +1,9 @@
 """Import and export of weights: files of the server, or bytes."""
 
 import io
+import os
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import groupby
 from typing import BinaryIO
 
@@ -10,8 +12,20 @@ import numpy as np
 from .. import db, host
 from ..config import GPT2Config
 from ..db import entry
-from ..errors import InconsistentData, UndefinedObject, require
-from ..formats import Checkpoint, hub_metadata, hub_name, open_npz, open_safetensors, write_npz, write_safetensors
+from ..errors import InconsistentData, UndefinedFile, UndefinedObject, require
+from ..formats import (
+    ASSUMED,
+    MAX_CONFIG_BYTES,
+    Checkpoint,
+    agreed,
+    hub_metadata,
+    hub_name,
+    open_npz,
+    open_safetensors,
+    read_config,
+    write_npz,
+    write_safetensors,
+)
 from ..storage import server_files, sharing, store
 from ..tensor import FLOAT32
 
@@ -20,7 +34,8 @@ from ..tensor import FLOAT32
 def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
     """A safetensors file of the server -> rows."""
     store.require_name(model)
-    return _import(open_safetensors(server_files.open_to_read(path)), model, replace)
+    file = server_files.open_to_read(path)
+    return _import(open_safetensors(file), model, replace, _config_beside(path))
 
 
 @entry
@@ -28,8 +43,9 @@ def import_npz_file(path: str, model: str, replace: bool | None) -> int:
     """A .npz file of the server -> rows."""
     store.require_name(model)
     file = server_files.open_to_read(path)
+    beside = _config_beside(path)
     store.lock(model)  # so that the configuration is still there when the tensors are
-    return _import(open_npz(file, store.find_config(model)), model, replace)
+    return _import(open_npz(file, store.find_config(model) or beside), model, replace, beside)
 
 
 @entry
@@ -37,35 +53,60 @@ def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
     """Bytes of a safetensors file -> rows."""
     require(data=data)
     store.require_name(model)
-    return _import(open_safetensors(io.BytesIO(data)), model, replace)
+    return _import(open_safetensors(io.BytesIO(data)), model, replace, None)
 
 
-def _import(opened: Checkpoint, model: str, replace: bool | None) -> int:
-    """Check and store a checkpoint's tensors; their number."""
+def _config_beside(path: str) -> GPT2Config | None:
+    """What the config.json in the directory of a file says; None when there is none."""
+    beside = os.path.join(os.path.dirname(path), "config.json")
+    try:
+        return read_config(server_files.read(beside, MAX_CONFIG_BYTES), f'"{beside}"')
+    except UndefinedFile:
+        return None
+
+
+def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Config | None) -> int:
+    """Check and store a checkpoint's tensors; their number. `beside`: the configuration that came with it."""
     with opened as checkpoint:
         store.lock(model)
         known = store.find_config(model)
-        config = known or checkpoint.config()
-        if config is None:
-            raise UndefinedObject(
-                f'model "{model}" has no configuration, and the file does not say how many heads it has',
-                hint="INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab) VALUES (...) first,"
-                " or use pg-gpt2 load-model, which reads config.json.",
-            )
+        config = _configuration(checkpoint, model, known, beside)
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
             sharing.forget(model)
         else:
             store.require_no_weights(model)
-        if known is None:
-            store.register(model, config)
+        store.register(model, config)
         store.insert_params(model, checkpoint.tensors(config))
         return len(config.param_shapes())
+
+
+def _configuration(
+    checkpoint: Checkpoint, model: str, known: GPT2Config | None, beside: GPT2Config | None
+) -> GPT2Config:
+    """The one that llm_model_config, config.json and the file's metadata agree on, as far as each of them says anything."""
+    config = known or beside or checkpoint.config()
+    if config is None:
+        raise UndefinedObject(
+            f'model "{model}" has no configuration, and the file does not say how many heads it has',
+            hint="Put its config.json beside it, INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions,"
+            " vocab) VALUES (...) first, or use pg-gpt2 load-model.",
+        )
+    said = checkpoint.said()
+    if beside is not None:
+        config = agreed(model, config, asdict(beside), "config.json")
+    elif "n_head" not in said:
+        host.notice(
+            f"the file does not say how it computes, and has no config.json beside it: taken for a GPT-2 of {config.n_head}"
+            f" heads as in llm_model_config, with {ASSUMED}"
+        )
+    return agreed(model, config, said, "the file's metadata")
 
 
 @entry
 def export_safetensors_file(path: str, model: str) -> int:
     """Rows -> a safetensors file of the server; its size."""
+    real = server_files.to_write(path)
     config = store.config(model)
 
     def fill(file: BinaryIO) -> None:
@@ -73,15 +114,16 @@ def export_safetensors_file(path: str, model: str) -> int:
             file.write(chunk)
             host.check_interrupts()
 
-    return server_files.write(path, fill)
+    return server_files.write(real, fill)
 
 
 @entry
 def export_npz_file(path: str, model: str) -> int:
     """Rows -> a .npz file of the server; its size."""
+    real = server_files.to_write(path)
     config = store.config(model)
     stored = _Stored(model, config)
-    return server_files.write(path, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
+    return server_files.write(real, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
 
 
 @entry

@@ -49,9 +49,9 @@ def _label(*lines: str) -> str:
 
 
 def _shape(tensors: Mapping[int, Tensor], handle: int) -> str:
-    return " × ".join(map(str, tensors[handle].shape)) or "scalar" if handle in tensors else "missing"
+    return " \u00d7 ".join(map(str, tensors[handle].shape)) or "scalar" if handle in tensors else "missing"
 
 
 def _short(value: object) -> str:
     text = json.dumps(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "\u2026"

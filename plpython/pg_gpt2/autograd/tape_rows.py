@@ -1,6 +1,6 @@
 """Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `replay`.
 
-A session has one tape, with a number that no other session ever has; its functions touch the rows of that number only.
+A session has one tape a role, with a number that no other ever has; functions touch the rows of that number only.
 Tapes of audited training steps have numbers of their own.
 """
 
@@ -18,15 +18,17 @@ from . import attributes
 from .replay import Application, Tensor
 
 FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
-_session_tape = (0, 0)  # oid of the sequence, which DROP EXTENSION may have made anew, and the number drawn from it
+_session_tape = ("", 0)  # sequence, which DROP EXTENSION may have made anew, and role; the number drawn from it
 
 
 def session_tape() -> int:
-    """The number of this session's tape; drawn when it first needs one, and kept."""
+    """The number of this session's tape; drawn when it first needs one, and kept until another role is set."""
     global _session_tape
-    sequence = (db.row("SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid::bigint AS oid") or {})["oid"]
-    if _session_tape[0] != sequence:
-        _session_tape = (sequence, new_tape())
+    owner = (db.row("SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid || ' ' || current_user AS owner") or {})[
+        "owner"
+    ]
+    if _session_tape[0] != owner:
+        _session_tape = (owner, new_tape())
     return _session_tape[1]
 
 

@@ -8,22 +8,27 @@ from typing import BinaryIO
 
 from ..config import GPT2Config
 from ..errors import MalformedData
-from .checkpoint import Checkpoint, hub_metadata, hub_name, max_file_bytes
+from .checkpoint import Checkpoint, agreed, hub_metadata, hub_name, max_file_bytes
 from .gzip_npz import GzipNpzReader
+from .hub_config import ASSUMED, MAX_CONFIG_BYTES, read_config
 from .npz import NpzReader, write_npz
 from .safetensors import SafetensorsReader, write_safetensors
-from .source import DEFAULT_MAX_BYTES, TensorReader
+from .source import DEFAULT_MAX_BYTES, TensorReader, reading
 
 __all__ = [
+    "ASSUMED",
+    "MAX_CONFIG_BYTES",
     "Checkpoint",
     "GzipNpzReader",
     "NpzReader",
     "SafetensorsReader",
     "TensorReader",
+    "agreed",
     "hub_metadata",
     "hub_name",
     "open_npz",
     "open_safetensors",
+    "read_config",
     "write_npz",
     "write_safetensors",
 ]
@@ -40,8 +45,9 @@ def open_npz(file: BinaryIO, config: GPT2Config | None = None) -> Checkpoint:
     A file that would inflate to more than `config` can use is refused unread: pass it when it is known.
     """
     max_bytes = DEFAULT_MAX_BYTES if config is None else max_file_bytes(config)
-    magic = file.read(4)
-    file.seek(0)
+    with reading("the file"):
+        magic = file.read(4)
+        file.seek(0)
     if magic[:2] == b"\x1f\x8b":
         return Checkpoint(GzipNpzReader(file, max_bytes))
     if magic[:2] == b"PK":

@@ -6,6 +6,7 @@ output projection is tied: `lm_head.weight` may be missing, or must equal `wte`.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from hashlib import blake2b
 from typing import final
@@ -19,6 +20,7 @@ from ..tensor import to_bytes
 from .source import TensorReader
 
 READ_BYTES = 4 << 20
+FIELDS = tuple(field.name for field in fields(GPT2Config))
 LM_HEAD = "lm_head.weight"
 RowReader = Callable[[int, int], np.ndarray]  # (start, stop) -> rows
 BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
@@ -44,6 +46,23 @@ def hub_metadata(config: GPT2Config) -> dict[str, str]:
     """What shapes do not say about a model, for the metadata of an exported file."""
     found = {"n_head": config.n_head, "eos_token_id": config.eos_token_id}
     return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def agreed(model: str, known: GPT2Config, said: Mapping[str, int | None], source: str) -> GPT2Config:
+    """`known` with the end-of-text token that `source` says where it has none; 22000 where `source` says another value."""
+    for name, value in said.items():
+        ours = getattr(known, name)
+        if value is not None and ours is not None and value != ours:
+            raise InconsistentData(
+                f'{source} says {name} = {value}, and model "{model}" has {ours}',
+                hint="Import it under another name, or change llm_model_config to what the weights have.",
+            )
+    if known.eos_token_id is not None:
+        return known
+    try:
+        return replace(known, eos_token_id=said.get("eos_token_id"))
+    except InvalidParameter as error:
+        raise InconsistentData(f"{source}: {error}", hint=error.hint) from error
 
 
 def max_file_bytes(config: GPT2Config) -> int:
@@ -105,11 +124,14 @@ class Checkpoint:
             )
         return values
 
-    def config(self, n_head: int | None = None, eos_token_id: int | None = None) -> GPT2Config | None:
-        """The configuration that the shapes say, or None when neither caller nor file knows `n_head`."""
-        n_head = n_head if n_head is not None else self._integer("n_head")
-        eos_token_id = eos_token_id if eos_token_id is not None else self._integer("eos_token_id")
-        if n_head is None:
+    def said(self) -> dict[str, int]:
+        """What the file's metadata says of the configuration, by our names; empty unless pg_gpt2 wrote it."""
+        return {name: self._integer(name) for name in FIELDS if name in self.metadata}
+
+    def config(self) -> GPT2Config | None:
+        """The configuration that the shapes say, or None when the file does not know `n_head`."""
+        said = self.said()
+        if "n_head" not in said:
             return None
         for name in ("wte", "wpe"):
             if name not in self._names:
@@ -122,14 +144,12 @@ class Checkpoint:
         (vocab, d_model), (n_positions, _) = self.shape("wte"), self.shape("wpe")
         blocks = {name.split(".")[1] for name in self._names if re.match(r"h\.\d+\.", name)}
         try:
-            return GPT2Config(len(blocks), n_head, d_model, n_positions, vocab, eos_token_id)
+            return GPT2Config(len(blocks), said["n_head"], d_model, n_positions, vocab, said.get("eos_token_id"))
         except InvalidParameter as error:
             raise InconsistentData(f"the file's configuration is invalid: {error}", hint=error.hint) from error
 
-    def _integer(self, key: str) -> int | None:
-        text = self.metadata.get(key)
-        if text is None:
-            return None
+    def _integer(self, key: str) -> int:
+        text = self.metadata[key]
         if not re.fullmatch(r"[0-9]{1,9}", text):
             raise MalformedData(
                 f"the file's metadata says {key} = {text!r:.80}, which is not a count",

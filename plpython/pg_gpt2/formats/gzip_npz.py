@@ -1,12 +1,14 @@
 """The older ".npz" container: one gzip stream of (u16 name length, name, .npy array) until its end; read only.
 
 A stream has no directory, so opening inflates it once to find the tensors, keeping nothing, and reading inflates it a
-second time. Fortran order is refused, as it always was in this format.
+second time. Fortran order is refused, as it always was in this format. The standard library's GzipFile is not used: it steps over
+millions of empty members in one call, which cannot be interrupted.
 """
 
-import gzip
+import io
+import zlib
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -17,6 +19,41 @@ from .npz import too_large
 from .source import DEFAULT_MAX_BYTES, MAX_TENSORS, check_rows, read_array, read_exactly, reading, skip, to_float32
 
 MAX_NAME_BYTES = 1000  # a stream that inflates to names alone must not fill the memory
+PIECE_BYTES = 1 << 14  # of the compressed file, between two looks for a cancel
+
+
+class Inflated(io.RawIOBase):
+    """The bytes of a gzip file, of all its members one after another, each compared with its checksum; can be interrupted."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._member: Any = None  # what inflates the member that has begun
+        self._input = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Some bytes, or 0 at the end. zlib.error or EOFError when the file is damaged."""
+        while True:
+            host.check_interrupts()
+            self._input = self._input or self._file.read(PIECE_BYTES)
+            if self._member is None:
+                if not self._input:
+                    return 0
+                self._input = self._input.lstrip(b"\0")  # padding, as of tapes
+                if self._input:
+                    self._member = zlib.decompressobj(16 + zlib.MAX_WBITS)
+                continue
+            data = self._member.decompress(self._input, len(buffer))
+            if not self._input and not data:
+                raise EOFError("it ends within a member")
+            self._input = self._member.unconsumed_tail
+            if self._member.eof:
+                self._input, self._member = self._member.unused_data, None
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
 
 
 class GzipNpzReader:
@@ -32,7 +69,7 @@ class GzipNpzReader:
     def _rewind(self) -> None:
         with reading("the gzip stream"):
             self._file.seek(0)
-            self._stream: BinaryIO = gzip.GzipFile(fileobj=self._file, mode="rb")  # type: ignore[assignment]
+            self._stream: BinaryIO = io.BufferedReader(Inflated(self._file), PIECE_BYTES)
         self._position = 0
 
     def _index(self, max_bytes: int) -> None:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import FeatureNotSupported, MalformedData
-from .source import read_exactly, reading
+from .source import read_exactly, reading, shown
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 10_000  # NumPy's own limit: what parses literals is not meant for long hostile ones
@@ -83,11 +83,11 @@ def read_npy_header(file: BinaryIO, name: str) -> NpyHeader:
         or not all(type(dim) is int and 0 <= dim < 1 << 63 for dim in shape)
     ):
         raise MalformedData(
-            f"{what} has shape {shape!r:.80}, not a tuple of sizes", hint="Write the file again with numpy.savez."
+            f"{what} has shape {shown(shape)}, not a tuple of sizes", hint="Write the file again with numpy.savez."
         )
     if not isinstance(fortran_order, bool):
         raise MalformedData(
-            f"{what} has fortran_order {fortran_order!r:.80}, not a truth value",
+            f"{what} has fortran_order {shown(fortran_order)}, not a truth value",
             hint="Write the file again with numpy.savez.",
         )
     itemsize = _itemsize(fields["descr"], what)
@@ -95,19 +95,19 @@ def read_npy_header(file: BinaryIO, name: str) -> NpyHeader:
 
 
 def _itemsize(descr: object, what: str) -> int:
-    if "O" in repr(descr):
+    if "O" in shown(descr):
         raise MalformedData(
-            f"{what} is pickled (dtype {descr!r:.80}); a pickle runs code when read and is never read here",
+            f"{what} is pickled (dtype {shown(descr)}); a pickle runs code when read and is never read here",
             hint="Write plain float32 arrays: numpy.savez(path, **{name: array.astype('float32')}).",
         )
     match = DESCR.fullmatch(descr) if isinstance(descr, str) else None
     if match is None:
         raise MalformedData(
-            f"{what} has dtype {descr!r:.80}, which is not a plain number", hint="Convert the array to float32."
+            f"{what} has dtype {shown(descr)}, which is not a plain number", hint="Convert the array to float32."
         )
     size = int(match[3] or 1)
     if not 1 <= size <= 32:
         raise MalformedData(
-            f"{what} has dtype {descr!r:.80}, which does not exist", hint="Convert the array to float32."
+            f"{what} has dtype {shown(descr)}, which does not exist", hint="Convert the array to float32."
         )
     return size

@@ -12,12 +12,14 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .. import host
 from ..errors import FeatureNotSupported, InconsistentData, MalformedData
 from ..tensor import to_bytes
-from .source import MAX_TENSORS, check_rows, read_array, read_exactly, reading, to_float32
+from .source import MAX_TENSORS, check_rows, read_array, read_exactly, reading, shown, to_float32
 
-# The format allows 100 MB. JSON takes up to 20 times its size as Python objects, and gpt2-xl needs 70 kB.
-MAX_HEADER_BYTES = 10_000_000
+# The format allows 100 MB. JSON takes up to 20 times its size as Python objects and is parsed in one call that cannot be
+# interrupted, 2 MB in a quarter of a second; gpt2-xl needs 70 kB.
+MAX_HEADER_BYTES = 2_000_000
 
 DTYPE_BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -116,11 +118,11 @@ def _entry(name: str, described: object, base: int) -> Entry:
         raise malformed(f"tensor {name} needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise malformed(f"tensor {name} has unknown dtype {dtype!r:.80}")
+        raise malformed(f"tensor {name} has unknown dtype {shown(dtype)}")
     if not _sizes(shape):
-        raise malformed(f"tensor {name} has shape {shape!r:.80}, not a list of sizes")
+        raise malformed(f"tensor {name} has shape {shown(shape)}, not a list of sizes")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise malformed(f"tensor {name} has data_offsets {offsets!r:.80}, not a start and an end")
+        raise malformed(f"tensor {name} has data_offsets {shown(offsets)}, not a start and an end")
     if prod(shape) * DTYPE_BITS[dtype] != (offsets[1] - offsets[0]) * 8:
         raise malformed(f"tensor {name} is {dtype} of shape {shape}, which {offsets[1] - offsets[0]} bytes do not hold")
     return Entry(dtype, tuple(shape), base + offsets[0], base + offsets[1])
@@ -139,8 +141,9 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, value in pairs:
         if name in found:
-            raise malformed(f"{name!r:.80} stands twice in the header")
+            raise malformed(f"{shown(name)} stands twice in the header")
         found[name] = value
+    host.check_interrupts()
     return found
 
 

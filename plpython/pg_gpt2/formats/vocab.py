@@ -3,22 +3,22 @@
 The `tokenizer.json` of Hugging Face is for the client: see loaders/vocabulary.py.
 """
 
-import json
 from typing import Any
 
 from ..errors import MalformedData
+from .source import decode_text, load_json, shown
 
 MAX_TOKEN_ID = 2**31 - 1  # the column is an integer
 
 
 def parse_vocab(data: bytes, source: str = "vocab.json") -> dict[str, int]:
     """Token (printable form) -> id, from a JSON object; `source` names the file in errors."""
-    return _checked_vocab(_load_json(data, source), source)
+    return _checked_vocab(load_json(data, source), source)
 
 
 def parse_merges(data: bytes, source: str = "merges.txt") -> list[tuple[str, str]]:
     """(left, right), best first. Only a first line that starts with #version is a comment: `# #` is a merge."""
-    lines = _decode(data, source).split("\n")
+    lines = decode_text(data, source).split("\n")
     while lines and not lines[-1].rstrip("\r"):
         lines.pop()
     first = 1 if lines and lines[0].startswith("#version") else 0
@@ -34,35 +34,6 @@ def parse_merges(data: bytes, source: str = "merges.txt") -> list[tuple[str, str
     return merges
 
 
-def _decode(data: bytes, source: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MalformedData(
-            f"{source} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}",
-            hint="Give the file as it was published, not compressed and not re-encoded.",
-        ) from None
-
-
-def _load_json(data: bytes, source: str) -> Any:
-    """The JSON value; an object with a key twice is refused, because one of the two would be lost."""
-
-    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(items)
-        if len(value) < len(items):
-            seen: set[str] = set()
-            twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise MalformedData(f"{source} has the key {twice!r} twice", hint="Give the file as it was published.")
-        return value
-
-    try:
-        return json.loads(_decode(data, source), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:  # a ValueError is also a number of thousands of digits
-        raise MalformedData(
-            f"{source} is not JSON: {error}", hint="Is the file complete, and is it the file you mean?"
-        ) from None
-
-
 def _checked_vocab(vocab: Any, source: str) -> dict[str, int]:
     """`vocab` if it is a vocabulary; ids need not be contiguous."""
     if not isinstance(vocab, dict) or not vocab:
@@ -74,15 +45,17 @@ def _checked_vocab(vocab: Any, source: str) -> dict[str, int]:
     for token, token_id in vocab.items():
         if type(token_id) is not int or not 0 <= token_id <= MAX_TOKEN_ID:
             raise MalformedData(
-                f"{source}: the id of token {token!r} is {token_id!r}", hint="Ids are integers from 0 to 2147483647."
+                f"{source}: the id of token {shown(token)} is {shown(token_id)}",
+                hint="Ids are integers from 0 to 2147483647.",
             )
         if not token or "\0" in token or any("\ud800" <= c <= "\udfff" for c in token):
             raise MalformedData(
-                f"{source}: the token {token!r} of id {token_id} cannot be a text",
-                hint="Tokens are not empty and are written in GPT-2's printable form, where a space is Ġ.",
+                f"{source}: the token {shown(token)} of id {token_id} cannot be a text",
+                hint="Tokens are not empty and are written in GPT-2's printable form, where a space is \u0120.",
             )
         if owner.setdefault(token_id, token) != token:
             raise MalformedData(
-                f"{source}: id {token_id} is given to {owner[token_id]!r} and to {token!r}", hint="Ids are unique."
+                f"{source}: id {token_id} is given to {shown(owner[token_id])} and to {shown(token)}",
+                hint="Ids are unique.",
             )
     return vocab

@@ -12,11 +12,12 @@ import numpy as np
 from .. import host
 from ..config import GPT2Config
 from ..storage.layout import Arranged
-from .decode import Decoder, feed_together, several, step_together
+from .decode import Decoder, bytes_of_several, feed_together, several, step_together
 from .generation import Options, Token, kept_window
 from .sampling import Draws, choose, is_decisive
 
 Stopped = Callable[[int], bool]
+MOST_TOGETHER = 64  # streams: more are hardly faster, and each has keys and values of its own
 
 
 class Stream:
@@ -24,6 +25,7 @@ class Stream:
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
         self.seen = list(prompt)
+        self._occurred = set(prompt)
         self.tokens: list[Token] = []
         self.options = options
         self.decoder = decoder
@@ -46,12 +48,14 @@ class Stream:
 
     def take(self, logits: np.ndarray) -> bool:
         """Choose a token; True while the stream goes on."""
+        host.check_interrupts()
         draw = self._draws.next()
         sampling = self.options.sampling
-        if not self._exact and not is_decisive(logits, sampling, draw, self.seen):
+        if not self._exact and not is_decisive(logits, sampling, draw, self._occurred):
             logits = self._plain_logits()
-        token = choose(logits, sampling, draw, self.seen)
+        token = choose(logits, sampling, draw, self._occurred)
         self.seen.append(token)
+        self._occurred.add(token)
         ended = token == self.options.eos or self._stopped(token)
         full = len(self.tokens) + 1 == self.options.max_tokens
         finish = "stop" if ended else "length" if full else None
@@ -61,7 +65,9 @@ class Stream:
     def _plain_logits(self) -> np.ndarray:
         """Logits of the next token from a decoder of this prompt alone, caught up step by step."""
         if self._plain is None:
-            self._plain = Decoder(self.decoder.params, self.decoder.config, len(self._alone) + self.options.max_tokens)
+            params, config, room = self.decoder.params, self.decoder.config, len(self._alone) + self.options.max_tokens
+            host.require_memory(bytes_of_several(params, config, [room]), "a prompt that is decoded once more, alone,")
+            self._plain = Decoder(params, config, room)
             self._plain.feed(self._alone)
         for token in self.seen[self._read :]:
             logits = self._plain.feed([token])
@@ -76,14 +82,13 @@ def generate_batch(
     options: Sequence[Options],
     stopped: Sequence[Stopped],
 ) -> list[list[Token]]:
-    """Tokens of each prompt, as `generation.tokens` gives them for that prompt alone."""
+    """Tokens of each prompt, at most MOST_TOGETHER of them, as `generation.tokens` gives them for that prompt alone."""
     rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
     streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
     window = config.n_positions
     begun = [s for s in streams if s.options.max_tokens]
     results = _begin(begun, [s.seen[-window:] for s in begun])
     while going_on := [stream for stream, logits in results if stream.take(logits)]:
-        host.check_interrupts()
         full = [s for s in going_on if s.decoder.length == window]
         rest = [s for s in going_on if s.decoder.length < window]
         results = _begin(full, [kept_window(s.seen, config) for s in full])

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import host
+from .. import host, threads
 from ..config import GPT2Config
 from ..errors import InvalidParameter
 from ..storage.layout import Arranged
 from .decode import Decoder, step_together
+
+MOST_SCORES = 1 << 21  # looked at between two looks for a cancel
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,21 @@ def _score(total: np.float32, length: int, penalty: float) -> np.float32:
 
 def _continuations(running: list[Beam], logits: np.ndarray, count: int) -> list[tuple[int, Beam]]:
     """The `count` best extensions by one token, best first, each with the number of the beam that it extends."""
-    totals = _log_softmax(logits) + np.array([beam.score for beam in running], np.float32)[:, None]
-    flat = totals.reshape(-1)
-    count = min(count, flat.size)
-    best = np.argpartition(-flat, count - 1)[:count]
-    best = best[np.lexsort((best, -flat[best]))]
+    sums = np.array([beam.score for beam in running], np.float32)[:, None]
+    places, values = [], []
+    for rows in threads.pieces(len(logits), max(1, MOST_SCORES // logits.shape[1])):
+        totals = (_log_softmax(logits[rows]) + sums[rows]).reshape(-1)
+        some = np.argpartition(-totals, min(count, totals.size) - 1)[:count]
+        places.append(some + rows.start * logits.shape[1])
+        values.append(totals[some])
+        host.check_interrupts()
+    found, scores = np.concatenate(places), np.concatenate(values)
+    order = np.lexsort((found, -scores))[:count]
+    best = found[order]
     sources, tokens = np.divmod(best, logits.shape[1])
     return [
-        (int(source), Beam((*running[source].ids, int(token)), flat[place]))
-        for source, token, place in zip(sources, tokens, best)
+        (int(source), Beam((*running[source].ids, int(token)), score))
+        for source, token, score in zip(sources, tokens, scores[order])
     ]
 
 
@@ -93,5 +101,8 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:  # [B, V] -> [B, V]
 def _follow(decoders: list[Decoder], sources: list[int]) -> list[Decoder]:
     """Decoders for beams that extend `sources`: the first to extend one takes it over, the others copy it."""
     free = dict(enumerate(decoders))
-    copies = [None if free.pop(source, None) is not None else decoders[source].copy() for source in sources]
+    copies: list[Decoder | None] = []
+    for source in sources:
+        copies.append(None if free.pop(source, None) is not None else decoders[source].copy())
+        host.check_interrupts()
     return [copy or decoders[source] for copy, source in zip(copies, sources)]

@@ -15,6 +15,7 @@ from ..tokenizer.bpe import StreamDecoder, Tokenizer
 from .decode import Decoder, checked
 from .lookup import Drafts
 from .sampling import Draws, Sampling, choose, log_softmax
+from .stops import Stops
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,6 @@ class Options:
     sampling: Sampling = field(default_factory=Sampling)
     eos: int | None = None
     seed: int = 0
-    stop: tuple[str, ...] = ()
     _: KW_ONLY
     look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
     logprobs: bool = False  # whether tokens come with their log-probabilities, some 3 % of a batch's time
@@ -37,10 +37,6 @@ class Options:
             raise InvalidParameter(
                 f"max_tokens must be 0 or more, not {self.max_tokens}",
                 hint="It is the most that is generated; the default is 64.",
-            )
-        if any(not stop for stop in self.stop):
-            raise InvalidParameter(
-                "a stop string must not be empty or null", hint="stop => ARRAY[E'\\n\\n'] ends at an empty line."
             )
 
     def logprob(self, logits: np.ndarray, token: int) -> float | None:
@@ -67,7 +63,7 @@ def tokens(
     """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
     decoder = Decoder(params, config, len(prompt) + options.max_tokens)
     draws = Draws(options.seed)
-    seen = list(prompt)
+    seen, occurred = list(prompt), set(prompt)
     logits = decoder.feed(seen[-config.n_positions :]) if options.max_tokens else None
 
     def generate(logits: np.ndarray) -> Iterator[Token]:
@@ -75,9 +71,10 @@ def tokens(
         drafts = Drafts() if decoder.exact and options.look_up else None
         for rows, draft in _passes(decoder, drafts, seen, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
-                token = choose(checked(row), options.sampling, draws.next(), seen)
+                token = choose(checked(row), options.sampling, draws.next(), occurred)
                 logprob = options.logprob(row, token)
                 seen.append(token)
+                occurred.add(token)
                 left -= 1
                 if token == options.eos or stopped(token):
                     yield Token(token, logprob, "stop")
@@ -119,47 +116,50 @@ def kept_window(seen: list[int], config: GPT2Config) -> list[int]:
 
 
 class TextStream:
-    """Collects the text of new tokens; shows only what later tokens cannot change.
+    """Collects the text of new tokens, as a text of the server can hold it; shows only what later tokens cannot change.
 
     Bytes of an unfinished character are held back, and so is an end that might become a stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], eos: int | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Stops, eos: int | None) -> None:
         self._decoder = StreamDecoder(tokenizer)
-        self._stop = tuple(stop)
+        self._stops, self._state = stops, 0
         self._eos = eos
-        self._text = ""
+        self._parts: list[str] = []
+        self._length = 0
         self.stopped = False
 
     def add(self, token: int) -> bool:
         """Take a token; True when a stop string is complete, and the text then ends before it."""
-        if token == self._eos:
-            return False
-        start = max(0, len(self._text) - max(map(len, self._stop), default=0))
-        self._text += self._decoder.push(token)
-        return self._cut(start)
-
-    def finish(self) -> None:
-        """No token follows: unfinished bytes become U+FFFD."""
-        if not self.stopped:
-            self._text += self._decoder.finish()
-            self._cut(0)
-
-    def _cut(self, start: int) -> bool:
-        found = [place for stop in self._stop if (place := self._text.find(stop, start)) >= 0]
-        if found:
-            self._text, self.stopped = self._text[: min(found)], True
+        if token != self._eos:
+            self._take(self._decoder.push(token))
         return self.stopped
 
+    def finish(self) -> None:
+        """No token follows: unfinished bytes become U+FFFD, and nothing is held back any more."""
+        if not self.stopped:
+            self._take(self._decoder.finish())
+        self._state = 0
+
+    def _take(self, new: str) -> None:
+        new = new.replace("\0", "\ufffd")  # as db.storable does: a stop string is sought in what is shown
+        self._parts.append(new)
+        ends = []  # where the text would end for each stop string that is complete
+        if self._stops:
+            for place, character in enumerate(new, self._length + 1):
+                self._state = self._stops.step(self._state, character)
+                if found := self._stops.found(self._state):
+                    ends.append(place - found)
+        self._length += len(new)
+        if ends:
+            self._parts, self._state, self.stopped = [self.text()[: min(ends)]], 0, True
+
     def text(self) -> str:
-        """All that is certain; after `finish` all there is."""
-        return self._text
+        """All so far; after `finish` all there is."""
+        self._parts = ["".join(self._parts)]
+        return self._parts[0]
 
     def shown(self) -> str:
         """The text without an end that could grow into a stop string."""
-        if self.stopped:
-            return self._text
-        held = max(
-            (size for stop in self._stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])), default=0
-        )
-        return self._text[: len(self._text) - held]
+        text = self.text()
+        return text[: len(text) - self._stops.begun(self._state)]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 NGRAMS = (3, 2, 1)  # tokens that have to agree, the best evidence first
 SHORT, LONG = 3, 15  # tokens of a draft: with the token before them 4 to 16 rows
 PATIENCE = 32  # tokens without a draft, at most
+MOST_KNOWN = 1 << 16  # n-grams of one length, some 12 MB: after so many, what occurred before is forgotten
 
 
 class _Ngrams:
@@ -22,6 +23,8 @@ class _Ngrams:
 
     def find(self, seen: Sequence[int]) -> int | None:
         """The place after an earlier occurrence of the last n tokens."""
+        if len(self._ends) > MOST_KNOWN:
+            self._ends.clear()
         for end in range(max(self._known, self.n), len(seen)):
             self._ends[tuple(seen[end - self.n : end])] = end
         self._known = len(seen)

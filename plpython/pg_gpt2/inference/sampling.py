@@ -5,8 +5,8 @@ transformers' LogitsProcessors (`RepetitionPenalty`, `Temperature`, `TopK`, `Top
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from ..errors import InvalidParameter, NullNotAllowed
 
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
+_FLOAT32 = 1e-6  # what rounding within `distribution` may change of a probability, in parts of it
 _COLDEST = 1e-30  # below it logits / temperature may overflow float32; any difference decides: only the best are left
 
 
@@ -63,7 +64,7 @@ class Draws:
         return (int(self._bits.random_raw()) >> 11) * _UNIT
 
 
-def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> int:
+def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Collection[int] = ()) -> int:
     """Id of the next token for `logits` [vocab] after the tokens `seen`; `draw` in [0, 1) decides among those kept."""
     scores = penalize(logits, seen, how.repetition_penalty)
     if how.temperature < _COLDEST:
@@ -74,38 +75,90 @@ def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] =
     return int(ids[min(int(place), len(ids) - 1)])
 
 
-def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Sequence[int] = ()) -> bool:
-    """Whether `choose` gives the same token for all logits that differ from these by no more than rounding."""
+def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Collection[int] = ()) -> bool:
+    """Whether `choose` gives the same token for all logits none of which differs from these by more than rounding."""
     scores = penalize(logits, seen, how.repetition_penalty)
-    margin = ROUNDING * max(1.0, float(np.abs(logits).max())) * max(1.0, how.repetition_penalty)
+    stretched = max(how.repetition_penalty, 1 / how.repetition_penalty)
+    error = ROUNDING * max(1.0, float(np.abs(logits).max())) * stretched
     if how.temperature < _COLDEST:
-        return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > margin)
-    if 0 < how.topk < len(scores):
-        ordered = np.partition(scores, (-how.topk - 1, -how.topk))
-        if ordered[-how.topk] - ordered[-how.topk - 1] <= margin:
+        return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > 2 * error)
+    bounds = _Bounds(scores, error, how)
+    if how.topp < 1:
+        bounds.cut_nucleus(how.topp)
+    if how.min_p > 0:
+        bounds.cut_min_p(how.min_p)
+    return bounds.settle(choose(logits, how, draw, seen), draw)
+
+
+class _Bounds:
+    """What `distribution` may keep when each score is off by up to `error`: tokens that are possible, some of them sure.
+
+    Weights are not normalised: that of a token is between `low` and `high`. Each cut of `distribution` has its method here,
+    which narrows both sets; they begin as what top-k leaves.
+    """
+
+    def __init__(self, scores: np.ndarray, error: float, how: Sampling) -> None:
+        self.ids, least = np.arange(len(scores)), -np.inf
+        if 0 < how.topk < len(scores):
+            dropped, kept = np.partition(scores, (-how.topk - 1, -how.topk))[-how.topk - 1 :][:2].astype(np.float64)
+            self.ids, least = np.flatnonzero(scores >= kept - 2 * error), dropped + 2 * error
+        scores = scores[self.ids].astype(np.float64)
+        best = scores.max()
+        self.sure = scores > least
+        self.is_best = scores == best  # whatever rounding does
+        self.is_best &= np.count_nonzero(scores >= best - 2 * error) == 1
+        self.scores = (scores - best) / how.temperature
+        self.error = error / how.temperature + _FLOAT32
+        self.low = np.exp(self.scores)
+        self.high = np.exp(np.minimum(self.scores + 2 * self.error, 600))  # ratios count; 600 keeps their sums finite
+
+    def cut_nucleus(self, topp: float) -> None:
+        """Top-p: a token stays where it and those below it have more than 1 - p, and the best one does."""
+        order = np.argsort(self.scores)
+        scores, low, high = self.scores[order], self.low[order], self.high[order]
+        sum_low, sum_high = _summed(np.where(self.sure[order], low, 0)), _summed(high)
+        below = np.searchsorted(scores, scores - 2 * self.error)  # so many are below it, so many may be
+        near = np.searchsorted(scores, scores + 2 * self.error, side="right")
+        least, most = low + sum_low[below], sum_high[near]
+        possible, sure = np.empty((2, len(order)), bool)
+        possible[order] = most > (1 - topp - _FLOAT32) * (most + sum_low[-1] - sum_low[near])
+        sure[order] = least > (1 - topp + _FLOAT32) * (least + sum_high[-1] - sum_high[below] - high)
+        self._narrow(possible | (self.scores >= -2 * self.error), sure | self.is_best)
+
+    def cut_min_p(self, min_p: float) -> None:
+        """Min-p: a token stays where it has this part of the best one's probability."""
+        gap = self.scores - math.log(min_p)
+        self._narrow(possible=gap >= -2 * self.error, sure=(gap >= 2 * self.error) | self.is_best)
+
+    def _narrow(self, possible: np.ndarray, sure: np.ndarray) -> None:
+        self.sure &= sure
+        for name in ("ids", "scores", "sure", "is_best", "low", "high"):
+            setattr(self, name, getattr(self, name)[possible])
+
+    def settle(self, token: int, draw: float) -> bool:
+        """Whether `draw` gives `token`, whatever is kept and whatever it weighs."""
+        place = int(np.searchsorted(self.ids, token))
+        if place == len(self.ids) or self.ids[place] != token or not self.sure[place]:
             return False
-    slack = margin / how.temperature  # relative error of a probability
-    loose, strict = (_bounds(scores, how, sign * slack) for sign in (1, -1))
-    if not np.array_equal(loose, strict):
-        return False
-    _, probabilities = distribution(scores, how)
-    cumulative = np.cumsum(probabilities, dtype=np.float64)
-    return bool(np.abs(cumulative / cumulative[-1] - draw).min() > slack)
+        least = np.where(self.sure, self.low, 0)
+        own, least_before, least_after = least[place], least[:place].sum(), least[place + 1 :].sum()
+        most_before, most_after = self.high[:place].sum(), self.high[place + 1 :].sum()
+        return bool(
+            (not most_before or (1 - draw) * most_before < draw * (own + least_after))
+            and (not most_after or draw * most_after < (1 - draw) * (own + least_before))
+        )
 
 
-def _bounds(scores: np.ndarray, how: Sampling, slack: float) -> np.ndarray:
-    """Ids kept when top-p and min-p are moved by `slack`."""
-    moved = replace(how, topp=min(1.0, max(0.0, how.topp + slack)) if how.topp < 1 else 1.0)
-    moved = replace(moved, min_p=min(1.0, max(0.0, how.min_p * (1 - slack))))
-    return distribution(scores, moved)[0]
+def _summed(values: np.ndarray) -> np.ndarray:  # [n] -> [n + 1], of the first 0, 1, ... n
+    return np.concatenate([[0.0], np.cumsum(values)])
 
 
-def penalize(logits: np.ndarray, seen: Sequence[int], penalty: float) -> np.ndarray:
+def penalize(logits: np.ndarray, seen: Collection[int], penalty: float) -> np.ndarray:
     """Divide the positive and multiply the negative logits of `seen` tokens (Keskar et al. 2019, CTRL)."""
     if penalty == 1 or not len(seen):
         return logits
     scores = logits.copy()
-    ids = np.unique(np.asarray(seen))
+    ids = np.unique(np.fromiter(seen, np.int64))
     values = scores[ids]
     scores[ids] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
     return scores

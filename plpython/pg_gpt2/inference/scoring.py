@@ -24,7 +24,7 @@ def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tu
     logprobs = np.empty(len(ids) - 1)
     ranks = np.empty(len(ids) - 1, np.int64)
     tokens = np.asarray(ids, np.int64)
-    for start, first, stop in windows(len(ids), config.n_positions):
+    for start, first, stop in windows(len(ids), max(2, config.n_positions)):  # one position sees the token before
         hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
         for rows in threads.pieces(stop - first, ROWS):
             targets = tokens[first:stop][rows]

@@ -8,7 +8,7 @@ import numpy as np
 from .. import threads
 from . import buffers
 from .elementwise import block_rows, contiguous, for_blocks
-from .op import misfit, register
+from .op import check_row, misfit, register
 
 SQRT_2_OVER_PI = sqrt(2.0 / pi)
 CUBIC = 0.044715
@@ -88,6 +88,7 @@ def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
     """exp(x) / sum(exp(x)) over the last axis."""
     if not x.ndim:
         raise misfit("softmax", "x has at least one dimension", x=x.shape)
+    check_row("softmax", x.shape[-1])
 
     def block(x: np.ndarray, y: np.ndarray) -> None:
         np.subtract(x, x.max(axis=-1, keepdims=True), out=y)  # so that nothing overflows

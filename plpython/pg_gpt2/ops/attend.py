@@ -156,6 +156,7 @@ def attend(
     """
     keys, v = _Columns("keys", k, q.shape[-2]), _in_rows(v, q.shape[-2])
     for rows, end in _chunks(q.shape[-2], offset, chunk):
+        threads.look()
         z, total, top = _exponentials(_scaled(q[..., rows, :]), keys, end)
         if norms is not None:
             norms[0, ..., rows, :], norms[1, ..., rows, :] = 0 if top is None else top, total
@@ -187,6 +188,7 @@ def attend_backward(
     dk_total, dv_total = (_total(name, grad, t > chunk) for name, grad in (("dk", dk), ("dv", dv)))
     keys, values, k = _Columns("keys", k, t), _Columns("values", v, t), _in_rows(k, t)
     for rows, end in reversed(list(_chunks(t, 0, chunk))):
+        threads.look()
         q_rows = _scaled(q[..., rows, :])
         e = _scores(q_rows, keys, end)
         if norms[0, ..., rows, :].any():
@@ -205,6 +207,8 @@ def attend_backward(
             dz *= masks[..., rows, :end]
         dz -= np.matmul(e[..., None, :], dz[..., None])[..., 0] * factor
         dz *= e
+        if rows.start == 0:
+            dz[..., 0, :] = 0  # of one key the probability is 1: what rounding leaves would be steps, to Adam
         _collect(dz, q_rows, dk_total)
         _times(dz, k[..., :end, :], d_rows)
         np.multiply(d_rows, q.shape[-1] ** -0.5, out=dq[..., rows, :])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import rng, threads
+from .. import limits, rng, threads
 from ..errors import InvalidParameter
 from . import buffers
 from .attend import CHUNK, attend, attend_backward
@@ -19,6 +19,9 @@ from .products import run_all
 
 Grads = tuple[np.ndarray | None, ...]
 GROUP = 1 << 18  # scores of a chunk of rows, of as many heads: as `elementwise.BLOCK`
+MOST_SCORES = 1 << 22  # of a chunk of rows of one head
+MOST_PRODUCTS = 1 << 32  # of two numbers, for the scores of a chunk: some 100 ms
+MASK_PIECE = 1 << 22  # values of a mask that are drawn at a time
 Group = tuple[slice, slice]  # batch rows, heads
 Saved = tuple[np.ndarray, np.ndarray | None]  # norms of the probabilities, masks of dropout
 
@@ -55,7 +58,21 @@ def _batched(qkv: np.ndarray, n_head: int) -> np.ndarray:
     """[.., T, 3D] -> [B, T, 3D], checked."""
     if qkv.ndim < 2 or n_head < 1 or qkv.shape[-1] % (3 * n_head):
         raise misfit("causal_attention", f"qkv is [.., T, 3D] with D divisible by n_head = {n_head}", qkv=qkv.shape)
+    check_length(qkv.shape[-2])
     return np.ascontiguousarray(qkv).reshape(-1, *qkv.shape[-2:])
+
+
+def check_length(t: int) -> None:
+    """22023 when a sequence is longer than attention takes."""
+    if t > limits.MOST_POSITIONS:
+        raise InvalidParameter(
+            f"attention over {t} positions; the most is {limits.MOST_POSITIONS}", hint="Attend over shorter sequences."
+        )
+
+
+def _rows_at_a_time(chunk: int, t: int, d: int) -> int:
+    """`chunk`, or fewer where so many rows of t keys of width d would take long."""
+    return max(1, min(chunk, MOST_SCORES // t, MOST_PRODUCTS // (t * d)))
 
 
 def _draw(masks: np.ndarray, g: Group, p: float, key: dict[str, int]) -> None:
@@ -63,7 +80,10 @@ def _draw(masks: np.ndarray, g: Group, p: float, key: dict[str, int]) -> None:
     n_head = masks.shape[1]
     for i in range(g[0].start, g[0].stop):
         for j in range(g[1].start, g[1].stop):
-            rng.keep_mask(p, masks[i, j].size, row=i * n_head + j, out=masks[i, j].reshape(-1), **key)
+            mask = masks[i, j].reshape(-1)
+            for part in threads.pieces(mask.size, MASK_PIECE):
+                threads.look()
+                rng.keep_mask(p, part.stop - part.start, row=i * n_head + j, start=part.start, out=mask[part], **key)
 
 
 def mask_shape(b: int, n_head: int, t: int) -> tuple[int, int, int, int]:
@@ -81,6 +101,7 @@ def causal_attention(
     y = buffers.empty((*qkv.shape[:-1], width // 3), x.dtype)
     q, k, v = split_qkv(x, n_head)
     out = split_heads(y.reshape(b, t, -1), n_head)
+    chunk = _rows_at_a_time(chunk, t, q.shape[-1])
     norms = np.empty((2, b, n_head, t, 1), x.dtype)
     masks = buffers.empty(mask_shape(b, n_head, t), np.dtype(bool)) if p else None
 
@@ -117,6 +138,7 @@ def causal_attention_backward(
     dqkv = buffers.empty(qkv.shape, x.dtype)
     q, k, v = split_qkv(x, n_head)
     dq, dk, dv = split_qkv(dqkv.reshape(x.shape), n_head)
+    chunk = _rows_at_a_time(chunk, t, q.shape[-1])
     d_out = split_heads(np.ascontiguousarray(dy).reshape(b, t, -1), n_head)
 
     def work(g: Group) -> None:
@@ -146,6 +168,8 @@ def attention(
             f"attention: w_qkv {list(w_qkv.shape)} and w_o {list(w_o.shape)} do not fit n_head {n_head}",
             hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
         )
+    if x.ndim > 1:
+        check_length(x.shape[-2])
     qkv = linear(x, w_qkv, b_qkv)
     mixed, parts = causal_attention(qkv, n_head=n_head, chunk=chunk)
     return linear(mixed, w_o, b_o), (qkv, mixed, parts)

@@ -13,6 +13,7 @@ from math import prod
 import numpy as np
 
 SMALLEST_POOLED = 1 << 16  # bytes; below this malloc is as good
+LARGEST_SCRATCH = 32 << 20  # bytes: a larger temporary is not kept, and work on it takes longer than to get it anew
 
 
 class Pool:
@@ -79,7 +80,7 @@ def _count_of_unused() -> int:
 
 
 _UNUSED = _count_of_unused()
-kept = LoosePool()  # of prompts' passes, from one call to the next, until resources.release_memory
+kept = LoosePool()  # of prompts' passes, from one call to the next, until `forget`
 _pool: Pool | LoosePool | None = None
 _lent: np.ndarray | None = None
 _scratch = threading.local()
@@ -123,10 +124,19 @@ def passing(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return _lent.reshape(-1).view(np.uint8)[:n_bytes].view(dtype).reshape(shape)
 
 
+def forget() -> None:
+    """Let go of all that is kept for later calls, by every thread."""
+    global _scratch
+    kept.clear()
+    _scratch = threading.local()
+
+
 def scratch(slot: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """A temporary of the calling thread, valid until it asks for the same slot again."""
     dtype = np.dtype(dtype)
     n_bytes = prod(shape) * dtype.itemsize
+    if n_bytes > LARGEST_SCRATCH:
+        return np.empty(shape, dtype)
     held = getattr(_scratch, slot, None)
     if held is None or held.size < n_bytes:
         held = np.empty(n_bytes, np.uint8)

@@ -11,7 +11,7 @@ import numpy as np
 from .. import rng, threads
 from ..errors import InvalidParameter
 from . import buffers
-from .elementwise import block_rows, contiguous
+from .elementwise import block_rows, contiguous, for_blocks
 from .op import register
 
 Grads = tuple[np.ndarray | None, ...]
@@ -76,7 +76,13 @@ def _masked(x: np.ndarray, mask: np.ndarray, p: float, draw: Callable[[slice], o
 
 def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: float) -> np.ndarray:  # [..] -> [..]
     """dx without the mask's address: y is not 0 where x survived. Where x is 0 the mask left no trace; dy passes."""
-    return np.where((y != 0) | (x == 0), dy * dy.dtype.type(1.0 / (1.0 - p)), dy.dtype.type(0))
+    dx, scale = buffers.empty(dy.shape, dy.dtype), dy.dtype.type(1.0 / (1.0 - p))
+
+    def block(dy: np.ndarray, y: np.ndarray, x: np.ndarray, dx: np.ndarray) -> None:
+        dx[...] = np.where((y != 0) | (x == 0), dy * scale, dy.dtype.type(0))
+
+    for_blocks(block, dy, y, x, dx)
+    return dx
 
 
 register("dropout", dropout, dropout_backward, "x", saves=True)

@@ -4,6 +4,7 @@ Work goes block by block, in place, on all cores: a block and its temporaries st
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -17,6 +18,7 @@ from .op import Shape, misfit, register
 # lock, whose hand-over takes as long as 100,000 elements, the more so where others use the cores.
 BLOCK = 300_000
 LEAST = 50_000  # elements that are worth a second core
+MOST_SUMMED = 1 << 22  # elements in one call, unless all go into one sum
 Grads = tuple[np.ndarray | None, ...]
 
 
@@ -34,7 +36,19 @@ def block_rows(n: int, width: int = 1) -> int:
 
 def contiguous(x: np.ndarray) -> np.ndarray:
     """x, or a copy of it in C order."""
-    return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+    return x if x.flags.c_contiguous else copied(x)
+
+
+def copied(x: np.ndarray) -> np.ndarray:
+    """A copy of x in C order."""
+    y = np.empty(x.shape, x.dtype)
+    copy_into(y, x)
+    return y
+
+
+def copy_into(y: np.ndarray, x: np.ndarray) -> None:
+    """y = x, of one shape."""
+    threads.run([partial(np.copyto, y[part], x[part]) for part in threads.parts(x.shape, BLOCK)])
 
 
 def accumulate(total: np.ndarray, term: np.ndarray) -> None:
@@ -51,28 +65,44 @@ def unbroadcast(dy: np.ndarray, shape: Shape) -> np.ndarray:
         rows = dy.reshape(-1, prod(shape))
         return (np.ones(len(rows), dy.dtype) @ rows).reshape(shape)
     axes = tuple(range(kept)) + tuple(i + kept for i, n in enumerate(shape) if n == 1 and dy.shape[i + kept] != 1)
-    return dy.sum(axis=axes, keepdims=True).reshape(shape)
+    return sum_over(dy, axes).reshape(shape)
 
 
-def _binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """function(a, b), broadcast; in blocks where b repeats over the rows of a or has its shape."""
-    if b.shape != a.shape[a.ndim - b.ndim :] or not a.flags.c_contiguous or not b.flags.c_contiguous:
-        try:
-            return np.asarray(function(a, b))
-        except ValueError:
-            raise misfit(op, "dimensions are equal or 1, counted from the last", a=a.shape, b=b.shape) from None
-    y = buffers.empty(a.shape, np.result_type(a, b))
-    if a.shape == b.shape:
+def sum_over(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Sum over `axes`, which stay with length 1; in parts along the longest of the others, where that is long."""
+    kept = max((i for i in range(x.ndim) if i not in axes), key=lambda i: x.shape[i], default=None)
+    if x.size <= MOST_SUMMED or kept is None:
+        return x.sum(axis=axes, keepdims=True)
+    y = np.empty([1 if i in axes else n for i, n in enumerate(x.shape)], x.dtype)
+    lead = (slice(None),) * kept
+    for part in threads.pieces(x.shape[kept], max(1, MOST_SUMMED * x.shape[kept] // x.size)):
+        threads.look()
+        x[(*lead, part)].sum(axis=axes, keepdims=True, out=y[(*lead, part)])
+    return y
+
+
+def binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """function(a, b), broadcast, in blocks."""
+    try:
+        shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        raise misfit(op, "dimensions are equal or 1, counted from the last", a=a.shape, b=b.shape) from None
+    y = buffers.empty(shape, np.result_type(a, b))
+    repeated = shape == a.shape and b.shape == shape[len(shape) - b.ndim :] and (b.size <= BLOCK or b.shape == shape)
+    if not (repeated and a.flags.c_contiguous and b.flags.c_contiguous):
+        x, z = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
+        threads.run([lambda i=i: function(x[i], z[i], out=y[i]) for i in threads.parts(shape, BLOCK)])  # type: ignore[misc]
+    elif a.shape == b.shape:
         for_blocks(lambda x, z, out: function(x, z, out=out), a, b, y)
     else:
-        rows, out, repeated = a.reshape(-1, *b.shape), y.reshape(-1, *b.shape), b
-        threads.for_rows(len(rows), block_rows(len(rows), b.size), lambda r: function(rows[r], repeated, out=out[r]))
+        rows, out = a.reshape(-1, *b.shape), y.reshape(-1, *b.shape)
+        threads.for_rows(len(rows), block_rows(len(rows), b.size), lambda r: function(rows[r], b, out=out[r]))
     return y
 
 
 def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
     """a + b."""
-    return _binary("add", np.add, a, b)
+    return binary("add", np.add, a, b)
 
 
 def add_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
@@ -85,12 +115,13 @@ register("add", add, add_backward, "a b")
 
 def mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
     """a * b."""
-    return _binary("mul", np.multiply, a, b)
+    return binary("mul", np.multiply, a, b)
 
 
 def mul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
     """dy * b, dy * a, summed over broadcast axes."""
-    return unbroadcast(_binary("mul", np.multiply, dy, b), a.shape), unbroadcast(dy * a, b.shape)
+    da, db = binary("mul", np.multiply, dy, b), binary("mul", np.multiply, dy, a)
+    return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
 
 
 register("mul", mul, mul_backward, "a b", reads=(0, 1))
@@ -115,7 +146,9 @@ register("scale", scale, scale_backward, "x")
 
 def ones_like(x: np.ndarray) -> np.ndarray:
     """Ones of the shape of x."""
-    return np.ones(x.shape, x.dtype)
+    y = buffers.empty(x.shape, x.dtype)
+    for_blocks(lambda out: out.fill(1), y)
+    return y
 
 
 def zeros_like(x: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import threads
+from .. import limits, threads
 from ..errors import InvalidParameter
 from . import buffers
 from .elementwise import block_rows
@@ -19,6 +19,11 @@ Grads = tuple[np.ndarray | None, ...]
 def checked_ids(op: str, ids: Any, limit: int) -> np.ndarray:
     """`ids` as integers; 22023 when one is not in 0 .. limit - 1."""
     array = np.asarray(ids)
+    if array.ndim >= limits.MOST_DIMENSIONS:
+        raise InvalidParameter(
+            f"{op}: ids of {array.ndim} dimensions; the most is {limits.MOST_DIMENSIONS - 1}",
+            hint="ids are a list of token numbers, or a list of such lists.",
+        )
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise InvalidParameter(f"{op}: ids must be integers, not {array.dtype}", hint="ids are token numbers from 0.")
     array = array.astype(np.int64, copy=False)
@@ -36,7 +41,12 @@ def embedding(table: np.ndarray | Table, *, ids: Any) -> np.ndarray:  # [V, D] -
     if isinstance(table, Table):
         return table.take(index)
     y = buffers.empty((*index.shape, table.shape[1]), table.dtype)
-    np.take(table, index, axis=0, out=y, mode="clip")
+    flat, out = index.reshape(-1), y.reshape(-1, table.shape[1])
+
+    def take(r: slice) -> None:
+        np.take(table, flat[r], axis=0, out=out[r], mode="clip")
+
+    threads.for_rows(len(flat), block_rows(len(flat), table.shape[1]), take)
     return y
 
 

@@ -4,16 +4,21 @@ Weights keep the checkpoint's (in, out) orientation: y = x @ w + b.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from .. import threads
 from . import buffers, panels
 from .activations import gelu, gelu_backward
 from .elementwise import unbroadcast
 from .op import Sink, misfit, register
 from .panels import Panels, Table
-from .products import as_rows, column_sums, gradient_buffer, product, product_tasks, run_all
+from .products import as_rows, column_sums, gradient_buffer, least_pieces, product, product_tasks, run_all
+
+MOST_MATRICES = 1 << 17  # multiplied in one call, however small
 
 Grads = tuple[np.ndarray | None, ...]
 
@@ -25,9 +30,27 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n
     if b.ndim == 2:
         return product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
     try:
-        return np.matmul(a, b)
+        return _stacked(a, b)
     except ValueError:
         raise misfit("matmul", "leading dimensions broadcast", a=a.shape, b=b.shape) from None
+
+
+def _stacked(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
+    """a @ b, a few of the matrices at a time where all would take long, or one in pieces. ValueError when a and b do not fit."""
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    m, k, n = *a.shape[-2:], b.shape[-1]
+    count = prod(lead)
+    pieces = max(least_pieces(m * count, k, n), least_pieces(m, k, n * count), -(-count // MOST_MATRICES))
+    if pieces <= 1:
+        return np.matmul(a, b)
+    x, z = np.broadcast_to(a, (*lead, m, k)), np.broadcast_to(b, (*lead, k, n))
+    y = buffers.empty((*lead, m, n), np.result_type(a, b))
+    for i in threads.parts(lead, max(1, count // pieces)):
+        if x[i].ndim == 2 or x[i].size == m * k:
+            product(x[i].reshape(m, k), z[i].reshape(k, n), y[i].reshape(m, n))
+        else:
+            threads.run([partial(np.matmul, x[i], z[i], out=y[i])])
+    return y
 
 
 def matmul_backward(
@@ -43,7 +66,7 @@ def matmul_backward(
             product_tasks(as_rows(a).T, rows, db, paired=True),
         )
         return da, db
-    da, db = np.matmul(dy, b.swapaxes(-1, -2)), np.matmul(a.swapaxes(-1, -2), dy)
+    da, db = _stacked(dy, b.swapaxes(-1, -2)), _stacked(a.swapaxes(-1, -2), dy)
     return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
 
 

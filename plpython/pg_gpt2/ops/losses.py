@@ -15,15 +15,15 @@ from . import buffers
 from .activations import softmax
 from .attend import LEAST, MOST
 from .blas import add_product
-from .elementwise import BLOCK
+from .elementwise import BLOCK, block_rows, for_blocks
 from .embedding import add_rows, checked_ids
-from .op import Sink, misfit, register
-from .products import column_sums, gradient_buffer, run_all
+from .op import Sink, check_row, misfit, register
+from .products import column_sums, gradient_buffer
 
 Grads = tuple[np.ndarray | None, ...]
 
 GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
-LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices between looks for an interrupt
+LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices at a time, each with memory of its own for its part of dx
 
 
 def _targets(op: str, target: Any, n_rows: int, vocab: int) -> np.ndarray:
@@ -39,10 +39,17 @@ def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] 
     if not logits.ndim:
         raise misfit("cross_entropy", "logits are [.., V]", logits=logits.shape)
     rows = logits.reshape(-1, logits.shape[-1])
+    check_row("cross_entropy", rows.shape[-1])
     classes = _targets("cross_entropy", target, *rows.shape)
-    top = rows.max(axis=-1)
-    total = np.exp(rows - top[:, None]).sum(axis=-1, dtype=np.float64)
-    losses = np.log(total) + top - rows[np.arange(len(rows)), classes]
+    losses = np.empty(len(rows))
+
+    def block(r: slice) -> None:
+        z = rows[r]
+        top = z.max(axis=-1)
+        total = np.exp(z - top[:, None]).sum(axis=-1, dtype=np.float64)
+        losses[r] = np.log(total) + top - z[np.arange(len(z)), classes[r]]
+
+    threads.for_rows(len(rows), block_rows(*rows.shape), block)
     return np.asarray(losses.mean(dtype=np.float64), logits.dtype)
 
 
@@ -53,7 +60,8 @@ def cross_entropy_backward(
     dlogits = softmax(logits)
     rows = dlogits.reshape(-1, logits.shape[-1])
     rows[np.arange(len(rows)), _targets("cross_entropy", target, *rows.shape)] -= 1.0
-    dlogits *= logits.dtype.type(float(dy) / len(rows))
+    factor = logits.dtype.type(float(dy) / len(rows))
+    for_blocks(lambda d: np.multiply(d, factor, out=d), dlogits)
     return (dlogits,)
 
 
@@ -95,7 +103,9 @@ class _Group:
             self.total = self.sums.sum(axis=0)
 
     def _each_slice(self, *works: Callable[[int], object]) -> None:
-        run_all([lambda i=i: [work(i) for work in works] for i in range(len(self.slices))], at_once=TURN)  # type: ignore[misc]
+        tasks = [lambda i=i: [work(i) for work in works] for i in range(len(self.slices))]
+        for turn in threads.pieces(len(tasks), TURN):
+            threads.run(tasks[turn])
 
     def _project(self, i: int) -> None:
         z, part = self.exps[i], self.slices[i]

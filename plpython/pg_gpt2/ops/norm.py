@@ -8,14 +8,19 @@ import numpy as np
 from .. import threads
 from . import buffers
 from .elementwise import block_rows, contiguous
-from .op import misfit, register
+from .op import check_row, misfit, register
 
 Grads = tuple[np.ndarray | None, ...]
+KEPT = 1 << 16  # the longest vector that is kept for the next call
+
+
+def _mean_of(n: int, dtype: np.dtype) -> np.ndarray:
+    """[n, 1]: 1 / n."""
+    return _kept_mean_of(n, dtype) if n <= KEPT else _kept_mean_of.__wrapped__(n, dtype)
 
 
 @lru_cache(maxsize=16)
-def _mean_of(n: int, dtype: np.dtype) -> np.ndarray:
-    """[n, 1]: 1 / n."""
+def _kept_mean_of(n: int, dtype: np.dtype) -> np.ndarray:
     return np.full((n, 1), 1.0 / n, dtype)
 
 
@@ -26,6 +31,7 @@ def layernorm(
     if not x.ndim or gamma.shape != x.shape[-1:] or beta.shape != gamma.shape:
         raise misfit("layernorm", "x is [.., n], gamma and beta are [n]", x=x.shape, gamma=gamma.shape, beta=beta.shape)
     n = x.shape[-1]
+    check_row("layernorm", n)
     rows = contiguous(x).reshape(-1, n)
     y = buffers.empty(x.shape, x.dtype)
     out = y.reshape(-1, n)

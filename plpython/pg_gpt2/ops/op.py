@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import limits
 from ..errors import InvalidParameter, UndefinedObject
 
 Shape = tuple[int, ...]
@@ -117,6 +118,15 @@ def misfit(op: str, rule: str, **shapes: Shape) -> InvalidParameter:
     """The error for shapes that do not fit: names the op, the shapes, and the rule as hint."""
     described = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
     return InvalidParameter(f"{op}: shapes do not fit: {described}", hint=f"Rule: {rule}.")
+
+
+def check_row(op: str, n: int) -> None:
+    """22023 when rows of n values are longer than an op takes that works on whole rows."""
+    if n > limits.MOST_ROW:
+        raise InvalidParameter(
+            f"{op}: a row of {n} values; the most is {limits.MOST_ROW}",
+            hint="Give the length of a row, or shorter rows.",
+        )
 
 
 def normal_axis(op: str, axis: int, ndim: int) -> int:

@@ -4,17 +4,19 @@ The cut depends on the shapes alone, so the bits of a product do not depend on t
 """
 
 from collections.abc import Callable, Sequence
+from math import ceil
 
 import numpy as np
 
-from .. import host, threads
+from .. import threads
 from . import buffers
 from .blas import add_product
 from .op import Sink
 
 PIECE_FLOPS = 2.5e9  # about 10 ms of one core: BLAS packs its operands again for each piece, which costs 10 % at 2 ms
 LEAST_FLOPS = 5e6  # a smaller piece costs more to hand over than it saves
-MOST_PIECES = 32
+MOST_PIECES = 32  # unless a piece then takes longer than a session may be deaf:
+LONGEST_FLOPS, LONGEST_RESULT, LONGEST_OPERAND = 1e10, 1 << 23, 1 << 25  # of a piece
 FEW_ROWS = 32  # below: BLAS has faster ways than sgemm, which np.matmul knows
 
 
@@ -40,7 +42,7 @@ def product_tasks(
     `paired`: another product of the same size runs beside it, so that two cores have work with each one whole.
     """
     (m, k), n = a.shape, b.shape[1]
-    count = _n_pieces(2.0 * m * k * n, 1 if paired else 2)
+    count = max(_n_pieces(2.0 * m * k * n, 1 if paired else 2), least_pieces(m, k, n))
     if m > n:
         rows = threads.pieces(m, _size(m, count))
         return [lambda r=r: _piece(a[r], b, out[r], bias, accumulate) for r in rows]  # type: ignore[misc]
@@ -63,6 +65,12 @@ def _piece(a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | Non
         out += bias
 
 
+def least_pieces(m: int, k: int, n: int) -> int:
+    """Into how many pieces a product is cut at least, so that none takes 100 ms."""
+    bounds = (2.0 * m * k * n / LONGEST_FLOPS, m * n / LONGEST_RESULT, max(m, n) * k / LONGEST_OPERAND)
+    return ceil(max(bounds))
+
+
 def _n_pieces(flops: float, least: int) -> int:
     if flops < 2 * LEAST_FLOPS:
         return 1
@@ -82,13 +90,9 @@ def gradient_buffer(sink: Sink | None, shape: tuple[int, ...], dtype: np.dtype) 
     return sink.array.reshape(shape), filled
 
 
-def run_all(*groups: Sequence[Callable[[], object]], at_once: int = 16) -> None:
-    """Run the tasks of all groups on all cores, looking for an interrupt after every `at_once` of them."""
-    tasks = [task for group in groups for task in group]
-    for turn in threads.pieces(len(tasks), at_once):
-        if turn.start:
-            host.check_interrupts()
-        threads.run(tasks[turn])
+def run_all(*groups: Sequence[Callable[[], object]]) -> None:
+    """Run the tasks of all groups on all cores."""
+    threads.run([task for group in groups for task in group])
 
 
 def column_sums(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

@@ -1,11 +1,14 @@
 """Ops that move or add up values: transpose, reshape, slice, concat, sum, mean. Forward results may be views."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
+from .. import limits
 from ..errors import InvalidParameter
+from .elementwise import binary, copied, copy_into, sum_over
 from .op import misfit, normal_axis, register
 
 Grads = tuple[np.ndarray | None, ...]
@@ -40,6 +43,8 @@ register("transpose", transpose, transpose_backward, "x")
 
 def reshape(x: np.ndarray, *, shape: Sequence[int]) -> np.ndarray:
     """The values of x in row-major order under another shape; one dimension may be -1."""
+    if len(shape) > limits.MOST_DIMENSIONS:
+        raise misfit("reshape", f"there are at most {limits.MOST_DIMENSIONS} dimensions", shape=tuple(shape))
     try:
         return x.reshape(tuple(shape))
     except ValueError:
@@ -66,7 +71,7 @@ def slice_backward(
 ) -> Grads:
     """Zero outside the slice."""
     dx = np.zeros(x.shape, dy.dtype)
-    dx[_part(x, axis, start, stop)] = dy
+    copy_into(dx[_part(x, axis, start, stop)], dy)
     return (dx,)
 
 
@@ -85,11 +90,16 @@ register("slice", slice_, slice_backward, "x")
 
 def concat(*xs: np.ndarray, axis: int = 0) -> np.ndarray:
     """The inputs one after the other along `axis`."""
-    try:
-        return np.concatenate(xs, axis=normal_axis("concat", axis, xs[0].ndim))
-    except ValueError:
+    lead = (slice(None),) * normal_axis("concat", axis, xs[0].ndim)
+    place = len(lead)
+    if len({(x.ndim, x.shape[:place], x.shape[place + 1 :]) for x in xs}) > 1:
         shapes = {f"x{i}": x.shape for i, x in enumerate(xs)}
-        raise misfit("concat", f"shapes are equal but for axis {axis}", **shapes) from None
+        raise misfit("concat", f"shapes are equal but for axis {axis}", **shapes)
+    ends = list(accumulate(x.shape[place] for x in xs))
+    y = np.empty((*xs[0].shape[:place], ends[-1], *xs[0].shape[place + 1 :]), np.result_type(*xs))
+    for x, end in zip(xs, ends):
+        copy_into(y[(*lead, slice(end - x.shape[place], end))], x)
+    return y
 
 
 def concat_backward(
@@ -105,7 +115,10 @@ register("concat", concat, concat_backward, "x", variadic=True)
 
 def sum_(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
     """Sum over `axis`, which disappears; over everything without one."""
-    return np.asarray(x.sum(axis=None if axis is None else normal_axis("sum", axis, x.ndim)))
+    if axis is None:
+        return np.asarray(x.sum())
+    place = normal_axis("sum", axis, x.ndim)
+    return sum_over(x, (place,)).reshape((*x.shape[:place], *x.shape[place + 1 :]))
 
 
 def sum_backward(
@@ -113,7 +126,7 @@ def sum_backward(
 ) -> Grads:
     """dy for every value that was added."""
     kept = dy if axis is None else np.expand_dims(dy, normal_axis("sum", axis, x.ndim))
-    return (np.array(np.broadcast_to(kept, x.shape), order="C"),)
+    return (copied(np.broadcast_to(kept, x.shape)),)
 
 
 register("sum", sum_, sum_backward, "x")
@@ -128,7 +141,8 @@ def mean_backward(
     dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None, saved: Any = None, sinks: Any = ()
 ) -> Grads:
     """dy / n for every value."""
-    return sum_backward(np.asarray(dy / dy.dtype.type(_count(x, axis))), None, x, axis=axis)
+    share = binary("mean", np.divide, dy, np.asarray(_count(x, axis), dy.dtype))
+    return sum_backward(share, None, x, axis=axis)
 
 
 def _count(x: np.ndarray, axis: int | None) -> int:

@@ -7,7 +7,7 @@ keeps the manifest, with the SHA-256 of every block: a file that is incomplete, 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import prod
@@ -19,10 +19,15 @@ from .. import db, host
 from ..config import GPT2Config
 from ..errors import InconsistentData, InvalidParameter
 from ..formats import NpzReader, SafetensorsReader, TensorReader, hub_metadata, hub_name, write_npz, write_safetensors
+from ..formats.checkpoint import FIELDS
+from ..formats.source import shown
 from ..tensor import FLOAT32, to_bytes
 from . import server_files, store
 
 KINDS = ("data", "m", "v")
+DIGEST_BYTES = 32
+MOST_BLOCK_BYTES = 1 << 30  # what PostgreSQL can hold in a value
+PIECE_BYTES = 16 << 20  # hashed between two looks for a cancel
 MOST_UNUSUAL = 60_000  # bytes; the comment of a zip file, which has the metadata of .npz, ends at 65,535
 
 
@@ -37,6 +42,24 @@ class Part:
     data: bytes
     m: bytes | None
     v: bytes | None
+
+    def __post_init__(self) -> None:
+        """22000 unless a row of llm_param can be such a block: rows and manifests are read that anybody may have changed."""
+        digests = (self.data, *(digest for digest in (self.m, self.v) if digest is not None))
+        if not (
+            isinstance(self.name, str)
+            and _is_count(self.token_id, 1 << 31)
+            and _is_count(self.step, 1 << 63)
+            and isinstance(self.shape, list)
+            and len(self.shape) in (1, 2)
+            and all(_is_count(size, 1 << 31) and size for size in self.shape)
+            and 4 * prod(self.shape) < MOST_BLOCK_BYTES
+            and all(isinstance(digest, bytes) and len(digest) == DIGEST_BYTES for digest in digests)
+        ):
+            raise InconsistentData(
+                f"block {shown(self.token_id)} of tensor {shown(self.name)} has a shape, a step or digests that none can have",
+                hint="Rows of llm_param or of a checkpoint were changed by hand, or a file was. Load another checkpoint.",
+            )
 
     def digest(self, kind: str) -> bytes | None:
         """Digest of "data", "m" or "v"."""
@@ -55,6 +78,30 @@ class Part:
     def from_json(cls, values: list[Any]) -> "Part":
         """Back from a manifest."""
         return cls(*values[:4], *(digest and bytes.fromhex(digest) for digest in values[4:]))
+
+
+def _is_count(value: object, end: int) -> bool:
+    return type(value) is int and 0 <= value < end
+
+
+def sha256(data: bytes) -> bytes:
+    """The digest of a block, in pieces: of a gigabyte it takes seconds, and can be interrupted."""
+    digest, view = hashlib.sha256(), memoryview(data)
+    for start in range(0, len(data), PIECE_BYTES):
+        digest.update(view[start : start + PIECE_BYTES])
+        host.check_interrupts()
+    return digest.digest()
+
+
+def misfit(config: GPT2Config, parts: Iterable[Part]) -> str | None:
+    """The first tensor whose blocks do not cover exactly what `config` says of it; None when all do."""
+    shapes = config.param_shapes()
+    rows = dict.fromkeys(shapes, 0)
+    for part in parts:
+        if part.name not in rows or tuple(part.shape[1:]) != shapes[part.name][1:] or part.token_id != rows[part.name]:
+            return part.name
+        rows[part.name] += part.shape[0]
+    return next((name for name, shape in shapes.items() if rows[name] != shape[0]), None)
 
 
 def require_suffix(path: str) -> None:
@@ -135,13 +182,9 @@ def _moments(parts: Sequence[Part]) -> str:
 
 def _file_shapes(config: GPT2Config, manifest: Sequence[Part]) -> dict[str, tuple[int, ...]]:
     """Names in the file -> shapes, in file order; moments that are null throughout are left out."""
-    names = sorted(config.param_shapes())
-    return {
-        tensor_name(kind, name): config.param_shapes()[name]
-        for kind in KINDS
-        for name in names
-        if any(part.name == name and part.digest(kind) for part in manifest)
-    }
+    present = {(kind, part.name) for part in manifest for kind in KINDS if part.digest(kind) is not None}
+    shapes = sorted(config.param_shapes().items())
+    return {tensor_name(kind, name): shape for kind in KINDS for name, shape in shapes if (kind, name) in present}
 
 
 def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iterator[np.ndarray]]:
@@ -163,7 +206,7 @@ def _stored_blocks(model: str, manifest: Sequence[Part]) -> Callable[[str], Iter
         (kind, name), found = next(tensors, (("", ""), iter(())))
         for row in found:
             part = digests.get((name, row["token_id"]))
-            digest = row["bytes"] and hashlib.sha256(row["bytes"]).digest()
+            digest = row["bytes"] and sha256(row["bytes"])
             if tensor_name(kind, name) != wanted or part is None or digest != part.digest(kind):
                 raise InconsistentData(
                     f'tensor "{name}" of model "{model}" was changed while it was saved', hint="Save it again."
@@ -185,7 +228,8 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
         reader: TensorReader = NpzReader(file, most) if path.endswith(".npz") else SafetensorsReader(file)
         wanted = _file_shapes(config, manifest)
         found = {name: reader.shape(name) for name in reader.names()}
-        if reader.metadata.get("pg_gpt2.sha256") != manifest_digest(manifest) or found != wanted:
+        same = reader.metadata.get("pg_gpt2.sha256") == manifest_digest(manifest) and found == wanted
+        if not same or not _says(reader.metadata, config) or misfit(config, manifest) is not None:
             raise InconsistentData(
                 f'"{path}" is not the file that was written as checkpoint {checkpoint_id}',
                 hint="Put the original file back; llm_checkpoint_drop forgets the checkpoint.",
@@ -194,6 +238,12 @@ def open_file(path: str, checkpoint_id: int, config: GPT2Config, manifest: Seque
     except Exception:
         file.close()
         raise
+
+
+def _says(metadata: Mapping[str, str], config: GPT2Config) -> bool:
+    """Whether what a file says of the configuration, in its own words and in those of an import, is this one."""
+    said = {name: metadata[name] for name in FIELDS if name in metadata}
+    return said == hub_metadata(config) and metadata.get("pg_gpt2.config") == json.dumps(asdict(config))
 
 
 def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
@@ -205,11 +255,11 @@ def survey(path: str) -> tuple[str, GPT2Config, list[Part]]:
         metadata = reader.metadata
         try:
             config = GPT2Config(**json.loads(metadata["pg_gpt2.config"]))
-            if 4 * config.n_params() > size or not isinstance(config.eos_token_id, int | None):
+            if 4 * config.n_params() > size or not _says(metadata, config):
                 raise ValueError
             model, step, digest = metadata["pg_gpt2.model"], int(metadata["pg_gpt2.step"]), metadata["pg_gpt2.sha256"]
             manifest = _manifest(reader, config, step, json.loads(metadata["pg_gpt2.blocks"]))
-        except (KeyError, TypeError, ValueError, AttributeError, InvalidParameter):
+        except (KeyError, TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
             raise InconsistentData(
                 f'"{path}" is not a checkpoint that llm_checkpoint_save wrote, or is damaged',
                 hint="pg_llm_import_safetensors and pg_llm_import_npz read the weights of other files.",
@@ -242,7 +292,7 @@ def _manifest(reader: TensorReader, config: GPT2Config, step: int, unusual: dict
             for first, rows, _, moments in blocks:
                 if kind == "data" or kind in moments:
                     data = to_bytes(reader.rows(tensor_name(kind, name), first, first + rows))
-                    digests[name, first, kind] = hashlib.sha256(data).digest()
+                    digests[name, first, kind] = sha256(data)
                 host.check_interrupts()
     return [
         Part(
@@ -259,7 +309,7 @@ def read_block(reader: TensorReader, part: Part, kind: str, checkpoint_id: int) 
     if part.digest(kind) is None:
         return None
     data = to_bytes(reader.rows(tensor_name(kind, part.name), part.token_id, part.token_id + part.shape[0]))
-    if hashlib.sha256(data).digest() != part.digest(kind):
+    if sha256(data) != part.digest(kind):
         raise damaged(checkpoint_id, part.name, part.token_id, "in llm_checkpoint.manifest")
     return data
 
@@ -287,11 +337,13 @@ def _batches(
         host.check_interrupts()
         if data is None:
             continue
-        batch.append((part, data))
-        held += len(data)
-        if held >= store.FLUSH_BYTES:
+        if (
+            batch and held + len(data) > store.FLUSH_BYTES
+        ):  # a large block is a statement of its own: a value ends at 1 GiB
             yield batch
             batch, held = [], 0
+        batch.append((part, data))
+        held += len(data)
     if batch:
         yield batch
 

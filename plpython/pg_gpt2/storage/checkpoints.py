@@ -5,16 +5,14 @@ Python. A block is stored under its SHA-256 and compared with it when it is load
 sql/checkpoints.sql.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from .. import db
 from ..config import GPT2Config
 from ..errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
-from . import checkpoint_files, sharing, store
+from . import checkpoint_files, server_files, sharing, store
 from .checkpoint_files import Part
 
 # The run that last changed a model: the latest one that began after the latest load, else that of what was loaded.
@@ -106,22 +104,12 @@ def current_parts(model: str) -> list[Part]:
 
 def check_layout(model: str, config: GPT2Config, found: Iterable[Part]) -> None:
     """22000 unless the blocks cover exactly the tensors of `config`: only what can be loaded is saved."""
-    rows = dict.fromkeys(config.param_shapes(), 0)
-    for part in found:
-        wanted = config.param_shapes().get(part.name, ())
-        if tuple(part.shape[1:]) != wanted[1:] or part.token_id != rows.get(part.name):
-            raise _layout_error(model, part.name)
-        rows[part.name] += part.shape[0]
-    for name, shape in config.param_shapes().items():
-        if rows[name] != shape[0]:
-            raise _layout_error(model, name)
-
-
-def _layout_error(model: str, name: str) -> InconsistentData:
-    return InconsistentData(
-        f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
-        hint="Import the model again, or llm_checkpoint_load an earlier state.",
-    )
+    name = checkpoint_files.misfit(config, found)
+    if name is not None:
+        raise InconsistentData(
+            f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
+            hint="Import the model again, or llm_checkpoint_load an earlier state.",
+        )
 
 
 def blocks(saved: Checkpoint) -> Iterator[tuple[str, Part, bytes]]:
@@ -152,7 +140,7 @@ def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, by
         saved.id,
     ):
         part = found[row["name"], row["token_id"]]
-        if row["data"] is None or hashlib.sha256(row["data"]).digest() != part.digest(kind):
+        if row["data"] is None or checkpoint_files.sha256(row["data"]) != part.digest(kind):
             raise checkpoint_files.damaged(saved.id, part.name, part.token_id, "in llm_checkpoint_blob")
         yield kind, part, row["data"]
 
@@ -187,7 +175,7 @@ def save(model: str, note: str) -> int:
                 UNION ALL SELECT v_digest, v FROM state WHERE v IS NOT NULL
             ) AS block (digest, data)
             ORDER BY digest -- of those who insert the same blocks, one waits for the other
-            ON CONFLICT (digest) DO NOTHING
+            ON CONFLICT DO NOTHING -- naming the column would need the right to see what is there, which a policy may deny
         ), parts AS (
             INSERT INTO {{schema}}.llm_checkpoint_part (checkpoint_id, name, token_id, shape, step, data, m, v)
             SELECT new.id, name, token_id, shape, step, data_digest, m_digest, v_digest FROM state, new
@@ -206,8 +194,7 @@ def save(model: str, note: str) -> int:
 
 def save_file(model: str, note: str, path: str) -> int:
     """The state of `model` into a file of the server; the id."""
-    checkpoint_files.require_suffix(path)
-    real = _new_path(path)
+    real = _new_path(server_files.to_write(path))
     config = store.config(model)
     manifest = current_parts(model)
     if not manifest:
@@ -226,15 +213,14 @@ def save_file(model: str, note: str, path: str) -> int:
         json.dumps([part.to_json() for part in manifest]),
     )
     saved = find((row or {})["id"])
-    checkpoint_files.write(path, saved.id, model, config, manifest)
+    checkpoint_files.write(real, saved.id, model, config, manifest)
     return saved.id
 
 
 def attach(path: str, model: str | None) -> int:
     """The checkpoint in a file that another database wrote, or that this one has forgotten, as one of `model`; the id."""
-    checkpoint_files.require_suffix(path)
-    real = _new_path(path)
-    name, config, manifest = checkpoint_files.survey(path)
+    real = _new_path(server_files.to_read(path))
+    name, config, manifest = checkpoint_files.survey(real)
     store.require_name(name if model is None else model)
     row = db.row(
         "INSERT INTO {schema}.llm_checkpoint (model, step, note, n_params, bytes, config, file_path, manifest)"
@@ -247,12 +233,12 @@ def attach(path: str, model: str | None) -> int:
     return (row or {})["id"]
 
 
-def _new_path(path: str) -> str:
-    """The path after links are resolved; 42710 when a checkpoint is there."""
-    real = os.path.realpath(path)
+def _new_path(real: str) -> str:
+    """A path whose links are resolved; 22023 when its name says no format, 42710 when a checkpoint is there."""
+    checkpoint_files.require_suffix(real)
     if db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE file_path = $1", ["text"], real):
         raise DuplicateObject(
-            f'"{path}" already holds a checkpoint', hint="Choose another path, or llm_checkpoint_drop that one first."
+            f'"{real}" already holds a checkpoint', hint="Choose another path, or llm_checkpoint_drop that one first."
         )
     return real
 
@@ -270,6 +256,11 @@ def load(model: str, checkpoint_id: int) -> Checkpoint:
 
 def restore(saved: Checkpoint, model: str) -> None:
     """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved."""
+    if saved.manifest is None and (name := checkpoint_files.misfit(saved.config, parts(saved))) is not None:
+        raise InconsistentData(
+            f'checkpoint {saved.id} is damaged: the blocks of tensor "{name}" are not those of a model of its configuration',
+            hint="Rows of llm_checkpoint or llm_checkpoint_part were changed by hand. Load another checkpoint.",
+        )
     sharing.forget(model)
     if store.find_config(model) != saved.config:
         store.register(model, saved.config)
@@ -344,10 +335,17 @@ def drop_all(model: str) -> int:
 
 
 def sweep() -> None:
-    """Delete what no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved."""
-    isolation = db.row("SELECT current_setting('transaction_isolation') AS level")
-    if (isolation or {})["level"] not in ("read committed", "read uncommitted"):
-        return  # an older snapshot misses the latest; the next drop will do it
+    """Delete what no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved.
+
+    An older snapshot misses the latest, and a policy may hide any: then the next drop will do it.
+    """
+    sees_all = db.row(
+        "SELECT FROM unnest(ARRAY['{schema}.llm_checkpoint', '{schema}.llm_checkpoint_part']::regclass[]) AS t"
+        " HAVING current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')"
+        " AND NOT bool_or(row_security_active(t))"
+    )
+    if sees_all is None:
+        return
     db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN SHARE ROW EXCLUSIVE MODE")
     db.run(
         "DELETE FROM {schema}.llm_checkpoint_part AS p"

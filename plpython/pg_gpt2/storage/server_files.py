@@ -5,7 +5,6 @@ target, which is renamed when it is complete: a failure leaves what was there.
 """
 
 import contextlib
-import errno
 import io
 import os
 import re
@@ -16,15 +15,9 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from .. import db, threads
-from ..errors import (
-    DiskFull,
-    FileAccessError,
-    InsufficientPrivilege,
-    InvalidParameter,
-    MalformedData,
-    NullNotAllowed,
-    UndefinedFile,
-)
+from ..errors import FileAccessError, InsufficientPrivilege, InvalidParameter, MalformedData, NullNotAllowed, of_system
+from ..formats.source import ServerFile
+from ..limits import MOST_PATH
 
 SYNC_BYTES = 16 << 20
 TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by the process's number
@@ -32,7 +25,7 @@ TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by 
 
 def open_to_read(path: str | None) -> BinaryIO:
     """An open regular file; 42501, 58P01 or 58030 when that may not or cannot be."""
-    real = _allowed(path, "pg_read_server_files", "read")
+    real = to_read(path)
     try:
         handle = os.open(
             real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -40,9 +33,9 @@ def open_to_read(path: str | None) -> BinaryIO:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
             raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
-        return open(handle, "rb")
+        return io.BufferedReader(ServerFile(handle, path or ""))
     except OSError as error:
-        raise _file_error(path, error) from None
+        raise of_system(error, f'"{_culprit(real, error)}"') from None
 
 
 def read(path: str | None, limit: int) -> bytes:
@@ -56,11 +49,10 @@ def read(path: str | None, limit: int) -> bytes:
 
 def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
     """Let `fill` write the file `path`, which appears when it is complete; its size."""
-    real = _allowed(path, "pg_write_server_files", "write")
+    real = to_write(path)
     temporary = None
     try:
-        _remove_left_over(os.path.dirname(real))
-        handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=os.path.dirname(real))
+        handle, temporary = _new_file(os.path.dirname(real))
         with io.BufferedWriter(_Synced(handle, "wb")) as file:
             fill(file)
             file.flush()
@@ -71,7 +63,7 @@ def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
         temporary = None
         return size
     except OSError as error:
-        raise _file_error(path, error) from None
+        raise of_system(error, f'"{_culprit(real, error)}"') from None
     finally:
         if temporary is not None:
             _freeing_later(temporary, partial(os.unlink, temporary))
@@ -88,7 +80,11 @@ def _freeing_later(path: str, remove: Callable[[], object]) -> None:
     try:
         remove()
     finally:
-        threads.start(partial(os.close, handle), "pg_gpt2-close")
+        close = partial(os.close, handle)
+        try:
+            threads.start(close, "pg_gpt2-close")
+        except RuntimeError:  # the system allows no more threads
+            close()
 
 
 class _Synced(io.FileIO):
@@ -118,15 +114,28 @@ def _remove_left_over(folder: str) -> None:
                 pass
 
 
+def to_read(path: str | None) -> str:
+    """Where `path` leads, links resolved; 42501, before anything is looked at, unless the caller may read files of the server."""
+    return _allowed(path, "pg_read_server_files", "read")
+
+
+def to_write(path: str | None) -> str:
+    """The same for who would write there."""
+    return _allowed(path, "pg_write_server_files", "write")
+
+
 def _allowed(path: str | None, role: str, verb: str) -> str:
-    """The path after links are resolved, when the caller may use it."""
-    if path is None:
-        raise NullNotAllowed("path must not be null", hint="Give an absolute path on the server.")
     row = db.row("SELECT pg_has_role(current_user, $1, 'USAGE') AS allowed", ["text"], role)
     if not (row or {})["allowed"]:
         raise InsufficientPrivilege(
             f"permission denied to {verb} files on the server",
             hint=f"Only members of {role} may; the programs in loaders/ do the same as a client.",
+        )
+    if path is None:
+        raise NullNotAllowed("path must not be null", hint="Give an absolute path on the server.")
+    if (length := len(os.fsencode(path))) >= MOST_PATH:
+        raise InvalidParameter(
+            f"a path of {length} bytes is longer than {MOST_PATH - 1}", hint="Give the path of a file on the server."
         )
     if not os.path.isabs(path):
         raise InvalidParameter(
@@ -135,15 +144,18 @@ def _allowed(path: str | None, role: str, verb: str) -> str:
     return os.path.realpath(path)
 
 
-def _file_error(path: str | None, error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DiskFull(f'cannot write "{path}": {error.strerror}', hint="Make room there, or choose another place.")
+def _new_file(folder: str) -> tuple[int, str]:
+    """Handle and path of a temporary file in `folder`, which an error names: the file is not there yet in any case."""
+    try:
+        _remove_left_over(folder)
+        return tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder)
+    except OSError as error:
+        raise of_system(error, f'"{_culprit(folder, error)}"') from None
+
+
+def _culprit(path: str, error: OSError) -> str:
+    """What `error` is about: where `path` leads nowhere, the first directory on the way that is none."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return UndefinedFile(
-            f'"{path}" does not exist: {error.strerror}',
-            hint="The path is on the server, seen by its operating-system user.",
-        )
-    return FileAccessError(
-        f'cannot open "{path}": {error.strerror}',
-        hint="The path is on the server, and its operating-system user needs access.",
-    )
+        while not os.path.isdir(folder := os.path.dirname(path)):
+            path = folder
+    return path

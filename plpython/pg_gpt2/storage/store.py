@@ -3,7 +3,7 @@
 Tables are the truth; what a session holds of them in memory is in `weights`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -16,11 +16,12 @@ from ..tensor import to_bytes
 BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
 FLUSH_BYTES = 64 << 20  # a statement's worth of blocks: each statement is a subtransaction, and bytea[] ends at 1 GiB
 DEFAULT_MODEL = "gpt2-small"
+NAMED = 5  # models in a hint
 
 
 def resolved(model: str = "$1") -> str:
     """A table expression: rows of llm_param of `model`, a parameter, with those that it shares in place; source_* say which
-    row each is. The view llm_param_resolved has the same, but would be read with its owner's rights."""
+    row each is. The view llm_param_resolved has the same, without ctid, xmin and cmin."""
     state = "p.shape, p.data, p.grad, p.m, p.v, p.step, p.ctid, p.xmin, p.cmin"
     source = "p.model AS source_model, p.name AS source_name, p.token_id AS source_token_id"
     return (
@@ -32,12 +33,41 @@ def resolved(model: str = "$1") -> str:
     )
 
 
+_told: set[str] = set()  # models of which this session knows that they are meant where none is named
+
 RowReader = Callable[[int, int], np.ndarray]
 
 
 def model_name(model: str | None) -> str:
     """`model`, else the setting pg_gpt2.model, else gpt2-small."""
     return model if model is not None else db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
+
+
+def only_model() -> str | None:
+    """The model that is meant where the caller names none, no setting does, and gpt2-small is nothing but a preset: the only
+    one that has weights, where there is one. The session is told once."""
+    if db.setting("model") is not None:
+        return None
+    row = db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], DEFAULT_MODEL)
+    names = _weighted(2)
+    if row is not None or len(names) != 1 or names[0] == DEFAULT_MODEL:
+        return None
+    if names[0] not in _told:
+        _told.add(names[0])
+        db.notice(f'no model is named: "{names[0]}" is meant, the only one that has weights (see pg_gpt2.model)')
+    return names[0]
+
+
+def _weighted(most: int) -> list[str]:
+    """Names of at most so many models of which the caller sees weights. The inner ORDER BY keeps llm_param from being scanned."""
+    rows = db.query(
+        "SELECT c.model FROM {schema}.llm_model_config AS c WHERE (SELECT true FROM {schema}.llm_param AS p"
+        " WHERE p.model = c.model ORDER BY p.model, p.name, p.token_id LIMIT 1)"
+        " OR EXISTS (SELECT FROM {schema}.llm_param_share AS s WHERE s.target_model = c.model) ORDER BY c.model LIMIT $1",
+        ["int4"],
+        most,
+    )
+    return [row["model"] for row in rows]
 
 
 def require_name(model: str | None, parameter: str = "model") -> None:
@@ -93,7 +123,42 @@ LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
 def lock(*models: str) -> None:
     """Wait until no other session changes `models`, and make others wait until this transaction ends."""
     for name in sorted({name for model in models for name in locked_with(model)}):
-        db.run(f"SELECT pg_advisory_xact_lock({LOCK})", ["text"], name)
+        _take(name, "advisory_xact_lock")
+
+
+def _take(model: str, function: str) -> None:
+    """Take the lock of `model`; whoever has to wait is told for whom."""
+    if not _tried(model, function):
+        db.notice(f'waiting for the lock of model "{model}": {_holder(model)}')
+        db.run(f"SELECT pg_{function}({LOCK})", ["text"], model)
+
+
+def _tried(model: str, function: str) -> bool:
+    return (db.row(f"SELECT pg_try_{function}({LOCK}) AS taken", ["text"], model) or {})["taken"]
+
+
+def _holder(model: str) -> str:
+    """Who has the lock of `model`, and what makes it let go."""
+    row = db.row(
+        # Whether a session of another role is idle is hidden from most: null.
+        "SELECT l.pid, (SELECT a.state LIKE 'idle%' FROM pg_stat_activity AS a WHERE a.pid = l.pid) AS idle"
+        " FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND l.classid = '{schema}.llm_param'::regclass AND l.objid = hashtext($1)::oid LIMIT 1",
+        ["text"],
+        model,
+    )
+    if row is None:
+        return "another session had it a moment ago"
+    pid = row["pid"]
+    if pid is None:
+        return "a prepared transaction of pg_prepared_xacts has it, until COMMIT PREPARED or ROLLBACK PREPARED"
+    if row["idle"]:
+        return f"session {pid} has it, idle in a transaction; SELECT pg_terminate_backend({pid}) ends that"
+    return (
+        f"session {pid} has it; SELECT pg_cancel_backend({pid}) ends its statement, SELECT llm_train_stop('{model}') a"
+        " llm_train_run after its step"
+    )
 
 
 def locked_with(model: str) -> list[str]:
@@ -110,11 +175,12 @@ def session_lock(model: str, wait: bool) -> Iterator[None]:
     with ExitStack() as taken:
         for name in locked_with(model):
             if wait:
-                db.run(f"SELECT pg_advisory_lock({LOCK})", ["text"], name)
-            elif not (db.row(f"SELECT pg_try_advisory_lock({LOCK}) AS taken", ["text"], name) or {})["taken"]:
+                _take(name, "advisory_lock")
+            elif not _tried(name, "advisory_lock"):
+                holder = _holder(name)
                 raise LockNotAvailable(
                     f'model "{name}" is being trained by another session',
-                    hint="SELECT * FROM llm_train_progress shows it; llm_train_stop ends it; wait => true waits for it.",
+                    hint=f"{holder[0].upper()}{holder[1:]}; wait => true waits for it.",
                 )
             taken.callback(db.run, f"SELECT pg_advisory_unlock({LOCK})", ["text"], name)
         yield
@@ -136,16 +202,35 @@ def register(model: str, wanted: GPT2Config) -> None:
 
 def no_weights(model: str) -> WrongState:
     """The error for a model that is registered and has no weights."""
+    names = _weighted(NAMED + 1)
+    others = ", ".join(f'"{name}"' for name in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    loaded = f" Those that have some: {others}. SET pg_gpt2.model makes one of them the default." if names else ""
     return WrongState(
         f'model "{model}" has no weights',
         hint=f"Load some: pg_llm_import_safetensors('/path/model.safetensors', '{model}') on the server,"
-        f" pg-gpt2 load-model --model {model} SOURCE as a client, or llm_init_model for random ones.",
+        f" pg-gpt2 load-model --model {model} SOURCE as a client, or llm_init_model for random ones.{loaded}",
     )
 
 
 def has_weights(model: str) -> bool:
     """Whether any row of `model` is visible in llm_param."""
     return db.row(f"SELECT 1 FROM {resolved()} AS p LIMIT 1", ["text"], model) is not None
+
+
+def known(models: Sequence[str]) -> set[str]:
+    """Those of `models` whose configuration and weights the caller may see. Where nothing hides rows from the caller, that is
+    all of them: what a session keeps of a model may outlive it."""
+    if not db.may_read("llm_model_config", "llm_param", "llm_param_share"):
+        return set()
+    rows = db.query(
+        "SELECT m.name FROM unnest($1) AS m (name) WHERE NOT (row_security_active('{schema}.llm_model_config')"
+        " OR row_security_active('{schema}.llm_param') OR row_security_active('{schema}.llm_param_share'))"
+        " OR EXISTS (SELECT FROM {schema}.llm_model_config AS c WHERE c.model = m.name)"
+        f" AND EXISTS (SELECT FROM {resolved('m.name')} AS p)",
+        ["text[]"],
+        list(models),
+    )
+    return {row["name"] for row in rows}
 
 
 def require_no_weights(model: str) -> None:

@@ -60,28 +60,38 @@ class State:
         return (found and (sum(part.shape[0] for part in found), *found[0].shape[1:])) or None
 
     def tensor(self, name: str) -> np.ndarray:
-        """All values of a tensor, flat."""
-        resources.require_memory(2 * 4 * prod(self.shape(name) or (0,)), f'comparing tensor "{name}"')
+        """All values of a tensor, flat; 22000 where they are not what was saved."""
+        shape = self.shape(name) or (0,)
+        resources.require_memory(2 * 4 * prod(shape), f'comparing tensor "{name}"')
         blocks = []
         for part in self.tensors[name]:
-            blocks.append(np.frombuffer(self._block(part), FLOAT32))
+            block = self._block(part)
+            if len(block) != 4 * prod(part.shape) or tuple(part.shape[1:]) != shape[1:]:
+                raise InconsistentData(
+                    f'block {part.token_id} of tensor "{name}" has {len(block)} bytes, which do not fit its shape {part.shape}',
+                    hint="Rows of llm_param or of a checkpoint were changed by hand. Load another checkpoint.",
+                )
+            blocks.append(np.frombuffer(block, FLOAT32))
             host.check_interrupts()
         return np.concatenate(blocks)
 
     def _block(self, part: Part) -> bytes:
+        """Its weights, those of a checkpoint compared with their digest."""
         found = self.checkpoint
+        if found is not None and found.manifest is not None:
+            return checkpoint_files.read_block(self._reader, part, "data", found.id) or b""
         if found is None:
             row = db.row(
                 f"SELECT data FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
                 ["text", "text", "int4"],
                 *(self.model, part.name, part.token_id),
             )
-        elif found.manifest is not None:
-            return checkpoint_files.read_block(self._reader, part, "data", found.id) or b""
         else:
             row = db.row("SELECT data FROM {schema}.llm_checkpoint_blob WHERE digest = $1", ["bytea"], part.data)
         if row is None:
             raise InconsistentData(f'block {part.token_id} of tensor "{part.name}" is missing', hint="Was it deleted?")
+        if found is not None and checkpoint_files.sha256(row["data"]) != part.data:
+            raise checkpoint_files.damaged(found.id, part.name, part.token_id, "in llm_checkpoint_blob")
         return row["data"]
 
 
@@ -103,7 +113,7 @@ def compare(a: State, b: State, name: str) -> Difference:
     for start in range(0, x.size, CHUNK):
         before = x[start : start + CHUNK].astype(np.float64)
         change = y[start : start + CHUNK] - before
-        largest = max(largest, float(np.abs(change).max()))
+        largest = float(np.maximum(largest, np.abs(change).max()))  # max() would lose a NaN
         squares += float(change @ change)
         norm += float(before @ before)
         host.check_interrupts()

@@ -20,6 +20,7 @@ from . import layout, store, weight_file
 # One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
 Params = dict[str, np.ndarray]
@@ -120,15 +121,17 @@ def version_of(model: str) -> str:
         ["text"],
         model,
     )
-    return (row or {})["version"] or hashlib.md5(b"").hexdigest()
+    return (row or {})["version"] or NO_ROWS
 
 
 def load(model: str | None) -> Model:
     """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
     name = store.model_name(model)
+    version = version_of(name)
+    if version == NO_ROWS and model is None and (only := store.only_model()):
+        return load(only)
     wanted = store.config(name)
     resources.apply_threads()
-    version = version_of(name)
     found = cache.get(name, version)
     if found is None or found.config != wanted:
         cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())

@@ -39,7 +39,7 @@ _BYTE_OF = {c: b for b, c in enumerate(BYTE_CHARACTERS)}
 
 
 def token_text(data: bytes) -> str:
-    """Bytes in the printable form of vocab.json, where a space is Ġ."""
+    """Bytes in the printable form of vocab.json, where a space is U+0120."""
     return data.decode("latin-1").translate(_CHARACTER_OF)
 
 

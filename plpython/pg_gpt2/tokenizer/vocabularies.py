@@ -48,8 +48,17 @@ def find(model: str) -> Tokenizer | None:
 
 
 def cached() -> list[tuple[str, str]]:
-    """(model, version) of the tokenizers in memory, least recently used first."""
-    return [(model, version) for model, (version, _) in _cache.items()]
+    """(model, version) of the tokenizers in memory whose vocabulary the caller may see, least recently used first."""
+    if not db.may_read("llm_bpe_vocab"):
+        return []
+    rows = db.query(
+        "SELECT m.name FROM unnest($1) AS m (name) WHERE NOT row_security_active('{schema}.llm_bpe_vocab')"
+        " OR (SELECT true FROM {schema}.llm_bpe_vocab AS v WHERE v.model = m.name ORDER BY v.token_id LIMIT 1)",
+        ["text[]"],
+        list(_cache),
+    )
+    seen = {row["name"] for row in rows}
+    return [(model, version) for model, (version, _) in _cache.items() if model in seen]
 
 
 def forget() -> None:

@@ -5,6 +5,7 @@ A batch is fetched when its step needs it, as the binary form of the arrays, whi
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -35,26 +36,78 @@ USABLE = (
 )
 
 
-def load(
-    texts: Iterator[str], tokenizer: Tokenizer, model: str, block_size: int, split: str, val_fraction: float
-) -> int:
-    """Tokenize `texts`, one end-of-text after each, into rows of `block_size`; the number of rows."""
+@dataclass(frozen=True)
+class Cut:
+    """How texts become rows: of `block_size` tokens, across texts, or (`pack` false) of up to that many tokens of one text.
+
+    The last `val_fraction` of the rows go to the split val. `replace`: the rows that the model has in these splits go.
+    """
+
+    block_size: int
+    split: str
+    val_fraction: float
+    replace: bool
+    pack: bool
+
+
+def load(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
+    """Tokenize `texts`, one end-of-text after each, into rows; their number."""
     if tokenizer.eos_token_id is None:
         raise WrongState(
             f'the vocabulary of "{model}" has no end-of-text token to put after each text',
             hint="Add a token <|endoftext|> to llm_bpe_vocab.",
         )
-    ids = np.concatenate(list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)])
-    rows = (ids.size - 1) // block_size
-    if rows < 1:
+    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
+    ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
+    starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
+    if not starts.size:
+        whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
         raise InvalidParameter(
-            f"the source has {ids.size} tokens, too few for one row of {block_size} and the token after it",
-            hint="Use a smaller block_size, or more text.",
+            f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
         )
-    first_val = rows - round(rows * val_fraction)
-    _insert(ids, model, block_size, split, 0, first_val)
-    _insert(ids, model, block_size, "val", first_val, rows)
-    return rows
+    first_val = starts.size - round(starts.size * (cut.val_fraction if cut.split == "train" else 0))
+    for split, part in ((cut.split, slice(first_val)), ("val", slice(first_val, None))):
+        if starts[part].size:
+            _make_room(model, split, cut.replace)
+            _insert(ids, model, split, starts[part], lengths[part])
+    return starts.size
+
+
+def _packed(n_ids: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where rows begin in the stream of ids, and their lengths: what does not fill a last row is left out."""
+    starts = np.arange(max(0, (n_ids - 1) // block_size)) * block_size
+    return starts, np.full_like(starts, block_size)
+
+
+def _text_by_text(sizes: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for texts of `sizes` ids, end-of-text included, whose rows begin and end with them: nothing is left out."""
+    ends = np.cumsum(sizes)
+    rows = -(-(sizes - 1).clip(0) // block_size)  # nothing precedes the end-of-text of an empty one
+    text = np.repeat(np.arange(sizes.size), rows)
+    place = np.arange(text.size) - np.repeat(np.cumsum(rows) - rows, rows)  # of a row among those of its text
+    starts = (ends - sizes)[text] + place * block_size
+    return starts, np.minimum(block_size, ends[text] - 1 - starts)
+
+
+def _make_room(model: str, split: str, replace: bool) -> None:
+    """Say how many rows of the split were there, having deleted them with `replace`."""
+    if replace:
+        before = db.run(
+            "DELETE FROM {schema}.llm_dataset WHERE model = $1 AND split = $2", ["text", "text"], model, split
+        )
+        if before:
+            db.notice(f'replaced the {before} rows that model "{model}" had in split {split}')
+        return
+    row = db.row(
+        "SELECT count(*) AS before FROM {schema}.llm_dataset WHERE model = $1 AND split = $2",
+        ["text", "text"],
+        model,
+        split,
+    )
+    if before := (row or {})["before"]:
+        db.notice(
+            f'added to {before} rows that model "{model}" has in split {split}; replace => true would delete them'
+        )
 
 
 def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
@@ -69,20 +122,22 @@ def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]
         yield ids
 
 
-def _insert(ids: np.ndarray, model: str, block_size: int, split: str, start: int, stop: int) -> None:
-    """Rows start..stop of the stream `ids`, targets shifted by one."""
-    step = max(1, INSERT_TOKENS // block_size)
-    for first in range(start, stop, step):
-        rows = min(step, stop - first)
-        part = ids[first * block_size : (first + rows) * block_size + 1]
+def _insert(ids: np.ndarray, model: str, split: str, starts: np.ndarray, lengths: np.ndarray) -> None:
+    """Rows of the stream `ids`, targets shifted by one."""
+    first = 0
+    while first < starts.size:
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + INSERT_TOKENS)))
+        rows, sizes = starts[first:last] - starts[first], lengths[first:last]
+        part = ids[starts[first] : starts[last - 1] + sizes[-1] + 1]
         db.run(
             "INSERT INTO {schema}.llm_dataset (model, split, tokens, target)"
-            " SELECT $1, $2, $3[i * $4 + 1 : (i + 1) * $4], $3[i * $4 + 2 : (i + 1) * $4 + 1]"
-            " FROM generate_series(0, $5 - 1) AS i ORDER BY i",
-            ["text", "text", "int4[]", "int4", "int4"],
-            *(model, split, part.tolist(), block_size, rows),
+            " SELECT $1, $2, $3[start + 1 : start + size], $3[start + 2 : start + size + 1]"
+            " FROM unnest($4, $5) WITH ORDINALITY AS new (start, size, place) ORDER BY place",
+            ["text", "text", "int4[]", "int4[]", "int4[]"],
+            *(model, split, part.tolist(), rows.tolist(), sizes.tolist()),
         )
         host.check_interrupts()
+        first = last
 
 
 def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:

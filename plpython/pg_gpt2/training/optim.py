@@ -14,11 +14,9 @@ from .. import threads
 from ..errors import InvalidParameter
 from ..ops import buffers
 from ..ops.blas import add_scaled
-from ..ops.products import run_all
 
 PIECE = 1 << 20  # scalars: smaller ones stay in a core's cache, but more calls want the interpreter
 SMALL = 1 << 14  # scalars of a tensor that is taken together with others
-AT_ONCE = 32  # pieces between looks for an interrupt: some 20 ms
 NORM_PIECE = 1 << 18  # the norm's bits depend on it
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
@@ -101,7 +99,7 @@ def step_all(
     for (decay, step), tensors in gathered.items():
         tasks.append(partial(_adamw_together, tensors, weight_decay=decay, step=step))
     rest = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "grad_scale": grad_scale}
-    run_all([partial(task, **rest) for task in tasks], at_once=AT_ONCE)
+    threads.run([partial(task, **rest) for task in tasks])
 
 
 def _adamw_together(tensors: Sequence[Sequence[np.ndarray]], **hyper: Any) -> None:
@@ -131,7 +129,7 @@ def global_norm(grads: Sequence[np.ndarray]) -> float:
         flat, part = parts[i]
         squares[i] = np.dot(flat[part], flat[part])
 
-    run_all([lambda i=i: square(i) for i in range(len(parts))], at_once=AT_ONCE * PIECE // NORM_PIECE)  # type: ignore[misc]
+    threads.run([lambda i=i: square(i) for i in range(len(parts))])  # type: ignore[misc]
     return sqrt(squares.sum())
 
 

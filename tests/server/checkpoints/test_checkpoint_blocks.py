@@ -154,3 +154,56 @@ def test_a_block_of_another_length_is_named(sql, conn, model, column, changed):
     assert state == "22000"
     assert 'tensor "ln_f.bias", block 0' in message
     assert sql(STATE, "m") == now
+
+
+COMPARING = "SELECT * FROM llm_checkpoint_diff(%s, %s)", "SELECT * FROM llm_param_history('m', 'ln_f.bias')"
+
+
+@pytest.mark.parametrize(
+    "changed", ["set_byte(data, 5, get_byte(data, 5) # 1)", "data || '\\x00'", "substr(data, 5)", "''"]
+)
+def test_comparing_checkpoints_verifies_what_it_reads(sql, conn, model, changed):
+    one = save(sql, "m")
+    train(sql, 1)
+    two = save(sql, "m")
+    for damaged in (one, two):
+        with conn.transaction(force_rollback=True):
+            sql(
+                f"UPDATE llm_checkpoint_blob SET data = {changed} WHERE digest ="
+                " (SELECT data FROM llm_checkpoint_part WHERE checkpoint_id = %s AND name = 'ln_f.bias')",
+                damaged,
+            )
+            for statement, parameters in zip(COMPARING, ((one, two), ())):
+                with (
+                    pytest.raises(errors.DataException, match=r'tensor "ln_f\.bias", block 0') as caught,
+                    conn.transaction(),
+                ):
+                    conn.execute(statement, parameters)
+                assert caught.value.sqlstate == "22000"
+                assert f"checkpoint {damaged} is damaged" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_comparing_files_verifies_what_it_reads(sql, conn, model, server_files, suffix):
+    path = server_files / f"damaged{suffix}"
+    one = save(sql, "m", "", str(path))
+    train(sql, 1)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+    state, message = sqlstate(conn, "SELECT * FROM llm_checkpoint_diff(%s)", one)
+    assert state in ("22000", "22P02")
+    assert "damaged" in message
+    path.unlink()
+
+
+def test_a_difference_of_nan_is_nan(sql, conn, model):
+    one = save(sql, "m")
+    sql(
+        "UPDATE llm_param SET data = overlay(data PLACING '\\x0000c07f' FROM 1) WHERE model = 'm' AND name = 'ln_f.bias'"
+    )
+    found = conn.execute(
+        "SELECT changed, max_abs_diff, l2_norm, relative FROM llm_checkpoint_diff(%s) WHERE name = 'ln_f.bias'", [one]
+    ).fetchone()
+    assert found[0] is True
+    assert [str(number) for number in found[1:]] == ["nan"] * 3

@@ -1,0 +1,86 @@
+"""What control groups leave to this process: the cores and the memory of a container or a service, versions 1 and 2.
+
+The least of the limits of our group and of those around it binds. In a container the path that the kernel tells may be that on
+its host: then the groups that it names are not found, and what is mounted as the root is ours.
+"""
+
+import os
+from collections.abc import Iterator
+from functools import cache
+
+UNLIMITED = 1 << 60  # bytes: version 1 has no word for it, but a number of pages that nobody has
+FILES = ("inactive_file", "active_file")  # of memory.stat: what the kernel takes back before it kills
+
+
+def _folders(controller: str, root: str) -> Iterator[str]:
+    """Folders of the groups around this process that limit `controller`, the outermost first: of both versions."""
+    try:
+        with open(os.path.join(root, "proc/self/cgroup"), encoding="utf-8") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+    except (OSError, ValueError):
+        return
+    for _, controllers, group in (line for line in lines if len(line) == 3):
+        if controllers and controller not in controllers.split(","):
+            continue
+        mounted = ("sys/fs/cgroup", controller) if controllers else ("sys/fs/cgroup",)  # version 2 has all in one tree
+        names = [name for name in group.split("/") if name not in ("", "..")]
+        for depth in range(len(names) + 1):
+            yield os.path.join(root, *mounted, *names[:depth])
+
+
+def _words(folder: str, name: str) -> list[str]:
+    """The words of a file; none where there is no such file, as in the root."""
+    try:
+        with open(os.path.join(folder, name), encoding="ascii") as file:
+            return file.read().split()
+    except (OSError, ValueError):
+        return []
+
+
+def _number(folder: str, *names: str) -> int | None:
+    """The least of the numbers in these files; None where there is none, or the word "max"."""
+    found = [int(word) for name in names for word in _words(folder, name)[:1] if word.isdigit()]
+    return min(found, default=None)
+
+
+@cache
+def cpu_quota(root: str = "/") -> float | None:
+    """Cores' worth of time that we may use; None for no limit. Asked once a session."""
+    quotas = map(_quota, _folders("cpu", root))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota(folder: str) -> float | None:
+    """Version 1 has -1 where there is no limit, version 2 "max"."""
+    words = _words(folder, "cpu.max") or _words(folder, "cpu.cfs_quota_us") + _words(folder, "cpu.cfs_period_us")
+    if len(words) == 2 and all(word.isdigit() for word in words):
+        return int(words[0]) / int(words[1])
+    return None
+
+
+def memory_limit(root: str = "/") -> int | None:
+    """Bytes that all processes of our group may use; None for no limit."""
+    limits = map(_limit, _folders("memory", root))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def memory_left(root: str = "/") -> int | None:
+    """Bytes that our group may still take; None for no limit. What files hold in memory is taken back for others first."""
+    left = []
+    for folder in _folders("memory", root):
+        limit, used = _limit(folder), _number(folder, "memory.current", "memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            left.append(max(0, limit - used + _files(folder)))
+    return min(left, default=None)
+
+
+def _limit(folder: str) -> int | None:
+    limit = _number(folder, "memory.max", "memory.high", "memory.limit_in_bytes")
+    return None if limit is None or limit >= UNLIMITED else limit
+
+
+def _files(folder: str) -> int:
+    """Bytes of files, in the group and those within it, as version 1 counts them under names of their own."""
+    words = _words(folder, "memory.stat")
+    stat = dict(zip(words[::2], words[1::2]))
+    return sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in FILES)

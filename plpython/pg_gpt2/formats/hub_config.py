@@ -1,0 +1,94 @@
+"""The config.json of a Hugging Face model: its sizes, and whether what it describes is a GPT-2. Bytes in, GPT2Config out.
+
+Names are those of transformers' GPT2Config, or the general ones that its attribute_map lets stand for them. The loaders read
+their config.json here, too.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import GPT2Config
+from ..errors import InconsistentData, InvalidParameter, MalformedData
+from .source import load_json, shown
+
+MAX_CONFIG_BYTES = 1 << 20  # those of GPT-2 have 700
+
+# What GPT-2 is, by the names of config.json; the first value is what a missing one means. Another value computes something else.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
+ASSUMED = "activation_function gelu_new, layer_norm_epsilon 1e-5, scaled attention, n_inner 4 * d_model"
+SIZES = {
+    "n_layer": ("n_layer", "num_hidden_layers"),
+    "n_head": ("n_head", "num_attention_heads"),
+    "d_model": ("n_embd", "hidden_size"),
+    "n_positions": ("n_positions", "max_position_embeddings"),
+    "vocab": ("vocab_size",),
+}  # ours -> theirs
+
+
+def read_config(data: bytes, source: str = "config.json") -> GPT2Config:
+    """What a config.json says; 22P02 when it is no such file, 22000 when it is not of a GPT-2. `source` names it in errors."""
+    fields = load_json(data, source)
+    if not isinstance(fields, dict):
+        raise MalformedData(
+            f"{source} is not a JSON object",
+            hint="Give the weights a directory of their own where it is of something else.",
+        )
+    return config_of(fields, source)
+
+
+def config_of(fields: Mapping[str, Any], source: str = "config.json") -> GPT2Config:
+    """The same of the object in it."""
+    for name, accepted in FIXED.items():
+        if fields.get(name, accepted[0]) not in accepted:
+            raise InconsistentData(
+                f"{source} has {name} = {shown(fields[name])}; a GPT-2 has {accepted[0]!r}",
+                hint="pg_gpt2 would compute something else from these weights. It runs GPT-2 as OpenAI published it.",
+            )
+    sizes = {ours: _size(fields, names, source) for ours, names in SIZES.items()}
+    if fields.get("n_inner") not in (None, 4 * sizes["d_model"]):
+        raise InconsistentData(
+            f"{source} has n_inner = {shown(fields['n_inner'])}; a GPT-2 has 4 * n_embd",
+            hint="pg_gpt2 has no other width inside its blocks.",
+        )
+    # Small models keep the library's default of 50256, which is no token of theirs.
+    eos = fields.get("eos_token_id")
+    try:
+        return GPT2Config(**sizes, eos_token_id=eos if type(eos) is int and 0 <= eos < sizes["vocab"] else None)
+    except InvalidParameter as error:
+        raise InconsistentData(f"{source} has sizes that no GPT-2 can have: {error}", hint=error.hint) from error
+
+
+def _size(fields: Mapping[str, Any], names: tuple[str, ...], source: str) -> int:
+    """The size under one of its names; where it has two, they agree."""
+    found = [(name, fields[name]) for name in names if name in fields] or [(names[0], None)]
+    for name, value in found:
+        if type(value) is not int or not 1 <= value < 1 << 31:
+            raise MalformedData(
+                f"{source} has {name} = {shown(value)}, which is not a size",
+                hint="Give the weights a directory of their own where it is of something else.",
+            )
+        if value != found[0][1]:
+            raise InconsistentData(
+                f"{source} has {found[0][0]} = {found[0][1]} and {name} = {value}, which are the same size",
+                hint="Keep the one that the weights have.",
+            )
+    return found[0][1]
+
+
+def fields_of(config: GPT2Config) -> dict[str, Any]:
+    """The object of a config.json from which transformers makes the same model."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **{name: accepted[0] for name, accepted in FIXED.items()},
+        **{names[0]: getattr(config, ours) for ours, names in SIZES.items()},
+        "bos_token_id": config.eos_token_id,
+        "eos_token_id": config.eos_token_id,
+    }
