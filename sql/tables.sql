@@ -184,7 +184,7 @@ COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
 COMMENT ON COLUMN llm_train_log.write_seconds IS 'Seconds that writing weights, moments and tape took after this step, where they were written; the commit itself comes on top.';
 COMMENT ON COLUMN llm_train_log.weights_digest IS 'SHA-256 of the weights after this step, at commit points.';
 COMMENT ON COLUMN llm_train_log.config IS 'What determined a step by hand: parameters of the call. Null in a run, whose steps llm_run.config determines.';
-COMMENT ON COLUMN llm_train_log.lineage IS 'After a step by hand, a digest of which rows of llm_param hold the weights: the next one belongs to the same manual run if they still do, which after a restore from a dump they do not.';
+COMMENT ON COLUMN llm_train_log.lineage IS 'After a step by hand, a digest of what the rows of llm_param hold: the next one belongs to the same manual run if they still hold it, wherever they lie.';
 COMMENT ON COLUMN llm_train_log.at IS 'When the step ended.';
 
 -- The tape: what was computed from what. Its numbers come from logged sequences, so that the rows of an unlogged table, lost

@@ -144,9 +144,7 @@ def _database() -> Iterator[Finding]:
         yield "models", "none", "warn", hint
     for row in models:
         yield _model(row)
-    if db.row("SELECT 1 WHERE has_table_privilege('{schema}.llm_param', 'SELECT')"):
-        for row in models:
-            yield from _shared_file(row["model"])
+        yield from _shared_file(row["model"])
     default = store.model_name(None)
     if not any(row["model"] == default for row in models):
         default = store.only_model() or default

@@ -32,6 +32,7 @@ BETWEEN = {
     "rollback": ["BEGIN", STEP, "ROLLBACK"],
     "rollback to a savepoint": ["BEGIN", STEP, "SAVEPOINT a", STEP, "ROLLBACK TO a", STEP, "COMMIT"],
     "release of a savepoint": ["BEGIN", "SAVEPOINT a", STEP, "RELEASE a", STEP, "COMMIT"],
+    "VACUUM FULL": ["VACUUM FULL llm_param"],
     "an update by hand": ["UPDATE llm_param SET data = v WHERE model = 'm' AND name = 'ln_f.bias'"],
     "an update that is rolled back": ["BEGIN", "UPDATE llm_param SET data = v WHERE model = 'm'", "ROLLBACK"],
     "a load": ["SELECT llm_checkpoint_save('m')", STEP, "SELECT llm_checkpoint_load('m', max(id)) FROM llm_checkpoint"],

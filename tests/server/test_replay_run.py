@@ -315,6 +315,21 @@ def test_a_manual_run_ends_when_something_else_changes_the_weights(sql, conn, re
     assert sql("SELECT count(*) FROM llm_run WHERE model = 'm' AND status = 'manual'") == 1
 
 
+def test_a_manual_run_goes_on_where_its_rows_are_only_moved(sql, conn, replay, model):
+    run = by_hand(sql)
+    sql("VACUUM FULL llm_param")
+    assert by_hand(sql) == run
+    sql("CLUSTER llm_param USING llm_param_pkey")
+    assert by_hand(sql) == run
+    with conn.transaction():  # as pg_repack, or a restore
+        sql("CREATE TEMP TABLE copied AS TABLE llm_param")
+        sql("DELETE FROM llm_param")
+        sql("INSERT INTO llm_param SELECT * FROM copied")
+        sql("DROP TABLE copied")
+    assert by_hand(sql) == run
+    assert replay(run) == (1, 12, None, None, None, None, True, "from llm_init_model; llm_param compared")
+
+
 def test_steps_by_hand_are_replayed_from_a_checkpoint_on_their_way(sql, replay, model):
     by_hand(sql)
     saved = sql("SELECT llm_checkpoint_save('m')")

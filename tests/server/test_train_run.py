@@ -158,7 +158,11 @@ def test_a_call_inside_a_transaction_block_fails_at_once(connect):
     assert "autocommit" in caught.value.diag.message_hint
 
 
-def test_weights_changed_by_somebody_else_end_the_run_and_are_kept(conn, connect):
+@pytest.mark.parametrize(
+    "change",
+    ["data = set_byte(data, 0, 1 + get_byte(data, 0) % 255)", "m = NULL", "v = m", "step = step - 1", "grad = m"],
+)
+def test_weights_changed_by_somebody_else_end_the_run_and_are_kept(conn, connect, change):
     make_model(conn, "touched")
     session = connect()
     errors: list[psycopg.Error] = []
@@ -172,10 +176,44 @@ def test_weights_changed_by_somebody_else_end_the_run_and_are_kept(conn, connect
     thread = threading.Thread(target=call)
     thread.start()
     wait_for_steps(conn, "touched", 4)
-    conn.execute("UPDATE llm_param SET data = data WHERE model = 'touched' AND name = 'ln_f.bias'")
+    conn.execute(f"UPDATE llm_param SET {change} WHERE model = 'touched' AND name = 'ln_f.bias'")
     thread.join()
+    conn.execute("SELECT llm_drop_model('touched')")
     assert [error.sqlstate for error in errors] == ["22000"]
     assert "changed by somebody else" in str(errors[0])
+
+
+MOVED = {
+    "VACUUM FULL": ["VACUUM FULL llm_param"],
+    "CLUSTER": ["CLUSTER llm_param USING llm_param_pkey"],
+    "as pg_repack does": [
+        "BEGIN",
+        "LOCK llm_param",
+        "CREATE TEMP TABLE copied AS TABLE llm_param",
+        "DELETE FROM llm_param",
+        "INSERT INTO llm_param SELECT * FROM copied",
+        "DROP TABLE copied",
+        "COMMIT",
+    ],
+    "an update of nothing": ["UPDATE llm_param SET data = data WHERE model = 'moved' AND name = 'wte'"],
+}
+
+
+@pytest.mark.parametrize("statements", MOVED.values(), ids=MOVED)
+def test_rows_that_are_only_moved_do_not_end_a_run(conn, connect, uninterrupted, statements):
+    make_model(conn, "moved")
+    with contextlib.closing(connect()) as session:
+        thread = threading.Thread(target=session.execute, args=[CALL, ["moved"]])
+        thread.start()
+        while thread.is_alive():
+            for statement in statements:
+                conn.execute(statement)
+        thread.join()
+    weights, log = uninterrupted
+    assert conn.execute(LOG, ["moved"]).fetchall() == log
+    assert one(conn, STATE, "moved") == weights
+    assert one(conn, "SELECT string_agg(status, ' ') FROM llm_run WHERE model = 'moved'") == "finished"
+    conn.execute("SELECT llm_drop_model('moved')")
 
 
 @pytest.mark.parametrize("end", ["finishes", "stops"])

@@ -20,7 +20,6 @@ from . import layout, store, weight_file
 # One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
-ROW_LINEAGE = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin)"
 NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
@@ -117,17 +116,8 @@ def size(model: Model) -> int:
 
 def version_of(model: str) -> str:
     """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
-    return _digest_of(ROW_VERSION, model)
-
-
-def lineage_of(model: str) -> str:
-    """The same for those who ask much later: an update that was rolled back shows in the version, and here it does not."""
-    return _digest_of(ROW_LINEAGE, model)
-
-
-def _digest_of(row_version: str, model: str) -> str:
     row = db.row(
-        f"SELECT md5(string_agg({row_version}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {store.resolved()} AS p",
+        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {store.resolved()} AS p",
         ["text"],
         model,
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from .. import db
-from ..storage import store, weights
+from ..storage import store
 from . import datasets, runs
 from .audit import Auditor
 from .optim import lr_schedule
@@ -57,7 +57,7 @@ def train_step(
     auditor.write()
     seconds = time.perf_counter() - began
     config = asdict(settings) | {"total_steps": total_steps, "attention_chunk": session.trainer.chunk}
-    log.write(seconds, config=config, lineage=weights.lineage_of(session.model))
+    log.write(seconds, config=config, lineage=session.content)
     return result.loss
 
 
@@ -69,7 +69,7 @@ def _manual_run(session: Session, seed: int) -> int:
         " FROM {schema}.llm_run AS r LEFT JOIN LATERAL (SELECT lineage FROM {schema}.llm_train_log"
         " WHERE run_id = r.run_id ORDER BY step DESC LIMIT 1) AS l ON true WHERE r.model = $1 AND r.status = 'manual'",
         ["text", "text", "jsonb"],
-        *(session.model, weights.lineage_of(session.model), json.dumps(found)),
+        *(session.model, session.content, json.dumps(found)),
     )
     if row is None or not row["same"]:
         store.finish_manual_run(session.model)

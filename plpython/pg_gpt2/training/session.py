@@ -4,7 +4,7 @@ What a run does with it, and what is recorded of that, is in `runs`.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..config import GPT2Config
 from ..errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
 from ..ops.dropout import check_p
 from ..storage import store, weights
+from ..storage.checksum import Checksum
 from ..tensor import FLOAT32, to_bytes
 from . import datasets
 from .optim import check_adamw
@@ -124,6 +125,9 @@ class Learner:
         return found.hexdigest()
 
 
+Place = tuple[str, str, int]  # model, name and token_id of a row of llm_param
+
+
 @dataclass
 class State:
     """Weights and optimizer state of a model at one version, and which rows of llm_param they are."""
@@ -137,7 +141,8 @@ class State:
     steps: dict[str, int]
     tied: dict[str, str]
     blocks: list[tuple[str, int, int]]  # name, first row, number of rows
-    rows: dict[tuple[str, int], tuple[str, str, int]]  # a shared block is another model's
+    rows: dict[tuple[str, int], Place]  # a shared block is another model's
+    sums: dict[Place, bytes]  # checksum of each row as it was read, or written last
 
     @property
     def nbytes(self) -> int:
@@ -152,13 +157,9 @@ def read_state(model: str, config: GPT2Config, version: str) -> State:
     v: weights.Params = {}
     steps: dict[str, int] = {}
     blocks: list[tuple[str, int, int]] = []
-    places: dict[tuple[str, int], tuple[str, str, int]] = {}
-    for row in db.cursor(
-        "SELECT name, token_id, shape, data, m, v, step, source_model, source_name, source_token_id"
-        f" FROM {store.resolved()} AS p ORDER BY name, token_id",
-        ["text"],
-        model,
-    ):
+    places: dict[tuple[str, int], Place] = {}
+    sums: dict[Place, bytes] = {}
+    for place, row in _rows(model):
         name, first, rows = row["name"], row["token_id"], row["shape"][0]
         assembly.add(name, first, row["shape"], row["data"])
         for moments, data in ((m, row["m"]), (v, row["v"])):
@@ -174,10 +175,35 @@ def read_state(model: str, config: GPT2Config, version: str) -> State:
                 moments[name][first : first + rows] = np.frombuffer(data, FLOAT32).reshape(row["shape"])
         steps[name] = max(row["step"], steps.get(name, 0))
         blocks.append((name, first, rows))
-        places[name, first] = row["source_model"], row["source_name"], row["source_token_id"]
-        host.check_interrupts()
+        places[name, first] = place
+        sums[place] = _checksum_of(row)
     tied, blocks = _tied(model, blocks, places)
-    return State(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places)
+    return State(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places, sums)
+
+
+def _rows(model: str) -> Iterator[tuple[Place, db.Row]]:
+    """Each block of `model`, with the row that it is in."""
+    for row in db.cursor(
+        "SELECT name, token_id, shape, data, m, v, step, grad IS NULL AS no_grad, source_model, source_name, source_token_id"
+        f" FROM {store.resolved()} AS p ORDER BY name, token_id",
+        ["text"],
+        model,
+    ):
+        yield (row["source_model"], row["source_name"], row["source_token_id"]), row
+        host.check_interrupts()
+
+
+def _checksum_of(row: db.Row) -> bytes:
+    return _checksum(row["step"], row["no_grad"], row["data"], row["m"], row["v"])
+
+
+def _checksum(step: int, no_grad: bool, *tensors: bytes | None) -> bytes:
+    """Of what a row holds, wherever it lies. Sizes are with it, so that data, m and v are told apart."""
+    found = Checksum()
+    found.update(repr((step, no_grad, [tensor and len(tensor) for tensor in tensors])).encode())
+    for tensor in tensors:
+        found.update(tensor or b"")
+    return found.digest()
 
 
 def _tied(model: str, blocks: list, places: dict) -> tuple[dict[str, str], list]:
@@ -223,6 +249,11 @@ class Session(Learner):
         """That of the rows which were read, or written last."""
         return self._state.version
 
+    @property
+    def content(self) -> str:
+        """Digest of what those rows hold, which stays the same where they are moved or restored."""
+        return hashlib.md5(repr(sorted(self._state.sums.items())).encode()).hexdigest()
+
     def keep(self) -> None:
         """Leave the state to the next training of the model in this session, which finds it while the rows are of its version.
 
@@ -236,9 +267,10 @@ class Session(Learner):
     def write(self) -> None:
         """Weights, moments and steps of what has changed, into the rows they came from, which nobody else may have changed."""
         state, trainer = self._state, self.trainer
-        sources = sorted({source for source, _, _ in state.rows.values()})
-        db.run("SELECT 1 FROM {schema}.llm_param WHERE model = ANY ($1) FOR UPDATE", ["text[]"], sources)
-        if weights.version_of(self.model) != state.version:  # by a snapshot after the rows are ours
+        self._lock_rows()
+        if (
+            weights.version_of(self.model) != state.version and not self._only_moved()
+        ):  # by a snapshot after the rows are ours
             raise self._changed()
         batch: list[Block] = []
         held = 0
@@ -252,7 +284,9 @@ class Session(Learner):
                     hint="Use a smaller lr_max, a longer warmup or a smaller grad_clip.",
                 )
             data, m, v = (to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v))
-            batch.append((*state.rows[name, first], trainer.steps[name], data, m, v))
+            place = state.rows[name, first]
+            batch.append((*place, trainer.steps[name], data, m, v))
+            state.sums[place] = _checksum(trainer.steps[name], True, data, m, v)
             held += 3 * len(data)
             if held >= store.FLUSH_BYTES or len(batch) == SLOTS:
                 self._update(batch)
@@ -262,6 +296,15 @@ class Session(Learner):
             self._update(batch)
         self._written = dict(trainer.steps)
         state.version = weights.version_of(self.model)
+
+    def _lock_rows(self) -> None:
+        sources = sorted({source for source, _, _ in self._state.rows.values()})
+        db.run("SELECT 1 FROM {schema}.llm_param WHERE model = ANY ($1) FOR UPDATE", ["text[]"], sources)
+
+    def _only_moved(self) -> bool:
+        """Whether rows of another version hold what these did: after VACUUM FULL, CLUSTER, or what deletes and inserts them."""
+        self._lock_rows()  # those that were inserted while the others were waited for
+        return {place: _checksum_of(row) for place, row in _rows(self.model)} == self._state.sums
 
     def _update(self, batch: list[Block]) -> None:
         models, names, firsts, steps, *tensors = map(list, zip(*batch))
