@@ -84,10 +84,13 @@ def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -
     """integer[] is the type of a matrix, too, which arrives as a list of lists."""
     for place, value in enumerate(args):
         if type(value) is list and value and type(value[0]) is list:
-            raise InvalidParameter(
-                f"{inspect.unwrap(function).__code__.co_varnames[place]} must be an array of one dimension",
-                hint="ARRAY(SELECT unnest(a)) makes one of all its elements.",
-            )
+            raise _not_one_dimension(inspect.unwrap(function).__code__.co_varnames[place])
+
+
+def _not_one_dimension(name: str) -> InvalidParameter:
+    return InvalidParameter(
+        f"{name} must be an array of one dimension", hint="ARRAY(SELECT unnest(a)) makes one of all its elements."
+    )
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
@@ -308,10 +311,7 @@ def sent_ids(sent: bytes, name: str = "ids") -> list[int | None]:
     words = np.frombuffer(sent[: len(sent) // 4 * 4], ">i4")
     if len(words) > 2 and words[2] == INT4:
         if words[0] > 1:
-            raise InvalidParameter(
-                f"{name} must be an array of one dimension",
-                hint="ARRAY(SELECT unnest(a)) makes one of all its elements.",
-            )
+            raise _not_one_dimension(name)
         found = _elements(words[5:])
         if len(found) == (words[3] if words[0] else 0) and len(sent) == words.nbytes:
             return found
