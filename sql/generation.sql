@@ -58,6 +58,32 @@ COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
     'Continue a prompt as llm_generate does, one row a token, with everything so far in text. Rows arrive as they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; finish_reason is stop or length on the last row.';
 
+-- PL/Python makes an object of each element of an array before our code runs, and nothing interrupts it. So token ids go in the
+-- binary form of the array, and of an array with more than limits.MOST_IDS nothing goes at all.
+CREATE FUNCTION llm_generate_tokens_sent(
+    sent bytea,
+    max_tokens integer,
+    temperature double precision,
+    topk integer,
+    topp double precision,
+    model_name text,
+    eos_token integer,
+    seed bigint,
+    stop text[],
+    repetition_penalty double precision,
+    min_p double precision
+)
+RETURNS integer[]
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].generation.generate_tokens(globals())
+$$;
+COMMENT ON FUNCTION llm_generate_tokens_sent(
+    bytea, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
+    'What llm_generate_tokens calls, with array_send(ids). An empty one stands for an array that is too long.';
+
 CREATE FUNCTION llm_generate_tokens(
     ids integer[],
     max_tokens integer DEFAULT 64,
@@ -72,12 +98,10 @@ CREATE FUNCTION llm_generate_tokens(
     min_p double precision DEFAULT 0
 )
 RETURNS integer[]
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].generation.generate_tokens(globals())
-$$;
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_generate_tokens_sent(
+    CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END,
+    max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p);
 COMMENT ON FUNCTION llm_generate_tokens(
     integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
     'Continue token ids: the new ids only, the end-of-text token included where it ended generation. Works without a vocabulary, unless stop strings are given.';
@@ -107,6 +131,26 @@ COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, the one that llm_generate gives with seed + n - 1.';
 
+CREATE FUNCTION llm_beam_search_sent(
+    prompt text,
+    beam_width integer,
+    max_tokens integer,
+    length_penalty double precision,
+    early_stopping boolean,
+    eos_token integer,
+    model_name text,
+    sent bytea
+)
+RETURNS TABLE (rank integer, score double precision, text text, token_ids integer[])
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].generation.beam_search(globals())
+$$;
+COMMENT ON FUNCTION llm_beam_search_sent(text, integer, integer, double precision, boolean, integer, text, bytea) IS
+    'What llm_beam_search calls, with array_send(prompt_ids). An empty one stands for an array that is too long.';
+
 CREATE FUNCTION llm_beam_search(
     prompt text DEFAULT NULL,
     beam_width integer DEFAULT 4,
@@ -118,11 +162,12 @@ CREATE FUNCTION llm_beam_search(
     prompt_ids integer[] DEFAULT NULL
 )
 RETURNS TABLE (rank integer, score double precision, text text, token_ids integer[])
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+LANGUAGE sql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].generation.beam_search(globals())
+SELECT * FROM @extschema@.llm_beam_search_sent(
+    prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name,
+    CASE WHEN cardinality(prompt_ids) > 1048576 THEN '' ELSE array_send(prompt_ids) END)
 $$;
 COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
@@ -143,6 +188,24 @@ $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
 
+CREATE FUNCTION llm_logits_sent(
+    sent bytea,
+    model_name text,
+    n_layer integer,
+    n_head integer,
+    d_model integer,
+    vocab_size integer
+)
+RETURNS bytea
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].generation.logits(globals())
+$$;
+COMMENT ON FUNCTION llm_logits_sent(bytea, text, integer, integer, integer, integer) IS
+    'What llm_logits calls, with array_send(token_ids). An empty one stands for an array that is too long.';
+
 CREATE FUNCTION llm_logits(
     token_ids integer[],
     model_name text DEFAULT NULL,
@@ -152,11 +215,9 @@ CREATE FUNCTION llm_logits(
     vocab_size integer DEFAULT NULL
 )
 RETURNS bytea
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].generation.logits(globals())
-$$;
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_logits_sent(
+    CASE WHEN cardinality(token_ids) > 1048576 THEN '' ELSE array_send(token_ids) END,
+    model_name, n_layer, n_head, d_model, vocab_size);
 COMMENT ON FUNCTION llm_logits(integer[], text, integer, integer, integer, integer) IS
     'Logits of every position, a float32 tensor (number of ids, vocab); recorded while recording is on (llm_autograd_mode). The shape parameters are checks: null, or what the model has.';

@@ -147,7 +147,7 @@ def _database() -> Iterator[Finding]:
         yield from _shared_file(row["model"])
     default = store.model_name(None)
     if not any(row["model"] == default for row in models):
-        default = store.only_model() or default
+        default = store.only_model(tell=False) or default
     hint = "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
     yield _check("pg_gpt2.model", default, any(row["model"] == default for row in models), hint)
 

@@ -50,9 +50,10 @@ SELECT is(llm_token_count(t, 't'), cardinality(llm_encode(t, 't')), 'as many as 
 SELECT is(llm_decode(llm_encode(t, 't'), 't'), t, 'decoding gives back: ' || to_json(t)) FROM (VALUES ('lower'), ('日本 naïve 🙂'), (E'  \n\t x'), (E'don''t 1234 <|endoftext|>'), (U&'\FFFD\0085\00A0')) AS v (t);
 SELECT throws_ok($$SELECT llm_encode('x', 'nope')$$, '55000', NULL, 'no vocabulary');
 SELECT throws_ok($$SELECT llm_encode('x', '')$$, '55000', NULL, 'an empty name is not the default');
-SELECT throws_matching($$SELECT llm_encode('x')$$, 'gpt2-small', 'model null is gpt2-small');
+SET LOCAL pg_gpt2.model = 'gpt2-small';
+SELECT throws_matching($$SELECT llm_encode('x')$$, 'gpt2-small', 'model null is what pg_gpt2.model says');
 SET LOCAL pg_gpt2.model = 't';
-SELECT is(llm_encode('lower'), llm_encode('lower', 't'), 'or the setting pg_gpt2.model');
+SELECT is(llm_encode('lower'), llm_encode('lower', 't'), 'also that one');
 SELECT is(llm_decode('{64}'), 'a', 'for decoding, too');
 RESET pg_gpt2.model;
 

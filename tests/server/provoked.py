@@ -221,6 +221,10 @@ STATEMENTS = [
     "SELECT llm_generate('low', stop => ARRAY[repeat('z', 100000)], model_name => 't')",
     "SELECT llm_generate_tokens('{}', model_name => 't')",
     "SELECT llm_generate_tokens('{1,77}', model_name => 'bare')",
+    "SELECT llm_generate_tokens(array_fill(1, '{1048577}'), model_name => 'bare')",
+    "SELECT llm_logits('{{1},{2}}', 'bare')",
+    "SELECT llm_generate('low', stop => '{{a},{b}}', model_name => 't')",
+    "SELECT llm_logits_sent('\\x00', 'bare', NULL, NULL, NULL, NULL)",
     "UPDATE llm_model_config SET eos_token_id = NULL; DELETE FROM llm_bpe_vocab WHERE token = '<|endoftext|>';"
     " SELECT llm_perplexity('low', 't', from_start => true)",
     "SELECT llm_generate('low', model_name => 'bare')",

@@ -173,9 +173,10 @@ def beam_search(
     early_stopping: bool,
     eos_token: int | None,
     model_name: str | None,
-    prompt_ids: list[int] | None,
+    sent: bytes | None,
 ) -> list[tuple[int, float, str | None, list[int]]]:
     """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
+    prompt_ids: list[Any] | None = None if sent is None else db.sent_ids(sent, "prompt_ids")
     if prompt is None and prompt_ids is None:
         return []
     if prompt is not None and prompt_ids is not None:
@@ -245,7 +246,7 @@ def _options(
 
 @entry
 def generate_tokens(
-    ids: list[int] | None,
+    sent: bytes | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -257,9 +258,10 @@ def generate_tokens(
     repetition_penalty: float,
     min_p: float,
 ) -> list[int] | None:
-    """New ids after `ids`."""
-    if ids is None:
+    """New ids after those in `sent`, the binary form of an array."""
+    if sent is None:
         return None
+    ids: list[Any] = db.sent_ids(sent)
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     stops = Stops(stop)
     model = weights.load(model_name)
@@ -303,7 +305,7 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
 
 @entry
 def logits(
-    token_ids: list[int] | None,
+    sent: bytes | None,
     model_name: str | None,
     n_layer: int | None,
     n_head: int | None,
@@ -311,8 +313,9 @@ def logits(
     vocab_size: int | None,
 ) -> bytes | None:
     """Logits [T, vocab] of all positions, as bytes."""
-    if token_ids is None:
+    if sent is None:
         return None
+    token_ids: list[Any] = db.sent_ids(sent, "token_ids")
     if not token_ids:
         raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
     model = weights.load(model_name)

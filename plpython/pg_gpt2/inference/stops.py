@@ -59,6 +59,7 @@ class Stops:
         """Fill in `_shorter`, short ends first."""
         states = list(self._next[0].values())
         for state in states:
+            host.check_interrupts()
             for character, following in self._next[state].items():
                 shorter = self.step(self._shorter[state], character)
                 self._shorter[following] = shorter

@@ -43,16 +43,16 @@ def model_name(model: str | None) -> str:
     return model if model is not None else db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
 
 
-def only_model() -> str | None:
+def only_model(tell: bool = True) -> str | None:
     """The model that is meant where the caller names none, no setting does, and gpt2-small is nothing but a preset: the only
-    one that has weights, where there is one. The session is told once."""
+    one that has weights, where there is one. The session is told once, unless `tell` is false."""
     if db.setting("model") is not None:
         return None
     row = db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], DEFAULT_MODEL)
     names = _weighted(2)
     if row is not None or len(names) != 1 or names[0] == DEFAULT_MODEL:
         return None
-    if names[0] not in _told:
+    if tell and names[0] not in _told:
         _told.add(names[0])
         db.notice(f'no model is named: "{names[0]}" is meant, the only one that has weights (see pg_gpt2.model)')
     return names[0]
