@@ -84,11 +84,13 @@ def test_every_kernel_is_here(conn):
 
 @pytest.mark.parametrize("what", LARGE.values(), ids=LARGE)
 def test_a_kernel_ends_soon_after_its_timeout(connect, what):
-    conn = warm(connect(options=f"-c statement_timeout={int(1000 * TIMEOUT)}"))
+    conn = warm(connect())
+    conn.execute(f"SET statement_timeout = {int(1000 * TIMEOUT)}")
     began = time.monotonic()
     with contextlib.suppress(psycopg.errors.QueryCanceled):
         call(conn, what)
     assert time.monotonic() - began < TIMEOUT + SOON
+    conn.execute("RESET statement_timeout")
     warm(conn)
 
 
