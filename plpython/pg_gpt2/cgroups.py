@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 
 UNLIMITED = 1 << 60  # bytes: version 1 has no word for it, but a number of pages that nobody has
+LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
 FILES = ("inactive_file", "active_file")  # of memory.stat: what the kernel takes back before it kills
 
 
@@ -60,23 +61,30 @@ def _quota(folder: str) -> float | None:
 
 def memory_limit(root: str = "/") -> int | None:
     """Bytes that all processes of our group may use; None for no limit."""
-    limits = map(_limit, _folders("memory", root))
-    return min((limit for limit in limits if limit is not None), default=None)
+    return min((limit for _, limit in _limits(root)), default=None)
 
 
 def memory_left(root: str = "/") -> int | None:
     """Bytes that our group may still take; None for no limit. What files hold in memory is taken back for others first."""
     left = []
-    for folder in _folders("memory", root):
-        limit, used = _limit(folder), _number(folder, "memory.current", "memory.usage_in_bytes")
-        if limit is not None and used is not None:
-            left.append(max(0, limit - used + _files(folder)))
+    for folder, limit in _limits(root):
+        used = _number(folder, "memory.current", "memory.usage_in_bytes") or 0
+        left.append(max(0, limit - used + _files(folder)))
     return min(left, default=None)
 
 
-def _limit(folder: str) -> int | None:
-    limit = _number(folder, "memory.max", "memory.high", "memory.limit_in_bytes")
-    return None if limit is None or limit >= UNLIMITED else limit
+def _limits(root: str) -> Iterator[tuple[str, int]]:
+    """(folder, bytes) of each group that has a limit."""
+    for folder, names in _limit_files(root):
+        limit = _number(folder, *names)
+        if limit is not None and limit < UNLIMITED:
+            yield folder, limit
+
+
+@cache
+def _limit_files(root: str) -> list[tuple[str, list[str]]]:
+    """Folders of our groups, and the files of each that say its limit; looked for once a session."""
+    return [(folder, [name for name in LIMITS if _words(folder, name)]) for folder in _folders("memory", root)]
 
 
 def _files(folder: str) -> int:

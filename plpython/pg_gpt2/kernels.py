@@ -23,7 +23,7 @@ from .tensor import FLOAT32, from_bytes, to_bytes
 from .training import optim
 
 MAX_BYTES = (1 << 30) - (1 << 16)  # of a bytea
-ASKED = 4 << 20  # bytes: for fewer nobody is asked, which would take longer than the work
+ASKED = 12 << 20  # bytes: for fewer nobody is asked, which would take a good part of the time of the work
 SENT = np.dtype([("length", ">i4"), ("value", ">f8")])  # an element of an array as array_send has it
 FLOAT8 = 701  # the type's number in there
 
