@@ -273,6 +273,7 @@ STATEMENTS = [
     "SET pg_gpt2.max_memory = 'lots'; SELECT llm_train('bare', 1)",
     "SET pg_gpt2.audit_keep = '-1'; SELECT llm_train('bare', 1)",
     "SET pg_gpt2.autograd = 'maybe'; SELECT llm_loss('bare', '{1}', '{2}')",
+    "SET pg_gpt2.tape = 'mine'; SELECT llm_tape_id()",
     # Weights in and out
     *(f"SELECT pg_llm_import_npz('{{folder}}/{name}.npz', 'e')" for name in NPZ),
     *(f"SELECT pg_llm_import_safetensors('{{folder}}/{name}.safetensors', 'e')" for name in SAFETENSORS),

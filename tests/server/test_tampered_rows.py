@@ -2,6 +2,7 @@
 
 import psycopg
 import pytest
+from psycopg import conninfo
 
 TAPE = [
     *("inputs = '{}'", "inputs = '{999999999}'", "inputs = '{NULL}'", "inputs = '{{1},{2}}'", "output = 999999999"),
@@ -49,6 +50,12 @@ CHECKPOINT = [
         for manifest in ("{}", "[[1]]", '[[1, 2, 3, 4, "zz", 5, 6]]', "7")
     ),
 ]
+
+
+@pytest.fixture(scope="module")
+def dsn(dsn: str) -> str:
+    """Sessions whose tapes last: these tests use handles in statements of their own."""
+    return conninfo.make_conninfo(dsn, options="-c pg_gpt2.tape=session")
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
 """Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `replay`.
 
-A session has one tape, with a number that no other session ever has; its functions touch the rows of that number only.
+A transaction has one tape, with a number that no other ever has; functions touch the rows of that number only. With
+pg_gpt2.tape = session, it is the session that has it: a pooler gives one session to many clients, so that must be asked for.
 Tapes of audited training steps have numbers of their own.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,23 +13,54 @@ from typing import Any
 import numpy as np
 
 from .. import db, host, resources
-from ..errors import InconsistentData, PgGpt2Error, UndefinedObject, WrongState
+from ..errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
 from ..storage.store import joined
 from ..tensor import FLOAT32, to_bytes
 from . import attributes
 from .replay import Application, Tensor
 
 FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
-_session_tape = (0, 0)  # oid of the sequence, which DROP EXTENSION may have made anew, and the number drawn from it
+OWNERS = ("transaction", "session")
+OWN_HANDLES = (
+    "Handles live as long as their transaction: work between BEGIN and COMMIT. Or SET pg_gpt2.tape = 'session' before, but not"
+    " behind a pooler in transaction mode (pgbouncer and others), where the next statement may be another session's."
+)
 
 
-def session_tape() -> int:
-    """The number of this session's tape; drawn when it first needs one, and kept."""
-    global _session_tape
-    sequence = (db.row("SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid::bigint AS oid") or {})["oid"]
-    if _session_tape[0] != sequence:
-        _session_tape = (sequence, new_tape())
-    return _session_tape[1]
+def own_tape() -> int:
+    """The number of the tape of this transaction or session; drawn when it is first needed.
+
+    A setting keeps it, beside the sequence that it was drawn from, which DROP EXTENSION may have made anew. So it ends with what
+    it belongs to, with a rollback of what drew it, and with DISCARD ALL, which the interpreter's memory would outlive.
+    """
+    kept = db.row(
+        "SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid::text AS sequence, current_setting('pg_gpt2.tape', true) AS owner,"
+        " current_setting('pg_gpt2.transaction_tape', true) AS transaction,"
+        " current_setting('pg_gpt2.session_tape', true) AS session"
+    )
+    settings: db.Row = kept or {}
+    owner, sequence = _checked_owner(settings["owner"]), settings["sequence"]
+    if found := re.fullmatch(rf"{sequence}/([0-9]{{1,18}})", settings[owner] or ""):
+        return int(found[1])
+    number = new_tape()
+    db.run(
+        "SELECT set_config($1, $2, $3)",
+        ["text", "text", "bool"],
+        *(f"pg_gpt2.{owner}_tape", f"{sequence}/{number}", owner == "transaction"),
+    )
+    return number
+
+
+def tape_owner() -> str:
+    """transaction or session: what handles, and the mode set by llm_autograd_mode, belong to (pg_gpt2.tape)."""
+    return _checked_owner(db.setting("tape"))
+
+
+def _checked_owner(text: str | None) -> str:
+    owner = (text or OWNERS[0]).strip().lower()
+    if owner not in OWNERS:
+        raise InvalidParameter(f"pg_gpt2.tape must be transaction or session, not '{text}'", hint="RESET pg_gpt2.tape;")
+    return owner
 
 
 def new_tape() -> int:
@@ -185,11 +218,11 @@ def checked_values(handle: int, content: bytes, shape: Sequence[int]) -> np.ndar
 
 
 def value(handle: int) -> tuple[Tensor, np.ndarray]:
-    """One value of this session; 42704 when it has no such handle, 55000 when the data was not kept."""
+    """One value of the own tape; 42704 when it has no such handle, 55000 when the data was not kept."""
     row = db.row(
         "SELECT shape, requires_grad, data FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
         ["int8", "int8"],
-        session_tape(),
+        own_tape(),
         handle,
     )
     if row is None:
@@ -201,11 +234,8 @@ def value(handle: int) -> tuple[Tensor, np.ndarray]:
 
 
 def unknown(handle: int) -> UndefinedObject:
-    """The error for a handle that this session does not have."""
-    return UndefinedObject(
-        f"handle {handle} does not exist in this session",
-        hint="llm_variable and llm_op make handles; they belong to the session and end with llm_prune_autograd_state.",
-    )
+    """The error for a handle that is not on the own tape."""
+    return UndefinedObject(f"handle {handle} does not exist in this {tape_owner()}", hint=OWN_HANDLES)
 
 
 # --- changing -------------------------------------------------------------------------------------------------------
