@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .errors import InvalidParameter
+from .limits import MOST_DIMENSIONS
 
 FLOAT32 = np.dtype("<f4")
 
@@ -35,8 +36,13 @@ def to_bytes(values: np.ndarray) -> bytes:
 
 
 def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
-    """22023 unless every dimension is a positive integer."""
-    if any(dim is None or dim <= 0 for dim in shape):
+    """22023 unless there are MOST_DIMENSIONS or fewer, each a positive integer. Their product may take long with more."""
+    if len(shape) > MOST_DIMENSIONS:
+        raise InvalidParameter(
+            f"{name} has {len(shape)} dimensions; {MOST_DIMENSIONS} are the most",
+            hint="Put dimensions together: their order in memory stays the same.",
+        )
+    if any(type(dim) is not int or dim <= 0 for dim in shape):
         raise InvalidParameter(
             f"{name} has shape {list(shape)}; every dimension must be positive",
             hint="Example: ARRAY[2, 3] for two rows of three.",

@@ -397,6 +397,8 @@ STATEMENTS = [
     "SELECT llm_variable('\\x00', '{1}', true)",
     "SELECT llm_variable(pg_llm_tensor('{1,2}'), '{0}', true)",
     "SELECT llm_variable(pg_llm_tensor('{1,2}'), '{3}', true)",
+    "SELECT llm_variable('\\x00000000', array_fill(1, '{17}'), true)",
+    op("embedding", [(2, 2)], f'{{"ids": {"[" * 60}0{"]" * 60}}}'),
     f"SELECT pg_llm_autograd_map_param('bare', 'nosuch', 0, {ONES})",
     "SELECT pg_llm_autograd_map_param('bare', 'ln_f.bias', 0, pg_llm_tensor('{1,1,1,1}'), '{4}')",
     "SET pg_gpt2.autograd = on; SELECT pg_llm_autograd_map_param('bare', 'ln_f.bias', 0,"

@@ -24,7 +24,7 @@ from ..inference.prompts import draw_seed
 from ..kernels import MAX_BYTES
 from ..ops import lookup
 from ..storage import store, weights
-from ..tensor import from_bytes, to_bytes
+from ..tensor import check_shape, from_bytes, to_bytes
 
 # --- the mode -------------------------------------------------------------------------------------------------------
 
@@ -217,7 +217,8 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
             hint="SELECT name, token_id FROM llm_param WHERE model = ... lists them.",
         )
     array = from_bytes(tensor, shape or row["shape"], name="tensor")
-    if array.size != np.prod(row["shape"]):
+    check_shape(row["shape"], name=f'parameter "{name}"')
+    if array.size != prod(row["shape"]):
         raise InvalidParameter(
             f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}',
             hint="Leave shape out to take the parameter's.",

@@ -18,7 +18,7 @@ from ..ops import lookup
 from ..ops.elementwise import contiguous
 from ..storage import store, weights
 from ..tape import Eager, Handle, Runner
-from ..tensor import to_bytes
+from ..tensor import check_shape, to_bytes
 from .tape_rows import Writer, checked_values, own_tape
 
 
@@ -57,6 +57,7 @@ class Recorder:
             raise InvalidParameter(
                 f"{name}: the result of shape {list(data.shape)} has no values", hint="Give at least one id."
             )
+        check_shape(data.shape, name=f"{name}: the result")
         found = self.leaf(data, any(value.requires_grad for value in inputs))
         self.writer.op(name, [value.id for value in inputs], found.id, attrs)
         return found
@@ -189,7 +190,8 @@ def _mapped_layer(matrices: dict[str, Recorded]) -> dict[str, Recorded]:
     rows = db.query(
         "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_map AS m"
         " JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = m.tape_id"
-        " WHERE m.tape_id = $1 AND m.model = $2 AND starts_with(m.name, $3) AND cardinality(t.shape) = 1",
+        " WHERE m.tape_id = $1 AND m.model = $2 AND starts_with(m.name, $3) AND cardinality(t.shape) = 1"
+        " AND t.data IS NOT NULL",
         ["int8", "text", "text"],
         *(own_tape(), row["model"], row["prefix"]),
     )

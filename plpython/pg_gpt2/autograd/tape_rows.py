@@ -14,12 +14,15 @@ import numpy as np
 
 from .. import db, host, resources
 from ..errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ..limits import MOST_DIMENSIONS
 from ..storage.store import joined
 from ..tensor import FLOAT32, to_bytes
 from . import attributes
 from .replay import Application, Tensor
 
 FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
+BATCH = 10_000  # rows that are read, or written, between two looks for an interrupt
+OP_BYTES = 8192  # of memory that an op of a tape and its values take, beside their data
 OWNERS = ("transaction", "session")
 OWN_HANDLES = (
     "Handles live as long as their transaction: work between BEGIN and COMMIT. Or SET pg_gpt2.tape = 'session' before, but not"
@@ -139,12 +142,26 @@ def _array(numbers: Iterable[int]) -> str:
 
 def applications(tape_id: int) -> list[Application]:
     """The ops of a tape in the order of their recording."""
-    rows = db.query(
+    _require_room(tape_id)
+    rows = db.batches(
         "SELECT id, name, inputs, output, extra::text AS extra FROM {schema}.llm_tape WHERE tape_id = $1 ORDER BY id",
         ["int8"],
         tape_id,
     )
     return [_application(row) for row in rows]
+
+
+def _require_room(tape_id: int) -> None:
+    """53200 before a large tape is read, with its ops, values and what runs over them."""
+    size = db.row(
+        "SELECT count(*) AS ops, coalesce(sum(pg_column_size(t)), 0)::bigint AS bytes FROM {schema}.llm_tape AS t"
+        " WHERE tape_id = $1",
+        ["int8"],
+        tape_id,
+    )
+    ops, held = (size or {})["ops"], (size or {})["bytes"]
+    if ops >= BATCH:
+        resources.require_memory(OP_BYTES * ops + 10 * held, f"tape {tape_id} of {ops} ops")
 
 
 def _application(row: db.Row) -> Application:
@@ -164,16 +181,16 @@ def _application(row: db.Row) -> Application:
 
 def tensors(tape_id: int) -> dict[int, Tensor]:
     """The values of a tape, without their bytes."""
-    rows = db.cursor(
+    rows = db.batches(
         "SELECT id, shape, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1", ["int8"], tape_id
     )
     return {row["id"]: Tensor(row["id"], _shape(row["id"], row["shape"]), row["requires_grad"]) for row in rows}
 
 
-def _shape(handle: int, shape: list) -> tuple[int, ...]:
-    if not all(type(n) is int for n in shape):
+def _shape(handle: int, shape: Sequence) -> tuple[int, ...]:
+    if len(shape) > MOST_DIMENSIONS or not all(type(n) is int and n > 0 for n in shape):
         raise InconsistentData(
-            f"handle {handle} has a shape of more than one dimension, or with a null: {shape}",
+            f"handle {handle} has a shape that none of our tensors has: {str(shape)[:60]}",
             hint="Its row of llm_tensor_rt was changed by hand; record again.",
         )
     return tuple(shape)
@@ -182,34 +199,39 @@ def _shape(handle: int, shape: list) -> tuple[int, ...]:
 def data(tape_id: int, handles: Iterable[int], column: str = "data") -> dict[int, np.ndarray]:
     """Data (or grad) of those handles that have it."""
     wanted = list(handles)
-    size = db.row(
-        f"SELECT sum(octet_length({column})) AS bytes FROM {{schema}}.llm_tensor_rt WHERE tape_id = $1 AND id = ANY ($2)",
-        ["int8", "int8[]"],
-        tape_id,
-        wanted,
-    )
-    resources.require_memory(2 * ((size or {})["bytes"] or 0), f"reading tape {tape_id}")
-    rows = db.cursor(
-        f"SELECT id, shape, {column} AS bytes FROM {{schema}}.llm_tensor_rt"
-        f" WHERE tape_id = $1 AND id = ANY ($2) AND {column} IS NOT NULL",
-        ["int8", "int8[]"],
-        tape_id,
-        wanted,
-    )
-    found = {}
-    for row in rows:
-        found[row["id"]] = checked_values(row["id"], row["bytes"], _shape(row["id"], row["shape"]))
+    turns = [wanted[i : i + BATCH] for i in range(0, len(wanted), BATCH)]
+    total = 0
+    for turn in turns:
+        size = db.row(
+            f"SELECT sum(octet_length({column})) AS bytes FROM {{schema}}.llm_tensor_rt WHERE tape_id = $1 AND id = ANY ($2)",
+            ["int8", "int8[]"],
+            *(tape_id, turn),
+        )
+        total += (size or {})["bytes"] or 0
         host.check_interrupts()
+    resources.require_memory(2 * total, f"reading tape {tape_id}")
+    found = {}
+    for turn in turns:
+        rows = db.cursor(
+            f"SELECT id, shape, {column} AS bytes FROM {{schema}}.llm_tensor_rt"
+            f" WHERE tape_id = $1 AND id = ANY ($2) AND {column} IS NOT NULL",
+            ["int8", "int8[]"],
+            *(tape_id, turn),
+        )
+        for row in rows:
+            found[row["id"]] = checked_values(row["id"], row["bytes"], row["shape"])
+            host.check_interrupts()
     return found
 
 
 def checked_values(handle: int, content: bytes, shape: Sequence[int]) -> np.ndarray:
     """The array; 22000 naming the handle when bytes and shape do not belong together."""
     array = np.frombuffer(content[: len(content) // 4 * 4], FLOAT32)
+    checked = _shape(handle, shape)
     try:
         if len(content) % 4:
             raise ValueError
-        return array.reshape(tuple(shape))
+        return array.reshape(checked)
     except ValueError:
         raise InconsistentData(
             f"handle {handle} has {len(content)} bytes, which are not float32 values of shape {list(shape)}",
@@ -249,7 +271,7 @@ def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
     for handle, grad in grads:
         batch.append((handle, to_bytes(grad)))
         held += len(batch[-1][1])
-        if held >= FLUSH_BYTES:
+        if held >= FLUSH_BYTES or len(batch) >= BATCH:
             update_grads(tape_id, batch)
             batch, held = [], 0
     update_grads(tape_id, batch)
