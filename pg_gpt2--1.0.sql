@@ -45,7 +45,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.importer'], importer)
-    GD['pg_gpt2 7916f5a35eb7 @extschema@'] = importer['load'](sources, 'pg_gpt2 7916f5a35eb7 @extschema@', '@extschema@')
+    GD['pg_gpt2 ece873964e4e @extschema@'] = importer['load'](sources, 'pg_gpt2 ece873964e4e @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -188,7 +188,7 @@ import numpy as np
 from .. import db, resources
 from ..autograd import attributes, recording, replay, tape_rows
 from ..autograd.recording import Recorder
-from ..autograd.tape_rows import session_tape
+from ..autograd.tape_rows import own_tape, tape_owner
 from ..db import entry
 from ..errors import (
     InvalidParameter,
@@ -204,7 +204,7 @@ from ..inference.prompts import draw_seed
 from ..kernels import MAX_BYTES
 from ..ops import lookup
 from ..storage import store, weights
-from ..tensor import from_bytes, to_bytes
+from ..tensor import check_shape, from_bytes, to_bytes
 
 # --- the mode -------------------------------------------------------------------------------------------------------
 
@@ -217,17 +217,24 @@ def enabled() -> bool:
 
 @entry
 def set_mode(trigger: dict[str, Any]) -> None:
-    """What an UPDATE of llm_autograd_mode does."""
+    """What an UPDATE of llm_autograd_mode does: it lasts as long as the tape does."""
     db.require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
     flag = trigger["new"]["flag"]
     require(flag=flag)
-    db.row("SELECT set_config('pg_gpt2.autograd', $1, false)", ["text"], "on" if flag else "off")
+    word, is_local = "on" if flag else "off", tape_owner() == "transaction"
+    done = db.row(
+        "SELECT set_config('pg_gpt2.autograd', $1, $2), now() = statement_timestamp() AS is_alone",
+        ["text", "bool"],
+        *(word, is_local),
+    )
+    if is_local and (done or {})["is_alone"]:  # or in one string with its BEGIN, and then it is true as well
+        db.notice(f"llm_autograd_mode is {word} until this transaction ends; see pg_gpt2.tape in llm_settings")
 
 
 @entry
 def tape_id() -> int:
-    """The number of this session's tape."""
-    return session_tape()
+    """The number of the tape of this transaction, or session."""
+    return own_tape()
 
 
 # --- values and ops -------------------------------------------------------------------------------------------------
@@ -321,7 +328,7 @@ def grad(handle: int | None) -> bytes | None:
     row = db.row(
         "SELECT grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
         ["int8", "int8"],
-        session_tape(),
+        own_tape(),
         handle,
     )
     if row is None:
@@ -333,13 +340,14 @@ def grad(handle: int | None) -> bytes | None:
 def backprop(start_id: int | None, model: str | None) -> None:
     """Gradients of everything that `start_id`, else the last recorded value, was computed from."""
     resources.apply_threads()
-    tape = session_tape()
+    tape = own_tape()
     recorded = tape_rows.applications(tape)
     if start_id is None:
         if not recorded:
             raise WrongState(
-                "nothing is recorded in this session",
-                hint="UPDATE llm_autograd_mode SET flag = true, then call llm_loss; or build a graph with llm_op.",
+                f"nothing is recorded in this {tape_owner()}",
+                hint="UPDATE llm_autograd_mode SET flag = true, then call llm_loss; or build a graph with llm_op. "
+                f"{tape_rows.OWN_HANDLES}",
             )
         start_id = recorded[-1].output
     tensors = tape_rows.tensors(tape)
@@ -364,7 +372,7 @@ def _require_use(model: str, needed: list[replay.Application]) -> None:
     if not db.row(
         "SELECT 1 FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2 AND tensor_id = ANY ($3) LIMIT 1",
         ["int8", "text", "int8[]"],
-        *(session_tape(), model, inputs),
+        *(own_tape(), model, inputs),
     ):
         raise WrongState(
             f'the value to start from does not depend on a parameter of model "{model}"',
@@ -390,7 +398,8 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
             hint="SELECT name, token_id FROM llm_param WHERE model = ... lists them.",
         )
     array = from_bytes(tensor, shape or row["shape"], name="tensor")
-    if array.size != np.prod(row["shape"]):
+    check_shape(row["shape"], name=f'parameter "{name}"')
+    if array.size != prod(row["shape"]):
         raise InvalidParameter(
             f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}',
             hint="Leave shape out to take the parameter's.",
@@ -402,7 +411,7 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
         "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id) VALUES ($1, $2, $3, $4, $5)"
         " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
         ["int8", "text", "text", "int4", "int8"],
-        *(session_tape(), model, name, token_id, handle),
+        *(own_tape(), model, name, token_id, handle),
     )
     return handle
 
@@ -412,9 +421,7 @@ def materialize_params(model: str) -> int:
     """New handles for all parameters, in place of those mapped before; their number."""
     require(model=model)
     loaded = weights.load(model)
-    db.run(
-        "DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], session_tape(), model
-    )
+    db.run("DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], own_tape(), model)
     return len(recording.materialize(Recorder(), loaded, list(loaded.params)))
 
 
@@ -447,15 +454,15 @@ def _accumulate(model: str, turn: int) -> int:
         " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id"
         " AND new.turn = $3",
         ["int8", "text", "int8"],
-        *(session_tape(), model, turn),
+        *(own_tape(), model, turn),
     )
 
 
 @entry
 def prune(workers: int) -> int:
-    """Drop this session's tape; the number of values."""
+    """Drop the own tape; the number of values."""
     require_positive(workers=workers)
-    return tape_rows.drop([session_tape()])
+    return tape_rows.drop([own_tape()])
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.checkpoints', $pg_gpt2_source$"""llm_checkpoint_save, _attach, _load, _drop, _prune, _diff, llm_param_history: arguments from SQL, checked."""
 
@@ -995,8 +1002,8 @@ def token_embedding(token_id: int | None, model: str | None) -> list[float] | No
 
 
 def _tape(tape_id: int | None) -> tuple[int, list[Application], dict[int, Tensor]]:
-    """A tape (null: this session's) and the shapes on it; 42704 when there is none."""
-    number = tape_rows.session_tape() if tape_id is None else tape_id
+    """A tape (null: the own) and the shapes on it; 42704 when there is none."""
+    number = tape_rows.own_tape() if tape_id is None else tape_id
     recorded = tape_rows.applications(number)
     if not recorded:
         raise UndefinedObject(
@@ -1044,11 +1051,11 @@ def gradcheck(handle: int, epsilon: float, max_elements: int) -> list[tuple[Any,
     if not 0 < epsilon < 1:
         raise InvalidParameter(f"epsilon must be above 0 and below 1, not {epsilon}", hint="Leave it out for 1e-5.")
     tape_rows.value(handle)
-    recorded = replay.ancestors(tape_rows.applications(tape_rows.session_tape()), handle)
-    tensors = tape_rows.tensors(tape_rows.session_tape())
+    recorded = replay.ancestors(tape_rows.applications(tape_rows.own_tape()), handle)
+    tensors = tape_rows.tensors(tape_rows.own_tape())
     replay.check_complete(recorded, tensors)
     needed = {h for a in recorded for h in (*a.inputs, a.output)} | {handle}
-    data = tape_rows.data(tape_rows.session_tape(), needed)
+    data = tape_rows.data(tape_rows.own_tape(), needed)
     replay.require_kept(needed, data)
     checked = replay.gradcheck(recorded, tensors, data, handle, epsilon=epsilon, most=max_elements)
     return [
@@ -2229,15 +2236,18 @@ An attribute has one kind whatever op it belongs to. Which attributes an op take
 import inspect
 import json
 from collections.abc import Mapping
-from math import isfinite
+from sys import float_info
 from typing import Any
 
 import numpy as np
 
 from ..errors import InvalidParameter
+from ..limits import MOST_DIMENSIONS
 from ..ops import lookup
 
 NUMBERS = {"eps", "factor", "p"}
+LARGEST = float_info.max
+SHOWN = 60  # characters of a value in a message
 INTEGERS = {"axis", "chunk", "n_head", "seed", "site", "start", "step", "stop"}
 
 
@@ -2245,7 +2255,9 @@ def parse(op: str, text: str | None) -> dict[str, Any]:
     """The attributes of an application of `op`; 22023 naming the op and what does not fit."""
     extra = parse_jsonb(text or "{}", f"{op}: extra")
     if not isinstance(extra, dict):
-        raise InvalidParameter(f"{op}: extra must be a JSON object, not {text}", hint="Example: '{\"axis\": 0}'.")
+        raise InvalidParameter(
+            f"{op}: extra must be a JSON object, not {_shown(extra)}", hint="Example: '{\"axis\": 0}'."
+        )
     known = inspect.signature(lookup(op).forward).parameters
     takes = [name for name, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY]
     for name, value in extra.items():
@@ -2253,6 +2265,11 @@ def parse(op: str, text: str | None) -> dict[str, Any]:
             raise InvalidParameter(
                 f'{op}: extra has "{name}", which the op does not take',
                 hint=f"It takes: {', '.join(takes) or 'nothing'}.",
+            )
+        if _is_deep(value):
+            raise InvalidParameter(
+                f'{op}: extra."{name}" has more than {MOST_DIMENSIONS} dimensions',
+                hint="A list of lists has two.",
             )
         _check(op, name, value)
     for name in takes:
@@ -2271,7 +2288,7 @@ def parse_jsonb(text: str, what: str) -> Any:
 
 def _check(op: str, name: str, value: Any) -> None:
     if name in NUMBERS:
-        good, kind = _is_number(value) and isfinite(value), "a finite number"
+        good, kind = _is_number(value) and -LARGEST <= value <= LARGEST, "a finite number"
     elif name in INTEGERS:
         good, kind = _is_integer(value) or (value is None and name == "axis" and op in ("sum", "mean")), "an integer"
     else:
@@ -2283,9 +2300,23 @@ def _check(op: str, name: str, value: Any) -> None:
         good, kind = value >= 0, "0 or more"
     if not good:
         raise InvalidParameter(
-            f'{op}: extra."{name}" must be {kind}, not {json.dumps(value)}',
+            f'{op}: extra."{name}" must be {kind}, not {_shown(value)}',
             hint="\\df+ llm_op lists what each op takes.",
         )
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists are nested beyond MOST_DIMENSIONS; found without recursion, which Python limits."""
+    level = [value]
+    for _ in range(MOST_DIMENSIONS):
+        level = [inner for outer in level if isinstance(outer, (list, dict)) for inner in outer]
+    return any(isinstance(inner, (list, dict)) for inner in level)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message."""
+    text = "a deeply nested value" if _is_deep(value) else json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _is_number(value: Any) -> bool:
@@ -2297,8 +2328,8 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_list(value: Any, nested: bool) -> bool:
-    """Integers, or lists of one length of them."""
-    if not isinstance(value, list):
+    """Integers, as many as a tensor has dimensions; nested: any number, or lists of one length of them."""
+    if not isinstance(value, list) or not (nested or len(value) <= MOST_DIMENSIONS):
         return False
     if nested and value and all(isinstance(part, list) for part in value):
         return len({len(part) for part in value}) == 1 and all(_is_list(part, nested) for part in value)
@@ -2317,8 +2348,8 @@ def _plain(value: Any) -> Any:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.recording', $pg_gpt2_source$"""Recording: a `Runner` whose handles are rows, so that model code written for training leaves its tape in tables.
 
-A parameter is the handle that this session mapped for it, else one made from the stored weights and mapped. A tensor
-given as bytes has no identity: it is the latest value of this session with the same bytes, else a new one.
+A parameter is the handle that is mapped for it on the own tape, else one made from the stored weights and mapped. A tensor
+given as bytes has no identity: it is the latest value of the tape with the same bytes, else a new one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -2335,8 +2366,8 @@ from ..ops import lookup
 from ..ops.elementwise import contiguous
 from ..storage import store, weights
 from ..tape import Eager, Handle, Runner
-from ..tensor import to_bytes
-from .tape_rows import Writer, checked_values, session_tape
+from ..tensor import check_shape, to_bytes
+from .tape_rows import Writer, checked_values, own_tape
 
 
 def enabled() -> bool:
@@ -2346,7 +2377,7 @@ def enabled() -> bool:
 
 @dataclass(eq=False)
 class Recorded:
-    """A value on the session's tape, with its data at hand."""
+    """A value on the own tape, with its data at hand."""
 
     id: int
     data: np.ndarray
@@ -2354,11 +2385,11 @@ class Recorded:
 
 
 class Recorder:
-    """Runs ops and writes them to the session's tape. Call `flush` at the end."""
+    """Runs ops and writes them to the own tape. Call `flush` at the end."""
 
     def __init__(self, *, room: int = 64, values: bool = True) -> None:
         """`values`: whether data are kept; without them a tape shows what was done and cannot be differentiated."""
-        self.writer = Writer(session_tape(), room=room)
+        self.writer = Writer(own_tape(), room=room)
         self._values = values
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Recorded:
@@ -2374,6 +2405,7 @@ class Recorder:
             raise InvalidParameter(
                 f"{name}: the result of shape {list(data.shape)} has no values", hint="Give at least one id."
             )
+        check_shape(data.shape, name=f"{name}: the result")
         found = self.leaf(data, any(value.requires_grad for value in inputs))
         self.writer.op(name, [value.id for value in inputs], found.id, attrs)
         return found
@@ -2435,20 +2467,20 @@ def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) 
         " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name"
         " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
         ["int8", "text", "text[]", "int8[]"],
-        *(session_tape(), model.name, list(found), [value.id for value in found.values()]),
+        *(own_tape(), model.name, list(found), [value.id for value in found.values()]),
     )
     return found
 
 
 def mapped_params(model: str) -> dict[str, list[Recorded]]:
-    """Parameter name -> handles mapped for it in this session, in the order of their blocks."""
+    """Parameter name -> handles mapped for it on the own tape, in the order of their blocks."""
     rows = db.cursor(
         "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_rt AS t"
         " JOIN (SELECT name, tensor_id, min(token_id) AS token_id FROM {schema}.llm_tensor_map"
         "       WHERE tape_id = $1 AND model = $2 GROUP BY name, tensor_id) AS m ON m.tensor_id = t.id"
         " WHERE t.tape_id = $1 AND t.data IS NOT NULL ORDER BY m.name, m.token_id",
         ["int8", "text"],
-        session_tape(),
+        own_tape(),
         model,
     )
     found: dict[str, list[Recorded]] = {}
@@ -2463,12 +2495,12 @@ def mapped_params(model: str) -> dict[str, list[Recorded]]:
 
 
 def find(recorder: Recorder, data: np.ndarray) -> Recorded:
-    """The latest value of this session with these bytes and this shape, else a new one without gradient."""
+    """The latest value of the own tape with these bytes and this shape, else a new one without gradient."""
     row = db.row(
         "SELECT id, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND data = $2 AND shape = $3"
         " ORDER BY id DESC LIMIT 1",
         ["int8", "bytea", "int4[]"],
-        *(session_tape(), to_bytes(data), list(data.shape)),
+        *(own_tape(), to_bytes(data), list(data.shape)),
     )
     return Recorded(row["id"], data, row["requires_grad"]) if row else recorder.leaf(data)
 
@@ -2498,7 +2530,7 @@ def _mapped_layer(matrices: dict[str, Recorded]) -> dict[str, Recorded]:
         "SELECT model, substring(name FROM '^h\\.[0-9]+\\.') AS prefix FROM {schema}.llm_tensor_map"
         " WHERE tape_id = $1 AND tensor_id = ANY ($2) AND name ~ '^h\\.[0-9]+\\.' LIMIT 1",
         ["int8", "int8[]"],
-        session_tape(),
+        own_tape(),
         [value.id for value in matrices.values()],
     )
     if row is None:
@@ -2506,9 +2538,10 @@ def _mapped_layer(matrices: dict[str, Recorded]) -> dict[str, Recorded]:
     rows = db.query(
         "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_map AS m"
         " JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = m.tape_id"
-        " WHERE m.tape_id = $1 AND m.model = $2 AND starts_with(m.name, $3) AND cardinality(t.shape) = 1",
+        " WHERE m.tape_id = $1 AND m.model = $2 AND starts_with(m.name, $3) AND cardinality(t.shape) = 1"
+        " AND t.data IS NOT NULL",
         ["int8", "text", "text"],
-        *(session_tape(), row["model"], row["prefix"]),
+        *(own_tape(), row["model"], row["prefix"]),
     )
     return {
         found["name"].removeprefix(row["prefix"]): Recorded(
@@ -2581,6 +2614,7 @@ def ancestors(applications: Sequence[Application], start: int) -> list[Applicati
     """The applications that `start` was computed by, in order."""
     wanted, found = {start}, []
     for application in reversed(applications):
+        host.check_interrupts()
         if application.output in wanted:
             found.append(application)
             wanted.update(application.inputs)
@@ -2590,6 +2624,7 @@ def ancestors(applications: Sequence[Application], start: int) -> list[Applicati
 def check_complete(applications: Iterable[Application], tensors: Mapping[int, Any]) -> None:
     """22023 or 42704 naming the row when an op has another number of inputs, or a handle no tensor."""
     for application in applications:
+        host.check_interrupts()
         try:
             application.op.check_inputs(len(application.inputs))
         except InvalidParameter as error:
@@ -2608,11 +2643,18 @@ def values_read(applications: Iterable[Application]) -> set[int]:
     """Handles whose data a backward pass looks at; of all others the shape is enough."""
     found: set[int] = set()
     for application in applications:
+        host.check_interrupts()
         reads = application.op.reads
         found.update(handle for i, handle in enumerate(application.inputs) if i in reads)
         if "y" in reads:
             found.add(application.output)
     return found
+
+
+def _handles(application: Application) -> tuple[int, ...]:
+    """Inputs and, last, the output; with a look for an interrupt, for passes over a long tape."""
+    host.check_interrupts()
+    return *application.inputs, application.output
 
 
 class Graph:
@@ -2624,13 +2666,14 @@ class Graph:
         outputs = {application.output for application in applications}
         self.values: dict[int, Value] = {}
         dtype = next((array.dtype for array in data.values()), np.dtype(np.float32))
-        for handle in sorted({h for a in applications for h in (*a.inputs, a.output)}):
+        for handle in dict.fromkeys(h for a in applications for h in _handles(a)):
             tensor = tensors[handle]
             shown = data[handle] if handle in data else np.broadcast_to(np.zeros((), dtype), tensor.shape)
             # A leaf collects in a sink, as parameters of a training step do: the order of additions is the same.
             sink = Sink(np.empty(tensor.shape, dtype)) if tensor.requires_grad and handle not in outputs else None
             self.values[handle] = Value(shown, tensor.requires_grad, sink=sink)
         for application in applications:
+            host.check_interrupts()
             output = self.values[application.output]
             inputs = tuple(self.values[handle] for handle in application.inputs)
             output.node = Node(application.op, inputs, application.attrs, output)
@@ -2657,6 +2700,7 @@ class Graph:
     def gradients(self) -> Iterator[tuple[int, np.ndarray]]:
         """(handle, gradient) of everything that has one."""
         for handle, value in self.values.items():
+            host.check_interrupts()
             if value.sink is not None and value.sink.filled:
                 yield handle, value.sink.array
             elif value.grad is not None:
@@ -2665,6 +2709,7 @@ class Graph:
     def close(self) -> None:
         """Values and nodes refer to each other: without this they stay until Python's collector happens to run."""
         for value in self.values.values():
+            host.check_interrupts()
             value.node = None
 
     def _guard(self, work: Any) -> None:
@@ -2702,8 +2747,8 @@ def compare(
     """
     check_complete(applications, tensors)
     for application in applications:
+        host.check_interrupts()
         if application.output in data and all(handle in data for handle in application.inputs):
-            host.check_interrupts()
             again = application.run([data[handle] for handle in application.inputs])
             yield from _difference(application, application.output, "value", again, data[application.output])
     yield from _compare_gradients(applications, tensors, data, grads)
@@ -2716,12 +2761,14 @@ def _compare_gradients(
     producer = {application.output: application for application in applications}
     users: dict[int, Application] = {}
     for application in reversed(applications):
+        host.check_interrupts()
         if application.output in grads:
             for handle in application.inputs:
                 users[handle] = application  # the first to use it, hence the last to contribute
     graph = Graph(applications, tensors, data)
     for first, last in _sweeps(applications, grads):
         for place in range(last, first - 1, -1):
+            host.check_interrupts()
             application, node = applications[place], graph.tape.nodes[place]
             if application.output not in grads:
                 continue
@@ -2739,9 +2786,10 @@ def _compare_gradients(
 
 def _sweeps(applications: Sequence[Application], grads: Arrays) -> Iterator[tuple[int, int]]:
     """(first, last) place of each backward pass: it starts where a gradient was not received from anyone."""
-    used = {handle for a in applications if a.output in grads for handle in a.inputs}
+    used = {handle for a in applications if a.output in grads for handle in _handles(a)[:-1]}
     first = 0
     for place, application in enumerate(applications):
+        host.check_interrupts()
         if application.output in grads and application.output not in used:
             yield first, place
             first = place + 1
@@ -2824,6 +2872,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.tape_dot', $pg_g
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
+from .. import host
 from .replay import Application, Tensor
 
 STYLE = [
@@ -2851,6 +2900,7 @@ def _nodes(
         label = _label(names.get(handle, f"variable {handle}"), _shape(tensors, handle))
         yield f'  t{handle} [shape=ellipse, style=filled, fillcolor="{fill}", label={label}];'
     for application in applications:
+        host.check_interrupts()
         attrs = [f"{name}={_short(value)}" for name, value in application.attrs.items()]
         label = _label(application.name, *attrs, _shape(tensors, application.output))
         yield f'  t{application.output} [shape=box, style="rounded,filled", fillcolor="#fdf3dc", label={label}];'
@@ -2860,6 +2910,7 @@ def _edges(applications: Sequence[Application]) -> Iterator[str]:
     """Those between ops weigh more, which keeps them short and straight: the way of the computation is seen at once."""
     produced = {application.output for application in applications}
     for application in applications:
+        host.check_interrupts()
         for handle in application.inputs:
             yield f"  t{handle} -> t{application.output}{' [weight=8]' if handle in produced else ''};"
 
@@ -2879,10 +2930,12 @@ def _short(value: object) -> str:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.tape_rows', $pg_gpt2_source$"""Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `replay`.
 
-A session has one tape a role, with a number that no other ever has; functions touch the rows of that number only.
+A transaction has one tape, with a number that no other ever has; functions touch the rows of that number only. With
+pg_gpt2.tape = session, it is the session that has it: a pooler gives one session to many clients, so that must be asked for.
 Tapes of audited training steps have numbers of their own.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -2890,25 +2943,59 @@ from typing import Any
 import numpy as np
 
 from .. import db, host, resources
-from ..errors import InconsistentData, PgGpt2Error, UndefinedObject, WrongState
+from ..errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ..limits import MOST_DIMENSIONS
 from ..storage.store import joined
 from ..tensor import FLOAT32, to_bytes
 from . import attributes
 from .replay import Application, Tensor
 
 FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
-_session_tape = ("", 0)  # sequence, which DROP EXTENSION may have made anew, and role; the number drawn from it
+BATCH = 10_000  # rows that are read, or written, between two looks for an interrupt
+OP_BYTES = 8192  # of memory that an op of a tape and its values take, beside their data
+OWNERS = ("transaction", "session")
+OWN_HANDLES = (
+    "Handles live as long as their transaction: work between BEGIN and COMMIT. Or SET pg_gpt2.tape = 'session' before, but not"
+    " behind a pooler in transaction mode (pgbouncer and others), where the next statement may be another session's."
+)
 
 
-def session_tape() -> int:
-    """The number of this session's tape; drawn when it first needs one, and kept until another role is set."""
-    global _session_tape
-    owner = (db.row("SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid || ' ' || current_user AS owner") or {})[
-        "owner"
-    ]
-    if _session_tape[0] != owner:
-        _session_tape = (owner, new_tape())
-    return _session_tape[1]
+def own_tape() -> int:
+    """The number of the tape of this transaction or session; drawn when it is first needed.
+
+    A setting keeps it, beside the sequence that it was drawn from, which DROP EXTENSION may have made anew, and the role, since
+    another that is set later has a tape of its own. So it ends with what it belongs to, with a rollback of what drew it, and with
+    DISCARD ALL, which the interpreter's memory would outlive.
+    """
+    kept = db.row(
+        "SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid || '/' || current_user::regrole::oid AS drawn_by,"
+        " current_setting('pg_gpt2.tape', true) AS owner,"
+        " current_setting('pg_gpt2.transaction_tape', true) AS transaction,"
+        " current_setting('pg_gpt2.session_tape', true) AS session"
+    )
+    settings: db.Row = kept or {}
+    owner, drawn_by = _checked_owner(settings["owner"]), settings["drawn_by"]
+    if found := re.fullmatch(rf"{drawn_by}/([0-9]{{1,18}})", settings[owner] or ""):
+        return int(found[1])
+    number = new_tape()
+    db.run(
+        "SELECT set_config($1, $2, $3)",
+        ["text", "text", "bool"],
+        *(f"pg_gpt2.{owner}_tape", f"{drawn_by}/{number}", owner == "transaction"),
+    )
+    return number
+
+
+def tape_owner() -> str:
+    """transaction or session: what handles, and the mode set by llm_autograd_mode, belong to (pg_gpt2.tape)."""
+    return _checked_owner(db.setting("tape"))
+
+
+def _checked_owner(text: str | None) -> str:
+    owner = (text or OWNERS[0]).strip().lower()
+    if owner not in OWNERS:
+        raise InvalidParameter(f"pg_gpt2.tape must be transaction or session, not '{text}'", hint="RESET pg_gpt2.tape;")
+    return owner
 
 
 def new_tape() -> int:
@@ -2987,12 +3074,26 @@ def _array(numbers: Iterable[int]) -> str:
 
 def applications(tape_id: int) -> list[Application]:
     """The ops of a tape in the order of their recording."""
-    rows = db.query(
+    _require_room(tape_id)
+    rows = db.batches(
         "SELECT id, name, inputs, output, extra::text AS extra FROM {schema}.llm_tape WHERE tape_id = $1 ORDER BY id",
         ["int8"],
         tape_id,
     )
     return [_application(row) for row in rows]
+
+
+def _require_room(tape_id: int) -> None:
+    """53200 before a large tape is read, with its ops, values and what runs over them."""
+    size = db.row(
+        "SELECT count(*) AS ops, coalesce(sum(pg_column_size(t)), 0)::bigint AS bytes FROM {schema}.llm_tape AS t"
+        " WHERE tape_id = $1",
+        ["int8"],
+        tape_id,
+    )
+    ops, held = (size or {})["ops"], (size or {})["bytes"]
+    if ops >= BATCH:
+        resources.require_memory(OP_BYTES * ops + 10 * held, f"tape {tape_id} of {ops} ops")
 
 
 def _application(row: db.Row) -> Application:
@@ -3012,16 +3113,16 @@ def _application(row: db.Row) -> Application:
 
 def tensors(tape_id: int) -> dict[int, Tensor]:
     """The values of a tape, without their bytes."""
-    rows = db.cursor(
+    rows = db.batches(
         "SELECT id, shape, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1", ["int8"], tape_id
     )
     return {row["id"]: Tensor(row["id"], _shape(row["id"], row["shape"]), row["requires_grad"]) for row in rows}
 
 
-def _shape(handle: int, shape: list) -> tuple[int, ...]:
-    if not all(type(n) is int for n in shape):
+def _shape(handle: int, shape: Sequence) -> tuple[int, ...]:
+    if len(shape) > MOST_DIMENSIONS or not all(type(n) is int and n > 0 for n in shape):
         raise InconsistentData(
-            f"handle {handle} has a shape of more than one dimension, or with a null: {shape}",
+            f"handle {handle} has a shape that none of our tensors has: {str(shape)[:60]}",
             hint="Its row of llm_tensor_rt was changed by hand; record again.",
         )
     return tuple(shape)
@@ -3030,34 +3131,39 @@ def _shape(handle: int, shape: list) -> tuple[int, ...]:
 def data(tape_id: int, handles: Iterable[int], column: str = "data") -> dict[int, np.ndarray]:
     """Data (or grad) of those handles that have it."""
     wanted = list(handles)
-    size = db.row(
-        f"SELECT sum(octet_length({column})) AS bytes FROM {{schema}}.llm_tensor_rt WHERE tape_id = $1 AND id = ANY ($2)",
-        ["int8", "int8[]"],
-        tape_id,
-        wanted,
-    )
-    resources.require_memory(2 * ((size or {})["bytes"] or 0), f"reading tape {tape_id}")
-    rows = db.cursor(
-        f"SELECT id, shape, {column} AS bytes FROM {{schema}}.llm_tensor_rt"
-        f" WHERE tape_id = $1 AND id = ANY ($2) AND {column} IS NOT NULL",
-        ["int8", "int8[]"],
-        tape_id,
-        wanted,
-    )
-    found = {}
-    for row in rows:
-        found[row["id"]] = checked_values(row["id"], row["bytes"], _shape(row["id"], row["shape"]))
+    turns = [wanted[i : i + BATCH] for i in range(0, len(wanted), BATCH)]
+    total = 0
+    for turn in turns:
+        size = db.row(
+            f"SELECT sum(octet_length({column})) AS bytes FROM {{schema}}.llm_tensor_rt WHERE tape_id = $1 AND id = ANY ($2)",
+            ["int8", "int8[]"],
+            *(tape_id, turn),
+        )
+        total += (size or {})["bytes"] or 0
         host.check_interrupts()
+    resources.require_memory(2 * total, f"reading tape {tape_id}")
+    found = {}
+    for turn in turns:
+        rows = db.cursor(
+            f"SELECT id, shape, {column} AS bytes FROM {{schema}}.llm_tensor_rt"
+            f" WHERE tape_id = $1 AND id = ANY ($2) AND {column} IS NOT NULL",
+            ["int8", "int8[]"],
+            *(tape_id, turn),
+        )
+        for row in rows:
+            found[row["id"]] = checked_values(row["id"], row["bytes"], row["shape"])
+            host.check_interrupts()
     return found
 
 
 def checked_values(handle: int, content: bytes, shape: Sequence[int]) -> np.ndarray:
     """The array; 22000 naming the handle when bytes and shape do not belong together."""
     array = np.frombuffer(content[: len(content) // 4 * 4], FLOAT32)
+    checked = _shape(handle, shape)
     try:
         if len(content) % 4:
             raise ValueError
-        return array.reshape(tuple(shape))
+        return array.reshape(checked)
     except ValueError:
         raise InconsistentData(
             f"handle {handle} has {len(content)} bytes, which are not float32 values of shape {list(shape)}",
@@ -3066,11 +3172,11 @@ def checked_values(handle: int, content: bytes, shape: Sequence[int]) -> np.ndar
 
 
 def value(handle: int) -> tuple[Tensor, np.ndarray]:
-    """One value of this session; 42704 when it has no such handle, 55000 when the data was not kept."""
+    """One value of the own tape; 42704 when it has no such handle, 55000 when the data was not kept."""
     row = db.row(
         "SELECT shape, requires_grad, data FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
         ["int8", "int8"],
-        session_tape(),
+        own_tape(),
         handle,
     )
     if row is None:
@@ -3082,11 +3188,8 @@ def value(handle: int) -> tuple[Tensor, np.ndarray]:
 
 
 def unknown(handle: int) -> UndefinedObject:
-    """The error for a handle that this session does not have."""
-    return UndefinedObject(
-        f"handle {handle} does not exist in this session",
-        hint="llm_variable and llm_op make handles; they belong to the session and end with llm_prune_autograd_state.",
-    )
+    """The error for a handle that is not on the own tape."""
+    return UndefinedObject(f"handle {handle} does not exist in this {tape_owner()}", hint=OWN_HANDLES)
 
 
 # --- changing -------------------------------------------------------------------------------------------------------
@@ -3100,7 +3203,7 @@ def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
     for handle, grad in grads:
         batch.append((handle, to_bytes(grad)))
         held += len(batch[-1][1])
-        if held >= FLUSH_BYTES:
+        if held >= FLUSH_BYTES or len(batch) >= BATCH:
             update_grads(tape_id, batch)
             batch, held = [], 0
     update_grads(tape_id, batch)
@@ -3562,6 +3665,14 @@ def quote_identifier(name: str) -> str:
 def cursor(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
     """Rows one at a time, for results that are too large to hold."""
     return plpy.cursor(_plan(sql, types), list(args))
+
+
+def batches(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
+    """Rows of what may be millions, fetched a thousand at a time, with a look for an interrupt between."""
+    found = plpy.cursor(_plan(sql, types), list(args))
+    while rows := found.fetch(1000):
+        yield from rows
+        check_interrupts()
 
 
 def _plan(sql: str, types: Sequence[str]) -> Any:
@@ -7247,9 +7358,15 @@ class Tracer:
 def attention_weights(qkv: np.ndarray, n_head: int) -> np.ndarray:  # [T, 3D] -> [H, T, T]
     """softmax(q k' / sqrt(d)) of each head, 0 where the key comes after the query."""
     q, k, _ = split_qkv(qkv[None], n_head)
-    scores = (q[0] * q.shape[-1] ** -0.5) @ k[0].swapaxes(-1, -2)
-    scores += np.triu(np.full(scores.shape[-2:], -np.inf, scores.dtype), 1)
-    return lookup("softmax")(scores)
+    t = q.shape[-2]
+    after = np.triu(np.full((t, t), -np.inf, q.dtype), 1)
+    weights = np.empty((n_head, t, t), q.dtype)
+    for head in range(n_head):
+        host.check_interrupts()
+        scores = (q[0, head] * q.shape[-1] ** -0.5) @ k[0, head].swapaxes(-1, -2)
+        scores += after
+        weights[head] = lookup("softmax")(scores)
+    return weights
 
 
 def trace(params: Params, config: GPT2Config, ids: Sequence[int]) -> list[Step]:
@@ -7670,17 +7787,13 @@ MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill th
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
 MOST_IDS = 1 << 20  # token ids in an array of SQL: PL/Python makes an object of each in one go, 0.5 us each
 MOST_STOP_CHARACTERS = 65_536  # of all stop strings of a call: looking for them needs 300 bytes and a microsecond each
-MOST_POSITIONS = (
-    1 << 20
-)  # of attention: a chunk of rows against as many keys is worked on without a look for an interrupt
+MOST_POSITIONS = 1 << 20  # of attention: a chunk of rows and all its keys are worked on without a look for an interrupt
 MOST_ROW = 1 << 22  # values of a row that is normalised or that classes are chosen by: what one call of NumPy works on
 MOST_CHOICES = 1 << 20  # logits that pg_llm_sample chooses from: it sorts them
-MOST_DIMENSIONS = (
-    16  # of a tensor: NumPy has a limit of its own, 32 or 64, and some ops need a few more than they are given
-)
 MOST_NUMBERS = 1 << 22  # numbers that pg_llm_tensor takes: PostgreSQL sends an array in one go, some 0.1 s
 MOST_VALUES = 1 << 20  # values that pg_llm_values shows: PL/Python makes an array of them in one go
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
+MOST_DIMENSIONS = 16  # of a tensor, and of lists that say one: NumPy ends at 64, or 32, and some ops need a few more
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops', $pg_gpt2_source$"""The ops, in one registry: `registry[name]` is an `Op`; calling it is the forward pass, `grads` the backward pass.
 
@@ -12827,8 +12940,8 @@ class Tape:
     def _sweep(self, last: int, start: Value) -> None:
         """Backward from node `last` to the first; the data of `start` stays."""
         for node in reversed(self.nodes[: last + 1]):
+            host.check_interrupts()
             if node.output.grad is not None:
-                host.check_interrupts()
                 y = _data(node.output) if "y" in node.op.reads else None
                 arrays = [_operand(value, i in node.op.reads) for i, value in enumerate(node.inputs)]
                 sinks = _sinks(node.inputs)
@@ -12904,6 +13017,7 @@ import numpy as np
 
 from . import host, limits, threads
 from .errors import InvalidParameter
+from .limits import MOST_DIMENSIONS
 
 FLOAT32 = np.dtype("<f4")
 PART = 1 << 22  # values that are copied at a time
@@ -12940,13 +13054,13 @@ def to_bytes(values: np.ndarray) -> bytes:
 
 
 def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
-    """22023 unless every dimension is a positive integer, and there are not too many."""
-    if len(shape) > limits.MOST_DIMENSIONS:
+    """22023 unless every dimension is a positive integer, of MOST_DIMENSIONS or fewer: the product of more may take long."""
+    if len(shape) > MOST_DIMENSIONS:
         raise InvalidParameter(
-            f"{name} has {len(shape)} dimensions; the most is {limits.MOST_DIMENSIONS}",
+            f"{name} has {len(shape)} dimensions; the most is {MOST_DIMENSIONS}",
             hint="Put dimensions together: [2, 3, 4] are as many values as [6, 4].",
         )
-    if any(dim is None or dim <= 0 for dim in shape):
+    if any(type(dim) is not int or dim <= 0 for dim in shape):
         raise InvalidParameter(
             f"{name} has shape {list(shape)}; every dimension must be positive",
             hint="Example: ARRAY[2, 3] for two rows of three.",
@@ -16471,9 +16585,9 @@ CREATE TABLE llm_tape (
 );
 CREATE INDEX llm_tape_tape_id ON llm_tape (tape_id, id);
 CREATE INDEX llm_tape_run_id ON llm_tape (run_id) WHERE run_id IS NOT NULL;
-COMMENT ON TABLE llm_tape IS 'The tape: one row an application of an op, in the order of execution. A session records on a tape of its own; a training step that is audited has one, too.';
+COMMENT ON TABLE llm_tape IS 'The tape: one row an application of an op, in the order of execution. A transaction records on a tape of its own, or the session does (pg_gpt2.tape); a training step that is audited has one, too.';
 COMMENT ON COLUMN llm_tape.id IS 'Order of execution.';
-COMMENT ON COLUMN llm_tape.tape_id IS 'The tape: of a session (llm_tape_id()), or of a training step.';
+COMMENT ON COLUMN llm_tape.tape_id IS 'The tape: of a transaction or session (llm_tape_id()), or of a training step.';
 COMMENT ON COLUMN llm_tape.run_id IS 'The training run, on the tape of a training step.';
 COMMENT ON COLUMN llm_tape.step IS 'The step of that run.';
 COMMENT ON COLUMN llm_tape.name IS 'Name of the op.';
@@ -16580,11 +16694,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -16599,11 +16713,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -16617,11 +16731,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -16647,11 +16761,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 7916f5a35eb7 @extschema@'].models.init_model(globals())
+GD['pg_gpt2 ece873964e4e @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -16661,11 +16775,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 7916f5a35eb7 @extschema@'].models.copy_model(globals())
+GD['pg_gpt2 ece873964e4e @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -16675,11 +16789,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 7916f5a35eb7 @extschema@'].models.drop_model(globals())
+GD['pg_gpt2 ece873964e4e @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -16718,11 +16832,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 7916f5a35eb7 @extschema@'].tokenizer.changed(globals())
+GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -16738,11 +16852,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -16752,11 +16866,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
@@ -16766,11 +16880,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].tokenizer.decode_bytes(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.decode_bytes(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
@@ -16779,11 +16893,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
@@ -16793,11 +16907,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -16806,11 +16920,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -16825,11 +16939,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -16839,11 +16953,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -16853,11 +16967,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -16871,11 +16985,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -16885,11 +16999,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -16899,11 +17013,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
@@ -16913,11 +17027,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -16927,11 +17041,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -16941,11 +17055,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -16972,11 +17086,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17008,11 +17122,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17037,11 +17151,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent(
     bytea, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -17087,11 +17201,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17111,11 +17225,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent(text, integer, integer, double precision, boolean, integer, text, bytea) IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty one stands for an array that is too long.';
@@ -17151,11 +17265,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -17172,11 +17286,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent(bytea, text, integer, integer, integer, integer) IS
     'What llm_logits calls, with array_send(token_ids). An empty one stands for an array that is too long.';
@@ -17206,11 +17320,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text, boolean) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable). For the first both are null, or with from_start what the model says after an end-of-text token. Past the window, every token has at least half a window before it.';
@@ -17220,11 +17334,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text, boolean) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted, unless from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -17239,11 +17353,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null of an empty text. A cast to pgvector''s type vector works as it is.';
@@ -17266,11 +17380,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -17292,14 +17406,14 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
-    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape of the session; audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
+    'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape (llm_tape_id); audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
 
 CREATE FUNCTION llm_evaluate(
     model text,
@@ -17311,11 +17425,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -17347,11 +17461,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17388,11 +17502,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].training.train(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17430,11 +17544,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 7916f5a35eb7 @extschema@'].training.train_run(globals())
+GD['pg_gpt2 ece873964e4e @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17447,11 +17561,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -17584,11 +17698,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -17598,11 +17712,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -17612,11 +17726,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -17649,11 +17763,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 7916f5a35eb7 @extschema@'].checkpoints.drop(globals())
+GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -17663,11 +17777,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -17683,11 +17797,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -17708,11 +17822,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -17735,11 +17849,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -17753,11 +17867,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -17767,11 +17881,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -17785,11 +17899,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -17861,11 +17975,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_received(bytea, integer) IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
@@ -17889,11 +18003,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
@@ -17911,11 +18025,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -17924,11 +18038,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -17938,11 +18052,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -17952,11 +18066,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -17966,11 +18080,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -17979,11 +18093,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -17998,11 +18112,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -18017,11 +18131,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -18031,11 +18145,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -18045,11 +18159,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -18064,11 +18178,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -18084,11 +18198,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -18098,11 +18212,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -18111,11 +18225,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -18124,11 +18238,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -18146,11 +18260,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -18170,11 +18284,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -18193,11 +18307,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -18220,11 +18334,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -18234,11 +18348,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -18253,11 +18367,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -18273,23 +18387,24 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
 
 -- sql/autograd.sql
 
--- Autograd: values as rows, ops recorded on a tape, gradients. Functions touch the tape of their own session only.
+-- Autograd: values as rows, ops recorded on a tape, gradients. Functions touch the tape of their own transaction only, or of their
+-- own session where pg_gpt2.tape says so.
 
 CREATE VIEW llm_autograd_mode AS
 SELECT coalesce(nullif(current_setting('pg_gpt2.autograd', true), '')::boolean, false) AS flag;
 COMMENT ON VIEW llm_autograd_mode IS
-    'One row: whether this session records what llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits and llm_loss compute. UPDATE llm_autograd_mode SET flag = true switches it on, for the session; a rollback takes that back. The same as SET pg_gpt2.autograd.';
+    'One row: whether llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits and llm_loss record what they compute. UPDATE llm_autograd_mode SET flag = true switches it on until the transaction ends, as SET LOCAL pg_gpt2.autograd = on does; after SET pg_gpt2.tape = ''session'', for the session.';
 GRANT SELECT, UPDATE ON llm_autograd_mode TO PUBLIC;
 
 CREATE FUNCTION llm_autograd_mode_update()
@@ -18297,11 +18412,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -18319,39 +18434,39 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
-    'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
+    'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
 
 CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
-    'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
+    'A handle for a value: a row of llm_tensor_rt on the tape of this transaction or session (see llm_tape_id). With requires_grad, llm_backprop computes its gradient.';
 
 CREATE FUNCTION llm_op(name text, inputs bigint[], extra jsonb DEFAULT '{}')
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -18361,41 +18476,41 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.value(globals())
 $$;
-COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
+COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle, a float32 tensor.';
 
 CREATE FUNCTION llm_backprop(start_id bigint DEFAULT NULL, model text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 7916f5a35eb7 @extschema@'].autograd.backprop(globals())
+GD['pg_gpt2 ece873964e4e @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
-    'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
+    'Gradients of the sum of a value by everything on the tape that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
 
 CREATE FUNCTION llm_grad(handle bigint)
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
-    'The gradient of a handle of this session after llm_backprop; null when it has none.';
+    'The gradient of a handle after llm_backprop; null when it has none.';
 
 -- The model in pieces. While recording is on, each writes its ops to the tape.
 
@@ -18404,11 +18519,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -18438,14 +18553,14 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
-    'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
+    'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of the tape with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
 
 CREATE FUNCTION llm_forward_gpt2(
     input bytea,
@@ -18463,11 +18578,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -18481,11 +18596,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -18495,11 +18610,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -18514,11 +18629,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -18528,11 +18643,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -18542,11 +18657,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -18555,39 +18670,39 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
-    'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = this session''s.';
+    'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = that of llm_tape_id().';
 
 CREATE FUNCTION llm_replay_tape(tape_id bigint DEFAULT NULL)
 RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_difference double precision)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
-    'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = this session''s; the tapes of training steps need audit => ''full''.';
+    'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = that of llm_tape_id(); the tapes of training steps need audit => ''full''.';
 
 CREATE FUNCTION llm_gradcheck(handle bigint, epsilon double precision DEFAULT 1e-5, max_elements integer DEFAULT 64)
 RETURNS TABLE (variable bigint, checked integer, max_error double precision, max_gradient double precision, ok boolean)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -18612,11 +18727,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -18626,11 +18741,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -18640,11 +18755,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -18653,11 +18768,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 7916f5a35eb7 @extschema@'].admin.grant_usage(globals())
+GD['pg_gpt2 ece873964e4e @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -18670,6 +18785,7 @@ FROM (VALUES
     ('pg_gpt2.max_memory', NULL, 'What would need more memory than this, for example 2GB, is refused, and the models that a session keeps are bounded by it; null = three quarters of the machine''s. A cap is in llm_limit.'),
     ('pg_gpt2.prompt_lookup', 'on', 'Whether a continuation is guessed from what occurred before and verified several tokens at a time, where this processor gives the same tokens so; changes no result.'),
     ('pg_gpt2.autograd', 'off', 'Whether llm_logits, llm_loss and the pieces of the model record on the tape what they compute; also llm_autograd_mode.'),
+    ('pg_gpt2.tape', 'transaction', 'What handles, the tape and llm_autograd_mode belong to: transaction, or session, which is not for connections through a pooler in transaction mode.'),
     ('pg_gpt2.audit_keep', '1', 'Training steps of a model that stay on the tape; 0 = all.'),
     ('pg_gpt2.attention_chunk', '64', 'Query rows of attention at a time; rounding depends on it.')
 ) AS known (name, boot_val, short_desc);
@@ -18695,25 +18811,25 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
-    'Compatibility: whether this session records, the flag of llm_autograd_mode.';
+    'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
 
 CREATE FUNCTION pg_llm_autograd_track_tensor(data bytea, shape integer[], requires_grad boolean)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
 
@@ -18728,56 +18844,56 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
-    'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
+    'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: functions that record on the same tape use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
 
 CREATE FUNCTION llm_materialize_params(model text)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
-    'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
+    'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
 
 CREATE FUNCTION llm_accumulate_grads(model text, workers integer DEFAULT 1)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
-    'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
+    'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of rows. The result does not depend on workers.';
 
 CREATE FUNCTION llm_prune_autograd_state(workers integer DEFAULT 1)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 7916f5a35eb7 @extschema@' not in GD:
+if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 7916f5a35eb7 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
-    'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';
+    'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. The result does not depend on workers.';
 
 -- sql/privileges.sql
 

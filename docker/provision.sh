@@ -2,7 +2,7 @@
 # Make sure that this Debian or Ubuntu has a PostgreSQL server with PL/Python, and print the path of its pg_config.
 #
 #   docker/provision.sh               the server, PL/Python, and what a virtual environment needs
-#   docker/provision.sh test          also make, pgTAP and pg_prove
+#   docker/provision.sh test          also make, pgTAP, pg_prove and pgbouncer
 #   docker/provision.sh notebooks     also Graphviz
 #   docker/provision.sh distribution  also its NumPy, with OpenBLAS
 #
@@ -127,6 +127,7 @@ if [ "${1:-}" = test ]; then
     command -v make >/dev/null || missing+=(make)
     command -v pg_prove >/dev/null || missing+=(libtap-parser-sourcehandler-pgtap-perl)
     [ -e "$("$pg_config" --sharedir)/extension/pgtap.control" ] || missing+=("postgresql-$major-pgtap")
+    command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
 fi
 if [ "${1:-}" = notebooks ]; then
     command -v dot >/dev/null || missing+=(graphviz)
@@ -137,5 +138,8 @@ if [ "${1:-}" = distribution ]; then
 fi
 if [ "${#missing[@]}" -gt 0 ]; then
     apt_install "${missing[@]}"
+fi
+if [[ " ${missing[*]} " == *" pgbouncer "* ]]; then # the tests start their own; Debian's package starts one at every boot
+    as_root sh -c 'systemctl --quiet disable --now pgbouncer 2>/dev/null || service pgbouncer stop' || true
 fi
 echo "$pg_config"

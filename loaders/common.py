@@ -57,8 +57,9 @@ def _fields(text: str) -> set[str]:
 
 
 def connect(dsn: str) -> psycopg.Connection:
-    """A session in UTF-8; what `dsn` leaves open comes from the environment, as with psql."""
-    return psycopg.connect(dsn, client_encoding="utf8", application_name="pg_gpt2 loader")
+    """A session in UTF-8; what `dsn` leaves open comes from the environment, as with psql. A pooler in transaction mode may be
+    between: nothing is prepared."""
+    return psycopg.connect(dsn, client_encoding="utf8", application_name="pg_gpt2 loader", prepare_threshold=None)
 
 
 def arguments(description: str | None, *, dsn: bool = True) -> argparse.ArgumentParser:

@@ -62,6 +62,7 @@ FROM (VALUES
     ('pg_gpt2.max_memory', NULL, 'What would need more memory than this, for example 2GB, is refused, and the models that a session keeps are bounded by it; null = three quarters of the machine''s. A cap is in llm_limit.'),
     ('pg_gpt2.prompt_lookup', 'on', 'Whether a continuation is guessed from what occurred before and verified several tokens at a time, where this processor gives the same tokens so; changes no result.'),
     ('pg_gpt2.autograd', 'off', 'Whether llm_logits, llm_loss and the pieces of the model record on the tape what they compute; also llm_autograd_mode.'),
+    ('pg_gpt2.tape', 'transaction', 'What handles, the tape and llm_autograd_mode belong to: transaction, or session, which is not for connections through a pooler in transaction mode.'),
     ('pg_gpt2.audit_keep', '1', 'Training steps of a model that stay on the tape; 0 = all.'),
     ('pg_gpt2.attention_chunk', '64', 'Query rows of attention at a time; rounding depends on it.')
 ) AS known (name, boot_val, short_desc);

@@ -1,9 +1,10 @@
--- Autograd: values as rows, ops recorded on a tape, gradients. Functions touch the tape of their own session only.
+-- Autograd: values as rows, ops recorded on a tape, gradients. Functions touch the tape of their own transaction only, or of their
+-- own session where pg_gpt2.tape says so.
 
 CREATE VIEW llm_autograd_mode AS
 SELECT coalesce(nullif(current_setting('pg_gpt2.autograd', true), '')::boolean, false) AS flag;
 COMMENT ON VIEW llm_autograd_mode IS
-    'One row: whether this session records what llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits and llm_loss compute. UPDATE llm_autograd_mode SET flag = true switches it on, for the session; a rollback takes that back. The same as SET pg_gpt2.autograd.';
+    'One row: whether llm_embed, llm_block_forward, llm_forward_gpt2, llm_logits and llm_loss record what they compute. UPDATE llm_autograd_mode SET flag = true switches it on until the transaction ends, as SET LOCAL pg_gpt2.autograd = on does; after SET pg_gpt2.tape = ''session'', for the session.';
 GRANT SELECT, UPDATE ON llm_autograd_mode TO PUBLIC;
 
 CREATE FUNCTION llm_autograd_mode_update()
@@ -34,7 +35,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
-    'The number of this session''s tape, the tape_id of its rows in llm_tape and llm_tensor_rt.';
+    'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
 
 CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean)
 RETURNS bigint
@@ -45,7 +46,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
-    'A handle for a value: a row of llm_tensor_rt on the tape of this session. With requires_grad, llm_backprop computes its gradient.';
+    'A handle for a value: a row of llm_tensor_rt on the tape of this transaction or session (see llm_tape_id). With requires_grad, llm_backprop computes its gradient.';
 
 CREATE FUNCTION llm_op(name text, inputs bigint[], extra jsonb DEFAULT '{}')
 RETURNS bigint
@@ -66,7 +67,7 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].autograd.value(globals())
 $$;
-COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle of this session, a float32 tensor.';
+COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle, a float32 tensor.';
 
 CREATE FUNCTION llm_backprop(start_id bigint DEFAULT NULL, model text DEFAULT NULL)
 RETURNS void
@@ -77,7 +78,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 GD['@package@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
-    'Gradients of the sum of a value by everything of this session that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
+    'Gradients of the sum of a value by everything on the tape that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
 
 CREATE FUNCTION llm_grad(handle bigint)
 RETURNS bytea
@@ -88,7 +89,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
-    'The gradient of a handle of this session after llm_backprop; null when it has none.';
+    'The gradient of a handle after llm_backprop; null when it has none.';
 
 -- The model in pieces. While recording is on, each writes its ops to the tape.
 
@@ -132,7 +133,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
-    'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of this session with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
+    'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of the tape with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
 
 CREATE FUNCTION llm_forward_gpt2(
     input bytea,

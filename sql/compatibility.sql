@@ -18,7 +18,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
-    'Compatibility: whether this session records, the flag of llm_autograd_mode.';
+    'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
 
 CREATE FUNCTION pg_llm_autograd_track_tensor(data bytea, shape integer[], requires_grad boolean)
 RETURNS bigint
@@ -45,7 +45,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
-    'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: recorded functions of this session use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
+    'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: functions that record on the same tape use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
 
 CREATE FUNCTION llm_materialize_params(model text)
 RETURNS integer
@@ -56,7 +56,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
-    'Compatibility: handles for all parameters of a model in this session, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
+    'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
 
 CREATE FUNCTION llm_accumulate_grads(model text, workers integer DEFAULT 1)
 RETURNS integer
@@ -67,7 +67,7 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
-    'Compatibility: add the gradients of the mapped handles of this session to llm_param.grad; returns the number of rows. The result does not depend on workers.';
+    'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of rows. The result does not depend on workers.';
 
 CREATE FUNCTION llm_prune_autograd_state(workers integer DEFAULT 1)
 RETURNS bigint
@@ -78,4 +78,4 @@ if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
-    'Compatibility: drop the tape, values and mapped parameters of this session; returns the number of values. The result does not depend on workers.';
+    'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. The result does not depend on workers.';

@@ -220,22 +220,22 @@ class AsyncPGLLMClient:
                     (await self._statements()).value("llm_train", model=model, n_steps=n_steps, **options)
                 )
 
-    # ---- how statements are run
+    # ---- how statements are run: never prepared, since behind a pooler the next one may meet another session
 
     async def _statements(self) -> Statements:
         if self._found is None:
             async with self.conn.cursor(row_factory=tuple_row) as cursor:
-                found = await (await cursor.execute(FIND_SCHEMA)).fetchone()
+                found = await (await cursor.execute(FIND_SCHEMA, prepare=False)).fetchone()
             self._found = Statements(found, self.conn.info.dbname)
         return self._found
 
     async def _execute(self, statement: Statement) -> None:
         async with self.conn.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(*statement)
+            await cursor.execute(*statement, prepare=False)
 
     async def _rows(self, statement: Statement) -> list[tuple[Any, ...]]:
         async with self.conn.cursor(row_factory=tuple_row) as cursor:
-            return await (await cursor.execute(*statement)).fetchall()
+            return await (await cursor.execute(*statement, prepare=False)).fetchall()
 
     async def _value(self, statement: Statement) -> Any:
         return (await self._rows(statement))[0][0]

@@ -218,22 +218,22 @@ class PGLLMClient:
             with progress_bar(self.conn, n_steps, model, progress):
                 return self._value(self._statements().value("llm_train", model=model, n_steps=n_steps, **options))
 
-    # ---- how statements are run
+    # ---- how statements are run: never prepared, since behind a pooler the next one may meet another session
 
     def _statements(self) -> Statements:
         if self._found is None:
             with self.conn.cursor(row_factory=tuple_row) as cursor:
-                found = cursor.execute(FIND_SCHEMA).fetchone()
+                found = cursor.execute(FIND_SCHEMA, prepare=False).fetchone()
             self._found = Statements(found, self.conn.info.dbname)
         return self._found
 
     def _execute(self, statement: Statement) -> None:
         with self.conn.cursor(row_factory=tuple_row) as cursor:
-            cursor.execute(*statement)
+            cursor.execute(*statement, prepare=False)
 
     def _rows(self, statement: Statement) -> list[tuple[Any, ...]]:
         with self.conn.cursor(row_factory=tuple_row) as cursor:
-            return cursor.execute(*statement).fetchall()
+            return cursor.execute(*statement, prepare=False).fetchall()
 
     def _value(self, statement: Statement) -> Any:
         return self._rows(statement)[0][0]

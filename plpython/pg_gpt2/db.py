@@ -241,6 +241,14 @@ def cursor(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
     return plpy.cursor(_plan(sql, types), list(args))
 
 
+def batches(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
+    """Rows of what may be millions, fetched a thousand at a time, with a look for an interrupt between."""
+    found = plpy.cursor(_plan(sql, types), list(args))
+    while rows := found.fetch(1000):
+        yield from rows
+        check_interrupts()
+
+
 def _plan(sql: str, types: Sequence[str]) -> Any:
     key = (sql, tuple(types))
     if key not in _plans:

@@ -9,14 +9,10 @@ MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill th
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
 MOST_IDS = 1 << 20  # token ids in an array of SQL: PL/Python makes an object of each in one go, 0.5 us each
 MOST_STOP_CHARACTERS = 65_536  # of all stop strings of a call: looking for them needs 300 bytes and a microsecond each
-MOST_POSITIONS = (
-    1 << 20
-)  # of attention: a chunk of rows against as many keys is worked on without a look for an interrupt
+MOST_POSITIONS = 1 << 20  # of attention: a chunk of rows and all its keys are worked on without a look for an interrupt
 MOST_ROW = 1 << 22  # values of a row that is normalised or that classes are chosen by: what one call of NumPy works on
 MOST_CHOICES = 1 << 20  # logits that pg_llm_sample chooses from: it sorts them
-MOST_DIMENSIONS = (
-    16  # of a tensor: NumPy has a limit of its own, 32 or 64, and some ops need a few more than they are given
-)
 MOST_NUMBERS = 1 << 22  # numbers that pg_llm_tensor takes: PostgreSQL sends an array in one go, some 0.1 s
 MOST_VALUES = 1 << 20  # values that pg_llm_values shows: PL/Python makes an array of them in one go
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
+MOST_DIMENSIONS = 16  # of a tensor, and of lists that say one: NumPy ends at 64, or 32, and some ops need a few more

@@ -153,8 +153,8 @@ class Tape:
     def _sweep(self, last: int, start: Value) -> None:
         """Backward from node `last` to the first; the data of `start` stays."""
         for node in reversed(self.nodes[: last + 1]):
+            host.check_interrupts()
             if node.output.grad is not None:
-                host.check_interrupts()
                 y = _data(node.output) if "y" in node.op.reads else None
                 arrays = [_operand(value, i in node.op.reads) for i, value in enumerate(node.inputs)]
                 sinks = _sinks(node.inputs)

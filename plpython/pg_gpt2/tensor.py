@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import host, limits, threads
+from . import host, threads
 from .errors import InvalidParameter
+from .limits import MOST_DIMENSIONS
 
 FLOAT32 = np.dtype("<f4")
 PART = 1 << 22  # values that are copied at a time
@@ -44,13 +45,13 @@ def to_bytes(values: np.ndarray) -> bytes:
 
 
 def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
-    """22023 unless every dimension is a positive integer, and there are not too many."""
-    if len(shape) > limits.MOST_DIMENSIONS:
+    """22023 unless every dimension is a positive integer, of MOST_DIMENSIONS or fewer: the product of more may take long."""
+    if len(shape) > MOST_DIMENSIONS:
         raise InvalidParameter(
-            f"{name} has {len(shape)} dimensions; the most is {limits.MOST_DIMENSIONS}",
+            f"{name} has {len(shape)} dimensions; the most is {MOST_DIMENSIONS}",
             hint="Put dimensions together: [2, 3, 4] are as many values as [6, 4].",
         )
-    if any(dim is None or dim <= 0 for dim in shape):
+    if any(type(dim) is not int or dim <= 0 for dim in shape):
         raise InvalidParameter(
             f"{name} has shape {list(shape)}; every dimension must be positive",
             hint="Example: ARRAY[2, 3] for two rows of three.",

@@ -288,6 +288,7 @@ STATEMENTS = [
     "SET pg_gpt2.max_memory = 'lots'; SELECT llm_train('bare', 1)",
     "SET pg_gpt2.audit_keep = '-1'; SELECT llm_train('bare', 1)",
     "SET pg_gpt2.autograd = 'maybe'; SELECT llm_loss('bare', '{1}', '{2}')",
+    "SET pg_gpt2.tape = 'mine'; SELECT llm_tape_id()",
     # Weights in and out
     *(f"SELECT pg_llm_import_npz('{{folder}}/{name}.npz', 'e')" for name in NPZ),
     *(f"SELECT pg_llm_import_safetensors('{{folder}}/{name}.safetensors', 'e')" for name in SAFETENSORS),
@@ -423,6 +424,8 @@ STATEMENTS = [
     op("embedding", [(2, 2)], f'{{"ids": {"[" * 16}1{"]" * 16}}}'),
     op("reshape", [(1,)], f'{{"shape": {[1] * 17}}}'),
     "SELECT llm_variable(pg_llm_tensor('{1,2}'), '{3}', true)",
+    "SELECT llm_variable('\\x00000000', array_fill(1, '{17}'), true)",
+    op("embedding", [(2, 2)], f'{{"ids": {"[" * 60}0{"]" * 60}}}'),
     f"SELECT pg_llm_autograd_map_param('bare', 'nosuch', 0, {ONES})",
     "SELECT pg_llm_autograd_map_param('bare', 'ln_f.bias', 0, pg_llm_tensor('{1,1,1,1}'), '{4}')",
     "SET pg_gpt2.autograd = on; SELECT pg_llm_autograd_map_param('bare', 'ln_f.bias', 0,"

@@ -6,12 +6,18 @@ from collections.abc import Iterator
 import numpy as np
 import psycopg
 import pytest
-from psycopg import errors
+from psycopg import conninfo, errors
 
 SHAPE = "n_layer => 2, n_head => 2, d_model => 16, n_positions => 16, vocab => 61"
 TOKENS = [(7 * i) % 61 for i in range(16)]
 TARGETS = [(7 * i + 3) % 61 for i in range(16)]
 ADAMW = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "wd": 0.1}
+
+
+@pytest.fixture(scope="module")
+def dsn(dsn: str) -> str:
+    """Sessions whose tapes last: these tests use handles in statements of their own."""
+    return conninfo.make_conninfo(dsn, options="-c pg_gpt2.tape=session")
 
 
 def value(conn: psycopg.Connection, query: str, *args: object) -> object:
@@ -175,6 +181,79 @@ def test_a_rollback_removes_what_it_recorded_and_the_mode(conn, model):
     conn.execute("SELECT llm_prune_autograd_state()")
     conn.execute("ROLLBACK")
     assert value(conn, "SELECT llm_value(%s)", kept) == tensor(2).tobytes()
+
+
+@pytest.fixture
+def plain(connect) -> psycopg.Connection:
+    """A session as it is without a setting."""
+    conn = connect(options="")
+    assert value(conn, "SELECT setting FROM llm_settings WHERE name = 'pg_gpt2.tape'") == "transaction"
+    return conn
+
+
+def test_a_tape_ends_with_its_transaction(plain):
+    with plain.transaction():
+        first, x = value(plain, "SELECT llm_tape_id()"), variable(plain, tensor(2))
+        with plain.transaction():  # a savepoint changes nothing
+            assert value(plain, "SELECT llm_tape_id()") == first
+        y = value(plain, "SELECT llm_op('gelu', ARRAY[%s]::bigint[])", x)
+        plain.execute("SELECT llm_backprop()")
+        assert value(plain, "SELECT llm_grad(%s)", x) is not None
+    assert value(plain, "SELECT llm_tape_id()") > first
+    for call in ("llm_value(%s)", "llm_grad(%s)", "llm_backprop(%s)", "llm_op('gelu', ARRAY[%s]::bigint[])"):
+        with pytest.raises(errors.UndefinedObject) as caught:
+            plain.execute(f"SELECT {call}", (y,))
+        assert "pooler" in caught.value.diag.message_hint
+    with pytest.raises(errors.ObjectNotInPrerequisiteState, match="nothing is recorded in this transaction"):
+        plain.execute("SELECT llm_backprop()")
+    assert plain.execute("SELECT name FROM llm_tape WHERE tape_id = %s", (first,)).fetchall() == [("gelu",)]
+
+
+def test_a_tape_drawn_under_a_savepoint_that_is_undone_is_not_used_again(plain):
+    with plain.transaction():
+        with plain.transaction(force_rollback=True):
+            undone = value(plain, "SELECT llm_tape_id()")
+        assert value(plain, "SELECT llm_tape_id()") > undone
+
+
+def test_discard_all_ends_the_tape_and_the_mode_of_a_session(conn):
+    conn.execute("UPDATE llm_autograd_mode SET flag = true")
+    handle = variable(conn, tensor(2))
+    assert value(conn, "SELECT llm_value(%s)", handle) == tensor(2).tobytes()
+    conn.execute("SET pg_gpt2.tape = 'transaction'")
+    with pytest.raises(errors.UndefinedObject):
+        conn.execute("SELECT llm_value(%s)", (handle,))
+    conn.execute("SET pg_gpt2.tape = 'session'")
+    assert value(conn, "SELECT llm_value(%s)", handle) == tensor(2).tobytes()
+    conn.execute("DISCARD ALL")
+    assert value(conn, "SELECT flag FROM llm_autograd_mode") is False
+    with pytest.raises(errors.UndefinedObject, match="in this session"):
+        conn.execute("SELECT llm_value(%s)", (handle,))
+
+
+def test_the_mode_lasts_as_long_as_the_tape_and_says_so(plain):
+    notices: list[str] = []
+    plain.add_notice_handler(lambda notice: notices.append(str(notice.message_primary)))
+    plain.execute("UPDATE llm_autograd_mode SET flag = true")
+    assert value(plain, "SELECT flag FROM llm_autograd_mode") is False
+    assert len(notices) == 1
+    assert "until this transaction ends" in notices[0]
+    with plain.transaction():
+        plain.execute("UPDATE llm_autograd_mode SET flag = true")
+        assert value(plain, "SELECT flag FROM llm_autograd_mode") is True
+    assert value(plain, "SELECT flag FROM llm_autograd_mode") is False
+    assert len(notices) == 1
+    plain.execute("SET pg_gpt2.tape = 'session'; UPDATE llm_autograd_mode SET flag = true")
+    assert value(plain, "SELECT flag FROM llm_autograd_mode") is True
+
+
+def test_a_setting_that_names_no_tape_of_ours_is_not_used(plain):
+    """The number is kept in a setting, which anybody may SET."""
+    for text in ("7", "x/7", "0/7", f"{10**30}/7", "7/" + "9" * 30):
+        plain.execute("SELECT set_config('pg_gpt2.transaction_tape', %s, false)", (text,))
+        with plain.transaction():
+            assert variable(plain, tensor(2)) > 0
+            assert value(plain, "SELECT llm_tape_id()") not in (7, 0)
 
 
 def test_sessions_that_record_at_once_never_mix(connect, conn, model):

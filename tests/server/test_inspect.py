@@ -7,9 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 import psycopg
 import pytest
-from psycopg import errors
+from psycopg import conninfo, errors
 
 PROMPT = "low newer wider"
+
+
+@pytest.fixture(scope="module")
+def dsn(dsn: str) -> str:
+    """Sessions whose tapes last: these tests use handles in statements of their own."""
+    return conninfo.make_conninfo(dsn, options="-c pg_gpt2.tape=session")
 
 
 @pytest.fixture(scope="module")

@@ -171,6 +171,7 @@ def test_checkpoints_and_exports_have_the_shared_weights(sql, models, server_fil
 
 def test_gradients_of_the_tape_go_to_the_source(sql, models):
     sql("SET pg_gpt2.autograd = on")
+    sql("SET pg_gpt2.tape = 'session'")
     for model in ("b", "c"):
         sql("SELECT llm_materialize_params(%s)", model)
         sql(LOSS, model)

@@ -5,6 +5,7 @@ First those that are worth a case of their own, then every column of every table
 
 import psycopg
 import pytest
+from psycopg import conninfo
 
 from tests.fuzz_sql.cases import COLUMNS
 from tests.fuzz_sql.values import changes
@@ -12,9 +13,16 @@ from tests.fuzz_sql.values import changes
 TAPE = [
     *("inputs = '{}'", "inputs = '{999999999}'", "inputs = '{NULL}'", "inputs = '{{1},{2}}'", "output = 999999999"),
     *("inputs = ARRAY[output]", "name = 'nosuch'", "name = 'matmul'", "extra = '[]'", """extra = '{"x": 1}'"""),
+    *(
+        "name = 'reshape', extra = jsonb_build_object('shape', array_fill(1, '{40}'))",
+        "name = 'softmax'",
+        "name = 'sum'",
+    ),
+    *("extra = 'null'", "extra = jsonb_build_object('factor', repeat('9', 4000)::numeric), name = 'scale'"),
 ]
 VALUES = [
     *("shape = '{3}'", "shape = '{}'", "shape = '{{2,2},{1,1}}'", "shape = '{-2,-2}'", "shape = '{NULL}'"),
+    *("shape = array_fill(1, '{65}')", "shape = '{0}', data = ''", "shape = '{2,2,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}'"),
     *("shape = '{2147483647,2147483647,2147483647}'", r"data = '\x00'", "data = NULL"),
 ]
 RUN = [
@@ -55,6 +63,12 @@ CHECKPOINT = [
         for manifest in ("{}", "[[1]]", '[[1, 2, 3, 4, "zz", 5, 6]]', "7")
     ),
 ]
+
+
+@pytest.fixture(scope="module")
+def dsn(dsn: str) -> str:
+    """Sessions whose tapes last: these tests use handles in statements of their own."""
+    return conninfo.make_conninfo(dsn, options="-c pg_gpt2.tape=session")
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +264,38 @@ def test_every_changed_column_is_answered_or_explained(filled, table):
                     if (error.sqlstate or "XX000").startswith("XX") or (ours and not error.diag.message_hint):
                         found.append(f"{column} = {change}: {statement}: {error.sqlstate} {error}"[:700])
     assert found == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT pg_llm_autograd_map_param('m', 'ln_f.bias', 0, '\\x00000000', array_fill(2147483647, ARRAY[300000]))",
+        "SELECT llm_variable('\\x00000000', array_fill(1, ARRAY[65]), true)",
+        "SELECT llm_op('matmul', ARRAY[v, v]) FROM llm_variable('\\x00000000', array_fill(1, ARRAY[64]), true) AS v",
+        *(
+            f"SELECT llm_op('embedding', ARRAY[v], '{{\"ids\": {'[' * n}0{']' * n}}}')"
+            " FROM llm_variable('\\x00000000', '{1,1}', true) AS v"
+            for n in (17, 60, 900)
+        ),
+        *(
+            f"SELECT llm_op('scale', ARRAY[v], '{{\"factor\": {'9' * n}}}') FROM llm_variable('\\x00000000', '{{1}}', true) AS v"
+            for n in (400, 4299, 4300)
+        ),
+        "SELECT llm_op('reshape', ARRAY[v], jsonb_build_object('shape', array_fill(1, ARRAY[50])))"
+        " FROM llm_variable('\\x00000000', '{1}', true) AS v",
+    ],
+)
+def test_more_than_a_tensor_can_have_is_refused_at_once(recorded, statement):
+    recorded.execute("SET statement_timeout = '2s'")
+    with pytest.raises(psycopg.errors.InvalidParameterValue) as caught:
+        recorded.execute(statement)
+    assert caught.value.diag.message_hint
+    recorded.execute("RESET statement_timeout")
+
+
+@pytest.mark.parametrize("change", ["shape = '{NULL}'", "shape = '{{8}}'", "shape = '{0}'", "data = ''"])
+def test_a_mapped_parameter_that_was_changed_by_hand(recorded, change):
+    with recorded.transaction(force_rollback=True):
+        recorded.execute("SELECT llm_materialize_params('m'); SET LOCAL pg_gpt2.autograd = on")
+        found = outcome(recorded, f"UPDATE llm_tensor_rt SET {change}", "SELECT llm_loss('m', '{1}', '{2}')")
+        assert isinstance(found, psycopg.Error)

@@ -153,7 +153,7 @@ def test_an_open_session_forgets_the_vocabulary_of_an_extension_that_was_dropped
 def test_an_open_session_leaves_the_tape_of_an_extension_that_was_dropped(connect):
     """The sequence begins anew: two sessions must not have the same tape."""
     variable = "SELECT llm_variable('\\x0000803f'::bytea, ARRAY[1], false)"
-    first, second, conn = connect(), connect(), connect()
+    first, second, conn = (connect(options="-c pg_gpt2.tape=session") for _ in range(3))
     first.execute(variable)
     make_anew(conn)
     (handle,) = second.execute(variable).fetchone()

@@ -8,7 +8,7 @@ import numpy as np
 from .. import db, resources
 from ..autograd import attributes, recording, replay, tape_rows
 from ..autograd.recording import Recorder
-from ..autograd.tape_rows import session_tape
+from ..autograd.tape_rows import own_tape, tape_owner
 from ..db import entry
 from ..errors import (
     InvalidParameter,
@@ -24,7 +24,7 @@ from ..inference.prompts import draw_seed
 from ..kernels import MAX_BYTES
 from ..ops import lookup
 from ..storage import store, weights
-from ..tensor import from_bytes, to_bytes
+from ..tensor import check_shape, from_bytes, to_bytes
 
 # --- the mode -------------------------------------------------------------------------------------------------------
 
@@ -37,17 +37,24 @@ def enabled() -> bool:
 
 @entry
 def set_mode(trigger: dict[str, Any]) -> None:
-    """What an UPDATE of llm_autograd_mode does."""
+    """What an UPDATE of llm_autograd_mode does: it lasts as long as the tape does."""
     db.require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
     flag = trigger["new"]["flag"]
     require(flag=flag)
-    db.row("SELECT set_config('pg_gpt2.autograd', $1, false)", ["text"], "on" if flag else "off")
+    word, is_local = "on" if flag else "off", tape_owner() == "transaction"
+    done = db.row(
+        "SELECT set_config('pg_gpt2.autograd', $1, $2), now() = statement_timestamp() AS is_alone",
+        ["text", "bool"],
+        *(word, is_local),
+    )
+    if is_local and (done or {})["is_alone"]:  # or in one string with its BEGIN, and then it is true as well
+        db.notice(f"llm_autograd_mode is {word} until this transaction ends; see pg_gpt2.tape in llm_settings")
 
 
 @entry
 def tape_id() -> int:
-    """The number of this session's tape."""
-    return session_tape()
+    """The number of the tape of this transaction, or session."""
+    return own_tape()
 
 
 # --- values and ops -------------------------------------------------------------------------------------------------
@@ -141,7 +148,7 @@ def grad(handle: int | None) -> bytes | None:
     row = db.row(
         "SELECT grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
         ["int8", "int8"],
-        session_tape(),
+        own_tape(),
         handle,
     )
     if row is None:
@@ -153,13 +160,14 @@ def grad(handle: int | None) -> bytes | None:
 def backprop(start_id: int | None, model: str | None) -> None:
     """Gradients of everything that `start_id`, else the last recorded value, was computed from."""
     resources.apply_threads()
-    tape = session_tape()
+    tape = own_tape()
     recorded = tape_rows.applications(tape)
     if start_id is None:
         if not recorded:
             raise WrongState(
-                "nothing is recorded in this session",
-                hint="UPDATE llm_autograd_mode SET flag = true, then call llm_loss; or build a graph with llm_op.",
+                f"nothing is recorded in this {tape_owner()}",
+                hint="UPDATE llm_autograd_mode SET flag = true, then call llm_loss; or build a graph with llm_op. "
+                f"{tape_rows.OWN_HANDLES}",
             )
         start_id = recorded[-1].output
     tensors = tape_rows.tensors(tape)
@@ -184,7 +192,7 @@ def _require_use(model: str, needed: list[replay.Application]) -> None:
     if not db.row(
         "SELECT 1 FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2 AND tensor_id = ANY ($3) LIMIT 1",
         ["int8", "text", "int8[]"],
-        *(session_tape(), model, inputs),
+        *(own_tape(), model, inputs),
     ):
         raise WrongState(
             f'the value to start from does not depend on a parameter of model "{model}"',
@@ -210,7 +218,8 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
             hint="SELECT name, token_id FROM llm_param WHERE model = ... lists them.",
         )
     array = from_bytes(tensor, shape or row["shape"], name="tensor")
-    if array.size != np.prod(row["shape"]):
+    check_shape(row["shape"], name=f'parameter "{name}"')
+    if array.size != prod(row["shape"]):
         raise InvalidParameter(
             f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}',
             hint="Leave shape out to take the parameter's.",
@@ -222,7 +231,7 @@ def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[i
         "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id) VALUES ($1, $2, $3, $4, $5)"
         " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
         ["int8", "text", "text", "int4", "int8"],
-        *(session_tape(), model, name, token_id, handle),
+        *(own_tape(), model, name, token_id, handle),
     )
     return handle
 
@@ -232,9 +241,7 @@ def materialize_params(model: str) -> int:
     """New handles for all parameters, in place of those mapped before; their number."""
     require(model=model)
     loaded = weights.load(model)
-    db.run(
-        "DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], session_tape(), model
-    )
+    db.run("DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], own_tape(), model)
     return len(recording.materialize(Recorder(), loaded, list(loaded.params)))
 
 
@@ -267,12 +274,12 @@ def _accumulate(model: str, turn: int) -> int:
         " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id"
         " AND new.turn = $3",
         ["int8", "text", "int8"],
-        *(session_tape(), model, turn),
+        *(own_tape(), model, turn),
     )
 
 
 @entry
 def prune(workers: int) -> int:
-    """Drop this session's tape; the number of values."""
+    """Drop the own tape; the number of values."""
     require_positive(workers=workers)
-    return tape_rows.drop([session_tape()])
+    return tape_rows.drop([own_tape()])

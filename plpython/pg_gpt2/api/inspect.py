@@ -120,8 +120,8 @@ def token_embedding(token_id: int | None, model: str | None) -> list[float] | No
 
 
 def _tape(tape_id: int | None) -> tuple[int, list[Application], dict[int, Tensor]]:
-    """A tape (null: this session's) and the shapes on it; 42704 when there is none."""
-    number = tape_rows.session_tape() if tape_id is None else tape_id
+    """A tape (null: the own) and the shapes on it; 42704 when there is none."""
+    number = tape_rows.own_tape() if tape_id is None else tape_id
     recorded = tape_rows.applications(number)
     if not recorded:
         raise UndefinedObject(
@@ -169,11 +169,11 @@ def gradcheck(handle: int, epsilon: float, max_elements: int) -> list[tuple[Any,
     if not 0 < epsilon < 1:
         raise InvalidParameter(f"epsilon must be above 0 and below 1, not {epsilon}", hint="Leave it out for 1e-5.")
     tape_rows.value(handle)
-    recorded = replay.ancestors(tape_rows.applications(tape_rows.session_tape()), handle)
-    tensors = tape_rows.tensors(tape_rows.session_tape())
+    recorded = replay.ancestors(tape_rows.applications(tape_rows.own_tape()), handle)
+    tensors = tape_rows.tensors(tape_rows.own_tape())
     replay.check_complete(recorded, tensors)
     needed = {h for a in recorded for h in (*a.inputs, a.output)} | {handle}
-    data = tape_rows.data(tape_rows.session_tape(), needed)
+    data = tape_rows.data(tape_rows.own_tape(), needed)
     replay.require_kept(needed, data)
     checked = replay.gradcheck(recorded, tensors, data, handle, epsilon=epsilon, most=max_elements)
     return [

@@ -6,15 +6,18 @@ An attribute has one kind whatever op it belongs to. Which attributes an op take
 import inspect
 import json
 from collections.abc import Mapping
-from math import isfinite
+from sys import float_info
 from typing import Any
 
 import numpy as np
 
 from ..errors import InvalidParameter
+from ..limits import MOST_DIMENSIONS
 from ..ops import lookup
 
 NUMBERS = {"eps", "factor", "p"}
+LARGEST = float_info.max
+SHOWN = 60  # characters of a value in a message
 INTEGERS = {"axis", "chunk", "n_head", "seed", "site", "start", "step", "stop"}
 
 
@@ -22,7 +25,9 @@ def parse(op: str, text: str | None) -> dict[str, Any]:
     """The attributes of an application of `op`; 22023 naming the op and what does not fit."""
     extra = parse_jsonb(text or "{}", f"{op}: extra")
     if not isinstance(extra, dict):
-        raise InvalidParameter(f"{op}: extra must be a JSON object, not {text}", hint="Example: '{\"axis\": 0}'.")
+        raise InvalidParameter(
+            f"{op}: extra must be a JSON object, not {_shown(extra)}", hint="Example: '{\"axis\": 0}'."
+        )
     known = inspect.signature(lookup(op).forward).parameters
     takes = [name for name, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY]
     for name, value in extra.items():
@@ -30,6 +35,11 @@ def parse(op: str, text: str | None) -> dict[str, Any]:
             raise InvalidParameter(
                 f'{op}: extra has "{name}", which the op does not take',
                 hint=f"It takes: {', '.join(takes) or 'nothing'}.",
+            )
+        if _is_deep(value):
+            raise InvalidParameter(
+                f'{op}: extra."{name}" has more than {MOST_DIMENSIONS} dimensions',
+                hint="A list of lists has two.",
             )
         _check(op, name, value)
     for name in takes:
@@ -48,7 +58,7 @@ def parse_jsonb(text: str, what: str) -> Any:
 
 def _check(op: str, name: str, value: Any) -> None:
     if name in NUMBERS:
-        good, kind = _is_number(value) and isfinite(value), "a finite number"
+        good, kind = _is_number(value) and -LARGEST <= value <= LARGEST, "a finite number"
     elif name in INTEGERS:
         good, kind = _is_integer(value) or (value is None and name == "axis" and op in ("sum", "mean")), "an integer"
     else:
@@ -60,9 +70,23 @@ def _check(op: str, name: str, value: Any) -> None:
         good, kind = value >= 0, "0 or more"
     if not good:
         raise InvalidParameter(
-            f'{op}: extra."{name}" must be {kind}, not {json.dumps(value)}',
+            f'{op}: extra."{name}" must be {kind}, not {_shown(value)}',
             hint="\\df+ llm_op lists what each op takes.",
         )
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists are nested beyond MOST_DIMENSIONS; found without recursion, which Python limits."""
+    level = [value]
+    for _ in range(MOST_DIMENSIONS):
+        level = [inner for outer in level if isinstance(outer, (list, dict)) for inner in outer]
+    return any(isinstance(inner, (list, dict)) for inner in level)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message."""
+    text = "a deeply nested value" if _is_deep(value) else json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _is_number(value: Any) -> bool:
@@ -74,8 +98,8 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_list(value: Any, nested: bool) -> bool:
-    """Integers, or lists of one length of them."""
-    if not isinstance(value, list):
+    """Integers, as many as a tensor has dimensions; nested: any number, or lists of one length of them."""
+    if not isinstance(value, list) or not (nested or len(value) <= MOST_DIMENSIONS):
         return False
     if nested and value and all(isinstance(part, list) for part in value):
         return len({len(part) for part in value}) == 1 and all(_is_list(part, nested) for part in value)

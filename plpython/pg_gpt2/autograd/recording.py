@@ -1,7 +1,7 @@
 """Recording: a `Runner` whose handles are rows, so that model code written for training leaves its tape in tables.
 
-A parameter is the handle that this session mapped for it, else one made from the stored weights and mapped. A tensor
-given as bytes has no identity: it is the latest value of this session with the same bytes, else a new one.
+A parameter is the handle that is mapped for it on the own tape, else one made from the stored weights and mapped. A tensor
+given as bytes has no identity: it is the latest value of the tape with the same bytes, else a new one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,8 @@ from ..ops import lookup
 from ..ops.elementwise import contiguous
 from ..storage import store, weights
 from ..tape import Eager, Handle, Runner
-from ..tensor import to_bytes
-from .tape_rows import Writer, checked_values, session_tape
+from ..tensor import check_shape, to_bytes
+from .tape_rows import Writer, checked_values, own_tape
 
 
 def enabled() -> bool:
@@ -29,7 +29,7 @@ def enabled() -> bool:
 
 @dataclass(eq=False)
 class Recorded:
-    """A value on the session's tape, with its data at hand."""
+    """A value on the own tape, with its data at hand."""
 
     id: int
     data: np.ndarray
@@ -37,11 +37,11 @@ class Recorded:
 
 
 class Recorder:
-    """Runs ops and writes them to the session's tape. Call `flush` at the end."""
+    """Runs ops and writes them to the own tape. Call `flush` at the end."""
 
     def __init__(self, *, room: int = 64, values: bool = True) -> None:
         """`values`: whether data are kept; without them a tape shows what was done and cannot be differentiated."""
-        self.writer = Writer(session_tape(), room=room)
+        self.writer = Writer(own_tape(), room=room)
         self._values = values
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Recorded:
@@ -57,6 +57,7 @@ class Recorder:
             raise InvalidParameter(
                 f"{name}: the result of shape {list(data.shape)} has no values", hint="Give at least one id."
             )
+        check_shape(data.shape, name=f"{name}: the result")
         found = self.leaf(data, any(value.requires_grad for value in inputs))
         self.writer.op(name, [value.id for value in inputs], found.id, attrs)
         return found
@@ -118,20 +119,20 @@ def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) 
         " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name"
         " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
         ["int8", "text", "text[]", "int8[]"],
-        *(session_tape(), model.name, list(found), [value.id for value in found.values()]),
+        *(own_tape(), model.name, list(found), [value.id for value in found.values()]),
     )
     return found
 
 
 def mapped_params(model: str) -> dict[str, list[Recorded]]:
-    """Parameter name -> handles mapped for it in this session, in the order of their blocks."""
+    """Parameter name -> handles mapped for it on the own tape, in the order of their blocks."""
     rows = db.cursor(
         "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_rt AS t"
         " JOIN (SELECT name, tensor_id, min(token_id) AS token_id FROM {schema}.llm_tensor_map"
         "       WHERE tape_id = $1 AND model = $2 GROUP BY name, tensor_id) AS m ON m.tensor_id = t.id"
         " WHERE t.tape_id = $1 AND t.data IS NOT NULL ORDER BY m.name, m.token_id",
         ["int8", "text"],
-        session_tape(),
+        own_tape(),
         model,
     )
     found: dict[str, list[Recorded]] = {}
@@ -146,12 +147,12 @@ def mapped_params(model: str) -> dict[str, list[Recorded]]:
 
 
 def find(recorder: Recorder, data: np.ndarray) -> Recorded:
-    """The latest value of this session with these bytes and this shape, else a new one without gradient."""
+    """The latest value of the own tape with these bytes and this shape, else a new one without gradient."""
     row = db.row(
         "SELECT id, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND data = $2 AND shape = $3"
         " ORDER BY id DESC LIMIT 1",
         ["int8", "bytea", "int4[]"],
-        *(session_tape(), to_bytes(data), list(data.shape)),
+        *(own_tape(), to_bytes(data), list(data.shape)),
     )
     return Recorded(row["id"], data, row["requires_grad"]) if row else recorder.leaf(data)
 
@@ -181,7 +182,7 @@ def _mapped_layer(matrices: dict[str, Recorded]) -> dict[str, Recorded]:
         "SELECT model, substring(name FROM '^h\\.[0-9]+\\.') AS prefix FROM {schema}.llm_tensor_map"
         " WHERE tape_id = $1 AND tensor_id = ANY ($2) AND name ~ '^h\\.[0-9]+\\.' LIMIT 1",
         ["int8", "int8[]"],
-        session_tape(),
+        own_tape(),
         [value.id for value in matrices.values()],
     )
     if row is None:
@@ -189,9 +190,10 @@ def _mapped_layer(matrices: dict[str, Recorded]) -> dict[str, Recorded]:
     rows = db.query(
         "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_map AS m"
         " JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = m.tape_id"
-        " WHERE m.tape_id = $1 AND m.model = $2 AND starts_with(m.name, $3) AND cardinality(t.shape) = 1",
+        " WHERE m.tape_id = $1 AND m.model = $2 AND starts_with(m.name, $3) AND cardinality(t.shape) = 1"
+        " AND t.data IS NOT NULL",
         ["int8", "text", "text"],
-        *(session_tape(), row["model"], row["prefix"]),
+        *(own_tape(), row["model"], row["prefix"]),
     )
     return {
         found["name"].removeprefix(row["prefix"]): Recorded(

@@ -62,6 +62,7 @@ def ancestors(applications: Sequence[Application], start: int) -> list[Applicati
     """The applications that `start` was computed by, in order."""
     wanted, found = {start}, []
     for application in reversed(applications):
+        host.check_interrupts()
         if application.output in wanted:
             found.append(application)
             wanted.update(application.inputs)
@@ -71,6 +72,7 @@ def ancestors(applications: Sequence[Application], start: int) -> list[Applicati
 def check_complete(applications: Iterable[Application], tensors: Mapping[int, Any]) -> None:
     """22023 or 42704 naming the row when an op has another number of inputs, or a handle no tensor."""
     for application in applications:
+        host.check_interrupts()
         try:
             application.op.check_inputs(len(application.inputs))
         except InvalidParameter as error:
@@ -89,11 +91,18 @@ def values_read(applications: Iterable[Application]) -> set[int]:
     """Handles whose data a backward pass looks at; of all others the shape is enough."""
     found: set[int] = set()
     for application in applications:
+        host.check_interrupts()
         reads = application.op.reads
         found.update(handle for i, handle in enumerate(application.inputs) if i in reads)
         if "y" in reads:
             found.add(application.output)
     return found
+
+
+def _handles(application: Application) -> tuple[int, ...]:
+    """Inputs and, last, the output; with a look for an interrupt, for passes over a long tape."""
+    host.check_interrupts()
+    return *application.inputs, application.output
 
 
 class Graph:
@@ -105,13 +114,14 @@ class Graph:
         outputs = {application.output for application in applications}
         self.values: dict[int, Value] = {}
         dtype = next((array.dtype for array in data.values()), np.dtype(np.float32))
-        for handle in sorted({h for a in applications for h in (*a.inputs, a.output)}):
+        for handle in dict.fromkeys(h for a in applications for h in _handles(a)):
             tensor = tensors[handle]
             shown = data[handle] if handle in data else np.broadcast_to(np.zeros((), dtype), tensor.shape)
             # A leaf collects in a sink, as parameters of a training step do: the order of additions is the same.
             sink = Sink(np.empty(tensor.shape, dtype)) if tensor.requires_grad and handle not in outputs else None
             self.values[handle] = Value(shown, tensor.requires_grad, sink=sink)
         for application in applications:
+            host.check_interrupts()
             output = self.values[application.output]
             inputs = tuple(self.values[handle] for handle in application.inputs)
             output.node = Node(application.op, inputs, application.attrs, output)
@@ -138,6 +148,7 @@ class Graph:
     def gradients(self) -> Iterator[tuple[int, np.ndarray]]:
         """(handle, gradient) of everything that has one."""
         for handle, value in self.values.items():
+            host.check_interrupts()
             if value.sink is not None and value.sink.filled:
                 yield handle, value.sink.array
             elif value.grad is not None:
@@ -146,6 +157,7 @@ class Graph:
     def close(self) -> None:
         """Values and nodes refer to each other: without this they stay until Python's collector happens to run."""
         for value in self.values.values():
+            host.check_interrupts()
             value.node = None
 
     def _guard(self, work: Any) -> None:
@@ -183,8 +195,8 @@ def compare(
     """
     check_complete(applications, tensors)
     for application in applications:
+        host.check_interrupts()
         if application.output in data and all(handle in data for handle in application.inputs):
-            host.check_interrupts()
             again = application.run([data[handle] for handle in application.inputs])
             yield from _difference(application, application.output, "value", again, data[application.output])
     yield from _compare_gradients(applications, tensors, data, grads)
@@ -197,12 +209,14 @@ def _compare_gradients(
     producer = {application.output: application for application in applications}
     users: dict[int, Application] = {}
     for application in reversed(applications):
+        host.check_interrupts()
         if application.output in grads:
             for handle in application.inputs:
                 users[handle] = application  # the first to use it, hence the last to contribute
     graph = Graph(applications, tensors, data)
     for first, last in _sweeps(applications, grads):
         for place in range(last, first - 1, -1):
+            host.check_interrupts()
             application, node = applications[place], graph.tape.nodes[place]
             if application.output not in grads:
                 continue
@@ -220,9 +234,10 @@ def _compare_gradients(
 
 def _sweeps(applications: Sequence[Application], grads: Arrays) -> Iterator[tuple[int, int]]:
     """(first, last) place of each backward pass: it starts where a gradient was not received from anyone."""
-    used = {handle for a in applications if a.output in grads for handle in a.inputs}
+    used = {handle for a in applications if a.output in grads for handle in _handles(a)[:-1]}
     first = 0
     for place, application in enumerate(applications):
+        host.check_interrupts()
         if application.output in grads and application.output not in used:
             yield first, place
             first = place + 1

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
+from .. import host
 from .replay import Application, Tensor
 
 STYLE = [
@@ -30,6 +31,7 @@ def _nodes(
         label = _label(names.get(handle, f"variable {handle}"), _shape(tensors, handle))
         yield f'  t{handle} [shape=ellipse, style=filled, fillcolor="{fill}", label={label}];'
     for application in applications:
+        host.check_interrupts()
         attrs = [f"{name}={_short(value)}" for name, value in application.attrs.items()]
         label = _label(application.name, *attrs, _shape(tensors, application.output))
         yield f'  t{application.output} [shape=box, style="rounded,filled", fillcolor="#fdf3dc", label={label}];'
@@ -39,6 +41,7 @@ def _edges(applications: Sequence[Application]) -> Iterator[str]:
     """Those between ops weigh more, which keeps them short and straight: the way of the computation is seen at once."""
     produced = {application.output for application in applications}
     for application in applications:
+        host.check_interrupts()
         for handle in application.inputs:
             yield f"  t{handle} -> t{application.output}{' [weight=8]' if handle in produced else ''};"
 

@@ -1,9 +1,11 @@
 """Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `replay`.
 
-A session has one tape a role, with a number that no other ever has; functions touch the rows of that number only.
+A transaction has one tape, with a number that no other ever has; functions touch the rows of that number only. With
+pg_gpt2.tape = session, it is the session that has it: a pooler gives one session to many clients, so that must be asked for.
 Tapes of audited training steps have numbers of their own.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,25 +13,59 @@ from typing import Any
 import numpy as np
 
 from .. import db, host, resources
-from ..errors import InconsistentData, PgGpt2Error, UndefinedObject, WrongState
+from ..errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ..limits import MOST_DIMENSIONS
 from ..storage.store import joined
 from ..tensor import FLOAT32, to_bytes
 from . import attributes
 from .replay import Application, Tensor
 
 FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
-_session_tape = ("", 0)  # sequence, which DROP EXTENSION may have made anew, and role; the number drawn from it
+BATCH = 10_000  # rows that are read, or written, between two looks for an interrupt
+OP_BYTES = 8192  # of memory that an op of a tape and its values take, beside their data
+OWNERS = ("transaction", "session")
+OWN_HANDLES = (
+    "Handles live as long as their transaction: work between BEGIN and COMMIT. Or SET pg_gpt2.tape = 'session' before, but not"
+    " behind a pooler in transaction mode (pgbouncer and others), where the next statement may be another session's."
+)
 
 
-def session_tape() -> int:
-    """The number of this session's tape; drawn when it first needs one, and kept until another role is set."""
-    global _session_tape
-    owner = (db.row("SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid || ' ' || current_user AS owner") or {})[
-        "owner"
-    ]
-    if _session_tape[0] != owner:
-        _session_tape = (owner, new_tape())
-    return _session_tape[1]
+def own_tape() -> int:
+    """The number of the tape of this transaction or session; drawn when it is first needed.
+
+    A setting keeps it, beside the sequence that it was drawn from, which DROP EXTENSION may have made anew, and the role, since
+    another that is set later has a tape of its own. So it ends with what it belongs to, with a rollback of what drew it, and with
+    DISCARD ALL, which the interpreter's memory would outlive.
+    """
+    kept = db.row(
+        "SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid || '/' || current_user::regrole::oid AS drawn_by,"
+        " current_setting('pg_gpt2.tape', true) AS owner,"
+        " current_setting('pg_gpt2.transaction_tape', true) AS transaction,"
+        " current_setting('pg_gpt2.session_tape', true) AS session"
+    )
+    settings: db.Row = kept or {}
+    owner, drawn_by = _checked_owner(settings["owner"]), settings["drawn_by"]
+    if found := re.fullmatch(rf"{drawn_by}/([0-9]{{1,18}})", settings[owner] or ""):
+        return int(found[1])
+    number = new_tape()
+    db.run(
+        "SELECT set_config($1, $2, $3)",
+        ["text", "text", "bool"],
+        *(f"pg_gpt2.{owner}_tape", f"{drawn_by}/{number}", owner == "transaction"),
+    )
+    return number
+
+
+def tape_owner() -> str:
+    """transaction or session: what handles, and the mode set by llm_autograd_mode, belong to (pg_gpt2.tape)."""
+    return _checked_owner(db.setting("tape"))
+
+
+def _checked_owner(text: str | None) -> str:
+    owner = (text or OWNERS[0]).strip().lower()
+    if owner not in OWNERS:
+        raise InvalidParameter(f"pg_gpt2.tape must be transaction or session, not '{text}'", hint="RESET pg_gpt2.tape;")
+    return owner
 
 
 def new_tape() -> int:
@@ -108,12 +144,26 @@ def _array(numbers: Iterable[int]) -> str:
 
 def applications(tape_id: int) -> list[Application]:
     """The ops of a tape in the order of their recording."""
-    rows = db.query(
+    _require_room(tape_id)
+    rows = db.batches(
         "SELECT id, name, inputs, output, extra::text AS extra FROM {schema}.llm_tape WHERE tape_id = $1 ORDER BY id",
         ["int8"],
         tape_id,
     )
     return [_application(row) for row in rows]
+
+
+def _require_room(tape_id: int) -> None:
+    """53200 before a large tape is read, with its ops, values and what runs over them."""
+    size = db.row(
+        "SELECT count(*) AS ops, coalesce(sum(pg_column_size(t)), 0)::bigint AS bytes FROM {schema}.llm_tape AS t"
+        " WHERE tape_id = $1",
+        ["int8"],
+        tape_id,
+    )
+    ops, held = (size or {})["ops"], (size or {})["bytes"]
+    if ops >= BATCH:
+        resources.require_memory(OP_BYTES * ops + 10 * held, f"tape {tape_id} of {ops} ops")
 
 
 def _application(row: db.Row) -> Application:
@@ -133,16 +183,16 @@ def _application(row: db.Row) -> Application:
 
 def tensors(tape_id: int) -> dict[int, Tensor]:
     """The values of a tape, without their bytes."""
-    rows = db.cursor(
+    rows = db.batches(
         "SELECT id, shape, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1", ["int8"], tape_id
     )
     return {row["id"]: Tensor(row["id"], _shape(row["id"], row["shape"]), row["requires_grad"]) for row in rows}
 
 
-def _shape(handle: int, shape: list) -> tuple[int, ...]:
-    if not all(type(n) is int for n in shape):
+def _shape(handle: int, shape: Sequence) -> tuple[int, ...]:
+    if len(shape) > MOST_DIMENSIONS or not all(type(n) is int and n > 0 for n in shape):
         raise InconsistentData(
-            f"handle {handle} has a shape of more than one dimension, or with a null: {shape}",
+            f"handle {handle} has a shape that none of our tensors has: {str(shape)[:60]}",
             hint="Its row of llm_tensor_rt was changed by hand; record again.",
         )
     return tuple(shape)
@@ -151,34 +201,39 @@ def _shape(handle: int, shape: list) -> tuple[int, ...]:
 def data(tape_id: int, handles: Iterable[int], column: str = "data") -> dict[int, np.ndarray]:
     """Data (or grad) of those handles that have it."""
     wanted = list(handles)
-    size = db.row(
-        f"SELECT sum(octet_length({column})) AS bytes FROM {{schema}}.llm_tensor_rt WHERE tape_id = $1 AND id = ANY ($2)",
-        ["int8", "int8[]"],
-        tape_id,
-        wanted,
-    )
-    resources.require_memory(2 * ((size or {})["bytes"] or 0), f"reading tape {tape_id}")
-    rows = db.cursor(
-        f"SELECT id, shape, {column} AS bytes FROM {{schema}}.llm_tensor_rt"
-        f" WHERE tape_id = $1 AND id = ANY ($2) AND {column} IS NOT NULL",
-        ["int8", "int8[]"],
-        tape_id,
-        wanted,
-    )
-    found = {}
-    for row in rows:
-        found[row["id"]] = checked_values(row["id"], row["bytes"], _shape(row["id"], row["shape"]))
+    turns = [wanted[i : i + BATCH] for i in range(0, len(wanted), BATCH)]
+    total = 0
+    for turn in turns:
+        size = db.row(
+            f"SELECT sum(octet_length({column})) AS bytes FROM {{schema}}.llm_tensor_rt WHERE tape_id = $1 AND id = ANY ($2)",
+            ["int8", "int8[]"],
+            *(tape_id, turn),
+        )
+        total += (size or {})["bytes"] or 0
         host.check_interrupts()
+    resources.require_memory(2 * total, f"reading tape {tape_id}")
+    found = {}
+    for turn in turns:
+        rows = db.cursor(
+            f"SELECT id, shape, {column} AS bytes FROM {{schema}}.llm_tensor_rt"
+            f" WHERE tape_id = $1 AND id = ANY ($2) AND {column} IS NOT NULL",
+            ["int8", "int8[]"],
+            *(tape_id, turn),
+        )
+        for row in rows:
+            found[row["id"]] = checked_values(row["id"], row["bytes"], row["shape"])
+            host.check_interrupts()
     return found
 
 
 def checked_values(handle: int, content: bytes, shape: Sequence[int]) -> np.ndarray:
     """The array; 22000 naming the handle when bytes and shape do not belong together."""
     array = np.frombuffer(content[: len(content) // 4 * 4], FLOAT32)
+    checked = _shape(handle, shape)
     try:
         if len(content) % 4:
             raise ValueError
-        return array.reshape(tuple(shape))
+        return array.reshape(checked)
     except ValueError:
         raise InconsistentData(
             f"handle {handle} has {len(content)} bytes, which are not float32 values of shape {list(shape)}",
@@ -187,11 +242,11 @@ def checked_values(handle: int, content: bytes, shape: Sequence[int]) -> np.ndar
 
 
 def value(handle: int) -> tuple[Tensor, np.ndarray]:
-    """One value of this session; 42704 when it has no such handle, 55000 when the data was not kept."""
+    """One value of the own tape; 42704 when it has no such handle, 55000 when the data was not kept."""
     row = db.row(
         "SELECT shape, requires_grad, data FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
         ["int8", "int8"],
-        session_tape(),
+        own_tape(),
         handle,
     )
     if row is None:
@@ -203,11 +258,8 @@ def value(handle: int) -> tuple[Tensor, np.ndarray]:
 
 
 def unknown(handle: int) -> UndefinedObject:
-    """The error for a handle that this session does not have."""
-    return UndefinedObject(
-        f"handle {handle} does not exist in this session",
-        hint="llm_variable and llm_op make handles; they belong to the session and end with llm_prune_autograd_state.",
-    )
+    """The error for a handle that is not on the own tape."""
+    return UndefinedObject(f"handle {handle} does not exist in this {tape_owner()}", hint=OWN_HANDLES)
 
 
 # --- changing -------------------------------------------------------------------------------------------------------
@@ -221,7 +273,7 @@ def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
     for handle, grad in grads:
         batch.append((handle, to_bytes(grad)))
         held += len(batch[-1][1])
-        if held >= FLUSH_BYTES:
+        if held >= FLUSH_BYTES or len(batch) >= BATCH:
             update_grads(tape_id, batch)
             batch, held = [], 0
     update_grads(tape_id, batch)

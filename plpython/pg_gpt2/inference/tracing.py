@@ -79,9 +79,15 @@ class Tracer:
 def attention_weights(qkv: np.ndarray, n_head: int) -> np.ndarray:  # [T, 3D] -> [H, T, T]
     """softmax(q k' / sqrt(d)) of each head, 0 where the key comes after the query."""
     q, k, _ = split_qkv(qkv[None], n_head)
-    scores = (q[0] * q.shape[-1] ** -0.5) @ k[0].swapaxes(-1, -2)
-    scores += np.triu(np.full(scores.shape[-2:], -np.inf, scores.dtype), 1)
-    return lookup("softmax")(scores)
+    t = q.shape[-2]
+    after = np.triu(np.full((t, t), -np.inf, q.dtype), 1)
+    weights = np.empty((n_head, t, t), q.dtype)
+    for head in range(n_head):
+        host.check_interrupts()
+        scores = (q[0, head] * q.shape[-1] ** -0.5) @ k[0, head].swapaxes(-1, -2)
+        scores += after
+        weights[head] = lookup("softmax")(scores)
+    return weights
 
 
 def trace(params: Params, config: GPT2Config, ids: Sequence[int]) -> list[Step]:
