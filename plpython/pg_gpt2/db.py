@@ -16,8 +16,9 @@ import numpy as np
 import plpy
 
 from . import host
-from .errors import InvalidParameter, InvalidTransactionTermination, OutOfMemory, PgGpt2Error
+from .errors import InvalidParameter, InvalidTransactionTermination, MalformedData, OutOfMemory, PgGpt2Error
 from .importer import own_settings
+from .limits import MOST_IDS
 
 Row = dict[str, Any]
 Function = Callable[..., Any]
@@ -35,6 +36,7 @@ _checked = 0.0
 _in_set = False
 _END = object()
 PL_PYTHON = frozenset(("GD", "SD", "TD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+INT4 = 23  # oid of the type integer
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
 
 
@@ -81,10 +83,13 @@ def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -
     """integer[] is the type of a matrix, too, which arrives as a list of lists."""
     for place, value in enumerate(args):
         if type(value) is list and value and type(value[0]) is list:
-            raise InvalidParameter(
-                f"{inspect.unwrap(function).__code__.co_varnames[place]} must be an array of one dimension",
-                hint="ARRAY(SELECT unnest(a)) makes one of all its elements.",
-            )
+            raise _not_one_dimension(inspect.unwrap(function).__code__.co_varnames[place])
+
+
+def _not_one_dimension(name: str) -> InvalidParameter:
+    return InvalidParameter(
+        f"{name} must be an array of one dimension", hint="ARRAY(SELECT unnest(a)) makes one of all its elements."
+    )
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
@@ -290,6 +295,33 @@ def flag(name: str, default: str) -> bool:
         if text in words:
             return value
     raise InvalidParameter(f"pg_gpt2.{name} must be on or off, not '{text}'", hint=f"RESET pg_gpt2.{name};")
+
+
+def sent_ids(sent: bytes, name: str = "ids") -> list[int | None]:
+    """The elements of an integer[] that SQL passed as array_send(name), or as '' where it has more than MOST_IDS.
+
+    The form: number of dimensions, whether there are nulls, type; of each dimension size and lower bound; of each element length
+    and value, big-endian. A null has the length -1 and no value.
+    """
+    if not sent or len(sent) > 20 + 8 * MOST_IDS:
+        raise InvalidParameter(
+            f"{name} has more than {MOST_IDS} elements", hint="Give a part of them: (ids)[1:1000000], for example."
+        )
+    words = np.frombuffer(sent[: len(sent) // 4 * 4], ">i4")
+    if len(words) > 2 and words[2] == INT4:
+        if words[0] > 1:
+            raise _not_one_dimension(name)
+        found = _elements(words[5:])
+        if len(found) == (words[3] if words[0] else 0) and len(sent) == words.nbytes:
+            return found
+    raise MalformedData(f"{name} is not what array_send gives", hint="array_send(ids), with ids integer[].")
+
+
+def _elements(words: np.ndarray) -> list[int | None]:
+    if len(words) % 2 == 0 and (words[::2] == 4).all():  # no null
+        return words[1::2].tolist()
+    each = iter(words.tolist())
+    return [None if length < 0 else next(each, None) for length in each]
 
 
 def storable(text: str) -> str:

@@ -17,11 +17,18 @@ def parse_vocab(data: bytes, source: str = "vocab.json") -> dict[str, int]:
 
 
 def parse_merges(data: bytes, source: str = "merges.txt") -> list[tuple[str, str]]:
-    """(left, right), best first. Only a first line that starts with #version is a comment: `# #` is a merge."""
+    """(left, right), best first. Only a first line that starts with #version is a comment: `# #` is a merge.
+
+    A file with that line alone says that there are no merges, as transformers writes it; an empty one says nothing.
+    """
     lines = _decode(data, source).split("\n")
     while lines and not lines[-1].rstrip("\r"):
         lines.pop()
-    first = 1 if lines and lines[0].startswith("#version") else 0
+    if not lines:
+        raise MalformedData(
+            f"{source} is empty", hint='A vocabulary without merges has a file with the line "#version: 0.2" alone.'
+        )
+    first = 1 if lines[0].startswith("#version") else 0
     merges = []
     for number, line in enumerate(lines[first:], first + 1):
         left, _, right = line.rstrip("\r").partition(" ")
@@ -63,6 +70,11 @@ def _load_json(data: bytes, source: str) -> Any:
         ) from None
 
 
+def _shown(value: Any) -> str:
+    """A wrong value as JSON had it; of a number with thousands of digits not even that can be printed everywhere."""
+    return f"an integer of {value.bit_length()} bits" if type(value) is int and abs(value) >> 64 else repr(value)[:60]
+
+
 def _checked_vocab(vocab: Any, source: str) -> dict[str, int]:
     """`vocab` if it is a vocabulary; ids need not be contiguous."""
     if not isinstance(vocab, dict) or not vocab:
@@ -74,7 +86,8 @@ def _checked_vocab(vocab: Any, source: str) -> dict[str, int]:
     for token, token_id in vocab.items():
         if type(token_id) is not int or not 0 <= token_id <= MAX_TOKEN_ID:
             raise MalformedData(
-                f"{source}: the id of token {token!r} is {token_id!r}", hint="Ids are integers from 0 to 2147483647."
+                f"{source}: the id of token {token[:60]!r} is {_shown(token_id)}",
+                hint="Ids are integers from 0 to 2147483647.",
             )
         if not token or "\0" in token or any("\ud800" <= c <= "\udfff" for c in token):
             raise MalformedData(
