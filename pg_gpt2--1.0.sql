@@ -45,7 +45,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.importer'], importer)
-    GD['pg_gpt2 ece873964e4e @extschema@'] = importer['load'](sources, 'pg_gpt2 ece873964e4e @extschema@', '@extschema@')
+    GD['pg_gpt2 6f4daf4a4ec8 @extschema@'] = importer['load'](sources, 'pg_gpt2 6f4daf4a4ec8 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -1657,16 +1657,17 @@ def of_run(run_id: int, width: int) -> str:
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.tokenizer', $pg_gpt2_source$"""llm_encode and its family, and where vocabularies come from."""
 
+import codecs
 from collections.abc import Iterator
 from typing import Any
 
-from .. import db, resources
+from .. import db, host, resources, threads
 from ..db import entry
 from ..errors import InvalidParameter, require
 from ..formats import vocab as vocab_files
 from ..storage import server_files, store
 from ..tokenizer import bpe_train, vocabularies
-from ..tokenizer.bpe import Tokenizer
+from ..tokenizer.bpe import BYTES_A_CHECK, Tokenizer
 
 MAX_FILE_BYTES = 8 << 20  # of vocab.json or merges.txt: GPT-2's have 1 MB, and json.loads cannot be cancelled
 BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
@@ -1683,25 +1684,31 @@ def _tokenizer(model: str | None) -> Tokenizer:
 @entry
 def encode(text: str | None, model: str | None, special: bool | None) -> list[int] | None:
     """Token ids."""
-    return None if text is None else _tokenizer(model).encode(text, bool(special))
+    return None if text is None else _tokenizer(model).encode_array(text, bool(special))
 
 
 @entry
-def decode(ids: list[int] | None, model: str | None) -> str | None:
-    """Text; what a text cannot hold is U+FFFD."""
-    return None if ids is None else db.storable(_tokenizer(model).decode(ids))
+def decode(sent: bytes | None, model: str | None, as_text: bool) -> bytes | None:
+    """Bytes of ids in the binary form of an array; `as_text`, U+FFFD in the place of what a text cannot hold."""
+    if sent is None:
+        return None
+    data = _tokenizer(model).decode_bytes(db.sent_ids(sent))  # which says where a null is
+    return b"".join(_as_text(data)) if as_text else data
 
 
-@entry
-def decode_bytes(ids: list[int] | None, model: str | None) -> bytes | None:
-    """Bytes."""
-    return None if ids is None else _tokenizer(model).decode_bytes(ids)
+def _as_text(data: bytes) -> Iterator[bytes]:
+    """What UTF-8 can hold of `data`, without U+0000, in pieces."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for part in threads.pieces(len(data), BYTES_A_CHECK):
+        host.check_interrupts()
+        yield db.storable(decoder.decode(data[part])).encode()
+    yield decoder.decode(b"", final=True).encode()
 
 
 @entry
 def tokenize(text: str | None, model: str | None, special: bool | None) -> Iterator[Any]:
     """Rows (position, token_id, token, bytes)."""
-    return iter(()) if text is None else iter(list(_tokenizer(model).tokenize(text, bool(special))))
+    return iter(()) if text is None else _tokenizer(model).tokenize(text, bool(special))
 
 
 @entry
@@ -1713,7 +1720,7 @@ def count(text: str | None, model: str | None, special: bool | None) -> int | No
 @entry
 def trace(word: str | None, model: str | None) -> Iterator[Any]:
     """Rows (step, token_id, merged, pieces)."""
-    return iter(()) if word is None else iter(list(_tokenizer(model).trace(word)))
+    return iter(()) if word is None else _tokenizer(model).trace(word)
 
 
 @entry
@@ -5434,11 +5441,18 @@ def parse_vocab(data: bytes, source: str = "vocab.json") -> dict[str, int]:
 
 
 def parse_merges(data: bytes, source: str = "merges.txt") -> list[tuple[str, str]]:
-    """(left, right), best first. Only a first line that starts with #version is a comment: `# #` is a merge."""
+    """(left, right), best first. Only a first line that starts with #version is a comment: `# #` is a merge.
+
+    A file with that line alone says that there are no merges, as transformers writes it; an empty one says nothing.
+    """
     lines = decode_text(data, source).split("\n")
     while lines and not lines[-1].rstrip("\r"):
         lines.pop()
-    first = 1 if lines and lines[0].startswith("#version") else 0
+    if not lines:
+        raise MalformedData(
+            f"{source} is empty", hint='A vocabulary without merges has a file with the line "#version: 0.2" alone.'
+        )
+    first = 1 if lines[0].startswith("#version") else 0
     merges = []
     for number, line in enumerate(lines[first:], first + 1):
         left, _, right = line.rstrip("\r").partition(" ")
@@ -5692,7 +5706,10 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.host', $pg_gpt2_source$""
 `host.check_interrupts()` at least every 100 ms: Python code that does not enter the server cannot be cancelled.
 """
 
+import time
 from collections.abc import Callable
+
+TELL_EVERY = 5.0  # seconds between two notices of a long call's progress, and before the first
 
 
 def _nothing() -> None:
@@ -5710,6 +5727,22 @@ def _enough(wanted: int, purpose: str) -> None:
 check_interrupts: Callable[[], None] = _nothing
 notice: Callable[[str], None] = _print
 require_memory: Callable[[int, str], None] = _enough  # (bytes, what for): an error when so much is not there
+
+
+class Progress:
+    """Tells by a notice every few seconds how far a long call is; a short one says nothing."""
+
+    def __init__(self, what: str, unit: str, total: int | None = None) -> None:
+        self.what, self.unit, self.total = what, unit, total
+        self._told = time.monotonic()
+
+    def at(self, done: int) -> None:
+        """So much is done: cheap enough for inner loops."""
+        now = time.monotonic()
+        if now - self._told >= TELL_EVERY:
+            self._told = now
+            of = "" if self.total is None else f" of {self.total:,}"
+            notice(f"{self.what}: {done:,}{of} {self.unit} done")
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.importer', $pg_gpt2_source$"""Import the package from a dict of sources, which `llm_boot` reads from the table llm_module.
 
@@ -7120,6 +7153,7 @@ def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tu
     logprobs = np.empty(len(ids) - 1)
     ranks = np.empty(len(ids) - 1, np.int64)
     tokens = np.asarray(ids, np.int64)
+    progress = host.Progress("scoring", "tokens", len(ids))
     for start, first, stop in windows(len(ids), max(2, config.n_positions)):  # one position sees the token before
         hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
         for rows in threads.pieces(stop - first, ROWS):
@@ -7128,6 +7162,7 @@ def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tu
             place = slice(first - 1 + rows.start, first - 1 + rows.stop)
             logprobs[place], ranks[place] = _score_rows(logits, targets)
             host.check_interrupts()
+        progress.at(stop)
     return logprobs, ranks
 
 
@@ -7168,9 +7203,11 @@ def embedding(params: Arranged, config: GPT2Config, ids: Sequence[int], layer: i
     tokens = np.asarray(ids, np.int64)
     if pooling == "last":
         return _states(params, config, tokens[-config.n_positions :], depth)[-1]
+    progress = host.Progress("embedding", "tokens", len(ids))
     total = np.zeros(config.d_model, np.float64)
     for window in threads.pieces(len(tokens), config.n_positions):
         total += _states(params, config, tokens[window], depth).sum(axis=0, dtype=np.float64)
+        progress.at(window.stop)
     return (total / len(tokens)).astype(np.float32)
 
 
@@ -7792,6 +7829,9 @@ MOST_ROW = 1 << 22  # values of a row that is normalised or that classes are cho
 MOST_CHOICES = 1 << 20  # logits that pg_llm_sample chooses from: it sorts them
 MOST_NUMBERS = 1 << 22  # numbers that pg_llm_tensor takes: PostgreSQL sends an array in one go, some 0.1 s
 MOST_VALUES = 1 << 20  # values that pg_llm_values shows: PL/Python makes an array of them in one go
+MOST_WORD = 1 << 24  # bytes of a word of a text: it is merged as a whole, at 150 bytes of memory for each
+MOST_TOKEN_BYTES = 1 << 20  # of a token of a vocabulary: every use of it is a copy
+MOST_TRACED = 2000  # characters of a trace of merges: each row has all pieces, which is quadratic
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
 MOST_DIMENSIONS = 16  # of a tensor, and of lists that say one: NumPy ends at 64, or 32, and some ops need a few more
 $pg_gpt2_source$);
@@ -11958,8 +11998,8 @@ def no_weights(model: str) -> WrongState:
 
 
 def has_weights(model: str) -> bool:
-    """Whether any row of `model` is visible in llm_param."""
-    return db.row(f"SELECT 1 FROM {resolved()} AS p LIMIT 1", ["text"], model) is not None
+    """Whether any row of `model` is visible in llm_param; the first by the key, for LIMIT alone may scan the table."""
+    return db.row(f"SELECT 1 FROM {resolved()} AS p ORDER BY p.name LIMIT 1", ["text"], model) is not None
 
 
 def known(models: Sequence[str]) -> set[str]:
@@ -13015,7 +13055,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import host, limits, threads
+from . import host, threads
 from .errors import InvalidParameter
 from .limits import MOST_DIMENSIONS
 
@@ -13384,19 +13424,20 @@ from typing import NamedTuple
 
 from .. import host, threads
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
+from ..limits import MOST_IDS, MOST_TRACED, MOST_WORD
 from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
-from .pretokenize import pretokens, split
+from .pretokenize import pretokens, split, word_too_long
 
 END_OF_TEXT = "<|endoftext|>"
 CACHED_WORDS = 1 << 17  # some 30 MB; 10 MB of twelve scripts have 120,000
 CACHED_LENGTH = 64  # longer words seldom come back
-MOST_TRACED = 2000  # characters
 LONG_WORD = 48  # bytes from which the heap is faster
-MOST_BYTES = 1 << 24  # of a word
 BYTES_A_SYMBOL = 150  # of memory, while a long word is merged
 BYTES_A_CHECK = 1 << 20
 MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
-PIECES_A_CHECK = 32  # of about 1 kB, between two looks for a cancel request
+MANY_BYTES = 1 << 24  # decoded, from where room is asked for
+MOST_DECODED = (1 << 30) - (1 << 16)  # bytes of a value
+SEARCHED = 1 << 22  # characters, for an end-of-text token, between two looks for a cancel request
 
 
 def _byte_characters() -> list[str]:
@@ -13483,6 +13524,7 @@ class Tokenizer:
             self._ranks[self._symbol(left), self._symbol(right)] = rank
             self._merged.append(self._symbol(left + right))
         self._words = _Words(self._encode_word)
+        self._longest = max(map(len, self.tokens.values()))
 
     @classmethod
     def from_strings(
@@ -13496,28 +13538,35 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids. With `special`, `<|endoftext|>` in the text is the end-of-text token, else it is plain text."""
-        if not special or END_OF_TEXT not in text:
-            return self._encode_ordinary(text)
-        if self.eos_token_id is None:
-            raise InvalidParameter(
-                f"the vocabulary has no token {END_OF_TEXT}",
-                hint="Encode it as ordinary text (special => false), or add the token to the vocabulary.",
-            )
-        first, *parts = text.split(END_OF_TEXT)
-        ids = self._encode_ordinary(first)
-        for part in parts:
-            ids += [self.eos_token_id, *self._encode_ordinary(part)]
+        ids: list[int] = []
+        room = MANY_TOKENS
+        for some in self._encoded(text, special):
+            ids += some
+            if len(ids) > room:
+                room *= 2
+                host.require_memory(BYTES_A_TOKEN * room, f"a text of more than {len(ids)} tokens")
+        return ids
+
+    def encode_array(self, text: str, special: bool = False) -> list[int]:
+        """Token ids for an array of SQL, of at most MOST_IDS."""
+        ids: list[int] = []
+        for some in self._encoded(text, special):
+            ids += some
+            if len(ids) > MOST_IDS:
+                raise InvalidParameter(
+                    f"the text has more than {MOST_IDS} tokens, the most that an array takes",
+                    hint="llm_tokenize gives a row for each token of any text, llm_token_count their number.",
+                )
         return ids
 
     def count(self, text: str, special: bool = False) -> int:
         """Number of tokens of `text`."""
-        return len(self.encode(text, special))
+        return sum(map(len, self._encoded(text, special)))
 
     def tokenize(self, text: str, special: bool = False) -> Iterator[Token]:
-        """The tokens of `text`, each with its printable form and its bytes."""
-        for position, token_id in enumerate(self.encode(text, special)):
-            data = self.token_bytes(token_id)
-            yield Token(position, token_id, token_text(data), data)
+        """The tokens of `text`, each with its printable form and its bytes; these are made one by one."""
+        ids = self.encode(text, special)
+        return (Token(n, i, token_text(data := self.token_bytes(i)), data) for n, i in enumerate(ids))
 
     def trace(self, word: str) -> Iterator[Merge]:
         """How `word` becomes tokens, a row a merge. The words of a longer text are merged one after another."""
@@ -13526,6 +13575,9 @@ class Tokenizer:
                 f"a text of {len(word)} characters is too long for a trace, which takes {MOST_TRACED}",
                 hint="Give a word or a sentence; llm_tokenize shows the tokens of any text.",
             )
+        return self._merges(word)
+
+    def _merges(self, word: str) -> Iterator[Merge]:
         done: list[str] = []
         step = 0
         for pretoken in pretokens(word):
@@ -13544,11 +13596,13 @@ class Tokenizer:
         """The bytes of one token."""
         return self.decode_bytes((token_id,))
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: Iterable[int | None]) -> bytes:
         """The bytes of the tokens one after another; an id that the vocabulary lacks is an error."""
         ids = list(ids)
         try:
-            return b"".join(map(self.tokens.__getitem__, ids))
+            if len(ids) * self._longest > MANY_BYTES:
+                _require_room(sum(map(len, map(self.tokens.__getitem__, ids))))  # type: ignore[arg-type]
+            return b"".join(map(self.tokens.__getitem__, ids))  # type: ignore[arg-type]  # a null has none, either
         except KeyError:
             raise self._unknown(ids) from None
 
@@ -13556,17 +13610,33 @@ class Tokenizer:
         """The text of the tokens; what is not UTF-8 becomes U+FFFD as in Python's errors='replace'. NUL stays NUL."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def _encode_ordinary(self, text: str) -> list[int]:
-        ids: list[int] = []
-        room = MANY_TOKENS
-        for n, words in enumerate(split(text)):
-            if n % PIECES_A_CHECK == 0:
+    def _encoded(self, text: str, special: bool) -> Iterator[list[int]]:
+        """Ids in lists of a piece of the text each."""
+        progress = host.Progress("encoding", "characters", len(text))
+        for start, end in self._ordinary_parts(text) if special else ((0, len(text)),):
+            if start:
+                yield [self.eos_token_id]  # type: ignore[list-item]  # _ordinary_parts looked
+            for words in split(text[start:end], progress, start):
                 host.check_interrupts()
-            if len(ids) > room:
-                room *= 2
-                host.require_memory(BYTES_A_TOKEN * room, f"a text of more than {len(ids)} tokens")
-            ids.extend(chain.from_iterable(map(self._words.__getitem__, words)))
-        return ids
+                yield list(chain.from_iterable(map(self._words.__getitem__, words)))
+
+    def _ordinary_parts(self, text: str) -> Iterator[tuple[int, int]]:
+        """Start and end of what is before, between and after the end-of-text tokens in a text."""
+        start = place = 0
+        while place < len(text):
+            host.check_interrupts()
+            found = text.find(END_OF_TEXT, place, place + SEARCHED)
+            if found < 0:
+                place += SEARCHED - len(END_OF_TEXT) + 1
+                continue
+            if self.eos_token_id is None:
+                raise InvalidParameter(
+                    f"the vocabulary has no token {END_OF_TEXT}",
+                    hint="Encode it as ordinary text (special => false), or add the token to the vocabulary.",
+                )
+            yield start, found
+            start = place = found + len(END_OF_TEXT)
+        yield start, len(text)
 
     def _encode_word(self, word: str) -> list[int]:
         """Ids of one pretoken."""
@@ -13596,11 +13666,8 @@ class Tokenizer:
             ) from None
         if len(data) <= BYTES_A_CHECK:
             return [self._byte_symbols[b] for b in data]
-        if len(data) > MOST_BYTES:
-            raise LimitExceeded(
-                f"a word of {len(data)} bytes is too long: one takes {MOST_BYTES}",
-                hint="What has no white space, or nothing else, is one word to GPT-2's tokenizer: encode it in parts.",
-            )
+        if len(data) > MOST_WORD:
+            raise word_too_long(len(data))
         host.require_memory(BYTES_A_SYMBOL * len(data), f"a word of {len(data)} bytes")
         symbols: list[int] = []
         for part in threads.pieces(len(data), BYTES_A_CHECK):
@@ -13619,7 +13686,7 @@ class Tokenizer:
     def _symbol_text(self, symbol: int) -> str:
         return token_text(self.tokens[symbol]) if symbol >= 0 else self._missing[-symbol - 1]
 
-    def _unknown(self, ids: list[int]) -> PgGpt2Error:
+    def _unknown(self, ids: list[int | None]) -> PgGpt2Error:
         """The error for the first id without a token."""
         place, token_id = next((n, token_id) for n, token_id in enumerate(ids, 1) if token_id not in self.tokens)
         if token_id is None:
@@ -13628,6 +13695,15 @@ class Tokenizer:
             f"token id {token_id} is not in the vocabulary of {len(self)} tokens",
             hint=f"The ids of this vocabulary run from {min(self.tokens)} to {max(self.tokens)}.",
         )
+
+
+def _require_room(size: int) -> None:
+    """54000 or 53200 when so many decoded bytes are too many."""
+    if size > MOST_DECODED:
+        raise LimitExceeded(
+            f"the tokens have {size} bytes, and a value takes {MOST_DECODED}", hint="Decode them in parts."
+        )
+    host.require_memory(3 * size, f"{size} bytes of tokens")  # joined, as text, and as a value of the server
 
 
 class StreamDecoder:
@@ -13659,8 +13735,9 @@ Two ways to the same symbols: scanning, for words as they are, and a heap, for a
 merge makes a token of its own, as in GPT-2's vocabulary, this equals merging all occurrences of the best pair at once.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -13691,22 +13768,27 @@ def merge_by_scan(symbols: list[int], ranks: Ranks, merged: list[int]) -> Iterat
 
 
 def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[int]:
-    """The same symbols as `merge_by_scan` leaves, in O(n log n). `symbols` is used up."""
+    """The same symbols as `merge_by_scan` leaves, in O(n log n). `symbols` is used up.
+
+    Places wait by rank: one heap of all pairs of a word of 16 MB would take seconds to order, in one call.
+    """
     n = len(symbols)
     left: list[int] = []  # neighbours
     right: list[int] = []  # n ends the word
     rank_at: list[int] = []
-    heap: list[int] = []  # of rank * n + place, which orders by rank, then from the left
+    waiting: defaultdict[int, list[int]] = defaultdict(list)  # rank -> heap of places
+    progress = host.Progress(f"merging a word of {n:,} bytes", "bytes", n)
     for start in range(0, n, MERGES_A_CHECK):
         host.check_interrupts()
         ranked = [ranks.get(pair, NEVER) for pair in pairwise(symbols[start : start + MERGES_A_CHECK + 1])]
         rank_at += ranked
         left += range(start - 1, min(start + MERGES_A_CHECK, n) - 1)
         right += range(start + 1, min(start + MERGES_A_CHECK, n) + 1)
-        heap += [rank * n + place for place, rank in enumerate(ranked, start) if rank < NEVER]
+        for place, rank in enumerate(ranked, start):
+            if rank < NEVER:
+                waiting[rank].append(place)
     rank_at.append(NEVER)
-    heapify(heap)
-    host.check_interrupts()
+    order = sorted(waiting)  # a heap of ranks
 
     def join(place: int) -> None:
         """Looks at the pair that begins at `place`."""
@@ -13714,17 +13796,23 @@ def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[i
         rank = ranks.get((symbols[place], symbols[follower]), NEVER) if follower < n else NEVER
         rank_at[place] = rank
         if rank < NEVER:
-            heappush(heap, rank * n + place)
+            if rank not in waiting:
+                heappush(order, rank)
+            heappush(waiting[rank], place)
 
-    for count in range(n):
-        while heap:
-            rank, place = divmod(heappop(heap), n)
-            if rank_at[place] == rank:  # else another merge took one of the two
-                break
-        else:
-            break
+    count = 0
+    while order:
+        rank = order[0]
+        if not waiting[rank]:
+            del waiting[heappop(order)]
+            continue
+        place = heappop(waiting[rank])
+        count += 1
         if count % MERGES_A_CHECK == 0:
             host.check_interrupts()
+            progress.at(count)
+        if rank_at[place] != rank:  # another merge took one of the two
+            continue
         gone = right[place]
         symbols[place] = merged[rank]
         rank_at[gone] = NEVER
@@ -13755,14 +13843,16 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import TypeAlias
 
-from .. import host
+from .. import host, threads
 from ..errors import InvalidParameter
+from ..limits import MOST_WORD
 from .bpe import BYTE_CHARACTERS, END_OF_TEXT
-from .pretokenize import split
+from .pretokenize import split, word_too_long
 
 Pair: TypeAlias = tuple[int, int]
-WORDS_A_CHECK = 1 << 12
-PIECES_A_CHECK = 32
+WORDS_A_CHECK = 16  # of any length
+SYMBOLS_A_CHECK = 1 << 14
+MANY_SYMBOLS, BYTES_A_SYMBOL = 1 << 22, 24  # from where room is asked for; in a word, and in its next state
 MANY_WORDS, BYTES_A_WORD = (
     1 << 18,
     1500,
@@ -13783,9 +13873,10 @@ def train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[t
     vocab = {c: i for i, c in enumerate(sorted(BYTE_CHARACTERS))}
     tokens = list(vocab)
     counted = _count_words(texts)
-    words = [[vocab[BYTE_CHARACTERS[b]] for b in word.encode()] for word in counted]
+    words = _words_of_bytes(counted, [vocab[c] for c in BYTE_CHARACTERS])
     merges = []
     pairs = _PairCounts(words, list(counted.values()))
+    progress = host.Progress("learning a vocabulary", "tokens", vocab_size)
     while len(vocab) < vocab_size - 1 and (pair := pairs.pop_most_frequent()):
         left, right = (tokens[i] for i in pair)
         merges.append((left, right))
@@ -13794,6 +13885,7 @@ def train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[t
         if merged == len(tokens):
             tokens.append(left + right)
         pairs.merge(pair, merged)
+        progress.at(len(vocab))
     vocab[END_OF_TEXT] = len(vocab)
     return vocab, merges
 
@@ -13801,17 +13893,38 @@ def train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[t
 def _count_words(texts: Iterable[str]) -> Counter[str]:
     """How often each pretoken occurs in `texts`."""
     counted: Counter[str] = Counter()
-    pieces, room = 0, MANY_WORDS
+    room = MANY_WORDS
+    progress = host.Progress("reading the source of a vocabulary", "characters")
+    read = 0
     for text in texts:
-        for words in split(text):
-            if pieces % PIECES_A_CHECK == 0:
-                host.check_interrupts()
-            pieces += 1
+        for words in split(text, progress, read):
+            host.check_interrupts()
             counted.update(words)
             if len(counted) > room:
                 room *= 2
                 host.require_memory(BYTES_A_WORD * room, f"a vocabulary from more than {len(counted)} different words")
+        read += len(text)
     return counted
+
+
+def _words_of_bytes(counted: Iterable[str], ids: list[int]) -> list[list[int]]:
+    """The words as symbols: `ids` of their bytes."""
+    total, room = 0, MANY_SYMBOLS
+    words = []
+    for word in counted:
+        data = word.encode()
+        if len(data) > MOST_WORD:
+            raise word_too_long(len(data))
+        total += len(data)
+        if total > room:
+            room = 2 * total
+            host.require_memory(BYTES_A_SYMBOL * room, f"a vocabulary from words of more than {total} bytes")
+        symbols: list[int] = []
+        for part in threads.pieces(len(data), SYMBOLS_A_CHECK):
+            host.check_interrupts()
+            symbols += [ids[b] for b in data[part]]
+        words.append(symbols)
+    return words
 
 
 class _PairCounts:
@@ -13824,7 +13937,9 @@ class _PairCounts:
         for n, word in enumerate(words):
             if n % WORDS_A_CHECK == 0:
                 host.check_interrupts()
-            for pair in pairwise(word):
+            for place, pair in enumerate(pairwise(word), 1):
+                if place % SYMBOLS_A_CHECK == 0:
+                    host.check_interrupts()
                 self.counts[pair] += frequencies[n]
                 self.places[pair].add(n)
         # Highest count first, then the lowest ids
@@ -13867,7 +13982,9 @@ class _PairCounts:
         result: list[int] = []
         new_pairs: set[Pair] = set()
         start, i, last = 0, -1, len(word) - 1
-        for _ in range(word.count(a)):
+        for seen in range(1, word.count(a) + 1):
+            if seen % SYMBOLS_A_CHECK == 0:
+                host.check_interrupts()
             i = word.index(a, i + 1)
             if i < start or i == last or word[i + 1] != b:  # i < start: its a is the b of the pair before
                 continue
@@ -13895,14 +14012,15 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cache
-from itertools import islice
 
 from .. import host
+from ..errors import InvalidParameter
+from ..limits import MOST_WORD
 from .unicode_classes import LETTER, NUMBER, WHITE_SPACE
 
 PIECE = 1024  # characters; small, so that one rare character slows one piece down and not the whole text
-LONG_PIECE = 1 << 16  # without a place to cut: its words are looked for one by one
-WORDS_A_LIST = 1 << 12
+LONG_PIECE = 1 << 16  # without a place to cut: its words are looked for in windows
+LOOK_AHEAD = 3  # characters after a word that its match may have looked at: 'll
 STAND_INS_A_CHECK = 1 << 16
 WINDOW = 1 << 22  # characters that are searched between two looks for an interrupt
 
@@ -13912,8 +14030,16 @@ def pretokens(text: str) -> list[str]:
     return [word for words in split(text) for word in words]
 
 
-def split(text: str) -> Iterator[list[str]]:
-    """Pretokens in lists, each of a piece of about PIECE characters.
+def word_too_long(size: int) -> InvalidParameter:
+    """The error for a word of so many bytes or more."""
+    return InvalidParameter(
+        f"a word of {size} bytes or more is too long: one takes {MOST_WORD}",
+        hint="What has no white space, or nothing else, is one word to GPT-2's tokenizer: encode it in parts.",
+    )
+
+
+def split(text: str, progress: host.Progress | None = None, before: int = 0) -> Iterator[list[str]]:
+    """Pretokens in lists, each of a piece of about PIECE characters; `progress` counts from `before` characters on.
 
     A piece ends between a character that is not white space and one that is. No pretoken spans that place, for white
     space only starts one; and no pretoken that ends before it looks beyond it, for `(?!\\S)` follows white space.
@@ -13921,11 +14047,12 @@ def split(text: str) -> Iterator[list[str]]:
     start, size = 0, len(text)
     while start < size:
         end = _cut(text, start + PIECE)
-        piece = text[start:end]
-        if len(piece) < LONG_PIECE:
-            yield _words(piece)
+        if progress is not None:
+            progress.at(before + start)
+        if end - start < LONG_PIECE:
+            yield _words(text[start:end])
         else:
-            yield from _word_lists(piece)
+            yield from _word_lists(text, start, end)
         start = end
 
 
@@ -13939,16 +14066,25 @@ def _cut(text: str, start: int) -> int:
     return len(text)
 
 
-def _word_lists(piece: str) -> Iterator[list[str]]:
-    """`_words` in parts, with looks for an interrupt."""
-    if piece.isascii():
-        pattern, stand_ins = _ASCII, piece
-    else:
-        pattern, stand_ins = _bmp(), _ASTRAL.sub(_stand_ins, piece)
-    words = (piece[found.start() : found.end()] for found in pattern.finditer(stand_ins))
-    while some := list(islice(words, WORDS_A_LIST)):
+def _word_lists(text: str, start: int, end: int) -> Iterator[list[str]]:
+    """`_words` of a long piece in windows, with looks for an interrupt. A window without a whole word is doubled."""
+    window = LONG_PIECE
+    while start < end:
         host.check_interrupts()
-        yield some
+        stop = min(start + window, end)
+        words = _words(text[start:stop])
+        if stop < end:  # what follows may belong to the last words
+            unsure = 0
+            while words and unsure < LOOK_AHEAD:
+                unsure += len(words.pop())
+        if words:
+            yield words
+            start += sum(map(len, words))
+            window = LONG_PIECE
+        elif window > MOST_WORD:
+            raise word_too_long(window)
+        else:
+            window *= 2
 
 
 def _words(piece: str) -> list[str]:
@@ -14119,10 +14255,12 @@ row-level security is active for the caller, the visible rows are digested after
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
-from .. import db
-from ..errors import DuplicateObject, WrongState, require
+from .. import db, host
+from ..errors import DuplicateObject, InvalidParameter, WrongState, require
+from ..limits import MOST_TOKEN_BYTES
 from .bpe import Tokenizer, token_bytes
 
+BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
 
 _cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
@@ -14178,13 +14316,14 @@ def forget() -> None:
 
 
 def _version(model: str) -> str | None:
-    """None when the caller sees no token of `model`."""
+    """None when the caller sees no token of `model`. The first row is asked for by the key: for EXISTS, and for LIMIT alone, the
+    planner scans a table that many models share."""
     row = db.row(
         "SELECT concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
         " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
-        " EXISTS (SELECT FROM {schema}.llm_bpe_merges m WHERE m.model = $1)) AS version,"
+        " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = $1 ORDER BY m.rank LIMIT 1)) AS version,"
         " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
-        " WHERE EXISTS (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1)",
+        " FROM (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1 ORDER BY v.token_id LIMIT 1) AS any_token",
         ["text"],
         model,
     )
@@ -14220,7 +14359,34 @@ def touch() -> None:
         )
 
 
+def _require_room(model: str) -> None:
+    """53200 when the vocabulary does not fit, 22023 when one token is too long: who may write a vocabulary must not be able to
+    fill the memory of those who read it."""
+    pieces = 'octet_length("left") + octet_length("right")'
+    row = db.row(
+        "SELECT v.n + m.n AS rows, v.size + m.size AS size, greatest(v.longest, m.longest / 2) AS longest FROM"
+        " (SELECT count(*) AS n, coalesce(sum(octet_length(bytes)), 0)::bigint AS size, max(octet_length(bytes)) AS longest"
+        "  FROM {schema}.llm_bpe_vocab WHERE model = $1) AS v,"
+        f" (SELECT count(*) AS n, coalesce(sum({pieces}), 0)::bigint AS size, max({pieces}) AS longest"
+        "  FROM {schema}.llm_bpe_merges WHERE model = $1) AS m",
+        ["text"],
+        model,
+    )
+    rows, size, longest = (row or {}).values()
+    _require_short(model, longest or 0)
+    host.require_memory(BYTES_A_ROW * rows + COPIES * size, f'the vocabulary of "{model}"')
+
+
+def _require_short(model: str, size: int) -> None:
+    if size > MOST_TOKEN_BYTES:
+        raise InvalidParameter(
+            f'the vocabulary of "{model}" has a token of {size} bytes, and one takes {MOST_TOKEN_BYTES}',
+            hint="Delete it, with the merges that lead to it; the longest of GPT-2 has 128.",
+        )
+
+
 def _read(model: str) -> Tokenizer:
+    _require_room(model)
     tokens = {
         row["token_id"]: row["bytes"]
         for row in db.cursor("SELECT token_id, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1", ["text"], model)
@@ -14236,19 +14402,22 @@ def _read(model: str) -> Tokenizer:
 
 def _empty(table: str, model: str) -> None:
     """Delete what there is: who only adds vocabularies needs no right to delete."""
-    if db.row(f"SELECT 1 FROM {{schema}}.{table} WHERE model = $1 LIMIT 1", ["text"], model):
+    key = "token_id" if table == "llm_bpe_vocab" else "rank"
+    if db.row(f"SELECT 1 FROM {{schema}}.{table} WHERE model = $1 ORDER BY {key} LIMIT 1", ["text"], model):
         db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)
 
 
 def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
     """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
     require(model=model)
+    tokens = [token_bytes(token) for token in vocab]
+    _require_short(model, max(map(len, tokens), default=0))
     _empty("llm_bpe_vocab", model)
     db.run(
         "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, bytes)"
         " SELECT $1, token_id, token, bytes FROM unnest($2, $3, $4) AS new (token_id, token, bytes)",
         ["text", "int4[]", "text[]", "bytea[]"],
-        *(model, list(vocab.values()), list(vocab), [token_bytes(token) for token in vocab]),
+        *(model, list(vocab.values()), list(vocab), tokens),
     )
 
 
@@ -14266,7 +14435,7 @@ def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
 
 def require_none(model: str) -> None:
     """42710 when `model` has a vocabulary."""
-    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], model):
+    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], model):
         raise DuplicateObject(
             f'model "{model}" already has a vocabulary',
             hint="Choose another name, or DELETE its rows from llm_bpe_vocab and llm_bpe_merges first.",
@@ -14592,9 +14761,11 @@ def _make_room(model: str, split: str, replace: bool) -> None:
 def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Ids of each text and one end-of-text."""
     count, room = 0, MANY_TOKENS
+    progress = host.Progress("tokenizing the source", "tokens")
     for text in texts:
         ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32)
         count += ids.size
+        progress.at(count)
         if count > room:
             room = 2 * count
             host.require_memory(2 * ids.itemsize * room, f"data of more than {count} tokens")  # in parts, and as one
@@ -16694,11 +16865,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -16713,11 +16884,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -16731,11 +16902,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -16761,11 +16932,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ece873964e4e @extschema@'].models.init_model(globals())
+GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -16775,11 +16946,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ece873964e4e @extschema@'].models.copy_model(globals())
+GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -16789,11 +16960,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ece873964e4e @extschema@'].models.drop_model(globals())
+GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -16832,11 +17003,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.changed(globals())
+GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -16852,40 +17023,43 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
 
-CREATE FUNCTION llm_decode(ids integer[], model text DEFAULT NULL)
-RETURNS text
+-- PL/Python makes an object of each element of an array before our code runs: 60 bytes each, and nothing interrupts it. So ids go
+-- in the binary form of the array, and of an array with more than limits.MOST_IDS nothing goes at all. The two functions over this
+-- one have a body that was parsed when they were made, which needs no search_path, and which the planner puts in their place.
+CREATE FUNCTION llm_decode_sent(sent bytea, model text, as_text boolean)
+RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].tokenizer.decode(globals())
 $$;
+COMMENT ON FUNCTION llm_decode_sent(bytea, text, boolean) IS
+    'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with U+FFFD for what a text cannot hold. An empty sent stands for an array that is too long.';
+
+CREATE FUNCTION llm_decode(ids integer[], model text DEFAULT NULL)
+RETURNS text
+LANGUAGE sql STABLE PARALLEL UNSAFE
+RETURN convert_from(@extschema@.llm_decode_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model, true), 'UTF8');
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
 
 CREATE FUNCTION llm_decode_bytes(ids integer[], model text DEFAULT NULL)
 RETURNS bytea
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
-    try: plpy.execute('SELECT @extschema@.llm_boot()')
-    except plpy.SPIError as e:
-        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.decode_bytes(globals())
-$$;
+LANGUAGE sql STABLE PARALLEL UNSAFE
+RETURN @extschema@.llm_decode_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model, false);
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
 CREATE FUNCTION llm_tokenize(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
@@ -16893,11 +17067,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
@@ -16907,11 +17081,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -16920,11 +17094,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -16939,11 +17113,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -16953,11 +17127,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -16967,11 +17141,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -16985,11 +17159,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -16999,11 +17173,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -17013,11 +17187,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
@@ -17027,11 +17201,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -17041,11 +17215,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -17055,11 +17229,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -17086,11 +17260,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17122,11 +17296,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17151,11 +17325,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent(
     bytea, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -17201,11 +17375,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17225,11 +17399,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent(text, integer, integer, double precision, boolean, integer, text, bytea) IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty one stands for an array that is too long.';
@@ -17265,11 +17439,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -17286,11 +17460,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent(bytea, text, integer, integer, integer, integer) IS
     'What llm_logits calls, with array_send(token_ids). An empty one stands for an array that is too long.';
@@ -17320,11 +17494,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text, boolean) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable). For the first both are null, or with from_start what the model says after an end-of-text token. Past the window, every token has at least half a window before it.';
@@ -17334,11 +17508,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text, boolean) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted, unless from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -17353,11 +17527,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null of an empty text. A cast to pgvector''s type vector works as it is.';
@@ -17380,11 +17554,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -17406,11 +17580,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].training.loss(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape (llm_tape_id); audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
@@ -17425,11 +17599,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -17461,11 +17635,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17502,11 +17676,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].training.train(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17544,11 +17718,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ece873964e4e @extschema@'].training.train_run(globals())
+GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17561,11 +17735,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -17698,11 +17872,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -17712,11 +17886,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -17726,11 +17900,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -17763,11 +17937,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.drop(globals())
+GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -17777,11 +17951,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -17797,11 +17971,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -17822,11 +17996,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -17849,11 +18023,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -17867,11 +18041,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
@@ -17881,11 +18055,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -17899,11 +18073,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -17975,11 +18149,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_received(bytea, integer) IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
@@ -18003,11 +18177,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
@@ -18025,11 +18199,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -18038,11 +18212,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -18052,11 +18226,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -18066,11 +18240,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -18080,11 +18254,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -18093,11 +18267,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -18112,11 +18286,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -18131,11 +18305,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -18145,11 +18319,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -18159,11 +18333,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -18178,11 +18352,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -18198,11 +18372,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -18212,11 +18386,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -18225,11 +18399,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -18238,11 +18412,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -18260,11 +18434,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -18284,11 +18458,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -18307,11 +18481,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -18334,11 +18508,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -18348,11 +18522,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -18367,11 +18541,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -18387,11 +18561,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -18412,11 +18586,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -18434,11 +18608,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
@@ -18448,11 +18622,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this transaction or session (see llm_tape_id). With requires_grad, llm_backprop computes its gradient.';
@@ -18462,11 +18636,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
@@ -18476,11 +18650,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle, a float32 tensor.';
 
@@ -18489,11 +18663,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ece873964e4e @extschema@'].autograd.backprop(globals())
+GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything on the tape that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -18503,11 +18677,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle after llm_backprop; null when it has none.';
@@ -18519,11 +18693,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
@@ -18553,11 +18727,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of the tape with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -18578,11 +18752,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -18596,11 +18770,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -18610,11 +18784,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
@@ -18629,11 +18803,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -18643,11 +18817,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -18657,11 +18831,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -18670,11 +18844,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = that of llm_tape_id().';
@@ -18684,11 +18858,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = that of llm_tape_id(); the tapes of training steps need audit => ''full''.';
@@ -18698,11 +18872,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -18727,11 +18901,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -18741,11 +18915,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -18755,11 +18929,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -18768,11 +18942,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ece873964e4e @extschema@'].admin.grant_usage(globals())
+GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -18811,11 +18985,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -18825,11 +18999,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
 
@@ -18844,11 +19018,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: functions that record on the same tape use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
@@ -18858,11 +19032,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -18872,11 +19046,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -18886,11 +19060,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ece873964e4e @extschema@' not in GD:
+if 'pg_gpt2 6f4daf4a4ec8 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ece873964e4e @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 6f4daf4a4ec8 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. The result does not depend on workers.';

@@ -48,6 +48,10 @@ class Vocabulary:
             found = cls(*models.BPE.read_file(str(vocab), str(merges)))
         except Exception as error:  # the library raises nothing narrower
             raise LoaderError(f"{vocab} and {merges} are not a vocabulary and its merges: {error}") from None
+        if not found.merges and not merges.read_bytes().strip():
+            raise LoaderError(
+                f'{merges} is empty; of a vocabulary without merges it has the line "#version: 0.2" alone'
+            )
         found.tokenizer()
         return found
 

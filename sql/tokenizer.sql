@@ -31,25 +31,31 @@ $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
 
-CREATE FUNCTION llm_decode(ids integer[], model text DEFAULT NULL)
-RETURNS text
+-- PL/Python makes an object of each element of an array before our code runs: 60 bytes each, and nothing interrupts it. So ids go
+-- in the binary form of the array, and of an array with more than limits.MOST_IDS nothing goes at all. The two functions over this
+-- one have a body that was parsed when they were made, which needs no search_path, and which the planner puts in their place.
+CREATE FUNCTION llm_decode_sent(sent bytea, model text, as_text boolean)
+RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].tokenizer.decode(globals())
 $$;
+COMMENT ON FUNCTION llm_decode_sent(bytea, text, boolean) IS
+    'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with U+FFFD for what a text cannot hold. An empty sent stands for an array that is too long.';
+
+CREATE FUNCTION llm_decode(ids integer[], model text DEFAULT NULL)
+RETURNS text
+LANGUAGE sql STABLE PARALLEL UNSAFE
+RETURN convert_from(@extschema@.llm_decode_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model, true), 'UTF8');
 COMMENT ON FUNCTION llm_decode(integer[], text) IS
     'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; llm_decode_bytes keeps them.';
 
 CREATE FUNCTION llm_decode_bytes(ids integer[], model text DEFAULT NULL)
 RETURNS bytea
-LANGUAGE plpython3u STABLE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].tokenizer.decode_bytes(globals())
-$$;
+LANGUAGE sql STABLE PARALLEL UNSAFE
+RETURN @extschema@.llm_decode_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model, false);
 COMMENT ON FUNCTION llm_decode_bytes(integer[], text) IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
 
 CREATE FUNCTION llm_tokenize(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)

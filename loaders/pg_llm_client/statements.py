@@ -19,7 +19,7 @@ TYPES = (
         (*INTEGERS, "eval_every", "log_every", "commit_every", "grad_workers", "prune_workers", "block_size"), "int4"
     )
     | dict.fromkeys((*FLOATS, "dropout_p", "beta1", "beta2", "eps", "wd", "lr_max", "min_lr", "grad_clip"), "float8")
-    | dict.fromkeys(("echo", "early_stopping"), "bool")
+    | dict.fromkeys(("echo", "early_stopping", "from_start"), "bool")
     | {"seed": "int8", "stop": "text[]", "prompts": "text[]", "prompt_ids": "int4[]"}
 )  # of parameters; all others are text
 

@@ -4,7 +4,10 @@
 `host.check_interrupts()` at least every 100 ms: Python code that does not enter the server cannot be cancelled.
 """
 
+import time
 from collections.abc import Callable
+
+TELL_EVERY = 5.0  # seconds between two notices of a long call's progress, and before the first
 
 
 def _nothing() -> None:
@@ -22,3 +25,19 @@ def _enough(wanted: int, purpose: str) -> None:
 check_interrupts: Callable[[], None] = _nothing
 notice: Callable[[str], None] = _print
 require_memory: Callable[[int, str], None] = _enough  # (bytes, what for): an error when so much is not there
+
+
+class Progress:
+    """Tells by a notice every few seconds how far a long call is; a short one says nothing."""
+
+    def __init__(self, what: str, unit: str, total: int | None = None) -> None:
+        self.what, self.unit, self.total = what, unit, total
+        self._told = time.monotonic()
+
+    def at(self, done: int) -> None:
+        """So much is done: cheap enough for inner loops."""
+        now = time.monotonic()
+        if now - self._told >= TELL_EVERY:
+            self._told = now
+            of = "" if self.total is None else f" of {self.total:,}"
+            notice(f"{self.what}: {done:,}{of} {self.unit} done")

@@ -34,14 +34,21 @@ def test_a_written_vocabulary_is_read_back(vocab):
 @no_deadline
 @given(st.lists(st.tuples(tokens, tokens)))
 def test_written_merges_are_read_back(merges):
-    assert parse_merges("".join(f"{left} {right}\n" for left, right in merges).encode()) == [*merges]
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+    assert parse_merges("\n".join(lines).encode()) == merges
 
 
 def test_only_a_version_on_the_first_line_is_a_comment():
     lines = "#version: 0.2\n# #\n## #\n#version x\n# version\n"
     assert parse_merges(lines.encode()) == [("#", "#"), ("##", "#"), ("#version", "x"), ("#", "version")]
     assert parse_merges(b"# #\na b") == [("#", "#"), ("a", "b")]
-    assert parse_merges(b"") == parse_merges(b"#version: 0.2\n") == []
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"\r\n\r\n"])
+def test_an_empty_file_of_merges_is_refused_and_one_with_its_version_is_what_it_says(data):
+    assert parse_merges(b"#version: 0.2\n" + data) == []
+    with pytest.raises(MalformedData, match="is empty"):
+        parse_merges(data)
 
 
 def test_files_that_windows_touched():

@@ -1,6 +1,6 @@
 -- Tokenizer: llm_train_bpe, llm_encode, llm_decode, llm_decode_bytes, llm_tokenize, llm_token_count, llm_bpe_trace and loading from files.
 BEGIN;
-SELECT plan(82);
+SELECT plan(88);
 
 -- llm_train_bpe.
 SELECT volatility_is('llm_train_bpe', '{text,integer,text,text}'::name[], 'volatile');
@@ -73,6 +73,12 @@ SELECT throws_ok($$SELECT llm_decode('{64,NULL}', 't')$$, '22004', NULL, 'id nul
 SELECT throws_ok($$SELECT llm_decode('{{64},{65}}', 't')$$, '22023', NULL, 'a matrix of ids');
 SELECT throws_ok($$SELECT llm_decode_bytes('{264}', 't')$$, '22023', NULL, 'id too large, bytes');
 SELECT throws_ok($$SELECT llm_decode('{1}', 'nope')$$, '55000', NULL, 'no vocabulary');
+SELECT throws_ok($$SELECT llm_decode(array_fill(64, '{1048577}'), 't')$$, '22023', NULL, 'more ids than an array takes');
+SELECT is(llm_token_count(llm_decode(array_fill(64, '{1048576}'), 't'), 't') > 0, true, 'and as many');
+SELECT throws_ok($$SELECT llm_encode(repeat('q', 1048577), 't')$$, '22023', NULL, 'a text with more tokens');
+SELECT is(llm_decode('[0:1]={64,65}', 't'), 'ab', 'lower bounds do not matter');
+SELECT is(llm_decode_sent(array_send('{64,65}'::integer[]), 't', false), 'ab', 'llm_decode_sent takes the binary form of an array');
+SELECT throws_ok($$SELECT llm_decode_sent(array_send('{64,65}'::bigint[]), 't', false)$$, '22P02', NULL, 'of integers');
 
 -- llm_tokenize and llm_bpe_trace.
 SELECT volatility_is('llm_tokenize', '{text,text,boolean}'::name[], 'stable');

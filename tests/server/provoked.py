@@ -158,8 +158,9 @@ VOCABULARIES = {
     "id": b'{"a": "1"}',
     "empty_token": b'{"": 1}',
     "same_id": b'{"a": 1, "b": 1}',
+    "digits": b'{"a": ' + b"9" * 4300 + b"}",
 }
-MERGES = {"three": b"a b c\n"}
+MERGES = {"three": b"a b c\n", "empty": b"\n"}
 FILES: dict[str, bytes | Callable[[], bytes]] = {
     **{f"{name}.npz": data for name, data in NPZ.items()},
     **{f"{name}.safetensors": data for name, data in (SAFETENSORS | WITHOUT_CONFIGURATION).items()},
@@ -258,6 +259,14 @@ STATEMENTS = [
     "SELECT * FROM llm_bpe_trace(repeat('l', 2001), 't')",
     "SELECT llm_token_count(repeat('low', 6000000), 't')",
     "SELECT llm_decode('{1,NULL}', 't')",
+    "SELECT llm_decode('{{1},{2}}', 't')",
+    "SELECT llm_decode(array_fill(1, '{1048577}'), 't')",
+    "SELECT llm_decode_sent('\\x00', 't', true)",
+    "SELECT llm_encode(repeat('q', 1048577), 't')",
+    "UPDATE llm_bpe_vocab SET bytes = decode(repeat('61', 1048576), 'hex') WHERE model = 't' AND token_id = 3;"
+    " SELECT llm_decode_bytes(array_fill(3, '{1100}'), 't')",
+    "UPDATE llm_bpe_vocab SET bytes = decode(repeat('61', 1048577), 'hex') WHERE model = 't' AND token_id = 3;"
+    " SELECT llm_decode('{3}', 't')",
     "SELECT llm_decode('{9999}', 't')",
     "DELETE FROM llm_bpe_vocab WHERE token = 'l'; SELECT llm_encode('l l', 't')",
     "DELETE FROM llm_bpe_vocab WHERE token = '<|endoftext|>'; SELECT llm_encode('<|endoftext|>', 't', special => true)",

@@ -58,6 +58,7 @@ EXAMPLES = {
     "llm_encode": "text_in => 'low', model => 'm'",
     "llm_decode": "ids => '{1,2}', model => 'm'",
     "llm_decode_bytes": "ids => '{1,2}', model => 'm'",
+    "llm_decode_sent": "sent => array_send('{1,2}'::int[]), model => 'm', as_text => true",
     "llm_tokenize": "text_in => 'low', model => 'm'",
     "llm_token_count": "text_in => 'low', model => 'm'",
     "llm_bpe_trace": "word => 'low', model => 'm'",

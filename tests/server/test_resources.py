@@ -41,7 +41,7 @@ LARGE = {
     "a new model": "SELECT llm_init_model('x', 12, 12, 768, 1024, 50257)",
     "training": "SELECT llm_train('large', 1)",
     "a step": "SELECT llm_train_step('large')",
-    "encoding": "SELECT llm_token_count(body, 'm') FROM words",
+    "encoding": "SELECT count(*) FROM words, llm_tokenize(body, 'm')",
     "a vocabulary": "SELECT llm_train_bpe('SELECT body FROM words', 300, 'x')",
     "data": "SELECT llm_dataset_load('SELECT body FROM words', 'm', 16)",
     "handles": "SELECT llm_materialize_params('large')",
@@ -74,6 +74,41 @@ def test_what_needs_more_than_the_limit_is_refused_before_it_is_taken(connect, s
     assert caught.value.diag.message_hint
     assert peak(conn) - before < 150 << 10  # a text of 20 MB is in memory in a few copies
     assert conn.execute("SELECT llm_generate('low', 0, model_name => 'm')").fetchone() == ("low",)
+
+
+WITHIN = {  # statement, SQLSTATE, megabytes
+    "ids that are too many": ("SELECT llm_decode(array_fill(7, '{10000000}'), 'm')", "22023", 200),
+    "as many ids as an array takes": ("SELECT length(llm_decode(array_fill(7, '{1048576}'), 'm'))", None, 200),
+    "a text of too many tokens": ("SELECT llm_encode(repeat('q ', 10000000), 'm')", "22023", 150),
+    "rows of tokens": ("SELECT count(*) FROM llm_tokenize(repeat('low q ', 20000), 'm')", None, 20),
+    "their number": ("SELECT llm_token_count(repeat('low q ', 200000), 'm')", None, 20),
+    "special tokens": ("SELECT llm_token_count(repeat('<|endoftext|>', 200000), 'm', special => true)", None, 40),
+    "a vocabulary of long tokens": ("SELECT llm_decode(array_fill(1, '{100}'), 'long')", "22023", 30),
+    "one of many tokens that are not as long": ("SELECT llm_decode(array_fill(1, '{900}'), 'many')", "53200", 150),
+}
+
+
+@pytest.mark.parametrize(("statement", "sqlstate", "megabytes"), WITHIN.values(), ids=WITHIN)
+def test_texts_and_ids_of_any_size_stay_within_the_limit(connect, module_conn, statement, sqlstate, megabytes):
+    """What PL/Python makes of arguments and results included; some MB of the server's own for the arguments."""
+    module_conn.execute(
+        "INSERT INTO llm_bpe_vocab (model, token_id, token, bytes) SELECT 'long', n, n, decode(repeat('61', 20000000), 'hex')"
+        " FROM generate_series(1, 20) AS n WHERE NOT EXISTS (SELECT FROM llm_bpe_vocab WHERE model = 'long')"
+    )
+    module_conn.execute(
+        "INSERT INTO llm_bpe_vocab (model, token_id, token, bytes) SELECT 'many', n, n, decode(repeat('61', 1000000), 'hex')"
+        " FROM generate_series(1, 20) AS n WHERE NOT EXISTS (SELECT FROM llm_bpe_vocab WHERE model = 'many')"
+    )
+    conn = connect(options="-c pg_gpt2.max_memory=300MB")
+    conn.execute("SELECT llm_encode('low', 'm')")
+    before = peak(conn)
+    if sqlstate is None:
+        conn.execute(statement)
+    else:
+        with pytest.raises(psycopg.Error) as caught:
+            conn.execute(statement)
+        assert caught.value.sqlstate == sqlstate
+    assert peak(conn) - before < megabytes << 10
 
 
 def test_the_owners_cap_holds_whatever_a_user_sets(conn, module_conn):

@@ -55,6 +55,15 @@ def test_a_vocabulary_and_its_merges_are_loaded_and_replaced(sql, put):
         ("vocab", b'{"a": 1, "b": 1}'),
         ("vocab", b"\xff\xfe"),
         ("vocab", b'{"a": 99999999999}'),
+        *[
+            ("vocab", b'{"a": ' + sign + b"9" * digits + b"}")
+            for digits in (4299, 4300, 4301, 100_000)
+            for sign in (b"", b"-")
+        ],
+        ("vocab", b'{"a": 1' + b"0" * 4300 + b".5e1}"),
+        ("vocab", b'{"' + b"9" * 4300 + b'": "' + b"9" * 5000 + b'"}'),
+        ("merges", b""),
+        ("merges", b"\r\n\n"),
         ("merges", b"one\n"),
         ("merges", b"one two three\n"),
         ("merges", b"\xff \xfe\n"),
@@ -68,3 +77,11 @@ def test_a_broken_vocabulary_is_refused_and_nothing_changes(sql, put, function, 
     assert raised.value.diag.message_hint
     assert "unexpected" not in raised.value.diag.message_primary
     assert sql.execute("SELECT llm_encode('low', 'v')").fetchone() == before
+
+
+def test_a_file_of_merges_with_its_version_alone_says_that_there_are_none(sql, put):
+    sql.execute("SELECT llm_train_bpe($$VALUES ('low')$$, 258, 'v')")
+    assert sql.execute(
+        "SELECT pg_llm_load_bpe_merges(%s, 'v')", [put("merges.txt", b"#version: 0.2\n")]
+    ).fetchone() == (0,)
+    assert sql.execute("SELECT cardinality(llm_encode('low', 'v'))").fetchone() == (3,)

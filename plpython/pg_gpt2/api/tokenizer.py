@@ -1,15 +1,16 @@
 """llm_encode and its family, and where vocabularies come from."""
 
+import codecs
 from collections.abc import Iterator
 from typing import Any
 
-from .. import db, resources
+from .. import db, host, resources, threads
 from ..db import entry
 from ..errors import InvalidParameter, require
 from ..formats import vocab as vocab_files
 from ..storage import server_files, store
 from ..tokenizer import bpe_train, vocabularies
-from ..tokenizer.bpe import Tokenizer
+from ..tokenizer.bpe import BYTES_A_CHECK, Tokenizer
 
 MAX_FILE_BYTES = 8 << 20  # of vocab.json or merges.txt: GPT-2's have 1 MB, and json.loads cannot be cancelled
 BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
@@ -26,25 +27,31 @@ def _tokenizer(model: str | None) -> Tokenizer:
 @entry
 def encode(text: str | None, model: str | None, special: bool | None) -> list[int] | None:
     """Token ids."""
-    return None if text is None else _tokenizer(model).encode(text, bool(special))
+    return None if text is None else _tokenizer(model).encode_array(text, bool(special))
 
 
 @entry
-def decode(ids: list[int] | None, model: str | None) -> str | None:
-    """Text; what a text cannot hold is U+FFFD."""
-    return None if ids is None else db.storable(_tokenizer(model).decode(ids))
+def decode(sent: bytes | None, model: str | None, as_text: bool) -> bytes | None:
+    """Bytes of ids in the binary form of an array; `as_text`, U+FFFD in the place of what a text cannot hold."""
+    if sent is None:
+        return None
+    data = _tokenizer(model).decode_bytes(db.sent_ids(sent))  # which says where a null is
+    return b"".join(_as_text(data)) if as_text else data
 
 
-@entry
-def decode_bytes(ids: list[int] | None, model: str | None) -> bytes | None:
-    """Bytes."""
-    return None if ids is None else _tokenizer(model).decode_bytes(ids)
+def _as_text(data: bytes) -> Iterator[bytes]:
+    """What UTF-8 can hold of `data`, without U+0000, in pieces."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for part in threads.pieces(len(data), BYTES_A_CHECK):
+        host.check_interrupts()
+        yield db.storable(decoder.decode(data[part])).encode()
+    yield decoder.decode(b"", final=True).encode()
 
 
 @entry
 def tokenize(text: str | None, model: str | None, special: bool | None) -> Iterator[Any]:
     """Rows (position, token_id, token, bytes)."""
-    return iter(()) if text is None else iter(list(_tokenizer(model).tokenize(text, bool(special))))
+    return iter(()) if text is None else _tokenizer(model).tokenize(text, bool(special))
 
 
 @entry
@@ -56,7 +63,7 @@ def count(text: str | None, model: str | None, special: bool | None) -> int | No
 @entry
 def trace(word: str | None, model: str | None) -> Iterator[Any]:
     """Rows (step, token_id, merged, pieces)."""
-    return iter(()) if word is None else iter(list(_tokenizer(model).trace(word)))
+    return iter(()) if word is None else _tokenizer(model).trace(word)
 
 
 @entry

@@ -17,11 +17,18 @@ def parse_vocab(data: bytes, source: str = "vocab.json") -> dict[str, int]:
 
 
 def parse_merges(data: bytes, source: str = "merges.txt") -> list[tuple[str, str]]:
-    """(left, right), best first. Only a first line that starts with #version is a comment: `# #` is a merge."""
+    """(left, right), best first. Only a first line that starts with #version is a comment: `# #` is a merge.
+
+    A file with that line alone says that there are no merges, as transformers writes it; an empty one says nothing.
+    """
     lines = decode_text(data, source).split("\n")
     while lines and not lines[-1].rstrip("\r"):
         lines.pop()
-    first = 1 if lines and lines[0].startswith("#version") else 0
+    if not lines:
+        raise MalformedData(
+            f"{source} is empty", hint='A vocabulary without merges has a file with the line "#version: 0.2" alone.'
+        )
+    first = 1 if lines[0].startswith("#version") else 0
     merges = []
     for number, line in enumerate(lines[first:], first + 1):
         left, _, right = line.rstrip("\r").partition(" ")

@@ -24,6 +24,7 @@ def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tu
     logprobs = np.empty(len(ids) - 1)
     ranks = np.empty(len(ids) - 1, np.int64)
     tokens = np.asarray(ids, np.int64)
+    progress = host.Progress("scoring", "tokens", len(ids))
     for start, first, stop in windows(len(ids), max(2, config.n_positions)):  # one position sees the token before
         hidden = gpt2.hidden(Eager(), params, tokens[None, start : stop - 1], config)[0]
         for rows in threads.pieces(stop - first, ROWS):
@@ -32,6 +33,7 @@ def token_scores(params: Arranged, config: GPT2Config, ids: Sequence[int]) -> tu
             place = slice(first - 1 + rows.start, first - 1 + rows.stop)
             logprobs[place], ranks[place] = _score_rows(logits, targets)
             host.check_interrupts()
+        progress.at(stop)
     return logprobs, ranks
 
 
@@ -72,9 +74,11 @@ def embedding(params: Arranged, config: GPT2Config, ids: Sequence[int], layer: i
     tokens = np.asarray(ids, np.int64)
     if pooling == "last":
         return _states(params, config, tokens[-config.n_positions :], depth)[-1]
+    progress = host.Progress("embedding", "tokens", len(ids))
     total = np.zeros(config.d_model, np.float64)
     for window in threads.pieces(len(tokens), config.n_positions):
         total += _states(params, config, tokens[window], depth).sum(axis=0, dtype=np.float64)
+        progress.at(window.stop)
     return (total / len(tokens)).astype(np.float32)
 
 

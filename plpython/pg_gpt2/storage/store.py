@@ -213,8 +213,8 @@ def no_weights(model: str) -> WrongState:
 
 
 def has_weights(model: str) -> bool:
-    """Whether any row of `model` is visible in llm_param."""
-    return db.row(f"SELECT 1 FROM {resolved()} AS p LIMIT 1", ["text"], model) is not None
+    """Whether any row of `model` is visible in llm_param; the first by the key, for LIMIT alone may scan the table."""
+    return db.row(f"SELECT 1 FROM {resolved()} AS p ORDER BY p.name LIMIT 1", ["text"], model) is not None
 
 
 def known(models: Sequence[str]) -> set[str]:

@@ -11,19 +11,20 @@ from typing import NamedTuple
 
 from .. import host, threads
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
+from ..limits import MOST_IDS, MOST_TRACED, MOST_WORD
 from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
-from .pretokenize import pretokens, split
+from .pretokenize import pretokens, split, word_too_long
 
 END_OF_TEXT = "<|endoftext|>"
 CACHED_WORDS = 1 << 17  # some 30 MB; 10 MB of twelve scripts have 120,000
 CACHED_LENGTH = 64  # longer words seldom come back
-MOST_TRACED = 2000  # characters
 LONG_WORD = 48  # bytes from which the heap is faster
-MOST_BYTES = 1 << 24  # of a word
 BYTES_A_SYMBOL = 150  # of memory, while a long word is merged
 BYTES_A_CHECK = 1 << 20
 MANY_TOKENS, BYTES_A_TOKEN = 1 << 22, 24  # from where room is asked for; in a list, and as an array of the server
-PIECES_A_CHECK = 32  # of about 1 kB, between two looks for a cancel request
+MANY_BYTES = 1 << 24  # decoded, from where room is asked for
+MOST_DECODED = (1 << 30) - (1 << 16)  # bytes of a value
+SEARCHED = 1 << 22  # characters, for an end-of-text token, between two looks for a cancel request
 
 
 def _byte_characters() -> list[str]:
@@ -110,6 +111,7 @@ class Tokenizer:
             self._ranks[self._symbol(left), self._symbol(right)] = rank
             self._merged.append(self._symbol(left + right))
         self._words = _Words(self._encode_word)
+        self._longest = max(map(len, self.tokens.values()))
 
     @classmethod
     def from_strings(
@@ -123,28 +125,35 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids. With `special`, `<|endoftext|>` in the text is the end-of-text token, else it is plain text."""
-        if not special or END_OF_TEXT not in text:
-            return self._encode_ordinary(text)
-        if self.eos_token_id is None:
-            raise InvalidParameter(
-                f"the vocabulary has no token {END_OF_TEXT}",
-                hint="Encode it as ordinary text (special => false), or add the token to the vocabulary.",
-            )
-        first, *parts = text.split(END_OF_TEXT)
-        ids = self._encode_ordinary(first)
-        for part in parts:
-            ids += [self.eos_token_id, *self._encode_ordinary(part)]
+        ids: list[int] = []
+        room = MANY_TOKENS
+        for some in self._encoded(text, special):
+            ids += some
+            if len(ids) > room:
+                room *= 2
+                host.require_memory(BYTES_A_TOKEN * room, f"a text of more than {len(ids)} tokens")
+        return ids
+
+    def encode_array(self, text: str, special: bool = False) -> list[int]:
+        """Token ids for an array of SQL, of at most MOST_IDS."""
+        ids: list[int] = []
+        for some in self._encoded(text, special):
+            ids += some
+            if len(ids) > MOST_IDS:
+                raise InvalidParameter(
+                    f"the text has more than {MOST_IDS} tokens, the most that an array takes",
+                    hint="llm_tokenize gives a row for each token of any text, llm_token_count their number.",
+                )
         return ids
 
     def count(self, text: str, special: bool = False) -> int:
         """Number of tokens of `text`."""
-        return len(self.encode(text, special))
+        return sum(map(len, self._encoded(text, special)))
 
     def tokenize(self, text: str, special: bool = False) -> Iterator[Token]:
-        """The tokens of `text`, each with its printable form and its bytes."""
-        for position, token_id in enumerate(self.encode(text, special)):
-            data = self.token_bytes(token_id)
-            yield Token(position, token_id, token_text(data), data)
+        """The tokens of `text`, each with its printable form and its bytes; these are made one by one."""
+        ids = self.encode(text, special)
+        return (Token(n, i, token_text(data := self.token_bytes(i)), data) for n, i in enumerate(ids))
 
     def trace(self, word: str) -> Iterator[Merge]:
         """How `word` becomes tokens, a row a merge. The words of a longer text are merged one after another."""
@@ -153,6 +162,9 @@ class Tokenizer:
                 f"a text of {len(word)} characters is too long for a trace, which takes {MOST_TRACED}",
                 hint="Give a word or a sentence; llm_tokenize shows the tokens of any text.",
             )
+        return self._merges(word)
+
+    def _merges(self, word: str) -> Iterator[Merge]:
         done: list[str] = []
         step = 0
         for pretoken in pretokens(word):
@@ -171,11 +183,13 @@ class Tokenizer:
         """The bytes of one token."""
         return self.decode_bytes((token_id,))
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: Iterable[int | None]) -> bytes:
         """The bytes of the tokens one after another; an id that the vocabulary lacks is an error."""
         ids = list(ids)
         try:
-            return b"".join(map(self.tokens.__getitem__, ids))
+            if len(ids) * self._longest > MANY_BYTES:
+                _require_room(sum(map(len, map(self.tokens.__getitem__, ids))))  # type: ignore[arg-type]
+            return b"".join(map(self.tokens.__getitem__, ids))  # type: ignore[arg-type]  # a null has none, either
         except KeyError:
             raise self._unknown(ids) from None
 
@@ -183,17 +197,33 @@ class Tokenizer:
         """The text of the tokens; what is not UTF-8 becomes U+FFFD as in Python's errors='replace'. NUL stays NUL."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def _encode_ordinary(self, text: str) -> list[int]:
-        ids: list[int] = []
-        room = MANY_TOKENS
-        for n, words in enumerate(split(text)):
-            if n % PIECES_A_CHECK == 0:
+    def _encoded(self, text: str, special: bool) -> Iterator[list[int]]:
+        """Ids in lists of a piece of the text each."""
+        progress = host.Progress("encoding", "characters", len(text))
+        for start, end in self._ordinary_parts(text) if special else ((0, len(text)),):
+            if start:
+                yield [self.eos_token_id]  # type: ignore[list-item]  # _ordinary_parts looked
+            for words in split(text[start:end], progress, start):
                 host.check_interrupts()
-            if len(ids) > room:
-                room *= 2
-                host.require_memory(BYTES_A_TOKEN * room, f"a text of more than {len(ids)} tokens")
-            ids.extend(chain.from_iterable(map(self._words.__getitem__, words)))
-        return ids
+                yield list(chain.from_iterable(map(self._words.__getitem__, words)))
+
+    def _ordinary_parts(self, text: str) -> Iterator[tuple[int, int]]:
+        """Start and end of what is before, between and after the end-of-text tokens in a text."""
+        start = place = 0
+        while place < len(text):
+            host.check_interrupts()
+            found = text.find(END_OF_TEXT, place, place + SEARCHED)
+            if found < 0:
+                place += SEARCHED - len(END_OF_TEXT) + 1
+                continue
+            if self.eos_token_id is None:
+                raise InvalidParameter(
+                    f"the vocabulary has no token {END_OF_TEXT}",
+                    hint="Encode it as ordinary text (special => false), or add the token to the vocabulary.",
+                )
+            yield start, found
+            start = place = found + len(END_OF_TEXT)
+        yield start, len(text)
 
     def _encode_word(self, word: str) -> list[int]:
         """Ids of one pretoken."""
@@ -223,11 +253,8 @@ class Tokenizer:
             ) from None
         if len(data) <= BYTES_A_CHECK:
             return [self._byte_symbols[b] for b in data]
-        if len(data) > MOST_BYTES:
-            raise LimitExceeded(
-                f"a word of {len(data)} bytes is too long: one takes {MOST_BYTES}",
-                hint="What has no white space, or nothing else, is one word to GPT-2's tokenizer: encode it in parts.",
-            )
+        if len(data) > MOST_WORD:
+            raise word_too_long(len(data))
         host.require_memory(BYTES_A_SYMBOL * len(data), f"a word of {len(data)} bytes")
         symbols: list[int] = []
         for part in threads.pieces(len(data), BYTES_A_CHECK):
@@ -246,7 +273,7 @@ class Tokenizer:
     def _symbol_text(self, symbol: int) -> str:
         return token_text(self.tokens[symbol]) if symbol >= 0 else self._missing[-symbol - 1]
 
-    def _unknown(self, ids: list[int]) -> PgGpt2Error:
+    def _unknown(self, ids: list[int | None]) -> PgGpt2Error:
         """The error for the first id without a token."""
         place, token_id = next((n, token_id) for n, token_id in enumerate(ids, 1) if token_id not in self.tokens)
         if token_id is None:
@@ -255,6 +282,15 @@ class Tokenizer:
             f"token id {token_id} is not in the vocabulary of {len(self)} tokens",
             hint=f"The ids of this vocabulary run from {min(self.tokens)} to {max(self.tokens)}.",
         )
+
+
+def _require_room(size: int) -> None:
+    """54000 or 53200 when so many decoded bytes are too many."""
+    if size > MOST_DECODED:
+        raise LimitExceeded(
+            f"the tokens have {size} bytes, and a value takes {MOST_DECODED}", hint="Decode them in parts."
+        )
+    host.require_memory(3 * size, f"{size} bytes of tokens")  # joined, as text, and as a value of the server
 
 
 class StreamDecoder:

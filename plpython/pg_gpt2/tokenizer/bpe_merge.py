@@ -4,8 +4,9 @@ Two ways to the same symbols: scanning, for words as they are, and a heap, for a
 merge makes a token of its own, as in GPT-2's vocabulary, this equals merging all occurrences of the best pair at once.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -36,22 +37,27 @@ def merge_by_scan(symbols: list[int], ranks: Ranks, merged: list[int]) -> Iterat
 
 
 def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[int]:
-    """The same symbols as `merge_by_scan` leaves, in O(n log n). `symbols` is used up."""
+    """The same symbols as `merge_by_scan` leaves, in O(n log n). `symbols` is used up.
+
+    Places wait by rank: one heap of all pairs of a word of 16 MB would take seconds to order, in one call.
+    """
     n = len(symbols)
     left: list[int] = []  # neighbours
     right: list[int] = []  # n ends the word
     rank_at: list[int] = []
-    heap: list[int] = []  # of rank * n + place, which orders by rank, then from the left
+    waiting: defaultdict[int, list[int]] = defaultdict(list)  # rank -> heap of places
+    progress = host.Progress(f"merging a word of {n:,} bytes", "bytes", n)
     for start in range(0, n, MERGES_A_CHECK):
         host.check_interrupts()
         ranked = [ranks.get(pair, NEVER) for pair in pairwise(symbols[start : start + MERGES_A_CHECK + 1])]
         rank_at += ranked
         left += range(start - 1, min(start + MERGES_A_CHECK, n) - 1)
         right += range(start + 1, min(start + MERGES_A_CHECK, n) + 1)
-        heap += [rank * n + place for place, rank in enumerate(ranked, start) if rank < NEVER]
+        for place, rank in enumerate(ranked, start):
+            if rank < NEVER:
+                waiting[rank].append(place)
     rank_at.append(NEVER)
-    heapify(heap)
-    host.check_interrupts()
+    order = sorted(waiting)  # a heap of ranks
 
     def join(place: int) -> None:
         """Looks at the pair that begins at `place`."""
@@ -59,17 +65,23 @@ def merge_by_heap(symbols: list[int], ranks: Ranks, merged: list[int]) -> list[i
         rank = ranks.get((symbols[place], symbols[follower]), NEVER) if follower < n else NEVER
         rank_at[place] = rank
         if rank < NEVER:
-            heappush(heap, rank * n + place)
+            if rank not in waiting:
+                heappush(order, rank)
+            heappush(waiting[rank], place)
 
-    for count in range(n):
-        while heap:
-            rank, place = divmod(heappop(heap), n)
-            if rank_at[place] == rank:  # else another merge took one of the two
-                break
-        else:
-            break
+    count = 0
+    while order:
+        rank = order[0]
+        if not waiting[rank]:
+            del waiting[heappop(order)]
+            continue
+        place = heappop(waiting[rank])
+        count += 1
         if count % MERGES_A_CHECK == 0:
             host.check_interrupts()
+            progress.at(count)
+        if rank_at[place] != rank:  # another merge took one of the two
+            continue
         gone = right[place]
         symbols[place] = merged[rank]
         rank_at[gone] = NEVER

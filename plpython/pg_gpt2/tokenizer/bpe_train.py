@@ -10,14 +10,16 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import TypeAlias
 
-from .. import host
+from .. import host, threads
 from ..errors import InvalidParameter
+from ..limits import MOST_WORD
 from .bpe import BYTE_CHARACTERS, END_OF_TEXT
-from .pretokenize import split
+from .pretokenize import split, word_too_long
 
 Pair: TypeAlias = tuple[int, int]
-WORDS_A_CHECK = 1 << 12
-PIECES_A_CHECK = 32
+WORDS_A_CHECK = 16  # of any length
+SYMBOLS_A_CHECK = 1 << 14
+MANY_SYMBOLS, BYTES_A_SYMBOL = 1 << 22, 24  # from where room is asked for; in a word, and in its next state
 MANY_WORDS, BYTES_A_WORD = (
     1 << 18,
     1500,
@@ -38,9 +40,10 @@ def train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[t
     vocab = {c: i for i, c in enumerate(sorted(BYTE_CHARACTERS))}
     tokens = list(vocab)
     counted = _count_words(texts)
-    words = [[vocab[BYTE_CHARACTERS[b]] for b in word.encode()] for word in counted]
+    words = _words_of_bytes(counted, [vocab[c] for c in BYTE_CHARACTERS])
     merges = []
     pairs = _PairCounts(words, list(counted.values()))
+    progress = host.Progress("learning a vocabulary", "tokens", vocab_size)
     while len(vocab) < vocab_size - 1 and (pair := pairs.pop_most_frequent()):
         left, right = (tokens[i] for i in pair)
         merges.append((left, right))
@@ -49,6 +52,7 @@ def train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[t
         if merged == len(tokens):
             tokens.append(left + right)
         pairs.merge(pair, merged)
+        progress.at(len(vocab))
     vocab[END_OF_TEXT] = len(vocab)
     return vocab, merges
 
@@ -56,17 +60,38 @@ def train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[t
 def _count_words(texts: Iterable[str]) -> Counter[str]:
     """How often each pretoken occurs in `texts`."""
     counted: Counter[str] = Counter()
-    pieces, room = 0, MANY_WORDS
+    room = MANY_WORDS
+    progress = host.Progress("reading the source of a vocabulary", "characters")
+    read = 0
     for text in texts:
-        for words in split(text):
-            if pieces % PIECES_A_CHECK == 0:
-                host.check_interrupts()
-            pieces += 1
+        for words in split(text, progress, read):
+            host.check_interrupts()
             counted.update(words)
             if len(counted) > room:
                 room *= 2
                 host.require_memory(BYTES_A_WORD * room, f"a vocabulary from more than {len(counted)} different words")
+        read += len(text)
     return counted
+
+
+def _words_of_bytes(counted: Iterable[str], ids: list[int]) -> list[list[int]]:
+    """The words as symbols: `ids` of their bytes."""
+    total, room = 0, MANY_SYMBOLS
+    words = []
+    for word in counted:
+        data = word.encode()
+        if len(data) > MOST_WORD:
+            raise word_too_long(len(data))
+        total += len(data)
+        if total > room:
+            room = 2 * total
+            host.require_memory(BYTES_A_SYMBOL * room, f"a vocabulary from words of more than {total} bytes")
+        symbols: list[int] = []
+        for part in threads.pieces(len(data), SYMBOLS_A_CHECK):
+            host.check_interrupts()
+            symbols += [ids[b] for b in data[part]]
+        words.append(symbols)
+    return words
 
 
 class _PairCounts:
@@ -79,7 +104,9 @@ class _PairCounts:
         for n, word in enumerate(words):
             if n % WORDS_A_CHECK == 0:
                 host.check_interrupts()
-            for pair in pairwise(word):
+            for place, pair in enumerate(pairwise(word), 1):
+                if place % SYMBOLS_A_CHECK == 0:
+                    host.check_interrupts()
                 self.counts[pair] += frequencies[n]
                 self.places[pair].add(n)
         # Highest count first, then the lowest ids
@@ -122,7 +149,9 @@ class _PairCounts:
         result: list[int] = []
         new_pairs: set[Pair] = set()
         start, i, last = 0, -1, len(word) - 1
-        for _ in range(word.count(a)):
+        for seen in range(1, word.count(a) + 1):
+            if seen % SYMBOLS_A_CHECK == 0:
+                host.check_interrupts()
             i = word.index(a, i + 1)
             if i < start or i == last or word[i + 1] != b:  # i < start: its a is the b of the pair before
                 continue

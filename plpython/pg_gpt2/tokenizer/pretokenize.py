@@ -8,14 +8,15 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cache
-from itertools import islice
 
 from .. import host
+from ..errors import InvalidParameter
+from ..limits import MOST_WORD
 from .unicode_classes import LETTER, NUMBER, WHITE_SPACE
 
 PIECE = 1024  # characters; small, so that one rare character slows one piece down and not the whole text
-LONG_PIECE = 1 << 16  # without a place to cut: its words are looked for one by one
-WORDS_A_LIST = 1 << 12
+LONG_PIECE = 1 << 16  # without a place to cut: its words are looked for in windows
+LOOK_AHEAD = 3  # characters after a word that its match may have looked at: 'll
 STAND_INS_A_CHECK = 1 << 16
 WINDOW = 1 << 22  # characters that are searched between two looks for an interrupt
 
@@ -25,8 +26,16 @@ def pretokens(text: str) -> list[str]:
     return [word for words in split(text) for word in words]
 
 
-def split(text: str) -> Iterator[list[str]]:
-    """Pretokens in lists, each of a piece of about PIECE characters.
+def word_too_long(size: int) -> InvalidParameter:
+    """The error for a word of so many bytes or more."""
+    return InvalidParameter(
+        f"a word of {size} bytes or more is too long: one takes {MOST_WORD}",
+        hint="What has no white space, or nothing else, is one word to GPT-2's tokenizer: encode it in parts.",
+    )
+
+
+def split(text: str, progress: host.Progress | None = None, before: int = 0) -> Iterator[list[str]]:
+    """Pretokens in lists, each of a piece of about PIECE characters; `progress` counts from `before` characters on.
 
     A piece ends between a character that is not white space and one that is. No pretoken spans that place, for white
     space only starts one; and no pretoken that ends before it looks beyond it, for `(?!\\S)` follows white space.
@@ -34,11 +43,12 @@ def split(text: str) -> Iterator[list[str]]:
     start, size = 0, len(text)
     while start < size:
         end = _cut(text, start + PIECE)
-        piece = text[start:end]
-        if len(piece) < LONG_PIECE:
-            yield _words(piece)
+        if progress is not None:
+            progress.at(before + start)
+        if end - start < LONG_PIECE:
+            yield _words(text[start:end])
         else:
-            yield from _word_lists(piece)
+            yield from _word_lists(text, start, end)
         start = end
 
 
@@ -52,16 +62,25 @@ def _cut(text: str, start: int) -> int:
     return len(text)
 
 
-def _word_lists(piece: str) -> Iterator[list[str]]:
-    """`_words` in parts, with looks for an interrupt."""
-    if piece.isascii():
-        pattern, stand_ins = _ASCII, piece
-    else:
-        pattern, stand_ins = _bmp(), _ASTRAL.sub(_stand_ins, piece)
-    words = (piece[found.start() : found.end()] for found in pattern.finditer(stand_ins))
-    while some := list(islice(words, WORDS_A_LIST)):
+def _word_lists(text: str, start: int, end: int) -> Iterator[list[str]]:
+    """`_words` of a long piece in windows, with looks for an interrupt. A window without a whole word is doubled."""
+    window = LONG_PIECE
+    while start < end:
         host.check_interrupts()
-        yield some
+        stop = min(start + window, end)
+        words = _words(text[start:stop])
+        if stop < end:  # what follows may belong to the last words
+            unsure = 0
+            while words and unsure < LOOK_AHEAD:
+                unsure += len(words.pop())
+        if words:
+            yield words
+            start += sum(map(len, words))
+            window = LONG_PIECE
+        elif window > MOST_WORD:
+            raise word_too_long(window)
+        else:
+            window *= 2
 
 
 def _words(piece: str) -> list[str]:

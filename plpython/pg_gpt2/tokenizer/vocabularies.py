@@ -8,10 +8,12 @@ row-level security is active for the caller, the visible rows are digested after
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
-from .. import db
-from ..errors import DuplicateObject, WrongState, require
+from .. import db, host
+from ..errors import DuplicateObject, InvalidParameter, WrongState, require
+from ..limits import MOST_TOKEN_BYTES
 from .bpe import Tokenizer, token_bytes
 
+BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
 MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
 
 _cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
@@ -67,13 +69,14 @@ def forget() -> None:
 
 
 def _version(model: str) -> str | None:
-    """None when the caller sees no token of `model`."""
+    """None when the caller sees no token of `model`. The first row is asked for by the key: for EXISTS, and for LIMIT alone, the
+    planner scans a table that many models share."""
     row = db.row(
         "SELECT concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
         " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
-        " EXISTS (SELECT FROM {schema}.llm_bpe_merges m WHERE m.model = $1)) AS version,"
+        " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = $1 ORDER BY m.rank LIMIT 1)) AS version,"
         " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
-        " WHERE EXISTS (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1)",
+        " FROM (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1 ORDER BY v.token_id LIMIT 1) AS any_token",
         ["text"],
         model,
     )
@@ -109,7 +112,34 @@ def touch() -> None:
         )
 
 
+def _require_room(model: str) -> None:
+    """53200 when the vocabulary does not fit, 22023 when one token is too long: who may write a vocabulary must not be able to
+    fill the memory of those who read it."""
+    pieces = 'octet_length("left") + octet_length("right")'
+    row = db.row(
+        "SELECT v.n + m.n AS rows, v.size + m.size AS size, greatest(v.longest, m.longest / 2) AS longest FROM"
+        " (SELECT count(*) AS n, coalesce(sum(octet_length(bytes)), 0)::bigint AS size, max(octet_length(bytes)) AS longest"
+        "  FROM {schema}.llm_bpe_vocab WHERE model = $1) AS v,"
+        f" (SELECT count(*) AS n, coalesce(sum({pieces}), 0)::bigint AS size, max({pieces}) AS longest"
+        "  FROM {schema}.llm_bpe_merges WHERE model = $1) AS m",
+        ["text"],
+        model,
+    )
+    rows, size, longest = (row or {}).values()
+    _require_short(model, longest or 0)
+    host.require_memory(BYTES_A_ROW * rows + COPIES * size, f'the vocabulary of "{model}"')
+
+
+def _require_short(model: str, size: int) -> None:
+    if size > MOST_TOKEN_BYTES:
+        raise InvalidParameter(
+            f'the vocabulary of "{model}" has a token of {size} bytes, and one takes {MOST_TOKEN_BYTES}',
+            hint="Delete it, with the merges that lead to it; the longest of GPT-2 has 128.",
+        )
+
+
 def _read(model: str) -> Tokenizer:
+    _require_room(model)
     tokens = {
         row["token_id"]: row["bytes"]
         for row in db.cursor("SELECT token_id, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1", ["text"], model)
@@ -125,19 +155,22 @@ def _read(model: str) -> Tokenizer:
 
 def _empty(table: str, model: str) -> None:
     """Delete what there is: who only adds vocabularies needs no right to delete."""
-    if db.row(f"SELECT 1 FROM {{schema}}.{table} WHERE model = $1 LIMIT 1", ["text"], model):
+    key = "token_id" if table == "llm_bpe_vocab" else "rank"
+    if db.row(f"SELECT 1 FROM {{schema}}.{table} WHERE model = $1 ORDER BY {key} LIMIT 1", ["text"], model):
         db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)
 
 
 def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
     """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
     require(model=model)
+    tokens = [token_bytes(token) for token in vocab]
+    _require_short(model, max(map(len, tokens), default=0))
     _empty("llm_bpe_vocab", model)
     db.run(
         "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, bytes)"
         " SELECT $1, token_id, token, bytes FROM unnest($2, $3, $4) AS new (token_id, token, bytes)",
         ["text", "int4[]", "text[]", "bytea[]"],
-        *(model, list(vocab.values()), list(vocab), [token_bytes(token) for token in vocab]),
+        *(model, list(vocab.values()), list(vocab), tokens),
     )
 
 
@@ -155,7 +188,7 @@ def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
 
 def require_none(model: str) -> None:
     """42710 when `model` has a vocabulary."""
-    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], model):
+    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], model):
         raise DuplicateObject(
             f'model "{model}" already has a vocabulary',
             hint="Choose another name, or DELETE its rows from llm_bpe_vocab and llm_bpe_merges first.",

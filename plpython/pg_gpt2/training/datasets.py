@@ -114,9 +114,11 @@ def _make_room(model: str, split: str, replace: bool) -> None:
 def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Ids of each text and one end-of-text."""
     count, room = 0, MANY_TOKENS
+    progress = host.Progress("tokenizing the source", "tokens")
     for text in texts:
         ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32)
         count += ids.size
+        progress.at(count)
         if count > room:
             room = 2 * count
             host.require_memory(2 * ids.itemsize * room, f"data of more than {count} tokens")  # in parts, and as one
