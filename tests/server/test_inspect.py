@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -210,3 +211,29 @@ def test_dot_of_one_block_is_a_graph_that_graphviz_takes(tape):
 def test_an_unknown_tape_does_not_exist(conn, call):
     with pytest.raises(errors.UndefinedObject, match="tape -1"):
         conn.execute(f"SELECT {call}")
+
+
+def test_a_long_tape_can_be_interrupted_and_asks_for_memory(conn):
+    ops = 200_000
+    first = value(conn, "SELECT llm_variable('\\x0000803f', '{1}', true)")
+    conn.execute(
+        "INSERT INTO llm_tensor_rt (id, tape_id, data, shape, requires_grad)"
+        " SELECT 1000000 + i, llm_tape_id(), '\\x0000803f', '{1}', true FROM generate_series(1, %s) AS i",
+        (ops,),
+    )
+    conn.execute(
+        "INSERT INTO llm_tape (tape_id, name, inputs, output, extra) SELECT llm_tape_id(), 'scale',"
+        " ARRAY[CASE WHEN i = 1 THEN %s ELSE 999999 + i END], 1000000 + i, '{\"factor\": 1}' FROM generate_series(1, %s) AS i",
+        (first, ops),
+    )
+    for call in ("SELECT llm_backprop()", "SELECT llm_tape_dot()", "SELECT * FROM llm_replay_tape()"):
+        conn.execute("SET statement_timeout = '700ms'")
+        began = time.monotonic()
+        with pytest.raises(errors.QueryCanceled):
+            conn.execute(call)
+        assert time.monotonic() - began < 2.7  # 0.5 s late on an idle machine; a busy one may take longer
+        conn.execute("SET statement_timeout = 0; SET pg_gpt2.max_memory = '100MB'")
+        with pytest.raises(errors.OutOfMemory, match=f"of {ops} ops"):
+            conn.execute(call)
+        conn.execute("RESET pg_gpt2.max_memory")
+    conn.execute("SELECT llm_prune_autograd_state()")
