@@ -132,6 +132,7 @@ settings() { # of cluster $1, which is for $2
 		port = 5432
 		shared_buffers = 256MB
 		max_wal_size = 4GB
+		client_connection_check_interval = 10s
 		min_wal_size = 256MB
 		log_line_prefix = '%m [%p] %q%u@%d '
 	CONF

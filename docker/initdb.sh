@@ -28,6 +28,7 @@ SQL
 }
 
 sql -c 'CREATE EXTENSION pg_gpt2 CASCADE'
+sql -v database="$POSTGRES_DB" <<<"ALTER DATABASE :\"database\" SET client_connection_check_interval = '10s'"
 default=
 for directory in "$models"/*; do
     [ -e "$directory/config.json" ] || continue

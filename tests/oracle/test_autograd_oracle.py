@@ -111,6 +111,7 @@ def test_cross_entropy_and_adamw_kernels_equal_torch(seed: int) -> None:
 def conn() -> Iterator[psycopg.Connection]:
     """A session of the cluster of `make test-oracle`."""
     with psycopg.connect(os.environ["PG_GPT2_TEST_DSN"], autocommit=True) as conn:
+        conn.execute("SET pg_gpt2.tape = 'session'")
         yield conn
         conn.execute("SELECT llm_prune_autograd_state()")
 

@@ -142,6 +142,7 @@ def test_loss_records_as_its_level_says(conn, model):
         SELECT count(*), count(r.data) FROM llm_tape AS t JOIN llm_tensor_rt AS r ON r.id = t.output
         WHERE t.tape_id = llm_tape_id()
     """
+    conn.execute("SET pg_gpt2.tape = 'session'")
     results = []
     for level, rows in ((None, (0, 0)), ("none", (0, 0)), ("tape", (OPS, 0)), ("full", (OPS, OPS))):
         results.append(value(conn, "SELECT llm_loss('m', '{1,2,3}', '{2,3,4}', seed => 1, audit => %s)", level))
