@@ -358,7 +358,7 @@ STATEMENTS = [
     "BEGIN; CALL llm_train_run('bare', 1)",
     "UPDATE llm_param SET m = '\\x00000000' WHERE model = 'bare' AND name = 'wte'; SELECT llm_train_step('bare')",
     "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS"
-    " $$BEGIN UPDATE public.llm_param SET step = step; RETURN NEW; END$$;"
+    " $$BEGIN UPDATE public.llm_param SET step = step + 1; RETURN NEW; END$$;"
     " CREATE TRIGGER meddle BEFORE INSERT ON llm_run FOR EACH ROW EXECUTE FUNCTION meddle();"
     " SELECT llm_train_step('bare')",
     "SELECT llm_log_prune(older_than => '-1 day')",

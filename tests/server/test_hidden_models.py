@@ -219,7 +219,10 @@ def outcome(conn: psycopg.Connection, statement: str, place: dict) -> tuple:
         cursor = conn.execute(statement.format(**place))
         told: tuple = ("rows", str(cursor.fetchall() if cursor.description else []))
     except psycopg.Error as error:
-        told = (error.sqlstate, error.diag.message_primary, error.diag.message_hint, error.diag.message_detail)
+        message = re.sub(
+            r"tape \d+ has no ops", "tape <new> has no ops", error.diag.message_primary or ""
+        )  # the role's own
+        told = (error.sqlstate, message, error.diag.message_hint, error.diag.message_detail)
     finally:
         if begin:
             conn.execute("ROLLBACK")

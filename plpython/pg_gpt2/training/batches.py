@@ -5,7 +5,7 @@ Rows are numbered 0 .. n - 1 in the order the caller fixed; ids and model names 
 
 import numpy as np
 
-from .. import rng
+from .. import host, rng
 from ..errors import InvalidParameter
 
 
@@ -24,12 +24,17 @@ class BatchOrder:
             raise InvalidParameter(
                 f"step {step} and batch size {batch_size} must be at least 1", hint="Steps and batches count from 1."
             )
-        first = (step - 1) * batch_size
-        return np.array([self._row(i) for i in range(first, first + batch_size)], np.int64)
+        at, end = (step - 1) * batch_size, step * batch_size
+        parts = []
+        while at < end:
+            epoch, place = divmod(at, self.n_rows)
+            parts.append(self._permutation(epoch)[place : place + end - at])
+            at += len(parts[-1])
+            host.check_interrupts()
+        return np.concatenate(parts)
 
-    def _row(self, i: int) -> int:
-        epoch, place = divmod(i, self.n_rows)
+    def _permutation(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
             source = np.random.Generator(rng.philox(self.seed, rng.ORDER, step=epoch))
             self._epoch, self._order = epoch, source.permutation(self.n_rows)
-        return int(self._order[place])
+        return self._order

@@ -191,10 +191,11 @@ def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
     found = db.query(
         "SELECT id, array_send(tokens) AS tokens, array_send(target) AS target FROM {schema}.llm_dataset WHERE id = ANY ($1)",
         ["int8[]"],
-        list(map(int, ids)),
+        np.unique(ids).tolist(),
     )
     by_id = {}
     for row in found:
+        host.check_interrupts()
         tokens, targets = _ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])
         _check_row(row["id"], tokens, targets, model, config)
         digest = hashlib.sha256(row["tokens"] + row["target"]).digest()

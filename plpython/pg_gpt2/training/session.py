@@ -105,6 +105,7 @@ class Learner:
         found = []
         for start in range(0, len(rows), batch_size):
             found += datasets.batches(rows[start : start + batch_size])
+            host.check_interrupts()
         for count, length in {tokens.shape for tokens, _ in found}:
             self._require_memory(count, length, dropout_p)
         return found, [row.digest for row in rows]

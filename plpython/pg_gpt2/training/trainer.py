@@ -10,7 +10,7 @@ from math import isfinite, prod
 
 import numpy as np
 
-from .. import gpt2
+from .. import gpt2, host
 from ..config import GPT2Config
 from ..errors import InvalidParameter, PgGpt2Error
 from ..ops import CHUNK, Sink, buffers, losses
@@ -146,6 +146,7 @@ class Trainer:
         loss = 0.0
         with buffers.reusing(self._pool):
             for part, (tokens, targets) in enumerate(batches):
+                host.check_interrupts()
                 if np.shape(tokens) != self._shape:
                     self._pool.clear()  # else every length that the data have would keep buffers of its own
                     self._shape = np.shape(tokens)
