@@ -85,6 +85,7 @@ FORWARD = """
 
 def test_one_gradient_step_as_one_statement_is_the_engines(conn):
     """Three steps; weights, moments and losses within 1e-4."""
+    conn.execute("SET pg_gpt2.tape = 'session'")
     rng = np.random.default_rng(2)
     weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
     x, y = rng.normal(size=(6, 3)).astype(np.float32), rng.integers(0, 4, 6).tolist()

@@ -69,14 +69,14 @@ def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Co
     """Check and store a checkpoint's tensors; their number. `beside`: the configuration that came with it."""
     with opened as checkpoint:
         store.lock(model)
+        if not replace:
+            store.require_no_weights(model)
         known = store.find_config(model)
         config = _configuration(checkpoint, model, known, beside)
         store.require_memory_of_batches(4 * config.n_params())
         if replace:
             db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
             sharing.forget(model)
-        else:
-            store.require_no_weights(model)
         store.register(model, config)
         store.insert_params(model, checkpoint.tensors(config))
         return len(config.param_shapes())
