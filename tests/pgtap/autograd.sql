@@ -1,7 +1,7 @@
 -- Handles: a transformer block written in SQL and differentiated, against torch (tests/golden/block.json); errors; the mode.
 -- pg_prove runs this from the root of the checkout.
 BEGIN;
-SELECT plan(79);
+SELECT plan(85);
 \set golden `cat tests/golden/block.json`
 CREATE TEMPORARY TABLE golden AS SELECT :'golden'::jsonb AS j;
 CREATE FUNCTION pg_temp.numbers(list jsonb) RETURNS double precision[] LANGUAGE sql AS
@@ -93,6 +93,10 @@ SELECT is(pg_llm_values(llm_grad(:a)), '{1,1,1,2,2,2}', 'repeated ids add up');
 SELECT throws_ok(format('SELECT llm_op(%L, ARRAY[%s, %s]::bigint[])', 'matmul', :a, :a), '22023', NULL, 'shapes that do not fit');
 SELECT throws_ok(format('SELECT llm_op(%L, ARRAY[%s]::bigint[])', 'no such op', :a), '42704', NULL, 'unknown op');
 SELECT throws_ok($$SELECT llm_op('gelu', ARRAY[-1]::bigint[])$$, '42704', NULL, 'unknown handle');
+SELECT is(llm_value(llm_op_sent('add', array_send(ARRAY[:a, :a]::bigint[]), '{}')), llm_value(pg_temp.op('add', :a, :a)), 'llm_op_sent takes the binary form of an array');
+SELECT is(llm_value(llm_op('add', ('[5:6]={' || :a || ',' || :a || '}')::bigint[])), llm_value(pg_temp.op('add', :a, :a)), 'lower bounds do not matter');
+SELECT throws_ok($$SELECT llm_op_sent('gelu', array_send('{1}'::integer[]), '{}')$$, '22P02', NULL, 'of bigint');
+SELECT is(llm_value(llm_variable_sent('\x0000803f', array_send('{1,1}'::integer[]), false)), '\x0000803f', 'llm_variable_sent');
 SELECT throws_ok($$SELECT llm_op('gelu', '{}')$$, '22023', NULL, 'too few inputs');
 SELECT throws_ok($$SELECT llm_op('gelu', '{null}')$$, '22004', NULL, 'a null input');
 SELECT throws_ok(format('SELECT llm_op(%L, ARRAY[%s]::bigint[], %L)', op, :a, extra), '22023', NULL, op || ' ' || extra)
@@ -132,6 +136,7 @@ CREATE FUNCTION pg_temp.block(x bytea, i int) RETURNS bytea LANGUAGE sql AS $$
 SELECT is(pg_llm_layernorm(pg_temp.block(pg_temp.block(:'embedded', 0), 1), pg_llm_tensor(array_fill(1, ARRAY[8])), pg_llm_tensor(array_fill(0, ARRAY[8])), 1e-5),
           llm_forward_gpt2(:'embedded', 't', 2, 2, 3, 8), 'llm_forward_gpt2 is the blocks and the final norm');
 SELECT is(llm_embed(NULL, 't'), NULL, 'null of null');
+SELECT is(llm_embed_sent(array_send('{1,2,3}'::integer[]), 't', 8), :'embedded', 'llm_embed_sent');
 SELECT throws_ok($$SELECT llm_embed('{30}', 't')$$, '22023', NULL, 'an id out of range');
 SELECT throws_ok(format($$SELECT llm_forward_gpt2(%L, 't', 2, 2, 4, 8)$$, :'embedded'), '22023', NULL, 'bytes that are not [t,d]');
 SELECT throws_ok(format($$SELECT llm_forward_gpt2(%L, 't', 3, 2, 3, 8)$$, :'embedded'), '22023', NULL, 'a shape that the model does not have');
@@ -141,6 +146,7 @@ SELECT is(llm_materialize_params('t'), 28, 'a handle a tensor');
 SELECT is(count(*), 28::bigint, 'remembered in llm_tensor_map') FROM llm_tensor_map WHERE tape_id = llm_tape_id();
 SELECT pg_llm_autograd_map_param('t', 'ln_f.weight', 0, pg_llm_tensor(array_fill(2, ARRAY[8]))) AS mapped \gset
 SELECT is(shape, '{8}', 'a mapped parameter has the stored shape') FROM llm_tensor WHERE id = :mapped AND model = 't' AND name = 'ln_f.weight' AND requires_grad;
+SELECT ok(pg_llm_autograd_map_param_sent('t', 'ln_f.weight', 0, llm_value(:mapped), array_send('{8}'::integer[])) > :mapped, 'pg_llm_autograd_map_param_sent');
 SELECT throws_ok($$SELECT pg_llm_autograd_map_param('t', 'ln_g', 0, '\x00000000')$$, '42704', NULL, 'no such parameter');
 SELECT throws_ok($$SELECT pg_llm_autograd_map_param('t', 'ln_f.bias', 0, '\x00000000')$$, '22023', NULL, 'too few bytes');
 SELECT llm_loss('t', '{1,2,3}', '{2,3,4}', dropout_p => 0) AS plain \gset
