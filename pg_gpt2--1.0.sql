@@ -45,7 +45,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.importer'], importer)
-    GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'] = importer['load'](sources, 'pg_gpt2 ca9b4c3f8bf9 @extschema@', '@extschema@')
+    GD['pg_gpt2 f498df2dfbcc @extschema@'] = importer['load'](sources, 'pg_gpt2 f498df2dfbcc @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -189,7 +189,7 @@ from .. import db, resources
 from ..autograd import attributes, recording, replay, tape_rows
 from ..autograd.recording import Recorder
 from ..autograd.tape_rows import own_tape, tape_owner
-from ..db import entry
+from ..db import entry, received
 from ..errors import (
     InvalidParameter,
     NullNotAllowed,
@@ -202,6 +202,7 @@ from ..errors import (
 )
 from ..inference.prompts import draw_seed
 from ..kernels import MAX_BYTES
+from ..limits import MOST_INPUTS
 from ..ops import lookup
 from ..storage import store, weights
 from ..tensor import check_shape, from_bytes, to_bytes
@@ -241,6 +242,7 @@ def tape_id() -> int:
 
 
 @entry
+@received(shape="integer")
 def variable(data: bytes, shape: list[int], requires_grad: bool) -> int:
     """A handle for a value."""
     require(data=data, shape=shape, requires_grad=requires_grad)
@@ -251,10 +253,16 @@ def variable(data: bytes, shape: list[int], requires_grad: bool) -> int:
 
 
 @entry
+@received(inputs="bigint")
 def op(name: str, inputs: list[int], extra: str | None) -> int:
     """The handle of an op's result."""
     require(name=name, inputs=inputs)
     lookup(name)
+    if len(inputs) > MOST_INPUTS:
+        raise InvalidParameter(
+            f"{name}: {len(inputs)} inputs are more than {MOST_INPUTS}",
+            hint="Apply it to parts, and then to their results.",
+        )
     attrs = attributes.parse(name, extra)
     if name == "dropout" and "seed" not in attrs:
         attrs["seed"] = draw_seed()
@@ -384,6 +392,7 @@ def _require_use(model: str, needed: list[replay.Application]) -> None:
 
 
 @entry
+@received(shape="integer")
 def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[int] | None) -> int:
     """A handle for one row of llm_param."""
     require(model=model, name=name, token_id=token_id, tensor=tensor)
@@ -557,7 +566,7 @@ import numpy as np
 from .. import db, gpt2, host, resources
 from ..autograd import recording
 from ..config import GPT2Config
-from ..db import entry
+from ..db import entry, received
 from ..errors import InvalidParameter, OutOfMemory, require, require_positive
 from ..inference import batch, beam
 from ..inference.decode import Decoder, bytes_of_several, check_ids
@@ -711,6 +720,7 @@ def generate_batch(
 
 
 @entry
+@received(prompt_ids="integer")
 def beam_search(
     prompt: str | None,
     beam_width: int,
@@ -719,10 +729,9 @@ def beam_search(
     early_stopping: bool,
     eos_token: int | None,
     model_name: str | None,
-    sent: bytes | None,
+    prompt_ids: list[int] | None,
 ) -> list[tuple[int, float, str | None, list[int]]]:
     """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
-    prompt_ids: list[Any] | None = None if sent is None else db.sent_ids(sent, "prompt_ids")
     if prompt is None and prompt_ids is None:
         return []
     if prompt is not None and prompt_ids is not None:
@@ -791,8 +800,9 @@ def _options(
 
 
 @entry
+@received(ids="integer")
 def generate_tokens(
-    sent: bytes | None,
+    ids: list[int] | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -804,10 +814,9 @@ def generate_tokens(
     repetition_penalty: float,
     min_p: float,
 ) -> list[int] | None:
-    """New ids after those in `sent`, the binary form of an array."""
-    if sent is None:
+    """New ids after `ids`."""
+    if ids is None:
         return None
-    ids: list[Any] = db.sent_ids(sent)
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     stops = Stops(stop)
     model = weights.load(model_name)
@@ -850,8 +859,9 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
 
 
 @entry
+@received(token_ids="integer")
 def logits(
-    sent: bytes | None,
+    token_ids: list[int] | None,
     model_name: str | None,
     n_layer: int | None,
     n_head: int | None,
@@ -859,9 +869,8 @@ def logits(
     vocab_size: int | None,
 ) -> bytes | None:
     """Logits [T, vocab] of all positions, as bytes."""
-    if sent is None:
+    if token_ids is None:
         return None
-    token_ids: list[Any] = db.sent_ids(sent, "token_ids")
     if not token_ids:
         raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
     model = weights.load(model_name)
@@ -890,7 +899,7 @@ import numpy as np
 from .. import db, resources
 from ..autograd import replay, tape_dot, tape_rows
 from ..autograd.replay import Application, Tensor
-from ..db import entry
+from ..db import entry, received
 from ..errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState, require, require_positive
 from ..gpt2 import check_window
 from ..inference import tracing
@@ -918,6 +927,7 @@ def trace_text(prompt: str | None, model: str | None) -> Iterator[tuple[Any, ...
 
 
 @entry
+@received(ids="integer")
 def trace_ids(ids: list[int] | None, model: str | None) -> Iterator[tuple[Any, ...]]:
     """The same for token ids."""
     if ids is None:
@@ -1337,7 +1347,7 @@ from .. import gpt2, resources
 from ..autograd import recording
 from ..autograd.recording import Recorder
 from ..config import block_shapes
-from ..db import entry
+from ..db import entry, received
 from ..errors import InvalidParameter, require, require_positive
 from ..gpt2 import Dropout
 from ..inference.decode import check_ids
@@ -1351,6 +1361,7 @@ from ..tensor import from_bytes, to_bytes
 
 
 @entry
+@received(tokens="integer")
 def embed(tokens: list[int] | None, model: str | None, d: int | None) -> bytes | None:
     """wte[token] + wpe[position]."""
     if tokens is None:
@@ -1624,12 +1635,13 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.sparklines', $pg_gpt2_source$"""llm_sparkline, llm_run_sparkline: curves in psql."""
 
 from .. import db
-from ..db import entry
+from ..db import entry, received
 from ..errors import UndefinedObject, require, require_positive
 from ..sparkline import means, sparkline
 
 
 @entry
+@received(numbers="double precision")
 def of_numbers(numbers: list[float | None] | None, width: int) -> str | None:
     """Numbers as at most `width` bars; null of null."""
     require_positive(width=width)
@@ -1662,7 +1674,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import db, host, resources, threads
-from ..db import entry
+from ..db import entry, received
 from ..errors import InvalidParameter, require
 from ..formats import vocab as vocab_files
 from ..storage import server_files, store
@@ -1688,11 +1700,12 @@ def encode(text: str | None, model: str | None, special: bool | None) -> list[in
 
 
 @entry
-def decode(sent: bytes | None, model: str | None, as_text: bool) -> bytes | None:
-    """Bytes of ids in the binary form of an array; `as_text`, U+FFFD in the place of what a text cannot hold."""
-    if sent is None:
+@received(ids="integer")
+def decode(ids: list[int | None] | None, model: str | None, as_text: bool) -> bytes | None:
+    """Bytes of ids; `as_text`, U+FFFD in the place of what a text cannot hold."""
+    if ids is None:
         return None
-    data = _tokenizer(model).decode_bytes(db.sent_ids(sent))  # which says where a null is
+    data = _tokenizer(model).decode_bytes(ids)  # which says where a null is
     return b"".join(_as_text(data)) if as_text else data
 
 
@@ -1780,11 +1793,11 @@ import numpy as np
 
 from .. import db, gpt2, resources
 from ..autograd import recording
-from ..db import entry
+from ..db import entry, received
 from ..errors import InvalidParameter, require, require_positive
 from ..inference.decode import check_ids, checked
 from ..inference.prompts import draw_seed
-from ..limits import MOST_STEP_ROWS
+from ..limits import MOST_BATCH, MOST_STEP_ROWS
 from ..ops.dropout import check_p
 from ..storage import store, weights
 from ..tape import Handle, Runner
@@ -1826,6 +1839,7 @@ def load_dataset(
 
 
 @entry
+@received(tokens="integer", targets="integer")
 def loss(
     model: str | None,
     tokens: list[int] | None,
@@ -1880,6 +1894,7 @@ def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: in
 
 
 @entry
+@received(batch="integer")
 def train_step(
     model: str,
     batch_id: int | None,
@@ -1913,6 +1928,11 @@ def train_step(
     if batch is not None and (not batch or None in batch):
         raise InvalidParameter(
             "batch must have at least one id and no null", hint="Its elements are ids of llm_dataset."
+        )
+    if batch is not None and len(batch) > MOST_BATCH:
+        raise InvalidParameter(
+            f"batch has {len(batch)} rows; the most is {MOST_BATCH}",
+            hint="GPT-2 itself was trained with 512 rows a step.",
         )
     if total_steps is not None:
         require_positive(total_steps=total_steps)
@@ -3441,6 +3461,7 @@ search_path. Statements are prepared once a session.
 import functools
 import inspect
 import re
+import struct
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -3480,7 +3501,11 @@ _in_set = False
 _END = object()
 PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
 SHOWN = 4000  # characters of each end of a message
-INT4 = 23  # oid of the type integer
+ELEMENTS = {  # of a type: the oid, and what array_send has of an element, for struct and for NumPy
+    name: (oid, struct.Struct(f">i{code}"), np.dtype(f">i,>{code}"))
+    for name, oid, code in (("integer", 23, "i"), ("bigint", 20, "q"), ("double precision", 701, "d"))
+}
+NULL_LENGTH = b"\xff" * 4  # of an element, as array_send has it
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
 CHECK_IN_SET = 0.2  # the same inside a row of a set
 
@@ -3528,7 +3553,7 @@ def _taken(scope: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """integer[] is the type of a matrix, too, which arrives as a list of lists."""
+    """text[] is the type of a matrix, too, which arrives as a list of lists."""
     for place, value in enumerate(args):
         if type(value) is list and value and type(value[0]) is list:
             raise _not_one_dimension(inspect.unwrap(function).__code__.co_varnames[place])
@@ -3538,6 +3563,26 @@ def _not_one_dimension(name: str) -> InvalidParameter:
     return InvalidParameter(
         f"{name} must be an array of one dimension", hint="ARRAY(SELECT unnest(a)) makes one of all its elements."
     )
+
+
+def received(**types: str) -> Callable[[Function], Function]:
+    """For a function that SQL hands arrays of numbers in their binary form: their names, and what they are of. It gets lists."""
+
+    def of(function: Function) -> Function:
+        names = list(inspect.signature(function).parameters)
+        arrays = [(names.index(name), name, kind) for name, kind in types.items()]
+
+        @functools.wraps(function)
+        def receiving(*args: Any) -> Any:
+            given = list(args)
+            for place, name, kind in arrays:
+                if given[place] is not None:
+                    given[place] = _elements_sent(given[place], name, kind)
+            return function(*given)
+
+        return receiving
+
+    return of
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
@@ -3813,31 +3858,46 @@ def flag(name: str, default: str) -> bool:
     raise InvalidParameter(f"pg_gpt2.{name} must be on or off, not '{text}'", hint=f"RESET pg_gpt2.{name};")
 
 
-def sent_ids(sent: bytes, name: str = "ids") -> list[int | None]:
-    """The elements of an integer[] that SQL passed as array_send(name), or as '' where it has more than MOST_IDS.
+def _elements_sent(sent: bytes, name: str, kind: str) -> list[Any]:
+    """The elements of an array that SQL passed as array_send(name), or as '' where it has more than MOST_IDS.
 
     The form: number of dimensions, whether there are nulls, type; of each dimension size and lower bound; of each element length
     and value, big-endian. A null has the length -1 and no value.
     """
-    if not sent or len(sent) > 20 + 8 * MOST_IDS:
+    oid, element, pair = ELEMENTS[kind]
+    if not sent or len(sent) > 20 + element.size * MOST_IDS:
         raise InvalidParameter(
-            f"{name} has more than {MOST_IDS} elements", hint="Give a part of them: (ids)[1:1000000], for example."
+            f"{name} has more than {MOST_IDS} elements", hint=f"Give a part of them: ({name})[1:1000000], for example."
         )
-    words = np.frombuffer(sent[: len(sent) // 4 * 4], ">i4")
-    if len(words) > 2 and words[2] == INT4:
-        if words[0] > 1:
+    dimensions, nulls, given, size = struct.unpack(">4i", sent[:16].ljust(16, b"\0"))  # an empty array has no size
+    if given == oid:
+        if dimensions > 1:
             raise _not_one_dimension(name)
-        found = _elements(words[5:])
-        if len(found) == (words[3] if words[0] else 0) and len(sent) == words.nbytes:
-            return found
-    raise MalformedData(f"{name} is not what array_send gives", hint="array_send(ids), with ids integer[].")
+        if nulls:
+            found = _elements_or_nulls(sent, element)
+            if len(found) == size:
+                return found
+        elif len(sent) == 12 + 8 * dimensions + element.size * size:
+            return np.frombuffer(sent[12 + 8 * dimensions :], pair)["f1"].tolist()
+    raise MalformedData(f"{name} is not what array_send gives", hint=f"array_send({name}), with {name} {kind}[].")
 
 
-def _elements(words: np.ndarray) -> list[int | None]:
-    if len(words) % 2 == 0 and (words[::2] == 4).all():  # no null
-        return words[1::2].tolist()
-    each = iter(words.tolist())
-    return [None if length < 0 else next(each, None) for length in each]
+def _elements_or_nulls(sent: bytes, element: struct.Struct) -> list[Any]:
+    """Elements of an array of one dimension, as far as they are there."""
+    found: list[Any] = []
+    place = 20
+    while place <= len(sent) - len(NULL_LENGTH):
+        if sent.startswith(NULL_LENGTH, place):
+            found.append(None)
+            place += len(NULL_LENGTH)
+        elif place + element.size > len(sent):
+            break
+        else:
+            found.append(element.unpack_from(sent, place)[1])
+            place += element.size
+        if not len(found) % 50_000:
+            check_interrupts()
+    return found
 
 
 def storable(text: str) -> str:
@@ -7822,7 +7882,8 @@ is not here: it is asked for when it is taken.
 MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it
 MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill the memory with many more
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
-MOST_IDS = 1 << 20  # token ids in an array of SQL: PL/Python makes an object of each in one go, 0.5 us each
+MOST_IDS = 1 << 20  # token ids, or other numbers, in an array of SQL: an object is made of each in one go
+MOST_INPUTS = 4096  # of an op: each is read by a query of its own, and an array is made of all in one go
 MOST_STOP_CHARACTERS = 65_536  # of all stop strings of a call: looking for them needs 300 bytes and a microsecond each
 MOST_POSITIONS = 1 << 20  # of attention: a chunk of rows and all its keys are worked on without a look for an interrupt
 MOST_ROW = 1 << 22  # values of a row that is normalised or that classes are chosen by: what one call of NumPy works on
@@ -7832,6 +7893,7 @@ MOST_VALUES = 1 << 20  # values that pg_llm_values shows: PL/Python makes an arr
 MOST_WORD = 1 << 24  # bytes of a word of a text: it is merged as a whole, at 150 bytes of memory for each
 MOST_TOKEN_BYTES = 1 << 20  # of a token of a vocabulary: every use of it is a copy
 MOST_TRACED = 2000  # characters of a trace of merges: each row has all pieces, which is quadratic
+MOST_BATCH = 65_536  # rows of a step by hand: their ids become an array, and their batch is made, in one go
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
 MOST_DIMENSIONS = 16  # of a tensor, and of lists that say one: NumPy ends at 64, or 32, and some ops need a few more
 $pg_gpt2_source$);
@@ -10540,23 +10602,27 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.sparkline', $pg_gpt2_source$"""Numbers as a line of bars, for a terminal: a curve at a glance. It has no scale; print the ends beside it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
+from . import host, threads
+
+T = TypeVar("T")
 BARS = "".join(map(chr, range(0x2581, 0x2589)))  # from an eighth of a line to a full one
 GAP = " "
+AT_A_TIME = 100_000  # values, between looks for an interrupt
 
 
 def sparkline(values: Sequence[float | None]) -> str:
     """A character a value, from the lowest to the highest of them; a gap where one is null, NaN or infinite."""
-    known = [value for value in values if _is_finite(value)]
+    known = [value for value in _interruptibly(values) if _is_finite(value)]
     # halved, so that the span of any two finite numbers is finite
     low = min(known, default=0.0) / 2
     span = max(known, default=0.0) / 2 - low
     return "".join(
         BARS[min(int((value / 2 - low) / span * len(BARS)), len(BARS) - 1) if span else 0] if _is_finite(value) else GAP
-        for value in values
+        for value in _interruptibly(values)
     )
 
 
@@ -10565,11 +10631,17 @@ def means(values: Sequence[float | None], width: int) -> list[float | None]:
     if len(values) <= width:
         return list(values)
     ends = [-(-len(values) * place // width) for place in range(width + 1)]  # as llm_run_sparkline cuts a log
-    return [_mean([value for value in values[a:b] if _is_finite(value)]) for a, b in pairwise(ends)]
+    return [_mean([value for value in _interruptibly(values[a:b]) if _is_finite(value)]) for a, b in pairwise(ends)]
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(value / len(values) for value in values) if values else None
+    return math.fsum(value / len(values) for value in _interruptibly(values)) if values else None
+
+
+def _interruptibly(values: Sequence[T]) -> Iterator[T]:
+    for part in threads.pieces(len(values), AT_A_TIME):
+        host.check_interrupts()
+        yield from values[part]
 
 
 def _is_finite(value: float | None) -> TypeGuard[float]:
@@ -16873,11 +16945,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -16892,11 +16964,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -16910,11 +16982,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -16940,11 +17012,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].models.init_model(globals())
+GD['pg_gpt2 f498df2dfbcc @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -16954,11 +17026,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].models.copy_model(globals())
+GD['pg_gpt2 f498df2dfbcc @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -16968,11 +17040,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].models.drop_model(globals())
+GD['pg_gpt2 f498df2dfbcc @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -17011,11 +17083,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].tokenizer.changed(globals())
+GD['pg_gpt2 f498df2dfbcc @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -17031,11 +17103,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -17048,11 +17120,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent(bytea, text, boolean) IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with U+FFFD for what a text cannot hold. An empty sent stands for an array that is too long.';
@@ -17075,11 +17147,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
@@ -17089,11 +17161,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -17102,11 +17174,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -17121,11 +17193,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -17135,11 +17207,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -17149,11 +17221,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -17167,11 +17239,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -17181,11 +17253,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -17195,11 +17267,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
@@ -17209,11 +17281,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -17223,11 +17295,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -17237,11 +17309,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -17268,11 +17340,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17304,11 +17376,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17333,11 +17405,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent(
     bytea, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -17383,11 +17455,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17407,11 +17479,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent(text, integer, integer, double precision, boolean, integer, text, bytea) IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty one stands for an array that is too long.';
@@ -17447,11 +17519,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -17468,11 +17540,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent(bytea, text, integer, integer, integer, integer) IS
     'What llm_logits calls, with array_send(token_ids). An empty one stands for an array that is too long.';
@@ -17502,11 +17574,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text, boolean) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable). For the first both are null, or with from_start what the model says after an end-of-text token. Past the window, every token has at least half a window before it.';
@@ -17516,11 +17588,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text, boolean) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted, unless from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -17535,11 +17607,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null of an empty text. A cast to pgvector''s type vector works as it is.';
@@ -17562,14 +17634,40 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
+
+CREATE FUNCTION llm_loss_sent(
+    model text,
+    tokens bytea,
+    targets bytea,
+    n_layer integer,
+    n_head integer,
+    d integer,
+    vocab integer,
+    dropout_p double precision,
+    training boolean,
+    seed bigint,
+    audit text
+)
+RETURNS double precision
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].training.loss(globals())
+$$;
+COMMENT ON FUNCTION llm_loss_sent(text, bytea, bytea, integer, integer, integer, integer, double precision, boolean, bigint, text) IS
+    'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty one stands for an array that is too long.';
 
 CREATE FUNCTION llm_loss(
     model text,
@@ -17585,15 +17683,11 @@ CREATE FUNCTION llm_loss(
     audit text DEFAULT NULL
 )
 RETURNS double precision
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
-    try: plpy.execute('SELECT @extschema@.llm_boot()')
-    except plpy.SPIError as e:
-        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].training.loss(globals())
-$$;
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_loss_sent(
+    model, CASE WHEN cardinality(tokens) > 1048576 THEN '' ELSE array_send(tokens) END,
+    CASE WHEN cardinality(targets) > 1048576 THEN '' ELSE array_send(targets) END, n_layer, n_head, d, vocab, dropout_p,
+    training, seed, audit);
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape (llm_tape_id); audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
 
@@ -17607,14 +17701,53 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
+
+CREATE FUNCTION llm_train_step_sent(
+    model text,
+    batch_id integer,
+    n_layer integer,
+    n_head integer,
+    d integer,
+    vocab integer,
+    dropout_p double precision,
+    beta1 double precision,
+    beta2 double precision,
+    eps double precision,
+    wd double precision,
+    lr_max double precision,
+    warmup integer,
+    total_steps integer,
+    grad_clip double precision,
+    grad_workers integer,
+    prune_workers integer,
+    batch bytea,
+    min_lr double precision,
+    seed bigint,
+    audit text
+)
+RETURNS double precision
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].training.train_step(globals())
+$$;
+COMMENT ON FUNCTION llm_train_step_sent(
+    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
+    double precision, double precision, integer, integer, double precision, integer, integer, bytea, double precision, bigint,
+    text) IS
+    'What llm_train_step calls, with array_send(batch). An empty one stands for an array that is too long.';
 
 CREATE FUNCTION llm_train_step(
     model text,
@@ -17640,15 +17773,11 @@ CREATE FUNCTION llm_train_step(
     audit text DEFAULT 'tape'
 )
 RETURNS double precision
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
-    try: plpy.execute('SELECT @extschema@.llm_boot()')
-    except plpy.SPIError as e:
-        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].training.train_step(globals())
-$$;
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_train_step_sent(
+    model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
+    grad_workers, prune_workers, CASE WHEN cardinality(batch) > 1048576 THEN '' ELSE array_send(batch) END, min_lr, seed,
+    audit);
 COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, integer, double precision, integer, integer, integer[], double precision, bigint,
@@ -17684,11 +17813,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].training.train(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17726,11 +17855,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].training.train_run(globals())
+GD['pg_gpt2 f498df2dfbcc @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17743,11 +17872,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -17880,11 +18009,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -17894,11 +18023,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -17908,11 +18037,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -17945,11 +18074,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].checkpoints.drop(globals())
+GD['pg_gpt2 f498df2dfbcc @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -17959,11 +18088,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -17979,11 +18108,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -18004,11 +18133,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -18031,11 +18160,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -18044,17 +18173,24 @@ COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
 
 -- Keeping an eye on it: curves in a terminal, a log that does not grow for ever, and metrics for monitoring.
 
-CREATE FUNCTION llm_sparkline(numbers double precision[], width integer DEFAULT 60)
+CREATE FUNCTION llm_sparkline_sent(numbers bytea, width integer)
 RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].sparklines.of_numbers(globals())
 $$;
+COMMENT ON FUNCTION llm_sparkline_sent(bytea, integer) IS
+    'What llm_sparkline calls, with array_send(numbers). An empty one stands for an array that is too long.';
+
+CREATE FUNCTION llm_sparkline(numbers double precision[], width integer DEFAULT 60)
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL UNSAFE
+RETURN @extschema@.llm_sparkline_sent(CASE WHEN cardinality(numbers) > 1048576 THEN '' ELSE array_send(numbers) END, width);
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
 
@@ -18063,11 +18199,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -18081,11 +18217,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -18157,11 +18293,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_received(bytea, integer) IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
@@ -18185,11 +18321,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
@@ -18207,11 +18343,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -18220,11 +18356,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -18234,11 +18370,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -18248,11 +18384,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -18262,11 +18398,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -18275,11 +18411,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -18294,11 +18430,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -18313,11 +18449,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -18327,11 +18463,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -18341,11 +18477,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -18360,11 +18496,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -18380,11 +18516,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -18394,11 +18530,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -18407,11 +18543,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -18420,11 +18556,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -18442,11 +18578,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -18466,11 +18602,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -18489,11 +18625,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -18516,11 +18652,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -18530,11 +18666,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -18549,11 +18685,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -18569,11 +18705,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -18594,11 +18730,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -18616,40 +18752,56 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
 
-CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean)
+-- What takes an array of numbers takes it in the binary form, as llm_decode_sent does: see there.
+CREATE FUNCTION llm_variable_sent(data bytea, shape bytea, requires_grad boolean)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].autograd.variable(globals())
 $$;
+COMMENT ON FUNCTION llm_variable_sent(bytea, bytea, boolean) IS
+    'What llm_variable calls, with array_send(shape). An empty one stands for an array that is too long.';
+
+CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean)
+RETURNS bigint
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_variable_sent(
+    data, CASE WHEN cardinality(shape) > 1048576 THEN '' ELSE array_send(shape) END, requires_grad);
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this transaction or session (see llm_tape_id). With requires_grad, llm_backprop computes its gradient.';
 
-CREATE FUNCTION llm_op(name text, inputs bigint[], extra jsonb DEFAULT '{}')
+CREATE FUNCTION llm_op_sent(name text, inputs bytea, extra jsonb)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].autograd.op(globals())
 $$;
+COMMENT ON FUNCTION llm_op_sent(text, bytea, jsonb) IS
+    'What llm_op calls, with array_send(inputs). An empty one stands for an array that is too long.';
+
+CREATE FUNCTION llm_op(name text, inputs bigint[], extra jsonb DEFAULT '{}')
+RETURNS bigint
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_op_sent(name, CASE WHEN cardinality(inputs) > 1048576 THEN '' ELSE array_send(inputs) END, extra);
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
 
@@ -18658,11 +18810,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle, a float32 tensor.';
 
@@ -18671,11 +18823,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].autograd.backprop(globals())
+GD['pg_gpt2 f498df2dfbcc @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything on the tape that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -18685,28 +18837,35 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle after llm_backprop; null when it has none.';
 
 -- The model in pieces. While recording is on, each writes its ops to the tape.
 
-CREATE FUNCTION llm_embed(tokens integer[], model text, d integer DEFAULT NULL)
+CREATE FUNCTION llm_embed_sent(tokens bytea, model text, d integer)
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].pieces.embed(globals())
 $$;
+COMMENT ON FUNCTION llm_embed_sent(bytea, text, integer) IS
+    'What llm_embed calls, with array_send(tokens). An empty one stands for an array that is too long.';
+
+CREATE FUNCTION llm_embed(tokens integer[], model text, d integer DEFAULT NULL)
+RETURNS bytea
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_embed_sent(CASE WHEN cardinality(tokens) > 1048576 THEN '' ELSE array_send(tokens) END, model, d);
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
 
@@ -18735,11 +18894,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of the tape with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -18760,11 +18919,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -18778,26 +18937,36 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
 
-CREATE FUNCTION llm_trace(ids integer[], model text DEFAULT NULL)
+CREATE FUNCTION llm_trace_sent(ids bytea, model text)
 RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], data bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].inspect.trace_ids(globals())
 $$;
+COMMENT ON FUNCTION llm_trace_sent(bytea, text) IS
+    'What llm_trace calls, with array_send(ids). An empty one stands for an array that is too long.';
+
+CREATE FUNCTION llm_trace(ids integer[], model text DEFAULT NULL)
+RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], data bytea)
+LANGUAGE sql STABLE PARALLEL UNSAFE
+BEGIN ATOMIC
+    -- a row at a time: of a set in FROM all rows would be made first
+    SELECT @extschema@.llm_trace_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model);
+END;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
 
@@ -18811,11 +18980,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -18825,11 +18994,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -18839,11 +19008,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -18852,11 +19021,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = that of llm_tape_id().';
@@ -18866,11 +19035,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = that of llm_tape_id(); the tapes of training steps need audit => ''full''.';
@@ -18880,11 +19049,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -18909,11 +19078,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -18923,11 +19092,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -18937,11 +19106,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -18950,11 +19119,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].admin.grant_usage(globals())
+GD['pg_gpt2 f498df2dfbcc @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -18993,27 +19162,41 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
 
 CREATE FUNCTION pg_llm_autograd_track_tensor(data bytea, shape integer[], requires_grad boolean)
 RETURNS bigint
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_variable_sent(
+    data, CASE WHEN cardinality(shape) > 1048576 THEN '' ELSE array_send(shape) END, requires_grad);
+COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
+
+CREATE FUNCTION pg_llm_autograd_map_param_sent(
+    model text,
+    name text,
+    token_id integer,
+    tensor bytea,
+    shape bytea
+)
+RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].autograd.map_param(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
+COMMENT ON FUNCTION pg_llm_autograd_map_param_sent(text, text, integer, bytea, bytea) IS
+    'What pg_llm_autograd_map_param calls, with array_send(shape). An empty one stands for an array that is too long.';
 
 CREATE FUNCTION pg_llm_autograd_map_param(
     model text,
@@ -19023,15 +19206,9 @@ CREATE FUNCTION pg_llm_autograd_map_param(
     shape integer[] DEFAULT NULL
 )
 RETURNS bigint
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
-    try: plpy.execute('SELECT @extschema@.llm_boot()')
-    except plpy.SPIError as e:
-        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].autograd.map_param(globals())
-$$;
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.pg_llm_autograd_map_param_sent(
+    model, name, token_id, tensor, CASE WHEN cardinality(shape) > 1048576 THEN '' ELSE array_send(shape) END);
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: functions that record on the same tape use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
 
@@ -19040,11 +19217,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -19054,11 +19231,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -19068,11 +19245,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 ca9b4c3f8bf9 @extschema@' not in GD:
+if 'pg_gpt2 f498df2dfbcc @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 ca9b4c3f8bf9 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 f498df2dfbcc @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. The result does not depend on workers.';
@@ -19107,6 +19284,10 @@ REVOKE EXECUTE ON FUNCTION
     llm_train_step(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
         double precision, double precision, double precision, integer, integer, double precision, integer, integer, integer[],
+        double precision, bigint, text),
+    llm_train_step_sent(
+        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
+        double precision, double precision, double precision, integer, integer, double precision, integer, integer, bytea,
         double precision, bigint, text),
     llm_train(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,

@@ -37,7 +37,8 @@ $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
 
-CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean)
+-- What takes an array of numbers takes it in the binary form, as llm_decode_sent does: see there.
+CREATE FUNCTION llm_variable_sent(data bytea, shape bytea, requires_grad boolean)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -45,10 +46,18 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].autograd.variable(globals())
 $$;
+COMMENT ON FUNCTION llm_variable_sent(bytea, bytea, boolean) IS
+    'What llm_variable calls, with array_send(shape). An empty one stands for an array that is too long.';
+
+CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean)
+RETURNS bigint
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_variable_sent(
+    data, CASE WHEN cardinality(shape) > 1048576 THEN '' ELSE array_send(shape) END, requires_grad);
 COMMENT ON FUNCTION llm_variable(bytea, integer[], boolean) IS
     'A handle for a value: a row of llm_tensor_rt on the tape of this transaction or session (see llm_tape_id). With requires_grad, llm_backprop computes its gradient.';
 
-CREATE FUNCTION llm_op(name text, inputs bigint[], extra jsonb DEFAULT '{}')
+CREATE FUNCTION llm_op_sent(name text, inputs bytea, extra jsonb)
 RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -56,6 +65,13 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].autograd.op(globals())
 $$;
+COMMENT ON FUNCTION llm_op_sent(text, bytea, jsonb) IS
+    'What llm_op calls, with array_send(inputs). An empty one stands for an array that is too long.';
+
+CREATE FUNCTION llm_op(name text, inputs bigint[], extra jsonb DEFAULT '{}')
+RETURNS bigint
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_op_sent(name, CASE WHEN cardinality(inputs) > 1048576 THEN '' ELSE array_send(inputs) END, extra);
 COMMENT ON FUNCTION llm_op(text, bigint[], jsonb) IS
     'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
 
@@ -93,7 +109,7 @@ COMMENT ON FUNCTION llm_grad(bigint) IS
 
 -- The model in pieces. While recording is on, each writes its ops to the tape.
 
-CREATE FUNCTION llm_embed(tokens integer[], model text, d integer DEFAULT NULL)
+CREATE FUNCTION llm_embed_sent(tokens bytea, model text, d integer)
 RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -101,6 +117,13 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].pieces.embed(globals())
 $$;
+COMMENT ON FUNCTION llm_embed_sent(bytea, text, integer) IS
+    'What llm_embed calls, with array_send(tokens). An empty one stands for an array that is too long.';
+
+CREATE FUNCTION llm_embed(tokens integer[], model text, d integer DEFAULT NULL)
+RETURNS bytea
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_embed_sent(CASE WHEN cardinality(tokens) > 1048576 THEN '' ELSE array_send(tokens) END, model, d);
 COMMENT ON FUNCTION llm_embed(integer[], text, integer) IS
     'Token plus position embeddings, a float32 tensor (number of tokens, d_model). d is a check: null, or what the model has.';
 

@@ -22,13 +22,27 @@ COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
 
 CREATE FUNCTION pg_llm_autograd_track_tensor(data bytea, shape integer[], requires_grad boolean)
 RETURNS bigint
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_variable_sent(
+    data, CASE WHEN cardinality(shape) > 1048576 THEN '' ELSE array_send(shape) END, requires_grad);
+COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
+
+CREATE FUNCTION pg_llm_autograd_map_param_sent(
+    model text,
+    name text,
+    token_id integer,
+    tensor bytea,
+    shape bytea
+)
+RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].autograd.variable(globals())
+return GD['@package@'].autograd.map_param(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_autograd_track_tensor(bytea, integer[], boolean) IS 'Compatibility: the same as llm_variable, a handle for a value.';
+COMMENT ON FUNCTION pg_llm_autograd_map_param_sent(text, text, integer, bytea, bytea) IS
+    'What pg_llm_autograd_map_param calls, with array_send(shape). An empty one stands for an array that is too long.';
 
 CREATE FUNCTION pg_llm_autograd_map_param(
     model text,
@@ -38,12 +52,9 @@ CREATE FUNCTION pg_llm_autograd_map_param(
     shape integer[] DEFAULT NULL
 )
 RETURNS bigint
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].autograd.map_param(globals())
-$$;
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.pg_llm_autograd_map_param_sent(
+    model, name, token_id, tensor, CASE WHEN cardinality(shape) > 1048576 THEN '' ELSE array_send(shape) END);
 COMMENT ON FUNCTION pg_llm_autograd_map_param(text, text, integer, bytea, integer[]) IS
     'Compatibility: a handle for a row of llm_param, remembered in llm_tensor_map: functions that record on the same tape use it for that parameter, and llm_accumulate_grads brings its gradient back. shape null = the row''s.';
 

@@ -11,7 +11,7 @@ $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
 
-CREATE FUNCTION llm_trace(ids integer[], model text DEFAULT NULL)
+CREATE FUNCTION llm_trace_sent(ids bytea, model text)
 RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], data bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -19,6 +19,16 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].inspect.trace_ids(globals())
 $$;
+COMMENT ON FUNCTION llm_trace_sent(bytea, text) IS
+    'What llm_trace calls, with array_send(ids). An empty one stands for an array that is too long.';
+
+CREATE FUNCTION llm_trace(ids integer[], model text DEFAULT NULL)
+RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], data bytea)
+LANGUAGE sql STABLE PARALLEL UNSAFE
+BEGIN ATOMIC
+    -- a row at a time: of a set in FROM all rows would be made first
+    SELECT @extschema@.llm_trace_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model);
+END;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
     'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a vocabulary.';
 

@@ -27,6 +27,10 @@ REVOKE EXECUTE ON FUNCTION
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
         double precision, double precision, double precision, integer, integer, double precision, integer, integer, integer[],
         double precision, bigint, text),
+    llm_train_step_sent(
+        text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
+        double precision, double precision, double precision, integer, integer, double precision, integer, integer, bytea,
+        double precision, bigint, text),
     llm_train(
         text, integer, integer, integer, integer, integer, double precision, double precision, double precision,
         double precision, double precision, double precision, integer, double precision, integer, integer, integer, integer,

@@ -1,6 +1,6 @@
 -- Keeping an eye on it: curves in a terminal, a log that does not grow for ever, and metrics for monitoring.
 
-CREATE FUNCTION llm_sparkline(numbers double precision[], width integer DEFAULT 60)
+CREATE FUNCTION llm_sparkline_sent(numbers bytea, width integer)
 RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -8,6 +8,13 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].sparklines.of_numbers(globals())
 $$;
+COMMENT ON FUNCTION llm_sparkline_sent(bytea, integer) IS
+    'What llm_sparkline calls, with array_send(numbers). An empty one stands for an array that is too long.';
+
+CREATE FUNCTION llm_sparkline(numbers double precision[], width integer DEFAULT 60)
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL UNSAFE
+RETURN @extschema@.llm_sparkline_sent(CASE WHEN cardinality(numbers) > 1048576 THEN '' ELSE array_send(numbers) END, width);
 COMMENT ON FUNCTION llm_sparkline(double precision[], integer) IS
     'Numbers as a line of bars, from the lowest (U+2581) to the highest (U+2588); more than width of them as means of neighbours. Null, NaN and infinity are left out, and leave a gap where there is nothing else. Example: SELECT llm_sparkline(array_agg(grad_norm ORDER BY step)) FROM llm_train_log WHERE run_id = 1.';
 

@@ -20,6 +20,29 @@ $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
 
+CREATE FUNCTION llm_loss_sent(
+    model text,
+    tokens bytea,
+    targets bytea,
+    n_layer integer,
+    n_head integer,
+    d integer,
+    vocab integer,
+    dropout_p double precision,
+    training boolean,
+    seed bigint,
+    audit text
+)
+RETURNS double precision
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].training.loss(globals())
+$$;
+COMMENT ON FUNCTION llm_loss_sent(text, bytea, bytea, integer, integer, integer, integer, double precision, boolean, bigint, text) IS
+    'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty one stands for an array that is too long.';
+
 CREATE FUNCTION llm_loss(
     model text,
     tokens integer[],
@@ -34,12 +57,11 @@ CREATE FUNCTION llm_loss(
     audit text DEFAULT NULL
 )
 RETURNS double precision
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].training.loss(globals())
-$$;
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_loss_sent(
+    model, CASE WHEN cardinality(tokens) > 1048576 THEN '' ELSE array_send(tokens) END,
+    CASE WHEN cardinality(targets) > 1048576 THEN '' ELSE array_send(targets) END, n_layer, n_head, d, vocab, dropout_p,
+    training, seed, audit);
 COMMENT ON FUNCTION llm_loss(text, integer[], integer[], integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While recording is on (llm_autograd_mode), the ops go to the tape (llm_tape_id); audit overrides that: none records nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model has.';
 
@@ -58,6 +80,42 @@ return GD['@package@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
+
+CREATE FUNCTION llm_train_step_sent(
+    model text,
+    batch_id integer,
+    n_layer integer,
+    n_head integer,
+    d integer,
+    vocab integer,
+    dropout_p double precision,
+    beta1 double precision,
+    beta2 double precision,
+    eps double precision,
+    wd double precision,
+    lr_max double precision,
+    warmup integer,
+    total_steps integer,
+    grad_clip double precision,
+    grad_workers integer,
+    prune_workers integer,
+    batch bytea,
+    min_lr double precision,
+    seed bigint,
+    audit text
+)
+RETURNS double precision
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
+return GD['@package@'].training.train_step(globals())
+$$;
+COMMENT ON FUNCTION llm_train_step_sent(
+    text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
+    double precision, double precision, integer, integer, double precision, integer, integer, bytea, double precision, bigint,
+    text) IS
+    'What llm_train_step calls, with array_send(batch). An empty one stands for an array that is too long.';
 
 CREATE FUNCTION llm_train_step(
     model text,
@@ -83,12 +141,11 @@ CREATE FUNCTION llm_train_step(
     audit text DEFAULT 'tape'
 )
 RETURNS double precision
-LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
-return GD['@package@'].training.train_step(globals())
-$$;
+LANGUAGE sql VOLATILE PARALLEL UNSAFE
+RETURN @extschema@.llm_train_step_sent(
+    model, batch_id, n_layer, n_head, d, vocab, dropout_p, beta1, beta2, eps, wd, lr_max, warmup, total_steps, grad_clip,
+    grad_workers, prune_workers, CASE WHEN cardinality(batch) > 1048576 THEN '' ELSE array_send(batch) END, min_lr, seed,
+    audit);
 COMMENT ON FUNCTION llm_train_step(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
     double precision, double precision, integer, integer, double precision, integer, integer, integer[], double precision, bigint,

@@ -8,6 +8,7 @@ search_path. Statements are prepared once a session.
 import functools
 import inspect
 import re
+import struct
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +48,11 @@ _in_set = False
 _END = object()
 PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
 SHOWN = 4000  # characters of each end of a message
-INT4 = 23  # oid of the type integer
+ELEMENTS = {  # of a type: the oid, and what array_send has of an element, for struct and for NumPy
+    name: (oid, struct.Struct(f">i{code}"), np.dtype(f">i,>{code}"))
+    for name, oid, code in (("integer", 23, "i"), ("bigint", 20, "q"), ("double precision", 701, "d"))
+}
+NULL_LENGTH = b"\xff" * 4  # of an element, as array_send has it
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
 CHECK_IN_SET = 0.2  # the same inside a row of a set
 
@@ -95,7 +100,7 @@ def _taken(scope: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """integer[] is the type of a matrix, too, which arrives as a list of lists."""
+    """text[] is the type of a matrix, too, which arrives as a list of lists."""
     for place, value in enumerate(args):
         if type(value) is list and value and type(value[0]) is list:
             raise _not_one_dimension(inspect.unwrap(function).__code__.co_varnames[place])
@@ -105,6 +110,26 @@ def _not_one_dimension(name: str) -> InvalidParameter:
     return InvalidParameter(
         f"{name} must be an array of one dimension", hint="ARRAY(SELECT unnest(a)) makes one of all its elements."
     )
+
+
+def received(**types: str) -> Callable[[Function], Function]:
+    """For a function that SQL hands arrays of numbers in their binary form: their names, and what they are of. It gets lists."""
+
+    def of(function: Function) -> Function:
+        names = list(inspect.signature(function).parameters)
+        arrays = [(names.index(name), name, kind) for name, kind in types.items()]
+
+        @functools.wraps(function)
+        def receiving(*args: Any) -> Any:
+            given = list(args)
+            for place, name, kind in arrays:
+                if given[place] is not None:
+                    given[place] = _elements_sent(given[place], name, kind)
+            return function(*given)
+
+        return receiving
+
+    return of
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
@@ -380,31 +405,46 @@ def flag(name: str, default: str) -> bool:
     raise InvalidParameter(f"pg_gpt2.{name} must be on or off, not '{text}'", hint=f"RESET pg_gpt2.{name};")
 
 
-def sent_ids(sent: bytes, name: str = "ids") -> list[int | None]:
-    """The elements of an integer[] that SQL passed as array_send(name), or as '' where it has more than MOST_IDS.
+def _elements_sent(sent: bytes, name: str, kind: str) -> list[Any]:
+    """The elements of an array that SQL passed as array_send(name), or as '' where it has more than MOST_IDS.
 
     The form: number of dimensions, whether there are nulls, type; of each dimension size and lower bound; of each element length
     and value, big-endian. A null has the length -1 and no value.
     """
-    if not sent or len(sent) > 20 + 8 * MOST_IDS:
+    oid, element, pair = ELEMENTS[kind]
+    if not sent or len(sent) > 20 + element.size * MOST_IDS:
         raise InvalidParameter(
-            f"{name} has more than {MOST_IDS} elements", hint="Give a part of them: (ids)[1:1000000], for example."
+            f"{name} has more than {MOST_IDS} elements", hint=f"Give a part of them: ({name})[1:1000000], for example."
         )
-    words = np.frombuffer(sent[: len(sent) // 4 * 4], ">i4")
-    if len(words) > 2 and words[2] == INT4:
-        if words[0] > 1:
+    dimensions, nulls, given, size = struct.unpack(">4i", sent[:16].ljust(16, b"\0"))  # an empty array has no size
+    if given == oid:
+        if dimensions > 1:
             raise _not_one_dimension(name)
-        found = _elements(words[5:])
-        if len(found) == (words[3] if words[0] else 0) and len(sent) == words.nbytes:
-            return found
-    raise MalformedData(f"{name} is not what array_send gives", hint="array_send(ids), with ids integer[].")
+        if nulls:
+            found = _elements_or_nulls(sent, element)
+            if len(found) == size:
+                return found
+        elif len(sent) == 12 + 8 * dimensions + element.size * size:
+            return np.frombuffer(sent[12 + 8 * dimensions :], pair)["f1"].tolist()
+    raise MalformedData(f"{name} is not what array_send gives", hint=f"array_send({name}), with {name} {kind}[].")
 
 
-def _elements(words: np.ndarray) -> list[int | None]:
-    if len(words) % 2 == 0 and (words[::2] == 4).all():  # no null
-        return words[1::2].tolist()
-    each = iter(words.tolist())
-    return [None if length < 0 else next(each, None) for length in each]
+def _elements_or_nulls(sent: bytes, element: struct.Struct) -> list[Any]:
+    """Elements of an array of one dimension, as far as they are there."""
+    found: list[Any] = []
+    place = 20
+    while place <= len(sent) - len(NULL_LENGTH):
+        if sent.startswith(NULL_LENGTH, place):
+            found.append(None)
+            place += len(NULL_LENGTH)
+        elif place + element.size > len(sent):
+            break
+        else:
+            found.append(element.unpack_from(sent, place)[1])
+            place += element.size
+        if not len(found) % 50_000:
+            check_interrupts()
+    return found
 
 
 def storable(text: str) -> str:

@@ -7,7 +7,8 @@ is not here: it is asked for when it is taken.
 MOST_PATH = 4096  # bytes of a path on the server: what Linux takes, with the byte that ends it
 MOST_LAYERS = 10_000  # of a model: the names of the tensors alone would fill the memory with many more
 MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
-MOST_IDS = 1 << 20  # token ids in an array of SQL: PL/Python makes an object of each in one go, 0.5 us each
+MOST_IDS = 1 << 20  # token ids, or other numbers, in an array of SQL: an object is made of each in one go
+MOST_INPUTS = 4096  # of an op: each is read by a query of its own, and an array is made of all in one go
 MOST_STOP_CHARACTERS = 65_536  # of all stop strings of a call: looking for them needs 300 bytes and a microsecond each
 MOST_POSITIONS = 1 << 20  # of attention: a chunk of rows and all its keys are worked on without a look for an interrupt
 MOST_ROW = 1 << 22  # values of a row that is normalised or that classes are chosen by: what one call of NumPy works on
@@ -17,5 +18,6 @@ MOST_VALUES = 1 << 20  # values that pg_llm_values shows: PL/Python makes an arr
 MOST_WORD = 1 << 24  # bytes of a word of a text: it is merged as a whole, at 150 bytes of memory for each
 MOST_TOKEN_BYTES = 1 << 20  # of a token of a vocabulary: every use of it is a copy
 MOST_TRACED = 2000  # characters of a trace of merges: each row has all pieces, which is quadratic
+MOST_BATCH = 65_536  # rows of a step by hand: their ids become an array, and their batch is made, in one go
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
 MOST_DIMENSIONS = 16  # of a tensor, and of lists that say one: NumPy ends at 64, or 32, and some ops need a few more

@@ -1,7 +1,7 @@
 -- Handles: a transformer block written in SQL and differentiated, against torch (tests/golden/block.json); errors; the mode.
 -- pg_prove runs this from the root of the checkout.
 BEGIN;
-SELECT plan(79);
+SELECT plan(86);
 \set golden `cat tests/golden/block.json`
 CREATE TEMPORARY TABLE golden AS SELECT :'golden'::jsonb AS j;
 CREATE FUNCTION pg_temp.numbers(list jsonb) RETURNS double precision[] LANGUAGE sql AS
@@ -93,6 +93,7 @@ SELECT is(pg_llm_values(llm_grad(:a)), '{1,1,1,2,2,2}', 'repeated ids add up');
 SELECT throws_ok(format('SELECT llm_op(%L, ARRAY[%s, %s]::bigint[])', 'matmul', :a, :a), '22023', NULL, 'shapes that do not fit');
 SELECT throws_ok(format('SELECT llm_op(%L, ARRAY[%s]::bigint[])', 'no such op', :a), '42704', NULL, 'unknown op');
 SELECT throws_ok($$SELECT llm_op('gelu', ARRAY[-1]::bigint[])$$, '42704', NULL, 'unknown handle');
+SELECT throws_ok($$SELECT llm_op_sent('gelu', array_send('{1}'::integer[]), '{}')$$, '22P02', NULL, 'of bigint');
 SELECT throws_ok($$SELECT llm_op('gelu', '{}')$$, '22023', NULL, 'too few inputs');
 SELECT throws_ok($$SELECT llm_op('gelu', '{null}')$$, '22004', NULL, 'a null input');
 SELECT throws_ok(format('SELECT llm_op(%L, ARRAY[%s]::bigint[], %L)', op, :a, extra), '22023', NULL, op || ' ' || extra)
@@ -114,6 +115,11 @@ SET LOCAL pg_gpt2.autograd = 'off';
 SELECT is(llm_prune_autograd_state(), (:e - :x + 1)::bigint, 'prune drops the values');
 SELECT is((SELECT count(*) FROM llm_tape WHERE tape_id = llm_tape_id()), 0::bigint, 'and the tape');
 SELECT throws_ok('SELECT llm_backprop()', '55000', NULL, 'then nothing is recorded');
+SELECT llm_variable_sent('\x0000803f', array_send('{1,1}'::integer[]), false) AS one \gset
+SELECT is(shape, '{1,1}', 'llm_variable_sent takes the binary form of an array') FROM llm_tensor WHERE id = :one;
+SELECT is(pg_llm_values(llm_value(llm_op_sent('add', array_send(ARRAY[:one, :one]::bigint[]), '{}'))), '{2}', 'llm_op_sent, too');
+SELECT is(pg_llm_values(llm_value(llm_op('add', ('[5:6]={' || :one || ',' || :one || '}')::bigint[]))), '{2}', 'lower bounds do not matter');
+SELECT is(llm_prune_autograd_state(), 3::bigint, 'these values are dropped, too');
 SELECT trigger_is('llm_autograd_mode', 'set_mode', 'llm_autograd_mode_update', 'the view is updatable');
 
 -- The model in pieces, and parameters as handles.
@@ -132,6 +138,7 @@ CREATE FUNCTION pg_temp.block(x bytea, i int) RETURNS bytea LANGUAGE sql AS $$
 SELECT is(pg_llm_layernorm(pg_temp.block(pg_temp.block(:'embedded', 0), 1), pg_llm_tensor(array_fill(1, ARRAY[8])), pg_llm_tensor(array_fill(0, ARRAY[8])), 1e-5),
           llm_forward_gpt2(:'embedded', 't', 2, 2, 3, 8), 'llm_forward_gpt2 is the blocks and the final norm');
 SELECT is(llm_embed(NULL, 't'), NULL, 'null of null');
+SELECT is(llm_embed_sent(array_send('{1,2,3}'::integer[]), 't', 8), :'embedded', 'llm_embed_sent');
 SELECT throws_ok($$SELECT llm_embed('{30}', 't')$$, '22023', NULL, 'an id out of range');
 SELECT throws_ok(format($$SELECT llm_forward_gpt2(%L, 't', 2, 2, 4, 8)$$, :'embedded'), '22023', NULL, 'bytes that are not [t,d]');
 SELECT throws_ok(format($$SELECT llm_forward_gpt2(%L, 't', 3, 2, 3, 8)$$, :'embedded'), '22023', NULL, 'a shape that the model does not have');
@@ -139,6 +146,7 @@ SELECT throws_ok($$SELECT llm_block_forward('', '', '', '', '', '', '', '', '', 
 SELECT is(llm_value(pg_llm_autograd_track_tensor(pg_llm_tensor('{5}'), '{1}', false)), pg_llm_tensor('{5}'), 'track_tensor is llm_variable');
 SELECT is(llm_materialize_params('t'), 28, 'a handle a tensor');
 SELECT is(count(*), 28::bigint, 'remembered in llm_tensor_map') FROM llm_tensor_map WHERE tape_id = llm_tape_id();
+SELECT ok(pg_llm_autograd_map_param_sent('t', 'ln_f.weight', 0, pg_llm_tensor(array_fill(2, ARRAY[8])), array_send('{8}'::integer[])) > 0, 'pg_llm_autograd_map_param_sent takes the binary form of an array');
 SELECT pg_llm_autograd_map_param('t', 'ln_f.weight', 0, pg_llm_tensor(array_fill(2, ARRAY[8]))) AS mapped \gset
 SELECT is(shape, '{8}', 'a mapped parameter has the stored shape') FROM llm_tensor WHERE id = :mapped AND model = 't' AND name = 'ln_f.weight' AND requires_grad;
 SELECT throws_ok($$SELECT pg_llm_autograd_map_param('t', 'ln_g', 0, '\x00000000')$$, '42704', NULL, 'no such parameter');

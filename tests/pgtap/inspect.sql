@@ -1,6 +1,6 @@
 -- Looking inside: llm_trace, llm_attention_weights, llm_logit_lens, llm_token_embedding, llm_tape_dot, llm_replay_tape, llm_gradcheck.
 BEGIN;
-SELECT plan(32);
+SELECT plan(33);
 SELECT llm_train_bpe($$SELECT 'low lower lowest newer wider the quick brown fox'$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16);
 SELECT set_config('pg_gpt2.model', 't', true);
@@ -13,6 +13,7 @@ SELECT is((SELECT data FROM llm_trace('{1,2,3}'::int[], 't') WHERE name = 'logit
 SELECT is(seq, row_number, 'seq counts from 1') FROM (SELECT seq::bigint, row_number() OVER () FROM llm_trace('low') LIMIT 1) AS s;
 SELECT is(shape, ARRAY[2, cardinality(llm_encode('low new')), cardinality(llm_encode('low new'))], 'attention matrix of each head') FROM llm_trace('low new') WHERE name = 'h.0.attn.weights';
 SELECT ok(bool_and(octet_length(data) = 4 * (SELECT exp(sum(ln(d)))::int FROM unnest(shape) AS d)), 'shapes are those of the data') FROM llm_trace('low new');
+SELECT results_eq($$SELECT * FROM llm_trace_sent(array_send('{1,2,3}'::int[]), 't')$$, $$SELECT * FROM llm_trace('{1,2,3}'::int[], 't')$$, 'llm_trace_sent takes the binary form of an array');
 SELECT throws_ok($$SELECT * FROM llm_trace('{}'::int[], 't')$$, '22023', NULL, 'no ids');
 SELECT throws_ok($$SELECT * FROM llm_trace('{270}'::int[], 't')$$, '22023', NULL, 'an id out of range');
 SELECT throws_ok($$SELECT * FROM llm_trace('low', 'nope')$$, '42704', NULL, 'unknown model');

@@ -1,6 +1,6 @@
 -- Retention and monitoring: llm_sparkline, llm_run_sparkline, llm_log_prune, llm_metrics.
 BEGIN;
-SELECT plan(38);
+SELECT plan(39);
 
 SELECT volatility_is('llm_log_prune', '{text,interval,integer}'::name[], 'volatile');
 SELECT is(has_function_privilege('public', 'llm_log_prune(text, interval, integer)', 'EXECUTE'), false, 'PUBLIC may not prune the log');
@@ -29,6 +29,7 @@ SELECT is(llm_sparkline('{NULL,NULL,1,2}', 2), ' ▁', 'a gap where a mean has n
 SELECT is(llm_sparkline('{-1.7e308,0,1.7e308}'), '▁▅█', 'as large as numbers get');
 SELECT is(length(llm_sparkline(array_agg(i))), 60, '60 bars when nothing is said') FROM generate_series(1, 1000) AS i;
 SELECT is((SELECT string_agg(DISTINCT length(llm_sparkline(array_fill(1, ARRAY[n]), 7))::text, ' ') FROM generate_series(7, 50) AS n), '7', 'width bars of whatever is more');
+SELECT is(llm_sparkline_sent(array_send('{1,NULL,NaN,2}'::float8[]), 60), llm_sparkline('{1,NULL,NaN,2}'), 'llm_sparkline_sent takes the binary form of an array');
 SELECT throws_ok($$SELECT llm_sparkline('{1}', 0)$$, '22023', NULL, 'width 0');
 SELECT throws_ok($$SELECT llm_sparkline('{1}', NULL)$$, '22004', NULL, 'width null');
 SELECT is(llm_run_sparkline(max(run_id), 8), '▁▂▃▄▅▆▇█', 'llm_run_sparkline: the losses of a run') FROM llm_run;

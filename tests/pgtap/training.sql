@@ -1,6 +1,6 @@
 -- Learning: llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train, llm_train_stop. tests/server holds what needs commits.
 BEGIN;
-SELECT plan(153);
+SELECT plan(155);
 SET LOCAL client_min_messages = warning;
 CREATE TEMPORARY TABLE documents (id integer, body text);
 INSERT INTO documents SELECT i, repeat('low lower lowest newer wider ', i) FROM generate_series(1, 12) AS i;
@@ -50,6 +50,7 @@ SELECT is(llm_loss('t', '{1,2,3}', '{2,3,4}', dropout_p => 0), llm_loss('t', '{1
 SELECT is(llm_loss('t', '{1,2,3}', '{2,3,4}', seed => 5), llm_loss('t', '{1,2,3}', '{2,3,4}', seed => 5), 'a seed draws the same dropout');
 SELECT isnt(llm_loss('t', '{1,2,3}', '{2,3,4}', seed => 5), llm_loss('t', '{1,2,3}', '{2,3,4}', seed => 6), 'another another');
 SELECT is(llm_loss('t', '{1,2,3}', '{2,3,4}', 1, 2, 8, 270, training => false), llm_loss('t', '{1,2,3}', '{2,3,4}', training => false), 'the shape may be repeated');
+SELECT is(llm_loss_sent('t', array_send('{1,2,3}'::integer[]), array_send('{2,3,4}'::integer[]), NULL, NULL, NULL, NULL, 0, false, NULL, NULL), llm_loss('t', '{1,2,3}', '{2,3,4}', training => false), 'llm_loss_sent takes the binary form of an array');
 SELECT is(llm_loss('t', NULL, '{1}'), NULL, 'null of null');
 SELECT is(llm_loss('t', '{1}', NULL), NULL, 'and of null targets');
 SELECT throws_ok(format('SELECT llm_loss(%s)', arguments), state, NULL, arguments) FROM (VALUES
@@ -89,6 +90,7 @@ SELECT results_eq($$SELECT l.step, l.batch, r.status FROM llm_train_log l JOIN l
     $$SELECT 1::bigint, ARRAY[id::bigint], 'manual' FROM one$$, 'it is logged under the manual run');
 SELECT lives_ok($$SELECT llm_train_step('t', batch => ARRAY(SELECT id::integer FROM llm_dataset WHERE split = 'train' ORDER BY id LIMIT 3))$$, 'several rows as one batch');
 SELECT lives_ok($$SELECT llm_train_step('t')$$, 'or the next row');
+SELECT throws_ok($$SELECT llm_train_step_sent('t', NULL, NULL, NULL, NULL, NULL, 0.1, 0.9, 0.999, 1e-8, 0.01, 1e-4, 0, NULL, NULL, 1, 1, array_send('{1}'::bigint[]), 0, 0, 'none')$$, '22P02', NULL, 'llm_train_step_sent takes the binary form of an array of integers');
 SELECT is((SELECT array_agg(step ORDER BY step) FROM llm_train_log WHERE model = 't'), '{1,2,3}', 'steps count on');
 SELECT throws_ok(format('SELECT llm_train_step(%s)', arguments), state, NULL, arguments) FROM (VALUES
     ('NULL', '22004'), ($$'nope'$$, '42704'), ($$'gpt2-small'$$, '55000'), ($$'bare'$$, '55000'), ($$'t', -1$$, '42704'), ($$'t', batch => '{}'$$, '22023'), ($$'t', batch => '{NULL}'$$, '22023'),

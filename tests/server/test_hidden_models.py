@@ -18,44 +18,57 @@ NO_MODEL = set(
     re.findall(
         r"\w+",
         """
-    llm_boot llm_cache_clear llm_sparkline llm_variable llm_op llm_tape_id llm_grant_usage llm_prune_autograd_state
+    llm_boot llm_cache_clear llm_sparkline llm_sparkline_sent llm_variable llm_variable_sent llm_op llm_op_sent llm_tape_id
+    llm_grant_usage llm_prune_autograd_state
     llm_bpe_changed llm_model_config_replaces_preset llm_autograd_mode_update llm_block_forward
     pg_llm_autograd_enabled pg_llm_autograd_track_tensor pg_llm_adamw_step pg_llm_add pg_llm_attention pg_llm_attention_backward
     pg_llm_cross_entropy pg_llm_cross_entropy_backward pg_llm_dropout pg_llm_dropout_backward pg_llm_gelu pg_llm_gelu_backward
     pg_llm_grad_clip pg_llm_layernorm pg_llm_layernorm_backward pg_llm_lr_schedule pg_llm_matmul pg_llm_mlp_backward
     pg_llm_ones_like pg_llm_sample pg_llm_softmax pg_llm_softmax_backward pg_llm_tensor pg_llm_transpose pg_llm_values
-    pg_llm_zeros_like
+    pg_llm_tensor_received pg_llm_zeros_like
 """,
     )
 )
 
 # Function -> statements. {m}: the model; {run}, {saved}, {infile}, {tape}, {handle}: ids of what is its; {folder}: of the server.
 VECTOR = "pg_llm_tensor(array_fill(1, '{{8}}'))"
+IDS = "array_send('{{1}}'::integer[])"
 STATEMENTS = {
     "llm_generate": ["SELECT llm_generate('low', 3, model_name => '{m}', seed => 1)"],
     "llm_generate_stream": ["SELECT (llm_generate_stream('low', 3, model_name => '{m}', seed => 1)).text"],
     "llm_generate_tokens": ["SELECT llm_generate_tokens('{{1}}', 3, model_name => '{m}', seed => 1)"],
+    "llm_generate_tokens_sent": [
+        f"SELECT llm_generate_tokens_sent({IDS}, 3, 1, 5, 1, '{{m}}', NULL, 1, NULL, 1, 0)",
+    ],
     "llm_generate_batch": ["SELECT * FROM llm_generate_batch('{{low}}', 3, model_name => '{m}', seed => 1)"],
     "llm_beam_search": ["SELECT * FROM llm_beam_search('low', 2, 2, model_name => '{m}')"],
+    "llm_beam_search_sent": [f"SELECT * FROM llm_beam_search_sent(NULL, 2, 2, 1, false, NULL, '{{m}}', {IDS})"],
     "llm_next_token": ["SELECT * FROM llm_next_token('low', model_name => '{m}')"],
     "llm_logits": ["SELECT llm_logits('{{1}}', '{m}')"],
+    "llm_logits_sent": [f"SELECT llm_logits_sent({IDS}, '{{m}}', NULL, NULL, NULL, NULL)"],
     "llm_logprobs": ["SELECT * FROM llm_logprobs('low lower', '{m}')"],
     "llm_perplexity": ["SELECT llm_perplexity('low lower', '{m}')"],
     "llm_text_embedding": ["SELECT llm_text_embedding('low', model_name => '{m}')"],
     "llm_token_embedding": ["SELECT llm_token_embedding(1, '{m}')"],
     "llm_trace": ["SELECT * FROM llm_trace('low', '{m}')", "SELECT * FROM llm_trace('{{1}}'::integer[], '{m}')"],
+    "llm_trace_sent": [f"SELECT * FROM llm_trace_sent({IDS}, '{{m}}')"],
     "llm_attention_weights": ["SELECT * FROM llm_attention_weights('low', 0, 0, '{m}')"],
     "llm_logit_lens": ["SELECT * FROM llm_logit_lens('low', '{m}')"],
     "llm_encode": ["SELECT llm_encode('low lower', '{m}')"],
     "llm_decode": ["SELECT llm_decode('{{1,2}}', '{m}')"],
     "llm_decode_bytes": ["SELECT llm_decode_bytes('{{1,2}}', '{m}')"],
+    "llm_decode_sent": [f"SELECT llm_decode_sent({IDS}, '{{m}}', true)"],
     "llm_tokenize": ["SELECT * FROM llm_tokenize('low', '{m}')"],
     "llm_token_count": ["SELECT llm_token_count('low', '{m}')"],
     "llm_bpe_trace": ["SELECT * FROM llm_bpe_trace('low', '{m}')"],
     "llm_get_model_config": ["SELECT llm_get_model_config('{m}')"],
     "llm_loss": ["SELECT llm_loss('{m}', '{{1,2}}', '{{2,3}}', seed => 1)"],
+    "llm_loss_sent": [
+        f"SELECT llm_loss_sent('{{m}}', {IDS}, {IDS}, NULL, NULL, NULL, NULL, 0.1, true, 1, NULL)",
+    ],
     "llm_evaluate": ["SELECT * FROM llm_evaluate('{m}', 'train')"],
     "llm_embed": ["SELECT llm_embed('{{1}}', '{m}', 8)"],
+    "llm_embed_sent": [f"SELECT llm_embed_sent({IDS}, '{{m}}', 8)"],
     "llm_forward_gpt2": [
         f"SELECT llm_forward_gpt2({VECTOR}, '{{m}}', 1, 2, 1, 8, {VECTOR}, {VECTOR}, 1e-5, false)",
     ],
@@ -63,6 +76,9 @@ STATEMENTS = {
     "llm_accumulate_grads": ["SELECT llm_accumulate_grads('{m}')"],
     "llm_backprop": ["SELECT llm_backprop(NULL, '{m}')", "SELECT llm_backprop({handle})"],
     "pg_llm_autograd_map_param": [f"SELECT pg_llm_autograd_map_param('{{m}}', 'ln_f.bias', 0, {VECTOR}) > 0"],
+    "pg_llm_autograd_map_param_sent": [
+        f"SELECT pg_llm_autograd_map_param_sent('{{m}}', 'ln_f.bias', 0, {VECTOR}, NULL) > 0",
+    ],
     "llm_value": ["SELECT llm_value({handle})"],
     "llm_grad": ["SELECT llm_grad({handle})"],
     "llm_gradcheck": ["SELECT * FROM llm_gradcheck({handle})"],
@@ -93,6 +109,10 @@ STATEMENTS = {
     "llm_unshare_param": ["SELECT llm_unshare_param('{m}', 'wpe')"],
     "llm_dataset_load": ["SELECT llm_dataset_load($$SELECT repeat('low ', 40)$$, '{m}', 8)"],
     "llm_train_step": ["SELECT llm_train_step('{m}')"],
+    "llm_train_step_sent": [
+        "SELECT llm_train_step_sent('{m}', NULL, NULL, NULL, NULL, NULL, 0.1, 0.9, 0.999, 1e-8, 0.01, 1e-4, 0, NULL, NULL, 1, 1,"
+        " NULL, 0, 0, 'tape')",
+    ],
     "llm_train": ["SELECT llm_train('{m}', 1, batch_size => 1)"],
     "llm_train_run": ["CALL llm_train_run('{m}', 1, batch_size => 1)"],
     "llm_train_stop": ["SELECT llm_train_stop('{m}')"],

@@ -8,6 +8,9 @@ import subprocess
 import psycopg
 import pytest
 
+from tests.server.test_hostile import EXAMPLES, arguments
+from tests.server.test_nulls import BY_IDS
+
 CALLS = int(os.environ.get("PG_GPT2_CALLS", "1500"))  # by hand: 10000
 GROWTH = 8 << 10  # kB that a session may grow by after it is warm: pieces that the C library keeps
 
@@ -109,6 +112,40 @@ def test_texts_and_ids_of_any_size_stay_within_the_limit(connect, module_conn, s
             conn.execute(statement)
         assert caught.value.sqlstate == sqlstate
     assert peak(conn) - before < megabytes << 10
+
+
+MEMBERS = """
+    SELECT p.oid::regprocedure::text, p.proname, p.proargnames, a.place, format_type(a.type, NULL), l.lanname
+    FROM pg_depend AS d JOIN pg_proc AS p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+    JOIN pg_language AS l ON l.oid = p.prolang CROSS JOIN unnest(p.proargtypes) WITH ORDINALITY AS a (type, place)
+    JOIN pg_type AS t ON t.oid = a.type
+    WHERE d.deptype = 'e' AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_gpt2')
+      AND t.typcategory IN ('A', 'P') AND a.type <> 'text[]'::regtype
+    ORDER BY p.proname, p.oid, a.place
+"""
+
+
+def test_no_python_function_takes_an_array_of_numbers(module_conn):
+    """PL/Python would make an object of each element before our code runs, and nothing interrupts it. So arrays come as bytea in
+    the binary form, from functions in SQL, which leave out what is too long."""
+    found = module_conn.execute(MEMBERS).fetchall()
+    assert len(found) > 12
+    assert [signature for signature, *_, language in found if language != "sql"] == []
+
+
+def test_arrays_of_any_size_are_refused_before_they_become_objects(connect, module_conn):
+    """By every function and parameter of the catalogue."""
+    conn = connect()
+    conn.execute("SELECT llm_encode('low', 'm'), llm_sparkline('{1}')")
+    for signature, name, names, place, kind, _ in module_conn.execute(MEMBERS).fetchall():
+        parameter = names[place - 1]
+        good = arguments(BY_IDS.get(signature, EXAMPLES[name]), names)
+        given = good | {parameter: f"array_fill(1::{kind.removesuffix('[]')}, '{{10000000}}')"}
+        before = peak(conn)
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="elements") as caught:
+            conn.execute(f"SELECT {name}({', '.join(f'{key} => {value}' for key, value in given.items())})")
+        assert caught.value.diag.message_hint
+        assert peak(conn) - before < 250 << 10, (signature, parameter)  # the array itself, in two copies
 
 
 def test_the_owners_cap_holds_whatever_a_user_sets(conn, module_conn):

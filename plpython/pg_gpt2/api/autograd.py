@@ -9,7 +9,7 @@ from .. import db, resources
 from ..autograd import attributes, recording, replay, tape_rows
 from ..autograd.recording import Recorder
 from ..autograd.tape_rows import own_tape, tape_owner
-from ..db import entry
+from ..db import entry, received
 from ..errors import (
     InvalidParameter,
     NullNotAllowed,
@@ -22,6 +22,7 @@ from ..errors import (
 )
 from ..inference.prompts import draw_seed
 from ..kernels import MAX_BYTES
+from ..limits import MOST_INPUTS
 from ..ops import lookup
 from ..storage import store, weights
 from ..tensor import check_shape, from_bytes, to_bytes
@@ -61,6 +62,7 @@ def tape_id() -> int:
 
 
 @entry
+@received(shape="integer")
 def variable(data: bytes, shape: list[int], requires_grad: bool) -> int:
     """A handle for a value."""
     require(data=data, shape=shape, requires_grad=requires_grad)
@@ -71,10 +73,16 @@ def variable(data: bytes, shape: list[int], requires_grad: bool) -> int:
 
 
 @entry
+@received(inputs="bigint")
 def op(name: str, inputs: list[int], extra: str | None) -> int:
     """The handle of an op's result."""
     require(name=name, inputs=inputs)
     lookup(name)
+    if len(inputs) > MOST_INPUTS:
+        raise InvalidParameter(
+            f"{name}: {len(inputs)} inputs are more than {MOST_INPUTS}",
+            hint="Apply it to parts, and then to their results.",
+        )
     attrs = attributes.parse(name, extra)
     if name == "dropout" and "seed" not in attrs:
         attrs["seed"] = draw_seed()
@@ -204,6 +212,7 @@ def _require_use(model: str, needed: list[replay.Application]) -> None:
 
 
 @entry
+@received(shape="integer")
 def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[int] | None) -> int:
     """A handle for one row of llm_param."""
     require(model=model, name=name, token_id=token_id, tensor=tensor)

@@ -11,7 +11,7 @@ import numpy as np
 from .. import db, gpt2, host, resources
 from ..autograd import recording
 from ..config import GPT2Config
-from ..db import entry
+from ..db import entry, received
 from ..errors import InvalidParameter, OutOfMemory, require, require_positive
 from ..inference import batch, beam
 from ..inference.decode import Decoder, bytes_of_several, check_ids
@@ -165,6 +165,7 @@ def generate_batch(
 
 
 @entry
+@received(prompt_ids="integer")
 def beam_search(
     prompt: str | None,
     beam_width: int,
@@ -173,10 +174,9 @@ def beam_search(
     early_stopping: bool,
     eos_token: int | None,
     model_name: str | None,
-    sent: bytes | None,
+    prompt_ids: list[int] | None,
 ) -> list[tuple[int, float, str | None, list[int]]]:
     """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
-    prompt_ids: list[Any] | None = None if sent is None else db.sent_ids(sent, "prompt_ids")
     if prompt is None and prompt_ids is None:
         return []
     if prompt is not None and prompt_ids is not None:
@@ -245,8 +245,9 @@ def _options(
 
 
 @entry
+@received(ids="integer")
 def generate_tokens(
-    sent: bytes | None,
+    ids: list[int] | None,
     max_tokens: int,
     temperature: float,
     topk: int,
@@ -258,10 +259,9 @@ def generate_tokens(
     repetition_penalty: float,
     min_p: float,
 ) -> list[int] | None:
-    """New ids after those in `sent`, the binary form of an array."""
-    if sent is None:
+    """New ids after `ids`."""
+    if ids is None:
         return None
-    ids: list[Any] = db.sent_ids(sent)
     sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
     stops = Stops(stop)
     model = weights.load(model_name)
@@ -304,8 +304,9 @@ def next_token(prompt: str | None, n: int, temperature: float, model_name: str |
 
 
 @entry
+@received(token_ids="integer")
 def logits(
-    sent: bytes | None,
+    token_ids: list[int] | None,
     model_name: str | None,
     n_layer: int | None,
     n_head: int | None,
@@ -313,9 +314,8 @@ def logits(
     vocab_size: int | None,
 ) -> bytes | None:
     """Logits [T, vocab] of all positions, as bytes."""
-    if sent is None:
+    if token_ids is None:
         return None
-    token_ids: list[Any] = db.sent_ids(sent, "token_ids")
     if not token_ids:
         raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
     model = weights.load(model_name)

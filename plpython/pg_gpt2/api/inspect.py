@@ -8,7 +8,7 @@ import numpy as np
 from .. import db, resources
 from ..autograd import replay, tape_dot, tape_rows
 from ..autograd.replay import Application, Tensor
-from ..db import entry
+from ..db import entry, received
 from ..errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState, require, require_positive
 from ..gpt2 import check_window
 from ..inference import tracing
@@ -36,6 +36,7 @@ def trace_text(prompt: str | None, model: str | None) -> Iterator[tuple[Any, ...
 
 
 @entry
+@received(ids="integer")
 def trace_ids(ids: list[int] | None, model: str | None) -> Iterator[tuple[Any, ...]]:
     """The same for token ids."""
     if ids is None:

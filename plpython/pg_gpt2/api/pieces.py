@@ -9,7 +9,7 @@ from .. import gpt2, resources
 from ..autograd import recording
 from ..autograd.recording import Recorder
 from ..config import block_shapes
-from ..db import entry
+from ..db import entry, received
 from ..errors import InvalidParameter, require, require_positive
 from ..gpt2 import Dropout
 from ..inference.decode import check_ids
@@ -23,6 +23,7 @@ from ..tensor import from_bytes, to_bytes
 
 
 @entry
+@received(tokens="integer")
 def embed(tokens: list[int] | None, model: str | None, d: int | None) -> bytes | None:
     """wte[token] + wpe[position]."""
     if tokens is None:

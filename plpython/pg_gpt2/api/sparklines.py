@@ -1,12 +1,13 @@
 """llm_sparkline, llm_run_sparkline: curves in psql."""
 
 from .. import db
-from ..db import entry
+from ..db import entry, received
 from ..errors import UndefinedObject, require, require_positive
 from ..sparkline import means, sparkline
 
 
 @entry
+@received(numbers="double precision")
 def of_numbers(numbers: list[float | None] | None, width: int) -> str | None:
     """Numbers as at most `width` bars; null of null."""
     require_positive(width=width)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import db, host, resources, threads
-from ..db import entry
+from ..db import entry, received
 from ..errors import InvalidParameter, require
 from ..formats import vocab as vocab_files
 from ..storage import server_files, store
@@ -31,11 +31,12 @@ def encode(text: str | None, model: str | None, special: bool | None) -> list[in
 
 
 @entry
-def decode(sent: bytes | None, model: str | None, as_text: bool) -> bytes | None:
-    """Bytes of ids in the binary form of an array; `as_text`, U+FFFD in the place of what a text cannot hold."""
-    if sent is None:
+@received(ids="integer")
+def decode(ids: list[int | None] | None, model: str | None, as_text: bool) -> bytes | None:
+    """Bytes of ids; `as_text`, U+FFFD in the place of what a text cannot hold."""
+    if ids is None:
         return None
-    data = _tokenizer(model).decode_bytes(db.sent_ids(sent))  # which says where a null is
+    data = _tokenizer(model).decode_bytes(ids)  # which says where a null is
     return b"".join(_as_text(data)) if as_text else data
 
 

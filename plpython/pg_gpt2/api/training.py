@@ -7,11 +7,11 @@ import numpy as np
 
 from .. import db, gpt2, resources
 from ..autograd import recording
-from ..db import entry
+from ..db import entry, received
 from ..errors import InvalidParameter, require, require_positive
 from ..inference.decode import check_ids, checked
 from ..inference.prompts import draw_seed
-from ..limits import MOST_STEP_ROWS
+from ..limits import MOST_BATCH, MOST_STEP_ROWS
 from ..ops.dropout import check_p
 from ..storage import store, weights
 from ..tape import Handle, Runner
@@ -53,6 +53,7 @@ def load_dataset(
 
 
 @entry
+@received(tokens="integer", targets="integer")
 def loss(
     model: str | None,
     tokens: list[int] | None,
@@ -107,6 +108,7 @@ def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: in
 
 
 @entry
+@received(batch="integer")
 def train_step(
     model: str,
     batch_id: int | None,
@@ -140,6 +142,11 @@ def train_step(
     if batch is not None and (not batch or None in batch):
         raise InvalidParameter(
             "batch must have at least one id and no null", hint="Its elements are ids of llm_dataset."
+        )
+    if batch is not None and len(batch) > MOST_BATCH:
+        raise InvalidParameter(
+            f"batch has {len(batch)} rows; the most is {MOST_BATCH}",
+            hint="GPT-2 itself was trained with 512 rows a step.",
         )
     if total_steps is not None:
         require_positive(total_steps=total_steps)
