@@ -120,8 +120,8 @@ def read_items(text: str) -> list[Item]:
 
 
 def is_public(item: Item) -> bool:
-    """Whether a user may meet it."""
-    return "RETURNS trigger" not in item.declared
+    """Whether a user may meet it; a `_sent` is what another function hands its array to."""
+    return "RETURNS trigger" not in item.declared and not item.name.endswith("_sent")
 
 
 def grouped(items: list[Item]) -> list[list[Item]]:

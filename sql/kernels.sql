@@ -10,7 +10,7 @@ COMMENT ON TYPE mlp_grads IS 'Result of pg_llm_mlp_backward: one gradient an inp
 CREATE TYPE adamw_state AS (weight bytea, m bytea, v bytea);
 COMMENT ON TYPE adamw_state IS 'Result of pg_llm_adamw_step: the new weight and moments.';
 
-CREATE FUNCTION pg_llm_tensor_received(sent bytea, elements integer)
+CREATE FUNCTION pg_llm_tensor_sent(sent bytea, elements integer)
 RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
@@ -18,7 +18,7 @@ AS $$
 if '@package@' not in GD: plpy.execute('SELECT @extschema@.llm_boot()')
 return GD['@package@'].kernels.tensor_received(globals())
 $$;
-COMMENT ON FUNCTION pg_llm_tensor_received(bytea, integer) IS
+COMMENT ON FUNCTION pg_llm_tensor_sent(bytea, integer) IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
 
 -- PL/Python would make an object of each element. array_send is STABLE because it may be one of any type; that of numbers is not.
@@ -27,7 +27,7 @@ RETURNS bytea
 LANGUAGE sql IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-SELECT @extschema@.pg_llm_tensor_received(
+SELECT @extschema@.pg_llm_tensor_sent(
     CASE WHEN cardinality(elements) <= 4194304 THEN array_send(elements) END,
     cardinality(elements)
 )

@@ -12,17 +12,9 @@ SELECT count(*) FROM llm_tape WHERE tape_id = llm_tape_id();
 -- llm_variable
 SELECT llm_variable(pg_llm_tensor(ARRAY[1, 2, 3]), ARRAY[3], requires_grad => true) AS x \gset
 
--- llm_variable_sent
-SELECT llm_variable_sent(pg_llm_tensor(ARRAY[1, 2, 3]), array_send(ARRAY[3]), true) > :x AS another;
---> t
-
 -- llm_op
 SELECT llm_op('mul', ARRAY[:x, :x]) AS y \gset
 SELECT llm_op('scale', ARRAY[:y], '{"factor": 0.5}') AS half \gset
-
--- llm_op_sent
-SELECT llm_value(llm_op_sent('scale', array_send(ARRAY[:y]::bigint[]), '{"factor": 0.5}')) = llm_value(:half) AS the_same;
---> t
 
 -- llm_value
 SELECT pg_llm_values(llm_value(:half));
@@ -42,10 +34,6 @@ SELECT name, shape, requires_grad FROM llm_tensor WHERE id = :y;
 -- llm_embed
 SELECT octet_length(llm_embed(ARRAY[1, 2, 3], 'tiny')) / 4 / 64;
 --> 3
-
--- llm_embed_sent
-SELECT llm_embed_sent(array_send(ARRAY[1, 2, 3]), 'tiny', NULL) = llm_embed(ARRAY[1, 2, 3], 'tiny') AS the_same;
---> t
 
 -- llm_block_forward
 SELECT pg_llm_values(llm_block_forward(x, w_qkv => z3, b_qkv => z3, w_o => z, b_o => z, w_fc => z4, b_fc => z4, w_proj => z4, b_proj => z,

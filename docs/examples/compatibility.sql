@@ -14,11 +14,6 @@ SELECT pg_llm_autograd_track_tensor(pg_llm_tensor(ARRAY[1, 2]), ARRAY[2], true) 
 SELECT pg_llm_autograd_map_param(model, name, token_id, data) > 0 FROM llm_param WHERE model = 'tiny' AND name = 'ln_f.bias';
 --> t
 
--- pg_llm_autograd_map_param_sent
-SELECT pg_llm_autograd_map_param_sent(model, name, token_id, data, array_send(shape)) > 0 FROM llm_param
-WHERE model = 'tiny' AND name = 'ln_f.bias';
---> t
-
 -- llm_materialize_params
 SELECT llm_materialize_params('tiny');
 --> 28

@@ -12,11 +12,6 @@ SELECT (llm_generate_stream('Too many', 2, temperature => 0)).text;
 -- llm_generate_tokens
 SELECT llm_decode(llm_generate_tokens(llm_encode('Too many'), temperature => 0));
 
--- llm_generate_tokens_sent
-SELECT llm_generate_tokens_sent(array_send(llm_encode('Too many')), 8, 0, 0, 1, 'tiny', NULL, 1, NULL, 1, 0)
-     = llm_generate_tokens(llm_encode('Too many'), 8, 0) AS the_same;
---> t
-
 -- llm_generate_batch
 SELECT text FROM llm_generate_batch(ARRAY['All that', 'The early'], temperature => 0);
 --> All that glitters is not gold.
@@ -26,10 +21,6 @@ SELECT text FROM llm_generate_batch(ARRAY['All that', 'The early'], temperature 
 SELECT rank, text FROM llm_beam_search('When in', beam_width => 2, max_tokens => 20) WHERE rank = 1;
 --> 1| Rome, do as the Romans do.
 
--- llm_beam_search_sent
-SELECT text FROM llm_beam_search_sent(NULL, 2, 20, 1, false, NULL, 'tiny', array_send(llm_encode('When in'))) WHERE rank = 1;
--->  Rome, do as the Romans do.
-
 -- llm_next_token
 SELECT token FROM llm_next_token('Practice makes', n => 3, temperature => 1);
 
@@ -37,6 +28,3 @@ SELECT token FROM llm_next_token('Practice makes', n => 3, temperature => 1);
 SELECT octet_length(llm_logits(llm_encode('Too many'))) / 4 / 300 AS positions, cardinality(llm_encode('Too many')) AS tokens;
 --> 4|4
 
--- llm_logits_sent
-SELECT llm_logits_sent(array_send('{1,2}'::integer[]), 'tiny', NULL, NULL, NULL, NULL) = llm_logits('{1,2}', 'tiny') AS the_same;
---> t

@@ -2,10 +2,6 @@
 SELECT seq, op, name, shape FROM llm_trace('Too many') WHERE layer IS NULL;
 SELECT count(*) FROM llm_trace(ARRAY[1, 2, 3], 'tiny');
 
--- llm_trace_sent
-SELECT count(*) = (SELECT count(*) FROM llm_trace('{1,2,3}'::integer[], 'tiny')) FROM llm_trace_sent(array_send(ARRAY[1, 2, 3]), 'tiny');
---> t
-
 -- llm_attention_weights
 SELECT query_token, key_token, weight FROM llm_attention_weights('Too many', layer => 0, head => 1);
 

@@ -8,9 +8,5 @@ SELECT metric, type, value FROM llm_metrics WHERE model = 'tiny' AND metric = 'p
 -- llm_sparkline
 SELECT llm_sparkline(ARRAY[1, 2, 3, 4, 5, 6, 7, 8]);
 
--- llm_sparkline_sent
-SELECT llm_sparkline_sent(array_send('{1,2,3}'::double precision[]), 60) = llm_sparkline('{1,2,3}') AS the_same;
---> t
-
 -- llm_run_sparkline
 SELECT run_id, llm_run_sparkline(run_id, 40) FROM llm_train_progress WHERE model = 'tiny' ORDER BY run_id;

@@ -8,10 +8,6 @@ SELECT llm_decode(llm_encode('Romans 🐘'));
 -- llm_decode_bytes
 SELECT llm_decode_bytes(ARRAY[65, 66]);
 
--- llm_decode_sent
-SELECT llm_decode_sent(array_send('{65,66}'::integer[]), 'tiny', false) = llm_decode_bytes('{65,66}', 'tiny') AS the_same;
---> t
-
 -- llm_tokenize
 SELECT token_id, token, bytes FROM llm_tokenize('er s');
 

@@ -6,21 +6,11 @@ SELECT llm_dataset_load('SELECT body FROM proverb ORDER BY id', 'copy', block_si
 SELECT llm_loss('tiny', ids[:3], ids[2:], training => false) > 0 FROM llm_encode('Too many') AS ids;
 --> t
 
--- llm_loss_sent
-SELECT llm_loss_sent('tiny', array_send(ids[:3]), array_send(ids[2:]), NULL, NULL, NULL, NULL, 0, false, NULL, NULL) > 0
-FROM llm_encode('Too many') AS ids;
---> t
-
 -- llm_evaluate
 SELECT loss, perplexity, tokens FROM llm_evaluate('tiny', 'val');
 
 -- llm_train_step
 SELECT llm_train_step('copy', lr_max => 1e-4, audit => 'none') AS loss;
-
--- llm_train_step_sent
-SELECT llm_train_step_sent('copy', NULL, NULL, NULL, NULL, NULL, 0.1, 0.9, 0.999, 1e-8, 0.01, 1e-4, 0, NULL, NULL, 1, 1,
-                           array_send(array_agg(id)), 0, 0, 'none') AS loss
-FROM (SELECT id::integer FROM llm_dataset WHERE model = 'copy' ORDER BY id LIMIT 2) AS two;
 
 -- llm_train
 SELECT llm_train('copy', 5, batch_size => 2, lr_max => 1e-4, grad_clip => 1, log_every => 5) AS run_id;

@@ -10,7 +10,7 @@ from pg_gpt2 import host, kernels, limits
 from pg_gpt2.inference.sampling import Sampling
 from pg_gpt2.ops import lookup
 
-LONGEST = 0.3  # seconds of processor time between two looks, of all threads together
+LONGEST = 0.5  # seconds of processor time, of both threads: a cancel takes effect within as much
 ENOUGH = 3.0  # seconds, after which an interrupt comes
 M = 1 << 20
 

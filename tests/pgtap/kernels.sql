@@ -16,7 +16,7 @@ CREATE FUNCTION pg_temp.close(got bytea, wanted jsonb, what text) RETURNS text L
 -- Conversions.
 SELECT is(pg_llm_tensor(ARRAY[1, -2, 0.5]), '\x0000803f000000c00000003f', 'a tensor is little-endian float32');
 SELECT is(pg_llm_values('\x0000803f000000c00000003f'), '{1,-2,0.5}'::real[], 'and its values come back');
-SELECT is(pg_llm_tensor_received(array_send('{1,-2}'::double precision[]), 2), pg_llm_tensor('{1,-2}'), 'a tensor of an array that was sent');
+SELECT is(pg_llm_tensor_sent(array_send('{1,-2}'::double precision[]), 2), pg_llm_tensor('{1,-2}'), 'a tensor of an array that was sent');
 SELECT is(pg_llm_tensor(ARRAY[[1, 2], [3, 4]]), pg_llm_tensor(ARRAY[1, 2, 3, 4]), 'rows of an array follow each other');
 SELECT is(pg_llm_values(''), '{}'::real[], 'no bytes are no values');
 

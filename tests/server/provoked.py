@@ -449,7 +449,7 @@ STATEMENTS = [
     "SELECT pg_llm_tensor('{}')",
     "SELECT pg_llm_tensor('{1e300}')",
     "SELECT pg_llm_tensor(array_fill(1, '{4194305}'))",
-    "SELECT pg_llm_tensor_received('\\x00', 2)",
+    "SELECT pg_llm_tensor_sent('\\x00', 2)",
     "SELECT pg_llm_values(decode(repeat('00', 4194308), 'hex'))",
     "SELECT pg_llm_softmax(decode(repeat('00', 16777220), 'hex'))",
     "SELECT pg_llm_sample(decode(repeat('00', 4194308), 'hex'))",

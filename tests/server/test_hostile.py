@@ -117,7 +117,7 @@ EXAMPLES = {
     "pg_llm_grad_clip": f"{vector(4)}, 1.0",
     "pg_llm_lr_schedule": "1, 2, 10, 0.1",
     "pg_llm_tensor": "'{1,2}'",
-    "pg_llm_tensor_received": "array_send('{1,2}'::float8[]), 2",
+    "pg_llm_tensor_sent": "array_send('{1,2}'::float8[]), 2",
     "pg_llm_values": vector(4),
     "llm_variable": f"{vector(4)}, '{{2,2}}', true",
     "llm_op": "'mul', ARRAY[1,1]",
@@ -168,6 +168,7 @@ REFUSED |= {"pg_llm_load_bpe_vocab", "pg_llm_load_bpe_merges"}  # /etc/passwd is
 
 @pytest.fixture(autouse=True, scope="module")
 def model(module_conn):
+    module_conn.execute("SET pg_gpt2.tape = 'session'")
     module_conn.execute("CREATE TABLE t AS SELECT 'low lower lowest the cat sat on the mat ' AS x")
     module_conn.execute("SELECT llm_train_bpe('SELECT x FROM t', 270, 'm')")
     module_conn.execute("SELECT llm_init_model('m', 2, 2, 16, 32)")

@@ -153,7 +153,7 @@ def test_an_array_becomes_a_tensor_as_it_is(sql):
     assert sql("SELECT pg_llm_values(pg_llm_tensor('[5:6][2:3]={{1,2},{-3,NaN}}'))::text") == "{1,2,-3,NaN}"
     assert sql("SELECT pg_llm_tensor(NULL)") is None
     assert sql("SELECT pg_llm_tensor((ARRAY[1, NULL, 3])[3:3]) = pg_llm_tensor('{3}')")
-    assert sql("SELECT pg_llm_tensor_received(array_send('{1,2}'::float8[]), 2) = pg_llm_tensor('{1,2}')")
+    assert sql("SELECT pg_llm_tensor_sent(array_send('{1,2}'::float8[]), 2) = pg_llm_tensor('{1,2}')")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_an_array_becomes_a_tensor_as_it_is(sql):
 )
 def test_bytes_that_are_no_array_are_refused(conn, sent):
     with pytest.raises((psycopg.errors.InvalidTextRepresentation, psycopg.errors.NullValueNotAllowed)):
-        conn.execute(f"SELECT pg_llm_tensor_received({sent}, 2)")
+        conn.execute(f"SELECT pg_llm_tensor_sent({sent}, 2)")
 
 
 # --- dimensions, threads ----------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def parse(op: str, text: str | None) -> dict[str, Any]:
                 f'{op}: extra has "{name}", which the op does not take',
                 hint=f"It takes: {', '.join(takes) or 'nothing'}.",
             )
-        if _is_deep(value):
+        if _is_deep(value) or (name == "shape" and isinstance(value, list) and len(value) > MOST_DIMENSIONS):
             raise InvalidParameter(
                 f'{op}: extra."{name}" has more than {MOST_DIMENSIONS} dimensions',
                 hint="A list of lists has two.",
@@ -98,8 +98,8 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_list(value: Any, nested: bool) -> bool:
-    """Integers, as many as a tensor has dimensions; nested: any number, or lists of one length of them."""
-    if not isinstance(value, list) or not (nested or len(value) <= MOST_DIMENSIONS):
+    """Integers; nested: or lists of one length of them."""
+    if not isinstance(value, list):
         return False
     if nested and value and all(isinstance(part, list) for part in value):
         return len({len(part) for part in value}) == 1 and all(_is_list(part, nested) for part in value)
