@@ -5,8 +5,9 @@ its host: then the groups that it names are not found, and what is mounted as th
 """
 
 import os
+import time
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 
 UNLIMITED = 1 << 60  # bytes: version 1 has no word for it, but a number of pages that nobody has
 LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
@@ -73,12 +74,15 @@ def memory_left(root: str = "/") -> int | None:
     return min(left, default=None)
 
 
-def _limits(root: str) -> Iterator[tuple[str, int]]:
-    """(folder, bytes) of each group that has a limit."""
-    for folder, names in _limit_files(root):
-        limit = _number(folder, *names)
-        if limit is not None and limit < UNLIMITED:
-            yield folder, limit
+def _limits(root: str) -> list[tuple[str, int]]:
+    """(folder, bytes) of each group that has a limit; read once a second, for reading costs a tenth of a small call."""
+    return _limits_in(root, int(time.monotonic()))
+
+
+@lru_cache(maxsize=2)
+def _limits_in(root: str, _second: int) -> list[tuple[str, int]]:
+    found = [(folder, _number(folder, *names)) for folder, names in _limit_files(root)]
+    return [(folder, limit) for folder, limit in found if limit is not None and limit < UNLIMITED]
 
 
 @cache

@@ -13,6 +13,7 @@ from .errors import InvalidParameter, OutOfMemory
 from .ops import CHUNK, buffers
 
 RESERVE = 256 << 20  # bytes left to everybody else
+SMALL = 1 << 20  # bytes that any server has: asking the kernel would cost a small call a tenth of its time
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
 
 
@@ -90,6 +91,8 @@ def require_memory(wanted: int, purpose: str) -> None:
             f"{purpose} needs {megabytes(wanted)}, more than pg_gpt2.max_memory allows ({megabytes(limit)})",
             hint="Use a smaller batch or a shorter block, or raise pg_gpt2.max_memory.",
         )
+    if wanted < SMALL:
+        return
     available = available_memory()
     if available is not None and wanted > available - RESERVE:
         spare()
