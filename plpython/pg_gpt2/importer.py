@@ -25,7 +25,7 @@ RECURSION = 1000  # frames that our code may need: what Python itself starts wit
 
 def is_set_oddly():
     """Whether another PL/Python function of the session has set something, in its one interpreter, that would make ours fail."""
-    return sys.getrecursionlimit() < RECURSION or any(found[0] == "error" for found in warnings.filters)
+    return sys.getrecursionlimit() < RECURSION or "error" in [found[0] for found in warnings.filters]
 
 
 @contextmanager
