@@ -473,7 +473,7 @@ STATEMENTS = [
 # What only another session, a disk or a machine can make happen: each in a session of its own. Model held is held by another.
 HOOKED = [
     "CALL llm_train_run('held', 1)",
-    hooked("module('resources').available_memory = lambda: 0", "SELECT llm_train('bare', 1)"),
+    hooked("module('resources').SMALL = 0; module('resources').available_memory = lambda: 0", "SELECT llm_train('bare', 1)"),
     hooked("module('storage.checkpoints').drop = lambda ids: 0", f"SELECT llm_checkpoint_drop({FIRST})"),
     hooked(
         "def full(**options): raise OSError(28, 'No space left on device')\n"
