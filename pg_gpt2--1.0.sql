@@ -44,8 +44,8 @@ import sys
 importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
-    exec(sources['pg_gpt2.importer'], importer)
-    GD['pg_gpt2 0c9d58db6717 @extschema@'] = importer['load'](sources, 'pg_gpt2 0c9d58db6717 @extschema@', '@extschema@')
+    exec(sources['pg_gpt2.server.importer'], importer)
+    GD['pg_gpt2 67290c319e03 @extschema@'] = importer['load'](sources, 'pg_gpt2 67290c319e03 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -55,2203 +55,11 @@ COMMENT ON FUNCTION llm_boot() IS 'Load the Python package into this session. Ev
 
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2', $pg_gpt2_source$"""pg_gpt2: GPT-2, trained and run inside PostgreSQL, on NumPy.
 
-Dependency runs one way: errors, tensor <- ops <- tape <- gpt2; tokenizer, storage <- autograd, training, inference <- api.
-Only `db` talks to the server; everything else runs in any Python that has NumPy.
+Read `core` first: it is the paper. `fast` does the same faster. `generation`, `training`, `autograd`, `tokenizer` and `formats`
+are built on them and run in any Python that has NumPy; only `server` talks to PostgreSQL, and nothing outside it imports it.
 """
 
 __version__ = "1.0"
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api', $pg_gpt2_source$"""What the SQL functions call: one module a topic, loaded when a session first needs it."""
-
-import importlib
-from types import ModuleType
-
-
-def __getattr__(name: str) -> ModuleType:
-    """Import the topic `name` on first use."""
-    if name.startswith("_"):
-        raise AttributeError(name)
-    return importlib.import_module(f"{__name__}.{name}")
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.admin', $pg_gpt2_source$"""llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage."""
-
-from .. import db, diagnosis, resources
-from ..db import entry
-from ..diagnosis import Finding
-from ..errors import InvalidParameter, UndefinedObject, require
-from ..storage import store, weights
-from ..tokenizer import vocabularies
-
-
-@entry
-def doctor() -> list[Finding]:
-    """Rows (item, value, status, hint)."""
-    return list(diagnosis.findings())
-
-
-@entry
-def cache_status() -> list[tuple[str, str, str, int | None, bool]]:
-    """Rows (kind, model, version, bytes, shared), of what the caller may see: another role may have filled the caches."""
-    models = [("weights", m.name, m.version, weights.size(m), m.shared) for m in weights.cache.models.values()]
-    if state := weights.cache.state:
-        models.append(("training", state.model, state.version, state.nbytes, False))
-    known = store.known([model for _, model, *_ in models])
-    models = [row for row in models if row[1] in known]
-    return models + [("tokenizer", name, version, None, False) for name, version in vocabularies.cached()]
-
-
-@entry
-def cache_clear() -> int:
-    """Bytes of this session's memory given up; for the extension's owner also the files that sessions share."""
-    freed = weights.cache.bytes()
-    weights.cache.clear()
-    vocabularies.forget()
-    resources.release_memory()
-    if db.row("SELECT 1 FROM pg_extension WHERE extname = 'pg_gpt2' AND pg_has_role(current_user, extowner, 'USAGE')"):
-        weights.forget_files()
-    return freed
-
-
-CHANGED_BY_TRAINING = {
-    "llm_param": "UPDATE",
-    "llm_dataset": "INSERT, UPDATE, DELETE",
-    "llm_run": "INSERT, UPDATE",
-    "llm_train_log": "INSERT",
-    "llm_tape": "INSERT, DELETE",
-    "llm_tensor_rt": "INSERT, UPDATE, DELETE",
-    "llm_tensor_map": "INSERT, UPDATE, DELETE",
-    "llm_bpe_vocab": "INSERT",
-    "llm_bpe_merges": "INSERT",
-}
-# The owner's alone: the code, the caps, the numbers of vocabularies, and granting itself. PUBLIC may SELECT from the tables.
-OWNERS = ("llm_module", "llm_limit", "llm_bpe_version", "llm_bpe_version_id_seq", "llm_bpe_changed", "llm_grant_usage")
-TRAINING = "^llm_(train|dataset|accumulate)"  # names of functions that train or load data
-
-
-@entry
-def grant_usage(role: str, level: str) -> None:
-    """GRANT what `level` needs; each level includes those before it."""
-    require(role=role, level=level)
-    if level not in ("read", "train", "admin"):
-        raise InvalidParameter(
-            f"level must be 'read', 'train' or 'admin', not '{level}'", hint="Each level includes those before it."
-        )
-    if role != "public" and not db.row("SELECT 1 FROM pg_roles WHERE rolname = $1", ["text"], role):
-        raise UndefinedObject(f'role "{role}" does not exist', hint=f'CREATE ROLE "{role}" first.')
-    grantee = "PUBLIC" if role == "public" else db.quote_identifier(role)
-    db.command("GRANT USAGE ON SCHEMA {schema} TO {grantee}", grantee=grantee)
-    for name, plain, kind in _members():
-        if plain in OWNERS:
-            continue
-        if kind == "sequence":
-            if level != "read":
-                db.command("GRANT USAGE ON SEQUENCE {name} TO {grantee}", name=name, grantee=grantee)
-        elif kind == "table":
-            db.command(
-                "GRANT {rights} ON {name} TO {grantee}", rights=_rights(level, plain), name=name, grantee=grantee
-            )
-        elif level == "admin" or (level == "train" and kind == "training"):
-            db.command("GRANT EXECUTE ON ROUTINE {name} TO {grantee}", name=name, grantee=grantee)
-
-
-def _rights(level: str, table: str) -> str:
-    """What a level may do with a table or view."""
-    more = {"train": CHANGED_BY_TRAINING.get(table), "admin": "INSERT, UPDATE, DELETE, TRUNCATE"}.get(level)
-    return f"SELECT, {more}" if more else "SELECT"
-
-
-def _members() -> list[tuple[str, str, str]]:
-    """(qualified name, plain name, kind) of the extension's relations and routines; kinds are table, sequence, routine and
-    training."""
-    rows = db.query(
-        "SELECT d.objid::regclass::text AS name, c.relname AS plain,"
-        " CASE c.relkind WHEN 'S' THEN 'sequence' ELSE 'table' END AS kind"
-        " FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND d.classid = 'pg_class'::regclass"
-        " JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass"
-        " WHERE e.extname = 'pg_gpt2' AND d.deptype = 'e' AND c.relkind IN ('r', 'v', 'S')"
-        " UNION ALL SELECT d.objid::regprocedure::text, p.proname, CASE WHEN p.proname ~ $1 THEN 'training' ELSE 'routine' END"
-        " FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid AND d.classid = 'pg_proc'::regclass"
-        " JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass"
-        " WHERE e.extname = 'pg_gpt2' AND d.deptype = 'e'",
-        ["text"],
-        TRAINING,
-    )
-    return [(row["name"], row["plain"], row["kind"]) for row in rows]
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.autograd', $pg_gpt2_source$"""llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated; parameters as handles."""
-
-from math import prod
-from typing import Any
-
-import numpy as np
-
-from .. import db, resources
-from ..autograd import attributes, recording, replay, tape_rows
-from ..autograd.recording import Recorder
-from ..autograd.tape_rows import own_tape, tape_owner
-from ..db import entry, received
-from ..errors import (
-    InvalidParameter,
-    NullNotAllowed,
-    OutOfMemory,
-    PgGpt2Error,
-    UndefinedObject,
-    WrongState,
-    require,
-    require_positive,
-)
-from ..inference.prompts import draw_seed
-from ..kernels import MAX_BYTES
-from ..limits import MOST_INPUTS
-from ..ops import lookup
-from ..storage import store, weights
-from ..tensor import check_shape, from_bytes, to_bytes
-
-# --- the mode -------------------------------------------------------------------------------------------------------
-
-
-@entry
-def enabled() -> bool:
-    """Whether recording is on."""
-    return recording.enabled()
-
-
-@entry
-def set_mode(trigger: dict[str, Any]) -> None:
-    """What an UPDATE of llm_autograd_mode does: it lasts as long as the tape does."""
-    db.require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
-    flag = trigger["new"]["flag"]
-    require(flag=flag)
-    word, is_local = "on" if flag else "off", tape_owner() == "transaction"
-    done = db.row(
-        "SELECT set_config('pg_gpt2.autograd', $1, $2), now() = statement_timestamp() AS is_alone",
-        ["text", "bool"],
-        *(word, is_local),
-    )
-    if is_local and (done or {})["is_alone"]:  # or in one string with its BEGIN, and then it is true as well
-        db.notice(f"llm_autograd_mode is {word} until this transaction ends; see pg_gpt2.tape in llm_settings")
-
-
-@entry
-def tape_id() -> int:
-    """The number of the tape of this transaction, or session."""
-    return own_tape()
-
-
-# --- values and ops -------------------------------------------------------------------------------------------------
-
-
-@entry
-@received(shape="integer")
-def variable(data: bytes, shape: list[int], requires_grad: bool) -> int:
-    """A handle for a value."""
-    require(data=data, shape=shape, requires_grad=requires_grad)
-    recorder = Recorder(room=1)
-    value = recorder.leaf(from_bytes(data, shape, name="data"), requires_grad)
-    recorder.flush()
-    return value.id
-
-
-@entry
-@received(inputs="bigint")
-def op(name: str, inputs: list[int], extra: str | None) -> int:
-    """The handle of an op's result."""
-    require(name=name, inputs=inputs)
-    lookup(name)
-    if len(inputs) > MOST_INPUTS:
-        raise InvalidParameter(
-            f"{name}: {len(inputs)} inputs are more than {MOST_INPUTS}",
-            hint="Apply it to parts, and then to their results.",
-        )
-    attrs = attributes.parse(name, extra)
-    if name == "dropout" and "seed" not in attrs:
-        attrs["seed"] = draw_seed()
-    if name in ("attention", "causal_attention"):
-        attrs.setdefault("chunk", resources.attention_chunk())
-    resources.apply_threads()
-    recorder = Recorder(room=1)
-    try:
-        values = _values(name, inputs)
-        _require_room(name, [value.data.shape for value in values], attrs)
-        result = recorder.apply(name, *values, **attrs)
-    except PgGpt2Error as error:
-        described = f"{error.detail}; " if error.detail else ""
-        error.detail = f"{described}op {name} of handles {inputs}"
-        raise
-    recorder.flush()
-    return result.id
-
-
-def _require_room(name: str, shapes: list[tuple[int, ...]], attrs: dict) -> None:
-    """53200 before an op makes a result that no bytea holds. Ops that are not here make none larger than their inputs."""
-    try:
-        if name in ("add", "mul"):
-            size = prod(np.broadcast_shapes(*shapes))
-        elif name == "matmul":
-            a, b = shapes
-            size = prod(np.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * b[-1]
-        elif name == "concat":
-            size = sum(map(prod, shapes))
-        elif name == "embedding":
-            size = np.size(attrs["ids"]) * prod(shapes[0][1:])
-        else:
-            return
-    except (ValueError, IndexError, KeyError):
-        return  # the op itself says what does not fit
-    if 4 * size > MAX_BYTES:
-        raise OutOfMemory(
-            f"{name}: a result of {size} values does not fit a value of 1 GB", hint="Work on fewer rows at a time."
-        )
-    resources.require_memory(2 * 4 * size, f"op {name}")
-
-
-def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
-    """The values of handles, each read once; 42704 naming the op and the handle when there is none."""
-    found = {}
-    for place, handle in enumerate(handles, 1):
-        if handle is None:
-            raise NullNotAllowed(
-                f"{name}: input {place} is null", hint="Inputs are handles of llm_variable and llm_op."
-            )
-        if handle not in found:
-            try:
-                tensor, data = tape_rows.value(handle)
-            except (UndefinedObject, WrongState) as error:
-                raise type(error)(f"{name}: input {place}: {error.message}", hint=error.hint) from None
-            found[handle] = recording.Recorded(handle, data, tensor.requires_grad)
-    return [found[handle] for handle in handles]
-
-
-@entry
-def value(handle: int | None) -> bytes | None:
-    """Data of a handle."""
-    return None if handle is None else to_bytes(tape_rows.value(handle)[1])
-
-
-@entry
-def grad(handle: int | None) -> bytes | None:
-    """Gradient of a handle; null when it has none."""
-    if handle is None:
-        return None
-    row = db.row(
-        "SELECT grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
-        ["int8", "int8"],
-        own_tape(),
-        handle,
-    )
-    if row is None:
-        raise tape_rows.unknown(handle)
-    return row["grad"]
-
-
-@entry
-def backprop(start_id: int | None, model: str | None) -> None:
-    """Gradients of everything that `start_id`, else the last recorded value, was computed from."""
-    resources.apply_threads()
-    tape = own_tape()
-    recorded = tape_rows.applications(tape)
-    if start_id is None:
-        if not recorded:
-            raise WrongState(
-                f"nothing is recorded in this {tape_owner()}",
-                hint="UPDATE llm_autograd_mode SET flag = true, then call llm_loss; or build a graph with llm_op. "
-                f"{tape_rows.OWN_HANDLES}",
-            )
-        start_id = recorded[-1].output
-    tensors = tape_rows.tensors(tape)
-    if start_id not in tensors:
-        raise tape_rows.unknown(start_id)
-    needed = replay.ancestors(recorded, start_id)
-    if model is not None:
-        _require_use(model, needed)
-    replay.check_complete(needed, tensors)
-    read = replay.values_read(needed)
-    data = tape_rows.data(tape, read)
-    replay.require_kept(read, data)
-    graph = replay.Graph(needed, tensors, data)
-    graph.backward(start_id)
-    tape_rows.write_grads(tape, graph.gradients())
-    graph.close()
-
-
-def _require_use(model: str, needed: list[replay.Application]) -> None:
-    """55000 unless a mapped parameter of `model` is among the inputs."""
-    inputs = sorted({handle for application in needed for handle in application.inputs})
-    if not db.row(
-        "SELECT 1 FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2 AND tensor_id = ANY ($3) LIMIT 1",
-        ["int8", "text", "int8[]"],
-        *(own_tape(), model, inputs),
-    ):
-        raise WrongState(
-            f'the value to start from does not depend on a parameter of model "{model}"',
-            hint="Record llm_loss of that model, or leave the model out.",
-        )
-
-
-# --- parameters -----------------------------------------------------------------------------------------------------
-
-
-@entry
-@received(shape="integer")
-def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[int] | None) -> int:
-    """A handle for one row of llm_param."""
-    require(model=model, name=name, token_id=token_id, tensor=tensor)
-    row = db.row(
-        f"SELECT shape FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
-        ["text", "text", "int4"],
-        *(model, name, token_id),
-    )
-    if row is None:
-        raise UndefinedObject(
-            f'model "{model}" has no parameter "{name}" with token_id {token_id}',
-            hint="SELECT name, token_id FROM llm_param WHERE model = ... lists them.",
-        )
-    array = from_bytes(tensor, shape or row["shape"], name="tensor")
-    check_shape(row["shape"], name=f'parameter "{name}"')
-    if array.size != prod(row["shape"]):
-        raise InvalidParameter(
-            f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}',
-            hint="Leave shape out to take the parameter's.",
-        )
-    recorder = Recorder(room=1)
-    handle = recorder.leaf(array, True).id
-    recorder.flush()
-    db.run(
-        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id) VALUES ($1, $2, $3, $4, $5)"
-        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
-        ["int8", "text", "text", "int4", "int8"],
-        *(own_tape(), model, name, token_id, handle),
-    )
-    return handle
-
-
-@entry
-def materialize_params(model: str) -> int:
-    """New handles for all parameters, in place of those mapped before; their number."""
-    require(model=model)
-    loaded = weights.load(model)
-    db.run("DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], own_tape(), model)
-    return len(recording.materialize(Recorder(), loaded, list(loaded.params)))
-
-
-@entry
-def accumulate_grads(model: str, workers: int) -> int:
-    """Add gradients of mapped handles to llm_param.grad; the number of rows."""
-    require(model=model)
-    require_positive(workers=workers)
-    store.lock(model)
-    total, turn = 0, 1
-    while updated := _accumulate(model, turn):  # a row shared as several tensors gets the gradient of each in its turn
-        total, turn = total + updated, turn + 1
-    return total
-
-
-def _accumulate(model: str, turn: int) -> int:
-    """Add to each row the gradient of the `turn`-th tensor that it stands for; the number of rows."""
-    return db.run(
-        "UPDATE {schema}.llm_param AS p SET grad ="
-        " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
-        " FROM (SELECT q.source_model, q.source_name, q.source_token_id, row_number() OVER ("
-        "                  PARTITION BY q.source_model, q.source_name, q.source_token_id ORDER BY q.name) AS turn,"
-        "              substring(t.grad FROM 1 + m.first * 4 * coalesce(q.shape[2], 1)"
-        "                                                   FOR octet_length(q.data)) AS part"
-        "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
-        "             FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2) AS m"
-        "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
-        f"       JOIN {store.resolved('$2')} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
-        "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
-        " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id"
-        " AND new.turn = $3",
-        ["int8", "text", "int8"],
-        *(own_tape(), model, turn),
-    )
-
-
-@entry
-def prune(workers: int) -> int:
-    """Drop the own tape; the number of values."""
-    require_positive(workers=workers)
-    return tape_rows.drop([own_tape()])
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.checkpoints', $pg_gpt2_source$"""llm_checkpoint_save, _attach, _load, _drop, _prune, _diff, llm_param_history: arguments from SQL, checked."""
-
-from collections.abc import Iterator
-
-from .. import db
-from ..db import entry
-from ..errors import InvalidParameter, UndefinedObject, require, require_positive
-from ..storage import checkpoints, store, tensor_versions
-
-
-@entry
-def save(model: str, note: str, file_path: str | None) -> int:
-    """A new checkpoint, in the database or in a file; its id."""
-    require(model=model, note=note)
-    return checkpoints.save(model, note) if file_path is None else checkpoints.save_file(model, note, file_path)
-
-
-@entry
-def attach(file_path: str, model: str | None) -> int:
-    """A file that holds a checkpoint, as one of this database; its id."""
-    require(file_path=file_path)
-    return checkpoints.attach(file_path, model)
-
-
-@entry
-def load(model: str, checkpoint_id: int) -> int:
-    """Back to a checkpoint of the model; its step."""
-    require(model=model, checkpoint_id=checkpoint_id)
-    return checkpoints.load(model, checkpoint_id).step
-
-
-@entry
-def drop(checkpoint_id: int) -> None:
-    """Remove one; 42704 when there is none."""
-    require(checkpoint_id=checkpoint_id)
-    found = checkpoints.find(checkpoint_id)
-    if not checkpoints.drop([checkpoint_id]):
-        raise UndefinedObject(f"checkpoint {checkpoint_id} does not exist", hint="Another session dropped it.")
-    if found.file_path is not None:
-        db.notice(f'the file "{found.file_path}" stays where it is')
-
-
-@entry
-def prune(model: str, keep_last: int, keep_every: int | None) -> int:
-    """Remove old ones; how many."""
-    require(model=model, keep_last=keep_last)
-    if keep_last < 0:
-        raise InvalidParameter(f"keep_last must be 0 or more, not {keep_last}", hint="0 removes all in the database.")
-    if keep_every is not None:
-        require_positive(keep_every=keep_every)
-    known = db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE model = $1 LIMIT 1", ["text"], model)
-    if not known:
-        store.config(model)
-    return checkpoints.drop(checkpoints.prunable(model, keep_last, keep_every))
-
-
-@entry
-def diff(a: int, b: int | None) -> list[tuple]:
-    """Rows (name, changed, max_abs_diff, l2_norm, relative)."""
-    require(a=a)
-    return list(_diff(a, b))
-
-
-def _diff(a: int, b: int | None) -> Iterator[tuple]:
-    first = checkpoints.find(a)
-    second = None if b is None else checkpoints.find(b)
-    with (
-        tensor_versions.State(first, first.model) as before,
-        tensor_versions.State(second, first.model) as after,
-    ):
-        for name, difference in tensor_versions.diff(before, after):
-            yield (name, *difference)
-
-
-@entry
-def history(model: str, name: str) -> list[tuple]:
-    """Rows of llm_param_history."""
-    require(model=model, name=name)
-    return list(tensor_versions.history(model, name))
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.generation', $pg_gpt2_source$"""llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
-
-from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import islice
-from typing import Any
-
-import numpy as np
-
-from .. import db, gpt2, host, resources
-from ..autograd import recording
-from ..config import GPT2Config
-from ..db import entry, received
-from ..errors import InvalidParameter, OutOfMemory, require, require_positive
-from ..inference import batch, beam
-from ..inference.decode import Decoder, bytes_of_several, check_ids
-from ..inference.generation import Options, TextStream, Token, tokens
-from ..inference.prompts import check_prompt, draw_seed, encode_prompt
-from ..inference.sampling import Sampling, softmax
-from ..inference.stops import Stops
-from ..kernels import require_room
-from ..limits import MOST_BEAMS
-from ..storage import store, weights
-from ..tensor import to_bytes
-from ..tokenizer import vocabularies
-from ..tokenizer.bpe import Tokenizer
-
-MAX_BYTEA = (1 << 30) - (1 << 16)
-
-
-@entry
-def generate(
-    prompt: str | None,
-    max_tokens: int,
-    temperature: float,
-    topk: int,
-    topp: float,
-    model_name: str | None,
-    eos_token: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    repetition_penalty: float,
-    min_p: float,
-    echo: bool,
-) -> str | None:
-    """Prompt (unless echo is false) and completion."""
-    if prompt is None:
-        return None
-    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo)
-    for _ in job.tokens:
-        host.check_interrupts()
-    return job.finish()
-
-
-@entry
-def stream(
-    prompt: str | None,
-    max_tokens: int,
-    temperature: float,
-    topk: int,
-    topp: float,
-    model_name: str | None,
-    eos_token: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    repetition_penalty: float,
-    min_p: float,
-    echo: bool,
-) -> Iterator[tuple[Any, ...]]:
-    """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
-    if prompt is None:
-        return iter(())
-    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo, logprobs=True)
-    return job.rows()
-
-
-class _TextJob:
-    """One prompt on its way to text. The prompt is already processed when this is made, so that errors come with the call."""
-
-    def __init__(
-        self,
-        prompt: str,
-        max_tokens: int,
-        sampling: Sampling,
-        model_name: str | None,
-        eos_token: int | None,
-        seed: int | None,
-        stop: list[str] | None,
-        echo: bool,
-        logprobs: bool = False,
-    ) -> None:
-        require(echo=echo)
-        stops = Stops(stop)
-        model = weights.load(model_name)
-        self.tokenizer = vocabularies.load(model.name)
-        options = _options(max_tokens, sampling, eos_token, seed, model.config, self.tokenizer, logprobs)
-        ids = encode_prompt(prompt, model, self.tokenizer)
-        _require_cache(model, [len(ids)], max_tokens)
-        self.prefix = prompt if echo else ""
-        self.text = TextStream(self.tokenizer, stops, options.eos)
-        self.tokens = tokens(model.arranged, model.config, ids, options, self.text.add)
-
-    def finish(self) -> str:
-        """All the text, when no token is left."""
-        self.text.finish()
-        return self.prefix + self.text.text()
-
-    def rows(self) -> Iterator[tuple[Any, ...]]:
-        for step, token in enumerate(self.tokens, 1):
-            if token.finish:
-                self.text.finish()
-            shown = self.prefix + self.text.shown()
-            done = token.finish is not None
-            piece = db.storable(self.tokenizer.decode([token.id]))
-            yield step, token.id, piece, shown, done, token.logprob, token.finish
-
-
-def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
-    """53200 when keys and values of so many positions, and logits after each text, do not fit."""
-    rooms = [length + max_tokens for length in lengths]
-    wanted = bytes_of_several(model.arranged, model.config, rooms) + 4 * model.config.vocab * len(rooms)
-    positions = sum(min(room, model.config.n_positions) for room in rooms)
-    resources.require_memory(wanted, f"logits of {len(rooms)} texts, and keys and values of {positions} positions")
-
-
-@entry
-def generate_batch(
-    prompts: list[str | None] | None,
-    max_tokens: int,
-    temperature: float,
-    topk: int,
-    topp: float,
-    model_name: str | None,
-    eos_token: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    repetition_penalty: float,
-    min_p: float,
-    echo: bool,
-) -> list[tuple[int, str | None]]:
-    """Rows (n, text), n from 1; the text of a null prompt is null."""
-    if not prompts:
-        return []
-    require(echo=echo)
-    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    stops = Stops(stop)
-    model = weights.load(model_name)
-    tokenizer = vocabularies.load(model.name)
-    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
-    ids = {n: array("i", encode_prompt(p, model, tokenizer)) for n, p in enumerate(prompts) if p is not None}
-    while ids:
-        numbers = list(islice(ids, batch.MOST_TOGETHER))
-        given = [ids.pop(n) for n in numbers]
-        _require_cache(model, list(map(len, given)), max_tokens)
-        each = [replace(options, seed=options.seed + n) for n in numbers]
-        texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
-        batch.generate_batch(model.arranged, model.config, given, each, [text.add for text in texts])
-        for n, text in zip(numbers, texts):
-            text.finish()
-            prompts[n] = ((prompts[n] or "") if echo else "") + text.text()  # in its place: a prompt may be large
-    return list(enumerate(prompts, 1))
-
-
-@entry
-@received(prompt_ids="integer")
-def beam_search(
-    prompt: str | None,
-    beam_width: int,
-    max_tokens: int,
-    length_penalty: float,
-    early_stopping: bool,
-    eos_token: int | None,
-    model_name: str | None,
-    prompt_ids: list[int] | None,
-) -> list[tuple[int, float, str | None, list[int]]]:
-    """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
-    if prompt is None and prompt_ids is None:
-        return []
-    if prompt is not None and prompt_ids is not None:
-        raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
-    require(length_penalty=length_penalty, early_stopping=early_stopping)
-    require_positive(beam_width=beam_width, max_tokens=max_tokens)
-    if beam_width > MOST_BEAMS:
-        raise InvalidParameter(f"beam_width {beam_width} is more than {MOST_BEAMS}", hint="4 to 10 beams are usual.")
-    if not abs(length_penalty) < 100:
-        raise InvalidParameter(
-            f"length_penalty must be between -100 and 100, not {length_penalty}",
-            hint="Above 0 favours longer continuations; Hugging Face's default is 1.",
-        )
-    model = weights.load(model_name)
-    tokenizer = vocabularies.find(model.name)
-    if prompt is None:
-        ids = check_prompt(prompt_ids, model)
-    else:
-        ids = encode_prompt(prompt, model, vocabularies.load(model.name))
-    options = _options(max_tokens, Sampling(), eos_token, 0, model.config, tokenizer)
-    _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
-    beams = beam.beam_search(
-        model.arranged,
-        model.config,
-        ids,
-        width=beam_width,
-        max_tokens=max_tokens,
-        length_penalty=length_penalty,
-        early_stopping=early_stopping,
-        eos=options.eos,
-    )
-    return [
-        (rank, float(found.score), _text_of(found.ids, options.eos, tokenizer), list(found.ids))
-        for rank, found in enumerate(beams, 1)
-    ]
-
-
-def _text_of(ids: Sequence[int], eos: int | None, tokenizer: Tokenizer | None) -> str | None:
-    """Text of generated ids, without a final end-of-text token."""
-    if tokenizer is None:
-        return None
-    return db.storable(tokenizer.decode(ids[:-1] if ids and ids[-1] == eos else ids))
-
-
-def _options(
-    max_tokens: int,
-    sampling: Sampling,
-    eos_token: int | None,
-    seed: int | None,
-    config: GPT2Config,
-    tokenizer: Tokenizer | None,
-    logprobs: bool = False,
-) -> Options:
-    """Options with end-of-text and seed resolved."""
-    if eos_token is None:
-        eos = config.eos_token_id if config.eos_token_id is not None or tokenizer is None else tokenizer.eos_token_id
-    elif -1 <= eos_token < config.vocab:
-        eos = None if eos_token == -1 else eos_token
-    else:
-        raise InvalidParameter(
-            f"eos_token {eos_token} is not in 0..{config.vocab - 1}",
-            hint="Give a token id, null for the model's, or -1 for none.",
-        )
-    seed = draw_seed() if seed is None else seed
-    return Options(max_tokens, sampling, eos, seed, look_up=resources.prompt_lookup(), logprobs=logprobs)
-
-
-@entry
-@received(ids="integer")
-def generate_tokens(
-    ids: list[int] | None,
-    max_tokens: int,
-    temperature: float,
-    topk: int,
-    topp: float,
-    model_name: str | None,
-    eos_token: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    repetition_penalty: float,
-    min_p: float,
-) -> list[int] | None:
-    """New ids after `ids`."""
-    if ids is None:
-        return None
-    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    stops = Stops(stop)
-    model = weights.load(model_name)
-    ids = check_prompt(ids, model)
-    tokenizer = vocabularies.load(model.name) if stops else None
-    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
-    _require_cache(model, [len(ids)], max_tokens)
-    text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
-    found: list[int] = []
-    new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
-    for token in new:
-        found.append(token.id)
-        host.check_interrupts()
-    return found
-
-
-@entry
-def next_token(prompt: str | None, n: int, temperature: float, model_name: str | None) -> list[tuple[Any, ...]]:
-    """Rows (rank, token_id, token, logit, probability) of the `n` most probable tokens."""
-    if prompt is None:
-        return []
-    require(temperature=temperature)
-    require_positive(n=n)
-    if not 0 < temperature < float("inf"):
-        raise InvalidParameter(
-            f"temperature must be above 0 and finite, not {temperature}", hint="1 gives the model's own probabilities."
-        )
-    model = weights.load(model_name)
-    tokenizer = vocabularies.load(model.name)
-    ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
-    logits = Decoder(model.arranged, model.config, len(ids)).feed(ids)
-    with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
-        probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
-    rows: list[tuple[Any, ...]] = []
-    for rank, token in enumerate(np.argsort(-logits, kind="stable")[:n].tolist(), 1):
-        piece = db.storable(tokenizer.decode([token]))
-        rows.append((rank, token, piece, float(logits[token]), float(probabilities[token])))
-        host.check_interrupts()
-    return rows
-
-
-@entry
-@received(token_ids="integer")
-def logits(
-    token_ids: list[int] | None,
-    model_name: str | None,
-    n_layer: int | None,
-    n_head: int | None,
-    d_model: int | None,
-    vocab_size: int | None,
-) -> bytes | None:
-    """Logits [T, vocab] of all positions, as bytes."""
-    if token_ids is None:
-        return None
-    if not token_ids:
-        raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
-    model = weights.load(model_name)
-    store.check_overrides(model.config, n_layer, n_head, d_model, vocab_size)
-    if len(token_ids) > model.config.n_positions:
-        raise InvalidParameter(
-            f'{len(token_ids)} tokens are more than the {model.config.n_positions} positions of model "{model.name}"',
-            hint="Give fewer tokens; llm_generate slides its window instead.",
-        )
-    check_ids(token_ids, model.config, model.name)
-    if 4 * len(token_ids) * model.config.vocab > MAX_BYTEA:
-        raise OutOfMemory(
-            f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
-        )
-    require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
-    ids = np.asarray([token_ids], np.int64)
-    return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.inspect', $pg_gpt2_source$"""Looking inside: llm_trace and its family for a forward pass, llm_replay_tape and its family for a recorded one."""
-
-from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
-
-from .. import db, resources
-from ..autograd import replay, tape_dot, tape_rows
-from ..autograd.replay import Application, Tensor
-from ..db import entry, received
-from ..errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState, require, require_positive
-from ..gpt2 import check_window
-from ..inference import tracing
-from ..inference.decode import check_ids
-from ..inference.prompts import encode_prompt
-from ..storage import store, weights
-from ..tensor import FLOAT32, to_bytes
-from ..tokenizer import vocabularies
-
-# --- a forward pass -------------------------------------------------------------------------------------------------
-
-
-def _ids_of(prompt: str, model: weights.Model) -> list[int]:
-    """Ids of a prompt; of one longer than the window, its tail."""
-    return encode_prompt(prompt, model, vocabularies.load(model.name))[-model.config.n_positions :]
-
-
-@entry
-def trace_text(prompt: str | None, model: str | None) -> Iterator[tuple[Any, ...]]:
-    """Rows (seq, layer, op, name, shape, data)."""
-    if prompt is None:
-        return iter(())
-    loaded = weights.load(model)
-    return _trace(loaded, _ids_of(prompt, loaded))
-
-
-@entry
-@received(ids="integer")
-def trace_ids(ids: list[int] | None, model: str | None) -> Iterator[tuple[Any, ...]]:
-    """The same for token ids."""
-    if ids is None:
-        return iter(())
-    loaded = weights.load(model)
-    check_window(len(ids), loaded.config)
-    check_ids(ids, loaded.config, loaded.name)
-    return _trace(loaded, ids)
-
-
-def _trace(model: weights.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
-    config, t = model.config, len(ids)
-    layer = t * 22 * config.d_model + t * t * config.n_head
-    resources.require_memory(4 * (config.n_layer * layer + 3 * t * config.vocab), f"a trace of {t} tokens")
-    steps = tracing.trace(model.plain(), config, ids)
-    return (
-        (seq, step.layer, step.op, step.name, list(step.data.shape), to_bytes(step.data))
-        for seq, step in enumerate(steps, 1)
-    )
-
-
-@entry
-def attention_weights(prompt: str | None, layer: int, head: int, model: str | None) -> list[tuple[Any, ...]]:
-    """Rows (query_position, query_token, key_position, key_token, weight)."""
-    if prompt is None:
-        return []
-    require(layer=layer, head=head)
-    loaded = weights.load(model)
-    for name, value, limit in (("layer", layer, loaded.config.n_layer), ("head", head, loaded.config.n_head)):
-        if not 0 <= value < limit:
-            raise InvalidParameter(
-                f'{name} {value} is not in 0..{limit - 1}, the {name}s of model "{loaded.name}"',
-                hint="Layers and heads count from 0, as in the names of parameters.",
-            )
-    ids = _ids_of(prompt, loaded)
-    attention = tracing.layer_attention(loaded.plain(), loaded.config, ids, layer)[head].tolist()
-    tokenizer = vocabularies.load(loaded.name)
-    tokens = [db.storable(tokenizer.decode([token])) for token in ids]
-    return [(q, tokens[q], k, tokens[k], attention[q][k]) for q in range(len(ids)) for k in range(q + 1)]
-
-
-@entry
-def logit_lens(prompt: str | None, model: str | None, n: int) -> list[tuple[Any, ...]]:
-    """Rows (layer, rank, token, probability, token_id)."""
-    if prompt is None:
-        return []
-    require_positive(n=n)
-    loaded = weights.load(model)
-    ids = _ids_of(prompt, loaded)
-    tokenizer = vocabularies.load(loaded.name)
-    rows = []
-    for layer, probabilities in tracing.logit_lens(loaded.plain(), loaded.config, ids):
-        for rank, token in enumerate(np.argsort(-probabilities, kind="stable")[:n].tolist(), 1):
-            rows.append((layer, rank, db.storable(tokenizer.decode([token])), float(probabilities[token]), token))
-    return rows
-
-
-@entry
-def token_embedding(token_id: int | None, model: str | None) -> list[float] | None:
-    """A row of wte, read from its block alone."""
-    if token_id is None:
-        return None
-    name = store.model_name(model)
-    if model is None and not store.has_weights(name):
-        name = store.only_model() or name
-    config = store.config(name)
-    check_ids([token_id], config, name)
-    row = db.row(
-        "SELECT substring(data FROM 1 + ($2 - token_id) * 4 * shape[2] FOR 4 * shape[2]) AS data, shape[2] AS width"
-        f" FROM {store.resolved()} AS p WHERE name = 'wte' AND token_id <= $2 ORDER BY token_id DESC LIMIT 1",
-        ["text", "int4"],
-        *(name, token_id),
-    )
-    if row is None:
-        raise store.no_weights(name)
-    if len(row["data"]) != 4 * config.d_model:
-        raise InconsistentData(f'model "{name}" has no row {token_id} of "wte"', hint="Import the model again.")
-    return np.frombuffer(row["data"], FLOAT32).tolist()
-
-
-# --- a tape ---------------------------------------------------------------------------------------------------------
-
-
-def _tape(tape_id: int | None) -> tuple[int, list[Application], dict[int, Tensor]]:
-    """A tape (null: the own) and the shapes on it; 42704 when there is none."""
-    number = tape_rows.own_tape() if tape_id is None else tape_id
-    recorded = tape_rows.applications(number)
-    if not recorded:
-        raise UndefinedObject(
-            f"tape {number} has no ops", hint="SELECT DISTINCT tape_id, run_id, step FROM llm_tape lists the tapes."
-        )
-    return number, recorded, tape_rows.tensors(number)
-
-
-@entry
-def dot(tape_id: int | None) -> str:
-    """DOT text."""
-    number, recorded, tensors = _tape(tape_id)
-    rows = db.query(
-        "SELECT tensor_id, min(name) AS name FROM {schema}.llm_tensor_map WHERE tape_id = $1 GROUP BY 1",
-        ["int8"],
-        number,
-    )
-    return tape_dot.dot(number, recorded, tensors, {row["tensor_id"]: row["name"] for row in rows})
-
-
-@entry
-def replay_tape(tape_id: int | None) -> list[tuple[Any, ...]]:
-    """Rows (tape_row, name, handle, what, max_difference) of what comes out otherwise."""
-    number, recorded, tensors = _tape(tape_id)
-    resources.apply_threads()
-    replay.check_complete(recorded, tensors)
-    data = tape_rows.data(number, tensors)
-    if not data:
-        raise WrongState(
-            f"tape {number} keeps no values", hint="Audit level 'tape' records ops only; train with audit => 'full'."
-        )
-    replay.require_kept({h for a in recorded for h in (*a.inputs, a.output)}, data)
-    grads = tape_rows.data(number, tensors, "grad")
-    return [
-        (found.application.id, found.application.name, found.handle, found.what, found.max_difference)
-        for found in replay.compare(recorded, tensors, data, grads)
-    ]
-
-
-@entry
-def gradcheck(handle: int, epsilon: float, max_elements: int) -> list[tuple[Any, ...]]:
-    """Rows (handle, checked, max_error, max_gradient, ok)."""
-    require(handle=handle, epsilon=epsilon)
-    require_positive(max_elements=max_elements)
-    if not 0 < epsilon < 1:
-        raise InvalidParameter(f"epsilon must be above 0 and below 1, not {epsilon}", hint="Leave it out for 1e-5.")
-    tape_rows.value(handle)
-    recorded = replay.ancestors(tape_rows.applications(tape_rows.own_tape()), handle)
-    tensors = tape_rows.tensors(tape_rows.own_tape())
-    replay.check_complete(recorded, tensors)
-    needed = {h for a in recorded for h in (*a.inputs, a.output)} | {handle}
-    data = tape_rows.data(tape_rows.own_tape(), needed)
-    replay.require_kept(needed, data)
-    checked = replay.gradcheck(recorded, tensors, data, handle, epsilon=epsilon, most=max_elements)
-    return [
-        (
-            each.handle,
-            each.n_checked,
-            each.max_error,
-            each.max_gradient,
-            each.max_error <= 1e-6 * (1 + each.max_gradient),
-        )
-        for each in checked
-    ]
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.kernels', $pg_gpt2_source$"""The kernels `pg_llm_*`: engine-side `kernels` behind SQL, with seeds and settings resolved."""
-
-import functools
-from collections.abc import Callable
-from typing import Any
-
-from .. import kernels, resources
-from ..db import entry
-from ..errors import require
-from ..inference.prompts import draw_seed
-from ..inference.sampling import Sampling
-
-SMALL = (
-    1 << 18
-)  # bytes: below it no kernel uses a second core, and asking for the setting would cost more than the work
-MADE = (
-    3  # bytes for each that was given: the arguments' own, a result as an array and as bytes, which the server copies
-)
-
-
-def kernel(function: Callable[..., Any], made: int = MADE) -> Callable[..., Any]:
-    """Make a kernel callable from SQL. A large one uses the cores of pg_gpt2.threads, and asks for `made` times what it is given,
-    unless it asks by itself (0)."""
-
-    @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        given = sum(len(value) for value in args if type(value) is bytes)
-        if given >= SMALL:
-            resources.apply_threads()
-            kernels.require_room(made * given, f"pg_llm_{function.__name__}")
-        return function(*args)
-
-    return entry(run)
-
-
-values = kernel(kernels.values, made=16)
-matmul = kernel(kernels.matmul, made=0)
-add = kernel(kernels.add)
-gelu = kernel(kernels.gelu)
-gelu_backward = kernel(kernels.gelu_backward)
-layernorm = kernel(kernels.layernorm)
-layernorm_backward = kernel(kernels.layernorm_backward, made=4)
-cross_entropy = kernel(kernels.cross_entropy)
-cross_entropy_backward = kernel(kernels.cross_entropy_backward)
-dropout_backward = kernel(kernels.dropout_backward)
-ones_like = kernel(kernels.ones_like)
-zeros_like = kernel(kernels.zeros_like)
-transpose = kernel(kernels.transpose)
-mlp_backward = kernel(kernels.mlp_backward, made=0)
-adamw_step = kernel(kernels.adamw_step, made=0)
-grad_clip = kernel(kernels.grad_clip)
-lr_schedule = kernel(kernels.lr_schedule)
-
-
-@kernel
-def tensor_received(sent: bytes | None, elements: int | None) -> bytes | None:
-    """A tensor of the numbers of an array; null of null."""
-    return None if elements is None else kernels.tensor(sent, elements)
-
-
-@kernel
-def softmax(a: bytes | None, n: int | None) -> bytes | None:
-    """softmax of rows; null of null."""
-    return None if a is None else kernels.softmax(a, n)
-
-
-@kernel
-def softmax_backward(y: bytes | None, dy: bytes | None, n: int | None) -> bytes | None:
-    """dx of rows; null of null."""
-    return None if y is None or dy is None else kernels.softmax_backward(y, dy, n)
-
-
-@kernel
-def dropout(data: bytes | None, p: float, training: bool, seed: int | None) -> bytes | None:
-    """Inverted dropout; without a seed, one is drawn."""
-    if data is None:
-        return None
-    require(p=p, training=training)
-    return kernels.dropout(data, p, training, draw_seed() if training and seed is None else seed or 0)
-
-
-@kernel
-def attention(x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_head: int, t: int, d: int) -> bytes:
-    """Causal self-attention, in chunks of pg_gpt2.attention_chunk rows."""
-    return kernels.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d, resources.attention_chunk())
-
-
-@kernel
-def attention_backward(
-    x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, dy: bytes, n_head: int, t: int, d: int
-) -> tuple[bytes, ...]:
-    """Its gradients."""
-    return kernels.attention_backward(x, w_qkv, b_qkv, w_o, b_o, dy, n_head, t, d, resources.attention_chunk())
-
-
-@kernel
-def sample(logits: bytes | None, temperature: float, topk: int, topp: float, seed: int | None) -> int | None:
-    """Id of a token; without a seed, one is drawn."""
-    if logits is None:
-        return None
-    return kernels.sample(logits, Sampling(temperature, topk, topp), draw_seed() if seed is None else seed)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.models', $pg_gpt2_source$"""llm_init_model, llm_copy_model, llm_drop_model: models as a whole."""
-
-from dataclasses import replace
-from typing import Any
-
-from .. import db, gpt2, resources
-from ..config import PRESETS, GPT2Config
-from ..db import entry
-from ..errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
-from ..storage import checkpoints, sharing, store, weights
-from ..training import audit
-
-END_OF_TEXT = "<|endoftext|>"
-
-
-@entry
-def replace_preset(trigger: dict[str, Any]) -> None:
-    """Before a row is inserted into llm_model_config: make room when the name is a preset's."""
-    db.require_trigger_of(trigger, "BEFORE INSERT ROW", "llm_model_config")
-    db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND preset", ["text"], trigger["new"]["model"])
-
-
-@entry
-def init_model(
-    model: str,
-    n_layer: int | None,
-    n_head: int | None,
-    d_model: int | None,
-    n_positions: int | None,
-    vocab: int | None,
-    seed: int,
-) -> None:
-    """New random weights; nulls come from the configuration or vocabulary of that name."""
-    if seed is None:
-        raise NullNotAllowed("seed must not be null", hint="Leave it out for 0.")
-    store.require_name(model)
-    store.lock(model)
-    store.require_no_weights(model)
-    known = store.find_config(model)
-    tokens, eos = _vocabulary(model)
-    shape = {"n_layer": n_layer, "n_head": n_head, "d_model": d_model, "n_positions": n_positions, "vocab": vocab}
-    if vocab is None and tokens:
-        shape["vocab"] = tokens
-    for name in shape:
-        if shape[name] is None and known is not None:
-            shape[name] = getattr(known, name)
-    wanted = GPT2Config(**{name: _given(name, value, model) for name, value in shape.items()})
-    if wanted.vocab < tokens:
-        raise InvalidParameter(
-            f'vocab {wanted.vocab} is smaller than the vocabulary of "{model}", which has {tokens} tokens',
-            hint="Leave vocab out to take the vocabulary's size.",
-        )
-    if eos is None and known is not None and (known.eos_token_id or 0) < wanted.vocab:
-        eos = known.eos_token_id
-    resources.require_memory(2 * 4 * wanted.n_params(), f'making model "{model}"')
-    store.register(model, replace(wanted, eos_token_id=eos))
-    db.run("UPDATE {schema}.llm_model_config SET init_seed = $2 WHERE model = $1", ["text", "int8"], model, seed)
-    params = gpt2.init_params(wanted, seed)
-    store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in params.items()))
-    del params
-    resources.release_memory()
-
-
-def _given(name: str, value: int | None, model: str) -> int:
-    if value is None:
-        source = "vocabulary" if name == "vocab" else "configuration"
-        raise NullNotAllowed(
-            f'{name} must be given: there is no {source} of the name "{model}"',
-            hint="Example: SELECT llm_init_model('tiny', n_layer => 4, n_head => 4, d_model => 128, n_positions => 64,"
-            " vocab => 512).",
-        )
-    return value
-
-
-def _vocabulary(model: str) -> tuple[int, int | None]:
-    """Number of ids (largest + 1) and end-of-text id of the vocabulary of `model`; 0, None without one."""
-    row = db.row(
-        "SELECT max(token_id) + 1 AS tokens, max(token_id) FILTER (WHERE token = $2) AS eos"
-        " FROM {schema}.llm_bpe_vocab WHERE model = $1",
-        ["text", "text"],
-        model,
-        END_OF_TEXT,
-    )
-    return ((row or {}).get("tokens") or 0, (row or {}).get("eos"))
-
-
-@entry
-def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
-    """Configuration, weights, optimizer state, now or at a checkpoint, and vocabulary under a new name, all in SQL."""
-    require(source=source, target=target)
-    config = store.config(source)
-    saved = None if checkpoint_id is None else checkpoints.find(checkpoint_id, source, lock=True)
-    if saved is None and not store.has_weights(source):
-        raise store.no_weights(source)
-    store.require_name(target, "target")
-    store.lock(target)
-    store.require_no_weights(target)
-    if saved is not None:
-        checkpoints.restore(saved, target)
-    else:
-        store.register(target, config)
-        db.run(
-            "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, grad, m, v, step)"
-            f" SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {store.resolved()} AS p",
-            ["text", "text"],
-            source,
-            target,
-        )
-    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], target):
-        return
-    db.run(
-        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, score, bytes)"
-        " SELECT $2, token_id, token, score, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1",
-        ["text", "text"],
-        source,
-        target,
-    )
-    db.run(
-        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
-        ' SELECT $2, rank, "left", "right", pair FROM {schema}.llm_bpe_merges WHERE model = $1',
-        ["text", "text"],
-        source,
-        target,
-    )
-
-
-TABLES = (
-    *("llm_checkpoint_restore", "llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_vocab"),
-    *("llm_tensor_map", "llm_param"),
-)
-
-
-@entry
-def drop_model(model: str) -> None:
-    """Delete the rows of `model` from every table; 42704 when there is none."""
-    require(model=model)
-    store.lock(model)
-    sharing.refuse_if_used(model)
-    audit.drop_all(model)
-    dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
-    dropped += checkpoints.drop_all(model) + sharing.forget(model)
-    replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
-    if replaced and model in PRESETS:
-        store.register(model, PRESETS[model])
-        db.run("UPDATE {schema}.llm_model_config SET preset = true WHERE model = $1", ["text"], model)
-    dropped += replaced
-    if not dropped:
-        if store.find_config(model) is not None:
-            raise WrongState(
-                f'model "{model}" is a preset, and has nothing but its configuration',
-                hint="DELETE its row from llm_model_config if it shall not be listed.",
-            )
-        raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")
-    weights.forget_file(model)  # not of a model that the caller does not see
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.pieces', $pg_gpt2_source$"""llm_embed, llm_block_forward, llm_forward_gpt2: the model in pieces, each recorded while recording is on."""
-
-from math import prod
-from typing import Any
-
-import numpy as np
-
-from .. import gpt2, resources
-from ..autograd import recording
-from ..autograd.recording import Recorder
-from ..config import block_shapes
-from ..db import entry, received
-from ..errors import InvalidParameter, require, require_positive
-from ..gpt2 import Dropout
-from ..inference.decode import check_ids
-from ..inference.prompts import draw_seed
-from ..kernels import attention_bytes, require_room
-from ..ops.attention import check_length, mask_shape
-from ..ops.dropout import check_p
-from ..storage import layout, store, weights
-from ..tape import Eager
-from ..tensor import from_bytes, to_bytes
-
-
-@entry
-@received(tokens="integer")
-def embed(tokens: list[int] | None, model: str | None, d: int | None) -> bytes | None:
-    """wte[token] + wpe[position]."""
-    if tokens is None:
-        return None
-    loaded = weights.load(model)
-    store.check_overrides(loaded.config, None, None, d, None)
-    gpt2.check_window(len(tokens), loaded.config)
-    check_ids(tokens, loaded.config, loaded.name)
-    ids = np.asarray(tokens, np.int64)
-    if not recording.enabled():
-        return to_bytes(gpt2.embed(Eager(), loaded.arranged, ids))
-    return to_bytes(recording.on_tape(loaded, lambda run, params: gpt2.embed(run, params, ids)))
-
-
-@entry
-def block_forward(
-    data: bytes,
-    w_qkv: bytes,
-    b_qkv: bytes,
-    w_o: bytes,
-    b_o: bytes,
-    w_fc: bytes,
-    b_fc: bytes,
-    w_proj: bytes,
-    b_proj: bytes,
-    ln1_g: bytes,
-    ln1_b: bytes,
-    ln2_g: bytes,
-    ln2_b: bytes,
-    n_head: int,
-    t: int,
-    d: int,
-    eps: float,
-    dropout_p: float,
-    training: bool,
-) -> bytes:
-    """One pre-LN block."""
-    given = {
-        "ln_1.weight": ln1_g,
-        "ln_1.bias": ln1_b,
-        "attn.c_attn.weight": w_qkv,
-        "attn.c_attn.bias": b_qkv,
-        "attn.c_proj.weight": w_o,
-        "attn.c_proj.bias": b_o,
-        "ln_2.weight": ln2_g,
-        "ln_2.bias": ln2_b,
-        "mlp.c_fc.weight": w_fc,
-        "mlp.c_fc.bias": b_fc,
-        "mlp.c_proj.weight": w_proj,
-        "mlp.c_proj.bias": b_proj,
-    }
-    require(input=data, **given, eps=eps, dropout_p=dropout_p, training=training)
-    require_positive(n_head=n_head, t=t, d=d)
-    if d % n_head:
-        raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
-    check_p(dropout_p)
-    check_length(t)
-    resources.apply_threads()
-    chunk = resources.attention_chunk()
-    x = from_bytes(data, (t, d), name="input")
-    arrays = {name: from_bytes(given[name], shape, name=name) for name, shape in block_shapes(d).items()}
-    drop = _drop(dropout_p, training)
-    masks = prod(mask_shape(1, n_head, t)) if drop else 0
-    require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
-    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "chunk": chunk, "drop": drop}
-    if not recording.enabled():
-        return to_bytes(gpt2.block(Eager(), arrays, x, **options))
-    recorder = Recorder()
-    params = recording.find_block(recorder, arrays)
-    result = gpt2.block(recorder, params, recording.find(recorder, x), **options)
-    recorder.flush()
-    return to_bytes(result.data)
-
-
-@entry
-def forward_gpt2(
-    data: bytes,
-    model: str | None,
-    n_layer: int | None,
-    n_head: int | None,
-    t: int | None,
-    d: int | None,
-    ln_f_weight: bytes | None,
-    ln_f_bias: bytes | None,
-    dropout_p: float,
-    training: bool,
-) -> bytes:
-    """All blocks and ln_f."""
-    require(input=data, dropout_p=dropout_p, training=training)
-    check_p(dropout_p)
-    loaded = weights.load(model)
-    config = loaded.config
-    store.check_overrides(config, n_layer, n_head, d, None)
-    if t is None:
-        t = len(data) // (4 * config.d_model)
-    gpt2.check_window(t, config)
-    x = from_bytes(data, (t, config.d_model), name="input")
-    final = {
-        name: from_bytes(given, (config.d_model,), name=name)
-        for name, given in (("ln_f.weight", ln_f_weight), ("ln_f.bias", ln_f_bias))
-        if given is not None
-    }
-    options: dict[str, Any] = {"chunk": resources.attention_chunk(), "drop": _drop(dropout_p, training)}
-    if not recording.enabled():
-        return to_bytes(gpt2.blocks(Eager(), layout.Plain({**loaded.arranged, **final}), x, config, **options))
-    recorder = Recorder()
-    params = recorder.params(loaded)
-    for name, array in final.items():
-        if not np.array_equal(params[name].data, array):
-            params[name] = recording.find(recorder, array)
-    result = gpt2.blocks(recorder, params, recording.find(recorder, x), config, **options)
-    recorder.flush()
-    return to_bytes(result.data)
-
-
-def _drop(p: float, training: bool) -> Dropout | None:
-    return Dropout(p, draw_seed()) if training and p else None
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.replay', $pg_gpt2_source$"""llm_replay: arguments from SQL, checked."""
-
-from .. import resources
-from ..db import entry
-from ..errors import require
-from ..training import run_replay
-from ..training.run_start import Record
-
-
-@entry
-def replay(run_id: int, from_checkpoint: int | None, to_step: int | None) -> list[tuple]:
-    """One row (first_step, last_step, step, what, recorded, replayed, exact, note)."""
-    require(run_id=run_id)
-    resources.apply_threads()
-    report = run_replay.replay(Record.find(run_id), from_checkpoint, to_step)
-    resources.release_memory()
-    found = report.difference
-    parted = (None,) * 4 if found is None else (found.step, found.what, _text(found.recorded), _text(found.replayed))
-    return [(report.first_step, report.last_step, *parted, report.exact, "; ".join(report.notes))]
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.retention', $pg_gpt2_source$"""llm_log_prune: the log thinned out by age."""
-
-from .. import db
-from ..db import entry
-from ..errors import InvalidParameter, require, require_positive
-from ..storage import store
-
-
-@entry
-def prune_log(model: str | None, older_than: str, keep_every: int | None) -> int:
-    """Remove rows of llm_train_log; how many."""
-    require(older_than=older_than)
-    if keep_every is not None:
-        require_positive(keep_every=keep_every)
-    if (db.row("SELECT $1::interval < interval '0' AS future", ["text"], older_than) or {})["future"]:
-        raise InvalidParameter(f"older_than must not be negative: {older_than}", hint="interval '0' prunes all ages.")
-    if model is not None:
-        store.config(model)
-    return db.run(
-        "DELETE FROM {schema}.llm_train_log AS l USING ("
-        " SELECT run_id, min(step) AS first, max(step) AS last FROM {schema}.llm_train_log GROUP BY run_id"
-        ") AS ends"
-        " WHERE ends.run_id = l.run_id AND l.step NOT IN (ends.first, ends.last)"
-        " AND ($1 IS NULL OR l.model = $1) AND l.at < clock_timestamp() - $2::interval"
-        " AND ($3 IS NULL OR l.step % $3 <> 0) AND l.val_loss IS NULL AND l.weights_digest IS NULL"
-        " AND NOT EXISTS ("
-        "  SELECT FROM {schema}.llm_run AS r WHERE r.run_id = l.run_id AND r.status IN ('running', 'stopped'))",
-        ["text", "text", "int8"],
-        *(model, older_than, keep_every),
-    )
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.scoring', $pg_gpt2_source$"""llm_logprobs, llm_perplexity, llm_text_embedding."""
-
-import math
-from collections.abc import Iterator
-from itertools import chain
-from typing import Any
-
-from .. import db
-from ..db import entry
-from ..errors import require
-from ..inference import scoring
-from ..inference.decode import check_ids
-from ..inference.prompts import end_of_text
-from ..storage import weights
-from ..tokenizer import vocabularies
-from ..tokenizer.bpe import Tokenizer
-
-
-def _prepare(text: str, model_name: str | None, from_start: bool = False) -> tuple[weights.Model, Tokenizer, list[int]]:
-    """Model, vocabulary and ids; with `from_start` the end-of-text token is before them."""
-    model = weights.load(model_name)
-    tokenizer = vocabularies.load(model.name)
-    start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
-    ids = tokenizer.encode(text)
-    check_ids(ids, model.config, model.name)
-    return model, tokenizer, start + ids
-
-
-@entry
-def logprobs(text: str | None, model_name: str | None, from_start: bool) -> Iterator[tuple[Any, ...]]:
-    """Rows (position, token_id, token, logprob, rank); without `from_start` the first token has neither of the two."""
-    if not text:
-        return iter(())
-    require(from_start=from_start)
-    model, tokenizer, ids = _prepare(text, model_name, from_start)
-    scores, ranks = scoring.token_scores(model.arranged, model.config, ids)
-    known: Iterator[tuple[Any, Any]] = zip(scores.tolist(), ranks.tolist())
-    if from_start:
-        del ids[0]
-    else:
-        known = chain([(None, None)], known)
-    return (
-        (place, token, db.storable(tokenizer.decode([token])), *score)
-        for place, (token, score) in enumerate(zip(ids, known))
-    )
-
-
-@entry
-def perplexity(text: str | None, model_name: str | None, from_start: bool) -> float | None:
-    """exp of the mean negative log-probability; None of a text without a token that is predicted."""
-    if text is None:
-        return None
-    require(from_start=from_start)
-    model, _, ids = _prepare(text, model_name, from_start)
-    if len(ids) < 2:
-        return None
-    scores, _ = scoring.token_scores(model.arranged, model.config, ids)
-    return math.exp(min(-float(scores.mean()), 700.0))
-
-
-@entry
-def text_embedding(text: str | None, layer: int | None, pooling: str, model_name: str | None) -> list[float] | None:
-    """Hidden state [D]; None of a text without tokens."""
-    if text is None:
-        return None
-    require(pooling=pooling)
-    model, _, ids = _prepare(text, model_name)
-    return scoring.embedding(model.arranged, model.config, ids, layer, pooling).tolist() if ids else None
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.sharing', $pg_gpt2_source$"""llm_share_param, llm_unshare_param: arguments from SQL, checked."""
-
-from ..db import entry
-from ..errors import require
-from ..storage import sharing
-
-
-@entry
-def share(
-    source_model: str,
-    source_name: str,
-    source_token_id: int | None,
-    target_model: str,
-    target_name: str | None,
-    target_token_id: int | None,
-) -> int:
-    """Share a block, or all of a tensor."""
-    require(source_model=source_model, source_name=source_name, target_model=target_model)
-    name = source_name if target_name is None else target_name
-    return sharing.share(source_model, source_name, source_token_id, target_model, name, target_token_id)
-
-
-@entry
-def unshare(target_model: str, target_name: str, target_token_id: int | None, copy_optimizer_state: bool) -> int:
-    """Copies in place of shared blocks."""
-    require(target_model=target_model, target_name=target_name, copy_optimizer_state=copy_optimizer_state)
-    return sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.sparklines', $pg_gpt2_source$"""llm_sparkline, llm_run_sparkline: curves in psql."""
-
-from .. import db
-from ..db import entry, received
-from ..errors import UndefinedObject, require, require_positive
-from ..sparkline import means, sparkline
-
-
-@entry
-@received(numbers="double precision")
-def of_numbers(numbers: list[float | None] | None, width: int) -> str | None:
-    """Numbers as at most `width` bars; null of null."""
-    require_positive(width=width)
-    return None if numbers is None else sparkline(means(numbers, width))
-
-
-@entry
-def of_run(run_id: int, width: int) -> str:
-    """The losses of a run; the server averages them, so that a long log stays there."""
-    require(run_id=run_id)
-    require_positive(width=width)
-    rows = db.query(
-        "SELECT avg(loss) FILTER (WHERE abs(loss) < 'Infinity') AS loss FROM ("
-        " SELECT loss, ((row_number() OVER (ORDER BY step) - 1) * least($2, count(*) OVER ())) / count(*) OVER () AS place"
-        " FROM {schema}.llm_train_log WHERE run_id = $1"
-        ") AS step GROUP BY place ORDER BY place",
-        ["int8", "int8"],
-        *(run_id, width),
-    )
-    if not rows and db.row("SELECT FROM {schema}.llm_run WHERE run_id = $1", ["int8"], run_id) is None:
-        raise UndefinedObject(
-            f"run {run_id} does not exist", hint="SELECT run_id FROM llm_train_progress lists the runs."
-        )
-    return sparkline([row["loss"] for row in rows])
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.tokenizer', $pg_gpt2_source$"""llm_encode and its family, and where vocabularies come from."""
-
-import codecs
-from collections.abc import Iterator
-from typing import Any
-
-from .. import db, host, resources, threads
-from ..db import entry, received
-from ..errors import InvalidParameter, require
-from ..formats import vocab as vocab_files
-from ..storage import server_files, store
-from ..tokenizer import bpe_train, vocabularies
-from ..tokenizer.bpe import BYTES_A_CHECK, Tokenizer
-
-MAX_FILE_BYTES = 8 << 20  # of vocab.json or merges.txt: GPT-2's have 1 MB, and json.loads cannot be cancelled
-BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
-
-
-def _tokenizer(model: str | None) -> Tokenizer:
-    name = store.model_name(model)
-    found = vocabularies.find(name)
-    if found is None and model is None:
-        name = store.only_model() or name
-    return found or vocabularies.load(name)
-
-
-@entry
-def encode(text: str | None, model: str | None, special: bool | None) -> list[int] | None:
-    """Token ids."""
-    return None if text is None else _tokenizer(model).encode_array(text, bool(special))
-
-
-@entry
-@received(ids="integer")
-def decode(ids: list[int | None] | None, model: str | None, as_text: bool) -> bytes | None:
-    """Bytes of ids; `as_text`, U+FFFD in the place of what a text cannot hold."""
-    if ids is None:
-        return None
-    data = _tokenizer(model).decode_bytes(ids)  # which says where a null is
-    return b"".join(_as_text(data)) if as_text else data
-
-
-def _as_text(data: bytes) -> Iterator[bytes]:
-    """What UTF-8 can hold of `data`, without U+0000, in pieces."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for part in threads.pieces(len(data), BYTES_A_CHECK):
-        host.check_interrupts()
-        yield db.storable(decoder.decode(data[part])).encode()
-    yield decoder.decode(b"", final=True).encode()
-
-
-@entry
-def tokenize(text: str | None, model: str | None, special: bool | None) -> Iterator[Any]:
-    """Rows (position, token_id, token, bytes)."""
-    return iter(()) if text is None else _tokenizer(model).tokenize(text, bool(special))
-
-
-@entry
-def count(text: str | None, model: str | None, special: bool | None) -> int | None:
-    """Number of tokens."""
-    return None if text is None else _tokenizer(model).count(text, bool(special))
-
-
-@entry
-def trace(word: str | None, model: str | None) -> Iterator[Any]:
-    """Rows (step, token_id, merged, pieces)."""
-    return iter(()) if word is None else _tokenizer(model).trace(word)
-
-
-@entry
-def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
-    """Learn a vocabulary from a query's texts; its size."""
-    require(source=source, vocab_size=vocab_size)
-    store.require_name(model)
-    store.lock(model)
-    vocabularies.require_none(model)
-    if store.has_weights(model) and vocab_size > (room := store.config(model).vocab):
-        raise InvalidParameter(
-            f'vocab_size {vocab_size} is more than the {room} tokens that the weights of model "{model}" are for',
-            hint="Use that many or fewer, or learn the vocabulary before llm_init_model, which then takes its size.",
-        )
-    vocab, merges = bpe_train.train(db.source_texts(source, source_path), vocab_size)
-    vocabularies.replace_tokens(model, vocab)
-    vocabularies.replace_merges(model, merges)
-    return len(vocab)
-
-
-@entry
-def changed(trigger: dict[str, Any]) -> None:
-    """After a statement that changed a vocabulary or merges."""
-    db.require_trigger_of(trigger, "AFTER", "llm_bpe_vocab", "llm_bpe_merges")
-    vocabularies.touch()
-
-
-@entry
-def load_vocab(path: str, model: str) -> int:
-    """vocab.json -> rows; their number."""
-    store.require_name(model)
-    vocab = vocab_files.parse_vocab(_read(path))
-    vocabularies.replace_tokens(model, vocab)
-    return len(vocab)
-
-
-@entry
-def load_merges(path: str, model: str) -> int:
-    """merges.txt -> rows; their number."""
-    store.require_name(model)
-    merges = vocab_files.parse_merges(_read(path))
-    vocabularies.replace_merges(model, merges)
-    return len(merges)
-
-
-def _read(path: str) -> bytes:
-    data = server_files.read(path, MAX_FILE_BYTES)
-    resources.require_memory(BYTES_A_BYTE * len(data), f'reading "{path}"')
-    return data
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.training', $pg_gpt2_source$"""llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked."""
-
-import math
-from collections.abc import Mapping
-
-import numpy as np
-
-from .. import db, gpt2, resources
-from ..autograd import recording
-from ..db import entry, received
-from ..errors import InvalidParameter, require, require_positive
-from ..inference.decode import check_ids, checked
-from ..inference.prompts import draw_seed
-from ..limits import MOST_BATCH, MOST_STEP_ROWS
-from ..ops.dropout import check_p
-from ..storage import store, weights
-from ..tape import Handle, Runner
-from ..tokenizer import vocabularies
-from ..training import audit, datasets, hand_steps, runs, session
-
-
-@entry
-def load_dataset(
-    source: str,
-    model: str,
-    block_size: int,
-    split: str,
-    val_fraction: float,
-    source_path: str,
-    replace: bool,
-    pack: bool,
-) -> int:
-    """Texts of a query -> rows of llm_dataset; their number."""
-    require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace, pack=pack)
-    require_positive(block_size=block_size)
-    if split not in ("train", "val"):
-        raise InvalidParameter(
-            f"split must be 'train' or 'val', not '{split}'", hint="train is learned from, val is only measured on."
-        )
-    if not 0 <= val_fraction < 1:
-        raise InvalidParameter(
-            f"val_fraction must be at least 0 and below 1, not {val_fraction}",
-            hint="0.1 keeps a tenth of the rows for validation.",
-        )
-    config = store.find_config(model)
-    if config is not None and block_size > config.n_positions:
-        raise InvalidParameter(
-            f'block_size {block_size} is more than the {config.n_positions} positions of model "{model}"',
-            hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
-        )
-    cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
-    return datasets.load(db.source_texts(source, source_path), vocabularies.load(model), model, cut)
-
-
-@entry
-@received(tokens="integer", targets="integer")
-def loss(
-    model: str | None,
-    tokens: list[int] | None,
-    targets: list[int] | None,
-    n_layer: int | None,
-    n_head: int | None,
-    d: int | None,
-    vocab: int | None,
-    dropout_p: float,
-    train: bool,
-    seed: int | None,
-    level: str | None,
-) -> float | None:
-    """Mean cross entropy of `targets`, recorded at the audit `level`; None = as the mode is."""
-    if tokens is None or targets is None:
-        return None
-    require(dropout_p=dropout_p, training=train)
-    if level is not None:
-        audit.check_level(level)
-    if not tokens or len(tokens) != len(targets):
-        raise InvalidParameter(
-            f"tokens has {len(tokens)} ids and targets {len(targets)}; both must have the same number, at least one",
-            hint="targets is tokens shifted by one: what follows each.",
-        )
-    loaded = weights.load(model)
-    store.check_overrides(loaded.config, n_layer, n_head, d, vocab)
-    for ids in (tokens, targets):
-        check_ids(ids, loaded.config, loaded.name)
-    check_p(dropout_p)
-    drop = None
-    if train and dropout_p:  # the masks of the model's next step
-        drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed, store.last_step(loaded.name) + 1)
-    chunk = resources.attention_chunk()
-    arrays = np.asarray([tokens], np.int64), np.asarray([targets], np.int64)
-
-    def work(run: Runner, params: Mapping[str, Handle]) -> Handle:
-        return gpt2.loss(run, params, *arrays, loaded.config, drop=drop, chunk=chunk)
-
-    return float(recording.on_tape(loaded, work, level))
-
-
-@entry
-def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: int) -> list[tuple[float, float, int]]:
-    """One row (loss, perplexity, tokens)."""
-    require(split=split)
-    require_positive(batch_size=batch_size, max_rows=1 if max_rows is None else max_rows)
-    loaded = weights.load(model)
-    ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
-    mean, count = session.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
-    checked(np.asarray(mean), "losses")
-    return [(mean, math.exp(min(mean, 700.0)), count)]
-
-
-@entry
-@received(batch="integer")
-def train_step(
-    model: str,
-    batch_id: int | None,
-    n_layer: int | None,
-    n_head: int | None,
-    d: int | None,
-    vocab: int | None,
-    dropout_p: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    wd: float,
-    lr_max: float,
-    warmup: int,
-    total_steps: int | None,
-    grad_clip: float | None,
-    grad_workers: int,
-    prune_workers: int,
-    batch: list[int] | None,
-    min_lr: float,
-    seed: int,
-    level: str,
-) -> float:
-    """One AdamW step; the loss before it."""
-    require(model=model, audit=level)
-    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
-    if batch_id is not None and batch is not None:
-        raise InvalidParameter(
-            "batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows."
-        )
-    if batch is not None and (not batch or None in batch):
-        raise InvalidParameter(
-            "batch must have at least one id and no null", hint="Its elements are ids of llm_dataset."
-        )
-    if batch is not None and len(batch) > MOST_BATCH:
-        raise InvalidParameter(
-            f"batch has {len(batch)} rows; the most is {MOST_BATCH}",
-            hint="GPT-2 itself was trained with 512 rows a step.",
-        )
-    if total_steps is not None:
-        require_positive(total_steps=total_steps)
-    audit.check_level(level)
-    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
-    store.lock(model)
-    trained = session.Session(model, grad_workers)
-    loss = hand_steps.train_step(trained, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
-    trained.keep()
-    del trained
-    resources.release_memory()
-    return loss
-
-
-@entry
-def train(
-    model: str,
-    n_steps: int,
-    n_layer: int | None,
-    n_head: int | None,
-    d: int | None,
-    vocab: int | None,
-    dropout_p: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    wd: float,
-    lr_max: float,
-    warmup: int,
-    grad_clip: float | None,
-    grad_workers: int,
-    prune_workers: int,
-    batch_size: int,
-    grad_accum: int,
-    min_lr: float,
-    seed: int,
-    eval_every: int | None,
-    log_every: int | None,
-    level: str,
-) -> int:
-    """A run of AdamW steps in one transaction; its run_id."""
-    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
-    _check_run(model, plan, grad_workers, prune_workers)
-    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
-    store.lock(model)
-    run_id = runs.train(session.Session(model, grad_workers), plan)
-    resources.release_memory()
-    return run_id
-
-
-@entry
-@db.committing("llm_train_run")
-def train_run(
-    model: str,
-    n_steps: int,
-    n_layer: int | None,
-    n_head: int | None,
-    d: int | None,
-    vocab: int | None,
-    dropout_p: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    wd: float,
-    lr_max: float,
-    warmup: int,
-    grad_clip: float | None,
-    grad_workers: int,
-    prune_workers: int,
-    batch_size: int,
-    grad_accum: int,
-    min_lr: float,
-    seed: int,
-    eval_every: int | None,
-    log_every: int | None,
-    commit_every: int,
-    flush_seconds: float,
-    wait: bool,
-    level: str,
-) -> None:
-    """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
-    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
-    _check_run(model, plan, grad_workers, prune_workers)
-    require_positive(commit_every=commit_every)
-    require(flush_seconds=flush_seconds, wait=wait)
-    if not 0 <= flush_seconds < float("inf"):
-        raise InvalidParameter(
-            f"flush_seconds must be 0 or more, not {flush_seconds}",
-            hint="0 commits every commit_every steps, however short.",
-        )
-    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
-    with store.session_lock(model, wait):
-        runs.train_committing(session.Session(model, grad_workers), plan, commit_every, flush_seconds)
-    resources.release_memory()
-
-
-def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: int) -> None:
-    require(model=model, audit=plan.audit)
-    audit.check_level(plan.audit)
-    require_positive(n_steps=plan.n_steps, batch_size=plan.batch_size, grad_accum=plan.grad_accum)
-    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
-    if plan.batch_size * plan.grad_accum > MOST_STEP_ROWS:
-        raise InvalidParameter(
-            f"a step of batch_size {plan.batch_size} x grad_accum {plan.grad_accum} rows is more than {MOST_STEP_ROWS}",
-            hint="GPT-2 itself was trained with 512 rows a step.",
-        )
-    for name, value in (("eval_every", plan.eval_every), ("log_every", plan.log_every)):
-        if value is not None and value < 0:
-            raise InvalidParameter(f"{name} must be 0 or more, not {value}", hint="0 turns it off.")
-
-
-@entry
-def train_stop(model: str) -> bool:
-    """Ask a running llm_train_run to stop; whether there was one."""
-    require(model=model)
-    return bool(
-        db.run(
-            "UPDATE {schema}.llm_run SET stop_requested = true WHERE run_id IN"
-            " (SELECT run_id FROM {schema}.llm_train_progress WHERE model = $1 AND status = 'running')",
-            ["text"],
-            model,
-        )
-    )
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.api.transfer', $pg_gpt2_source$"""Import and export of weights: files of the server, or bytes."""
-
-import io
-import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from itertools import groupby
-from typing import BinaryIO
-
-import numpy as np
-
-from .. import db, host
-from ..config import GPT2Config
-from ..db import entry
-from ..errors import InconsistentData, UndefinedFile, UndefinedObject, require
-from ..formats import (
-    ASSUMED,
-    MAX_CONFIG_BYTES,
-    Checkpoint,
-    agreed,
-    hub_metadata,
-    hub_name,
-    open_npz,
-    open_safetensors,
-    read_config,
-    write_npz,
-    write_safetensors,
-)
-from ..storage import server_files, sharing, store
-from ..tensor import FLOAT32
-
-
-@entry
-def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
-    """A safetensors file of the server -> rows."""
-    store.require_name(model)
-    file = server_files.open_to_read(path)
-    return _import(open_safetensors(file), model, replace, _config_beside(path))
-
-
-@entry
-def import_npz_file(path: str, model: str, replace: bool | None) -> int:
-    """A .npz file of the server -> rows."""
-    store.require_name(model)
-    file = server_files.open_to_read(path)
-    beside = _config_beside(path)
-    store.lock(model)  # so that the configuration is still there when the tensors are
-    return _import(open_npz(file, store.find_config(model) or beside), model, replace, beside)
-
-
-@entry
-def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
-    """Bytes of a safetensors file -> rows."""
-    require(data=data)
-    store.require_name(model)
-    return _import(open_safetensors(io.BytesIO(data)), model, replace, None)
-
-
-def _config_beside(path: str) -> GPT2Config | None:
-    """What the config.json in the directory of a file says; None when there is none."""
-    beside = os.path.join(os.path.dirname(path), "config.json")
-    try:
-        return read_config(server_files.read(beside, MAX_CONFIG_BYTES), f'"{beside}"')
-    except UndefinedFile:
-        return None
-
-
-def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Config | None) -> int:
-    """Check and store a checkpoint's tensors; their number. `beside`: the configuration that came with it."""
-    with opened as checkpoint:
-        store.lock(model)
-        if not replace:
-            store.require_no_weights(model)
-        known = store.find_config(model)
-        config = _configuration(checkpoint, model, known, beside)
-        store.require_memory_of_batches(4 * config.n_params())
-        if replace:
-            db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
-            sharing.forget(model)
-        store.register(model, config)
-        store.insert_params(model, checkpoint.tensors(config))
-        return len(config.param_shapes())
-
-
-def _configuration(
-    checkpoint: Checkpoint, model: str, known: GPT2Config | None, beside: GPT2Config | None
-) -> GPT2Config:
-    """The one that llm_model_config, config.json and the file's metadata agree on, as far as each of them says anything."""
-    config = known or beside or checkpoint.config()
-    if config is None:
-        raise UndefinedObject(
-            f'model "{model}" has no configuration, and the file does not say how many heads it has',
-            hint="Put its config.json beside it, INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions,"
-            " vocab) VALUES (...) first, or use pg-gpt2 load-model.",
-        )
-    said = checkpoint.said()
-    if beside is not None:
-        config = agreed(model, config, asdict(beside), "config.json")
-    elif "n_head" not in said:
-        host.notice(
-            f"the file does not say how it computes, and has no config.json beside it: taken for a GPT-2 of {config.n_head}"
-            f" heads as in llm_model_config, with {ASSUMED}"
-        )
-    return agreed(model, config, said, "the file's metadata")
-
-
-@entry
-def export_safetensors_file(path: str, model: str) -> int:
-    """Rows -> a safetensors file of the server; its size."""
-    real = server_files.to_write(path)
-    config = store.config(model)
-
-    def fill(file: BinaryIO) -> None:
-        for chunk in _safetensors(config, model):
-            file.write(chunk)
-            host.check_interrupts()
-
-    return server_files.write(real, fill)
-
-
-@entry
-def export_npz_file(path: str, model: str) -> int:
-    """Rows -> a .npz file of the server; its size."""
-    real = server_files.to_write(path)
-    config = store.config(model)
-    stored = _Stored(model, config)
-    return server_files.write(real, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
-
-
-@entry
-def export_safetensors(model: str) -> Iterator[bytes]:
-    """Chunks of a safetensors file."""
-    return _safetensors(store.config(model), model)
-
-
-def _safetensors(config: GPT2Config, model: str) -> Iterator[bytes]:
-    stored = _Stored(model, config)
-    ours = {hub_name(name): name for name in stored.shapes}
-    shapes = {theirs: stored.shapes[name] for theirs, name in ours.items()}
-    return write_safetensors(shapes, lambda name: stored.blocks(ours[name]), hub_metadata(config))
-
-
-class _Stored:
-    """The stored tensors of a model, read once in the order of their names, through one cursor and hence of one snapshot."""
-
-    def __init__(self, model: str, config: GPT2Config) -> None:
-        self.shapes = dict(sorted(config.param_shapes().items()))
-        self._model = model
-        self._check()
-        rows = db.cursor(
-            f'SELECT name, shape, data FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
-            ["text"],
-            model,
-        )
-        self._tensors = groupby(rows, lambda row: row["name"])
-
-    def _check(self) -> None:
-        """55000 or 22000 before the first chunk: of an error between the rows of a set, PL/Python hides the message."""
-        found: dict[str, tuple[int, ...]] = {
-            row["name"]: (row["rows"], row["columns"]) if row["columns"] else (row["rows"],)
-            for row in db.query(
-                "SELECT name, sum(shape[1]) AS rows, max(shape[2]) AS columns"
-                f" FROM {store.resolved()} AS p GROUP BY name",
-                ["text"],
-                self._model,
-            )
-        }
-        if not found:
-            raise store.no_weights(self._model)
-        for name in sorted(found.keys() | self.shapes.keys()):
-            if found.get(name) != self.shapes.get(name):
-                raise InconsistentData(
-                    f'model "{self._model}": tensor "{name}" has shape {_shape(found.get(name))} in llm_param and'
-                    f" {_shape(self.shapes.get(name))} by llm_model_config",
-                    hint="Import the model again, or llm_checkpoint_load an earlier state.",
-                )
-
-    def blocks(self, name: str) -> Iterable[np.ndarray]:
-        """Blocks of the next tensor, which must be `name`."""
-        found, rows = next(self._tensors, (None, iter(())))
-        if found != name:
-            raise InconsistentData(
-                f'model "{self._model}" has {found or "no tensor"} where "{name}" should follow',
-                hint="Compare llm_param with llm_model_config.",
-            )
-        for row in rows:
-            host.check_interrupts()
-            yield np.frombuffer(row["data"], FLOAT32).reshape(row["shape"])
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "none" if shape is None else str(list(shape))
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd', $pg_gpt2_source$"""Tapes as rows: recorded by SQL, differentiated, run again and compared, drawn."""
 $pg_gpt2_source$);
@@ -2269,8 +77,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidParameter
+from ..fast.ops import lookup
 from ..limits import MOST_DIMENSIONS
-from ..ops import lookup
 
 NUMBERS = {"eps", "factor", "p"}
 LARGEST = float_info.max
@@ -2373,210 +181,6 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.recording', $pg_gpt2_source$"""Recording: a `Runner` whose handles are rows, so that model code written for training leaves its tape in tables.
-
-A parameter is the handle that is mapped for it on the own tape, else one made from the stored weights and mapped. A tensor
-given as bytes has no identity: it is the latest value of the tape with the same bytes, else a new one.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
-from typing import Any
-
-import numpy as np
-
-from .. import db, host, resources
-from ..config import block_shapes
-from ..errors import InvalidParameter, WrongState
-from ..ops import lookup
-from ..ops.elementwise import contiguous
-from ..storage import store, weights
-from ..tape import Eager, Handle, Runner
-from ..tensor import check_shape, to_bytes
-from .tape_rows import Writer, checked_values, own_tape
-
-
-def enabled() -> bool:
-    """Whether recording is on in this session (pg_gpt2.autograd)."""
-    return db.flag("autograd", "off")
-
-
-@dataclass(eq=False)
-class Recorded:
-    """A value on the own tape, with its data at hand."""
-
-    id: int
-    data: np.ndarray
-    requires_grad: bool
-
-
-class Recorder:
-    """Runs ops and writes them to the own tape. Call `flush` at the end."""
-
-    def __init__(self, *, room: int = 64, values: bool = True) -> None:
-        """`values`: whether data are kept; without them a tape shows what was done and cannot be differentiated."""
-        self.writer = Writer(own_tape(), room=room)
-        self._values = values
-
-    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Recorded:
-        """A new value."""
-        content = to_bytes(data) if self._values else None
-        return Recorded(self.writer.tensor(data.shape, requires_grad, content), data, requires_grad)
-
-    def apply(self, name: str, *inputs: Recorded, **attrs: Any) -> Recorded:
-        """The result of an op, recorded."""
-        host.check_interrupts()
-        data = contiguous(lookup(name)(*(value.data for value in inputs), **attrs))  # as the next op would read it
-        if 0 in data.shape:
-            raise InvalidParameter(
-                f"{name}: the result of shape {list(data.shape)} has no values", hint="Give at least one id."
-            )
-        check_shape(data.shape, name=f"{name}: the result")
-        found = self.leaf(data, any(value.requires_grad for value in inputs))
-        self.writer.op(name, [value.id for value in inputs], found.id, attrs)
-        return found
-
-    def forget(self, handle: Recorded) -> None:
-        """Nothing to do: what is recorded stays."""
-
-    def flush(self) -> None:
-        """Write what is still held."""
-        self.writer.flush()
-
-    def params(self, model: weights.Model) -> dict[str, Recorded]:
-        """Handles of all parameters of a model; those that are not mapped yet are made and mapped."""
-        mapped = mapped_params(model.name)
-        found = {}
-        shapes = model.config.param_shapes()
-        for name, shape in shapes.items():
-            if name in mapped:
-                found[name] = self._whole(name, mapped[name], shape)
-        missing = [name for name in shapes if name not in found]
-        found |= materialize(self, model, missing)
-        return {name: found[name] for name in shapes}
-
-    def _whole(self, name: str, blocks: Sequence[Recorded], shape: tuple[int, ...]) -> Recorded:
-        """One handle for a tensor that is mapped as a whole or in blocks."""
-        whole = blocks[0] if len(blocks) == 1 else self.apply("concat", *blocks, axis=0)
-        if whole.data.shape != shape:
-            raise WrongState(
-                f'the handles mapped for "{name}" make shape {list(whole.data.shape)}; the parameter has {list(shape)}',
-                hint="Map every block of it, or SELECT llm_materialize_params(model) to map all anew.",
-            )
-        return whole
-
-
-def on_tape(
-    model: weights.Model, work: Callable[[Runner, Mapping[str, Handle]], Handle], level: str | None = None
-) -> np.ndarray:
-    """The result of `work(run, params)`, recorded while recording is on, or as the audit level says."""
-    if level is None:
-        level = "full" if enabled() else "none"
-    if level == "none":
-        return work(Eager(), model.params)
-    recorder = Recorder(values=level == "full")
-    result = work(recorder, recorder.params(model))
-    recorder.flush()
-    return result.data
-
-
-def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) -> dict[str, Recorded]:
-    """New handles for parameters, mapped to their rows of llm_param."""
-    params = model.params
-    shapes = model.config.param_shapes()
-    resources.require_memory(4 * sum(prod(shapes[name]) for name in names), f'handles for model "{model.name}"')
-    found = {name: recorder.leaf(params[name], True) for name in names}
-    recorder.flush()
-    db.run(
-        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
-        f" SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {store.resolved('$2')} AS p"
-        " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name"
-        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
-        ["int8", "text", "text[]", "int8[]"],
-        *(own_tape(), model.name, list(found), [value.id for value in found.values()]),
-    )
-    return found
-
-
-def mapped_params(model: str) -> dict[str, list[Recorded]]:
-    """Parameter name -> handles mapped for it on the own tape, in the order of their blocks."""
-    rows = db.cursor(
-        "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_rt AS t"
-        " JOIN (SELECT name, tensor_id, min(token_id) AS token_id FROM {schema}.llm_tensor_map"
-        "       WHERE tape_id = $1 AND model = $2 GROUP BY name, tensor_id) AS m ON m.tensor_id = t.id"
-        " WHERE t.tape_id = $1 AND t.data IS NOT NULL ORDER BY m.name, m.token_id",
-        ["int8", "text"],
-        own_tape(),
-        model,
-    )
-    found: dict[str, list[Recorded]] = {}
-    for row in rows:
-        value = Recorded(row["id"], checked_values(row["id"], row["data"], row["shape"]), row["requires_grad"])
-        found.setdefault(row["name"], []).append(value)
-        host.check_interrupts()
-    return found
-
-
-# --- tensors given as bytes -----------------------------------------------------------------------------------------
-
-
-def find(recorder: Recorder, data: np.ndarray) -> Recorded:
-    """The latest value of the own tape with these bytes and this shape, else a new one without gradient."""
-    row = db.row(
-        "SELECT id, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND data = $2 AND shape = $3"
-        " ORDER BY id DESC LIMIT 1",
-        ["int8", "bytea", "int4[]"],
-        *(own_tape(), to_bytes(data), list(data.shape)),
-    )
-    return Recorded(row["id"], data, row["requires_grad"]) if row else recorder.leaf(data)
-
-
-def find_block(recorder: Recorder, given: dict[str, np.ndarray]) -> dict[str, Recorded]:
-    """Handles for the parameters of one block, by their names without `h.{i}.`.
-
-    Vectors of zeros or ones are the same bytes in every layer. So the layer is the one that a matrix belongs to, and what
-    equals that layer's parameter is that parameter.
-    """
-    found = {name: find(recorder, array) for name, array in given.items() if array.ndim == 2}
-    layer = _mapped_layer(found)
-    for name, array in given.items():
-        if name in found:
-            continue
-        handle = layer.get(name)
-        if handle is not None and np.array_equal(handle.data, array):
-            found[name] = handle
-        else:
-            found[name] = find(recorder, array)
-    return {name: found[name] for name in block_shapes(1)}
-
-
-def _mapped_layer(matrices: dict[str, Recorded]) -> dict[str, Recorded]:
-    """The mapped vectors of the layer that one of these matrices is mapped to."""
-    row = db.row(
-        "SELECT model, substring(name FROM '^h\\.[0-9]+\\.') AS prefix FROM {schema}.llm_tensor_map"
-        " WHERE tape_id = $1 AND tensor_id = ANY ($2) AND name ~ '^h\\.[0-9]+\\.' LIMIT 1",
-        ["int8", "int8[]"],
-        own_tape(),
-        [value.id for value in matrices.values()],
-    )
-    if row is None:
-        return {}
-    rows = db.query(
-        "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_map AS m"
-        " JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = m.tape_id"
-        " WHERE m.tape_id = $1 AND m.model = $2 AND starts_with(m.name, $3) AND cardinality(t.shape) = 1"
-        " AND t.data IS NOT NULL",
-        ["int8", "text", "text"],
-        *(own_tape(), row["model"], row["prefix"]),
-    )
-    return {
-        found["name"].removeprefix(row["prefix"]): Recorded(
-            found["id"], checked_values(found["id"], found["data"], found["shape"]), found["requires_grad"]
-        )
-        for found in rows
-    }
-$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.replay', $pg_gpt2_source$"""A recorded tape, back from its rows: differentiate it, run it again and compare, check it by finite differences.
 
 Works on plain records, wherever they come from. It uses the tape and the ops of training: what was recorded op by op gives
@@ -2590,9 +194,9 @@ from typing import Any
 import numpy as np
 
 from .. import host
+from ..core.tape import Node, Tape, Value
 from ..errors import InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
-from ..ops import Op, Sink, lookup
-from ..tape import Node, Tape, Value
+from ..fast.ops import Op, Sink, lookup
 
 Arrays = Mapping[int, np.ndarray]
 
@@ -2955,409 +559,392 @@ def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "\u2026"
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.tape_rows', $pg_gpt2_source$"""Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `replay`.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.bytea_ops', $pg_gpt2_source$"""Ops on bytes, the functions `pg_llm_*` of SQL: pure, with no table, no setting, nothing recorded.
 
-A transaction has one tape, with a number that no other ever has; functions touch the rows of that number only. With
-pg_gpt2.tape = session, it is the session that has it: a pooler gives one session to many clients, so that must be asked for.
-Tapes of audited training steps have numbers of their own.
+A kernel reads float32 bytes into arrays of the shapes that its scalars say, calls `registry[name]`, and gives bytes
+back. The arithmetic is the ops'; here are only the shapes. The optimizer's kernels call `optim`, the sampler's
+`sampling`.
 """
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import struct
+from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from .. import db, host, resources
-from ..errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
-from ..limits import MOST_DIMENSIONS
-from ..storage.store import joined
-from ..tensor import FLOAT32, to_bytes
-from . import attributes
-from .replay import Application, Tensor
+from . import host, limits
+from .errors import InvalidParameter, MalformedData, NullNotAllowed, OutOfMemory
+from .fast import threads
+from .fast.attention import GROUP, MOST_SCORES, check_length
+from .fast.dropout import backward_from_output, check_p
+from .fast.elementwise import copied
+from .fast.ops import CHUNK, lookup
+from .generation.sampling import Draws, Sampling, choose
+from .tensor import FLOAT32, from_bytes, to_bytes
+from .training import optim
 
-FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
-BATCH = 10_000  # rows that are read, or written, between two looks for an interrupt
-OP_BYTES = 8192  # of memory that an op of a tape and its values take, beside their data
-OWNERS = ("transaction", "session")
-OWN_HANDLES = (
-    "Handles live as long as their transaction: work between BEGIN and COMMIT. Or SET pg_gpt2.tape = 'session' before, but not"
-    " behind a pooler in transaction mode (pgbouncer and others), where the next statement may be another session's."
-)
+MAX_BYTES = (1 << 30) - (1 << 16)  # of a bytea
+ASKED = 12 << 20  # bytes: for fewer nobody is asked, which would take a good part of the time of the work
+SENT = np.dtype([("length", ">i4"), ("value", ">f8")])  # an element of an array as array_send has it
+FLOAT8 = 701  # the type's number in there
 
 
-def own_tape() -> int:
-    """The number of the tape of this transaction or session; drawn when it is first needed.
+def require_dims(**dims: int) -> None:
+    """22023 naming the first dimension below 1."""
+    for name, value in dims.items():
+        if value < 1:
+            raise InvalidParameter(f"{name} must be 1 or more, not {value}", hint="It is a dimension of a tensor.")
 
-    A setting keeps it, beside the sequence that it was drawn from, which DROP EXTENSION may have made anew, and the role, since
-    another that is set later has a tape of its own. So it ends with what it belongs to, with a rollback of what drew it, and with
-    DISCARD ALL, which the interpreter's memory would outlive.
+
+def require_eps(eps: float) -> None:
+    """22023 unless `eps` is a finite number of at least 0."""
+    if not (isfinite(eps) and eps >= 0):
+        raise InvalidParameter(f"eps must be a finite number of at least 0, not {eps}", hint="GPT-2 has 1e-5.")
+
+
+def _vector(data: bytes, name: str) -> np.ndarray:
+    """A tensor of at least one value, as a vector."""
+    if not data:
+        raise InvalidParameter(f"{name} is empty", hint="A tensor has at least one float32 value.")
+    return from_bytes(data, name=name)
+
+
+def _same_length(**tensors: np.ndarray) -> None:
+    """22023 unless all have as many values as the first."""
+    (first, wanted), *others = tensors.items()
+    for name, array in others:
+        if array.size != wanted.size:
+            raise InvalidParameter(
+                f"{name} has {array.size} values, and {first} has {wanted.size}",
+                hint=f"{name} and {first} must have the same length.",
+            )
+
+
+def require_room(n_bytes: int, purpose: str) -> None:
+    """53200 when there are not so many bytes for arguments, results and what is between. Little is not asked for."""
+    if n_bytes >= ASKED:
+        host.require_memory(n_bytes, purpose)
+
+
+def tensor(sent: bytes | None, count: int) -> bytes:
+    """An array of `count` numbers, in any number of dimensions, as array_send has it -> bytes; None where they are too many.
+
+    PL/Python would make an object of each number first, in 70 bytes that nobody asked for.
     """
-    kept = db.row(
-        "SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid || '/' || current_user::regrole::oid AS drawn_by,"
-        " current_setting('pg_gpt2.tape', true) AS owner,"
-        " current_setting('pg_gpt2.transaction_tape', true) AS transaction,"
-        " current_setting('pg_gpt2.session_tape', true) AS session"
+    if sent is None:
+        raise InvalidParameter(
+            f"the array has {count} elements; the most is {limits.MOST_NUMBERS}",
+            hint="Make a tensor of each part: they are put together by ||.",
+        )
+    if count < 1:
+        raise InvalidParameter("the array is empty", hint="A tensor has at least one value.")
+    wide = _numbers(sent, count)
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(FLOAT32)
+    if (np.isinf(narrow) & np.isfinite(wide)).any():
+        bad = wide[np.isinf(narrow) & np.isfinite(wide)][0]
+        raise InvalidParameter(f"{bad} is out of range for a float32", hint="The largest is about 3.4e38.")
+    return to_bytes(narrow)
+
+
+def _numbers(sent: bytes, count: int) -> np.ndarray:
+    """The elements of an array as array_send has it: three numbers, two for each dimension, then length and value of each."""
+    dimensions, nulls, kind = struct.unpack(">3i", sent[:12].ljust(12, b"\0"))
+    start = 12 + 8 * dimensions
+    if kind != FLOAT8 or dimensions < 1 or not (nulls or len(sent) == start + count * SENT.itemsize):
+        raise _no_array()
+    if len(sent) != start + count * SENT.itemsize:
+        raise NullNotAllowed("an element is null", hint="A tensor has no nulls; use coalesce or 'NaN'.")
+    elements = np.frombuffer(sent, SENT, count, start)
+    if (elements["length"] != elements["value"].itemsize).any():
+        raise _no_array()
+    return elements["value"].astype(np.float64)
+
+
+def _no_array() -> MalformedData:
+    return MalformedData(
+        "these bytes are not an array of double precision", hint="Call pg_llm_tensor, which makes them."
     )
-    settings: db.Row = kept or {}
-    owner, drawn_by = _checked_owner(settings["owner"]), settings["drawn_by"]
-    if found := re.fullmatch(rf"{drawn_by}/([0-9]{{1,18}})", settings[owner] or ""):
-        return int(found[1])
-    number = new_tape()
-    db.run(
-        "SELECT set_config($1, $2, $3)",
-        ["text", "text", "bool"],
-        *(f"pg_gpt2.{owner}_tape", f"{drawn_by}/{number}", owner == "transaction"),
-    )
-    return number
 
 
-def tape_owner() -> str:
-    """transaction or session: what handles, and the mode set by llm_autograd_mode, belong to (pg_gpt2.tape)."""
-    return _checked_owner(db.setting("tape"))
+def values(data: bytes) -> list[float]:
+    """Bytes -> numbers."""
+    array = from_bytes(data)
+    if array.size > limits.MOST_VALUES:
+        raise InvalidParameter(
+            f"the tensor has {array.size} values; the most is {limits.MOST_VALUES}",
+            hint="Look at a part of it: pg_llm_values(substring(data FROM 1 FOR 4000)) shows the first 1,000.",
+        )
+    return array.tolist()
 
 
-def _checked_owner(text: str | None) -> str:
-    owner = (text or OWNERS[0]).strip().lower()
-    if owner not in OWNERS:
-        raise InvalidParameter(f"pg_gpt2.tape must be transaction or session, not '{text}'", hint="RESET pg_gpt2.tape;")
-    return owner
+# --- forward and backward, in the order of the ops --------------------------------------------------------------------
 
 
-def new_tape() -> int:
-    """A number that no tape has."""
-    return reserve("llm_tape_tape_id_seq", 1)[0]
+def matmul(a: bytes, b: bytes, m: int, k: int, n: int) -> bytes:  # [m,k], [k,n] -> [m,n]
+    """a @ b."""
+    require_dims(m=m, k=k, n=n)
+    if 4 * m * n > MAX_BYTES:
+        raise OutOfMemory(f"a result of {m} x {n} does not fit a value of 1 GB", hint="Multiply fewer rows at a time.")
+    left, right = from_bytes(a, (m, k), name="a"), from_bytes(b, (k, n), name="b")
+    require_room(left.nbytes + right.nbytes + 2 * 4 * m * n, "pg_llm_matmul")
+    return to_bytes(lookup("matmul")(left, right))
 
 
-def reserve(sequence: str, count: int) -> list[int]:
-    """`count` new numbers of a sequence, ascending."""
-    rows = db.query(
-        "SELECT nextval($1) AS id FROM generate_series(1, $2)", ["regclass", "int4"], db.qualified(sequence), count
-    )
-    return [row["id"] for row in rows]
+def add(a: bytes, b: bytes) -> bytes:  # [m,n], [n] or [m,n] -> [m,n]
+    """a + b; b may be one row."""
+    left, right = _vector(a, "a"), _vector(b, "b")
+    if left.size % right.size:
+        raise InvalidParameter(
+            f"b has {right.size} values, which do not repeat over the {left.size} of a",
+            hint="b has the length of a, or of one row of it.",
+        )
+    return to_bytes(lookup("add")(left.reshape(-1, right.size), right))
 
 
-class Writer:
-    """Collects rows of one tape and inserts them, values and ops of one batch together."""
+def gelu(a: bytes) -> bytes:
+    """gelu, tanh form."""
+    return to_bytes(lookup("gelu")(_vector(a, "a")))
 
-    def __init__(self, tape_id: int, *, run_id: int | None = None, step: int | None = None, room: int = 64) -> None:
-        """`room`: how many handles are drawn at a time."""
-        self.tape_id, self.run_id, self.step, self.room = tape_id, run_id, step, room
-        self._ids: list[int] = []
-        self._tensors: list[tuple[int, str, bool, bytes | None]] = []
-        self._ops: list[tuple[str, str, int, str]] = []
-        self._held = 0
 
-    def tensor(self, shape: tuple[int, ...], requires_grad: bool, data: bytes | None = None) -> int:
-        """Add a value; its handle."""
-        if self._held >= FLUSH_BYTES:
-            self.flush()
-        if not self._ids:
-            self._ids = reserve("llm_handle_seq", self.room)[::-1]
-        handle = self._ids.pop()
-        self._tensors.append((handle, _array(shape), requires_grad, data))
-        self._held += len(data or b"")
-        return handle
+def gelu_backward(x: bytes, dy: bytes) -> bytes:
+    """dx."""
+    array, d = _vector(x, "x"), _vector(dy, "dy")
+    _same_length(x=array, dy=d)
+    return to_bytes(_backward("gelu", d, None, array)[0])
 
-    def op(self, name: str, inputs: Sequence[int], output: int, attrs: dict[str, Any]) -> None:
-        """Add an application of an op."""
-        self._ops.append((name, _array(inputs), output, attributes.to_json(attrs)))
 
-    def flush(self) -> None:
-        """Insert what was added."""
-        if self._tensors:
-            ids, shapes, flags, data = map(list, zip(*self._tensors, strict=True))
-            whole, places = joined([part or b"" for part in data])
-            sizes = [None if part is None else len(part) for part in data]
-            db.run(
-                "INSERT INTO {schema}.llm_tensor_rt (tape_id, id, shape, requires_grad, data)"
-                " SELECT $1, id, shape::int[], requires_grad, substring($7 FROM place FOR size)"
-                " FROM unnest($2, $3, $4, $5, $6) AS new (id, shape, requires_grad, place, size)",
-                ["int8", "int8[]", "text[]", "bool[]", "int4[]", "int4[]", "bytea"],
-                *(self.tape_id, ids, shapes, flags, places, sizes, whole),
+def softmax(a: bytes, n: int | None) -> bytes:  # [m,n] -> [m,n]
+    """softmax of rows of n; None is one row."""
+    return to_bytes(lookup("softmax")(_rows(a, n, "a")))
+
+
+def softmax_backward(y: bytes, dy: bytes, n: int | None) -> bytes:  # [m,n], [m,n] -> [m,n]
+    """y * (dy - sum(y * dy)) of each row of n; None is one row."""
+    rows, d = _rows(y, n, "y"), _rows(dy, n, "dy")
+    _same_length(y=rows, dy=d)
+    return to_bytes(_backward("softmax", d, rows, rows)[0])
+
+
+def layernorm(x: bytes, gamma: bytes, beta: bytes, eps: float) -> bytes:  # [m,n], [n], [n] -> [m,n]
+    """layernorm of rows of gamma's length."""
+    require_eps(eps)
+    scale, shift = _vector(gamma, "gamma"), _vector(beta, "beta")
+    _same_length(gamma=scale, beta=shift)
+    return to_bytes(lookup("layernorm")(_rows(x, scale.size, "x"), scale, shift, eps=eps))
+
+
+def layernorm_backward(x: bytes, dy: bytes, gamma: bytes, eps: float) -> tuple[bytes, ...]:
+    """dx, dgamma, dbeta."""
+    require_eps(eps)
+    scale = _vector(gamma, "gamma")
+    rows, d = _rows(x, scale.size, "x"), _rows(dy, scale.size, "dy")
+    _same_length(x=rows, dy=d)
+    return _bytes(_backward("layernorm", d, None, rows, scale, np.zeros_like(scale), eps=eps))
+
+
+def cross_entropy(logits: bytes, target: int) -> float:  # [n] -> scalar
+    """logsumexp - z[target]."""
+    return float(lookup("cross_entropy")(_vector(logits, "logits"), target=target))
+
+
+def cross_entropy_backward(logits: bytes, target: int) -> bytes:
+    """softmax - onehot."""
+    array = _vector(logits, "logits")
+    return to_bytes(_backward("cross_entropy", np.ones((), FLOAT32), None, array, target=target)[0])
+
+
+def dropout(data: bytes, p: float, training: bool, seed: int) -> bytes:
+    """Inverted dropout when training, else the input."""
+    check_p(p)
+    array = _vector(data, "input")
+    return to_bytes(lookup("dropout")(array, p=p, seed=seed)) if training else data
+
+
+def dropout_backward(data: bytes, output: bytes, grad: bytes, p: float, training: bool) -> bytes:
+    """dx, with the mask read off the output."""
+    check_p(p)
+    x, y, d = _vector(data, "input"), _vector(output, "output"), _vector(grad, "grad")
+    _same_length(input=x, output=y, grad=d)
+    return to_bytes(backward_from_output(d, y, x, p=p)) if training else grad
+
+
+def ones_like(src: bytes) -> bytes:
+    """Ones."""
+    return to_bytes(lookup("ones_like")(from_bytes(src, name="src")))
+
+
+def zeros_like(src: bytes) -> bytes:
+    """Zeros."""
+    return to_bytes(lookup("zeros_like")(from_bytes(src, name="src")))
+
+
+def transpose(src: bytes, rows: int, cols: int) -> bytes:  # [rows,cols] -> [cols,rows]
+    """The transpose."""
+    require_dims(rows=rows, cols=cols)
+    return to_bytes(lookup("transpose")(from_bytes(src, (rows, cols), name="src")))
+
+
+def attention(
+    x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_head: int, t: int, d: int, chunk: int = CHUNK
+) -> bytes:  # [T,D], [D,3D], [3D], [D,D], [D] -> [T,D]
+    """Causal self-attention with its two projections."""
+    arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+    require_room(attention_bytes(t, d, n_head, chunk), "pg_llm_attention")
+    return to_bytes(lookup("attention")(*arrays, n_head=n_head, chunk=chunk))
+
+
+def attention_backward(
+    x: bytes,
+    w_qkv: bytes,
+    b_qkv: bytes,
+    w_o: bytes,
+    b_o: bytes,
+    grad_output: bytes,
+    n_head: int,
+    t: int,
+    d: int,
+    chunk: int = CHUNK,
+) -> tuple[bytes, ...]:
+    """dx, dw_qkv, db_qkv, dw_o, db_o."""
+    arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
+    dy = from_bytes(grad_output, (t, d), name="grad_output")
+    require_room(3 * attention_bytes(t, d, n_head, chunk), "pg_llm_attention_backward")
+    return _bytes(_backward("attention", dy, None, *arrays, n_head=n_head, chunk=chunk))
+
+
+def _attention_arrays(
+    x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_head: int, t: int, d: int
+) -> tuple[np.ndarray, ...]:
+    require_dims(n_head=n_head, t=t, d=d)
+    check_length(t)
+    if d % n_head:
+        raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
+    shapes = {"x": (t, d), "w_qkv": (d, 3 * d), "b_qkv": (3 * d,), "w_o": (d, d), "b_o": (d,)}
+    given = (x, w_qkv, b_qkv, w_o, b_o)
+    return tuple(from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True))
+
+
+def attention_bytes(t: int, d: int, n_head: int, chunk: int) -> int:
+    """What attention takes: arguments, q, k and v and copies of them, results; norms; scores of a chunk on two threads."""
+    scores = min(max(GROUP, min(t, chunk) * t), MOST_SCORES)
+    return 4 * (5 * d * d + 16 * t * d + 2 * n_head * t + 2 * scores)
+
+
+def mlp_backward(
+    x: bytes, w_fc: bytes, b_fc: bytes, w_proj: bytes, b_proj: bytes, dy: bytes, t: int, d: int
+) -> tuple[bytes, ...]:
+    """dx, dw_fc, db_fc, dw_proj, db_proj of linear, gelu, linear with 4 D hidden units."""
+    require_dims(t=t, d=d)
+    f = 4 * d
+    shapes = {"x": (t, d), "w_fc": (d, f), "b_fc": (f,), "w_proj": (f, d), "b_proj": (d,)}
+    given = (x, w_fc, b_fc, w_proj, b_proj)
+    arrays = [from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True)]
+    d_result = from_bytes(dy, (t, d), name="dy")
+    require_room(4 * (22 * t * d + 5 * 8 * d * d), "pg_llm_mlp_backward")  # hidden units; each matrix and its gradient
+    return _bytes(_backward("mlp", d_result, None, *arrays))
+
+
+# --- optimizer and sampler --------------------------------------------------------------------------------------------
+
+
+def adamw_step(
+    weight: bytes | None,
+    grad: bytes | None,
+    m: bytes | None,
+    v: bytes | None,
+    lr: float | None,
+    beta1: float | None,
+    beta2: float | None,
+    eps: float | None,
+    weight_decay: float | None,
+    step: int | None,
+) -> tuple[bytes, ...]:
+    """weight, m and v after one step; missing moments are zeros."""
+    hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "step": step}
+    for name, value in {"weight": weight, "grad": grad, **hyper}.items():
+        if value is None:
+            raise NullNotAllowed(f"{name} must not be null", hint="Only m and v may be null, for zeros.")
+    optim.check_adamw(**hyper)  # type: ignore[arg-type]
+    given = {"weight": _vector(weight, "weight"), "grad": _vector(grad, "grad")}  # type: ignore[arg-type]
+    given |= {name: _vector(data, name) for name, data in (("m", m), ("v", v)) if data}
+    _same_length(**given)
+    size = given["weight"].size
+    require_room(
+        4 * size * (len(given) + 9), "pg_llm_adamw_step"
+    )  # each result as an array, as bytes and as the server's
+    state = {name: copied(given[name]) if name in given else np.zeros(size, FLOAT32) for name in ("weight", "m", "v")}
+
+    def step_on(part: slice) -> None:
+        w, first, second = (array[part] for array in state.values())
+        optim.adamw(w, given["grad"][part], first, second, **hyper)  # type: ignore[arg-type]
+
+    threads.for_rows(size, optim.PIECE, step_on)
+    return _bytes(tuple(state.values()))
+
+
+def grad_clip(grad: bytes, clip: float) -> bytes:
+    """The gradient, scaled so that its L2 norm is at most `clip`."""
+    array = _vector(grad, "grad")
+    if not (isfinite(clip) and clip > 0):
+        raise InvalidParameter(f"clip must be a finite number above 0, not {clip}", hint="1.0 is a usual one.")
+    scale = optim.clip_scale(optim.global_norm([array]), clip)
+    return grad if scale == 1.0 else to_bytes(lookup("scale")(array, factor=scale))
+
+
+def lr_schedule(step: int, warmup: int, total: int, lr_max: float) -> float:
+    """Linear warm-up, then half a cosine."""
+    for name, value in (("step", step), ("warmup", warmup), ("total", total), ("lr_max", lr_max)):
+        if not (isfinite(value) and value >= 0):
+            raise InvalidParameter(
+                f"{name} must be a finite number of at least 0, not {value}", hint="Steps count from 0 to total."
             )
-        if self._ops:
-            db.run(
-                "INSERT INTO {schema}.llm_tape (tape_id, run_id, step, name, inputs, output, extra)"
-                " SELECT $1, $2, $3, name, inputs::bigint[], output, extra::jsonb"
-                " FROM unnest($4, $5, $6, $7) WITH ORDINALITY AS new (name, inputs, output, extra, place) ORDER BY place",
-                ["int8", "int8", "int8", "text[]", "text[]", "int8[]", "text[]"],
-                *(self.tape_id, self.run_id, self.step, *map(list, zip(*self._ops, strict=True))),
-            )
-        self._tensors.clear()
-        self._ops.clear()
-        self._held = 0
-        host.check_interrupts()
+    return optim.lr_schedule(step, warmup, total, lr_max)
 
 
-def _array(numbers: Iterable[int]) -> str:
-    """Text of an integer array: PL/Python cannot pass an array of arrays of different lengths."""
-    return "{" + ",".join(map(str, numbers)) + "}"
-
-
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
-def applications(tape_id: int) -> list[Application]:
-    """The ops of a tape in the order of their recording."""
-    _require_room(tape_id)
-    rows = db.batches(
-        "SELECT id, name, inputs, output, extra::text AS extra FROM {schema}.llm_tape WHERE tape_id = $1 ORDER BY id",
-        ["int8"],
-        tape_id,
-    )
-    return [_application(row) for row in rows]
-
-
-def _require_room(tape_id: int) -> None:
-    """53200 before a large tape is read, with its ops, values and what runs over them."""
-    size = db.row(
-        "SELECT count(*) AS ops, coalesce(sum(pg_column_size(t)), 0)::bigint AS bytes FROM {schema}.llm_tape AS t"
-        " WHERE tape_id = $1",
-        ["int8"],
-        tape_id,
-    )
-    ops, held = (size or {})["ops"], (size or {})["bytes"]
-    if ops >= BATCH:
-        resources.require_memory(OP_BYTES * ops + 10 * held, f"tape {tape_id} of {ops} ops")
-
-
-def _application(row: db.Row) -> Application:
-    bare = Application(row["id"], row["name"], tuple(row["inputs"]), row["output"], {})
-    if not all(type(handle) is int for handle in bare.inputs):
-        raise bare.about(
-            InconsistentData(
-                "inputs must be an array of handles, of one dimension and without null",
-                hint="The row was changed by hand; record again.",
-            )
+def sample(logits: bytes, how: Sampling, seed: int) -> int:
+    """Id of a token."""
+    array = _vector(logits, "logits")
+    if array.size > limits.MOST_CHOICES:
+        raise InvalidParameter(
+            f"{array.size} logits; the most is {limits.MOST_CHOICES}", hint="Give the logits of one token."
         )
-    try:
-        return replace(bare, attrs=attributes.parse(row["name"], row["extra"]))
-    except PgGpt2Error as error:
-        raise bare.about(error) from None
-
-
-def tensors(tape_id: int) -> dict[int, Tensor]:
-    """The values of a tape, without their bytes."""
-    rows = db.batches(
-        "SELECT id, shape, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1", ["int8"], tape_id
-    )
-    return {row["id"]: Tensor(row["id"], _shape(row["id"], row["shape"]), row["requires_grad"]) for row in rows}
-
-
-def _shape(handle: int, shape: Sequence) -> tuple[int, ...]:
-    if len(shape) > MOST_DIMENSIONS or not all(type(n) is int and n > 0 for n in shape):
-        raise InconsistentData(
-            f"handle {handle} has a shape that none of our tensors has: {str(shape)[:60]}",
-            hint="Its row of llm_tensor_rt was changed by hand; record again.",
+    if not np.isfinite(array.max()):
+        raise InvalidParameter(
+            "logits have NaN, or a largest value that is not finite",
+            hint="Give finite numbers; -infinity excludes a token.",
         )
-    return tuple(shape)
+    return choose(array, how, Draws(seed).next())
 
 
-def data(tape_id: int, handles: Iterable[int], column: str = "data") -> dict[int, np.ndarray]:
-    """Data (or grad) of those handles that have it."""
-    wanted = list(handles)
-    turns = [wanted[i : i + BATCH] for i in range(0, len(wanted), BATCH)]
-    total = 0
-    for turn in turns:
-        size = db.row(
-            f"SELECT sum(octet_length({column})) AS bytes FROM {{schema}}.llm_tensor_rt WHERE tape_id = $1 AND id = ANY ($2)",
-            ["int8", "int8[]"],
-            *(tape_id, turn),
+# --- shared -----------------------------------------------------------------------------------------------------------
+
+
+def _rows(data: bytes, n: int | None, name: str) -> np.ndarray:
+    """[m, n]; one row when n is None."""
+    flat = _vector(data, name)
+    if n is None:
+        return flat.reshape(1, -1)
+    require_dims(n=n)
+    if flat.size % n:
+        raise InvalidParameter(
+            f"{name} has {flat.size} values, which are not rows of {n}", hint=f"Its length must be a multiple of {n}."
         )
-        total += (size or {})["bytes"] or 0
-        host.check_interrupts()
-    resources.require_memory(2 * total, f"reading tape {tape_id}")
-    found = {}
-    for turn in turns:
-        rows = db.cursor(
-            f"SELECT id, shape, {column} AS bytes FROM {{schema}}.llm_tensor_rt"
-            f" WHERE tape_id = $1 AND id = ANY ($2) AND {column} IS NOT NULL",
-            ["int8", "int8[]"],
-            *(tape_id, turn),
-        )
-        for row in rows:
-            found[row["id"]] = checked_values(row["id"], row["bytes"], row["shape"])
-            host.check_interrupts()
-    return found
+    return flat.reshape(-1, n)
 
 
-def checked_values(handle: int, content: bytes, shape: Sequence[int]) -> np.ndarray:
-    """The array; 22000 naming the handle when bytes and shape do not belong together."""
-    array = np.frombuffer(content[: len(content) // 4 * 4], FLOAT32)
-    checked = _shape(handle, shape)
-    try:
-        if len(content) % 4:
-            raise ValueError
-        return array.reshape(checked)
-    except ValueError:
-        raise InconsistentData(
-            f"handle {handle} has {len(content)} bytes, which are not float32 values of shape {list(shape)}",
-            hint="Its row of llm_tensor_rt was changed by hand; record again.",
-        ) from None
+def _backward(name: str, dy: np.ndarray, y: np.ndarray | None, *arrays: np.ndarray, **attrs: Any) -> Sequence[Any]:
+    """Gradients by the inputs, from the op's backward pass."""
+    return lookup(name).backward(dy, y, *arrays, saved=None, sinks=[None] * len(arrays), **attrs)
 
 
-def value(handle: int) -> tuple[Tensor, np.ndarray]:
-    """One value of the own tape; 42704 when it has no such handle, 55000 when the data was not kept."""
-    row = db.row(
-        "SELECT shape, requires_grad, data FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
-        ["int8", "int8"],
-        own_tape(),
-        handle,
-    )
-    if row is None:
-        raise unknown(handle)
-    if row["data"] is None:
-        raise WrongState(f"handle {handle} has no data", hint="Audit level 'tape' keeps no values; use 'full'.")
-    found = Tensor(handle, _shape(handle, row["shape"]), row["requires_grad"])
-    return found, checked_values(handle, row["data"], found.shape)
-
-
-def unknown(handle: int) -> UndefinedObject:
-    """The error for a handle that is not on the own tape."""
-    return UndefinedObject(f"handle {handle} does not exist in this {tape_owner()}", hint=OWN_HANDLES)
-
-
-# --- changing -------------------------------------------------------------------------------------------------------
-
-
-def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
-    """Replace all gradients of a tape."""
-    db.run("UPDATE {schema}.llm_tensor_rt SET grad = NULL WHERE tape_id = $1 AND grad IS NOT NULL", ["int8"], tape_id)
-    batch: list[tuple[int, bytes]] = []
-    held = 0
-    for handle, grad in grads:
-        batch.append((handle, to_bytes(grad)))
-        held += len(batch[-1][1])
-        if held >= FLUSH_BYTES or len(batch) >= BATCH:
-            update_grads(tape_id, batch)
-            batch, held = [], 0
-    update_grads(tape_id, batch)
-
-
-def update_grads(tape_id: int, batch: list[tuple[int, bytes]]) -> None:
-    """Set some gradients, given as (handle, bytes), in one statement."""
-    if not batch:
-        return
-    handles, grads = map(list, zip(*batch, strict=True))
-    whole, places = joined(grads)
-    db.run(
-        "UPDATE {schema}.llm_tensor_rt AS t SET grad = substring($5 FROM place FOR size)"
-        " FROM unnest($2, $3, $4) AS new (id, place, size) WHERE t.tape_id = $1 AND t.id = new.id",
-        ["int8", "int8[]", "int4[]", "int4[]", "bytea"],
-        *(tape_id, handles, places, list(map(len, grads)), whole),
-    )
-    host.check_interrupts()
-
-
-def drop(tape_ids: Sequence[int]) -> int:
-    """Delete tapes with their values; the number of values."""
-    dropped = 0
-    for table in ("llm_tensor_map", "llm_tape", "llm_tensor_rt"):
-        dropped = db.run(f"DELETE FROM {{schema}}.{table} WHERE tape_id = ANY ($1)", ["int8[]"], list(tape_ids))
-    return dropped
+def _bytes(arrays: Sequence[np.ndarray]) -> tuple[bytes, ...]:
+    return tuple(map(to_bytes, arrays))
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.cgroups', $pg_gpt2_source$"""What control groups leave to this process: the cores and the memory of a container or a service, versions 1 and 2.
-
-The least of the limits of our group and of those around it binds. In a container the path that the kernel tells may be that on
-its host: then the groups that it names are not found, and what is mounted as the root is ours.
-"""
-
-import os
-import time
-from collections.abc import Iterator
-from functools import cache, lru_cache
-
-UNLIMITED = 1 << 60  # bytes: version 1 has no word for it, but a number of pages that nobody has
-LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
-FILES = ("inactive_file", "active_file")  # of memory.stat: what the kernel takes back before it kills
-
-
-def _folders(controller: str, root: str) -> Iterator[str]:
-    """Folders of the groups around this process that limit `controller`, the outermost first: of both versions."""
-    try:
-        with open(os.path.join(root, "proc/self/cgroup"), encoding="utf-8") as file:
-            lines = [line.rstrip("\n").split(":", 2) for line in file]
-    except (OSError, ValueError):
-        return
-    for _, controllers, group in (line for line in lines if len(line) == 3):
-        if controllers and controller not in controllers.split(","):
-            continue
-        mounted = ("sys/fs/cgroup", controller) if controllers else ("sys/fs/cgroup",)  # version 2 has all in one tree
-        names = [name for name in group.split("/") if name not in ("", "..")]
-        for depth in range(len(names) + 1):
-            yield os.path.join(root, *mounted, *names[:depth])
-
-
-def _words(folder: str, name: str) -> list[str]:
-    """The words of a file; none where there is no such file, as in the root."""
-    try:
-        with open(os.path.join(folder, name), encoding="ascii") as file:
-            return file.read().split()
-    except (OSError, ValueError):
-        return []
-
-
-def _number(folder: str, *names: str) -> int | None:
-    """The least of the numbers in these files; None where there is none, or the word "max"."""
-    found = [int(word) for name in names for word in _words(folder, name)[:1] if word.isdigit()]
-    return min(found, default=None)
-
-
-@cache
-def cpu_quota(root: str = "/") -> float | None:
-    """Cores' worth of time that we may use; None for no limit. Asked once a session."""
-    quotas = map(_quota, _folders("cpu", root))
-    return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def _quota(folder: str) -> float | None:
-    """Version 1 has -1 where there is no limit, version 2 "max"."""
-    words = _words(folder, "cpu.max") or _words(folder, "cpu.cfs_quota_us") + _words(folder, "cpu.cfs_period_us")
-    if len(words) == 2 and all(word.isdigit() for word in words):
-        return int(words[0]) / int(words[1])
-    return None
-
-
-def memory_limit(root: str = "/") -> int | None:
-    """Bytes that all processes of our group may use; None for no limit."""
-    return min((limit for _, limit in _limits(root)), default=None)
-
-
-def memory_left(root: str = "/") -> int | None:
-    """Bytes that our group may still take; None for no limit. What files hold in memory is taken back for others first."""
-    left = []
-    for folder, limit in _limits(root):
-        used = _number(folder, "memory.current", "memory.usage_in_bytes") or 0
-        left.append(max(0, limit - used + _files(folder)))
-    return min(left, default=None)
-
-
-def _limits(root: str) -> list[tuple[str, int]]:
-    """(folder, bytes) of each group that has a limit; read once a second, for reading costs a tenth of a small call."""
-    return _limits_in(root, int(time.monotonic()))
-
-
-@lru_cache(maxsize=2)
-def _limits_in(root: str, _second: int) -> list[tuple[str, int]]:
-    found = [(folder, _number(folder, *names)) for folder, names in _limit_files(root)]
-    return [(folder, limit) for folder, limit in found if limit is not None and limit < UNLIMITED]
-
-
-@cache
-def _limit_files(root: str) -> list[tuple[str, list[str]]]:
-    """Folders of our groups, and the files of each that say its limit; looked for once a session."""
-    return [(folder, [name for name in LIMITS if _words(folder, name)]) for folder in _folders("memory", root)]
-
-
-def _files(folder: str) -> int:
-    """Bytes of files, in the group and those within it, as version 1 counts them under names of their own."""
-    words = _words(folder, "memory.stat")
-    stat = dict(zip(words[::2], words[1::2]))
-    return sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in FILES)
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core', $pg_gpt2_source$"""GPT-2 as the paper has it: configuration, ops with their gradients, tape, model."""
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.config', $pg_gpt2_source$"""The shape of a GPT-2: hyperparameters, and the names and shapes of the tensors that follow from them.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.config', $pg_gpt2_source$"""The shape of a GPT-2: hyperparameters, and the names and shapes of the tensors that follow from them.
 
 Names are those of the Hugging Face checkpoints without `transformer.`; linear weights are (in, out).
 Reference: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
@@ -3366,8 +953,8 @@ Reference: Radford et al. 2019, "Language Models are Unsupervised Multitask Lear
 from dataclasses import dataclass
 from math import prod
 
-from .errors import InvalidParameter
-from .limits import MOST_LAYERS
+from ..errors import InvalidParameter
+from ..limits import MOST_LAYERS
 
 LAYER_NORM_EPS = 1e-5
 
@@ -3455,648 +1042,622 @@ PRESETS = {
     )
 }
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.db', $pg_gpt2_source$"""The one module that talks to the server: queries, settings, notices, cancel, and errors on their way out.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.gpt2', $pg_gpt2_source$"""GPT-2, once: every forward pass, training, decoding or a single block in SQL, runs these lines over a `Runner`.
 
-In SQL text `{schema}` stands for the extension's schema, and never for what a user called something: values are parameters, and
-names go through `command`. Everything else is in pg_catalog, because every function pins its
-search_path. Statements are prepared once a session.
+Parameters are a dict by checkpoint name: a layer is the entries under `h.{i}.`. Shapes: B sequences of T tokens, width
+D; the leading B may be absent. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings.
 """
 
-import functools
-import inspect
-import re
-import struct
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import sqrt
 from typing import Any
 
 import numpy as np
-import plpy
 
-from . import host
-from .errors import (
-    InvalidParameter,
-    InvalidTransactionTermination,
-    MalformedData,
-    OutOfMemory,
-    PgGpt2Error,
-    TriggerProtocolViolated,
-    of_system,
-)
-from .importer import is_set_oddly, own_settings
-from .limits import MOST_IDS
+from .. import host
+from ..errors import InvalidParameter
+from ..fast import threads
+from ..fast.attend import CHUNK
+from ..fast.products import run_all
+from . import rng
+from .config import LAYER_NORM_EPS, GPT2Config, block_shapes
+from .tape import Handle, Runner
 
-Row = dict[str, Any]
-Function = Callable[..., Any]
-
-# PL/Python prefixes a message with the name of the exception's class; this name makes a prefix that a user can read.
-ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
-
-OUR_PATH = "pg_catalog, pg_temp"  # the search_path that every function pins
-
-_schema = ""
-_callers_path = OUR_PATH  # that of who called a committing procedure
-sources_digest = ""
-_plans: dict[tuple[str, tuple[str, ...]], Any] = {}
-_checked = 0.0
-_in_set = False
-_END = object()
-PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
-SHOWN = 4000  # characters of each end of a message
-ELEMENTS = {  # of a type: the oid, and what array_send has of an element, for struct and for NumPy
-    name: (oid, struct.Struct(f">i{code}"), np.dtype(f">i,>{code}"))
-    for name, oid, code in (("integer", 23, "i"), ("bigint", 20, "q"), ("double precision", 701, "d"))
-}
-NULL_LENGTH = b"\xff" * 4  # of an element, as array_send has it
-CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
-CHECK_IN_SET = 0.2  # the same inside a row of a set
+Params = Mapping[str, Handle]
+Attend = Callable[[int, Handle], Handle]  # (layer, qkv [.., T, 3D]) -> [.., T, D]
+Keep = Callable[[Handle], Handle]  # [.., T, D] -> [n, D], some of the rows
+Position = int | np.ndarray
+INIT_STD = 0.02
+INIT_PIECE = 1 << 18  # scalars drawn from one address
 
 
-def connect(schema: str, digest: str) -> None:
-    """Remember the extension's schema (a quoted identifier) and the sources' digest; serve the engine's host hooks."""
-    global _schema, sources_digest
-    _schema, sources_digest = schema, digest
-    host.check_interrupts = check_interrupts
-    host.notice = notice
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout of one forward pass: p, and where its masks are drawn. `part` tells micro-batches of a step apart."""
+
+    p: float
+    seed: int = 0
+    step: int = 0
+    part: int = 0
+
+    def at(self, site: int) -> dict[str, Any]:
+        """Attributes of the op at that site: 0 is the embedding, then three for each layer."""
+        return {"p": self.p, "seed": self.seed, "step": self.step, "site": (self.part << 32) + site}
 
 
-def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any]], Any]:
-    """Make `function` callable from SQL, where a body hands over its `globals()`: arguments are taken out of them, and errors,
-    also those of a generator that is returned, become PostgreSQL errors. `matrices`: arrays may have several dimensions."""
-
-    @functools.wraps(function)
-    def guarded(scope: dict[str, Any]) -> Any:
-        args = _taken(scope)
-        try:
-            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
-                if not matrices:
-                    _refuse_nested_arrays(function, args)
-                result = function(*args)
-        except Exception as error:  # nothing is swallowed: a cancel, too, goes on to the server
-            raise _for_sql(error) from None
-        return _guarded_rows(result) if isinstance(result, Iterator) else result
-
-    return guarded
+def _dropped(run: Runner, x: Handle, drop: Dropout | None, site: int) -> Handle:
+    if drop is None or not drop.p:
+        return x
+    y = run.apply("dropout", x, **drop.at(site))
+    run.forget(x)
+    return y
 
 
-def _taken(scope: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a call; a trigger's one argument is TD.
+def block(
+    run: Runner,
+    p: Params,
+    x: Handle,
+    *,
+    n_head: int,
+    eps: float = LAYER_NORM_EPS,
+    chunk: int = CHUNK,
+    drop: Dropout | None = None,
+    attend: Attend | None = None,
+    keep: Keep | None = None,
+    layer: int = 0,
+) -> Handle:  # [.., T, D] -> [.., T, D] or what `keep` gives
+    """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`.
 
-    PL/Python leaves them in the function's globals, each by its name and all as `args`, until the next call of the same function:
-    a session that once called seven kernels on 200 MB would hold 1.7 GB until its end.
+    With `keep`, only those rows of x go on after attention, and `attend` returns only theirs.
     """
-    args = scope.get("args") if "TD" not in scope else [scope["TD"]]
-    names = scope.get("__names")
-    if names is None:
-        names = scope["__names"] = [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]
-    for name in names:
-        scope[name] = None
-    return tuple(args or ())
+    site = 1 + 3 * layer
+    normed = run.apply("layernorm", x, p["ln_1.weight"], p["ln_1.bias"], eps=eps)
+    qkv = run.apply("linear", normed, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
+    run.forget(normed)
+    if attend is not None:
+        mixed = attend(layer, qkv)
+    else:
+        attrs = drop.at(site) if drop is not None and drop.p else {}
+        mixed = run.apply("causal_attention", qkv, n_head=n_head, chunk=chunk, **attrs)
+    if keep is not None:
+        x = keep(x)
+    x = _residual(run, x, mixed, p["attn.c_proj.weight"], p["attn.c_proj.bias"], drop, site + 1)
+
+    normed = run.apply("layernorm", x, p["ln_2.weight"], p["ln_2.bias"], eps=eps)
+    hidden = run.apply("linear", normed, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])
+    run.forget(normed)
+    active = run.apply("gelu", hidden)
+    x = _residual(run, x, active, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"], drop, site + 2)
+    run.forget(active)
+    return x
 
 
-def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """text[] is the type of a matrix, too, which arrives as a list of lists."""
-    for place, value in enumerate(args):
-        if type(value) is list and value and type(value[0]) is list:
-            raise _not_one_dimension(inspect.unwrap(function).__code__.co_varnames[place])
+def _residual(run: Runner, x: Handle, y: Handle, w: Handle, b: Handle, drop: Dropout | None, site: int) -> Handle:
+    """x + dropout(y @ w + b)."""
+    y = _dropped(run, run.apply("linear", y, w, b), drop, site)
+    total = run.apply("add", x, y)
+    run.forget(y)
+    return total
 
 
-def _not_one_dimension(name: str) -> InvalidParameter:
-    return InvalidParameter(
-        f"{name} must be an array of one dimension", hint="ARRAY(SELECT unnest(a)) makes one of all its elements."
-    )
+def embed(run: Runner, params: Params, ids: np.ndarray, *, position: Position = 0) -> Handle:  # [.., T] -> [.., T, D]
+    """wte[ids] + wpe[position ..]; a vector of positions has one for each sequence."""
+    tokens = run.apply("embedding", params["wte"], ids=ids)
+    places = run.apply("embedding", params["wpe"], ids=np.asarray(position)[..., None] + np.arange(np.shape(ids)[-1]))
+    x = run.apply("add", tokens, places)
+    run.forget(tokens)
+    run.forget(places)
+    return x
 
 
-def received(**types: str) -> Callable[[Function], Function]:
-    """For a function that SQL hands arrays of numbers in their binary form: their names, and what they are of. It gets lists."""
+def hidden(
+    run: Runner,
+    params: Params,
+    ids: np.ndarray,
+    config: GPT2Config,
+    *,
+    position: Position = 0,
+    attend: Attend | None = None,
+    keep: Keep | None = None,
+    drop: Dropout | None = None,
+    chunk: int = CHUNK,
+) -> Handle:  # [.., T] -> [.., T, D] or what `keep` gives
+    """The stream after ln_f. `position` is that of the first id; with `attend` a cache supplies the earlier keys.
 
-    def of(function: Function) -> Function:
-        names = list(inspect.signature(function).parameters)
-        arrays = [(names.index(name), name, kind) for name, kind in types.items()]
-
-        @functools.wraps(function)
-        def receiving(*args: Any) -> Any:
-            given = list(args)
-            for place, name, kind in arrays:
-                if given[place] is not None:
-                    given[place] = _elements_sent(given[place], name, kind)
-            return function(*given)
-
-        return receiving
-
-    return of
-
-
-def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
-    """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long: PL/Python wraps our
-    error in "error fetching next item from iterator"."""
-    global _in_set, _checked
-    while True:
-        _in_set, _checked = True, time.monotonic()
-        try:
-            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
-                row = next(rows, _END)
-        except Exception as error:
-            raise _for_sql(error) from None
-        finally:
-            _in_set = False
-        if row is _END:
-            return
-        yield row
+    With `keep`, only those rows of the stream leave the last block: see `block`.
+    """
+    check_window(int(np.max(position)) + np.shape(ids)[-1], config)
+    x = embed(run, params, ids, position=position)
+    return blocks(run, params, _dropped(run, x, drop, 0), config, attend=attend, keep=keep, drop=drop, chunk=chunk)
 
 
-def _for_sql(error: Exception) -> Exception:
-    """The error as SQL shall see it."""
-    if isinstance(error, plpy.SPIError):
-        return _from_server(error)
-    if isinstance(error, plpy.Error):
-        return error
-    if isinstance(error, OSError):
-        error = of_system(error, f'"{error.filename}"' if error.filename else "a file of the server")
-    if isinstance(error, PgGpt2Error):
-        return _error(error.message, error.sqlstate, error.detail, error.hint)
-    if isinstance(error, MemoryError):
-        hint = "Use a shorter input, a smaller batch or a smaller model."
-        return _error(str(error) or "out of memory", OutOfMemory.sqlstate, None, hint)
-    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    hint = "This is a defect in pg_gpt2: please report it with the DETAIL."
-    return _error(f"unexpected {type(error).__name__}: {error}", "XX000", trace, hint)
+def blocks(
+    run: Runner,
+    params: Params,
+    x: Handle,
+    config: GPT2Config,
+    *,
+    attend: Attend | None = None,
+    keep: Keep | None = None,
+    drop: Dropout | None = None,
+    chunk: int = CHUNK,
+) -> Handle:  # [.., T, D] -> [.., T, D] or what `keep` gives
+    """All blocks and ln_f."""
+    for i in range(config.n_layer):
+        p, kept = layer_params(params, i), keep if i == config.n_layer - 1 else None
+        x = block(run, p, x, n_head=config.n_head, chunk=chunk, drop=drop, attend=attend, keep=kept, layer=i)
+    return run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
 
 
-def _error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
-    error = ServerError(_sendable(message))
-    error.sqlstate, error.detail, error.hint = sqlstate, detail and _sendable(detail), hint and _sendable(hint)
-    return error
+def layer_params(params: Params, layer: int) -> dict[str, Handle]:
+    """The twelve parameters of a block, by their names without `h.{layer}.`."""
+    return {name: params[full] for name, full in _block_names(layer)}
 
 
-def _sendable(text: str) -> str:
-    """`text` as it can reach a reader: names in a file may have U+0000, or half of a pair of UTF-16, and one of
-    megabytes would go to the client and into the server's log whole."""
-    if len(text) > 2 * SHOWN:
-        text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
-    return storable(text).encode("utf-8", "replace").decode()
+@lru_cache(maxsize=256)
+def _block_names(layer: int) -> list[tuple[str, str]]:
+    return [(name, f"h.{layer}.{name}") for name in block_shapes(1)]
 
 
-def _from_server(error: Any) -> Exception:
-    """The server's own error, with all its fields but without the class name that PL/Python would prefix."""
-    _, detail, hint, _query, _position, *names = error.spidata or (None,) * 10
-    message = str(error).removeprefix("pg_gpt2: ")  # of our own error in a query that was given as source
-    if error.sqlstate == "42501" and not hint:
-        hint = _who_gives_the_right(message)
-    copy = _error(message, error.sqlstate, detail, hint)
-    for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
-        setattr(copy, field, value)
-    return copy
+def project(run: Runner, params: Params, x: Handle) -> Handle:  # [.., D] -> [.., V]
+    """Logits: x @ wte'."""
+    return run.apply("lm_head", x, params["wte"])
 
 
-def _who_gives_the_right(message: str) -> str | None:
-    """The hint for an object of ours that the server's refusal names, in whatever language; None when it is somebody else's."""
-    found = re.search(r"\b(?:pg_)?llm_\w+", message)
-    if found is None:
-        return None
-    refused = row(
-        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered"
-        " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
-        " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
-        " HAVING count(*) > 0",
-        ["text"],
-        found[0],
-    )
-    if refused is None:
-        return None
-    if refused["filtered"]:
-        return f"{found[0]} has row-level security: its policies say which rows this role may read and write."
-    call = f"{_schema}.llm_grant_usage({refused['role']}, 'read')"
-    return f"The owner of the extension gives it: SELECT {call}; or 'train' or 'admin', to write."
+def logits(run: Runner, params: Params, ids: np.ndarray, config: GPT2Config, **options: Any) -> Handle:
+    """[.., T] -> [.., T, V]; options are those of `hidden`."""
+    return project(run, params, hidden(run, params, ids, config, **options))
 
 
-def require_trigger_of(trigger: dict[str, Any], what: str, *tables: str) -> None:
-    """39P01 unless it is the trigger `what`, such as "BEFORE INSERT ROW", of one of our own `tables`."""
-    kind = " ".join(trigger[key] for key in ("when", "event", "level"))
-    ours = row(
-        "SELECT $1::oid = ANY ($2::regclass[]) AS ours", ["text", "text[]"], trigger["relid"], [*map(qualified, tables)]
-    )
-    if not (ours or {})["ours"] or not kind.startswith(what):
-        raise TriggerProtocolViolated(
-            f'trigger "{trigger["name"]}", {kind}, of table "{trigger["table_name"]}" cannot use this function, which serves'
-            f" {' and '.join(tables)} of pg_gpt2 only",
-            hint="DROP TRIGGER it, and write a function of your own for your table.",
+def loss(
+    run: Runner, params: Params, ids: np.ndarray, targets: np.ndarray, config: GPT2Config, **options: Any
+) -> Handle:
+    """Mean cross entropy of targets [.., T]; options are those of `hidden`."""
+    x = hidden(run, params, ids, config, **options)
+    return run.apply("lm_head_loss", x, params["wte"], target=targets)
+
+
+def check_window(length: int, config: GPT2Config) -> None:
+    """22023 when a sequence is empty or longer than the position embeddings."""
+    if not 1 <= length <= config.n_positions:
+        raise InvalidParameter(
+            f"a sequence of {length} tokens does not fit the model",
+            hint=f"It takes 1 to {config.n_positions} tokens (n_positions).",
         )
 
 
-def qualified(name: str) -> str:
-    """`name` in the extension's schema, as text that casts to regclass."""
-    return f"{_schema}.{name}"
+def init_params(config: GPT2Config, seed: int = 0) -> dict[str, np.ndarray]:
+    """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero.
 
-
-def query(sql: str, types: Sequence[str] = (), *args: Any) -> list[Row]:
-    """Rows of a statement whose `$1...` have `types`."""
-    return list(plpy.execute(_plan(sql, types), list(args)))
-
-
-def run(sql: str, types: Sequence[str] = (), *args: Any) -> int:
-    """Execute a statement; the number of rows it processed."""
-    return plpy.execute(_plan(sql, types), list(args)).nrows()
-
-
-def row(sql: str, types: Sequence[str] = (), *args: Any) -> Row | None:
-    """The first row, or None."""
-    rows = plpy.execute(_plan(sql, types), list(args), 1)
-    return rows[0] if rows.nrows() else None
-
-
-def command(sql: str, **names: str) -> None:
-    """Execute a statement that cannot be prepared, such as GRANT. `{name}` in its text stands for the one of `names`, which is
-    quoted: all are put in at once, so that a name which looks like one of the placeholders stays what it is."""
-    plpy.execute(sql.format(schema=_schema, **names))
-
-
-def quote_identifier(name: str) -> str:
-    """`name` as an identifier in SQL text."""
-    return plpy.quote_ident(name)
-
-
-def cursor(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
-    """Rows one at a time, for results that are too large to hold."""
-    return plpy.cursor(_plan(sql, types), list(args))
-
-
-def batches(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
-    """Rows of what may be millions, fetched a thousand at a time, with a look for an interrupt between."""
-    found = plpy.cursor(_plan(sql, types), list(args))
-    while rows := found.fetch(1000):
-        yield from rows
-        check_interrupts()
-
-
-def _plan(sql: str, types: Sequence[str]) -> Any:
-    key = (sql, tuple(types))
-    if key not in _plans:
-        _plans[key] = plpy.prepare(sql.replace("{schema}", _schema), list(types))
-    return _plans[key]
-
-
-def source_texts(source: str, search_path: str) -> Iterator[str]:
-    """Texts of a caller's query, which runs with the caller's rights under the caller's `search_path`; NULLs are skipped.
-
-    The path is set only while the query runs, so that it cannot lead our own statements astray.
+    Draws depend on (seed, index of the tensor) only.
     """
-    with _search_path(search_path):
-        open_before = _portals()
-        try:
-            rows = plpy.cursor(source)
-        except plpy.spiexceptions.InvalidCursorDefinition:
-            raise InvalidParameter(
-                "source must be one query", hint="Example: 'SELECT body FROM documents', without a second statement."
-            ) from None
-        except plpy.SPIError as error:
-            if not error.sqlstate.startswith("42") or error.sqlstate == "42501":
-                raise
-            # not a query at all, or of something that is not there
-            hint = "source is the text of a query, such as 'SELECT body FROM documents'."
-            raise _error(f"source: {error}", error.sqlstate, None, hint) from None
-        names = _columns(_portals() - open_before)
-        if len(names) != 1:
-            raise _not_one_text(names)
-        batch = rows.fetch(100)
-    while batch.nrows():
-        for fetched in batch:
-            if not isinstance(value := fetched[names[0]], str | None):
-                raise _not_one_text(names)
-            if value is not None:
-                yield value
-        with _search_path(search_path):
-            batch = rows.fetch(100)
-    rows.close()
+    params = {}
+    for index, (name, shape) in enumerate(config.param_shapes().items()):
+        params[name] = tensor = np.zeros(shape, np.float32)
+        if tensor.ndim == 2:
+            std = INIT_STD / sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else INIT_STD
+            _draw_normal(tensor.reshape(-1), std, seed, index)
+            host.check_interrupts()
+        elif name.endswith("weight"):
+            tensor[:] = 1.0
+    return params
 
 
-def _portals() -> set[str]:
-    """Names of the cursors that are open in this session."""
-    return {row["name"] for row in query("SELECT name FROM pg_catalog.pg_cursors")}
+def _draw_normal(flat: np.ndarray, std: float, seed: int, index: int) -> None:
+    def piece(part: slice) -> None:
+        source = np.random.Generator(rng.philox(seed, rng.INIT, site=index, row=part.start // INIT_PIECE))
+        source.standard_normal(out=flat[part], dtype=np.float32)
+        flat[part] *= std
 
-
-def _columns(portals: set[str]) -> list[str]:
-    """Names of the columns of a cursor that was just opened. What a cursor fetches is a dict a row, in which columns of the same
-    name are one, and has no colnames(); what FETCH gives has."""
-    return plpy.execute(f"FETCH 0 FROM {quote_identifier(max(portals))}").colnames()
-
-
-def _not_one_text(names: list[str]) -> InvalidParameter:
-    return InvalidParameter(
-        f"source must return one text column, not ({', '.join(names)})", hint="Example: 'SELECT body FROM documents'."
-    )
-
-
-@contextmanager
-def _search_path(path: str) -> Iterator[None]:
-    try:
-        _set_search_path(path)
-    except plpy.spiexceptions.InvalidParameterValue as error:
-        raise InvalidParameter(
-            f"source_path: {error}", hint="source_path is written as SET search_path has it."
-        ) from None
-    try:
-        yield
-    finally:
-        _set_search_path(OUR_PATH)
-
-
-def _set_search_path(path: str) -> None:
-    # A procedure calls this under its caller's path, which may have a type "text" of its own.
-    run("SELECT pg_catalog.set_config('search_path', $1, true)", ["pg_catalog.text"], path)
-
-
-@contextmanager
-def committing(procedure: str) -> Iterator[None]:
-    """Around a procedure that commits as it goes: a call inside a transaction block fails here, before any work.
-
-    The caller's search_path is there again afterwards; after an error, which undoes the transaction, it is so by itself.
-    """
-    _set_search_path(OUR_PATH)
-    try:
-        commit()
-    except plpy.SPIError as error:
-        if error.sqlstate != "2D000":
-            raise
-        raise InvalidTransactionTermination(
-            f"{procedure} commits as it goes, so it cannot run inside a transaction block or a function",
-            hint="Call it in autocommit mode, alone in its statement string: outside BEGIN, by a psql -c of its own, with"
-            " autocommit=True in psycopg.",
-        ) from None
-    yield
-    _set_search_path(_callers_path)
-
-
-def commit() -> None:
-    """Commit; procedures cannot have a SET clause, and what they set themselves ends with the transaction."""
-    global _callers_path
-    plpy.commit()
-    _callers_path = (row("SELECT pg_catalog.current_setting('search_path') AS path") or {})["path"]
-    _set_search_path(OUR_PATH)
-
-
-def setting(name: str, default: str | None = None) -> str | None:
-    """Value of `pg_gpt2.name`, else `default`. After a rolled-back SET the value is '' and not null."""
-    found = row("SELECT nullif(current_setting($1, true), '') AS value", ["text"], f"pg_gpt2.{name}")
-    return default if found is None or found["value"] is None else found["value"]
-
-
-def may_read(*relations: str) -> bool:
-    """Whether the caller has SELECT on `relations` of the extension."""
-    found = row(
-        "SELECT bool_and(has_table_privilege(name, 'SELECT')) AS held FROM unnest($1) AS name",
-        ["text[]"],
-        [qualified(name) for name in relations],
-    )
-    return (found or {})["held"]
-
-
-def flag(name: str, default: str) -> bool:
-    """Value of the boolean setting `pg_gpt2.name`. 22023 when it is none."""
-    text = (setting(name, default) or default).strip().lower()
-    for value, words in ((True, ("on", "true", "yes", "1", "t", "y")), (False, ("off", "false", "no", "0", "f", "n"))):
-        if text in words:
-            return value
-    raise InvalidParameter(f"pg_gpt2.{name} must be on or off, not '{text}'", hint=f"RESET pg_gpt2.{name};")
-
-
-def _elements_sent(sent: bytes, name: str, kind: str) -> list[Any]:
-    """The elements of an array that SQL passed as array_send(name), or as '' where it has more than MOST_IDS.
-
-    The form: number of dimensions, whether there are nulls, type; of each dimension size and lower bound; of each element length
-    and value, big-endian. A null has the length -1 and no value.
-    """
-    oid, element, pair = ELEMENTS[kind]
-    if not sent or len(sent) > 20 + element.size * MOST_IDS:
-        raise InvalidParameter(
-            f"{name} has more than {MOST_IDS} elements", hint=f"Give a part of them: ({name})[1:1000000], for example."
-        )
-    dimensions, nulls, given, size = struct.unpack(">4i", sent[:16].ljust(16, b"\0"))  # an empty array has no size
-    if given == oid:
-        if dimensions > 1:
-            raise _not_one_dimension(name)
-        if nulls:
-            found = _elements_or_nulls(sent, element)
-            if len(found) == size:
-                return found
-        elif len(sent) == 12 + 8 * dimensions + element.size * size:
-            return np.frombuffer(sent[12 + 8 * dimensions :], pair)["f1"].tolist()
-    raise MalformedData(f"{name} is not what array_send gives", hint=f"array_send({name}), with {name} {kind}[].")
-
-
-def _elements_or_nulls(sent: bytes, element: struct.Struct) -> list[Any]:
-    """Elements of an array of one dimension, as far as they are there."""
-    found: list[Any] = []
-    place = 20
-    while place <= len(sent) - len(NULL_LENGTH):
-        if sent.startswith(NULL_LENGTH, place):
-            found.append(None)
-            place += len(NULL_LENGTH)
-        elif place + element.size > len(sent):
-            break
-        else:
-            found.append(element.unpack_from(sent, place)[1])
-            place += element.size
-        if not len(found) % 50_000:
-            check_interrupts()
-    return found
-
-
-def storable(text: str) -> str:
-    """`text` without U+0000, which a text cannot hold: PostgreSQL would cut it there silently."""
-    return text.replace("\0", "\ufffd")
-
-
-def check_interrupts() -> None:
-    """Let a cancel, a timeout or a termination of this session take effect; cheap enough for inner loops."""
-    global _checked
-    now = time.monotonic()
-    if now - _checked >= (CHECK_IN_SET if _in_set else CHECK_EVERY):
-        _checked = now
-        plpy.execute(_plan("SELECT 1", ()))
-
-
-def notice(message: str) -> None:
-    """Tell the client something, as a NOTICE."""
-    plpy.notice(message)
+    run_all([lambda part=part: piece(part) for part in threads.pieces(flat.size, INIT_PIECE)])  # type: ignore[misc]
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.diagnosis', $pg_gpt2_source$"""What llm_doctor finds: software, hardware, settings and models, each ok, or warn or error with a hint.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.op', $pg_gpt2_source$"""The registry of ops: each defined once, forward and backward together, as stateless functions of arrays.
 
-It looks at what has cost people time: a slow BLAS, another Python than the one meant, a setting that is no value, a disk or a
-shared memory that is nearly full, a vocabulary that does not fit its model. It changes nothing, and raises for none of it.
+The SQL kernels, the tape and the training step all look an op up here. `saved` only accelerates a backward pass:
+every backward recomputes what it is not given, so that an op can be differentiated from its recorded inputs alone.
 """
 
-import os
-import platform
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from . import __version__, db, resources, threads
-from .autograd import recording
-from .errors import InvalidParameter
-from .storage import store, weight_file, weights
-from .training import audit
+from .. import limits
+from ..errors import InvalidParameter, UndefinedObject
 
-Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
-SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
-SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
-LITTLE_ROOM = 2 << 30  # on the disk of the data directory
-BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
-LISTING = ("llm_models", "llm_param_resolved", "llm_model_config", "llm_param", "llm_param_share", "llm_bpe_vocab")
-SETTINGS: dict[str, Callable[[], object]] = {
-    "threads": resources.apply_threads,
-    "attention_chunk": resources.attention_chunk,
-    "max_memory": resources.memory_limit,
-    "autograd": recording.enabled,
-    "prompt_lookup": resources.prompt_lookup,
-    "audit_keep": audit.steps_kept,
-}
+Shape = tuple[int, ...]
 
 
-def findings() -> Iterator[Finding]:
-    """All there is to say."""
-    yield from _software()
-    yield from _settings()
-    yield from _hardware()
-    yield from _database()
+class Sink:
+    """A buffer that gradients of one leaf are collected in: the first is written, the later ones are added."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.filled = False
 
 
-def _check(item: str, value: str, good: bool, hint: str, status: str = "warn") -> Finding:
-    return (item, value, "ok", None) if good else (item, value, status, hint)
+@dataclass(frozen=True)
+class Op:
+    """An op: `forward(*arrays, **attrs)` and `backward(dy, y, *arrays, saved, sinks, **attrs)`.
 
+    forward returns y, or (y, saved) when `saves`. backward returns one gradient an input, None where there is none; it
+    may put a gradient straight into the sink of that input (and then returns the sink's array). `reads` names the
+    arrays backward looks at beyond their shape: input positions, and "y"; the tape frees the rest early. `saving` is a
+    forward pass with the same y that also returns something large to save, for who has the memory.
+    """
 
-def _software() -> Iterator[Finding]:
-    yield "pg_gpt2", f"{__version__} ({db.sources_digest})", "ok", None
-    yield "PostgreSQL", (db.row("SELECT current_setting('server_version') AS v") or {})["v"], "ok", None
-    yield "Python", f"{platform.python_version()} in {sys.base_prefix}", "ok", None
-    place = os.path.dirname(os.path.dirname(np.__file__))
-    old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 24)
-    yield _check("NumPy", f"{np.__version__} in {place}", not old, "Upgrade to NumPy 2.")
-    yield _check(
-        "BLAS",
-        threads.blas_name(),
-        threads.set_blas_threads(1),
-        "Its threads cannot be set. Install OpenBLAS: libopenblas0, or NumPy from PyPI.",
-    )
-    for variable in BLAS_VARIABLES:
-        if value := os.environ.get(variable):
-            hint = "Unset it for the server, unless this processor needs it: it may cost half the speed."
-            yield variable, value, "warn", hint
-    yield _vanished_clients()
+    name: str
+    forward: Callable[..., Any]
+    backward: Callable[..., Sequence[np.ndarray | None]]
+    inputs: tuple[str, ...]
+    variadic: bool = False
+    saves: bool = False
+    reads: frozenset[int | str] = frozenset()
+    fused: Callable[..., tuple[np.ndarray, Sequence[np.ndarray | None]]] | None = None
+    saving: Callable[..., tuple[np.ndarray, Any]] | None = None
 
+    def __call__(self, *arrays: np.ndarray, **attrs: Any) -> np.ndarray:
+        """y alone."""
+        return self.run(*arrays, **attrs)[0]
 
-def _vanished_clients() -> Finding:
-    """Without a check, a computation whose client is gone goes on to its end, which nobody will see."""
-    interval = (db.row("SELECT current_setting('client_connection_check_interval') AS v") or {})["v"]
-    hint = "What a client that is gone has asked for is computed to its end: set it to 10s, in postgresql.conf or for a role."
-    return _check("client_connection_check_interval", interval, interval != "0", hint)
-
-
-def _settings() -> Iterator[Finding]:
-    """Settings that are no values: whatever uses them would say so."""
-    for name, read in SETTINGS.items():
+    def run(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
+        """(y, saved); saved is None when the op saves nothing. 22023 when the number of inputs is wrong."""
+        self.check_inputs(len(arrays))
         try:
-            read()
-        except InvalidParameter as error:
-            yield f"pg_gpt2.{name}", db.setting(name) or "", "error", f"{error.message}. {error.hint}"
+            result = self.forward(*arrays, **attrs)
+        except TypeError as error:
+            raise self._bad_attributes(attrs, error) from error
+        return result if self.saves else (result, None)
+
+    def run_saving(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
+        """As `run`, with all saved that makes the backward pass faster."""
+        return self.run(*arrays, **attrs) if self.saving is None else self.saving(*arrays, **attrs)
+
+    def check_inputs(self, count: int) -> None:
+        """22023 when the number of inputs is wrong."""
+        if count != len(self.inputs) and not (self.variadic and count):
+            raise InvalidParameter(
+                f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {count}",
+                hint="Give one array for each of them, in this order.",
+            )
+
+    def grads(self, dy: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray | None, ...]:
+        """Gradients of sum(dy * y) by the inputs, from the inputs alone."""
+        y, saved = self.run(*arrays, **attrs)
+        if dy.shape != y.shape:
+            raise misfit(self.name, "the gradient has the shape of the result", dy=dy.shape, y=y.shape)
+        return tuple(self.backward(dy, y, *arrays, saved=saved, **attrs))
+
+    def _bad_attributes(self, attrs: dict[str, Any], error: TypeError) -> Exception:
+        """A user's wrong attribute becomes 22023; a TypeError from inside the op stays what it is."""
+        trace = error.__traceback__
+        depth = 0
+        while trace is not None:
+            depth, trace = depth + 1, trace.tb_next
+        if depth > 1:
+            return error
+        return InvalidParameter(
+            f"op {self.name} does not accept attributes {sorted(attrs)}: {error}",
+            hint="An attribute is missing, or is not one of this op's.",
+        )
 
 
-def _hardware() -> Iterator[Finding]:
-    rate = _gflops()
-    hint = "Install OpenBLAS (apt-get install libopenblas0), or NumPy from PyPI, which brings it."
-    yield _check("matrix product", f"{rate:.0f} GFLOP/s on one core", rate >= SLOW_GFLOPS, hint)
-    yield "threads", f"{threads.threads()} of {resources.cores()} cores", "ok", None
-    with suppress(InvalidParameter):  # it is among the settings
-        yield "max_memory", resources.megabytes(resources.memory_limit()), "ok", None
-    available = resources.available_memory()
-    if available is not None:
-        hint = "Other programs, or other sessions, have the rest: what needs more is refused with 53200."
-        yield _check("memory available", resources.megabytes(available), available > 4 * resources.RESERVE, hint)
-    shared = _room("/dev/shm", whole=True)
-    if shared is not None:
-        hint = "PostgreSQL's parallel queries may fail. For Docker: --shm-size=1g."
-        yield _check("/dev/shm", resources.megabytes(shared), shared >= SMALL_SHM, hint)
-    room = _room(".", whole=False)  # a server's working directory is its data directory
-    if room is not None:
-        hint = "Without room for a model's file each session keeps a copy of its own, and training cannot commit."
-        yield _check("disk available", resources.megabytes(room), room >= LITTLE_ROOM, hint)
-    folder = weight_file.directory()
-    usable = folder is not None and (not os.path.exists(folder) or os.access(folder, os.R_OK | os.W_OK | os.X_OK))
-    yield _check("shared weights", folder or "none", usable, "Each session keeps a copy of its own.")
-    yield "cached weights", resources.megabytes(weights.cache.bytes()), "ok", None
+registry: dict[str, Op] = {}
 
 
-def _gflops(n: int = 512) -> float:
-    a = np.ones((n, n), np.float32)
-    a @ a
-    began = time.perf_counter()
-    for _ in range(4):
-        a @ a
-    return 8e-9 * n**3 / (time.perf_counter() - began)
+def register(
+    name: str,
+    forward: Callable[..., Any],
+    backward: Callable[..., Sequence[np.ndarray | None]],
+    inputs: str,
+    **options: Any,
+) -> Op:
+    """Enter an op; `inputs` are the names of its arrays, separated by blanks."""
+    options["reads"] = frozenset(options.get("reads", ()))
+    registry[name] = Op(name, forward, backward, tuple(inputs.split()), **options)
+    return registry[name]
 
 
-def _room(path: str, whole: bool) -> int | None:
-    """Bytes of a file system, all or those that are free; None where it says nothing."""
+def lookup(name: str) -> Op:
+    """The op of that name; 42704 when there is none."""
     try:
-        found = os.statvfs(path)
-    except OSError:
-        return None
-    return found.f_frsize * (found.f_blocks if whole else found.f_bavail)
+        return registry[name]
+    except KeyError:
+        raise UndefinedObject(f'op "{name}" does not exist', hint=f"Ops: {', '.join(sorted(registry))}.") from None
 
 
-def _database() -> Iterator[Finding]:
-    encoding = (db.row("SELECT current_setting('server_encoding') AS v") or {})["v"]
-    hint = "Text functions need a database with ENCODING 'UTF8'."
-    yield _check("encoding", encoding, encoding == "UTF8", hint, status="error")
-    if not db.may_read(*LISTING):
-        role = (db.row("SELECT current_user AS name") or {})["name"]
-        yield "models", f"hidden from {role}", "warn", "The extension's owner: SELECT llm_grant_usage(role)."
+def misfit(op: str, rule: str, **shapes: Shape) -> InvalidParameter:
+    """The error for shapes that do not fit: names the op, the shapes, and the rule as hint."""
+    described = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    return InvalidParameter(f"{op}: shapes do not fit: {described}", hint=f"Rule: {rule}.")
+
+
+def check_row(op: str, n: int) -> None:
+    """22023 when rows of n values are longer than an op takes that works on whole rows."""
+    if n > limits.MOST_ROW:
+        raise InvalidParameter(
+            f"{op}: a row of {n} values; the most is {limits.MOST_ROW}",
+            hint="Give the length of a row, or shorter rows.",
+        )
+
+
+def normal_axis(op: str, axis: int, ndim: int) -> int:
+    """`axis` counted from the front; 22023 when there is no such axis."""
+    if not -ndim <= axis < ndim:
+        raise InvalidParameter(
+            f"{op}: axis {axis} does not exist in a tensor of {ndim} dimensions",
+            hint="Axes count from 0; negative ones from the end.",
+        )
+    return axis % ndim
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.rng', $pg_gpt2_source$"""Counter-based random numbers: a draw is addressed by (seed, step, site, row, tick), never by what was drawn before.
+
+Philox4x64 (Salmon et al. 2011) is a function of a 128-bit key and a 256-bit counter. The key is (seed, purpose), the
+counter (tick, row, site, step): masks are the same bits for any number of threads, and can be drawn again.
+"""
+
+import numpy as np
+
+WORD = (1 << 64) - 1
+DROPOUT, INIT, ORDER = 1, 2, 3  # purposes: the second key word keeps their streams apart
+VALUES_PER_TICK = 16  # one step of the counter gives 4 words, 16 values of 16 bits
+
+
+def philox(seed: int, purpose: int, *, step: int = 0, site: int = 0, row: int = 0, tick: int = 0) -> np.random.Philox:
+    """A generator that starts at that address."""
+    counter = np.array([tick & WORD, row & WORD, site & WORD, step & WORD], np.uint64)
+    return np.random.Philox(key=np.array([seed & WORD, purpose], np.uint64), counter=counter)
+
+
+def uint16(source: np.random.Philox, n_ticks: int) -> np.ndarray:
+    """16 * n_ticks uniform 16-bit integers."""
+    return source.random_raw(4 * n_ticks).astype("<u8", copy=False).view("<u2")
+
+
+def drop_threshold(p: float) -> int:
+    """Values below it are dropped: p to within 2^-17."""
+    return round(p * 65536)
+
+
+def keep_mask(
+    p: float,
+    n: int,
+    *,
+    seed: int,
+    step: int = 0,
+    site: int = 0,
+    row: int = 0,
+    start: int = 0,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Booleans [n]: elements start .. start + n of that row of masks; start is a multiple of VALUES_PER_TICK."""
+    source = philox(seed, DROPOUT, step=step, site=site, row=row, tick=start // VALUES_PER_TICK)
+    return np.greater_equal(uint16(source, -(-n // VALUES_PER_TICK))[:n], drop_threshold(p), out=out)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.tape', $pg_gpt2_source$"""Running ops: on a tape that can be differentiated, or eagerly. Model code is written once against `Runner`.
+
+A tape is a list of nodes (name, inputs, output, attributes) in the order of their execution. It follows micrograd and
+HIPS/autograd; what it adds is the economy of a training step: values are freed, or recomputed, as soon as they allow.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import host
+from ..errors import InvalidParameter
+from ..fast.elementwise import accumulate
+from .op import Op, Sink, lookup
+
+Handle = Any  # a Value of a tape, or the array itself
+Audit = Callable[[str, "Node"], None]  # ("forward" | "backward", node)
+
+
+class Runner(Protocol):
+    """What a model needs: apply ops to handles, and say when a value has no further use."""
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Handle:
+        """A handle for data."""
+
+    def apply(self, name: str, *inputs: Handle, **attrs: Any) -> Handle:
+        """The result of an op."""
+
+    def forget(self, handle: Handle) -> None:
+        """The caller makes no further use of this value; a backward pass may recompute it."""
+
+
+class Eager:
+    """Runs ops and records nothing: a handle is the array itself."""
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
+        """data."""
+        return data
+
+    def apply(self, name: str, *inputs: np.ndarray, **attrs: Any) -> np.ndarray:
+        """The op's result."""
+        host.check_interrupts()
+        return lookup(name)(*inputs, **attrs)
+
+    def forget(self, handle: np.ndarray) -> None:
+        """Nothing to do: the array goes with its last reference."""
+
+
+class Value:
+    """A value on a tape. `sink` is where a parameter's gradient is collected; others have it in `grad`.
+
+    `is_read` says that the backward pass of an op so far looks at the data.
+    """
+
+    __slots__ = ("data", "dtype", "grad", "is_read", "node", "requires_grad", "shape", "sink")
+
+    def __init__(self, data: np.ndarray, requires_grad: bool, node: "Node | None" = None, sink: Sink | None = None):
+        self.data: np.ndarray | None = data
+        self.shape, self.dtype = data.shape, data.dtype
+        self.requires_grad = requires_grad
+        self.node, self.sink = node, sink
+        self.grad: np.ndarray | None = None
+        self.is_read = False
+
+
+@dataclass(eq=False)
+class Node:
+    """One application of an op: what becomes a row of `llm_tape`."""
+
+    op: Op
+    inputs: tuple[Value, ...]
+    attrs: dict[str, Any]
+    output: Value
+    saved: Any = None
+
+    @property
+    def name(self) -> str:
+        """Name of the op."""
+        return self.op.name
+
+
+class Tape:
+    """Records ops and differentiates them.
+
+    With keep, all values and gradients stay for inspection. Without, a value dies once nothing needs it: at `forget`,
+    or when the backward pass has gone by; with `recompute` at `forget` though it will be needed. Either way gives the
+    same bits. `audit` is called after each node.
+    """
+
+    def __init__(self, *, keep: bool = True, recompute: bool = True, audit: Audit | None = None) -> None:
+        self.nodes: list[Node] = []
+        self.keep = keep
+        self.recompute = recompute and not keep
+        self.audit = audit
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False, sink: Sink | None = None) -> Value:
+        """A value from outside: an input, or a parameter."""
+        return Value(data, requires_grad, sink=sink)
+
+    def apply(self, name: str, *inputs: Value, **attrs: Any) -> Value:
+        """Run an op on values and record it."""
+        host.check_interrupts()
+        op = lookup(name)
+        run = op.run if self.recompute or self.keep else op.run_saving
+        y, saved = run(*(_data(value) for value in inputs), **attrs)
+        return self._record(op, inputs, attrs, y, saved)
+
+    def forget(self, value: Value) -> None:
+        """Drop the data of an intermediate value that no backward pass reads, or that one can recompute."""
+        if value.node is not None and (self.recompute or not (self.keep or value.is_read)):
+            value.data = None
+
+    def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:
+        """Gradients of sum(seed * start) for everything before `start` that requires one."""
+        if start.node is None or not start.requires_grad:
+            raise InvalidParameter(
+                "the value to start from was not computed from anything that requires a gradient",
+                hint="Start from a value that depends on a variable with requires_grad.",
+            )
+        start.grad = np.array(np.broadcast_to(np.asarray(seed, start.dtype), start.shape), order="C")
+        self._sweep(self.nodes.index(start.node), start)
+
+    def finish(self, name: str, *inputs: Value, seed: float = 1.0, **attrs: Any) -> Value:
+        """Apply a last op and run backward from it, in one pass where the op can do that. The same bits as the two."""
+        op = lookup(name)
+        if op.fused is None or self.keep or not any(value.requires_grad for value in inputs):
+            loss = self.apply(name, *inputs, **attrs)
+            self.backward(loss, seed)
+            return loss
+        host.check_interrupts()
+        arrays = [_data(value) for value in inputs]
+        y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **attrs)
+        loss = self._record(op, inputs, attrs, y, None)
+        loss.grad = np.asarray(seed, loss.dtype)  # for the audit
+        self._collect(self.nodes[-1], grads)
+        self._sweep(len(self.nodes) - 2, loss)
+        return loss
+
+    def _record(self, op: Op, inputs: Sequence[Value], attrs: dict[str, Any], y: np.ndarray, saved: Any) -> Value:
+        output = Value(y, any(value.requires_grad for value in inputs))
+        node = Node(op, tuple(inputs), attrs, output, saved if output.requires_grad else None)
+        output.node = node
+        output.is_read = "y" in op.reads
+        for i, value in enumerate(inputs):
+            value.is_read |= i in op.reads
+        self.nodes.append(node)
+        if self.audit is not None:
+            self.audit("forward", node)
+        return output
+
+    def _sweep(self, last: int, start: Value) -> None:
+        """Backward from node `last` to the first; the data of `start` stays."""
+        for node in reversed(self.nodes[: last + 1]):
+            host.check_interrupts()
+            if node.output.grad is not None:
+                y = _data(node.output) if "y" in node.op.reads else None
+                arrays = [_operand(value, i in node.op.reads) for i, value in enumerate(node.inputs)]
+                sinks = _sinks(node.inputs)
+                grads = node.op.backward(node.output.grad, y, *arrays, saved=node.saved, sinks=sinks, **node.attrs)
+                self._collect(node, grads)
+            if not self.keep:
+                node.output.grad = node.saved = None
+                node.output.data = start.data if node.output is start else None
+        if not self.keep:
+            for node in self.nodes:
+                node.output.node = None  # a cycle would hold the parameters until Python's collector happens to run
+            self.nodes.clear()
+
+    def _collect(self, node: Node, grads: Sequence[np.ndarray | None]) -> None:
+        """Add the gradients of a node's inputs to what they have."""
+        for value, grad in zip(node.inputs, grads, strict=True):
+            if grad is not None and value.requires_grad:
+                _add_gradient(value, grad, node.output.grad)
+        if self.audit is not None:
+            self.audit("backward", node)
+
+
+def _data(value: Value) -> np.ndarray:
+    """The value's data, recomputed when it was forgotten."""
+    if value.data is None:
+        node = value.node
+        if node is None:
+            raise InvalidParameter(
+                "a value of this tape is gone: a tape that does not keep runs backward once",
+                hint="Run the forward pass again.",
+            )
+        value.data = node.op(*(_data(inner) for inner in node.inputs), **node.attrs)
+    return value.data
+
+
+def _operand(value: Value, is_read: bool) -> np.ndarray:
+    """What a backward pass is given: the data, or for what it does not read an array of that shape without memory."""
+    if is_read or value.data is not None:
+        return _data(value)
+    return np.broadcast_to(np.zeros((), value.dtype), value.shape)
+
+
+def _sinks(inputs: Sequence[Value]) -> list[Sink | None]:
+    return [value.sink if value.requires_grad else None for value in inputs]
+
+
+def _add_gradient(value: Value, grad: np.ndarray, dy: np.ndarray | None) -> None:
+    """Collect `grad` in the value's sink, or in its own gradient."""
+    sink = value.sink
+    if sink is not None:
+        if np.may_share_memory(grad, sink.array):
+            return  # the op put it there
+        if sink.filled:
+            accumulate(sink.array, grad)
+        else:
+            sink.array[...], sink.filled = grad, True
         return
-    models = db.query(
-        "SELECT model, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models"
-        " LEFT JOIN (SELECT model, max(token_id) + 1 AS ids FROM {schema}.llm_bpe_vocab GROUP BY model) AS v USING (model)"
-        " WHERE n_params > 0 ORDER BY model"
-    )
-    if not models:
-        hint = "llm_init_model, the import functions and pg-gpt2 load-model make one."
-        yield "models", "none", "warn", hint
-    for row in models:
-        yield _model(row)
-        yield from _shared_file(row["model"])
-    default = store.model_name(None)
-    if not any(row["model"] == default for row in models):
-        default = store.only_model(tell=False) or default
-    hint = "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
-    yield _check("pg_gpt2.model", default, any(row["model"] == default for row in models), hint)
-
-
-def _model(row: db.Row) -> Finding:
-    value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens"
-    hint = "It has no vocabulary: only functions on token ids work."
-    if row["tokenizer_tokens"]:
-        hint = (
-            f"Ids of its vocabulary reach {row['ids'] - 1}, and its weights are for {row['vocab']} tokens: text with"
-            " the others is refused. Load the vocabulary that belongs to it."
-        )
-    return _check(f"model {row['model']}", value, 0 < (row["ids"] or 0) <= row["vocab"], hint)
-
-
-def _shared_file(model: str) -> Iterator[Finding]:
-    """Whether the file that sessions share is what was written; nothing where there is none. Large ones are read only here."""
-    config = store.find_config(model)
-    file = config and weights.file_of(model, config, weights.version_of(model))
-    if file and file.is_there():
-        damage = file.damage()
-        hint = (
-            "Memory or disk is at fault. The extension's owner: SELECT llm_cache_clear(); then sessions connect again."
-        )
-        yield _check(f"shared weights of {model}", damage or "as written", damage is None, hint, status="error")
+    if value.grad is None:
+        value.grad = grad
+    elif grad.flags.c_contiguous and dy is not None and not np.may_share_memory(grad, dy):
+        accumulate(grad, value.grad)
+        value.grad = grad
+    else:
+        value.grad = value.grad + grad  # an op may pass on a view of dy, which is not ours to change
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.errors', $pg_gpt2_source$"""Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
 
@@ -4261,6 +1822,3134 @@ def of_system(error: OSError, what: str) -> PgGpt2Error:
         hint="The server's operating-system user needs access, and the disk must be sound.",
     )
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast', $pg_gpt2_source$"""Speed: the ops blocked and threaded, weights in panels, passes that are prepared, attention over caches."""
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.activations', $pg_gpt2_source$"""gelu in the tanh form GPT-2 uses (Hendrycks & Gimpel 2016), and softmax over the last axis."""
+
+from math import pi, sqrt
+from typing import Any
+
+import numpy as np
+
+from ..core.op import check_row, misfit, register
+from . import buffers, threads
+from .elementwise import block_rows, contiguous, for_blocks
+
+SQRT_2_OVER_PI = sqrt(2.0 / pi)
+CUBIC = 0.044715
+Grads = tuple[np.ndarray | None, ...]
+
+
+def _gelu_gate(x: np.ndarray, out: np.ndarray) -> None:
+    """out = 0.5 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): what gelu multiplies x with."""
+    np.multiply(x, x, out=out)
+    out *= SQRT_2_OVER_PI * CUBIC
+    out += SQRT_2_OVER_PI
+    out *= x
+    np.tanh(out, out=out)
+    out += 1.0
+    out *= 0.5
+
+
+def gelu(x: np.ndarray) -> np.ndarray:  # [..] -> [..]
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+    y = buffers.empty(x.shape, x.dtype)
+    for_blocks(gelu_into, contiguous(x), y)
+    return y
+
+
+def gelu_into(x: np.ndarray, y: np.ndarray) -> None:
+    """y = gelu(x), not the same memory."""
+    _gelu_gate(x, y)
+    y *= x
+
+
+def gelu_saving(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [..] -> 2 x [..]
+    """gelu, and what x was multiplied with."""
+
+    def block(x: np.ndarray, y: np.ndarray, gate: np.ndarray) -> None:
+        _gelu_gate(x, gate)
+        np.multiply(gate, x, out=y)
+
+    y, gates = buffers.empty(x.shape, x.dtype), buffers.empty(x.shape, x.dtype)
+    for_blocks(block, contiguous(x), y, gates)
+    return y, gates
+
+
+def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: np.ndarray | None = None, sinks: Any = ()) -> Grads:
+    """dx = dy * s (1 + (1 - s) 2 sqrt(2/pi) (x + 3 * 0.044715 x^3)), s the factor of x in gelu."""
+
+    def block(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, gate: np.ndarray | None = None) -> None:
+        inner = buffers.scratch("gelu", x.shape, x.dtype)
+        if gate is None:
+            gate = buffers.scratch("gelu_gate", x.shape, x.dtype)
+            _gelu_gate(x, gate)
+        np.multiply(x, x, out=inner)
+        inner *= 6.0 * SQRT_2_OVER_PI * CUBIC
+        inner += 2.0 * SQRT_2_OVER_PI
+        inner *= x
+        np.subtract(1.0, gate, out=dx)
+        dx *= inner
+        dx += 1.0
+        dx *= gate
+        dx *= dy
+
+    dx = buffers.empty(x.shape, x.dtype)
+    for_blocks(block, contiguous(dy), contiguous(x), dx, *(() if saved is None else (saved,)))
+    return (dx,)
+
+
+register("gelu", gelu, gelu_backward, "x", reads=(0,), saving=gelu_saving)
+
+
+def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
+    """Call `work(*blocks)` on blocks of whole rows of arrays [.., n]."""
+    n = arrays[0].shape[-1]
+    rows = [array.reshape(-1, n) for array in arrays]
+    threads.for_rows(len(rows[0]), block_rows(len(rows[0]), n), lambda block: work(*(array[block] for array in rows)))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
+    """exp(x) / sum(exp(x)) over the last axis."""
+    if not x.ndim:
+        raise misfit("softmax", "x has at least one dimension", x=x.shape)
+    check_row("softmax", x.shape[-1])
+
+    def block(x: np.ndarray, y: np.ndarray) -> None:
+        np.subtract(x, x.max(axis=-1, keepdims=True), out=y)  # so that nothing overflows
+        np.exp(y, out=y)
+        y /= y.sum(axis=-1, keepdims=True)
+
+    y = buffers.empty(x.shape, x.dtype)
+    _for_row_blocks(block, contiguous(x), y)
+    return y
+
+
+def softmax_backward(
+    dy: np.ndarray, y: np.ndarray | None, x: np.ndarray, *, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """dx = y * (dy - sum(y * dy))."""
+
+    def block(dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
+        np.subtract(dy, np.einsum("ij,ij->i", y, dy)[:, None], out=dx)
+        dx *= y
+
+    dx = buffers.empty(dy.shape, dy.dtype)
+    _for_row_blocks(block, contiguous(dy), contiguous(softmax(x) if y is None else y), dx)
+    return (dx,)
+
+
+register("softmax", softmax, softmax_backward, "x", reads=("y",))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.attend', $pg_gpt2_source$"""The core of causal attention, in chunks of query rows: scores of a chunk against the keys it may see, never T x T.
+
+`attend` serves training and KV-cached decoding alike; q, k and v may be strided views. The backward pass recomputes
+the exponentials (as Dao et al. 2022) and stores none. All of it runs on the calling thread.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from . import buffers, panels, threads
+
+CHUNK = 64  # query rows at a time (setting pg_gpt2.attention_chunk)
+BLOCK = 64  # keys that are multiplied at a time
+GROUP_ROWS = (16, 8)  # of a large product, which make it small ones
+FEW_ROWS = 128  # of queries: their products are not worth a copy of the keys
+LEAST, MOST = 2.0**-80, 2.0**80  # sums of exponentials that need no shift
+
+
+@lru_cache(maxsize=8)
+def _future(rows: int, dtype: np.dtype) -> np.ndarray:
+    """[rows, rows]: -inf where the key comes after the query, else 0."""
+    return np.triu(np.full((rows, rows), -np.inf, dtype), 1)
+
+
+@lru_cache(maxsize=64)
+def _ones(n: int, dtype: np.dtype) -> np.ndarray:
+    """[n, 1]: a product with it adds up rows, faster than `sum` does over so few values."""
+    return np.ones((n, 1), dtype)
+
+
+def _chunks(t: int, offset: int, chunk: int) -> Iterator[tuple[slice, int]]:
+    """(query rows, number of keys the last of them sees)."""
+    for rows in threads.pieces(t, chunk):
+        yield rows, offset + rows.stop
+
+
+def _scaled(q: np.ndarray) -> np.ndarray:
+    """q / sqrt(d), in scratch."""
+    return np.multiply(q, q.shape[-1] ** -0.5, out=buffers.scratch("queries", q.shape, q.dtype))
+
+
+class _Columns:
+    """x' for products y x' with the first rows of x [.., n, d]: in blocks [d, BLOCK], unless only few rows are to be multiplied.
+
+    OpenBLAS has fast kernels for small matrices, but not for a transposed second one: a block is copied once and then used by
+    all chunks.
+    """
+
+    def __init__(self, slot: str, x: np.ndarray, rows: int) -> None:
+        self._x = x
+        self._blocks = None
+        if rows >= FEW_ROWS:
+            *lead, n, d = x.shape
+            self._blocks = buffers.scratch(slot, (*lead, -(-n // BLOCK), d, BLOCK), x.dtype)
+            whole = n - n % BLOCK
+            if whole:
+                np.copyto(self._blocks[..., : whole // BLOCK, :, :], _in_blocks(x[..., :whole, :]).swapaxes(-1, -2))
+            if whole < n:
+                np.copyto(self._blocks[..., -1, :, : n - whole], x[..., whole:, :].swapaxes(-1, -2))
+
+    def times(self, y: np.ndarray, end: int, out: np.ndarray) -> None:  # [.., c, d] -> [.., c, end]
+        """out = y x[:end]'."""
+        if self._blocks is None:
+            np.matmul(y, self._x[..., :end, :].swapaxes(-1, -2), out=out)
+            return
+        whole = end - end % BLOCK
+        if whole:
+            blocks = out[..., :whole].reshape(*out.shape[:-1], -1, BLOCK).swapaxes(-2, -3)
+            np.matmul(y[..., None, :, :], self._blocks[..., : whole // BLOCK, :, :], out=blocks)
+        if whole < end:
+            np.matmul(y, self._blocks[..., whole // BLOCK, :, : end - whole], out=out[..., whole:])
+
+
+def _small() -> int:
+    """m n k of the largest product that BLAS has kernels for small matrices for; 0 where it has none."""
+    return panels.SMALL if panels.small_kernels() else 0
+
+
+def _in_rows(x: np.ndarray, rows: int) -> np.ndarray:
+    """x [.., n, d], or a copy, so that products of that many rows with it are fast: one matrix without gaps between its rows."""
+    if rows < FEW_ROWS or x.strides[-2] == x.shape[-1] * x.itemsize:
+        return x
+    copy = buffers.scratch("rows", x.shape, x.dtype)
+    np.copyto(copy, x)
+    return copy
+
+
+def _times(y: np.ndarray, x: np.ndarray, out: np.ndarray) -> np.ndarray:  # [.., c, n], [.., n, d] -> [.., c, d]
+    """out = y x; in groups of rows where that makes small products of a large one. y and out have no gaps."""
+    *lead, c, n = y.shape
+    d = x.shape[-1]
+    if c * n * d > _small():
+        for rows in GROUP_ROWS:
+            if c % rows == 0 and rows * n * d <= _small():
+                groups = (*lead, c // rows, rows)
+                np.matmul(y.reshape(*groups, n), x[..., None, :, :], out=out.reshape(*groups, d))
+                return out
+    return np.matmul(y, x, out=out)
+
+
+def _in_blocks(x: np.ndarray) -> np.ndarray:  # [.., n, d] -> [.., n / BLOCK, BLOCK, d]
+    """A view of the rows of x in blocks."""
+    down = x.strides[-2]
+    return as_strided(
+        x, (*x.shape[:-2], x.shape[-2] // BLOCK, BLOCK, x.shape[-1]), (*x.strides[:-2], BLOCK * down, *x.strides[-2:])
+    )
+
+
+def _scores(q: np.ndarray, keys: _Columns, end: int) -> np.ndarray:
+    """[.., c, d] -> [.., c, end]: q k', -inf for keys after the query (the last query sees all)."""
+    z = buffers.scratch("scores", (*q.shape[:-1], end), q.dtype)
+    keys.times(q, end, z)
+    z[..., end - q.shape[-2] :] += _future(q.shape[-2], q.dtype)
+    return z
+
+
+def _exponentials(q: np.ndarray, keys: _Columns, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """exp(scores - top) [.., c, end], their sums and top [.., c, 1].
+
+    The maximum of so few values is slow to find, and nearly always needless: a row is shifted by its maximum only
+    where its sum would leave the range of numbers. None for top: no row is.
+    """
+    z = _scores(q, keys, end)
+    ones = _ones(end, q.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.exp(z, out=z) @ ones
+        if total.min() > LEAST and total.max() < MOST:
+            return z, total, None
+        usable = (total > LEAST) & (total < MOST)
+        z = _scores(q, keys, end)
+        top = np.where(usable, 0, z.max(axis=-1, keepdims=True)).astype(z.dtype)
+        z -= top
+        return z, np.exp(z, out=z) @ ones, top
+
+
+def attend(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    out: np.ndarray,
+    offset: int = 0,
+    chunk: int = CHUNK,
+    *,
+    norms: np.ndarray | None = None,
+    p: float = 0.0,
+    masks: np.ndarray | None = None,
+) -> None:  # [.., t, d], [.., n, d], [.., n, d], [.., t, d]
+    """out = softmax(q k' / sqrt(d)) v, where query i sees the keys 0 .. offset + i.
+
+    norms [2, .., t, 1] receives each row's shift and sum of exponentials: together they give exactly the same
+    probabilities again, which a log-sum-exp does not. Probabilities are dropped with `p` where masks [.., t, n] is 0.
+    """
+    keys, v = _Columns("keys", k, q.shape[-2]), _in_rows(v, q.shape[-2])
+    for rows, end in _chunks(q.shape[-2], offset, chunk):
+        threads.look()
+        z, total, top = _exponentials(_scaled(q[..., rows, :]), keys, end)
+        if norms is not None:
+            norms[0, ..., rows, :], norms[1, ..., rows, :] = 0 if top is None else top, total
+        if masks is not None:
+            z *= masks[..., rows, :end]
+            total *= 1.0 - p
+        mixed = buffers.scratch("mixed", (*z.shape[:-1], v.shape[-1]), z.dtype)
+        np.divide(_times(z, v[..., :end, :], mixed), total, out=out[..., rows, :])
+
+
+def attend_backward(
+    d_out: np.ndarray,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    norms: np.ndarray,
+    grads: tuple[np.ndarray, np.ndarray, np.ndarray],
+    chunk: int,
+    p: float = 0.0,
+    masks: np.ndarray | None = None,
+) -> None:
+    """Gradients of `attend` (offset 0) into dq, dk, dv: dS = P (dP - rowsum(P dP)), P recomputed.
+
+    P is never formed: what the exponentials E lack of it is a factor a row, which goes into dout. rowsum(P dP) is also
+    dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
+    """
+    t, dtype = q.shape[-2], q.dtype
+    dq, dk, dv = grads
+    dk_total, dv_total = (_total(name, grad, t > chunk) for name, grad in (("dk", dk), ("dv", dv)))
+    keys, values, k = _Columns("keys", k, t), _Columns("values", v, t), _in_rows(k, t)
+    for rows, end in reversed(list(_chunks(t, 0, chunk))):
+        threads.look()
+        q_rows = _scaled(q[..., rows, :])
+        e = _scores(q_rows, keys, end)
+        if norms[0, ..., rows, :].any():
+            e -= norms[0, ..., rows, :]
+        np.exp(e, out=e)
+        factor = 1.0 / norms[1, ..., rows, :]
+        d_rows = buffers.scratch("d_rows", (*q.shape[:-2], rows.stop - rows.start, q.shape[-1]), dtype)
+        np.multiply(d_out[..., rows, :], factor / (1.0 - p), out=d_rows)
+        kept = e
+        if masks is not None:
+            kept = np.multiply(e, masks[..., rows, :end], out=buffers.scratch("kept", e.shape, dtype))
+        dz = buffers.scratch("d_scores", e.shape, dtype)
+        values.times(d_rows, end, dz)
+        _collect(kept, d_rows, dv_total)
+        if masks is not None:
+            dz *= masks[..., rows, :end]
+        dz -= np.matmul(e[..., None, :], dz[..., None])[..., 0] * factor
+        dz *= e
+        if rows.start == 0:
+            dz[..., 0, :] = 0  # of one key the probability is 1: what rounding leaves would be steps, to Adam
+        _collect(dz, q_rows, dk_total)
+        _times(dz, k[..., :end, :], d_rows)
+        np.multiply(d_rows, q.shape[-1] ** -0.5, out=dq[..., rows, :])
+    if dk_total is not dk:
+        dk[...], dv[...] = dk_total, dv_total
+
+
+def _total(name: str, grad: np.ndarray, several: bool) -> np.ndarray:
+    """Where to add up `grad`: adding to contiguous memory is faster."""
+    return buffers.scratch(name, grad.shape, grad.dtype) if several else grad
+
+
+def _collect(a: np.ndarray, b: np.ndarray, total: np.ndarray) -> None:  # [.., c, end], [.., c, d], [.., n, d]
+    """total[.., :end, :] += a' b; the longest chunk comes first and sets."""
+    *lead, c, end = a.shape
+    d, first = total.shape[-1], end == total.shape[-2]
+    term = total if first else buffers.scratch("term", (*lead, end, d), total.dtype)
+    if BLOCK * c * d <= _small() < end * c * d and end % BLOCK == 0 and term.flags.c_contiguous:
+        blocks = a.reshape(*lead, c, -1, BLOCK)
+        np.matmul(np.moveaxis(blocks, -3, -1), b[..., None, :, :], out=term.reshape(*lead, -1, BLOCK, d))
+    else:
+        np.matmul(a.swapaxes(-1, -2), b, out=term)
+    if not first:
+        total[..., :end, :] += term
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.attend_blocks', $pg_gpt2_source$"""Attention of a few new rows over keys and values kept in blocks of 64 positions; a row's bits do not depend on the others.
+
+Keys lie as [H, blocks, d, 64], values as [H, positions, d]: all products are small ones, as in panels.py. What a row does not see
+has weight 0 and adds nothing, so neither the number of rows nor that of blocks matters.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+
+import numpy as np
+
+from . import buffers, panels, threads
+
+BLOCK = 64  # positions
+ROWS = 8  # in a product
+GROUPS = 8  # of rows at a time
+STREAMS = 8  # a task
+VECTOR = 16  # heads of whole vectors have the same bits whatever number of positions is mixed; others want whole blocks
+SEGMENT = 1024  # positions whose values are mixed in one product, where it is a small one
+
+
+def attend_blocks(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int
+) -> None:  # [H, t, d], [H, blocks, d, 64], [H, 64 blocks, d], [H, t, d]
+    """out = softmax(q k' / sqrt(d)) v, where row i sees the positions 0 .. offset + i."""
+    whole = q.shape[1] - q.shape[1] % ROWS
+    for rows in threads.pieces(whole, ROWS * GROUPS):
+        _attend_groups(q[:, rows], keys, values, out[:, rows], offset + rows.start)
+    if whole < q.shape[1]:
+        attend_few(q[:, whole:], keys, values, out[:, whole:], offset + whole)
+
+
+def _attend_groups(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int) -> None:
+    """Groups of ROWS rows, in the same few calls: the products of `attend_few`, and its bits."""
+    n_head, t, d = q.shape
+    blocks = -(-(offset + t) // BLOCK)
+    rows = buffers.scratch("queries", (n_head, t // ROWS, 1, ROWS, d), q.dtype)
+    np.multiply(q, d**-0.5, out=rows.reshape(q.shape))
+    scores = buffers.scratch("scores", (n_head, t // ROWS, ROWS, blocks, BLOCK), q.dtype)
+    np.matmul(rows, keys[:, None, :blocks], out=scores.swapaxes(2, 3))
+    z = scores.reshape(n_head, t, -1)
+    z[..., offset:] += _future(t)[:, : z.shape[-1] - offset]
+    _mix(scores, ROWS, offset + t, values[:, None], out.reshape(n_head, -1, ROWS, d))
+
+
+def attend_few(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int, heads: int = 0
+) -> None:
+    """`attend_blocks` of at most ROWS rows; the products of so many `heads` are a task each, 0 for one thread."""
+    n_head, t, d = q.shape
+    blocks = -(-(offset + t) // BLOCK)
+    tasks = threads.pieces(n_head, heads or n_head)
+    rows = buffers.scratch("queries", (n_head, 1, max(2, t), d), q.dtype)  # BLAS treats a single row otherwise
+    rows[:, :, 1:] = 0
+    np.multiply(q, d**-0.5, out=rows[:, 0, :t])
+    scores = buffers.scratch("scores", (n_head, max(2, t), blocks, BLOCK), q.dtype)
+    results = scores.swapaxes(1, 2)
+    threads.run([partial(np.matmul, rows[h], keys[h, :blocks], out=results[h]) for h in tasks])
+    z = scores.reshape(n_head, -1, blocks * BLOCK)[:, :t, offset:]
+    np.add(z, _future(t)[:, : blocks * BLOCK - offset], out=z)
+    _mix(scores, t, offset + t, values, out, tasks)
+
+
+def attend_each(
+    q: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    out: np.ndarray,
+    places: np.ndarray,
+    keep: Callable[[slice], object],
+) -> None:  # [S, H, d], [S, H, blocks, d, 64], [S, H, 64 blocks, d], [S, H, d], [S]
+    """`attend_blocks` of one row for each of several streams, which sees the positions 0 .. its place.
+
+    `keep` stores the new keys and values of some streams; it is called on the thread that reads them next.
+    """
+    n, n_head, d = q.shape
+    blocks = int(places.max()) // BLOCK + 1
+    tasks = threads.pieces(n, STREAMS)
+    rows = buffers.scratch("queries", (n, n_head, 1, 2, d), q.dtype)
+    rows[:, :, :, 1] = 0
+    np.multiply(q, d**-0.5, out=rows[:, :, 0, 0])
+    scores = buffers.scratch("scores", (n, n_head, 2, blocks, BLOCK), q.dtype)
+    results = scores.swapaxes(2, 3)
+
+    def score(s: slice) -> None:
+        keep(s)
+        np.matmul(rows[s], keys[s, :, :blocks], out=results[s])
+
+    threads.run([partial(score, s) for s in tasks])
+    z = scores.reshape(n, n_head, 2, -1)[:, :, :1]
+    z += np.where(np.arange(z.shape[-1]) > places[:, None, None, None], np.float32(-np.inf), np.float32(0))
+    _mix(scores, 1, int(places.max()) + 1, values, out[:, :, None], tasks)
+
+
+def _mix(
+    scores: np.ndarray,
+    t: int,
+    seen: int,
+    values: np.ndarray,
+    out: np.ndarray,
+    tasks: Sequence[slice] = (slice(None),),
+) -> None:
+    """out [.., t, d] = softmax(scores) values, of the first t rows of [.., room, blocks, 64], which see at most `seen` positions.
+
+    Only the products are shared out, by the first axis: two threads with a dozen small calls each wait for the interpreter.
+    """
+    flat = scores.reshape(*scores.shape[:-2], -1)
+    z = flat[..., :t, :]
+    np.subtract(z, np.maximum.reduce(z, axis=-1, keepdims=True), out=z)
+    np.exp(z, out=z)
+    total = np.matmul(z[..., None, :], _ones(z.shape[-1]))[..., 0]  # dot products: np.add sums short rows slowly
+    d = values.shape[-1]
+    first, *more = threads.pieces(flat.shape[-1] if d % VECTOR else seen, _segment(d))
+    mixed = np.empty((*flat.shape[:-1], d), values.dtype)
+
+    def mix(some: slice) -> None:
+        np.matmul(flat[some, ..., first], values[some, ..., first, :], out=mixed[some])
+        for part in more:
+            mixed[some] += np.matmul(flat[some, ..., part], values[some, ..., part, :])
+
+    threads.run([partial(mix, some) for some in tasks])
+    np.divide(mixed[..., :t, :], total, out=out)
+
+
+@lru_cache(maxsize=64)
+def _ones(n: int) -> np.ndarray:
+    """[n, 1]."""
+    return np.ones((n, 1), np.float32)
+
+
+@lru_cache(maxsize=ROWS + GROUPS)
+def _future(rows: int) -> np.ndarray:
+    """[rows, rows + 63]: -inf where the key comes after the query, else 0; up to the end of a block."""
+    return np.triu(np.full((rows, rows + BLOCK - 1), -np.inf, np.float32), 1)
+
+
+def store(
+    keys: np.ndarray, values: np.ndarray, k: np.ndarray, v: np.ndarray, start: int
+) -> None:  # [H, blocks, d, 64], [H, 64 blocks, d], [H, t, d], [H, t, d]
+    """Keep keys and values of the positions from `start` on."""
+    end = start + k.shape[1]
+    values[:, start:end] = v
+    for block in range(start // BLOCK, -(-end // BLOCK)):
+        first = block * BLOCK
+        places = slice(max(start, first), min(end, first + BLOCK))
+        keys[:, block, :, places.start - first : places.stop - first] = k[
+            :, places.start - start : places.stop - start
+        ].swapaxes(-1, -2)
+
+
+@lru_cache(maxsize=16)
+def _segment(d: int) -> int:
+    """Positions whose values, d wide, are mixed in one product; 0 where none is small."""
+    return min(SEGMENT, panels.SMALL // (ROWS * d) // BLOCK * BLOCK)
+
+
+@lru_cache(maxsize=16)
+def serves(d: int) -> bool:
+    """Whether rows of heads of width d have the same bits alone and together, with this CPU and BLAS."""
+    return _segment(d) > 0 and all(_rows_are_alone(d, offset) for offset in (0, _segment(d) - BLOCK))
+
+
+def _rows_are_alone(d: int, offset: int) -> bool:
+    """So it is for rows at the positions from `offset` on."""
+    random = np.random.Generator(np.random.Philox(2))
+    t = offset + 2 * BLOCK
+    q, k, v = random.standard_normal((3, 2, t, d), np.float32)
+    keys, values = np.zeros((2, t // BLOCK, d, BLOCK), np.float32), np.zeros((2, t, d), np.float32)
+    store(keys, values, k, v, 0)
+    whole = np.empty((2, 2 * BLOCK, d), np.float32)
+    attend_blocks(q[:, offset:], keys, values, whole, offset)
+    for start, rows in ((0, 1), (5, 3), (31, 1), (60, 7), (90, 2), (127, 1)):
+        some = np.empty((2, rows, d), np.float32)
+        attend_blocks(q[:, offset + start :][:, :rows], keys, values, some, offset + start)
+        if not np.array_equal(some, whole[:, start : start + rows]):
+            return False
+    return True
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.attention', $pg_gpt2_source$"""causal_attention on a packed q|k|v projection, heads in parallel; and attention with its two projections.
+
+Follows Vaswani et al. 2017; the arithmetic of a head is in `attend`.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from .. import limits
+from ..core import rng
+from ..core.op import misfit, register
+from ..errors import InvalidParameter
+from . import buffers, threads
+from .attend import CHUNK, attend, attend_backward
+from .dropout import check_p
+from .elementwise import LEAST
+from .linear import linear, linear_backward
+from .products import run_all
+
+Grads = tuple[np.ndarray | None, ...]
+GROUP = 1 << 18  # scores of a chunk of rows, of as many heads: as `elementwise.BLOCK`
+MOST_SCORES = 1 << 22  # of a chunk of rows of one head
+MOST_PRODUCTS = 1 << 32  # of two numbers, for the scores of a chunk: some 100 ms
+MASK_PIECE = 1 << 22  # values of a mask that are drawn at a time
+Group = tuple[slice, slice]  # batch rows, heads
+Saved = tuple[np.ndarray, np.ndarray | None]  # norms of the probabilities, masks of dropout
+
+
+def split_heads(x: np.ndarray, n_head: int) -> np.ndarray:  # [B, T, D] -> [B, H, T, d]
+    """A view of x with one matrix a head."""
+    b, t, width = x.shape
+    return x.reshape(b, t, n_head, width // n_head).transpose(0, 2, 1, 3)
+
+
+def split_qkv(
+    qkv: np.ndarray, n_head: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [B, T, 3D] -> 3 x [B, H, T, d]
+    """Views of the queries, keys and values."""
+    q, k, v = np.split(qkv, 3, axis=-1)
+    return split_heads(q, n_head), split_heads(k, n_head), split_heads(v, n_head)
+
+
+def _groups(b: int, h: int, t: int, chunk: int) -> list[Group]:
+    """(batch rows, heads) of each piece of work, about GROUP of scores; an even number where it can be, for two cores."""
+    scores = min(t, chunk) * t
+    if b * h * scores < LEAST:
+        return [(slice(0, b), slice(0, h))]
+    count = 2 * -(-b * h * scores // (2 * GROUP))
+    if b >= count:
+        return [(rows, slice(0, h)) for rows in threads.pieces(b, -(-b // count))]
+    # One sequence has many chunks, and each is a dozen calls: fewer, larger pieces.
+    parts = -(-h * scores // (2 * GROUP))
+    heads = threads.pieces(h, -(-h // (parts + parts * b % 2)))
+    return [(slice(i, i + 1), group) for i in range(b) for group in heads]
+
+
+def _batched(qkv: np.ndarray, n_head: int) -> np.ndarray:
+    """[.., T, 3D] -> [B, T, 3D], checked."""
+    if qkv.ndim < 2 or n_head < 1 or qkv.shape[-1] % (3 * n_head):
+        raise misfit("causal_attention", f"qkv is [.., T, 3D] with D divisible by n_head = {n_head}", qkv=qkv.shape)
+    check_length(qkv.shape[-2])
+    return np.ascontiguousarray(qkv).reshape(-1, *qkv.shape[-2:])
+
+
+def check_length(t: int) -> None:
+    """22023 when a sequence is longer than attention takes."""
+    if t > limits.MOST_POSITIONS:
+        raise InvalidParameter(
+            f"attention over {t} positions; the most is {limits.MOST_POSITIONS}", hint="Attend over shorter sequences."
+        )
+
+
+def _rows_at_a_time(chunk: int, t: int, d: int) -> int:
+    """`chunk`, or fewer where so many rows of t keys of width d would take long."""
+    return max(1, min(chunk, MOST_SCORES // t, MOST_PRODUCTS // (t * d)))
+
+
+def _draw(masks: np.ndarray, g: Group, p: float, key: dict[str, int]) -> None:
+    """Fill the masks [B, H, t, width] of these heads by address: the mask of a head does not depend on the chunk."""
+    n_head = masks.shape[1]
+    for i in range(g[0].start, g[0].stop):
+        for j in range(g[1].start, g[1].stop):
+            mask = masks[i, j].reshape(-1)
+            for part in threads.pieces(mask.size, MASK_PIECE):
+                threads.look()
+                rng.keep_mask(p, part.stop - part.start, row=i * n_head + j, start=part.start, out=mask[part], **key)
+
+
+def mask_shape(b: int, n_head: int, t: int) -> tuple[int, int, int, int]:
+    """[B, H, t, width], a row of a mask being whole ticks of the generator."""
+    return b, n_head, t, -(-t // rng.VALUES_PER_TICK) * rng.VALUES_PER_TICK
+
+
+def causal_attention(
+    qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
+) -> tuple[np.ndarray, Saved]:  # [.., T, 3D] -> [.., T, D]
+    """Attention of each head over its q, k, v; p drops probabilities. Saves their norms [2, B, H, T, 1] and masks."""
+    check_p(p)
+    x = _batched(qkv, n_head)
+    b, t, width = x.shape
+    y = buffers.empty((*qkv.shape[:-1], width // 3), x.dtype)
+    q, k, v = split_qkv(x, n_head)
+    out = split_heads(y.reshape(b, t, -1), n_head)
+    chunk = _rows_at_a_time(chunk, t, q.shape[-1])
+    norms = np.empty((2, b, n_head, t, 1), x.dtype)
+    masks = buffers.empty(mask_shape(b, n_head, t), np.dtype(bool)) if p else None
+
+    def work(g: Group) -> None:
+        mask = None
+        if masks is not None:
+            _draw(masks, g, p, {"seed": seed, "step": step, "site": site})
+            mask = masks[g]
+        attend(q[g], k[g], v[g], out[g], 0, chunk, norms=norms[(slice(None), *g)], p=p, masks=mask)
+
+    run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
+    return y, (norms, masks)
+
+
+def causal_attention_backward(
+    dy: np.ndarray,
+    y: Any,
+    qkv: np.ndarray,
+    *,
+    n_head: int,
+    chunk: int = CHUNK,
+    p: float = 0.0,
+    seed: int = 0,
+    step: int = 0,
+    site: int = 0,
+    saved: Saved | None = None,
+    sinks: Any = (),
+) -> Grads:
+    """dqkv, head by head."""
+    if saved is None:
+        _, saved = causal_attention(qkv, n_head=n_head, chunk=chunk, p=p, seed=seed, step=step, site=site)
+    (norms, masks), x = saved, _batched(qkv, n_head)
+    b, t, _ = x.shape
+    dqkv = buffers.empty(qkv.shape, x.dtype)
+    q, k, v = split_qkv(x, n_head)
+    dq, dk, dv = split_qkv(dqkv.reshape(x.shape), n_head)
+    chunk = _rows_at_a_time(chunk, t, q.shape[-1])
+    d_out = split_heads(np.ascontiguousarray(dy).reshape(b, t, -1), n_head)
+
+    def work(g: Group) -> None:
+        grads, mask = (dq[g], dk[g], dv[g]), None if masks is None else masks[g]
+        attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, p, mask)
+
+    run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
+    return (dqkv,)
+
+
+register("causal_attention", causal_attention, causal_attention_backward, "qkv", saves=True, reads=(0,))
+
+
+def attention(
+    x: np.ndarray,
+    w_qkv: np.ndarray,
+    b_qkv: np.ndarray,
+    w_o: np.ndarray,
+    b_o: np.ndarray,
+    *,
+    n_head: int,
+    chunk: int = CHUNK,
+) -> tuple[np.ndarray, Any]:  # [.., T, D], [D, 3D], [3D], [D, D], [D] -> [.., T, D]
+    """linear, causal_attention, linear; saves what they computed between."""
+    if w_qkv.ndim != 2 or w_o.ndim != 2 or w_qkv.shape[1] != 3 * w_o.shape[0] or n_head < 1 or w_o.shape[0] % n_head:
+        raise InvalidParameter(
+            f"attention: w_qkv {list(w_qkv.shape)} and w_o {list(w_o.shape)} do not fit n_head {n_head}",
+            hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
+        )
+    if x.ndim > 1:
+        check_length(x.shape[-2])
+    qkv = linear(x, w_qkv, b_qkv)
+    mixed, parts = causal_attention(qkv, n_head=n_head, chunk=chunk)
+    return linear(mixed, w_o, b_o), (qkv, mixed, parts)
+
+
+def attention_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    w_qkv: np.ndarray,
+    b_qkv: np.ndarray,
+    w_o: np.ndarray,
+    b_o: np.ndarray,
+    *,
+    n_head: int,
+    chunk: int = CHUNK,
+    saved: Any = None,
+    sinks: Any = (),
+) -> Grads:
+    """The backward passes of its three parts, in reverse."""
+    qkv, mixed, parts = saved or attention(x, w_qkv, b_qkv, w_o, b_o, n_head=n_head, chunk=chunk)[1]
+    d_mixed, dw_o, db_o = linear_backward(dy, None, mixed, w_o, b_o)
+    (dqkv,) = causal_attention_backward(d_mixed, None, qkv, n_head=n_head, chunk=chunk, saved=parts)  # type: ignore[arg-type]
+    dx, dw_qkv, db_qkv = linear_backward(dqkv, None, x, w_qkv, b_qkv)  # type: ignore[arg-type]
+    return dx, dw_qkv, db_qkv, dw_o, db_o
+
+
+register("attention", attention, attention_backward, "x w_qkv b_qkv w_o b_o", saves=True, reads=(0, 1, 2, 3))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.blas', $pg_gpt2_source$"""What NumPy needs several passes for and the BLAS that it loaded one: out += a @ b by sgemm, y = a x + b y by saxpby.
+
+Where that BLAS has no known symbol, or the arrays are not float32 as it takes them, NumPy does it.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from . import buffers, threads
+
+ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112  # as CBLAS counts
+_NAMES = (
+    ("scipy_cblas_{}64_", ctypes.c_int64),
+    ("cblas_{}64_", ctypes.c_int64),
+    ("scipy_cblas_{}", ctypes.c_int),
+    ("cblas_{}", ctypes.c_int),
+)
+_Layout = tuple[int, int]  # (PLAIN or TRANSPOSED, elements from one row or column to the next)
+
+
+def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:  # [m,k], [k,n], [m,n]
+    """out += a @ b; a and b may be transposed views, out has contiguous rows."""
+    layouts = _layout(a), _layout(b), _layout(out)
+    gemm = _gemm()
+    if gemm is None or None in layouts or layouts[2][0] != PLAIN:  # type: ignore[index]
+        out += np.matmul(a, b, out=buffers.scratch("product", out.shape, out.dtype))
+    else:
+        gemm(a, b, out, *layouts)  # type: ignore[arg-type]
+
+
+def _layout(x: np.ndarray) -> _Layout | None:
+    """How CBLAS is to read x; None when it cannot."""
+    if x.dtype != np.float32 or not x.dtype.isnative or not x.size:
+        return None
+    (rows, columns), (down, across) = x.shape, x.strides
+    if across == 4 and down % 4 == 0 and down >= 4 * columns:
+        return PLAIN, down // 4
+    if down == 4 and across % 4 == 0 and across >= 4 * rows:
+        return TRANSPOSED, across // 4
+    return None
+
+
+def add_scaled(alpha: float, x: np.ndarray, beta: float, y: np.ndarray) -> None:  # [n], [n]
+    """y = alpha x + beta y."""
+    axpby = _axpby()
+    if axpby is None or not (x.dtype == y.dtype == np.float32 and x.flags.c_contiguous and y.flags.c_contiguous):
+        y *= y.dtype.type(beta)
+        y += np.multiply(x, x.dtype.type(alpha), out=buffers.scratch("scaled", x.shape, x.dtype))
+    else:
+        axpby(alpha, x, beta, y)
+
+
+def _functions(name: str) -> Iterator[tuple[Callable[..., None], type]]:
+    """Functions of that name in the libraries found, and their type of integers."""
+    for library in threads.blas_libraries():
+        for form, integer in _NAMES:
+            function = getattr(ctypes.CDLL(library), form.format(name), None)
+            if function is not None:
+                function.restype = None
+                yield function, integer
+
+
+@lru_cache(maxsize=1)
+def _gemm() -> Callable[[np.ndarray, np.ndarray, np.ndarray, _Layout, _Layout, _Layout], None] | None:
+    """A caller of the first sgemm found that multiplies correctly."""
+    for function, integer in _functions("sgemm"):
+        function.argtypes = [  # type: ignore[attr-defined]
+            *[ctypes.c_int] * 3,
+            *[integer] * 3,
+            *[ctypes.c_float, ctypes.c_void_p, integer, ctypes.c_void_p, integer],
+            *[ctypes.c_float, ctypes.c_void_p, integer],
+        ]
+
+        def gemm(
+            a: np.ndarray,
+            b: np.ndarray,
+            out: np.ndarray,
+            a_layout: _Layout,
+            b_layout: _Layout,
+            out_layout: _Layout,
+            function: Callable[..., None] = function,
+        ) -> None:
+            (m, k), n = a.shape, b.shape[1]
+            function(
+                *(ROW_MAJOR, a_layout[0], b_layout[0], m, n, k),
+                *(1.0, _address(a), a_layout[1], _address(b), b_layout[1], 1.0, _address(out), out_layout[1]),
+            )
+
+        if _multiplies(gemm):
+            return gemm
+    return None
+
+
+@lru_cache(maxsize=1)
+def _axpby() -> Callable[[float, np.ndarray, float, np.ndarray], None] | None:
+    """A caller of the first saxpby found that is right, and treats each element as it would alone."""
+    for function, integer in _functions("saxpby"):
+        vector = (ctypes.c_void_p, integer)
+        function.argtypes = [integer, ctypes.c_float, *vector, ctypes.c_float, *vector]  # type: ignore[attr-defined]
+
+        def axpby(
+            alpha: float, x: np.ndarray, beta: float, y: np.ndarray, function: Callable[..., None] = function
+        ) -> None:
+            function(x.size, alpha, _address(x), 1, beta, _address(y), 1)
+
+        if _scales_and_adds(axpby):
+            return axpby
+    return None
+
+
+def _address(x: np.ndarray) -> int:
+    return x.__array_interface__["data"][0]
+
+
+def _multiplies(gemm: Callable[..., None]) -> bool:
+    """Whether a product of small whole numbers, one operand transposed, is right."""
+    a, b = np.arange(12, dtype=np.float32).reshape(3, 4), np.arange(20, dtype=np.float32).reshape(5, 4).T
+    out = np.ones((3, 8), np.float32)[:, :5]
+    expected = out + a @ b
+    gemm(a, b, out, _layout(a), _layout(b), _layout(out))
+    return bool((out == expected).all())
+
+
+def _scales_and_adds(axpby: Callable[..., None]) -> bool:
+    """Whether sums are right, and have the same bits in pieces of any size: where work is cut must not matter."""
+    bounds = np.cumsum(np.arange(46)).tolist()  # pieces of 1, 2, 3 .. 45 elements
+    x, y = np.linspace(-1, 1, bounds[-1], dtype=np.float32), np.linspace(2, 3, bounds[-1], dtype=np.float32)
+    whole, cut = y.copy(), y.copy()
+    axpby(0.1, x, 0.9, whole)
+    for start, stop in pairwise(bounds):
+        axpby(0.1, x[start:stop], 0.9, cut[start:stop])
+    return np.allclose(whole, 0.1 * x + 0.9 * y, rtol=1e-6) and np.array_equal(whole, cut)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.buffers', $pg_gpt2_source$"""Where ops get their memory: results from a pool that one pass after another uses, temporaries from one scratch per thread.
+
+Fresh large arrays cost a page fault every 4 kB, a tenth of a training step or of a prompt's pass. A pooled buffer is free
+again when nothing but the pool refers to it, so nobody has to hand it back and a view keeps it alive.
+"""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+
+import numpy as np
+
+SMALLEST_POOLED = 1 << 16  # bytes; below this malloc is as good
+LARGEST_SCRATCH = 32 << 20  # bytes: a larger temporary is not kept, and work on it takes longer than to get it anew
+
+
+class Pool:
+    """Buffers by size in bytes. Only the main thread may ask."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, list[np.ndarray]] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An uninitialised array that nothing else refers to."""
+        n_bytes = prod(shape) * dtype.itemsize
+        buffers = self._buffers.setdefault(n_bytes, [])
+        for i in range(len(buffers)):
+            if sys.getrefcount(buffers[i]) == _UNUSED:
+                return buffers[i].view(dtype).reshape(shape)
+        buffers.append(np.empty(n_bytes, np.uint8))
+        return buffers[-1].view(dtype).reshape(shape)
+
+    def clear(self) -> None:
+        """Forget all buffers; those in use live on with whoever uses them."""
+        self._buffers.clear()
+
+    def n_bytes(self) -> int:
+        """Memory held."""
+        return sum(size * len(buffers) for size, buffers in self._buffers.items())
+
+
+class LoosePool:
+    """Buffers for shapes that vary: one serves whatever is smaller, and makes room for a larger one. Main thread only.
+
+    There are never more than were in use at once; each may become as large as the largest that was asked for.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[np.ndarray] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An uninitialised array that nothing else refers to."""
+        buffers, n_bytes = self._buffers, prod(shape) * dtype.itemsize
+        unused = [i for i in range(len(buffers)) if sys.getrefcount(buffers[i]) == _UNUSED]
+        place = min((i for i in unused if buffers[i].size >= n_bytes), key=lambda i: buffers[i].size, default=None)
+        if place is None:
+            if unused:
+                del buffers[max(unused, key=lambda i: buffers[i].size)]
+            place = len(buffers)
+            buffers.append(np.empty(n_bytes, np.uint8))
+        return buffers[place][:n_bytes].view(dtype).reshape(shape)
+
+    def clear(self) -> None:
+        """Forget all buffers; those in use live on with whoever uses them."""
+        self._buffers.clear()
+
+    def n_bytes(self) -> int:
+        """Memory held."""
+        return sum(buffer.size for buffer in self._buffers)
+
+
+def _count_of_unused() -> int:
+    """What getrefcount says of an array that only a list holds (Python versions differ)."""
+    buffers = [np.empty(1)]
+    for i in range(len(buffers)):
+        count = sys.getrefcount(buffers[i])
+    return count
+
+
+_UNUSED = _count_of_unused()
+kept = LoosePool()  # of prompts' passes, from one call to the next, until `forget`
+_pool: Pool | LoosePool | None = None
+_lent: np.ndarray | None = None
+_scratch = threading.local()
+
+
+@contextmanager
+def reusing(pool: Pool | LoosePool | None) -> Iterator[None]:
+    """Within this block `empty` serves from `pool`."""
+    global _pool
+    outer, _pool = _pool, pool
+    try:
+        yield
+    finally:
+        _pool = outer
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array for the result of an op. Main thread only."""
+    dtype = np.dtype(dtype)
+    if _pool is None or prod(shape) * dtype.itemsize < SMALLEST_POOLED:
+        return np.empty(shape, dtype)
+    return _pool.empty(tuple(shape), dtype)
+
+
+@contextmanager
+def lending(memory: np.ndarray | None) -> Iterator[None]:
+    """Within this block `passing` serves from contiguous `memory`, which its owner has not come to use."""
+    global _lent
+    outer, _lent = _lent, memory
+    try:
+        yield
+    finally:
+        _lent = outer
+
+
+def passing(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """As `empty`, for what is gone when the op returns: two of them may be the same memory."""
+    n_bytes = prod(shape) * np.dtype(dtype).itemsize
+    if _lent is None or _lent.nbytes < n_bytes:
+        return empty(shape, dtype)
+    return _lent.reshape(-1).view(np.uint8)[:n_bytes].view(dtype).reshape(shape)
+
+
+def forget() -> None:
+    """Let go of all that is kept for later calls, by every thread."""
+    global _scratch
+    kept.clear()
+    _scratch = threading.local()
+
+
+def scratch(slot: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A temporary of the calling thread, valid until it asks for the same slot again."""
+    dtype = np.dtype(dtype)
+    n_bytes = prod(shape) * dtype.itemsize
+    if n_bytes > LARGEST_SCRATCH:
+        return np.empty(shape, dtype)
+    held = getattr(_scratch, slot, None)
+    if held is None or held.size < n_bytes:
+        held = np.empty(n_bytes, np.uint8)
+        setattr(_scratch, slot, held)
+    return held[:n_bytes].view(dtype).reshape(shape)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.cache', $pg_gpt2_source$"""Keys and values of the positions that a stream has read, and attention of new rows over them: in rows, or in blocks.
+
+Blocks go with panels: there a row's attention has the same bits whatever other rows it is computed with.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..core.config import GPT2Config
+from ..tensor import FLOAT32
+from . import attend_blocks, threads
+from .attend import attend
+
+MOST_HEADS = 6  # a task
+SHARED_COSTS = 6e6  # below, in positions x 3D x (4 + rows), attention costs less than handing over half of it
+
+
+class Cache(Protocol):
+    """Keys and values of all layers, of at most `room` positions."""
+
+    room: int
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:
+        """Keep the keys and values of the rows qkv [T, 3D], and give the last of them attention, as many as out [t, D] has.
+
+        A row sees the positions before `start`, the rows before it, and itself.
+        """
+
+    def copy_to(self, other: Any, length: int) -> None:
+        """The first `length` positions, into a cache of the same kind."""
+
+
+class RowCache:
+    """Keys and values as [H, positions, d]."""
+
+    def __init__(self, config: GPT2Config, room: int) -> None:
+        self.room, self._n_head = room, config.n_head
+        shape = self._shape(config, room)
+        self._keys, self._values = np.empty(shape, FLOAT32), np.empty(shape, FLOAT32)
+
+    @staticmethod
+    def _shape(config: GPT2Config, room: int) -> tuple[int, ...]:
+        return config.n_layer, config.n_head, room, config.d_head
+
+    @classmethod
+    def nbytes(cls, config: GPT2Config, room: int) -> int:
+        """Memory that one takes."""
+        return 2 * FLOAT32.itemsize * prod(cls._shape(config, room))
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
+        """See Cache."""
+        end, first = start + len(qkv), start + len(qkv) - len(out)
+        q, k, v = _heads(qkv, 3, self._n_head)
+        q = q[:, first - start :]
+        (mixed,) = _heads(out, 1, self._n_head)
+        keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
+        keys[:, start:], values[:, start:] = k, v
+        heads = self._n_head if len(out) == 1 else _heads_a_task(self._n_head)
+        threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], first))
+
+    def copy_to(self, other: "RowCache", length: int) -> None:
+        """See Cache."""
+        other._keys[:, :, :length] = self._keys[:, :, :length]
+        other._values[:, :, :length] = self._values[:, :, :length]
+
+
+class BlockCache:
+    """Keys as [H, blocks, d, 64], values as [H, positions, d]; zeros at first, since what is not there gets weight 0."""
+
+    def __init__(self, config: GPT2Config, room: int, arena: "Arena | None" = None, slot: int = 0) -> None:
+        self.room, self._n_head = room, config.n_head
+        self.arena, self.slot = arena or Arena(config, room, 1), slot
+        self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
+        """See Cache."""
+        first, t = start + len(qkv) - len(out), len(out)
+        q, k, v = _heads(qkv, 3, self._n_head)
+        q = q[:, first - start :]
+        (mixed,) = _heads(out, 1, self._n_head)
+        keys, values = self._keys[layer], self._values[layer]
+        heads = self._n_head
+        if (first + t) * qkv.shape[1] * (4 + t) >= SHARED_COSTS:
+            heads = _heads_a_task(self._n_head)
+        if t <= attend_blocks.ROWS:
+            attend_blocks.store(keys, values, k, v, start)
+            attend_blocks.attend_few(q, keys, values, mixed, first, heads)
+            return
+
+        def some(h: slice) -> None:
+            attend_blocks.store(keys[h], values[h], k[h], v[h], start)
+            attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], first)
+
+        threads.for_rows(self._n_head, heads, some)
+
+    def copy_to(self, other: "BlockCache", length: int) -> None:
+        """See Cache."""
+        blocks = -(-length // attend_blocks.BLOCK)
+        other._keys[:, :, :blocks] = self._keys[:, :, :blocks]
+        other._values[:, :, :length] = self._values[:, :, :length]
+
+
+class Arena:
+    """Memory of several caches of blocks, side by side, so that one row of each is attended to in the same few calls."""
+
+    def __init__(self, config: GPT2Config, room: int, count: int) -> None:
+        *shape, positions, d = self._shape(config, room, count)
+        self.keys = np.zeros((*shape, positions // attend_blocks.BLOCK, d, attend_blocks.BLOCK), FLOAT32)
+        self.values = np.zeros((*shape, positions, d), FLOAT32)
+
+    @staticmethod
+    def _shape(config: GPT2Config, room: int, count: int) -> tuple[int, ...]:
+        blocks = -(-room // attend_blocks.BLOCK)
+        return config.n_layer, count, config.n_head, blocks * attend_blocks.BLOCK, config.d_head
+
+    @classmethod
+    def nbytes(cls, config: GPT2Config, room: int, count: int) -> int:
+        """Memory that one takes."""
+        return 2 * FLOAT32.itemsize * prod(cls._shape(config, room, count))
+
+    def attend(
+        self, slots: np.ndarray, layer: int, qkv: np.ndarray, starts: np.ndarray
+    ) -> np.ndarray:  # [S, 3D] -> [S, D]
+        """Attention of one row for each of `slots`, which ascend, at the positions starts [S]."""
+        n_head = self.keys.shape[2]
+        q, k, v = qkv.reshape(len(slots), 3, n_head, -1).swapaxes(0, 1)
+        keys, values = self.keys[layer], self.values[layer]
+        first, end = int(slots[0]), int(slots[-1]) + 1
+        queries, places = q, starts
+        if end - first > len(slots):  # a slot between that has no row computes what nobody reads
+            queries, places = np.zeros((end - first, *q.shape[1:]), FLOAT32), np.zeros(end - first, np.int64)
+            queries[slots - first], places[slots - first] = q, starts
+        mixed = np.empty(queries.shape, FLOAT32)
+
+        def keep(some: slice) -> None:
+            rows = slice(*np.searchsorted(slots, (first + some.start, first + some.stop)))
+            at, block, place = slots[rows], *np.divmod(starts[rows], attend_blocks.BLOCK)
+            keys[at, :, block, :, place] = k[rows]
+            values[at, :, starts[rows]] = v[rows]
+
+        attend_blocks.attend_each(queries, keys[first:end], values[first:end], mixed, places, keep)
+        return (mixed if queries is q else mixed[slots - first]).reshape(len(slots), -1)
+
+
+def block_caches(config: GPT2Config, rooms: Sequence[int]) -> list[BlockCache]:
+    """Caches for streams that go on together, in the arenas of `_groups`."""
+    found: dict[int, BlockCache] = {}
+    for numbers in _groups(rooms):
+        arena = Arena(config, max(rooms[number] for number in numbers), len(numbers))
+        found |= {number: BlockCache(config, rooms[number], arena, slot) for slot, number in enumerate(numbers)}
+    return [found[number] for number in range(len(rooms))]
+
+
+def _groups(rooms: Sequence[int]) -> list[list[int]]:
+    """Numbers of the streams that share an arena: their rooms differ by less than a factor of two."""
+    groups: dict[int, list[int]] = {}
+    for number, room in enumerate(rooms):
+        groups.setdefault((-(-room // attend_blocks.BLOCK) - 1).bit_length(), []).append(number)
+    return list(groups.values())
+
+
+def bytes_of_caches(config: GPT2Config, rooms: Sequence[int], in_blocks: bool) -> int:
+    """Memory of the caches of streams that go on together."""
+    if not in_blocks:
+        return sum(RowCache.nbytes(config, room) for room in rooms)
+    return sum(Arena.nbytes(config, max(rooms[number] for number in some), len(some)) for some in _groups(rooms))
+
+
+def _heads_a_task(n_head: int) -> int:
+    """A head has the same bits in any company."""
+    return min(MOST_HEADS, -(-n_head // threads.threads()))
+
+
+def _heads(x: np.ndarray, parts: int, n_head: int) -> np.ndarray:  # [T, parts D] -> [parts, H, T, d]
+    return x.reshape(len(x), parts, n_head, -1).transpose(1, 2, 0, 3)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.dropout', $pg_gpt2_source$"""dropout (Srivastava et al. 2014), inverted: survivors are scaled by 1 / (1 - p), so that inference needs nothing.
+
+The mask is addressed by (seed, step, site): a backward pass that was not given it draws it again.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..core import rng
+from ..core.op import register
+from ..errors import InvalidParameter
+from . import buffers, threads
+from .elementwise import block_rows, contiguous, for_blocks
+
+Grads = tuple[np.ndarray | None, ...]
+
+
+def check_p(p: float) -> None:
+    """22023 unless 0 <= p < 1."""
+    if not 0.0 <= p < 1.0:
+        raise InvalidParameter(
+            f"dropout probability must be at least 0 and below 1, not {p}",
+            hint="0 switches dropout off; GPT-2 was trained with 0.1.",
+        )
+
+
+def dropout(
+    x: np.ndarray, *, p: float, seed: int = 0, step: int = 0, site: int = 0
+) -> tuple[np.ndarray, np.ndarray]:  # [..] -> [..]
+    """x * mask / (1 - p); saves the mask."""
+    check_p(p)
+    mask = buffers.empty(x.shape, np.dtype(bool))
+    flat = mask.reshape(-1)
+
+    def draw(b: slice) -> None:
+        rng.keep_mask(p, b.stop - b.start, seed=seed, step=step, site=site, start=b.start, out=flat[b])
+
+    return _masked(x, mask, p, draw), mask
+
+
+def dropout_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    *,
+    p: float,
+    seed: int = 0,
+    step: int = 0,
+    site: int = 0,
+    saved: np.ndarray | None = None,
+    sinks: Any = (),
+) -> Grads:
+    """dy * mask / (1 - p)."""
+    if saved is None:
+        return (dropout(dy, p=p, seed=seed, step=step, site=site)[0],)
+    return (_masked(dy, saved, p),)
+
+
+def _masked(x: np.ndarray, mask: np.ndarray, p: float, draw: Callable[[slice], object] | None = None) -> np.ndarray:
+    """x * mask / (1 - p); `draw` fills a part of the mask first."""
+    source, flat, y = contiguous(x).reshape(-1), mask.reshape(-1), buffers.empty(x.shape, x.dtype)
+    out = y.reshape(-1)
+
+    def block(b: slice) -> None:
+        if draw is not None:
+            draw(b)
+        np.multiply(source[b], flat[b], out=out[b])
+        out[b] *= 1.0 / (1.0 - p)
+
+    ticks = block_rows(-(-source.size // rng.VALUES_PER_TICK), rng.VALUES_PER_TICK)
+    threads.for_rows(source.size, ticks * rng.VALUES_PER_TICK, block)
+    return y
+
+
+def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: float) -> np.ndarray:  # [..] -> [..]
+    """dx without the mask's address: y is not 0 where x survived. Where x is 0 the mask left no trace; dy passes."""
+    dx, scale = buffers.empty(dy.shape, dy.dtype), dy.dtype.type(1.0 / (1.0 - p))
+
+    def block(dy: np.ndarray, y: np.ndarray, x: np.ndarray, dx: np.ndarray) -> None:
+        dx[...] = np.where((y != 0) | (x == 0), dy * scale, dy.dtype.type(0))
+
+    for_blocks(block, dy, y, x, dx)
+    return dx
+
+
+register("dropout", dropout, dropout_backward, "x", saves=True)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.elementwise', $pg_gpt2_source$"""Elementwise ops: add and mul with NumPy's broadcasting, scale, ones_like, zeros_like; and the blocks that others use.
+
+Work goes block by block, in place, on all cores: a block and its temporaries stay in a core's cache.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..core.op import Shape, misfit, register
+from . import buffers, threads
+
+# Elements of the largest block. Smaller ones fit a core's cache better, but the threads then fight over the interpreter
+# lock, whose hand-over takes as long as 100,000 elements, the more so where others use the cores.
+BLOCK = 300_000
+LEAST = 50_000  # elements that are worth a second core
+MOST_SUMMED = 1 << 22  # elements in one call, unless all go into one sum
+Grads = tuple[np.ndarray | None, ...]
+
+
+def for_blocks(work: Callable[..., object], *arrays: np.ndarray) -> None:
+    """Call `work(*blocks)` on flat blocks of contiguous arrays of one size."""
+    flat = [array.reshape(-1) for array in arrays]
+    threads.for_rows(flat[0].size, block_rows(flat[0].size), lambda block: work(*(array[block] for array in flat)))
+
+
+def block_rows(n: int, width: int = 1) -> int:
+    """How many of n rows of `width` elements to a block: all of them, or an even number of blocks of one size."""
+    count = 1 if n * width < LEAST else 2 * -(-n * width // (2 * BLOCK))
+    return max(1, -(-n // count))
+
+
+def contiguous(x: np.ndarray) -> np.ndarray:
+    """x, or a copy of it in C order."""
+    return x if x.flags.c_contiguous else copied(x)
+
+
+def copied(x: np.ndarray) -> np.ndarray:
+    """A copy of x in C order."""
+    y = np.empty(x.shape, x.dtype)
+    copy_into(y, x)
+    return y
+
+
+def copy_into(y: np.ndarray, x: np.ndarray) -> None:
+    """y = x, of one shape."""
+    threads.run([partial(np.copyto, y[part], x[part]) for part in threads.parts(x.shape, BLOCK)])
+
+
+def accumulate(total: np.ndarray, term: np.ndarray) -> None:
+    """total += term, both contiguous and of one shape."""
+    for_blocks(lambda t, x: np.add(t, x, out=t), total, contiguous(term))
+
+
+def unbroadcast(dy: np.ndarray, shape: Shape) -> np.ndarray:
+    """Sum `dy` over the axes along which `shape` was broadcast."""
+    if dy.shape == shape:
+        return dy
+    kept = dy.ndim - len(shape)
+    if shape == dy.shape[kept:]:  # a bias or a position embedding: leading axes only
+        rows = dy.reshape(-1, prod(shape))
+        return (np.ones(len(rows), dy.dtype) @ rows).reshape(shape)
+    axes = tuple(range(kept)) + tuple(i + kept for i, n in enumerate(shape) if n == 1 and dy.shape[i + kept] != 1)
+    return sum_over(dy, axes).reshape(shape)
+
+
+def sum_over(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Sum over `axes`, which stay with length 1; in parts along the longest of the others, where that is long."""
+    kept = max((i for i in range(x.ndim) if i not in axes), key=lambda i: x.shape[i], default=None)
+    if x.size <= MOST_SUMMED or kept is None:
+        return x.sum(axis=axes, keepdims=True)
+    y = np.empty([1 if i in axes else n for i, n in enumerate(x.shape)], x.dtype)
+    lead = (slice(None),) * kept
+    for part in threads.pieces(x.shape[kept], max(1, MOST_SUMMED * x.shape[kept] // x.size)):
+        threads.look()
+        x[(*lead, part)].sum(axis=axes, keepdims=True, out=y[(*lead, part)])
+    return y
+
+
+def binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """function(a, b), broadcast, in blocks."""
+    try:
+        shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        raise misfit(op, "dimensions are equal or 1, counted from the last", a=a.shape, b=b.shape) from None
+    y = buffers.empty(shape, np.result_type(a, b))
+    repeated = shape == a.shape and b.shape == shape[len(shape) - b.ndim :] and (b.size <= BLOCK or b.shape == shape)
+    if not (repeated and a.flags.c_contiguous and b.flags.c_contiguous):
+        x, z = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
+        threads.run([lambda i=i: function(x[i], z[i], out=y[i]) for i in threads.parts(shape, BLOCK)])  # type: ignore[misc]
+    elif a.shape == b.shape:
+        for_blocks(lambda x, z, out: function(x, z, out=out), a, b, y)
+    else:
+        rows, out = a.reshape(-1, *b.shape), y.reshape(-1, *b.shape)
+        threads.for_rows(len(rows), block_rows(len(rows), b.size), lambda r: function(rows[r], b, out=out[r]))
+    return y
+
+
+def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
+    """a + b."""
+    return binary("add", np.add, a, b)
+
+
+def add_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
+    """dy for both, summed over broadcast axes."""
+    return unbroadcast(dy, a.shape), unbroadcast(dy, b.shape)
+
+
+register("add", add, add_backward, "a b")
+
+
+def mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
+    """a * b."""
+    return binary("mul", np.multiply, a, b)
+
+
+def mul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
+    """dy * b, dy * a, summed over broadcast axes."""
+    da, db = binary("mul", np.multiply, dy, b), binary("mul", np.multiply, dy, a)
+    return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
+
+
+register("mul", mul, mul_backward, "a b", reads=(0, 1))
+
+
+def scale(x: np.ndarray, *, factor: float) -> np.ndarray:  # [..] -> [..]
+    """x * factor."""
+    y = buffers.empty(x.shape, x.dtype)
+    for_blocks(lambda a, out: np.multiply(a, x.dtype.type(factor), out=out), contiguous(x), y)
+    return y
+
+
+def scale_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, *, factor: float, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """dy * factor."""
+    return (scale(dy, factor=factor),)
+
+
+register("scale", scale, scale_backward, "x")
+
+
+def ones_like(x: np.ndarray) -> np.ndarray:
+    """Ones of the shape of x."""
+    y = buffers.empty(x.shape, x.dtype)
+    for_blocks(lambda out: out.fill(1), y)
+    return y
+
+
+def zeros_like(x: np.ndarray) -> np.ndarray:
+    """Zeros of the shape of x."""
+    return np.zeros(x.shape, x.dtype)
+
+
+def no_gradient(dy: np.ndarray, y: Any, *inputs: np.ndarray, saved: Any = None, sinks: Any = (), **attrs: Any) -> Grads:
+    """For ops whose result does not depend on the values of their inputs."""
+    return (None,) * len(inputs)
+
+
+register("ones_like", ones_like, no_gradient, "x")
+register("zeros_like", zeros_like, no_gradient, "x")
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.embedding', $pg_gpt2_source$"""embedding: rows of a table, picked by integer ids. Its gradient touches only the rows that were picked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import limits
+from ..core.op import Sink, misfit, register
+from ..errors import InvalidParameter
+from . import buffers, threads
+from .elementwise import block_rows
+from .panels import Table
+from .products import gradient_buffer
+
+Grads = tuple[np.ndarray | None, ...]
+
+
+def checked_ids(op: str, ids: Any, limit: int) -> np.ndarray:
+    """`ids` as integers; 22023 when one is not in 0 .. limit - 1."""
+    array = np.asarray(ids)
+    if array.ndim >= limits.MOST_DIMENSIONS:
+        raise InvalidParameter(
+            f"{op}: ids of {array.ndim} dimensions; the most is {limits.MOST_DIMENSIONS - 1}",
+            hint="ids are a list of token numbers, or a list of such lists.",
+        )
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise InvalidParameter(f"{op}: ids must be integers, not {array.dtype}", hint="ids are token numbers from 0.")
+    array = array.astype(np.int64, copy=False)
+    if array.size and not (array.min() >= 0 and array.max() < limit):
+        bad = array[(array < 0) | (array >= limit)][0]
+        raise InvalidParameter(f"{op}: id {bad} is out of range", hint=f"Valid ids are 0 to {limit - 1}.")
+    return array
+
+
+def embedding(table: np.ndarray | Table, *, ids: Any) -> np.ndarray:  # [V, D] -> [*ids.shape, D]
+    """table[ids]. For inference, the table may come in panels."""
+    if table.ndim != 2:
+        raise misfit("embedding", "the table is [V, D]", table=table.shape)
+    index = checked_ids("embedding", ids, table.shape[0])
+    if isinstance(table, Table):
+        return table.take(index)
+    y = buffers.empty((*index.shape, table.shape[1]), table.dtype)
+    flat, out = index.reshape(-1), y.reshape(-1, table.shape[1])
+
+    def take(r: slice) -> None:
+        np.take(table, flat[r], axis=0, out=out[r], mode="clip")
+
+    threads.for_rows(len(flat), block_rows(len(flat), table.shape[1]), take)
+    return y
+
+
+def embedding_backward(
+    dy: np.ndarray, y: Any, table: np.ndarray, *, ids: Any, saved: Any = None, sinks: Sequence[Sink | None] = (None,)
+) -> Grads:
+    """Each row of dy, added to its row of the table."""
+    index = checked_ids("embedding", ids, table.shape[0]).reshape(-1)
+    dtable, add = gradient_buffer(sinks[0] if sinks else None, table.shape, dy.dtype)
+    if not add:
+        dtable[...] = 0
+    add_rows(dtable, index, dy.reshape(-1, table.shape[1]))
+    return (dtable,)
+
+
+def add_rows(table: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None:  # [V, D], [n], [n, D]
+    """table[index] += rows, columns in parallel.
+
+    Repeated ids are added up first: the bits of a sum with other gradients of the table are then the same whether
+    it is made here, in a sink, or later.
+    """
+    if not len(index):
+        return
+    order = np.argsort(index, kind="stable")
+    ordered = index[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    picked = ordered[starts]
+
+    def work(c: slice) -> None:
+        sums = rows[order, c]
+        if len(starts) < len(order):
+            sums = np.add.reduceat(sums, starts, axis=0)
+        table[picked, c] += sums
+
+    threads.for_rows(table.shape[1], block_rows(table.shape[1], len(index)), work)
+
+
+register("embedding", embedding, embedding_backward, "table")
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.layout', $pg_gpt2_source$"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or matrices in panels where that pays.
+
+The choice follows from what this CPU and BLAS do with panels of the model's sizes, hence is the same in all sessions of a server.
+Everything that asks for a tensor by name, a tape or a trace, gets it as the checkpoint has it.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import host
+from ..core.config import GPT2Config
+from . import attend_blocks, panels
+from .panels import Panels, Table
+
+Params = Mapping[str, np.ndarray]
+
+use_panels: bool | None = None  # None: where they pay
+
+
+def in_panels(config: GPT2Config) -> bool:
+    """Whether matrices of such a model lie in panels."""
+    if use_panels is not None:
+        return use_panels
+    d = config.d_model
+    return panels.serve((d, 4 * d)) and attend_blocks.serves(config.d_head)
+
+
+def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what is kept for each tensor."""
+    shapes = config.param_shapes()
+    if in_panels(config):
+        shapes |= {name: panels.stored_shape(shape) for name, shape in shapes.items() if _kind(name, shape) is Panels}
+        shapes["wte"] = panels.stored_shape(shapes["wte"][::-1])
+    return shapes
+
+
+def _kind(name: str, shape: tuple[int, ...]) -> type[Panels] | None:
+    """Of panels, for a tensor that may be in panels."""
+    if len(shape) != 2 or name == "wpe":
+        return None
+    return Table if name == "wte" else Panels
+
+
+class Arranged(dict[str, Any]):
+    """Name -> array, or Panels for a matrix. `prepared` is what decoding makes of them for its passes."""
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        super().__init__(tensors)
+        self.prepared: dict[int, Any] = {}
+
+
+class Stored(Mapping[str, np.ndarray]):
+    """What is kept for each tensor of `params`, made when it is asked for."""
+
+    def __init__(self, params: Params, config: GPT2Config) -> None:
+        self._params, self._shapes = params, stored_shapes(config)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = self._params[name]
+        kind = _kind(name, array.shape)
+        return array if kind is None or array.shape == self._shapes[name] else kind.of(array).data
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+class Plain(Mapping[str, np.ndarray]):
+    """Each tensor as the checkpoint has it; one from panels is a new copy at every call, but the table, which is kept."""
+
+    def __init__(self, arranged: Mapping[str, Any]) -> None:
+        self._arranged = arranged
+        self._tables: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        found = self._arranged[name]
+        if isinstance(found, Table):
+            if name not in self._tables:
+                host.require_memory(found.nbytes, f'"{name}" outside its panels')
+                self._tables[name] = found.plain()
+            return self._tables[name]
+        return found.plain() if isinstance(found, Panels) else found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arranged)
+
+    def __len__(self) -> int:
+        return len(self._arranged)
+
+
+def arranged(stored: Params, config: GPT2Config) -> Arranged:
+    """The parameters for a `Decoder`, from what is kept for them."""
+    shapes = config.param_shapes()
+    found: dict[str, Any] = dict(stored)
+    for name, array in stored.items():
+        kind = _kind(name, shapes[name])
+        if kind is not None and array.shape != shapes[name]:
+            found[name] = kind(array, shapes[name])
+    return Arranged(found)
+
+
+def arrange(params: dict[str, np.ndarray], config: GPT2Config) -> Arranged:
+    """The parameters for a `Decoder`, from those of the checkpoint, which are taken out of `params` one by one."""
+    stored = Stored(params, config)
+    kept = {}
+    for name in list(params):
+        kept[name] = stored[name]
+        kept[name].flags.writeable = False
+        del params[name]
+    return arranged(kept, config)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.linear', $pg_gpt2_source$"""Products: matmul, the linear layer, the tied output layer, and the GPT-2 MLP composed of linear, gelu, linear.
+
+Weights keep the checkpoint's (in, out) orientation: y = x @ w + b.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..core.op import Sink, misfit, register
+from . import buffers, panels, threads
+from .activations import gelu, gelu_backward
+from .elementwise import unbroadcast
+from .panels import Panels, Table
+from .products import as_rows, column_sums, gradient_buffer, least_pieces, product, product_tasks, run_all
+
+MOST_MATRICES = 1 << 17  # multiplied in one call, however small
+
+Grads = tuple[np.ndarray | None, ...]
+
+
+def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
+    """a @ b; leading dimensions broadcast."""
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise misfit("matmul", "a is [.., m, k] and b is [.., k, n]", a=a.shape, b=b.shape)
+    if b.ndim == 2:
+        return product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
+    try:
+        return _stacked(a, b)
+    except ValueError:
+        raise misfit("matmul", "leading dimensions broadcast", a=a.shape, b=b.shape) from None
+
+
+def _stacked(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
+    """a @ b, a few of the matrices at a time where all would take long, or one in pieces. ValueError when a and b do not fit."""
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    m, k, n = *a.shape[-2:], b.shape[-1]
+    count = prod(lead)
+    pieces = max(least_pieces(m * count, k, n), least_pieces(m, k, n * count), -(-count // MOST_MATRICES))
+    if pieces <= 1:
+        return np.matmul(a, b)
+    x, z = np.broadcast_to(a, (*lead, m, k)), np.broadcast_to(b, (*lead, k, n))
+    y = buffers.empty((*lead, m, n), np.result_type(a, b))
+    for i in threads.parts(lead, max(1, count // pieces)):
+        if x[i].ndim == 2 or x[i].size == m * k:
+            product(x[i].reshape(m, k), z[i].reshape(k, n), y[i].reshape(m, n))
+        else:
+            threads.run([partial(np.matmul, x[i], z[i], out=y[i])])
+    return y
+
+
+def matmul_backward(
+    dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """da = dy @ b', db = a' @ dy."""
+    if b.ndim == 2:
+        rows = as_rows(dy)
+        da = buffers.empty(a.shape, dy.dtype)
+        db = buffers.empty(b.shape, dy.dtype)
+        run_all(
+            product_tasks(rows, b.T, as_rows(da), paired=True),
+            product_tasks(as_rows(a).T, rows, db, paired=True),
+        )
+        return da, db
+    da, db = _stacked(dy, b.swapaxes(-1, -2)), _stacked(a.swapaxes(-1, -2), dy)
+    return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
+
+
+register("matmul", matmul, matmul_backward, "a b", reads=(0, 1))
+
+
+def linear(x: np.ndarray, w: np.ndarray | Panels, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
+    """x @ w + b on the last axis. Weights for inference may come in panels."""
+    if w.ndim != 2 or b.shape != w.shape[1:] or not x.ndim or x.shape[-1] != w.shape[0]:
+        raise misfit("linear", "x is [.., k], w is [k, n], b is [n]", x=x.shape, w=w.shape, b=b.shape)
+    y = panels.product(as_rows(x), w, b) if isinstance(w, Panels) else product(as_rows(x), w, bias=b)
+    return y.reshape(*x.shape[:-1], w.shape[1])
+
+
+def linear_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+    *,
+    saved: Any = None,
+    sinks: Sequence[Sink | None] = (None, None, None),
+) -> Grads:
+    """dx = dy @ w', dw = x' @ dy, db = column sums of dy."""
+    rows = as_rows(dy)
+    dx = buffers.empty(x.shape, dy.dtype)
+    dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
+    db = np.empty(b.shape, dy.dtype)
+    run_all(
+        product_tasks(rows, w.T, as_rows(dx), paired=True),
+        product_tasks(as_rows(x).T, rows, dw, accumulate=add, paired=True),
+        [lambda: column_sums(rows, out=db)],
+    )
+    return dx, dw, db
+
+
+register("linear", linear, linear_backward, "x w b", reads=(0, 1))
+
+
+def lm_head(x: np.ndarray, wte: np.ndarray | Table) -> np.ndarray:  # [.., D], [V, D] -> [.., V]
+    """Logits by the tied embedding: x @ wte'. For inference, wte may come in panels."""
+    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
+        raise misfit("lm_head", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
+    rows = as_rows(x)
+    y = panels.product(rows, wte.T) if isinstance(wte, Table) else product(rows, wte.T)
+    return y.reshape(*x.shape[:-1], wte.shape[0])
+
+
+def lm_head_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    wte: np.ndarray,
+    *,
+    saved: Any = None,
+    sinks: Sequence[Sink | None] = (None, None),
+) -> Grads:
+    """dx = dy @ wte, dwte = dy' @ x."""
+    rows = as_rows(dy)
+    dx = buffers.empty(x.shape, dy.dtype)
+    dwte, add = gradient_buffer(sinks[1], wte.shape, dy.dtype)
+    run_all(
+        product_tasks(rows, wte, as_rows(dx), paired=True),
+        product_tasks(rows.T, as_rows(x), dwte, accumulate=add, paired=True),
+    )
+    return dx, dwte
+
+
+register("lm_head", lm_head, lm_head_backward, "x wte", reads=(0, 1))
+
+
+def mlp(
+    x: np.ndarray, w_fc: np.ndarray, b_fc: np.ndarray, w_proj: np.ndarray, b_proj: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:  # [.., D], [D, F], [F], [F, D], [D] -> [.., D]
+    """linear, gelu, linear; saves the value before gelu."""
+    hidden = linear(x, w_fc, b_fc)
+    return linear(gelu(hidden), w_proj, b_proj), hidden
+
+
+def mlp_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    w_fc: np.ndarray,
+    b_fc: np.ndarray,
+    w_proj: np.ndarray,
+    b_proj: np.ndarray,
+    *,
+    saved: np.ndarray | None = None,
+    sinks: Any = (),
+) -> Grads:
+    """The backward passes of linear, gelu, linear, in reverse."""
+    hidden = linear(x, w_fc, b_fc) if saved is None else saved
+    d_act, dw_proj, db_proj = linear_backward(dy, None, gelu(hidden), w_proj, b_proj)
+    (d_hidden,) = gelu_backward(d_act, None, hidden)  # type: ignore[arg-type]
+    dx, dw_fc, db_fc = linear_backward(d_hidden, None, x, w_fc, b_fc)  # type: ignore[arg-type]
+    return dx, dw_fc, db_fc, dw_proj, db_proj
+
+
+register("mlp", mlp, mlp_backward, "x w_fc b_fc w_proj b_proj", saves=True, reads=(0, 1, 2, 3))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.losses', $pg_gpt2_source$"""Mean cross entropy: on logits, and fused with the tied output projection so that all logits never exist at once.
+
+Both take logsumexp(z) - z[target]. The fused form walks over groups of rows; within a group each slice of the
+vocabulary is projected, exponentiated and used for both gradients by one thread.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core.op import Sink, check_row, misfit, register
+from ..errors import InvalidParameter
+from . import buffers, threads
+from .activations import softmax
+from .attend import LEAST, MOST
+from .blas import add_product
+from .elementwise import BLOCK, block_rows, for_blocks
+from .embedding import add_rows, checked_ids
+from .products import column_sums, gradient_buffer
+
+Grads = tuple[np.ndarray | None, ...]
+
+GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
+LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices at a time, each with memory of its own for its part of dx
+
+
+def _targets(op: str, target: Any, n_rows: int, vocab: int) -> np.ndarray:
+    """One class a row; 22023 when the number or a value does not fit."""
+    classes = checked_ids(op, target, vocab).reshape(-1)
+    if classes.size != n_rows or not n_rows:
+        raise InvalidParameter(f"{op}: {classes.size} targets for {n_rows} rows", hint="There is one target a row.")
+    return classes
+
+
+def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] -> []
+    """Mean over rows of logsumexp(z) - z[target]."""
+    if not logits.ndim:
+        raise misfit("cross_entropy", "logits are [.., V]", logits=logits.shape)
+    rows = logits.reshape(-1, logits.shape[-1])
+    check_row("cross_entropy", rows.shape[-1])
+    classes = _targets("cross_entropy", target, *rows.shape)
+    losses = np.empty(len(rows))
+
+    def block(r: slice) -> None:
+        z = rows[r]
+        top = z.max(axis=-1)
+        total = np.exp(z - top[:, None]).sum(axis=-1, dtype=np.float64)
+        losses[r] = np.log(total) + top - z[np.arange(len(z)), classes[r]]
+
+    threads.for_rows(len(rows), block_rows(*rows.shape), block)
+    return np.asarray(losses.mean(dtype=np.float64), logits.dtype)
+
+
+def cross_entropy_backward(
+    dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """dlogits = dy (softmax(z) - onehot) / rows."""
+    dlogits = softmax(logits)
+    rows = dlogits.reshape(-1, logits.shape[-1])
+    rows[np.arange(len(rows)), _targets("cross_entropy", target, *rows.shape)] -= 1.0
+    factor = logits.dtype.type(float(dy) / len(rows))
+    for_blocks(lambda d: np.multiply(d, factor, out=d), dlogits)
+    return (dlogits,)
+
+
+register("cross_entropy", cross_entropy, cross_entropy_backward, "logits", reads=(0,))
+
+
+def group_rows(n_rows: int, vocab: int) -> int:
+    """How many rows are projected at a time: groups of one size, as few as hold GROUP_LOGITS each."""
+    n_groups = -(-n_rows // max(64, GROUP_LOGITS // vocab))
+    return -(-n_rows // n_groups)
+
+
+def vocab_slice(vocab: int) -> int:
+    """How many rows of wte a thread takes at a time: whole turns, so that no core waits in the last."""
+    n_slices = 2 if vocab <= LARGEST_SLICE else TURN * -(-vocab // (TURN * LARGEST_SLICE))
+    return -(-vocab // (n_slices * 8)) * 8
+
+
+class _Group:
+    """Logits of a group of rows as exponentials, transposed: [part of the vocabulary, rows], which BLAS multiplies faster.
+
+    They are shifted by a row's maximum only where a sum would leave the range of numbers, as in `attend`.
+    """
+
+    def __init__(self, x: np.ndarray, wte: np.ndarray, classes: np.ndarray) -> None:
+        self.x, self.wte, self.classes = x, wte, classes
+        self.slices = threads.pieces(len(wte), vocab_slice(len(wte)))
+        logits = buffers.passing((len(wte), len(x)), x.dtype)
+        self.exps = [logits[part] for part in self.slices]
+        self.picked = np.empty((2, len(x)), x.dtype)  # the targets' logits and their exponentials
+        self.sums = np.empty((len(self.slices), len(x)))
+        self.top: np.ndarray | None = None
+        self._each_slice(self._project, self._exponentiate)
+        self.total = self.sums.sum(axis=0)
+        if not (self.total.min() > LEAST and self.total.max() < MOST):
+            self._each_slice(self._project)
+            self.top = np.max([z.max(axis=0) for z in self.exps], axis=0)
+            self._each_slice(self._exponentiate)
+            self.total = self.sums.sum(axis=0)
+
+    def _each_slice(self, *works: Callable[[int], object]) -> None:
+        tasks = [lambda i=i: [work(i) for work in works] for i in range(len(self.slices))]
+        for turn in threads.pieces(len(tasks), TURN):
+            threads.run(tasks[turn])
+
+    def _project(self, i: int) -> None:
+        z, part = self.exps[i], self.slices[i]
+        np.matmul(self.wte[part], self.x.T, out=z)
+        self._pick(i, self.picked[0])
+
+    def _pick(self, i: int, out: np.ndarray) -> None:
+        part = self.slices[i]
+        here = np.flatnonzero((self.classes >= part.start) & (self.classes < part.stop))
+        out[here] = self.exps[i][self.classes[here] - part.start, here]
+
+    def _exponentiate(self, i: int) -> None:
+        z, sums = self.exps[i], []
+        with np.errstate(over="ignore", invalid="ignore"):
+            for r in threads.pieces(len(z), max(1, BLOCK // z.shape[1])):  # what stays in a core's cache
+                if self.top is not None:
+                    z[r] -= self.top
+                sums.append(column_sums(np.exp(z[r], out=z[r])))
+        self.sums[i] = np.sum(sums, axis=0, dtype=np.float64)
+        self._pick(i, self.picked[1])
+
+    def losses(self) -> np.ndarray:
+        """logsumexp - z[target] of each row, in float64; exactly 0 where the target has all of the sum."""
+        logits, exps = self.picked[0] - (0.0 if self.top is None else self.top), self.picked[1].astype(np.float64)
+        return np.log(self.total) - np.where(exps > LEAST, np.log(np.maximum(exps, LEAST)), logits)
+
+    def grads(self, weight: float, dx: np.ndarray, dwte: np.ndarray, add: bool) -> None:
+        """dx = weight (p - onehot) wte, dwte (+)= weight (p - onehot)' x.
+
+        p is never formed: what the exponentials lack is a factor a row, which scales x and the products instead.
+        """
+        factor = (weight / self.total).astype(self.x.dtype)[:, None]
+        scaled = self.x * factor
+        parts = buffers.empty((min(TURN, len(self.slices)), *dx.shape), dx.dtype)
+
+        def work(i: int) -> None:
+            part, z, term = self.slices[i], self.exps[i], parts[i % TURN]
+            if i < TURN:
+                np.matmul(z.T, self.wte[part], out=term)
+            else:
+                add_product(z.T, self.wte[part], term)
+            if add:
+                add_product(z, scaled, dwte[part])
+            else:
+                np.matmul(z, scaled, out=dwte[part])
+
+        self._each_slice(work)
+        np.add.reduce(parts, axis=0, out=dx)
+        dx *= factor
+        dx -= self.wte[self.classes] * dx.dtype.type(weight)
+        add_rows(dwte, self.classes, self.x * self.x.dtype.type(-weight))
+
+
+def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: Sink | None) -> tuple[np.ndarray, Grads]:
+    """The loss and, when dy is given, both gradients, in one walk over groups of rows."""
+    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
+        raise misfit("lm_head_loss", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
+    rows = x.reshape(-1, x.shape[-1])
+    classes = _targets("lm_head_loss", target, len(rows), len(wte))
+    dx = dwte = None
+    add = False
+    if dy is not None:
+        dx = buffers.empty(x.shape, x.dtype)
+        dwte, add = gradient_buffer(sink, wte.shape, x.dtype)
+    loss = 0.0
+    for r in threads.pieces(len(rows), group_rows(len(rows), len(wte))):
+        group = _Group(rows[r], wte, classes[r])
+        loss += float(group.losses().sum())
+        if dx is not None and dwte is not None and dy is not None:
+            group.grads(dy / len(rows), dx.reshape(rows.shape)[r], dwte, add)
+            add = True
+        del group  # or its logits would be there beside those of the next
+    return np.asarray(loss / len(rows), x.dtype), (dx, dwte)
+
+
+def lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any) -> np.ndarray:  # [.., D], [V, D] -> []
+    """cross_entropy(x @ wte')."""
+    return _head(x, wte, target, None, None)[0]
+
+
+def lm_head_loss_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    wte: np.ndarray,
+    *,
+    target: Any,
+    saved: Any = None,
+    sinks: Sequence[Sink | None] = (None, None),
+) -> Grads:
+    """dx, dwte: the walk of the forward pass again, with gradients."""
+    return _head(x, wte, target, float(dy), sinks[1])[1]
+
+
+def lm_head_loss_and_grads(
+    dy: np.ndarray, x: np.ndarray, wte: np.ndarray, *, target: Any, sinks: Sequence[Sink | None] = (None, None)
+) -> tuple[np.ndarray, Grads]:
+    """Loss and gradients in one walk: what a training step uses, the same bits as forward and then backward."""
+    return _head(x, wte, target, float(dy), sinks[1])
+
+
+register("lm_head_loss", lm_head_loss, lm_head_loss_backward, "x wte", reads=(0, 1), fused=lm_head_loss_and_grads)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.norm', $pg_gpt2_source$"""layernorm over the last axis (Ba, Kiros & Hinton 2016), with the biased variance, as GPT-2 and torch have it."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..core.op import check_row, misfit, register
+from . import buffers, threads
+from .elementwise import block_rows, contiguous
+
+Grads = tuple[np.ndarray | None, ...]
+KEPT = 1 << 16  # the longest vector that is kept for the next call
+
+
+def _mean_of(n: int, dtype: np.dtype) -> np.ndarray:
+    """[n, 1]: 1 / n."""
+    return _kept_mean_of(n, dtype) if n <= KEPT else _kept_mean_of.__wrapped__(n, dtype)
+
+
+@lru_cache(maxsize=16)
+def _kept_mean_of(n: int, dtype: np.dtype) -> np.ndarray:
+    return np.full((n, 1), 1.0 / n, dtype)
+
+
+def layernorm(
+    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, eps: float = 1e-5
+) -> tuple[np.ndarray, np.ndarray]:  # [.., n], [n], [n] -> [.., n]
+    """(x - mean) / sqrt(var + eps) * gamma + beta; saves mean and 1 / sqrt(var + eps) of each row."""
+    if not x.ndim or gamma.shape != x.shape[-1:] or beta.shape != gamma.shape:
+        raise misfit("layernorm", "x is [.., n], gamma and beta are [n]", x=x.shape, gamma=gamma.shape, beta=beta.shape)
+    n = x.shape[-1]
+    check_row("layernorm", n)
+    rows = contiguous(x).reshape(-1, n)
+    y = buffers.empty(x.shape, x.dtype)
+    out = y.reshape(-1, n)
+    stats = np.empty((2, len(rows), 1), x.dtype)
+
+    def block(r: slice) -> None:
+        normalize(rows[r], gamma, beta, out[r], stats[:, r], eps)
+
+    threads.for_rows(len(rows), block_rows(len(rows), n), block)
+    return y, stats
+
+
+def normalize(
+    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, y: np.ndarray, stats: np.ndarray, eps: float
+) -> None:  # [m, n], [n], [n], [m, n], [2, m, 1]
+    """y = layernorm(x), and mean and 1 / sqrt(var + eps) of each row into stats.
+
+    Each row is a product of its own: BLAS treats rows in groups, and a row's bits would depend on how many there are.
+    """
+    mean, rstd = stats
+    np.matmul(x[:, None], _mean_of(x.shape[1], x.dtype), out=mean[..., None])
+    np.subtract(x, mean, out=y)
+    np.matmul(y[:, None], y[..., None], out=rstd[..., None])
+    rstd /= x.shape[1]
+    rstd += eps
+    np.sqrt(rstd, out=rstd)
+    np.reciprocal(rstd, out=rstd)
+    y *= rstd
+    y *= gamma
+    y += beta
+
+
+def layernorm_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    *,
+    eps: float = 1e-5,
+    saved: np.ndarray | None = None,
+    sinks: Any = (),
+) -> Grads:
+    """dx = rstd (g - mean(g) - h mean(g h)), h = (x - mean) rstd, g = dy gamma; dgamma = sum(dy h), dbeta = sum(dy).
+
+    h is never formed: its factor rstd goes into the sums, and gamma into what they are taken with.
+    """
+    stats = layernorm(x, gamma, beta, eps=eps)[1] if saved is None else saved
+    n = x.shape[-1]
+    rows, d_rows = contiguous(x).reshape(-1, n), contiguous(dy).reshape(-1, n)
+    dx = buffers.empty(x.shape, x.dtype)
+    out = dx.reshape(-1, n)
+    weighted = (gamma / n)[:, None]
+    step = block_rows(len(rows), n)
+    parts = np.empty((2, -(-len(rows) // step), n), x.dtype)
+
+    def block(r: slice) -> None:
+        dy, dx, rstd = d_rows[r], out[r], stats[1, r]
+        centred = np.subtract(rows[r], stats[0, r], out=buffers.scratch("norm_c", dy.shape, dy.dtype))
+        product = np.multiply(dy, centred, out=dx)
+        i = r.start // step
+        parts[0, i], parts[1, i] = rstd[:, 0] @ product, np.ones(len(dy), dy.dtype) @ dy
+        centred *= rstd * rstd * (product @ weighted)
+        centred += dy @ weighted
+        np.multiply(dy, gamma, out=dx)
+        dx -= centred
+        dx *= rstd
+
+    threads.for_rows(len(rows), step, block)
+    return dx, parts[0].sum(axis=0), parts[1].sum(axis=0)
+
+
+register("layernorm", layernorm, layernorm_backward, "x gamma beta", saves=True, reads=(0, 1))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.ops', $pg_gpt2_source$"""The ops, in one registry: `registry[name]` is an `Op`; calling it is the forward pass, `grads` the backward pass.
+
+Importing this package enters them all. Rules for writing one are in `op`.
+"""
+
+from ..core.op import Op, Sink, lookup, registry
+from . import activations, attention, dropout, elementwise, embedding, linear, losses, norm, shapes
+from .attend import CHUNK, attend
+
+__all__ = [
+    "CHUNK",
+    "Op",
+    "Sink",
+    "activations",
+    "attend",
+    "attention",
+    "dropout",
+    "elementwise",
+    "embedding",
+    "linear",
+    "lookup",
+    "losses",
+    "norm",
+    "registry",
+    "shapes",
+]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.panels', $pg_gpt2_source$"""Weights for inference in panels, [ceil(N/64)][K][64], and products with them in which a row's bits do not depend on the others.
+
+OpenBLAS packs all weights anew for a product of two or more rows, except in its kernels for small matrices (AVX-512, m n k up to
+a million). Here every product is a stack of such small ones: up to four rows cost what one does, and many rows no more than one
+large product. Elsewhere panels are slow and their rows depend on each other; `serve` finds out by trying.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+
+import numpy as np
+
+from . import buffers, threads
+
+WIDTH = 64
+ROWS = 16  # at a time
+SMALL = 1_000_000  # m n k of OpenBLAS's kernels for small matrices
+DEPTH = SMALL // (WIDTH * ROWS)  # of a panel; a deeper one is cut and the parts are added
+PARALLEL_FLOPS = 2e6  # below it a product costs less than handing over half of it
+PIECE_FLOPS = 400e6
+READ_AHEAD = 5 << 18  # bytes that a second thread reads while the caller does what lies between two products
+HEAD_START = 24  # panels: of so many, one more does not matter
+MOST_TERMS = 8 << 20  # bytes of a product cut in depth; where terms are more, each piece has its own in turn
+TRIAL_SCALARS = 1 << 20  # of weights that are timed
+
+
+class Panels:
+    """Weights [K, N] of a linear layer, laid out in panels."""
+
+    __slots__ = ("data", "dtype", "shape")
+
+    def __init__(self, data: np.ndarray, shape: tuple[int, ...]) -> None:
+        self.data, self.shape, self.dtype = data, shape, data.dtype
+
+    @classmethod
+    def of(cls, w: np.ndarray) -> "Panels":
+        """The panels of w [K, N]."""
+        data = np.zeros(stored_shape(w.shape), w.dtype)
+        for rows, panel in zip(threads.pieces(w.shape[1], WIDTH), data):
+            panel[:, : rows.stop - rows.start] = w[:, rows]
+        return cls(data, w.shape)
+
+    @property
+    def ndim(self) -> int:
+        """2, as of the weights."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self.data.nbytes
+
+    def plain(self) -> np.ndarray:
+        """The weights [K, N] in rows, a copy."""
+        k, n = self.shape
+        return np.ascontiguousarray(self.data.transpose(1, 0, 2).reshape(k, -1)[:, :n])
+
+
+class Table(Panels):
+    """A table [V, D] of which rows are picked, and whose transpose multiplies: panels of the transpose."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, table: np.ndarray) -> "Table":
+        """The panels of a table [V, D]."""
+        return cls(Panels.of(table.T).data, table.shape)
+
+    @property
+    def T(self) -> Panels:
+        """The transpose [D, V], which a product wants; no copy."""
+        return Panels(self.data, self.shape[::-1])
+
+    def take(self, ids: np.ndarray) -> np.ndarray:  # [..] -> [.., D]
+        """The rows of these numbers, a copy."""
+        return self.data[ids // WIDTH, :, ids % WIDTH]
+
+    def plain(self) -> np.ndarray:
+        """The table [V, D], a copy."""
+        v, d = self.shape
+        return np.ascontiguousarray(self.data.swapaxes(1, 2)).reshape(-1, d)[:v]
+
+
+def stored_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Shape of the panels of weights [K, N]."""
+    k, n = shape
+    return -(-n // WIDTH), k, WIDTH
+
+
+def room(m: int) -> int:
+    """How many rows operands of m rows have: BLAS treats a single row otherwise, so a row left alone gets a second one."""
+    return m + (m % ROWS == 1)
+
+
+def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndarray:  # [m, K], [K, N], [N] -> [m, N]
+    """x @ w (+ bias)."""
+    m, n = len(x), w.shape[1]
+    if len(x) < room(m):
+        x = np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
+    out = buffers.empty((len(x), len(w.data) * WIDTH), x.dtype)
+    bind(x, w, out, bias)()
+    return out[:m, :n]
+
+
+def bind(
+    x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None, following: Panels | None = None
+) -> Callable[[], object]:
+    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64].
+
+    `following` are the weights of the next product, of about as many rows, which another thread begins to read meanwhile.
+    """
+    k, n = w.shape
+    parts = _parts(k)
+    pieces = _pieces(len(w.data), 2.0 * len(x) * k * n)
+    if parts > 1 and parts * out.nbytes > MOST_TERMS:
+        return _together([[partial(_piece, x, w, out, bias, c)] for c in pieces])
+    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
+    tasks = [_multiply(x, w.data[c], terms[:, :, _columns(c)]) for c in pieces]
+    ends = [_finish(terms, out, slice(c.start * WIDTH, min(c.stop * WIDTH, n)), bias) for c in pieces]
+    ahead = None if following is None else _reading(following, len(x))
+    if len(x) > ROWS:
+        return _together([[*task, *end] for task, end in zip(tasks, ends)], ahead)
+    # Adding up a few rows is not worth a second thread, which would wait for the interpreter.
+    return partial(_each, [_together(tasks, ahead), *_finish(terms, out, slice(0, n), bias)])
+
+
+def _reading(w: Panels, m: int) -> Callable[[], object] | None:
+    """A call that reads the beginning of what a second thread reads of w for m rows, into its caches."""
+    pieces = _pieces(len(w.data), 2.0 * m * w.shape[0] * w.shape[1])
+    if len(pieces) < 2:
+        return None
+    return partial(np.maximum.reduce, w.data[pieces[1]].reshape(-1)[: READ_AHEAD // w.dtype.itemsize])
+
+
+def _piece(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None, panels: slice) -> None:
+    """The product with some panels, its terms in memory of the thread."""
+    n, parts = min(panels.stop * WIDTH, w.shape[1]) - panels.start * WIDTH, _parts(len(w.data[0]))
+    some = out[:, _columns(panels)]
+    terms = buffers.scratch("panels", (parts, *some.shape), out.dtype)
+    calls = _multiply(x, w.data[panels], terms)
+    _each(calls + _finish(terms, some, slice(0, n), None if bias is None else bias[panels.start * WIDTH :]))
+
+
+def _pieces(count: int, flops: float) -> list[slice]:
+    """Ranges of `count` panels for one thread each, cut by the size of the problem."""
+    pieces = 1 if flops < PARALLEL_FLOPS else 2 * max(1, round(flops / (2 * PIECE_FLOPS)))
+    head_start = pieces == 2 and count >= HEAD_START  # of the caller, who need not be woken
+    return threads.pieces(count, max(1, -(-count // pieces) + head_start))
+
+
+def _columns(panels: slice) -> slice:
+    return slice(panels.start * WIDTH, panels.stop * WIDTH)
+
+
+def _multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Callable[[], object]]:
+    """Calls that set the terms [parts, m, P w] of x [m, K] @ each of panels [P, K, w], the depth in equal parts."""
+    m, (count, _, width), parts = len(x), panels.shape, len(terms)
+    x = x.reshape(m, parts, -1)
+    panels = panels.reshape(count, parts, -1, width).swapaxes(0, 1)
+    whole = m - m % ROWS
+    calls: list[Callable[[], object]] = []
+    if whole:
+        results = terms[:, :whole].reshape(parts, -1, ROWS, count, width).transpose(0, 3, 1, 2, 4)
+        groups = x[:whole].reshape(-1, ROWS, *x.shape[1:]).transpose(2, 0, 1, 3)
+        calls.append(partial(np.matmul, groups[:, None], panels[:, :, None], out=results))
+    if m > whole:
+        results = terms[:, whole:].reshape(parts, m - whole, count, width).swapaxes(1, 2)
+        calls.append(partial(np.matmul, x[whole:].swapaxes(0, 1)[:, None], panels, out=results))
+    return calls
+
+
+def _finish(terms: np.ndarray, out: np.ndarray, columns: slice, bias: np.ndarray | None) -> list[Callable[[], object]]:
+    """Calls that add the terms in order, and the bias."""
+    some = out[:, columns]
+    calls: list[Callable[[], object]] = []
+    if len(terms) > 1:
+        calls.append(partial(np.add.reduce, terms[:, :, columns], axis=0, out=some))
+    if bias is not None:
+        calls.append(partial(np.add, some, bias[columns], out=some))
+    return calls
+
+
+def _each(calls: Sequence[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
+
+
+def _together(
+    tasks: Sequence[Sequence[Callable[[], object]]], ahead: Callable[[], object] | None = None
+) -> Callable[[], object]:
+    """One call for tasks that run on all cores, each a row of calls."""
+    if len(tasks) < 2:
+        return partial(_each, [call for task in tasks for call in task])
+    return threads.prepared([task[0] if len(task) == 1 else partial(_each, task) for task in tasks], ahead)
+
+
+@lru_cache(maxsize=64)
+def _parts(k: int) -> int:
+    """Into how many equal parts the depth is cut, so that ROWS rows make small products; 1 where there are none."""
+    return next((n for n in range(-(-k // DEPTH), k // 16 + 1) if k % n == 0), 1)
+
+
+def serve(depths: Sequence[int]) -> bool:
+    """Whether panels of weights of these depths give each row the same bits in any company, and are not slow."""
+    return all(_serves(k) for k in sorted({depth // _parts(depth) for depth in depths}))
+
+
+@lru_cache(maxsize=64)
+def _serves(k: int) -> bool:
+    random = np.random.Generator(np.random.Philox(1))
+    x = random.standard_normal((2 * ROWS, k), np.float32)
+    w = random.standard_normal((k, 8 * WIDTH), np.float32)
+    panels = Panels.of(w)
+    if not _rows_are_alone(lambda x: product(x, panels), x):
+        return False
+    w = np.tile(w, (1, TRIAL_SCALARS // w.size + 1))
+    panels = Panels.of(w)
+    out = np.empty((1, 4, panels.data.shape[0] * WIDTH), np.float32)
+    calls = _multiply(x[:4], panels.data, out)
+    # Where the bits are equal, panels take 0.2 to 0.45 of the time; only a BLAS nobody has met is excluded here. So busy cores,
+    # which stretch either time by chance, cannot make two sessions choose differently.
+    return _seconds(lambda: _each(calls)) < 2 * _seconds(lambda: x[:4] @ w)
+
+
+@lru_cache(maxsize=1)
+def small_kernels() -> bool:
+    """Whether BLAS multiplies small matrices by kernels of their own, which treat every row alike."""
+    x, w = np.random.Generator(np.random.Philox(1)).standard_normal((2, WIDTH, WIDTH), np.float32)
+    whole = x @ w
+    return all(np.array_equal(x[:m] @ w, whole[:m]) for m in (2, 3, 5, 8, 16, 31))
+
+
+def _rows_are_alone(times: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> bool:
+    whole = times(x)
+    return all(
+        np.array_equal(times(x[:m]), whole[:m]) and np.array_equal(times(x[-m:]), whole[-m:])
+        for m in range(1, ROWS + 1)
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The least of several tries."""
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.plan', $pg_gpt2_source$"""A pass over a few rows, prepared: the model's ops are bound to weights and buffers once, and a token costs only their calls.
+
+A `Plan` is a Runner, so what it prepares is what gpt2.blocks says, and its kernels are those of the ops: the same bits.
+"""
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import host
+from ..core import gpt2
+from ..core.config import GPT2Config
+from ..tensor import FLOAT32
+from . import panels, threads
+from .activations import gelu_into
+from .layout import Arranged
+from .norm import normalize
+from .panels import Panels, Table
+from .products import product_tasks
+
+MOST_ROWS = 64  # more cost so much that preparing them is no gain
+MOST_PREPARED = 256  # rows of all plans of one model: their buffers are counted nowhere, and a new plan costs 2 ms
+
+Attend = Callable[[int, np.ndarray, np.ndarray], None]  # (layer, qkv [m, 3D], out [m, D])
+
+
+class Rows:
+    """A value of the pass: `data` [m, n], in a buffer that may have a row and columns more, as panels want it."""
+
+    def __init__(self, buffer: np.ndarray, data: np.ndarray) -> None:
+        self.buffer, self.data = buffer, data
+
+
+class _Product(NamedTuple):
+    """A linear layer in panels, to be bound when the next one is known."""
+
+    x: np.ndarray
+    w: Panels
+    y: np.ndarray
+    b: np.ndarray
+
+
+class Plan:
+    """The blocks of a model and ln_f, for passes over m rows."""
+
+    def __init__(self, params: Arranged, config: GPT2Config, m: int) -> None:
+        self._m = m
+        self._calls: list[Any] = []  # calls, and while the plan is made products
+        self._buffers: list[tuple[np.ndarray, weakref.ref[Rows]]] = []
+        self._attention = _Attention()
+        x = self._new(config.d_model)
+        self._x = x.data
+        self._y = gpt2.blocks(self, params, x, config, attend=self._bind_attention).data
+        self._bind_products(params["wte"])
+
+    def __call__(self, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
+        """The stream after ln_f, valid until the next pass; `attend` supplies attention over the positions so far."""
+        self._x[...] = x
+        self._attention.attend = attend
+        try:
+            for call in self._calls:
+                call()
+        finally:
+            del self._attention.attend
+        return self._y
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
+        """data."""
+        return data
+
+    def forget(self, handle: Rows) -> None:
+        """Nothing to do: a buffer is free when no one holds its value."""
+
+    def apply(self, name: str, *inputs: Rows, **attrs: float) -> Rows:
+        """Prepare an op; the result is there once the pass has come to it."""
+        return getattr(self, f"_{name}")(*inputs, **attrs)
+
+    def _layernorm(self, x: Rows, gamma: np.ndarray, beta: np.ndarray, *, eps: float) -> Rows:
+        y = self._new(x.data.shape[1])
+        stats = np.empty((2, self._m, 1), FLOAT32)
+        self._calls.append(partial(normalize, x.data, gamma, beta, y.data, stats, eps))
+        return y
+
+    def _linear(self, x: Rows, w: np.ndarray | Panels, b: np.ndarray) -> Rows:
+        y = self._new(w.shape[1])
+        if isinstance(w, Panels):
+            self._calls.append(_Product(x.buffer[:, : w.shape[0]], w, y.buffer, b))
+        else:
+            self._calls.append(threads.prepared(product_tasks(x.data, w, y.data, bias=b)))
+        return y
+
+    def _bind_products(self, wte: np.ndarray | Table) -> None:
+        """Bind the products with panels, now that each can be told the weights that follow; lm_head's come last."""
+        following = wte.T if isinstance(wte, Table) else None
+        for place in reversed(range(len(self._calls))):
+            call = self._calls[place]
+            if isinstance(call, _Product):
+                self._calls[place] = panels.bind(*call, following)
+                following = call.w
+
+    def _gelu(self, x: Rows) -> Rows:
+        y = self._new(x.data.shape[1])
+        self._calls.append(partial(gelu_into, x.data, y.data))
+        return y
+
+    def _add(self, a: Rows, b: Rows) -> Rows:
+        y = self._new(a.data.shape[1])
+        self._calls.append(partial(np.add, a.data, b.data, out=y.data))
+        return y
+
+    def _bind_attention(self, layer: int, qkv: Rows) -> Rows:
+        y = self._new(qkv.data.shape[1] // 3)
+        self._calls.append(partial(self._attention, layer, qkv.data, y.data))
+        return y
+
+    def _new(self, n: int) -> Rows:
+        """A value of n columns, in a buffer of this size whose last value is gone, else in a new one."""
+        width = -(-n // panels.WIDTH) * panels.WIDTH
+        free = (i for i, (buffer, owner) in enumerate(self._buffers) if buffer.shape[1] == width and owner() is None)
+        place = next(free, None)
+        if place is not None:
+            buffer = self._buffers.pop(place)[0]
+        else:
+            buffer = np.zeros((panels.room(self._m), width), FLOAT32)
+        value = Rows(buffer, buffer[: self._m, :n])
+        self._buffers.append((buffer, weakref.ref(value)))
+        return value
+
+
+class _Attention:
+    """What a pass does for attention; apart from the plan, which would otherwise hold itself, and the weights, in memory."""
+
+    attend: Attend  # there during a pass
+
+    def __call__(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:
+        host.check_interrupts()
+        self.attend(layer, qkv, out)
+
+
+def plan(params: Arranged, config: GPT2Config, m: int) -> Plan:
+    """The model's plan for m rows; it stays with the weights."""
+    found = params.prepared.get(m)
+    if found is None:
+        if sum(params.prepared) + m > MOST_PREPARED:
+            params.prepared.clear()
+        found = params.prepared[m] = Plan(params, config, m)
+    return found
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.products', $pg_gpt2_source$"""Matrix products on all cores: the result is cut into fixed pieces, each one BLAS call on views of the operands.
+
+The cut depends on the shapes alone, so the bits of a product do not depend on the number of threads.
+"""
+
+from collections.abc import Callable, Sequence
+from math import ceil
+
+import numpy as np
+
+from ..core.op import Sink
+from . import buffers, threads
+from .blas import add_product
+
+PIECE_FLOPS = 2.5e9  # about 10 ms of one core: BLAS packs its operands again for each piece, which costs 10 % at 2 ms
+LEAST_FLOPS = 5e6  # a smaller piece costs more to hand over than it saves
+MOST_PIECES = 32  # unless a piece then takes longer than a session may be deaf:
+LONGEST_FLOPS, LONGEST_RESULT, LONGEST_OPERAND = 1e10, 1 << 23, 1 << 25  # of a piece
+FEW_ROWS = 32  # below: BLAS has faster ways than sgemm, which np.matmul knows
+
+
+def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options: np.ndarray | None) -> np.ndarray:
+    """[m,k] @ [k,n] -> [m,n]; see `product_tasks`."""
+    if out is None:
+        out = buffers.empty((a.shape[0], b.shape[1]), np.result_type(a, b))
+    run_all(product_tasks(a, b, out, **options))  # type: ignore[arg-type]
+    return out
+
+
+def product_tasks(
+    a: np.ndarray,
+    b: np.ndarray,
+    out: np.ndarray,
+    *,
+    bias: np.ndarray | None = None,
+    accumulate: bool = False,
+    paired: bool = False,
+) -> list[Callable[[], None]]:
+    """Tasks that together set out = a @ b (+ bias), or add that to out. Transposed operands are passed as views.
+
+    `paired`: another product of the same size runs beside it, so that two cores have work with each one whole.
+    """
+    (m, k), n = a.shape, b.shape[1]
+    count = max(_n_pieces(2.0 * m * k * n, 1 if paired else 2), least_pieces(m, k, n))
+    if m > n:
+        rows = threads.pieces(m, _size(m, count))
+        return [lambda r=r: _piece(a[r], b, out[r], bias, accumulate) for r in rows]  # type: ignore[misc]
+    columns = threads.pieces(n, _size(n, count))
+    return [
+        lambda c=c: _piece(a, b[:, c], out[:, c], None if bias is None else bias[c], accumulate)  # type: ignore[misc]
+        for c in columns
+    ]
+
+
+def _piece(a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, accumulate: bool) -> None:
+    if bias is not None and len(a) >= FEW_ROWS:
+        out[...] = bias
+        accumulate, bias = True, None
+    if accumulate:
+        add_product(a, b, out)
+    else:
+        np.matmul(a, b, out=out)
+    if bias is not None:
+        out += bias
+
+
+def least_pieces(m: int, k: int, n: int) -> int:
+    """Into how many pieces a product is cut at least, so that none takes 100 ms."""
+    bounds = (2.0 * m * k * n / LONGEST_FLOPS, m * n / LONGEST_RESULT, max(m, n) * k / LONGEST_OPERAND)
+    return ceil(max(bounds))
+
+
+def _n_pieces(flops: float, least: int) -> int:
+    if flops < 2 * LEAST_FLOPS:
+        return 1
+    return min(MOST_PIECES, least * max(1, round(flops / (least * PIECE_FLOPS))))
+
+
+def _size(total: int, count: int) -> int:
+    """Length of a piece: whole vector registers, `count` pieces or fewer."""
+    return -(-total // (count * 16)) * 16
+
+
+def gradient_buffer(sink: Sink | None, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, bool]:
+    """Where to put a gradient, and whether to add to what is there."""
+    if sink is None:
+        return buffers.empty(shape, dtype), False
+    filled, sink.filled = sink.filled, True
+    return sink.array.reshape(shape), filled
+
+
+def run_all(*groups: Sequence[Callable[[], object]]) -> None:
+    """Run the tasks of all groups on all cores."""
+    threads.run([task for group in groups for task in group])
+
+
+def column_sums(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """[m,n] -> [n], as a product with ones: the fast way down the rows."""
+    return np.matmul(np.ones(x.shape[0], x.dtype), x, out=out)
+
+
+def as_rows(x: np.ndarray) -> np.ndarray:
+    """[.., n] -> [m,n], without copying where x is contiguous."""
+    return x.reshape(-1, x.shape[-1])
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.shapes', $pg_gpt2_source$"""Ops that move or add up values: transpose, reshape, slice, concat, sum, mean. Forward results may be views."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from .. import limits
+from ..core.op import misfit, normal_axis, register
+from ..errors import InvalidParameter
+from .elementwise import binary, copied, copy_into, sum_over
+
+Grads = tuple[np.ndarray | None, ...]
+
+
+def transpose(x: np.ndarray, *, axes: Sequence[int] | None = None) -> np.ndarray:  # [.., m, n] -> [.., n, m]
+    """Swap the last two axes, or reorder all by `axes`."""
+    if axes is None:
+        if x.ndim < 2:
+            raise misfit("transpose", "x has at least two dimensions", x=x.shape)
+        return x.swapaxes(-1, -2)
+    order = [normal_axis("transpose", axis, x.ndim) for axis in axes]
+    if sorted(order) != list(range(x.ndim)):
+        raise InvalidParameter(
+            f"transpose: axes {list(axes)} are not a permutation of the {x.ndim} dimensions",
+            hint="Name every axis once, or leave axes out to swap the last two.",
+        )
+    return x.transpose(order)
+
+
+def transpose_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, *, axes: Sequence[int] | None = None, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """The inverse permutation."""
+    if axes is None:
+        return (dy.swapaxes(-1, -2),)
+    return (dy.transpose(np.argsort([axis % x.ndim for axis in axes])),)
+
+
+register("transpose", transpose, transpose_backward, "x")
+
+
+def reshape(x: np.ndarray, *, shape: Sequence[int]) -> np.ndarray:
+    """The values of x in row-major order under another shape; one dimension may be -1."""
+    if len(shape) > limits.MOST_DIMENSIONS:
+        raise misfit("reshape", f"there are at most {limits.MOST_DIMENSIONS} dimensions", shape=tuple(shape))
+    try:
+        return x.reshape(tuple(shape))
+    except ValueError:
+        raise misfit("reshape", "the number of values stays the same", x=x.shape, shape=tuple(shape)) from None
+
+
+def reshape_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, *, shape: Sequence[int], saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """The old shape."""
+    return (dy.reshape(x.shape),)
+
+
+register("reshape", reshape, reshape_backward, "x")
+
+
+def slice_(x: np.ndarray, *, axis: int, start: int, stop: int) -> np.ndarray:
+    """start .. stop - 1 along `axis`, 0-based."""
+    return x[_part(x, axis, start, stop)]
+
+
+def slice_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int, start: int, stop: int, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """Zero outside the slice."""
+    dx = np.zeros(x.shape, dy.dtype)
+    copy_into(dx[_part(x, axis, start, stop)], dy)
+    return (dx,)
+
+
+def _part(x: np.ndarray, axis: int, start: int, stop: int) -> tuple[slice, ...]:
+    axis = normal_axis("slice", axis, x.ndim)
+    if not 0 <= start < stop <= x.shape[axis]:
+        raise InvalidParameter(
+            f"slice: {start} to {stop} does not fit axis {axis} of shape {list(x.shape)}",
+            hint="Rule: 0 <= start < stop <= length of the axis.",
+        )
+    return (slice(None),) * axis + (slice(start, stop),)
+
+
+register("slice", slice_, slice_backward, "x")
+
+
+def concat(*xs: np.ndarray, axis: int = 0) -> np.ndarray:
+    """The inputs one after the other along `axis`."""
+    lead = (slice(None),) * normal_axis("concat", axis, xs[0].ndim)
+    place = len(lead)
+    if len({(x.ndim, x.shape[:place], x.shape[place + 1 :]) for x in xs}) > 1:
+        shapes = {f"x{i}": x.shape for i, x in enumerate(xs)}
+        raise misfit("concat", f"shapes are equal but for axis {axis}", **shapes)
+    ends = list(accumulate(x.shape[place] for x in xs))
+    y = np.empty((*xs[0].shape[:place], ends[-1], *xs[0].shape[place + 1 :]), np.result_type(*xs))
+    for x, end in zip(xs, ends):
+        copy_into(y[(*lead, slice(end - x.shape[place], end))], x)
+    return y
+
+
+def concat_backward(
+    dy: np.ndarray, y: Any, *xs: np.ndarray, axis: int = 0, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """The part of each input."""
+    axis = normal_axis("concat", axis, dy.ndim)
+    return tuple(np.split(dy, np.cumsum([x.shape[axis] for x in xs])[:-1], axis=axis))
+
+
+register("concat", concat, concat_backward, "x", variadic=True)
+
+
+def sum_(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
+    """Sum over `axis`, which disappears; over everything without one."""
+    if axis is None:
+        return np.asarray(x.sum())
+    place = normal_axis("sum", axis, x.ndim)
+    return sum_over(x, (place,)).reshape((*x.shape[:place], *x.shape[place + 1 :]))
+
+
+def sum_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """dy for every value that was added."""
+    kept = dy if axis is None else np.expand_dims(dy, normal_axis("sum", axis, x.ndim))
+    return (copied(np.broadcast_to(kept, x.shape)),)
+
+
+register("sum", sum_, sum_backward, "x")
+
+
+def mean(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
+    """Mean over `axis`, which disappears; over everything without one."""
+    return np.asarray(sum_(x, axis=axis) / x.dtype.type(_count(x, axis)))
+
+
+def mean_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """dy / n for every value."""
+    share = binary("mean", np.divide, dy, np.asarray(_count(x, axis), dy.dtype))
+    return sum_backward(share, None, x, axis=axis)
+
+
+def _count(x: np.ndarray, axis: int | None) -> int:
+    return x.size if axis is None else x.shape[normal_axis("mean", axis, x.ndim)]
+
+
+register("mean", mean, mean_backward, "x")
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.threads', $pg_gpt2_source$"""Parallel work on the cores of one backend: Python threads over single-threaded BLAS.
+
+NumPy releases the GIL in products and large ufuncs, so plain threads suffice. BLAS itself is kept at one thread,
+because its idle workers spin and would take the core that a Python thread wants. Work is cut into pieces that depend on
+the problem's size only, never on the number of threads: results are the same bits at any thread count.
+"""
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from math import prod
+from typing import Any
+
+from .. import host
+
+Task = Callable[[], object]
+STACK = 8 << 20  # bytes for each thread: what Linux gives; other code of the process may have asked for less
+LOOK_EVERY = 0.05  # seconds between looks for an interrupt while others work
+
+_SETTERS = (
+    "scipy_openblas_set_num_threads64_",
+    "scipy_openblas_set_num_threads",
+    "openblas_set_num_threads64_",
+    "openblas_set_num_threads",
+    "MKL_Set_Num_Threads",
+)
+
+_DESCRIPTIONS = (
+    "scipy_openblas_get_config64_",
+    "scipy_openblas_get_config",
+    "openblas_get_config64_",
+    "openblas_get_config",
+)
+
+
+def import_numpy_single_threaded() -> None:
+    """Import NumPy with BLAS at one thread and every signal blocked in the threads that it may start."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")}
+    try:
+        os.environ.update(dict.fromkeys(before, "1"))
+        import numpy  # noqa: F401  (imported for its effect: BLAS reads the environment once)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    set_blas_threads(1)
+
+
+def set_blas_threads(count: int) -> bool:
+    """Cap the BLAS that NumPy loaded at `count` threads; False when no known BLAS was found."""
+    for path in blas_libraries():
+        library = ctypes.CDLL(path)
+        for name in _SETTERS:
+            setter = getattr(library, name, None)
+            if setter is not None:
+                setter(ctypes.c_int(count))
+                return True
+    return False
+
+
+def blas_name() -> str:
+    """What the BLAS that NumPy loaded says of itself, else the name of its library."""
+    paths = blas_libraries()
+    for path in paths:
+        for name in _DESCRIPTIONS:
+            describe = getattr(ctypes.CDLL(path), name, None)
+            if describe is not None:
+                describe.restype = ctypes.c_char_p
+                return describe().decode()
+    return ", ".join(map(os.path.basename, paths)) or "unknown"
+
+
+def blas_libraries() -> list[str]:
+    """Paths of mapped shared objects whose name says BLAS or MKL."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/") and ".so" in line}
+    except OSError:
+        return []
+    names = ("blas", "mkl_rt")
+    return sorted(path for path in paths if any(name in os.path.basename(path).lower() for name in names))
+
+
+def start(work: Task, name: str) -> None:
+    """Do `work` on a thread of its own, with every signal blocked: they are the server's, which handles them in its own.
+
+    RuntimeError where the system allows no more threads.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    stack = threading.stack_size(STACK)
+    try:
+        threading.Thread(target=work, daemon=True, name=name).start()
+    finally:
+        threading.stack_size(stack)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _nothing() -> None:
+    """A helper has no interrupts to look for."""
+
+
+class Pool:
+    """A few threads that run tasks beside the caller; started on first use, signals blocked."""
+
+    def __init__(self, count: int) -> None:
+        self.count = max(1, count)
+        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
+        self._started = 0
+
+    def run(self, tasks: Sequence[Task], batch: "Batch | None" = None) -> None:
+        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error.
+
+        The caller looks for an interrupt between tasks. After it, or an error, no further task is begun.
+        """
+        helpers = min(self.count, len(tasks)) - 1
+        if helpers > self._started:
+            helpers = self._start(helpers)
+        if helpers < 1:
+            for task in tasks:
+                host.check_interrupts()
+                task()
+            return
+        batch = batch or Batch()
+        batch.begin(tasks)
+        for _ in range(helpers):
+            self._tasks.put(batch)
+        batch.work(host.check_interrupts)
+        batch.wait()
+
+    def _start(self, wanted: int) -> int:
+        """Start threads until there are as many as wanted; how many there are.
+
+        Where the system allows no more, the pool goes on with what it has: the next call to `set_threads` tries again.
+        """
+        while self._started < wanted:
+            try:
+                start(self._serve, f"pg_gpt2-{self._started}")
+            except RuntimeError:
+                self.count = self._started + 1
+                break
+            self._started += 1
+        return self._started
+
+    def _serve(self) -> None:
+        import numpy
+
+        numpy.seterr(all="ignore")  # holds for this thread only
+        while (batch := self._tasks.get()) is not None:
+            _current.batch = batch
+            if batch.work() and self._tasks.empty():  # else this thread is late already
+                batch.look_ahead()
+            _current.batch = None
+            del batch  # and what it holds
+
+    def close(self) -> None:
+        """Let the threads end."""
+        for _ in range(self._started):
+            self._tasks.put(None)
+
+
+class Batch:
+    """Tasks that several threads take from one end of until none is left; may be begun again, but by one caller at a time.
+
+    A helper that did some does `ahead` when none is left; nobody waits for that. When the caller goes on, nothing refers to
+    a task any more: what it worked on may be free.
+    """
+
+    def __init__(self, ahead: Task | None = None) -> None:
+        self._ahead = ahead
+        self._left: list[Task] = []
+        self._done = threading.Lock()
+        self._done.acquire()
+        self._error: BaseException | None = None
+
+    def begin(self, tasks: Sequence[Task]) -> None:
+        """Offer these tasks."""
+        self._finished = count(1 - len(tasks))  # the last task counts 0
+        self._left.extend(reversed(tasks))
+
+    def work(self, look: Task = _nothing) -> bool:
+        """Do tasks until none is left, each after a `look` for an interrupt; whether there was one."""
+        done = False
+        while True:
+            try:
+                task = self._left.pop()  # atomic under the GIL
+            except IndexError:
+                return done
+            try:
+                if self._error is None:
+                    look()
+                    task()
+            except BaseException as error:  # handed to the caller by wait()
+                self._error = self._error or error
+            del task
+            if next(self._finished) == 0:  # atomic as well
+                self._done.release()
+            done = True
+
+    def go_on(self) -> None:
+        """Raise in a task of this batch when another one has failed, or the caller was interrupted."""
+        if self._error is not None:
+            raise Stopped
+
+    def look_ahead(self) -> None:
+        """Do `ahead`, whose failure is no one's: the thread must live on."""
+        if self._ahead is not None:
+            with contextlib.suppress(Exception):
+                self._ahead()
+
+    def wait(self) -> None:
+        """Return when all tasks are done; raise the first error, or an interrupt that comes meanwhile."""
+        while not self._done.acquire(timeout=LOOK_EVERY):
+            try:
+                host.check_interrupts()
+            except BaseException as interrupt:  # raised when no task works any more on what is the caller's
+                self._error = self._error or interrupt
+        if self._error is not None:
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # which holds this frame, and others what they worked on
+
+
+class Stopped(Exception):
+    """Ends a task whose batch has failed; nobody sees it."""
+
+
+class _Current(threading.local):
+    """The batch that this thread helps with; None for the thread of the server."""
+
+    batch: Batch | None = None
+
+
+_current = _Current()
+
+
+def look() -> None:
+    """To be called by tasks that take long, at least every 100 ms: raises where the work is to end."""
+    if _current.batch is None:
+        host.check_interrupts()
+    else:
+        _current.batch.go_on()
+
+
+_pool = Pool(min(2, os.cpu_count() or 1))
+
+
+def set_threads(count: int) -> None:
+    """Use `count` cores from now on (setting `pg_gpt2.threads`)."""
+    global _pool
+    if count != _pool.count:
+        _pool.close()
+        _pool = Pool(count)
+
+
+def threads() -> int:
+    """How many cores are in use."""
+    return _pool.count
+
+
+def run(tasks: Sequence[Task]) -> None:
+    """Run independent tasks on all cores in use."""
+    _pool.run(tasks)
+
+
+def prepared(tasks: Sequence[Task], ahead: Task | None = None) -> Task:
+    """A call that runs these tasks on all cores in use, again and again; a helper then does `ahead`, which nobody waits for."""
+    batch = Batch(ahead)
+    return lambda: _pool.run(tasks, batch)
+
+
+def parts(shape: Sequence[int], size: int) -> Iterator[tuple[Any, ...]]:
+    """Indices that cut an array of that shape into parts of at most `size` elements, in row-major order; each gives a view."""
+    inner = prod(shape[1:])
+    if prod(shape) <= size:
+        yield (...,)
+    elif inner <= size:
+        yield from ((rows,) for rows in pieces(shape[0], size // inner))
+    else:
+        yield from ((i, *rest) for i in range(shape[0]) for rest in parts(shape[1:], size))
+
+
+def pieces(total: int, size: int) -> list[slice]:
+    """Cut `total` items into slices of at most `size`, by size only."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
+    """Call `work(rows)` for slices of at most `size` of `total` rows, on all cores."""
+    if 0 < total <= size:
+        work(slice(0, total))
+    else:
+        run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.formats', $pg_gpt2_source$"""Checkpoint files: safetensors, NumPy's `.npz` and the older gzip container, read and written in row blocks.
 
 Every reader presents one protocol, `TensorReader`, so that a 500 MB file never has to be in memory at once, and no
@@ -4269,7 +4958,7 @@ reader unpickles. `checkpoint.Checkpoint` lays our names and the checks of a GPT
 
 from typing import BinaryIO
 
-from ..config import GPT2Config
+from ..core.config import GPT2Config
 from ..errors import MalformedData
 from .checkpoint import Checkpoint, agreed, hub_metadata, hub_name, max_file_bytes
 from .gzip_npz import GzipNpzReader
@@ -4336,7 +5025,7 @@ from typing import final
 import numpy as np
 
 from .. import host
-from ..config import GPT2Config
+from ..core.config import GPT2Config
 from ..errors import InconsistentData, InvalidParameter, MalformedData
 from ..tensor import to_bytes
 from .source import TensorReader
@@ -4688,7 +5377,7 @@ their config.json here, too.
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import GPT2Config
+from ..core.config import GPT2Config
 from ..errors import InconsistentData, InvalidParameter, MalformedData
 from .source import load_json, shown
 
@@ -5555,360 +6244,9 @@ def _checked_vocab(vocab: Any, source: str) -> dict[str, int]:
             )
     return vocab
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.gpt2', $pg_gpt2_source$"""GPT-2, once: every forward pass, training, decoding or a single block in SQL, runs these lines over a `Runner`.
-
-Parameters are a dict by checkpoint name: a layer is the entries under `h.{i}.`. Shapes: B sequences of T tokens, width
-D; the leading B may be absent. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings.
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from math import sqrt
-from typing import Any
-
-import numpy as np
-
-from . import host, rng, threads
-from .config import LAYER_NORM_EPS, GPT2Config, block_shapes
-from .errors import InvalidParameter
-from .ops.attend import CHUNK
-from .ops.products import run_all
-from .tape import Handle, Runner
-
-Params = Mapping[str, Handle]
-Attend = Callable[[int, Handle], Handle]  # (layer, qkv [.., T, 3D]) -> [.., T, D]
-Keep = Callable[[Handle], Handle]  # [.., T, D] -> [n, D], some of the rows
-Position = int | np.ndarray
-INIT_STD = 0.02
-INIT_PIECE = 1 << 18  # scalars drawn from one address
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Dropout of one forward pass: p, and where its masks are drawn. `part` tells micro-batches of a step apart."""
-
-    p: float
-    seed: int = 0
-    step: int = 0
-    part: int = 0
-
-    def at(self, site: int) -> dict[str, Any]:
-        """Attributes of the op at that site: 0 is the embedding, then three for each layer."""
-        return {"p": self.p, "seed": self.seed, "step": self.step, "site": (self.part << 32) + site}
-
-
-def _dropped(run: Runner, x: Handle, drop: Dropout | None, site: int) -> Handle:
-    if drop is None or not drop.p:
-        return x
-    y = run.apply("dropout", x, **drop.at(site))
-    run.forget(x)
-    return y
-
-
-def block(
-    run: Runner,
-    p: Params,
-    x: Handle,
-    *,
-    n_head: int,
-    eps: float = LAYER_NORM_EPS,
-    chunk: int = CHUNK,
-    drop: Dropout | None = None,
-    attend: Attend | None = None,
-    keep: Keep | None = None,
-    layer: int = 0,
-) -> Handle:  # [.., T, D] -> [.., T, D] or what `keep` gives
-    """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`.
-
-    With `keep`, only those rows of x go on after attention, and `attend` returns only theirs.
-    """
-    site = 1 + 3 * layer
-    normed = run.apply("layernorm", x, p["ln_1.weight"], p["ln_1.bias"], eps=eps)
-    qkv = run.apply("linear", normed, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
-    run.forget(normed)
-    if attend is not None:
-        mixed = attend(layer, qkv)
-    else:
-        attrs = drop.at(site) if drop is not None and drop.p else {}
-        mixed = run.apply("causal_attention", qkv, n_head=n_head, chunk=chunk, **attrs)
-    if keep is not None:
-        x = keep(x)
-    x = _residual(run, x, mixed, p["attn.c_proj.weight"], p["attn.c_proj.bias"], drop, site + 1)
-
-    normed = run.apply("layernorm", x, p["ln_2.weight"], p["ln_2.bias"], eps=eps)
-    hidden = run.apply("linear", normed, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])
-    run.forget(normed)
-    active = run.apply("gelu", hidden)
-    x = _residual(run, x, active, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"], drop, site + 2)
-    run.forget(active)
-    return x
-
-
-def _residual(run: Runner, x: Handle, y: Handle, w: Handle, b: Handle, drop: Dropout | None, site: int) -> Handle:
-    """x + dropout(y @ w + b)."""
-    y = _dropped(run, run.apply("linear", y, w, b), drop, site)
-    total = run.apply("add", x, y)
-    run.forget(y)
-    return total
-
-
-def embed(run: Runner, params: Params, ids: np.ndarray, *, position: Position = 0) -> Handle:  # [.., T] -> [.., T, D]
-    """wte[ids] + wpe[position ..]; a vector of positions has one for each sequence."""
-    tokens = run.apply("embedding", params["wte"], ids=ids)
-    places = run.apply("embedding", params["wpe"], ids=np.asarray(position)[..., None] + np.arange(np.shape(ids)[-1]))
-    x = run.apply("add", tokens, places)
-    run.forget(tokens)
-    run.forget(places)
-    return x
-
-
-def hidden(
-    run: Runner,
-    params: Params,
-    ids: np.ndarray,
-    config: GPT2Config,
-    *,
-    position: Position = 0,
-    attend: Attend | None = None,
-    keep: Keep | None = None,
-    drop: Dropout | None = None,
-    chunk: int = CHUNK,
-) -> Handle:  # [.., T] -> [.., T, D] or what `keep` gives
-    """The stream after ln_f. `position` is that of the first id; with `attend` a cache supplies the earlier keys.
-
-    With `keep`, only those rows of the stream leave the last block: see `block`.
-    """
-    check_window(int(np.max(position)) + np.shape(ids)[-1], config)
-    x = embed(run, params, ids, position=position)
-    return blocks(run, params, _dropped(run, x, drop, 0), config, attend=attend, keep=keep, drop=drop, chunk=chunk)
-
-
-def blocks(
-    run: Runner,
-    params: Params,
-    x: Handle,
-    config: GPT2Config,
-    *,
-    attend: Attend | None = None,
-    keep: Keep | None = None,
-    drop: Dropout | None = None,
-    chunk: int = CHUNK,
-) -> Handle:  # [.., T, D] -> [.., T, D] or what `keep` gives
-    """All blocks and ln_f."""
-    for i in range(config.n_layer):
-        p, kept = layer_params(params, i), keep if i == config.n_layer - 1 else None
-        x = block(run, p, x, n_head=config.n_head, chunk=chunk, drop=drop, attend=attend, keep=kept, layer=i)
-    return run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
-
-
-def layer_params(params: Params, layer: int) -> dict[str, Handle]:
-    """The twelve parameters of a block, by their names without `h.{layer}.`."""
-    return {name: params[full] for name, full in _block_names(layer)}
-
-
-@lru_cache(maxsize=256)
-def _block_names(layer: int) -> list[tuple[str, str]]:
-    return [(name, f"h.{layer}.{name}") for name in block_shapes(1)]
-
-
-def project(run: Runner, params: Params, x: Handle) -> Handle:  # [.., D] -> [.., V]
-    """Logits: x @ wte'."""
-    return run.apply("lm_head", x, params["wte"])
-
-
-def logits(run: Runner, params: Params, ids: np.ndarray, config: GPT2Config, **options: Any) -> Handle:
-    """[.., T] -> [.., T, V]; options are those of `hidden`."""
-    return project(run, params, hidden(run, params, ids, config, **options))
-
-
-def loss(
-    run: Runner, params: Params, ids: np.ndarray, targets: np.ndarray, config: GPT2Config, **options: Any
-) -> Handle:
-    """Mean cross entropy of targets [.., T]; options are those of `hidden`."""
-    x = hidden(run, params, ids, config, **options)
-    return run.apply("lm_head_loss", x, params["wte"], target=targets)
-
-
-def check_window(length: int, config: GPT2Config) -> None:
-    """22023 when a sequence is empty or longer than the position embeddings."""
-    if not 1 <= length <= config.n_positions:
-        raise InvalidParameter(
-            f"a sequence of {length} tokens does not fit the model",
-            hint=f"It takes 1 to {config.n_positions} tokens (n_positions).",
-        )
-
-
-def init_params(config: GPT2Config, seed: int = 0) -> dict[str, np.ndarray]:
-    """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero.
-
-    Draws depend on (seed, index of the tensor) only.
-    """
-    params = {}
-    for index, (name, shape) in enumerate(config.param_shapes().items()):
-        params[name] = tensor = np.zeros(shape, np.float32)
-        if tensor.ndim == 2:
-            std = INIT_STD / sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else INIT_STD
-            _draw_normal(tensor.reshape(-1), std, seed, index)
-            host.check_interrupts()
-        elif name.endswith("weight"):
-            tensor[:] = 1.0
-    return params
-
-
-def _draw_normal(flat: np.ndarray, std: float, seed: int, index: int) -> None:
-    def piece(part: slice) -> None:
-        source = np.random.Generator(rng.philox(seed, rng.INIT, site=index, row=part.start // INIT_PIECE))
-        source.standard_normal(out=flat[part], dtype=np.float32)
-        flat[part] *= std
-
-    run_all([lambda part=part: piece(part) for part in threads.pieces(flat.size, INIT_PIECE)])  # type: ignore[misc]
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation', $pg_gpt2_source$"""Using a model: decoding, sampling, batches, beams, scores, and a look at every value on the way."""
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.host', $pg_gpt2_source$"""What the engine asks of its host, with defaults that serve outside a server.
-
-`db` and `resources` replace the hooks when the package is loaded into PostgreSQL. Long loops call
-`host.check_interrupts()` at least every 100 ms: Python code that does not enter the server cannot be cancelled.
-"""
-
-import time
-from collections.abc import Callable
-
-TELL_EVERY = 5.0  # seconds between two notices of a long call's progress, and before the first
-
-
-def _nothing() -> None:
-    """Outside a server there is nothing to be interrupted by."""
-
-
-def _print(message: str) -> None:
-    print(message)
-
-
-def _enough(wanted: int, purpose: str) -> None:
-    """Outside a server nobody else is killed for it."""
-
-
-check_interrupts: Callable[[], None] = _nothing
-notice: Callable[[str], None] = _print
-require_memory: Callable[[int, str], None] = _enough  # (bytes, what for): an error when so much is not there
-
-
-class Progress:
-    """Tells by a notice every few seconds how far a long call is; a short one says nothing."""
-
-    def __init__(self, what: str, unit: str, total: int | None = None) -> None:
-        self.what, self.unit, self.total = what, unit, total
-        self._told = time.monotonic()
-
-    def at(self, done: int) -> None:
-        """So much is done: cheap enough for inner loops."""
-        now = time.monotonic()
-        if now - self._told >= TELL_EVERY:
-            self._told = now
-            of = "" if self.total is None else f" of {self.total:,}"
-            notice(f"{self.what}: {done:,}{of} {self.unit} done")
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.importer', $pg_gpt2_source$"""Import the package from a dict of sources, which `llm_boot` reads from the table llm_module.
-
-Several versions can live in one session, as during ALTER EXTENSION UPDATE: each gets a name of its own in sys.modules.
-This module is executed by itself, before the package exists, and so imports nothing from it.
-"""
-
-import hashlib
-import importlib
-import importlib.abc
-import importlib.util
-import linecache
-import sys
-import warnings
-from contextlib import contextmanager
-
-HINT = (
-    "Install it for that interpreter: apt-get install python3-numpy, or pip install numpy into an environment on the"
-    " PYTHONPATH of the server."
-)
-OLD_PYTHON = "PL/Python has the Python that it was built with: take a newer release of the system, such as Debian 12."
-
-
-RECURSION = 1000  # frames that our code may need: what Python itself starts with
-
-
-def is_set_oddly():
-    """Whether another PL/Python function of the session has set something, in its one interpreter, that would make ours fail."""
-    return sys.getrecursionlimit() < RECURSION or "error" in [found[0] for found in warnings.filters]
-
-
-@contextmanager
-def own_settings():
-    """What is set oddly does not reach our code, and is as it was afterwards. 8 us, which a call shall not cost for nothing."""
-    limit = sys.getrecursionlimit()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sys.setrecursionlimit(max(limit, RECURSION))
-        try:
-            yield
-        finally:
-            sys.setrecursionlimit(limit)
-
-
-class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Finds and loads modules `root` and below from `sources`, whose keys begin with `pg_gpt2`."""
-
-    def __init__(self, root, sources):
-        self.root = root
-        self.sources = {root + name.removeprefix("pg_gpt2"): source for name, source in sources.items()}
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname in self.sources:
-            return importlib.util.spec_from_loader(fullname, self, origin=f"<{fullname}>")
-        return None
-
-    def is_package(self, fullname):
-        return any(name.startswith(fullname + ".") for name in self.sources)
-
-    def get_source(self, fullname):
-        return self.sources[fullname]
-
-    def exec_module(self, module):
-        source, origin = self.sources[module.__name__], module.__spec__.origin
-        linecache.cache[origin] = (len(source), None, source.splitlines(True), origin)
-        with own_settings():
-            exec(compile(source, origin, "exec"), module.__dict__)
-
-
-def load(sources, key, schema):
-    """Import the package under a name made from `key` and return its `api`; `schema` is the extension's, quoted."""
-    with own_settings():
-        return _load(sources, key, schema)
-
-
-def _load(sources, key, schema):
-    python = f"{sys.base_prefix}/bin/python3 ({sys.version.split()[0]})"
-    if sys.version_info < (3, 10):  # noqa: UP036  (as of Debian 11)
-        raise unusable(f"Python 3.10 or later is needed in PL/Python, and this is {python}", OLD_PYTHON)
-    root = "pg_gpt2_" + hashlib.sha256(key.encode()).hexdigest()[:12]
-    if root not in sys.modules:
-        sys.meta_path.append(SourceImporter(root, sources))
-    try:
-        importlib.import_module(root + ".threads").import_numpy_single_threaded()
-    except ImportError as error:
-        raise unusable(f"NumPy is needed in the Python of PL/Python, {python}: {error}", HINT) from None
-    importlib.import_module(root + ".db").connect(schema, key.split()[1])
-    return importlib.import_module(root + ".api")
-
-
-def unusable(message, hint):
-    """The error for a Python that will not do."""
-    import plpy
-
-    # PL/Python puts the name of the class in front of the message
-    error = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})(message)
-    error.sqlstate, error.hint = "55000", hint
-    return error
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference', $pg_gpt2_source$"""Using a model: decoding, sampling, batches, beams, scores, and a look at every value on the way."""
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.batch', $pg_gpt2_source$"""Several prompts at once: one pass of the model a step for all of them, and the tokens that each would get alone.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.batch', $pg_gpt2_source$"""Several prompts at once: one pass of the model a step for all of them, and the tokens that each would get alone.
 
 With weights in rows, a row of a product may differ in its last bits from the same row computed alone. Where that could decide
 about a token, the plain path does: the prompt is decoded alone up to there. This is rare, and it makes the result independent of
@@ -5920,10 +6258,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .. import host
-from ..config import GPT2Config
-from ..storage.layout import Arranged
+from ..core.config import GPT2Config
+from ..fast.layout import Arranged
 from .decode import Decoder, bytes_of_several, feed_together, several, step_together
-from .generation import Options, Token, kept_window
+from .generate import Options, Token, kept_window
 from .sampling import Draws, choose, is_decisive
 
 Stopped = Callable[[int], bool]
@@ -6016,7 +6354,7 @@ def _begin(streams: Sequence[Stream], texts: Sequence[list[int]]) -> list[tuple[
     ids = [stream.begin(text) for stream, text in zip(streams, texts)]
     return list(zip(streams, feed_together([stream.decoder for stream in streams], ids)))
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.beam', $pg_gpt2_source$"""Beam search as Hugging Face's `generate(num_beams=...)` does it: the same candidates, scores, penalties and stopping rules.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.beam', $pg_gpt2_source$"""Beam search as Hugging Face's `generate(num_beams=...)` does it: the same candidates, scores, penalties and stopping rules.
 
 All beams advance in one pass of the model a step. A score is the sum of log-probabilities over length ** length_penalty.
 """
@@ -6026,10 +6364,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import host, threads
-from ..config import GPT2Config
+from .. import host
+from ..core.config import GPT2Config
 from ..errors import InvalidParameter
-from ..storage.layout import Arranged
+from ..fast import threads
+from ..fast.layout import Arranged
 from .decode import Decoder, step_together
 
 MOST_SCORES = 1 << 21  # looked at between two looks for a cancel
@@ -6125,187 +6464,7 @@ def _follow(decoders: list[Decoder], sources: list[int]) -> list[Decoder]:
         host.check_interrupts()
     return [copy or decoders[source] for copy, source in zip(copies, sources)]
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.cache', $pg_gpt2_source$"""Keys and values of the positions that a stream has read, and attention of new rows over them: in rows, or in blocks.
-
-Blocks go with panels: there a row's attention has the same bits whatever other rows it is computed with.
-"""
-
-from collections.abc import Sequence
-from math import prod
-from typing import Any, Protocol
-
-import numpy as np
-
-from .. import threads
-from ..config import GPT2Config
-from ..ops import attend_blocks
-from ..ops.attend import attend
-from ..tensor import FLOAT32
-
-MOST_HEADS = 6  # a task
-SHARED_COSTS = 6e6  # below, in positions x 3D x (4 + rows), attention costs less than handing over half of it
-
-
-class Cache(Protocol):
-    """Keys and values of all layers, of at most `room` positions."""
-
-    room: int
-
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:
-        """Keep the keys and values of the rows qkv [T, 3D], and give the last of them attention, as many as out [t, D] has.
-
-        A row sees the positions before `start`, the rows before it, and itself.
-        """
-
-    def copy_to(self, other: Any, length: int) -> None:
-        """The first `length` positions, into a cache of the same kind."""
-
-
-class RowCache:
-    """Keys and values as [H, positions, d]."""
-
-    def __init__(self, config: GPT2Config, room: int) -> None:
-        self.room, self._n_head = room, config.n_head
-        shape = self._shape(config, room)
-        self._keys, self._values = np.empty(shape, FLOAT32), np.empty(shape, FLOAT32)
-
-    @staticmethod
-    def _shape(config: GPT2Config, room: int) -> tuple[int, ...]:
-        return config.n_layer, config.n_head, room, config.d_head
-
-    @classmethod
-    def nbytes(cls, config: GPT2Config, room: int) -> int:
-        """Memory that one takes."""
-        return 2 * FLOAT32.itemsize * prod(cls._shape(config, room))
-
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
-        """See Cache."""
-        end, first = start + len(qkv), start + len(qkv) - len(out)
-        q, k, v = _heads(qkv, 3, self._n_head)
-        q = q[:, first - start :]
-        (mixed,) = _heads(out, 1, self._n_head)
-        keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
-        keys[:, start:], values[:, start:] = k, v
-        heads = self._n_head if len(out) == 1 else _heads_a_task(self._n_head)
-        threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], first))
-
-    def copy_to(self, other: "RowCache", length: int) -> None:
-        """See Cache."""
-        other._keys[:, :, :length] = self._keys[:, :, :length]
-        other._values[:, :, :length] = self._values[:, :, :length]
-
-
-class BlockCache:
-    """Keys as [H, blocks, d, 64], values as [H, positions, d]; zeros at first, since what is not there gets weight 0."""
-
-    def __init__(self, config: GPT2Config, room: int, arena: "Arena | None" = None, slot: int = 0) -> None:
-        self.room, self._n_head = room, config.n_head
-        self.arena, self.slot = arena or Arena(config, room, 1), slot
-        self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
-
-    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
-        """See Cache."""
-        first, t = start + len(qkv) - len(out), len(out)
-        q, k, v = _heads(qkv, 3, self._n_head)
-        q = q[:, first - start :]
-        (mixed,) = _heads(out, 1, self._n_head)
-        keys, values = self._keys[layer], self._values[layer]
-        heads = self._n_head
-        if (first + t) * qkv.shape[1] * (4 + t) >= SHARED_COSTS:
-            heads = _heads_a_task(self._n_head)
-        if t <= attend_blocks.ROWS:
-            attend_blocks.store(keys, values, k, v, start)
-            attend_blocks.attend_few(q, keys, values, mixed, first, heads)
-            return
-
-        def some(h: slice) -> None:
-            attend_blocks.store(keys[h], values[h], k[h], v[h], start)
-            attend_blocks.attend_blocks(q[h], keys[h], values[h], mixed[h], first)
-
-        threads.for_rows(self._n_head, heads, some)
-
-    def copy_to(self, other: "BlockCache", length: int) -> None:
-        """See Cache."""
-        blocks = -(-length // attend_blocks.BLOCK)
-        other._keys[:, :, :blocks] = self._keys[:, :, :blocks]
-        other._values[:, :, :length] = self._values[:, :, :length]
-
-
-class Arena:
-    """Memory of several caches of blocks, side by side, so that one row of each is attended to in the same few calls."""
-
-    def __init__(self, config: GPT2Config, room: int, count: int) -> None:
-        *shape, positions, d = self._shape(config, room, count)
-        self.keys = np.zeros((*shape, positions // attend_blocks.BLOCK, d, attend_blocks.BLOCK), FLOAT32)
-        self.values = np.zeros((*shape, positions, d), FLOAT32)
-
-    @staticmethod
-    def _shape(config: GPT2Config, room: int, count: int) -> tuple[int, ...]:
-        blocks = -(-room // attend_blocks.BLOCK)
-        return config.n_layer, count, config.n_head, blocks * attend_blocks.BLOCK, config.d_head
-
-    @classmethod
-    def nbytes(cls, config: GPT2Config, room: int, count: int) -> int:
-        """Memory that one takes."""
-        return 2 * FLOAT32.itemsize * prod(cls._shape(config, room, count))
-
-    def attend(
-        self, slots: np.ndarray, layer: int, qkv: np.ndarray, starts: np.ndarray
-    ) -> np.ndarray:  # [S, 3D] -> [S, D]
-        """Attention of one row for each of `slots`, which ascend, at the positions starts [S]."""
-        n_head = self.keys.shape[2]
-        q, k, v = qkv.reshape(len(slots), 3, n_head, -1).swapaxes(0, 1)
-        keys, values = self.keys[layer], self.values[layer]
-        first, end = int(slots[0]), int(slots[-1]) + 1
-        queries, places = q, starts
-        if end - first > len(slots):  # a slot between that has no row computes what nobody reads
-            queries, places = np.zeros((end - first, *q.shape[1:]), FLOAT32), np.zeros(end - first, np.int64)
-            queries[slots - first], places[slots - first] = q, starts
-        mixed = np.empty(queries.shape, FLOAT32)
-
-        def keep(some: slice) -> None:
-            rows = slice(*np.searchsorted(slots, (first + some.start, first + some.stop)))
-            at, block, place = slots[rows], *np.divmod(starts[rows], attend_blocks.BLOCK)
-            keys[at, :, block, :, place] = k[rows]
-            values[at, :, starts[rows]] = v[rows]
-
-        attend_blocks.attend_each(queries, keys[first:end], values[first:end], mixed, places, keep)
-        return (mixed if queries is q else mixed[slots - first]).reshape(len(slots), -1)
-
-
-def block_caches(config: GPT2Config, rooms: Sequence[int]) -> list[BlockCache]:
-    """Caches for streams that go on together, in the arenas of `_groups`."""
-    found: dict[int, BlockCache] = {}
-    for numbers in _groups(rooms):
-        arena = Arena(config, max(rooms[number] for number in numbers), len(numbers))
-        found |= {number: BlockCache(config, rooms[number], arena, slot) for slot, number in enumerate(numbers)}
-    return [found[number] for number in range(len(rooms))]
-
-
-def _groups(rooms: Sequence[int]) -> list[list[int]]:
-    """Numbers of the streams that share an arena: their rooms differ by less than a factor of two."""
-    groups: dict[int, list[int]] = {}
-    for number, room in enumerate(rooms):
-        groups.setdefault((-(-room // attend_blocks.BLOCK) - 1).bit_length(), []).append(number)
-    return list(groups.values())
-
-
-def bytes_of_caches(config: GPT2Config, rooms: Sequence[int], in_blocks: bool) -> int:
-    """Memory of the caches of streams that go on together."""
-    if not in_blocks:
-        return sum(RowCache.nbytes(config, room) for room in rooms)
-    return sum(Arena.nbytes(config, max(rooms[number] for number in some), len(some)) for some in _groups(rooms))
-
-
-def _heads_a_task(n_head: int) -> int:
-    """A head has the same bits in any company."""
-    return min(MOST_HEADS, -(-n_head // threads.threads()))
-
-
-def _heads(x: np.ndarray, parts: int, n_head: int) -> np.ndarray:  # [T, parts D] -> [parts, H, T, d]
-    return x.reshape(len(x), parts, n_head, -1).transpose(1, 2, 0, 3)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.decode', $pg_gpt2_source$"""Streams of tokens through a model: keys and values are kept, so that a new token costs one row of work.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.decode', $pg_gpt2_source$"""Streams of tokens through a model: keys and values are kept, so that a new token costs one row of work.
 
 The model itself is gpt2.hidden; what differs is the layout of its weights, and that its attention goes over a cache. Passes over
 a few rows are prepared once: see plan.py.
@@ -6315,19 +6474,19 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .. import gpt2, host, threads
-from ..config import GPT2Config
+from .. import host
+from ..core import gpt2
+from ..core.config import GPT2Config
+from ..core.tape import Eager
 from ..errors import InconsistentData, InvalidParameter
-from ..ops import buffers
-from ..ops.linear import lm_head
-from ..ops.panels import Panels
-from ..ops.products import as_rows
-from ..storage.layout import Arranged
-from ..tape import Eager
+from ..fast import buffers, plan, threads
+from ..fast.cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_caches
+from ..fast.layout import Arranged
+from ..fast.linear import lm_head
+from ..fast.panels import Panels
+from ..fast.plan import Attend
+from ..fast.products import as_rows
 from ..tensor import FLOAT32
-from . import plan
-from .cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_caches
-from .plan import Attend
 
 PREFILL_ROWS = 512  # rows of the prompt a pass: fewer read the weights more often, more leave a core's cache
 LOGITS_ROWS = 128  # at a time
@@ -6544,7 +6703,7 @@ def check_ids(ids: Sequence[int], config: GPT2Config, model: str) -> None:
                 hint="llm_encode(text, model) gives the ids of a text.",
             )
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.generation', $pg_gpt2_source$"""Text from a model, token by token: the loop around Decoder and sampling, and how tokens become text.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.generate', $pg_gpt2_source$"""Text from a model, token by token: the loop around Decoder and sampling, and how tokens become text.
 
 Past the window, the last half of it is fed again and generation goes on. Nothing here touches the server.
 """
@@ -6554,9 +6713,9 @@ from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
-from ..config import GPT2Config
+from ..core.config import GPT2Config
 from ..errors import InvalidParameter, NullNotAllowed
-from ..storage.layout import Arranged
+from ..fast.layout import Arranged
 from ..tokenizer.bpe import StreamDecoder, Tokenizer
 from .decode import Decoder, checked
 from .lookup import Drafts
@@ -6710,7 +6869,7 @@ class TextStream:
         text = self.text()
         return text[: len(text) - self._stops.begun(self._state)]
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.lookup', $pg_gpt2_source$"""Drafts of what comes next: what followed the last few tokens when they occurred before (prompt lookup, Saxena 2023).
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.lookup', $pg_gpt2_source$"""Drafts of what comes next: what followed the last few tokens when they occurred before (prompt lookup, Saxena 2023).
 
 A draft is verified in one pass of the model, so it may be wrong at the cost of a few rows. Up to four rows cost hardly more
 than one; longer drafts have to be earned by shorter ones that came true, and where drafts keep failing they become rare.
@@ -6777,210 +6936,7 @@ class Drafts:
         used.pause = 0 if accepted else min(PATIENCE, 2 * used.pause + 1)
         used.wait = used.pause
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.plan', $pg_gpt2_source$"""A pass over a few rows, prepared: the model's ops are bound to weights and buffers once, and a token costs only their calls.
-
-A `Plan` is a Runner, so what it prepares is what gpt2.blocks says, and its kernels are those of the ops: the same bits.
-"""
-
-import weakref
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
-
-import numpy as np
-
-from .. import gpt2, host, threads
-from ..config import GPT2Config
-from ..ops import panels
-from ..ops.activations import gelu_into
-from ..ops.norm import normalize
-from ..ops.panels import Panels, Table
-from ..ops.products import product_tasks
-from ..storage.layout import Arranged
-from ..tensor import FLOAT32
-
-MOST_ROWS = 64  # more cost so much that preparing them is no gain
-MOST_PREPARED = 256  # rows of all plans of one model: their buffers are counted nowhere, and a new plan costs 2 ms
-
-Attend = Callable[[int, np.ndarray, np.ndarray], None]  # (layer, qkv [m, 3D], out [m, D])
-
-
-class Rows:
-    """A value of the pass: `data` [m, n], in a buffer that may have a row and columns more, as panels want it."""
-
-    def __init__(self, buffer: np.ndarray, data: np.ndarray) -> None:
-        self.buffer, self.data = buffer, data
-
-
-class _Product(NamedTuple):
-    """A linear layer in panels, to be bound when the next one is known."""
-
-    x: np.ndarray
-    w: Panels
-    y: np.ndarray
-    b: np.ndarray
-
-
-class Plan:
-    """The blocks of a model and ln_f, for passes over m rows."""
-
-    def __init__(self, params: Arranged, config: GPT2Config, m: int) -> None:
-        self._m = m
-        self._calls: list[Any] = []  # calls, and while the plan is made products
-        self._buffers: list[tuple[np.ndarray, weakref.ref[Rows]]] = []
-        self._attention = _Attention()
-        x = self._new(config.d_model)
-        self._x = x.data
-        self._y = gpt2.blocks(self, params, x, config, attend=self._bind_attention).data
-        self._bind_products(params["wte"])
-
-    def __call__(self, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
-        """The stream after ln_f, valid until the next pass; `attend` supplies attention over the positions so far."""
-        self._x[...] = x
-        self._attention.attend = attend
-        try:
-            for call in self._calls:
-                call()
-        finally:
-            del self._attention.attend
-        return self._y
-
-    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
-        """data."""
-        return data
-
-    def forget(self, handle: Rows) -> None:
-        """Nothing to do: a buffer is free when no one holds its value."""
-
-    def apply(self, name: str, *inputs: Rows, **attrs: float) -> Rows:
-        """Prepare an op; the result is there once the pass has come to it."""
-        return getattr(self, f"_{name}")(*inputs, **attrs)
-
-    def _layernorm(self, x: Rows, gamma: np.ndarray, beta: np.ndarray, *, eps: float) -> Rows:
-        y = self._new(x.data.shape[1])
-        stats = np.empty((2, self._m, 1), FLOAT32)
-        self._calls.append(partial(normalize, x.data, gamma, beta, y.data, stats, eps))
-        return y
-
-    def _linear(self, x: Rows, w: np.ndarray | Panels, b: np.ndarray) -> Rows:
-        y = self._new(w.shape[1])
-        if isinstance(w, Panels):
-            self._calls.append(_Product(x.buffer[:, : w.shape[0]], w, y.buffer, b))
-        else:
-            self._calls.append(threads.prepared(product_tasks(x.data, w, y.data, bias=b)))
-        return y
-
-    def _bind_products(self, wte: np.ndarray | Table) -> None:
-        """Bind the products with panels, now that each can be told the weights that follow; lm_head's come last."""
-        following = wte.T if isinstance(wte, Table) else None
-        for place in reversed(range(len(self._calls))):
-            call = self._calls[place]
-            if isinstance(call, _Product):
-                self._calls[place] = panels.bind(*call, following)
-                following = call.w
-
-    def _gelu(self, x: Rows) -> Rows:
-        y = self._new(x.data.shape[1])
-        self._calls.append(partial(gelu_into, x.data, y.data))
-        return y
-
-    def _add(self, a: Rows, b: Rows) -> Rows:
-        y = self._new(a.data.shape[1])
-        self._calls.append(partial(np.add, a.data, b.data, out=y.data))
-        return y
-
-    def _bind_attention(self, layer: int, qkv: Rows) -> Rows:
-        y = self._new(qkv.data.shape[1] // 3)
-        self._calls.append(partial(self._attention, layer, qkv.data, y.data))
-        return y
-
-    def _new(self, n: int) -> Rows:
-        """A value of n columns, in a buffer of this size whose last value is gone, else in a new one."""
-        width = -(-n // panels.WIDTH) * panels.WIDTH
-        free = (i for i, (buffer, owner) in enumerate(self._buffers) if buffer.shape[1] == width and owner() is None)
-        place = next(free, None)
-        if place is not None:
-            buffer = self._buffers.pop(place)[0]
-        else:
-            buffer = np.zeros((panels.room(self._m), width), FLOAT32)
-        value = Rows(buffer, buffer[: self._m, :n])
-        self._buffers.append((buffer, weakref.ref(value)))
-        return value
-
-
-class _Attention:
-    """What a pass does for attention; apart from the plan, which would otherwise hold itself, and the weights, in memory."""
-
-    attend: Attend  # there during a pass
-
-    def __call__(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:
-        host.check_interrupts()
-        self.attend(layer, qkv, out)
-
-
-def plan(params: Arranged, config: GPT2Config, m: int) -> Plan:
-    """The model's plan for m rows; it stays with the weights."""
-    found = params.prepared.get(m)
-    if found is None:
-        if sum(params.prepared) + m > MOST_PREPARED:
-            params.prepared.clear()
-        found = params.prepared[m] = Plan(params, config, m)
-    return found
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.prompts', $pg_gpt2_source$"""What generation starts from: a prompt as ids the model has, and a seed.
-
-A prompt longer than the window keeps its tail only, and a NOTICE says so.
-"""
-
-from .. import db
-from ..errors import InvalidParameter, require
-from ..storage import weights
-from ..tokenizer.bpe import Tokenizer
-from .decode import check_ids
-
-
-def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
-    """Ids of the prompt, as many as the window has; the end-of-text token for an empty one."""
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        return [end_of_text(model, tokenizer, "an empty prompt")]
-    check_ids(ids, model.config, model.name)
-    return _tail(ids, model)
-
-
-def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
-    """The token that texts begin after; 22023 saying `what` needs it where there is none."""
-    eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
-    if eos is None:
-        raise InvalidParameter(
-            f'{what} needs an end-of-text token, and model "{model.name}" has none',
-            hint="Set eos_token_id in llm_model_config.",
-        )
-    return eos
-
-
-def check_prompt(ids: list[int] | None, model: weights.Model) -> list[int]:
-    """Prompt ids as given, checked, as many as the window has."""
-    require(ids=ids)
-    if not ids:
-        raise InvalidParameter("ids must not be empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
-    check_ids(ids, model.config, model.name)
-    return _tail(ids, model)
-
-
-def _tail(ids: list[int], model: weights.Model) -> list[int]:
-    window = model.config.n_positions
-    if len(ids) > window:
-        db.notice(f"the prompt has {len(ids)} tokens; only the last {window}, the model's window, are used")
-    return ids[-window:]
-
-
-def draw_seed() -> int:
-    """A seed from the server's random(), which setseed() fixes."""
-    row = db.row("SELECT random() AS value")
-    return int((row or {})["value"] * 2**53)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.sampling', $pg_gpt2_source$"""From logits to a token: the processors of Hugging Face's `generate`, in its order, and a seeded draw.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.sampling', $pg_gpt2_source$"""From logits to a token: the processors of Hugging Face's `generate`, in its order, and a seeded draw.
 
 Repetition penalty, temperature, top-k, top-p, min-p; temperature 0 is greedy. Which tokens are kept and their probabilities equal
 transformers' LogitsProcessors (`RepetitionPenalty`, `Temperature`, `TopK`, `TopP`, `MinP`); the draws themselves do not.
@@ -7191,7 +7147,7 @@ def log_softmax(logits: np.ndarray, token: int) -> float:
     top = float(logits.max())
     return float(logits[token]) - top - math.log(float(np.exp(logits - np.float32(top)).sum(dtype=np.float64)))
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.scoring', $pg_gpt2_source$"""What a model thinks of a given text: log-probabilities, ranks, perplexity, and hidden states as an embedding.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.scoring', $pg_gpt2_source$"""What a model thinks of a given text: log-probabilities, ranks, perplexity, and hidden states as an embedding.
 
 Past the window it slides by half, as in Hugging Face's guide to perplexity of fixed-length models: every token is scored once,
 with at least half a window before it. Logits are made a few rows at a time.
@@ -7201,12 +7157,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .. import gpt2, host, threads
-from ..config import LAYER_NORM_EPS, GPT2Config
+from .. import host
+from ..core import gpt2
+from ..core.config import LAYER_NORM_EPS, GPT2Config
+from ..core.tape import Eager
 from ..errors import InvalidParameter
-from ..ops.linear import lm_head
-from ..storage.layout import Arranged
-from ..tape import Eager
+from ..fast import threads
+from ..fast.layout import Arranged
+from ..fast.linear import lm_head
 from .decode import checked
 
 ROWS = 128  # rows of logits at a time: 26 MB of GPT-2's
@@ -7296,7 +7254,7 @@ def _states(params: Arranged, config: GPT2Config, ids: np.ndarray, depth: int) -
         x = run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
     return checked(x[0], "hidden states")
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.stops', $pg_gpt2_source$"""Stop strings, looked for in a text while it grows: one automaton of all of them (Aho and Corasick 1975).
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.stops', $pg_gpt2_source$"""Stop strings, looked for in a text while it grows: one automaton of all of them (Aho and Corasick 1975).
 
 A character costs the same however many and however long they are. A state is the longest end of the text that begins a stop
 string; 0 is none.
@@ -7378,7 +7336,7 @@ def _checked(stops: Sequence[str]) -> Sequence[str]:
         )
     return stops
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.inference.tracing', $pg_gpt2_source$"""A forward pass with everything it computes on the way, under names that say where it belongs.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.tracing', $pg_gpt2_source$"""A forward pass with everything it computes on the way, under names that say where it belongs.
 
 The pass is that of `gpt2`, run by a `Runner` that keeps what goes by: names follow from the parameters that an op takes. Two
 things that the ops never form are added for the reader: q, k and v of each head, and the attention matrix.
@@ -7390,10 +7348,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import gpt2, host
-from ..config import GPT2Config
-from ..ops import lookup
-from ..ops.attention import split_qkv
+from .. import host
+from ..core import gpt2
+from ..core.config import GPT2Config
+from ..fast.attention import split_qkv
+from ..fast.ops import lookup
 
 Params = Mapping[str, np.ndarray]
 
@@ -7495,387 +7454,49 @@ def logit_lens(params: Params, config: GPT2Config, ids: Sequence[int]) -> Iterat
         normed = lookup("layernorm")(x, params["ln_f.weight"], params["ln_f.bias"])
         yield layer, lookup("softmax")(lookup("lm_head")(normed, params["wte"]))[0]
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.kernels', $pg_gpt2_source$"""The kernels `pg_llm_*`: ops of the registry on bytes, as SQL has them. Pure: no table, no setting, nothing recorded.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.host', $pg_gpt2_source$"""What the engine asks of its host, with defaults that serve outside a server.
 
-A kernel reads float32 bytes into arrays of the shapes that its scalars say, calls `registry[name]`, and gives bytes
-back. The arithmetic is the ops'; here are only the shapes. The optimizer's kernels call `optim`, the sampler's
-`sampling`.
+`db` and `resources` replace the hooks when the package is loaded into PostgreSQL. Long loops call
+`host.check_interrupts()` at least every 100 ms: Python code that does not enter the server cannot be cancelled.
 """
 
-import struct
-from collections.abc import Sequence
-from math import isfinite
-from typing import Any
+import time
+from collections.abc import Callable
 
-import numpy as np
+TELL_EVERY = 5.0  # seconds between two notices of a long call's progress, and before the first
 
-from . import host, limits, threads
-from .errors import InvalidParameter, MalformedData, NullNotAllowed, OutOfMemory
-from .inference.sampling import Draws, Sampling, choose
-from .ops import CHUNK, lookup
-from .ops.attention import GROUP, MOST_SCORES, check_length
-from .ops.dropout import backward_from_output, check_p
-from .ops.elementwise import copied
-from .tensor import FLOAT32, from_bytes, to_bytes
-from .training import optim
 
-MAX_BYTES = (1 << 30) - (1 << 16)  # of a bytea
-ASKED = 12 << 20  # bytes: for fewer nobody is asked, which would take a good part of the time of the work
-SENT = np.dtype([("length", ">i4"), ("value", ">f8")])  # an element of an array as array_send has it
-FLOAT8 = 701  # the type's number in there
+def _nothing() -> None:
+    """Outside a server there is nothing to be interrupted by."""
 
 
-def require_dims(**dims: int) -> None:
-    """22023 naming the first dimension below 1."""
-    for name, value in dims.items():
-        if value < 1:
-            raise InvalidParameter(f"{name} must be 1 or more, not {value}", hint="It is a dimension of a tensor.")
+def _print(message: str) -> None:
+    print(message)
 
 
-def require_eps(eps: float) -> None:
-    """22023 unless `eps` is a finite number of at least 0."""
-    if not (isfinite(eps) and eps >= 0):
-        raise InvalidParameter(f"eps must be a finite number of at least 0, not {eps}", hint="GPT-2 has 1e-5.")
+def _enough(wanted: int, purpose: str) -> None:
+    """Outside a server nobody else is killed for it."""
 
 
-def _vector(data: bytes, name: str) -> np.ndarray:
-    """A tensor of at least one value, as a vector."""
-    if not data:
-        raise InvalidParameter(f"{name} is empty", hint="A tensor has at least one float32 value.")
-    return from_bytes(data, name=name)
+check_interrupts: Callable[[], None] = _nothing
+notice: Callable[[str], None] = _print
+require_memory: Callable[[int, str], None] = _enough  # (bytes, what for): an error when so much is not there
 
 
-def _same_length(**tensors: np.ndarray) -> None:
-    """22023 unless all have as many values as the first."""
-    (first, wanted), *others = tensors.items()
-    for name, array in others:
-        if array.size != wanted.size:
-            raise InvalidParameter(
-                f"{name} has {array.size} values, and {first} has {wanted.size}",
-                hint=f"{name} and {first} must have the same length.",
-            )
+class Progress:
+    """Tells by a notice every few seconds how far a long call is; a short one says nothing."""
 
+    def __init__(self, what: str, unit: str, total: int | None = None) -> None:
+        self.what, self.unit, self.total = what, unit, total
+        self._told = time.monotonic()
 
-def require_room(n_bytes: int, purpose: str) -> None:
-    """53200 when there are not so many bytes for arguments, results and what is between. Little is not asked for."""
-    if n_bytes >= ASKED:
-        host.require_memory(n_bytes, purpose)
-
-
-def tensor(sent: bytes | None, count: int) -> bytes:
-    """An array of `count` numbers, in any number of dimensions, as array_send has it -> bytes; None where they are too many.
-
-    PL/Python would make an object of each number first, in 70 bytes that nobody asked for.
-    """
-    if sent is None:
-        raise InvalidParameter(
-            f"the array has {count} elements; the most is {limits.MOST_NUMBERS}",
-            hint="Make a tensor of each part: they are put together by ||.",
-        )
-    if count < 1:
-        raise InvalidParameter("the array is empty", hint="A tensor has at least one value.")
-    wide = _numbers(sent, count)
-    with np.errstate(over="ignore"):
-        narrow = wide.astype(FLOAT32)
-    if (np.isinf(narrow) & np.isfinite(wide)).any():
-        bad = wide[np.isinf(narrow) & np.isfinite(wide)][0]
-        raise InvalidParameter(f"{bad} is out of range for a float32", hint="The largest is about 3.4e38.")
-    return to_bytes(narrow)
-
-
-def _numbers(sent: bytes, count: int) -> np.ndarray:
-    """The elements of an array as array_send has it: three numbers, two for each dimension, then length and value of each."""
-    dimensions, nulls, kind = struct.unpack(">3i", sent[:12].ljust(12, b"\0"))
-    start = 12 + 8 * dimensions
-    if kind != FLOAT8 or dimensions < 1 or not (nulls or len(sent) == start + count * SENT.itemsize):
-        raise _no_array()
-    if len(sent) != start + count * SENT.itemsize:
-        raise NullNotAllowed("an element is null", hint="A tensor has no nulls; use coalesce or 'NaN'.")
-    elements = np.frombuffer(sent, SENT, count, start)
-    if (elements["length"] != elements["value"].itemsize).any():
-        raise _no_array()
-    return elements["value"].astype(np.float64)
-
-
-def _no_array() -> MalformedData:
-    return MalformedData(
-        "these bytes are not an array of double precision", hint="Call pg_llm_tensor, which makes them."
-    )
-
-
-def values(data: bytes) -> list[float]:
-    """Bytes -> numbers."""
-    array = from_bytes(data)
-    if array.size > limits.MOST_VALUES:
-        raise InvalidParameter(
-            f"the tensor has {array.size} values; the most is {limits.MOST_VALUES}",
-            hint="Look at a part of it: pg_llm_values(substring(data FROM 1 FOR 4000)) shows the first 1,000.",
-        )
-    return array.tolist()
-
-
-# --- forward and backward, in the order of the ops --------------------------------------------------------------------
-
-
-def matmul(a: bytes, b: bytes, m: int, k: int, n: int) -> bytes:  # [m,k], [k,n] -> [m,n]
-    """a @ b."""
-    require_dims(m=m, k=k, n=n)
-    if 4 * m * n > MAX_BYTES:
-        raise OutOfMemory(f"a result of {m} x {n} does not fit a value of 1 GB", hint="Multiply fewer rows at a time.")
-    left, right = from_bytes(a, (m, k), name="a"), from_bytes(b, (k, n), name="b")
-    require_room(left.nbytes + right.nbytes + 2 * 4 * m * n, "pg_llm_matmul")
-    return to_bytes(lookup("matmul")(left, right))
-
-
-def add(a: bytes, b: bytes) -> bytes:  # [m,n], [n] or [m,n] -> [m,n]
-    """a + b; b may be one row."""
-    left, right = _vector(a, "a"), _vector(b, "b")
-    if left.size % right.size:
-        raise InvalidParameter(
-            f"b has {right.size} values, which do not repeat over the {left.size} of a",
-            hint="b has the length of a, or of one row of it.",
-        )
-    return to_bytes(lookup("add")(left.reshape(-1, right.size), right))
-
-
-def gelu(a: bytes) -> bytes:
-    """gelu, tanh form."""
-    return to_bytes(lookup("gelu")(_vector(a, "a")))
-
-
-def gelu_backward(x: bytes, dy: bytes) -> bytes:
-    """dx."""
-    array, d = _vector(x, "x"), _vector(dy, "dy")
-    _same_length(x=array, dy=d)
-    return to_bytes(_backward("gelu", d, None, array)[0])
-
-
-def softmax(a: bytes, n: int | None) -> bytes:  # [m,n] -> [m,n]
-    """softmax of rows of n; None is one row."""
-    return to_bytes(lookup("softmax")(_rows(a, n, "a")))
-
-
-def softmax_backward(y: bytes, dy: bytes, n: int | None) -> bytes:  # [m,n], [m,n] -> [m,n]
-    """y * (dy - sum(y * dy)) of each row of n; None is one row."""
-    rows, d = _rows(y, n, "y"), _rows(dy, n, "dy")
-    _same_length(y=rows, dy=d)
-    return to_bytes(_backward("softmax", d, rows, rows)[0])
-
-
-def layernorm(x: bytes, gamma: bytes, beta: bytes, eps: float) -> bytes:  # [m,n], [n], [n] -> [m,n]
-    """layernorm of rows of gamma's length."""
-    require_eps(eps)
-    scale, shift = _vector(gamma, "gamma"), _vector(beta, "beta")
-    _same_length(gamma=scale, beta=shift)
-    return to_bytes(lookup("layernorm")(_rows(x, scale.size, "x"), scale, shift, eps=eps))
-
-
-def layernorm_backward(x: bytes, dy: bytes, gamma: bytes, eps: float) -> tuple[bytes, ...]:
-    """dx, dgamma, dbeta."""
-    require_eps(eps)
-    scale = _vector(gamma, "gamma")
-    rows, d = _rows(x, scale.size, "x"), _rows(dy, scale.size, "dy")
-    _same_length(x=rows, dy=d)
-    return _bytes(_backward("layernorm", d, None, rows, scale, np.zeros_like(scale), eps=eps))
-
-
-def cross_entropy(logits: bytes, target: int) -> float:  # [n] -> scalar
-    """logsumexp - z[target]."""
-    return float(lookup("cross_entropy")(_vector(logits, "logits"), target=target))
-
-
-def cross_entropy_backward(logits: bytes, target: int) -> bytes:
-    """softmax - onehot."""
-    array = _vector(logits, "logits")
-    return to_bytes(_backward("cross_entropy", np.ones((), FLOAT32), None, array, target=target)[0])
-
-
-def dropout(data: bytes, p: float, training: bool, seed: int) -> bytes:
-    """Inverted dropout when training, else the input."""
-    check_p(p)
-    array = _vector(data, "input")
-    return to_bytes(lookup("dropout")(array, p=p, seed=seed)) if training else data
-
-
-def dropout_backward(data: bytes, output: bytes, grad: bytes, p: float, training: bool) -> bytes:
-    """dx, with the mask read off the output."""
-    check_p(p)
-    x, y, d = _vector(data, "input"), _vector(output, "output"), _vector(grad, "grad")
-    _same_length(input=x, output=y, grad=d)
-    return to_bytes(backward_from_output(d, y, x, p=p)) if training else grad
-
-
-def ones_like(src: bytes) -> bytes:
-    """Ones."""
-    return to_bytes(lookup("ones_like")(from_bytes(src, name="src")))
-
-
-def zeros_like(src: bytes) -> bytes:
-    """Zeros."""
-    return to_bytes(lookup("zeros_like")(from_bytes(src, name="src")))
-
-
-def transpose(src: bytes, rows: int, cols: int) -> bytes:  # [rows,cols] -> [cols,rows]
-    """The transpose."""
-    require_dims(rows=rows, cols=cols)
-    return to_bytes(lookup("transpose")(from_bytes(src, (rows, cols), name="src")))
-
-
-def attention(
-    x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_head: int, t: int, d: int, chunk: int = CHUNK
-) -> bytes:  # [T,D], [D,3D], [3D], [D,D], [D] -> [T,D]
-    """Causal self-attention with its two projections."""
-    arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
-    require_room(attention_bytes(t, d, n_head, chunk), "pg_llm_attention")
-    return to_bytes(lookup("attention")(*arrays, n_head=n_head, chunk=chunk))
-
-
-def attention_backward(
-    x: bytes,
-    w_qkv: bytes,
-    b_qkv: bytes,
-    w_o: bytes,
-    b_o: bytes,
-    grad_output: bytes,
-    n_head: int,
-    t: int,
-    d: int,
-    chunk: int = CHUNK,
-) -> tuple[bytes, ...]:
-    """dx, dw_qkv, db_qkv, dw_o, db_o."""
-    arrays = _attention_arrays(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d)
-    dy = from_bytes(grad_output, (t, d), name="grad_output")
-    require_room(3 * attention_bytes(t, d, n_head, chunk), "pg_llm_attention_backward")
-    return _bytes(_backward("attention", dy, None, *arrays, n_head=n_head, chunk=chunk))
-
-
-def _attention_arrays(
-    x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_head: int, t: int, d: int
-) -> tuple[np.ndarray, ...]:
-    require_dims(n_head=n_head, t=t, d=d)
-    check_length(t)
-    if d % n_head:
-        raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
-    shapes = {"x": (t, d), "w_qkv": (d, 3 * d), "b_qkv": (3 * d,), "w_o": (d, d), "b_o": (d,)}
-    given = (x, w_qkv, b_qkv, w_o, b_o)
-    return tuple(from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True))
-
-
-def attention_bytes(t: int, d: int, n_head: int, chunk: int) -> int:
-    """What attention takes: arguments, q, k and v and copies of them, results; norms; scores of a chunk on two threads."""
-    scores = min(max(GROUP, min(t, chunk) * t), MOST_SCORES)
-    return 4 * (5 * d * d + 16 * t * d + 2 * n_head * t + 2 * scores)
-
-
-def mlp_backward(
-    x: bytes, w_fc: bytes, b_fc: bytes, w_proj: bytes, b_proj: bytes, dy: bytes, t: int, d: int
-) -> tuple[bytes, ...]:
-    """dx, dw_fc, db_fc, dw_proj, db_proj of linear, gelu, linear with 4 D hidden units."""
-    require_dims(t=t, d=d)
-    f = 4 * d
-    shapes = {"x": (t, d), "w_fc": (d, f), "b_fc": (f,), "w_proj": (f, d), "b_proj": (d,)}
-    given = (x, w_fc, b_fc, w_proj, b_proj)
-    arrays = [from_bytes(data, shape, name=name) for data, (name, shape) in zip(given, shapes.items(), strict=True)]
-    d_result = from_bytes(dy, (t, d), name="dy")
-    require_room(4 * (22 * t * d + 5 * 8 * d * d), "pg_llm_mlp_backward")  # hidden units; each matrix and its gradient
-    return _bytes(_backward("mlp", d_result, None, *arrays))
-
-
-# --- optimizer and sampler --------------------------------------------------------------------------------------------
-
-
-def adamw_step(
-    weight: bytes | None,
-    grad: bytes | None,
-    m: bytes | None,
-    v: bytes | None,
-    lr: float | None,
-    beta1: float | None,
-    beta2: float | None,
-    eps: float | None,
-    weight_decay: float | None,
-    step: int | None,
-) -> tuple[bytes, ...]:
-    """weight, m and v after one step; missing moments are zeros."""
-    hyper = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "step": step}
-    for name, value in {"weight": weight, "grad": grad, **hyper}.items():
-        if value is None:
-            raise NullNotAllowed(f"{name} must not be null", hint="Only m and v may be null, for zeros.")
-    optim.check_adamw(**hyper)  # type: ignore[arg-type]
-    given = {"weight": _vector(weight, "weight"), "grad": _vector(grad, "grad")}  # type: ignore[arg-type]
-    given |= {name: _vector(data, name) for name, data in (("m", m), ("v", v)) if data}
-    _same_length(**given)
-    size = given["weight"].size
-    require_room(
-        4 * size * (len(given) + 9), "pg_llm_adamw_step"
-    )  # each result as an array, as bytes and as the server's
-    state = {name: copied(given[name]) if name in given else np.zeros(size, FLOAT32) for name in ("weight", "m", "v")}
-
-    def step_on(part: slice) -> None:
-        w, first, second = (array[part] for array in state.values())
-        optim.adamw(w, given["grad"][part], first, second, **hyper)  # type: ignore[arg-type]
-
-    threads.for_rows(size, optim.PIECE, step_on)
-    return _bytes(tuple(state.values()))
-
-
-def grad_clip(grad: bytes, clip: float) -> bytes:
-    """The gradient, scaled so that its L2 norm is at most `clip`."""
-    array = _vector(grad, "grad")
-    if not (isfinite(clip) and clip > 0):
-        raise InvalidParameter(f"clip must be a finite number above 0, not {clip}", hint="1.0 is a usual one.")
-    scale = optim.clip_scale(optim.global_norm([array]), clip)
-    return grad if scale == 1.0 else to_bytes(lookup("scale")(array, factor=scale))
-
-
-def lr_schedule(step: int, warmup: int, total: int, lr_max: float) -> float:
-    """Linear warm-up, then half a cosine."""
-    for name, value in (("step", step), ("warmup", warmup), ("total", total), ("lr_max", lr_max)):
-        if not (isfinite(value) and value >= 0):
-            raise InvalidParameter(
-                f"{name} must be a finite number of at least 0, not {value}", hint="Steps count from 0 to total."
-            )
-    return optim.lr_schedule(step, warmup, total, lr_max)
-
-
-def sample(logits: bytes, how: Sampling, seed: int) -> int:
-    """Id of a token."""
-    array = _vector(logits, "logits")
-    if array.size > limits.MOST_CHOICES:
-        raise InvalidParameter(
-            f"{array.size} logits; the most is {limits.MOST_CHOICES}", hint="Give the logits of one token."
-        )
-    if not np.isfinite(array.max()):
-        raise InvalidParameter(
-            "logits have NaN, or a largest value that is not finite",
-            hint="Give finite numbers; -infinity excludes a token.",
-        )
-    return choose(array, how, Draws(seed).next())
-
-
-# --- shared -----------------------------------------------------------------------------------------------------------
-
-
-def _rows(data: bytes, n: int | None, name: str) -> np.ndarray:
-    """[m, n]; one row when n is None."""
-    flat = _vector(data, name)
-    if n is None:
-        return flat.reshape(1, -1)
-    require_dims(n=n)
-    if flat.size % n:
-        raise InvalidParameter(
-            f"{name} has {flat.size} values, which are not rows of {n}", hint=f"Its length must be a multiple of {n}."
-        )
-    return flat.reshape(-1, n)
-
-
-def _backward(name: str, dy: np.ndarray, y: np.ndarray | None, *arrays: np.ndarray, **attrs: Any) -> Sequence[Any]:
-    """Gradients by the inputs, from the op's backward pass."""
-    return lookup(name).backward(dy, y, *arrays, saved=None, sinks=[None] * len(arrays), **attrs)
-
-
-def _bytes(arrays: Sequence[np.ndarray]) -> tuple[bytes, ...]:
-    return tuple(map(to_bytes, arrays))
+    def at(self, done: int) -> None:
+        """So much is done: cheap enough for inner loops."""
+        now = time.monotonic()
+        if now - self._told >= TELL_EVERY:
+            self._told = now
+            of = "" if self.total is None else f" of {self.total:,}"
+            notice(f"{self.what}: {done:,}{of} {self.unit} done")
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.limits', $pg_gpt2_source$"""Domains that a caller meets: how large an argument may be before any work is done. docs/limits.md lists them.
 
@@ -7901,2534 +7522,3103 @@ MOST_BATCH = 65_536  # rows of a step by hand: their ids become an array, and th
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
 MOST_DIMENSIONS = 16  # of a tensor, and of lists that say one: NumPy ends at 64, or 32, and some ops need a few more
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops', $pg_gpt2_source$"""The ops, in one registry: `registry[name]` is an `Op`; calling it is the forward pass, `grads` the backward pass.
-
-Importing this package enters them all. Rules for writing one are in `op`.
-"""
-
-from . import activations, attention, dropout, elementwise, embedding, linear, losses, norm, shapes
-from .attend import CHUNK, attend
-from .op import Op, Sink, lookup, registry
-
-__all__ = [
-    "CHUNK",
-    "Op",
-    "Sink",
-    "activations",
-    "attend",
-    "attention",
-    "dropout",
-    "elementwise",
-    "embedding",
-    "linear",
-    "lookup",
-    "losses",
-    "norm",
-    "registry",
-    "shapes",
-]
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server', $pg_gpt2_source$"""Everything that talks to PostgreSQL. Nothing outside this folder imports it."""
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.activations', $pg_gpt2_source$"""gelu in the tanh form GPT-2 uses (Hendrycks & Gimpel 2016), and softmax over the last axis."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api', $pg_gpt2_source$"""What the SQL functions call: one module a topic, loaded when a session first needs it."""
 
-from math import pi, sqrt
-from typing import Any
-
-import numpy as np
-
-from .. import threads
-from . import buffers
-from .elementwise import block_rows, contiguous, for_blocks
-from .op import check_row, misfit, register
-
-SQRT_2_OVER_PI = sqrt(2.0 / pi)
-CUBIC = 0.044715
-Grads = tuple[np.ndarray | None, ...]
+import importlib
+from types import ModuleType
 
 
-def _gelu_gate(x: np.ndarray, out: np.ndarray) -> None:
-    """out = 0.5 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): what gelu multiplies x with."""
-    np.multiply(x, x, out=out)
-    out *= SQRT_2_OVER_PI * CUBIC
-    out += SQRT_2_OVER_PI
-    out *= x
-    np.tanh(out, out=out)
-    out += 1.0
-    out *= 0.5
-
-
-def gelu(x: np.ndarray) -> np.ndarray:  # [..] -> [..]
-    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
-    y = buffers.empty(x.shape, x.dtype)
-    for_blocks(gelu_into, contiguous(x), y)
-    return y
-
-
-def gelu_into(x: np.ndarray, y: np.ndarray) -> None:
-    """y = gelu(x), not the same memory."""
-    _gelu_gate(x, y)
-    y *= x
-
-
-def gelu_saving(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [..] -> 2 x [..]
-    """gelu, and what x was multiplied with."""
-
-    def block(x: np.ndarray, y: np.ndarray, gate: np.ndarray) -> None:
-        _gelu_gate(x, gate)
-        np.multiply(gate, x, out=y)
-
-    y, gates = buffers.empty(x.shape, x.dtype), buffers.empty(x.shape, x.dtype)
-    for_blocks(block, contiguous(x), y, gates)
-    return y, gates
-
-
-def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: np.ndarray | None = None, sinks: Any = ()) -> Grads:
-    """dx = dy * s (1 + (1 - s) 2 sqrt(2/pi) (x + 3 * 0.044715 x^3)), s the factor of x in gelu."""
-
-    def block(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, gate: np.ndarray | None = None) -> None:
-        inner = buffers.scratch("gelu", x.shape, x.dtype)
-        if gate is None:
-            gate = buffers.scratch("gelu_gate", x.shape, x.dtype)
-            _gelu_gate(x, gate)
-        np.multiply(x, x, out=inner)
-        inner *= 6.0 * SQRT_2_OVER_PI * CUBIC
-        inner += 2.0 * SQRT_2_OVER_PI
-        inner *= x
-        np.subtract(1.0, gate, out=dx)
-        dx *= inner
-        dx += 1.0
-        dx *= gate
-        dx *= dy
-
-    dx = buffers.empty(x.shape, x.dtype)
-    for_blocks(block, contiguous(dy), contiguous(x), dx, *(() if saved is None else (saved,)))
-    return (dx,)
-
-
-register("gelu", gelu, gelu_backward, "x", reads=(0,), saving=gelu_saving)
-
-
-def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
-    """Call `work(*blocks)` on blocks of whole rows of arrays [.., n]."""
-    n = arrays[0].shape[-1]
-    rows = [array.reshape(-1, n) for array in arrays]
-    threads.for_rows(len(rows[0]), block_rows(len(rows[0]), n), lambda block: work(*(array[block] for array in rows)))
-
-
-def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
-    """exp(x) / sum(exp(x)) over the last axis."""
-    if not x.ndim:
-        raise misfit("softmax", "x has at least one dimension", x=x.shape)
-    check_row("softmax", x.shape[-1])
-
-    def block(x: np.ndarray, y: np.ndarray) -> None:
-        np.subtract(x, x.max(axis=-1, keepdims=True), out=y)  # so that nothing overflows
-        np.exp(y, out=y)
-        y /= y.sum(axis=-1, keepdims=True)
-
-    y = buffers.empty(x.shape, x.dtype)
-    _for_row_blocks(block, contiguous(x), y)
-    return y
-
-
-def softmax_backward(
-    dy: np.ndarray, y: np.ndarray | None, x: np.ndarray, *, saved: Any = None, sinks: Any = ()
-) -> Grads:
-    """dx = y * (dy - sum(y * dy))."""
-
-    def block(dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
-        np.subtract(dy, np.einsum("ij,ij->i", y, dy)[:, None], out=dx)
-        dx *= y
-
-    dx = buffers.empty(dy.shape, dy.dtype)
-    _for_row_blocks(block, contiguous(dy), contiguous(softmax(x) if y is None else y), dx)
-    return (dx,)
-
-
-register("softmax", softmax, softmax_backward, "x", reads=("y",))
+def __getattr__(name: str) -> ModuleType:
+    """Import the topic `name` on first use."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    return importlib.import_module(f"{__name__}.{name}")
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.attend', $pg_gpt2_source$"""The core of causal attention, in chunks of query rows: scores of a chunk against the keys it may see, never T x T.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.admin', $pg_gpt2_source$"""llm_doctor, llm_cache_status, llm_cache_clear, llm_grant_usage."""
 
-`attend` serves training and KV-cached decoding alike; q, k and v may be strided views. The backward pass recomputes
-the exponentials (as Dao et al. 2022) and stores none. All of it runs on the calling thread.
-"""
-
-from collections.abc import Iterator
-from functools import lru_cache
-
-import numpy as np
-from numpy.lib.stride_tricks import as_strided
-
-from .. import threads
-from . import buffers, panels
-
-CHUNK = 64  # query rows at a time (setting pg_gpt2.attention_chunk)
-BLOCK = 64  # keys that are multiplied at a time
-GROUP_ROWS = (16, 8)  # of a large product, which make it small ones
-FEW_ROWS = 128  # of queries: their products are not worth a copy of the keys
-LEAST, MOST = 2.0**-80, 2.0**80  # sums of exponentials that need no shift
+from ...errors import InvalidParameter, UndefinedObject, require
+from .. import db, diagnosis, resources, vocabularies
+from ..db import entry
+from ..diagnosis import Finding
+from ..storage import store, weights
 
 
-@lru_cache(maxsize=8)
-def _future(rows: int, dtype: np.dtype) -> np.ndarray:
-    """[rows, rows]: -inf where the key comes after the query, else 0."""
-    return np.triu(np.full((rows, rows), -np.inf, dtype), 1)
+@entry
+def doctor() -> list[Finding]:
+    """Rows (item, value, status, hint)."""
+    return list(diagnosis.findings())
 
 
-@lru_cache(maxsize=64)
-def _ones(n: int, dtype: np.dtype) -> np.ndarray:
-    """[n, 1]: a product with it adds up rows, faster than `sum` does over so few values."""
-    return np.ones((n, 1), dtype)
+@entry
+def cache_status() -> list[tuple[str, str, str, int | None, bool]]:
+    """Rows (kind, model, version, bytes, shared), of what the caller may see: another role may have filled the caches."""
+    models = [("weights", m.name, m.version, weights.size(m), m.shared) for m in weights.cache.models.values()]
+    if state := weights.cache.state:
+        models.append(("training", state.model, state.version, state.nbytes, False))
+    known = store.known([model for _, model, *_ in models])
+    models = [row for row in models if row[1] in known]
+    return models + [("tokenizer", name, version, None, False) for name, version in vocabularies.cached()]
 
 
-def _chunks(t: int, offset: int, chunk: int) -> Iterator[tuple[slice, int]]:
-    """(query rows, number of keys the last of them sees)."""
-    for rows in threads.pieces(t, chunk):
-        yield rows, offset + rows.stop
+@entry
+def cache_clear() -> int:
+    """Bytes of this session's memory given up; for the extension's owner also the files that sessions share."""
+    freed = weights.cache.bytes()
+    weights.cache.clear()
+    vocabularies.forget()
+    resources.release_memory()
+    if db.row("SELECT 1 FROM pg_extension WHERE extname = 'pg_gpt2' AND pg_has_role(current_user, extowner, 'USAGE')"):
+        weights.forget_files()
+    return freed
 
 
-def _scaled(q: np.ndarray) -> np.ndarray:
-    """q / sqrt(d), in scratch."""
-    return np.multiply(q, q.shape[-1] ** -0.5, out=buffers.scratch("queries", q.shape, q.dtype))
+CHANGED_BY_TRAINING = {
+    "llm_param": "UPDATE",
+    "llm_dataset": "INSERT, UPDATE, DELETE",
+    "llm_run": "INSERT, UPDATE",
+    "llm_train_log": "INSERT",
+    "llm_tape": "INSERT, DELETE",
+    "llm_tensor_rt": "INSERT, UPDATE, DELETE",
+    "llm_tensor_map": "INSERT, UPDATE, DELETE",
+    "llm_bpe_vocab": "INSERT",
+    "llm_bpe_merges": "INSERT",
+}
+# The owner's alone: the code, the caps, the numbers of vocabularies, and granting itself. PUBLIC may SELECT from the tables.
+OWNERS = ("llm_module", "llm_limit", "llm_bpe_version", "llm_bpe_version_id_seq", "llm_bpe_changed", "llm_grant_usage")
+TRAINING = "^llm_(train|dataset|accumulate)"  # names of functions that train or load data
 
 
-class _Columns:
-    """x' for products y x' with the first rows of x [.., n, d]: in blocks [d, BLOCK], unless only few rows are to be multiplied.
-
-    OpenBLAS has fast kernels for small matrices, but not for a transposed second one: a block is copied once and then used by
-    all chunks.
-    """
-
-    def __init__(self, slot: str, x: np.ndarray, rows: int) -> None:
-        self._x = x
-        self._blocks = None
-        if rows >= FEW_ROWS:
-            *lead, n, d = x.shape
-            self._blocks = buffers.scratch(slot, (*lead, -(-n // BLOCK), d, BLOCK), x.dtype)
-            whole = n - n % BLOCK
-            if whole:
-                np.copyto(self._blocks[..., : whole // BLOCK, :, :], _in_blocks(x[..., :whole, :]).swapaxes(-1, -2))
-            if whole < n:
-                np.copyto(self._blocks[..., -1, :, : n - whole], x[..., whole:, :].swapaxes(-1, -2))
-
-    def times(self, y: np.ndarray, end: int, out: np.ndarray) -> None:  # [.., c, d] -> [.., c, end]
-        """out = y x[:end]'."""
-        if self._blocks is None:
-            np.matmul(y, self._x[..., :end, :].swapaxes(-1, -2), out=out)
-            return
-        whole = end - end % BLOCK
-        if whole:
-            blocks = out[..., :whole].reshape(*out.shape[:-1], -1, BLOCK).swapaxes(-2, -3)
-            np.matmul(y[..., None, :, :], self._blocks[..., : whole // BLOCK, :, :], out=blocks)
-        if whole < end:
-            np.matmul(y, self._blocks[..., whole // BLOCK, :, : end - whole], out=out[..., whole:])
+@entry
+def grant_usage(role: str, level: str) -> None:
+    """GRANT what `level` needs; each level includes those before it."""
+    require(role=role, level=level)
+    if level not in ("read", "train", "admin"):
+        raise InvalidParameter(
+            f"level must be 'read', 'train' or 'admin', not '{level}'", hint="Each level includes those before it."
+        )
+    if role != "public" and not db.row("SELECT 1 FROM pg_roles WHERE rolname = $1", ["text"], role):
+        raise UndefinedObject(f'role "{role}" does not exist', hint=f'CREATE ROLE "{role}" first.')
+    grantee = "PUBLIC" if role == "public" else db.quote_identifier(role)
+    db.command("GRANT USAGE ON SCHEMA {schema} TO {grantee}", grantee=grantee)
+    for name, plain, kind in _members():
+        if plain in OWNERS:
+            continue
+        if kind == "sequence":
+            if level != "read":
+                db.command("GRANT USAGE ON SEQUENCE {name} TO {grantee}", name=name, grantee=grantee)
+        elif kind == "table":
+            db.command(
+                "GRANT {rights} ON {name} TO {grantee}", rights=_rights(level, plain), name=name, grantee=grantee
+            )
+        elif level == "admin" or (level == "train" and kind == "training"):
+            db.command("GRANT EXECUTE ON ROUTINE {name} TO {grantee}", name=name, grantee=grantee)
 
 
-def _small() -> int:
-    """m n k of the largest product that BLAS has kernels for small matrices for; 0 where it has none."""
-    return panels.SMALL if panels.small_kernels() else 0
+def _rights(level: str, table: str) -> str:
+    """What a level may do with a table or view."""
+    more = {"train": CHANGED_BY_TRAINING.get(table), "admin": "INSERT, UPDATE, DELETE, TRUNCATE"}.get(level)
+    return f"SELECT, {more}" if more else "SELECT"
 
 
-def _in_rows(x: np.ndarray, rows: int) -> np.ndarray:
-    """x [.., n, d], or a copy, so that products of that many rows with it are fast: one matrix without gaps between its rows."""
-    if rows < FEW_ROWS or x.strides[-2] == x.shape[-1] * x.itemsize:
-        return x
-    copy = buffers.scratch("rows", x.shape, x.dtype)
-    np.copyto(copy, x)
-    return copy
-
-
-def _times(y: np.ndarray, x: np.ndarray, out: np.ndarray) -> np.ndarray:  # [.., c, n], [.., n, d] -> [.., c, d]
-    """out = y x; in groups of rows where that makes small products of a large one. y and out have no gaps."""
-    *lead, c, n = y.shape
-    d = x.shape[-1]
-    if c * n * d > _small():
-        for rows in GROUP_ROWS:
-            if c % rows == 0 and rows * n * d <= _small():
-                groups = (*lead, c // rows, rows)
-                np.matmul(y.reshape(*groups, n), x[..., None, :, :], out=out.reshape(*groups, d))
-                return out
-    return np.matmul(y, x, out=out)
-
-
-def _in_blocks(x: np.ndarray) -> np.ndarray:  # [.., n, d] -> [.., n / BLOCK, BLOCK, d]
-    """A view of the rows of x in blocks."""
-    down = x.strides[-2]
-    return as_strided(
-        x, (*x.shape[:-2], x.shape[-2] // BLOCK, BLOCK, x.shape[-1]), (*x.strides[:-2], BLOCK * down, *x.strides[-2:])
+def _members() -> list[tuple[str, str, str]]:
+    """(qualified name, plain name, kind) of the extension's relations and routines; kinds are table, sequence, routine and
+    training."""
+    rows = db.query(
+        "SELECT d.objid::regclass::text AS name, c.relname AS plain,"
+        " CASE c.relkind WHEN 'S' THEN 'sequence' ELSE 'table' END AS kind"
+        " FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND d.classid = 'pg_class'::regclass"
+        " JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass"
+        " WHERE e.extname = 'pg_gpt2' AND d.deptype = 'e' AND c.relkind IN ('r', 'v', 'S')"
+        " UNION ALL SELECT d.objid::regprocedure::text, p.proname, CASE WHEN p.proname ~ $1 THEN 'training' ELSE 'routine' END"
+        " FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid AND d.classid = 'pg_proc'::regclass"
+        " JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass"
+        " WHERE e.extname = 'pg_gpt2' AND d.deptype = 'e'",
+        ["text"],
+        TRAINING,
     )
-
-
-def _scores(q: np.ndarray, keys: _Columns, end: int) -> np.ndarray:
-    """[.., c, d] -> [.., c, end]: q k', -inf for keys after the query (the last query sees all)."""
-    z = buffers.scratch("scores", (*q.shape[:-1], end), q.dtype)
-    keys.times(q, end, z)
-    z[..., end - q.shape[-2] :] += _future(q.shape[-2], q.dtype)
-    return z
-
-
-def _exponentials(q: np.ndarray, keys: _Columns, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """exp(scores - top) [.., c, end], their sums and top [.., c, 1].
-
-    The maximum of so few values is slow to find, and nearly always needless: a row is shifted by its maximum only
-    where its sum would leave the range of numbers. None for top: no row is.
-    """
-    z = _scores(q, keys, end)
-    ones = _ones(end, q.dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = np.exp(z, out=z) @ ones
-        if total.min() > LEAST and total.max() < MOST:
-            return z, total, None
-        usable = (total > LEAST) & (total < MOST)
-        z = _scores(q, keys, end)
-        top = np.where(usable, 0, z.max(axis=-1, keepdims=True)).astype(z.dtype)
-        z -= top
-        return z, np.exp(z, out=z) @ ones, top
-
-
-def attend(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    out: np.ndarray,
-    offset: int = 0,
-    chunk: int = CHUNK,
-    *,
-    norms: np.ndarray | None = None,
-    p: float = 0.0,
-    masks: np.ndarray | None = None,
-) -> None:  # [.., t, d], [.., n, d], [.., n, d], [.., t, d]
-    """out = softmax(q k' / sqrt(d)) v, where query i sees the keys 0 .. offset + i.
-
-    norms [2, .., t, 1] receives each row's shift and sum of exponentials: together they give exactly the same
-    probabilities again, which a log-sum-exp does not. Probabilities are dropped with `p` where masks [.., t, n] is 0.
-    """
-    keys, v = _Columns("keys", k, q.shape[-2]), _in_rows(v, q.shape[-2])
-    for rows, end in _chunks(q.shape[-2], offset, chunk):
-        threads.look()
-        z, total, top = _exponentials(_scaled(q[..., rows, :]), keys, end)
-        if norms is not None:
-            norms[0, ..., rows, :], norms[1, ..., rows, :] = 0 if top is None else top, total
-        if masks is not None:
-            z *= masks[..., rows, :end]
-            total *= 1.0 - p
-        mixed = buffers.scratch("mixed", (*z.shape[:-1], v.shape[-1]), z.dtype)
-        np.divide(_times(z, v[..., :end, :], mixed), total, out=out[..., rows, :])
-
-
-def attend_backward(
-    d_out: np.ndarray,
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    norms: np.ndarray,
-    grads: tuple[np.ndarray, np.ndarray, np.ndarray],
-    chunk: int,
-    p: float = 0.0,
-    masks: np.ndarray | None = None,
-) -> None:
-    """Gradients of `attend` (offset 0) into dq, dk, dv: dS = P (dP - rowsum(P dP)), P recomputed.
-
-    P is never formed: what the exponentials E lack of it is a factor a row, which goes into dout. rowsum(P dP) is also
-    dout . out, which is cheaper; but where P is near 1 it loses a digit to cancellation.
-    """
-    t, dtype = q.shape[-2], q.dtype
-    dq, dk, dv = grads
-    dk_total, dv_total = (_total(name, grad, t > chunk) for name, grad in (("dk", dk), ("dv", dv)))
-    keys, values, k = _Columns("keys", k, t), _Columns("values", v, t), _in_rows(k, t)
-    for rows, end in reversed(list(_chunks(t, 0, chunk))):
-        threads.look()
-        q_rows = _scaled(q[..., rows, :])
-        e = _scores(q_rows, keys, end)
-        if norms[0, ..., rows, :].any():
-            e -= norms[0, ..., rows, :]
-        np.exp(e, out=e)
-        factor = 1.0 / norms[1, ..., rows, :]
-        d_rows = buffers.scratch("d_rows", (*q.shape[:-2], rows.stop - rows.start, q.shape[-1]), dtype)
-        np.multiply(d_out[..., rows, :], factor / (1.0 - p), out=d_rows)
-        kept = e
-        if masks is not None:
-            kept = np.multiply(e, masks[..., rows, :end], out=buffers.scratch("kept", e.shape, dtype))
-        dz = buffers.scratch("d_scores", e.shape, dtype)
-        values.times(d_rows, end, dz)
-        _collect(kept, d_rows, dv_total)
-        if masks is not None:
-            dz *= masks[..., rows, :end]
-        dz -= np.matmul(e[..., None, :], dz[..., None])[..., 0] * factor
-        dz *= e
-        if rows.start == 0:
-            dz[..., 0, :] = 0  # of one key the probability is 1: what rounding leaves would be steps, to Adam
-        _collect(dz, q_rows, dk_total)
-        _times(dz, k[..., :end, :], d_rows)
-        np.multiply(d_rows, q.shape[-1] ** -0.5, out=dq[..., rows, :])
-    if dk_total is not dk:
-        dk[...], dv[...] = dk_total, dv_total
-
-
-def _total(name: str, grad: np.ndarray, several: bool) -> np.ndarray:
-    """Where to add up `grad`: adding to contiguous memory is faster."""
-    return buffers.scratch(name, grad.shape, grad.dtype) if several else grad
-
-
-def _collect(a: np.ndarray, b: np.ndarray, total: np.ndarray) -> None:  # [.., c, end], [.., c, d], [.., n, d]
-    """total[.., :end, :] += a' b; the longest chunk comes first and sets."""
-    *lead, c, end = a.shape
-    d, first = total.shape[-1], end == total.shape[-2]
-    term = total if first else buffers.scratch("term", (*lead, end, d), total.dtype)
-    if BLOCK * c * d <= _small() < end * c * d and end % BLOCK == 0 and term.flags.c_contiguous:
-        blocks = a.reshape(*lead, c, -1, BLOCK)
-        np.matmul(np.moveaxis(blocks, -3, -1), b[..., None, :, :], out=term.reshape(*lead, -1, BLOCK, d))
-    else:
-        np.matmul(a.swapaxes(-1, -2), b, out=term)
-    if not first:
-        total[..., :end, :] += term
+    return [(row["name"], row["plain"], row["kind"]) for row in rows]
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.attend_blocks', $pg_gpt2_source$"""Attention of a few new rows over keys and values kept in blocks of 64 positions; a row's bits do not depend on the others.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.autograd', $pg_gpt2_source$"""llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated; parameters as handles."""
 
-Keys lie as [H, blocks, d, 64], values as [H, positions, d]: all products are small ones, as in panels.py. What a row does not see
-has weight 0 and adds nothing, so neither the number of rows nor that of blocks matters.
-"""
-
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-
-import numpy as np
-
-from .. import threads
-from . import buffers, panels
-
-BLOCK = 64  # positions
-ROWS = 8  # in a product
-GROUPS = 8  # of rows at a time
-STREAMS = 8  # a task
-VECTOR = 16  # heads of whole vectors have the same bits whatever number of positions is mixed; others want whole blocks
-SEGMENT = 1024  # positions whose values are mixed in one product, where it is a small one
-
-
-def attend_blocks(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int
-) -> None:  # [H, t, d], [H, blocks, d, 64], [H, 64 blocks, d], [H, t, d]
-    """out = softmax(q k' / sqrt(d)) v, where row i sees the positions 0 .. offset + i."""
-    whole = q.shape[1] - q.shape[1] % ROWS
-    for rows in threads.pieces(whole, ROWS * GROUPS):
-        _attend_groups(q[:, rows], keys, values, out[:, rows], offset + rows.start)
-    if whole < q.shape[1]:
-        attend_few(q[:, whole:], keys, values, out[:, whole:], offset + whole)
-
-
-def _attend_groups(q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int) -> None:
-    """Groups of ROWS rows, in the same few calls: the products of `attend_few`, and its bits."""
-    n_head, t, d = q.shape
-    blocks = -(-(offset + t) // BLOCK)
-    rows = buffers.scratch("queries", (n_head, t // ROWS, 1, ROWS, d), q.dtype)
-    np.multiply(q, d**-0.5, out=rows.reshape(q.shape))
-    scores = buffers.scratch("scores", (n_head, t // ROWS, ROWS, blocks, BLOCK), q.dtype)
-    np.matmul(rows, keys[:, None, :blocks], out=scores.swapaxes(2, 3))
-    z = scores.reshape(n_head, t, -1)
-    z[..., offset:] += _future(t)[:, : z.shape[-1] - offset]
-    _mix(scores, ROWS, offset + t, values[:, None], out.reshape(n_head, -1, ROWS, d))
-
-
-def attend_few(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, offset: int, heads: int = 0
-) -> None:
-    """`attend_blocks` of at most ROWS rows; the products of so many `heads` are a task each, 0 for one thread."""
-    n_head, t, d = q.shape
-    blocks = -(-(offset + t) // BLOCK)
-    tasks = threads.pieces(n_head, heads or n_head)
-    rows = buffers.scratch("queries", (n_head, 1, max(2, t), d), q.dtype)  # BLAS treats a single row otherwise
-    rows[:, :, 1:] = 0
-    np.multiply(q, d**-0.5, out=rows[:, 0, :t])
-    scores = buffers.scratch("scores", (n_head, max(2, t), blocks, BLOCK), q.dtype)
-    results = scores.swapaxes(1, 2)
-    threads.run([partial(np.matmul, rows[h], keys[h, :blocks], out=results[h]) for h in tasks])
-    z = scores.reshape(n_head, -1, blocks * BLOCK)[:, :t, offset:]
-    np.add(z, _future(t)[:, : blocks * BLOCK - offset], out=z)
-    _mix(scores, t, offset + t, values, out, tasks)
-
-
-def attend_each(
-    q: np.ndarray,
-    keys: np.ndarray,
-    values: np.ndarray,
-    out: np.ndarray,
-    places: np.ndarray,
-    keep: Callable[[slice], object],
-) -> None:  # [S, H, d], [S, H, blocks, d, 64], [S, H, 64 blocks, d], [S, H, d], [S]
-    """`attend_blocks` of one row for each of several streams, which sees the positions 0 .. its place.
-
-    `keep` stores the new keys and values of some streams; it is called on the thread that reads them next.
-    """
-    n, n_head, d = q.shape
-    blocks = int(places.max()) // BLOCK + 1
-    tasks = threads.pieces(n, STREAMS)
-    rows = buffers.scratch("queries", (n, n_head, 1, 2, d), q.dtype)
-    rows[:, :, :, 1] = 0
-    np.multiply(q, d**-0.5, out=rows[:, :, 0, 0])
-    scores = buffers.scratch("scores", (n, n_head, 2, blocks, BLOCK), q.dtype)
-    results = scores.swapaxes(2, 3)
-
-    def score(s: slice) -> None:
-        keep(s)
-        np.matmul(rows[s], keys[s, :, :blocks], out=results[s])
-
-    threads.run([partial(score, s) for s in tasks])
-    z = scores.reshape(n, n_head, 2, -1)[:, :, :1]
-    z += np.where(np.arange(z.shape[-1]) > places[:, None, None, None], np.float32(-np.inf), np.float32(0))
-    _mix(scores, 1, int(places.max()) + 1, values, out[:, :, None], tasks)
-
-
-def _mix(
-    scores: np.ndarray,
-    t: int,
-    seen: int,
-    values: np.ndarray,
-    out: np.ndarray,
-    tasks: Sequence[slice] = (slice(None),),
-) -> None:
-    """out [.., t, d] = softmax(scores) values, of the first t rows of [.., room, blocks, 64], which see at most `seen` positions.
-
-    Only the products are shared out, by the first axis: two threads with a dozen small calls each wait for the interpreter.
-    """
-    flat = scores.reshape(*scores.shape[:-2], -1)
-    z = flat[..., :t, :]
-    np.subtract(z, np.maximum.reduce(z, axis=-1, keepdims=True), out=z)
-    np.exp(z, out=z)
-    total = np.matmul(z[..., None, :], _ones(z.shape[-1]))[..., 0]  # dot products: np.add sums short rows slowly
-    d = values.shape[-1]
-    first, *more = threads.pieces(flat.shape[-1] if d % VECTOR else seen, _segment(d))
-    mixed = np.empty((*flat.shape[:-1], d), values.dtype)
-
-    def mix(some: slice) -> None:
-        np.matmul(flat[some, ..., first], values[some, ..., first, :], out=mixed[some])
-        for part in more:
-            mixed[some] += np.matmul(flat[some, ..., part], values[some, ..., part, :])
-
-    threads.run([partial(mix, some) for some in tasks])
-    np.divide(mixed[..., :t, :], total, out=out)
-
-
-@lru_cache(maxsize=64)
-def _ones(n: int) -> np.ndarray:
-    """[n, 1]."""
-    return np.ones((n, 1), np.float32)
-
-
-@lru_cache(maxsize=ROWS + GROUPS)
-def _future(rows: int) -> np.ndarray:
-    """[rows, rows + 63]: -inf where the key comes after the query, else 0; up to the end of a block."""
-    return np.triu(np.full((rows, rows + BLOCK - 1), -np.inf, np.float32), 1)
-
-
-def store(
-    keys: np.ndarray, values: np.ndarray, k: np.ndarray, v: np.ndarray, start: int
-) -> None:  # [H, blocks, d, 64], [H, 64 blocks, d], [H, t, d], [H, t, d]
-    """Keep keys and values of the positions from `start` on."""
-    end = start + k.shape[1]
-    values[:, start:end] = v
-    for block in range(start // BLOCK, -(-end // BLOCK)):
-        first = block * BLOCK
-        places = slice(max(start, first), min(end, first + BLOCK))
-        keys[:, block, :, places.start - first : places.stop - first] = k[
-            :, places.start - start : places.stop - start
-        ].swapaxes(-1, -2)
-
-
-@lru_cache(maxsize=16)
-def _segment(d: int) -> int:
-    """Positions whose values, d wide, are mixed in one product; 0 where none is small."""
-    return min(SEGMENT, panels.SMALL // (ROWS * d) // BLOCK * BLOCK)
-
-
-@lru_cache(maxsize=16)
-def serves(d: int) -> bool:
-    """Whether rows of heads of width d have the same bits alone and together, with this CPU and BLAS."""
-    return _segment(d) > 0 and all(_rows_are_alone(d, offset) for offset in (0, _segment(d) - BLOCK))
-
-
-def _rows_are_alone(d: int, offset: int) -> bool:
-    """So it is for rows at the positions from `offset` on."""
-    random = np.random.Generator(np.random.Philox(2))
-    t = offset + 2 * BLOCK
-    q, k, v = random.standard_normal((3, 2, t, d), np.float32)
-    keys, values = np.zeros((2, t // BLOCK, d, BLOCK), np.float32), np.zeros((2, t, d), np.float32)
-    store(keys, values, k, v, 0)
-    whole = np.empty((2, 2 * BLOCK, d), np.float32)
-    attend_blocks(q[:, offset:], keys, values, whole, offset)
-    for start, rows in ((0, 1), (5, 3), (31, 1), (60, 7), (90, 2), (127, 1)):
-        some = np.empty((2, rows, d), np.float32)
-        attend_blocks(q[:, offset + start :][:, :rows], keys, values, some, offset + start)
-        if not np.array_equal(some, whole[:, start : start + rows]):
-            return False
-    return True
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.attention', $pg_gpt2_source$"""causal_attention on a packed q|k|v projection, heads in parallel; and attention with its two projections.
-
-Follows Vaswani et al. 2017; the arithmetic of a head is in `attend`.
-"""
-
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from .. import limits, rng, threads
-from ..errors import InvalidParameter
-from . import buffers
-from .attend import CHUNK, attend, attend_backward
-from .dropout import check_p
-from .elementwise import LEAST
-from .linear import linear, linear_backward
-from .op import misfit, register
-from .products import run_all
-
-Grads = tuple[np.ndarray | None, ...]
-GROUP = 1 << 18  # scores of a chunk of rows, of as many heads: as `elementwise.BLOCK`
-MOST_SCORES = 1 << 22  # of a chunk of rows of one head
-MOST_PRODUCTS = 1 << 32  # of two numbers, for the scores of a chunk: some 100 ms
-MASK_PIECE = 1 << 22  # values of a mask that are drawn at a time
-Group = tuple[slice, slice]  # batch rows, heads
-Saved = tuple[np.ndarray, np.ndarray | None]  # norms of the probabilities, masks of dropout
-
-
-def split_heads(x: np.ndarray, n_head: int) -> np.ndarray:  # [B, T, D] -> [B, H, T, d]
-    """A view of x with one matrix a head."""
-    b, t, width = x.shape
-    return x.reshape(b, t, n_head, width // n_head).transpose(0, 2, 1, 3)
-
-
-def split_qkv(
-    qkv: np.ndarray, n_head: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [B, T, 3D] -> 3 x [B, H, T, d]
-    """Views of the queries, keys and values."""
-    q, k, v = np.split(qkv, 3, axis=-1)
-    return split_heads(q, n_head), split_heads(k, n_head), split_heads(v, n_head)
-
-
-def _groups(b: int, h: int, t: int, chunk: int) -> list[Group]:
-    """(batch rows, heads) of each piece of work, about GROUP of scores; an even number where it can be, for two cores."""
-    scores = min(t, chunk) * t
-    if b * h * scores < LEAST:
-        return [(slice(0, b), slice(0, h))]
-    count = 2 * -(-b * h * scores // (2 * GROUP))
-    if b >= count:
-        return [(rows, slice(0, h)) for rows in threads.pieces(b, -(-b // count))]
-    # One sequence has many chunks, and each is a dozen calls: fewer, larger pieces.
-    parts = -(-h * scores // (2 * GROUP))
-    heads = threads.pieces(h, -(-h // (parts + parts * b % 2)))
-    return [(slice(i, i + 1), group) for i in range(b) for group in heads]
-
-
-def _batched(qkv: np.ndarray, n_head: int) -> np.ndarray:
-    """[.., T, 3D] -> [B, T, 3D], checked."""
-    if qkv.ndim < 2 or n_head < 1 or qkv.shape[-1] % (3 * n_head):
-        raise misfit("causal_attention", f"qkv is [.., T, 3D] with D divisible by n_head = {n_head}", qkv=qkv.shape)
-    check_length(qkv.shape[-2])
-    return np.ascontiguousarray(qkv).reshape(-1, *qkv.shape[-2:])
-
-
-def check_length(t: int) -> None:
-    """22023 when a sequence is longer than attention takes."""
-    if t > limits.MOST_POSITIONS:
-        raise InvalidParameter(
-            f"attention over {t} positions; the most is {limits.MOST_POSITIONS}", hint="Attend over shorter sequences."
-        )
-
-
-def _rows_at_a_time(chunk: int, t: int, d: int) -> int:
-    """`chunk`, or fewer where so many rows of t keys of width d would take long."""
-    return max(1, min(chunk, MOST_SCORES // t, MOST_PRODUCTS // (t * d)))
-
-
-def _draw(masks: np.ndarray, g: Group, p: float, key: dict[str, int]) -> None:
-    """Fill the masks [B, H, t, width] of these heads by address: the mask of a head does not depend on the chunk."""
-    n_head = masks.shape[1]
-    for i in range(g[0].start, g[0].stop):
-        for j in range(g[1].start, g[1].stop):
-            mask = masks[i, j].reshape(-1)
-            for part in threads.pieces(mask.size, MASK_PIECE):
-                threads.look()
-                rng.keep_mask(p, part.stop - part.start, row=i * n_head + j, start=part.start, out=mask[part], **key)
-
-
-def mask_shape(b: int, n_head: int, t: int) -> tuple[int, int, int, int]:
-    """[B, H, t, width], a row of a mask being whole ticks of the generator."""
-    return b, n_head, t, -(-t // rng.VALUES_PER_TICK) * rng.VALUES_PER_TICK
-
-
-def causal_attention(
-    qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
-) -> tuple[np.ndarray, Saved]:  # [.., T, 3D] -> [.., T, D]
-    """Attention of each head over its q, k, v; p drops probabilities. Saves their norms [2, B, H, T, 1] and masks."""
-    check_p(p)
-    x = _batched(qkv, n_head)
-    b, t, width = x.shape
-    y = buffers.empty((*qkv.shape[:-1], width // 3), x.dtype)
-    q, k, v = split_qkv(x, n_head)
-    out = split_heads(y.reshape(b, t, -1), n_head)
-    chunk = _rows_at_a_time(chunk, t, q.shape[-1])
-    norms = np.empty((2, b, n_head, t, 1), x.dtype)
-    masks = buffers.empty(mask_shape(b, n_head, t), np.dtype(bool)) if p else None
-
-    def work(g: Group) -> None:
-        mask = None
-        if masks is not None:
-            _draw(masks, g, p, {"seed": seed, "step": step, "site": site})
-            mask = masks[g]
-        attend(q[g], k[g], v[g], out[g], 0, chunk, norms=norms[(slice(None), *g)], p=p, masks=mask)
-
-    run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
-    return y, (norms, masks)
-
-
-def causal_attention_backward(
-    dy: np.ndarray,
-    y: Any,
-    qkv: np.ndarray,
-    *,
-    n_head: int,
-    chunk: int = CHUNK,
-    p: float = 0.0,
-    seed: int = 0,
-    step: int = 0,
-    site: int = 0,
-    saved: Saved | None = None,
-    sinks: Any = (),
-) -> Grads:
-    """dqkv, head by head."""
-    if saved is None:
-        _, saved = causal_attention(qkv, n_head=n_head, chunk=chunk, p=p, seed=seed, step=step, site=site)
-    (norms, masks), x = saved, _batched(qkv, n_head)
-    b, t, _ = x.shape
-    dqkv = buffers.empty(qkv.shape, x.dtype)
-    q, k, v = split_qkv(x, n_head)
-    dq, dk, dv = split_qkv(dqkv.reshape(x.shape), n_head)
-    chunk = _rows_at_a_time(chunk, t, q.shape[-1])
-    d_out = split_heads(np.ascontiguousarray(dy).reshape(b, t, -1), n_head)
-
-    def work(g: Group) -> None:
-        grads, mask = (dq[g], dk[g], dv[g]), None if masks is None else masks[g]
-        attend_backward(d_out[g], q[g], k[g], v[g], norms[(slice(None), *g)], grads, chunk, p, mask)
-
-    run_all([lambda g=g: work(g) for g in _groups(b, n_head, t, chunk)])  # type: ignore[misc]
-    return (dqkv,)
-
-
-register("causal_attention", causal_attention, causal_attention_backward, "qkv", saves=True, reads=(0,))
-
-
-def attention(
-    x: np.ndarray,
-    w_qkv: np.ndarray,
-    b_qkv: np.ndarray,
-    w_o: np.ndarray,
-    b_o: np.ndarray,
-    *,
-    n_head: int,
-    chunk: int = CHUNK,
-) -> tuple[np.ndarray, Any]:  # [.., T, D], [D, 3D], [3D], [D, D], [D] -> [.., T, D]
-    """linear, causal_attention, linear; saves what they computed between."""
-    if w_qkv.ndim != 2 or w_o.ndim != 2 or w_qkv.shape[1] != 3 * w_o.shape[0] or n_head < 1 or w_o.shape[0] % n_head:
-        raise InvalidParameter(
-            f"attention: w_qkv {list(w_qkv.shape)} and w_o {list(w_o.shape)} do not fit n_head {n_head}",
-            hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
-        )
-    if x.ndim > 1:
-        check_length(x.shape[-2])
-    qkv = linear(x, w_qkv, b_qkv)
-    mixed, parts = causal_attention(qkv, n_head=n_head, chunk=chunk)
-    return linear(mixed, w_o, b_o), (qkv, mixed, parts)
-
-
-def attention_backward(
-    dy: np.ndarray,
-    y: Any,
-    x: np.ndarray,
-    w_qkv: np.ndarray,
-    b_qkv: np.ndarray,
-    w_o: np.ndarray,
-    b_o: np.ndarray,
-    *,
-    n_head: int,
-    chunk: int = CHUNK,
-    saved: Any = None,
-    sinks: Any = (),
-) -> Grads:
-    """The backward passes of its three parts, in reverse."""
-    qkv, mixed, parts = saved or attention(x, w_qkv, b_qkv, w_o, b_o, n_head=n_head, chunk=chunk)[1]
-    d_mixed, dw_o, db_o = linear_backward(dy, None, mixed, w_o, b_o)
-    (dqkv,) = causal_attention_backward(d_mixed, None, qkv, n_head=n_head, chunk=chunk, saved=parts)  # type: ignore[arg-type]
-    dx, dw_qkv, db_qkv = linear_backward(dqkv, None, x, w_qkv, b_qkv)  # type: ignore[arg-type]
-    return dx, dw_qkv, db_qkv, dw_o, db_o
-
-
-register("attention", attention, attention_backward, "x w_qkv b_qkv w_o b_o", saves=True, reads=(0, 1, 2, 3))
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.blas', $pg_gpt2_source$"""What NumPy needs several passes for and the BLAS that it loaded one: out += a @ b by sgemm, y = a x + b y by saxpby.
-
-Where that BLAS has no known symbol, or the arrays are not float32 as it takes them, NumPy does it.
-"""
-
-import ctypes
-from collections.abc import Callable, Iterator
-from functools import lru_cache
-from itertools import pairwise
-
-import numpy as np
-
-from .. import threads
-from . import buffers
-
-ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112  # as CBLAS counts
-_NAMES = (
-    ("scipy_cblas_{}64_", ctypes.c_int64),
-    ("cblas_{}64_", ctypes.c_int64),
-    ("scipy_cblas_{}", ctypes.c_int),
-    ("cblas_{}", ctypes.c_int),
+from ...autograd import attributes, replay
+from ...bytea_ops import MAX_BYTES
+from ...errors import (
+    InvalidParameter,
+    NullNotAllowed,
+    OutOfMemory,
+    PgGpt2Error,
+    UndefinedObject,
+    WrongState,
+    require,
+    require_positive,
 )
-_Layout = tuple[int, int]  # (PLAIN or TRANSPOSED, elements from one row or column to the next)
+from ...fast.ops import lookup
+from ...limits import MOST_INPUTS
+from ...tensor import check_shape, from_bytes, to_bytes
+from .. import db, resources
+from ..db import entry, received
+from ..prompts import draw_seed
+from ..storage import store, weights
+from ..tape import recording, tape_rows
+from ..tape.recording import Recorder
+from ..tape.tape_rows import own_tape, tape_owner
+
+# --- the mode -------------------------------------------------------------------------------------------------------
 
 
-def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:  # [m,k], [k,n], [m,n]
-    """out += a @ b; a and b may be transposed views, out has contiguous rows."""
-    layouts = _layout(a), _layout(b), _layout(out)
-    gemm = _gemm()
-    if gemm is None or None in layouts or layouts[2][0] != PLAIN:  # type: ignore[index]
-        out += np.matmul(a, b, out=buffers.scratch("product", out.shape, out.dtype))
-    else:
-        gemm(a, b, out, *layouts)  # type: ignore[arg-type]
+@entry
+def enabled() -> bool:
+    """Whether recording is on."""
+    return recording.enabled()
 
 
-def _layout(x: np.ndarray) -> _Layout | None:
-    """How CBLAS is to read x; None when it cannot."""
-    if x.dtype != np.float32 or not x.dtype.isnative or not x.size:
-        return None
-    (rows, columns), (down, across) = x.shape, x.strides
-    if across == 4 and down % 4 == 0 and down >= 4 * columns:
-        return PLAIN, down // 4
-    if down == 4 and across % 4 == 0 and across >= 4 * rows:
-        return TRANSPOSED, across // 4
-    return None
+@entry
+def set_mode(trigger: dict[str, Any]) -> None:
+    """What an UPDATE of llm_autograd_mode does: it lasts as long as the tape does."""
+    db.require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
+    flag = trigger["new"]["flag"]
+    require(flag=flag)
+    word, is_local = "on" if flag else "off", tape_owner() == "transaction"
+    done = db.row(
+        "SELECT set_config('pg_gpt2.autograd', $1, $2), now() = statement_timestamp() AS is_alone",
+        ["text", "bool"],
+        *(word, is_local),
+    )
+    if is_local and (done or {})["is_alone"]:  # or in one string with its BEGIN, and then it is true as well
+        db.notice(f"llm_autograd_mode is {word} until this transaction ends; see pg_gpt2.tape in llm_settings")
 
 
-def add_scaled(alpha: float, x: np.ndarray, beta: float, y: np.ndarray) -> None:  # [n], [n]
-    """y = alpha x + beta y."""
-    axpby = _axpby()
-    if axpby is None or not (x.dtype == y.dtype == np.float32 and x.flags.c_contiguous and y.flags.c_contiguous):
-        y *= y.dtype.type(beta)
-        y += np.multiply(x, x.dtype.type(alpha), out=buffers.scratch("scaled", x.shape, x.dtype))
-    else:
-        axpby(alpha, x, beta, y)
+@entry
+def tape_id() -> int:
+    """The number of the tape of this transaction, or session."""
+    return own_tape()
 
 
-def _functions(name: str) -> Iterator[tuple[Callable[..., None], type]]:
-    """Functions of that name in the libraries found, and their type of integers."""
-    for library in threads.blas_libraries():
-        for form, integer in _NAMES:
-            function = getattr(ctypes.CDLL(library), form.format(name), None)
-            if function is not None:
-                function.restype = None
-                yield function, integer
+# --- values and ops -------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def _gemm() -> Callable[[np.ndarray, np.ndarray, np.ndarray, _Layout, _Layout, _Layout], None] | None:
-    """A caller of the first sgemm found that multiplies correctly."""
-    for function, integer in _functions("sgemm"):
-        function.argtypes = [  # type: ignore[attr-defined]
-            *[ctypes.c_int] * 3,
-            *[integer] * 3,
-            *[ctypes.c_float, ctypes.c_void_p, integer, ctypes.c_void_p, integer],
-            *[ctypes.c_float, ctypes.c_void_p, integer],
-        ]
-
-        def gemm(
-            a: np.ndarray,
-            b: np.ndarray,
-            out: np.ndarray,
-            a_layout: _Layout,
-            b_layout: _Layout,
-            out_layout: _Layout,
-            function: Callable[..., None] = function,
-        ) -> None:
-            (m, k), n = a.shape, b.shape[1]
-            function(
-                *(ROW_MAJOR, a_layout[0], b_layout[0], m, n, k),
-                *(1.0, _address(a), a_layout[1], _address(b), b_layout[1], 1.0, _address(out), out_layout[1]),
-            )
-
-        if _multiplies(gemm):
-            return gemm
-    return None
+@entry
+@received(shape="integer")
+def variable(data: bytes, shape: list[int], requires_grad: bool) -> int:
+    """A handle for a value."""
+    require(data=data, shape=shape, requires_grad=requires_grad)
+    recorder = Recorder(room=1)
+    value = recorder.leaf(from_bytes(data, shape, name="data"), requires_grad)
+    recorder.flush()
+    return value.id
 
 
-@lru_cache(maxsize=1)
-def _axpby() -> Callable[[float, np.ndarray, float, np.ndarray], None] | None:
-    """A caller of the first saxpby found that is right, and treats each element as it would alone."""
-    for function, integer in _functions("saxpby"):
-        vector = (ctypes.c_void_p, integer)
-        function.argtypes = [integer, ctypes.c_float, *vector, ctypes.c_float, *vector]  # type: ignore[attr-defined]
-
-        def axpby(
-            alpha: float, x: np.ndarray, beta: float, y: np.ndarray, function: Callable[..., None] = function
-        ) -> None:
-            function(x.size, alpha, _address(x), 1, beta, _address(y), 1)
-
-        if _scales_and_adds(axpby):
-            return axpby
-    return None
-
-
-def _address(x: np.ndarray) -> int:
-    return x.__array_interface__["data"][0]
-
-
-def _multiplies(gemm: Callable[..., None]) -> bool:
-    """Whether a product of small whole numbers, one operand transposed, is right."""
-    a, b = np.arange(12, dtype=np.float32).reshape(3, 4), np.arange(20, dtype=np.float32).reshape(5, 4).T
-    out = np.ones((3, 8), np.float32)[:, :5]
-    expected = out + a @ b
-    gemm(a, b, out, _layout(a), _layout(b), _layout(out))
-    return bool((out == expected).all())
-
-
-def _scales_and_adds(axpby: Callable[..., None]) -> bool:
-    """Whether sums are right, and have the same bits in pieces of any size: where work is cut must not matter."""
-    bounds = np.cumsum(np.arange(46)).tolist()  # pieces of 1, 2, 3 .. 45 elements
-    x, y = np.linspace(-1, 1, bounds[-1], dtype=np.float32), np.linspace(2, 3, bounds[-1], dtype=np.float32)
-    whole, cut = y.copy(), y.copy()
-    axpby(0.1, x, 0.9, whole)
-    for start, stop in pairwise(bounds):
-        axpby(0.1, x[start:stop], 0.9, cut[start:stop])
-    return np.allclose(whole, 0.1 * x + 0.9 * y, rtol=1e-6) and np.array_equal(whole, cut)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.buffers', $pg_gpt2_source$"""Where ops get their memory: results from a pool that one pass after another uses, temporaries from one scratch per thread.
-
-Fresh large arrays cost a page fault every 4 kB, a tenth of a training step or of a prompt's pass. A pooled buffer is free
-again when nothing but the pool refers to it, so nobody has to hand it back and a view keeps it alive.
-"""
-
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from math import prod
-
-import numpy as np
-
-SMALLEST_POOLED = 1 << 16  # bytes; below this malloc is as good
-LARGEST_SCRATCH = 32 << 20  # bytes: a larger temporary is not kept, and work on it takes longer than to get it anew
-
-
-class Pool:
-    """Buffers by size in bytes. Only the main thread may ask."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[int, list[np.ndarray]] = {}
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An uninitialised array that nothing else refers to."""
-        n_bytes = prod(shape) * dtype.itemsize
-        buffers = self._buffers.setdefault(n_bytes, [])
-        for i in range(len(buffers)):
-            if sys.getrefcount(buffers[i]) == _UNUSED:
-                return buffers[i].view(dtype).reshape(shape)
-        buffers.append(np.empty(n_bytes, np.uint8))
-        return buffers[-1].view(dtype).reshape(shape)
-
-    def clear(self) -> None:
-        """Forget all buffers; those in use live on with whoever uses them."""
-        self._buffers.clear()
-
-    def n_bytes(self) -> int:
-        """Memory held."""
-        return sum(size * len(buffers) for size, buffers in self._buffers.items())
-
-
-class LoosePool:
-    """Buffers for shapes that vary: one serves whatever is smaller, and makes room for a larger one. Main thread only.
-
-    There are never more than were in use at once; each may become as large as the largest that was asked for.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: list[np.ndarray] = []
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An uninitialised array that nothing else refers to."""
-        buffers, n_bytes = self._buffers, prod(shape) * dtype.itemsize
-        unused = [i for i in range(len(buffers)) if sys.getrefcount(buffers[i]) == _UNUSED]
-        place = min((i for i in unused if buffers[i].size >= n_bytes), key=lambda i: buffers[i].size, default=None)
-        if place is None:
-            if unused:
-                del buffers[max(unused, key=lambda i: buffers[i].size)]
-            place = len(buffers)
-            buffers.append(np.empty(n_bytes, np.uint8))
-        return buffers[place][:n_bytes].view(dtype).reshape(shape)
-
-    def clear(self) -> None:
-        """Forget all buffers; those in use live on with whoever uses them."""
-        self._buffers.clear()
-
-    def n_bytes(self) -> int:
-        """Memory held."""
-        return sum(buffer.size for buffer in self._buffers)
-
-
-def _count_of_unused() -> int:
-    """What getrefcount says of an array that only a list holds (Python versions differ)."""
-    buffers = [np.empty(1)]
-    for i in range(len(buffers)):
-        count = sys.getrefcount(buffers[i])
-    return count
-
-
-_UNUSED = _count_of_unused()
-kept = LoosePool()  # of prompts' passes, from one call to the next, until `forget`
-_pool: Pool | LoosePool | None = None
-_lent: np.ndarray | None = None
-_scratch = threading.local()
-
-
-@contextmanager
-def reusing(pool: Pool | LoosePool | None) -> Iterator[None]:
-    """Within this block `empty` serves from `pool`."""
-    global _pool
-    outer, _pool = _pool, pool
-    try:
-        yield
-    finally:
-        _pool = outer
-
-
-def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array for the result of an op. Main thread only."""
-    dtype = np.dtype(dtype)
-    if _pool is None or prod(shape) * dtype.itemsize < SMALLEST_POOLED:
-        return np.empty(shape, dtype)
-    return _pool.empty(tuple(shape), dtype)
-
-
-@contextmanager
-def lending(memory: np.ndarray | None) -> Iterator[None]:
-    """Within this block `passing` serves from contiguous `memory`, which its owner has not come to use."""
-    global _lent
-    outer, _lent = _lent, memory
-    try:
-        yield
-    finally:
-        _lent = outer
-
-
-def passing(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """As `empty`, for what is gone when the op returns: two of them may be the same memory."""
-    n_bytes = prod(shape) * np.dtype(dtype).itemsize
-    if _lent is None or _lent.nbytes < n_bytes:
-        return empty(shape, dtype)
-    return _lent.reshape(-1).view(np.uint8)[:n_bytes].view(dtype).reshape(shape)
-
-
-def forget() -> None:
-    """Let go of all that is kept for later calls, by every thread."""
-    global _scratch
-    kept.clear()
-    _scratch = threading.local()
-
-
-def scratch(slot: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A temporary of the calling thread, valid until it asks for the same slot again."""
-    dtype = np.dtype(dtype)
-    n_bytes = prod(shape) * dtype.itemsize
-    if n_bytes > LARGEST_SCRATCH:
-        return np.empty(shape, dtype)
-    held = getattr(_scratch, slot, None)
-    if held is None or held.size < n_bytes:
-        held = np.empty(n_bytes, np.uint8)
-        setattr(_scratch, slot, held)
-    return held[:n_bytes].view(dtype).reshape(shape)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.dropout', $pg_gpt2_source$"""dropout (Srivastava et al. 2014), inverted: survivors are scaled by 1 / (1 - p), so that inference needs nothing.
-
-The mask is addressed by (seed, step, site): a backward pass that was not given it draws it again.
-"""
-
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
-
-from .. import rng, threads
-from ..errors import InvalidParameter
-from . import buffers
-from .elementwise import block_rows, contiguous, for_blocks
-from .op import register
-
-Grads = tuple[np.ndarray | None, ...]
-
-
-def check_p(p: float) -> None:
-    """22023 unless 0 <= p < 1."""
-    if not 0.0 <= p < 1.0:
+@entry
+@received(inputs="bigint")
+def op(name: str, inputs: list[int], extra: str | None) -> int:
+    """The handle of an op's result."""
+    require(name=name, inputs=inputs)
+    lookup(name)
+    if len(inputs) > MOST_INPUTS:
         raise InvalidParameter(
-            f"dropout probability must be at least 0 and below 1, not {p}",
-            hint="0 switches dropout off; GPT-2 was trained with 0.1.",
+            f"{name}: {len(inputs)} inputs are more than {MOST_INPUTS}",
+            hint="Apply it to parts, and then to their results.",
         )
-
-
-def dropout(
-    x: np.ndarray, *, p: float, seed: int = 0, step: int = 0, site: int = 0
-) -> tuple[np.ndarray, np.ndarray]:  # [..] -> [..]
-    """x * mask / (1 - p); saves the mask."""
-    check_p(p)
-    mask = buffers.empty(x.shape, np.dtype(bool))
-    flat = mask.reshape(-1)
-
-    def draw(b: slice) -> None:
-        rng.keep_mask(p, b.stop - b.start, seed=seed, step=step, site=site, start=b.start, out=flat[b])
-
-    return _masked(x, mask, p, draw), mask
-
-
-def dropout_backward(
-    dy: np.ndarray,
-    y: Any,
-    x: np.ndarray,
-    *,
-    p: float,
-    seed: int = 0,
-    step: int = 0,
-    site: int = 0,
-    saved: np.ndarray | None = None,
-    sinks: Any = (),
-) -> Grads:
-    """dy * mask / (1 - p)."""
-    if saved is None:
-        return (dropout(dy, p=p, seed=seed, step=step, site=site)[0],)
-    return (_masked(dy, saved, p),)
-
-
-def _masked(x: np.ndarray, mask: np.ndarray, p: float, draw: Callable[[slice], object] | None = None) -> np.ndarray:
-    """x * mask / (1 - p); `draw` fills a part of the mask first."""
-    source, flat, y = contiguous(x).reshape(-1), mask.reshape(-1), buffers.empty(x.shape, x.dtype)
-    out = y.reshape(-1)
-
-    def block(b: slice) -> None:
-        if draw is not None:
-            draw(b)
-        np.multiply(source[b], flat[b], out=out[b])
-        out[b] *= 1.0 / (1.0 - p)
-
-    ticks = block_rows(-(-source.size // rng.VALUES_PER_TICK), rng.VALUES_PER_TICK)
-    threads.for_rows(source.size, ticks * rng.VALUES_PER_TICK, block)
-    return y
-
-
-def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: float) -> np.ndarray:  # [..] -> [..]
-    """dx without the mask's address: y is not 0 where x survived. Where x is 0 the mask left no trace; dy passes."""
-    dx, scale = buffers.empty(dy.shape, dy.dtype), dy.dtype.type(1.0 / (1.0 - p))
-
-    def block(dy: np.ndarray, y: np.ndarray, x: np.ndarray, dx: np.ndarray) -> None:
-        dx[...] = np.where((y != 0) | (x == 0), dy * scale, dy.dtype.type(0))
-
-    for_blocks(block, dy, y, x, dx)
-    return dx
-
-
-register("dropout", dropout, dropout_backward, "x", saves=True)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.elementwise', $pg_gpt2_source$"""Elementwise ops: add and mul with NumPy's broadcasting, scale, ones_like, zeros_like; and the blocks that others use.
-
-Work goes block by block, in place, on all cores: a block and its temporaries stay in a core's cache.
-"""
-
-from collections.abc import Callable
-from functools import partial
-from math import prod
-from typing import Any
-
-import numpy as np
-
-from .. import threads
-from . import buffers
-from .op import Shape, misfit, register
-
-# Elements of the largest block. Smaller ones fit a core's cache better, but the threads then fight over the interpreter
-# lock, whose hand-over takes as long as 100,000 elements, the more so where others use the cores.
-BLOCK = 300_000
-LEAST = 50_000  # elements that are worth a second core
-MOST_SUMMED = 1 << 22  # elements in one call, unless all go into one sum
-Grads = tuple[np.ndarray | None, ...]
-
-
-def for_blocks(work: Callable[..., object], *arrays: np.ndarray) -> None:
-    """Call `work(*blocks)` on flat blocks of contiguous arrays of one size."""
-    flat = [array.reshape(-1) for array in arrays]
-    threads.for_rows(flat[0].size, block_rows(flat[0].size), lambda block: work(*(array[block] for array in flat)))
-
-
-def block_rows(n: int, width: int = 1) -> int:
-    """How many of n rows of `width` elements to a block: all of them, or an even number of blocks of one size."""
-    count = 1 if n * width < LEAST else 2 * -(-n * width // (2 * BLOCK))
-    return max(1, -(-n // count))
-
-
-def contiguous(x: np.ndarray) -> np.ndarray:
-    """x, or a copy of it in C order."""
-    return x if x.flags.c_contiguous else copied(x)
-
-
-def copied(x: np.ndarray) -> np.ndarray:
-    """A copy of x in C order."""
-    y = np.empty(x.shape, x.dtype)
-    copy_into(y, x)
-    return y
-
-
-def copy_into(y: np.ndarray, x: np.ndarray) -> None:
-    """y = x, of one shape."""
-    threads.run([partial(np.copyto, y[part], x[part]) for part in threads.parts(x.shape, BLOCK)])
-
-
-def accumulate(total: np.ndarray, term: np.ndarray) -> None:
-    """total += term, both contiguous and of one shape."""
-    for_blocks(lambda t, x: np.add(t, x, out=t), total, contiguous(term))
-
-
-def unbroadcast(dy: np.ndarray, shape: Shape) -> np.ndarray:
-    """Sum `dy` over the axes along which `shape` was broadcast."""
-    if dy.shape == shape:
-        return dy
-    kept = dy.ndim - len(shape)
-    if shape == dy.shape[kept:]:  # a bias or a position embedding: leading axes only
-        rows = dy.reshape(-1, prod(shape))
-        return (np.ones(len(rows), dy.dtype) @ rows).reshape(shape)
-    axes = tuple(range(kept)) + tuple(i + kept for i, n in enumerate(shape) if n == 1 and dy.shape[i + kept] != 1)
-    return sum_over(dy, axes).reshape(shape)
-
-
-def sum_over(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Sum over `axes`, which stay with length 1; in parts along the longest of the others, where that is long."""
-    kept = max((i for i in range(x.ndim) if i not in axes), key=lambda i: x.shape[i], default=None)
-    if x.size <= MOST_SUMMED or kept is None:
-        return x.sum(axis=axes, keepdims=True)
-    y = np.empty([1 if i in axes else n for i, n in enumerate(x.shape)], x.dtype)
-    lead = (slice(None),) * kept
-    for part in threads.pieces(x.shape[kept], max(1, MOST_SUMMED * x.shape[kept] // x.size)):
-        threads.look()
-        x[(*lead, part)].sum(axis=axes, keepdims=True, out=y[(*lead, part)])
-    return y
-
-
-def binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """function(a, b), broadcast, in blocks."""
+    attrs = attributes.parse(name, extra)
+    if name == "dropout" and "seed" not in attrs:
+        attrs["seed"] = draw_seed()
+    if name in ("attention", "causal_attention"):
+        attrs.setdefault("chunk", resources.attention_chunk())
+    resources.apply_threads()
+    recorder = Recorder(room=1)
     try:
-        shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
-    except ValueError:
-        raise misfit(op, "dimensions are equal or 1, counted from the last", a=a.shape, b=b.shape) from None
-    y = buffers.empty(shape, np.result_type(a, b))
-    repeated = shape == a.shape and b.shape == shape[len(shape) - b.ndim :] and (b.size <= BLOCK or b.shape == shape)
-    if not (repeated and a.flags.c_contiguous and b.flags.c_contiguous):
-        x, z = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
-        threads.run([lambda i=i: function(x[i], z[i], out=y[i]) for i in threads.parts(shape, BLOCK)])  # type: ignore[misc]
-    elif a.shape == b.shape:
-        for_blocks(lambda x, z, out: function(x, z, out=out), a, b, y)
-    else:
-        rows, out = a.reshape(-1, *b.shape), y.reshape(-1, *b.shape)
-        threads.for_rows(len(rows), block_rows(len(rows), b.size), lambda r: function(rows[r], b, out=out[r]))
-    return y
+        values = _values(name, inputs)
+        _require_room(name, [value.data.shape for value in values], attrs)
+        result = recorder.apply(name, *values, **attrs)
+    except PgGpt2Error as error:
+        described = f"{error.detail}; " if error.detail else ""
+        error.detail = f"{described}op {name} of handles {inputs}"
+        raise
+    recorder.flush()
+    return result.id
 
 
-def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
-    """a + b."""
-    return binary("add", np.add, a, b)
-
-
-def add_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
-    """dy for both, summed over broadcast axes."""
-    return unbroadcast(dy, a.shape), unbroadcast(dy, b.shape)
-
-
-register("add", add, add_backward, "a b")
-
-
-def mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
-    """a * b."""
-    return binary("mul", np.multiply, a, b)
-
-
-def mul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
-    """dy * b, dy * a, summed over broadcast axes."""
-    da, db = binary("mul", np.multiply, dy, b), binary("mul", np.multiply, dy, a)
-    return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
-
-
-register("mul", mul, mul_backward, "a b", reads=(0, 1))
-
-
-def scale(x: np.ndarray, *, factor: float) -> np.ndarray:  # [..] -> [..]
-    """x * factor."""
-    y = buffers.empty(x.shape, x.dtype)
-    for_blocks(lambda a, out: np.multiply(a, x.dtype.type(factor), out=out), contiguous(x), y)
-    return y
-
-
-def scale_backward(
-    dy: np.ndarray, y: Any, x: np.ndarray, *, factor: float, saved: Any = None, sinks: Any = ()
-) -> Grads:
-    """dy * factor."""
-    return (scale(dy, factor=factor),)
-
-
-register("scale", scale, scale_backward, "x")
-
-
-def ones_like(x: np.ndarray) -> np.ndarray:
-    """Ones of the shape of x."""
-    y = buffers.empty(x.shape, x.dtype)
-    for_blocks(lambda out: out.fill(1), y)
-    return y
-
-
-def zeros_like(x: np.ndarray) -> np.ndarray:
-    """Zeros of the shape of x."""
-    return np.zeros(x.shape, x.dtype)
-
-
-def no_gradient(dy: np.ndarray, y: Any, *inputs: np.ndarray, saved: Any = None, sinks: Any = (), **attrs: Any) -> Grads:
-    """For ops whose result does not depend on the values of their inputs."""
-    return (None,) * len(inputs)
-
-
-register("ones_like", ones_like, no_gradient, "x")
-register("zeros_like", zeros_like, no_gradient, "x")
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.embedding', $pg_gpt2_source$"""embedding: rows of a table, picked by integer ids. Its gradient touches only the rows that were picked."""
-
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-
-from .. import limits, threads
-from ..errors import InvalidParameter
-from . import buffers
-from .elementwise import block_rows
-from .op import Sink, misfit, register
-from .panels import Table
-from .products import gradient_buffer
-
-Grads = tuple[np.ndarray | None, ...]
-
-
-def checked_ids(op: str, ids: Any, limit: int) -> np.ndarray:
-    """`ids` as integers; 22023 when one is not in 0 .. limit - 1."""
-    array = np.asarray(ids)
-    if array.ndim >= limits.MOST_DIMENSIONS:
-        raise InvalidParameter(
-            f"{op}: ids of {array.ndim} dimensions; the most is {limits.MOST_DIMENSIONS - 1}",
-            hint="ids are a list of token numbers, or a list of such lists.",
-        )
-    if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise InvalidParameter(f"{op}: ids must be integers, not {array.dtype}", hint="ids are token numbers from 0.")
-    array = array.astype(np.int64, copy=False)
-    if array.size and not (array.min() >= 0 and array.max() < limit):
-        bad = array[(array < 0) | (array >= limit)][0]
-        raise InvalidParameter(f"{op}: id {bad} is out of range", hint=f"Valid ids are 0 to {limit - 1}.")
-    return array
-
-
-def embedding(table: np.ndarray | Table, *, ids: Any) -> np.ndarray:  # [V, D] -> [*ids.shape, D]
-    """table[ids]. For inference, the table may come in panels."""
-    if table.ndim != 2:
-        raise misfit("embedding", "the table is [V, D]", table=table.shape)
-    index = checked_ids("embedding", ids, table.shape[0])
-    if isinstance(table, Table):
-        return table.take(index)
-    y = buffers.empty((*index.shape, table.shape[1]), table.dtype)
-    flat, out = index.reshape(-1), y.reshape(-1, table.shape[1])
-
-    def take(r: slice) -> None:
-        np.take(table, flat[r], axis=0, out=out[r], mode="clip")
-
-    threads.for_rows(len(flat), block_rows(len(flat), table.shape[1]), take)
-    return y
-
-
-def embedding_backward(
-    dy: np.ndarray, y: Any, table: np.ndarray, *, ids: Any, saved: Any = None, sinks: Sequence[Sink | None] = (None,)
-) -> Grads:
-    """Each row of dy, added to its row of the table."""
-    index = checked_ids("embedding", ids, table.shape[0]).reshape(-1)
-    dtable, add = gradient_buffer(sinks[0] if sinks else None, table.shape, dy.dtype)
-    if not add:
-        dtable[...] = 0
-    add_rows(dtable, index, dy.reshape(-1, table.shape[1]))
-    return (dtable,)
-
-
-def add_rows(table: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None:  # [V, D], [n], [n, D]
-    """table[index] += rows, columns in parallel.
-
-    Repeated ids are added up first: the bits of a sum with other gradients of the table are then the same whether
-    it is made here, in a sink, or later.
-    """
-    if not len(index):
-        return
-    order = np.argsort(index, kind="stable")
-    ordered = index[order]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    picked = ordered[starts]
-
-    def work(c: slice) -> None:
-        sums = rows[order, c]
-        if len(starts) < len(order):
-            sums = np.add.reduceat(sums, starts, axis=0)
-        table[picked, c] += sums
-
-    threads.for_rows(table.shape[1], block_rows(table.shape[1], len(index)), work)
-
-
-register("embedding", embedding, embedding_backward, "table")
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.linear', $pg_gpt2_source$"""Products: matmul, the linear layer, the tied output layer, and the GPT-2 MLP composed of linear, gelu, linear.
-
-Weights keep the checkpoint's (in, out) orientation: y = x @ w + b.
-"""
-
-from collections.abc import Sequence
-from functools import partial
-from math import prod
-from typing import Any
-
-import numpy as np
-
-from .. import threads
-from . import buffers, panels
-from .activations import gelu, gelu_backward
-from .elementwise import unbroadcast
-from .op import Sink, misfit, register
-from .panels import Panels, Table
-from .products import as_rows, column_sums, gradient_buffer, least_pieces, product, product_tasks, run_all
-
-MOST_MATRICES = 1 << 17  # multiplied in one call, however small
-
-Grads = tuple[np.ndarray | None, ...]
-
-
-def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
-    """a @ b; leading dimensions broadcast."""
-    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
-        raise misfit("matmul", "a is [.., m, k] and b is [.., k, n]", a=a.shape, b=b.shape)
-    if b.ndim == 2:
-        return product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
+def _require_room(name: str, shapes: list[tuple[int, ...]], attrs: dict) -> None:
+    """53200 before an op makes a result that no bytea holds. Ops that are not here make none larger than their inputs."""
     try:
-        return _stacked(a, b)
-    except ValueError:
-        raise misfit("matmul", "leading dimensions broadcast", a=a.shape, b=b.shape) from None
-
-
-def _stacked(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
-    """a @ b, a few of the matrices at a time where all would take long, or one in pieces. ValueError when a and b do not fit."""
-    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    m, k, n = *a.shape[-2:], b.shape[-1]
-    count = prod(lead)
-    pieces = max(least_pieces(m * count, k, n), least_pieces(m, k, n * count), -(-count // MOST_MATRICES))
-    if pieces <= 1:
-        return np.matmul(a, b)
-    x, z = np.broadcast_to(a, (*lead, m, k)), np.broadcast_to(b, (*lead, k, n))
-    y = buffers.empty((*lead, m, n), np.result_type(a, b))
-    for i in threads.parts(lead, max(1, count // pieces)):
-        if x[i].ndim == 2 or x[i].size == m * k:
-            product(x[i].reshape(m, k), z[i].reshape(k, n), y[i].reshape(m, n))
+        if name in ("add", "mul"):
+            size = prod(np.broadcast_shapes(*shapes))
+        elif name == "matmul":
+            a, b = shapes
+            size = prod(np.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * b[-1]
+        elif name == "concat":
+            size = sum(map(prod, shapes))
+        elif name == "embedding":
+            size = np.size(attrs["ids"]) * prod(shapes[0][1:])
         else:
-            threads.run([partial(np.matmul, x[i], z[i], out=y[i])])
-    return y
-
-
-def matmul_backward(
-    dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()
-) -> Grads:
-    """da = dy @ b', db = a' @ dy."""
-    if b.ndim == 2:
-        rows = as_rows(dy)
-        da = buffers.empty(a.shape, dy.dtype)
-        db = buffers.empty(b.shape, dy.dtype)
-        run_all(
-            product_tasks(rows, b.T, as_rows(da), paired=True),
-            product_tasks(as_rows(a).T, rows, db, paired=True),
+            return
+    except (ValueError, IndexError, KeyError):
+        return  # the op itself says what does not fit
+    if 4 * size > MAX_BYTES:
+        raise OutOfMemory(
+            f"{name}: a result of {size} values does not fit a value of 1 GB", hint="Work on fewer rows at a time."
         )
-        return da, db
-    da, db = _stacked(dy, b.swapaxes(-1, -2)), _stacked(a.swapaxes(-1, -2), dy)
-    return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
-
-
-register("matmul", matmul, matmul_backward, "a b", reads=(0, 1))
-
-
-def linear(x: np.ndarray, w: np.ndarray | Panels, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
-    """x @ w + b on the last axis. Weights for inference may come in panels."""
-    if w.ndim != 2 or b.shape != w.shape[1:] or not x.ndim or x.shape[-1] != w.shape[0]:
-        raise misfit("linear", "x is [.., k], w is [k, n], b is [n]", x=x.shape, w=w.shape, b=b.shape)
-    y = panels.product(as_rows(x), w, b) if isinstance(w, Panels) else product(as_rows(x), w, bias=b)
-    return y.reshape(*x.shape[:-1], w.shape[1])
-
-
-def linear_backward(
-    dy: np.ndarray,
-    y: Any,
-    x: np.ndarray,
-    w: np.ndarray,
-    b: np.ndarray,
-    *,
-    saved: Any = None,
-    sinks: Sequence[Sink | None] = (None, None, None),
-) -> Grads:
-    """dx = dy @ w', dw = x' @ dy, db = column sums of dy."""
-    rows = as_rows(dy)
-    dx = buffers.empty(x.shape, dy.dtype)
-    dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
-    db = np.empty(b.shape, dy.dtype)
-    run_all(
-        product_tasks(rows, w.T, as_rows(dx), paired=True),
-        product_tasks(as_rows(x).T, rows, dw, accumulate=add, paired=True),
-        [lambda: column_sums(rows, out=db)],
-    )
-    return dx, dw, db
-
-
-register("linear", linear, linear_backward, "x w b", reads=(0, 1))
-
-
-def lm_head(x: np.ndarray, wte: np.ndarray | Table) -> np.ndarray:  # [.., D], [V, D] -> [.., V]
-    """Logits by the tied embedding: x @ wte'. For inference, wte may come in panels."""
-    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
-        raise misfit("lm_head", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
-    rows = as_rows(x)
-    y = panels.product(rows, wte.T) if isinstance(wte, Table) else product(rows, wte.T)
-    return y.reshape(*x.shape[:-1], wte.shape[0])
-
-
-def lm_head_backward(
-    dy: np.ndarray,
-    y: Any,
-    x: np.ndarray,
-    wte: np.ndarray,
-    *,
-    saved: Any = None,
-    sinks: Sequence[Sink | None] = (None, None),
-) -> Grads:
-    """dx = dy @ wte, dwte = dy' @ x."""
-    rows = as_rows(dy)
-    dx = buffers.empty(x.shape, dy.dtype)
-    dwte, add = gradient_buffer(sinks[1], wte.shape, dy.dtype)
-    run_all(
-        product_tasks(rows, wte, as_rows(dx), paired=True),
-        product_tasks(rows.T, as_rows(x), dwte, accumulate=add, paired=True),
-    )
-    return dx, dwte
-
-
-register("lm_head", lm_head, lm_head_backward, "x wte", reads=(0, 1))
-
-
-def mlp(
-    x: np.ndarray, w_fc: np.ndarray, b_fc: np.ndarray, w_proj: np.ndarray, b_proj: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:  # [.., D], [D, F], [F], [F, D], [D] -> [.., D]
-    """linear, gelu, linear; saves the value before gelu."""
-    hidden = linear(x, w_fc, b_fc)
-    return linear(gelu(hidden), w_proj, b_proj), hidden
-
-
-def mlp_backward(
-    dy: np.ndarray,
-    y: Any,
-    x: np.ndarray,
-    w_fc: np.ndarray,
-    b_fc: np.ndarray,
-    w_proj: np.ndarray,
-    b_proj: np.ndarray,
-    *,
-    saved: np.ndarray | None = None,
-    sinks: Any = (),
-) -> Grads:
-    """The backward passes of linear, gelu, linear, in reverse."""
-    hidden = linear(x, w_fc, b_fc) if saved is None else saved
-    d_act, dw_proj, db_proj = linear_backward(dy, None, gelu(hidden), w_proj, b_proj)
-    (d_hidden,) = gelu_backward(d_act, None, hidden)  # type: ignore[arg-type]
-    dx, dw_fc, db_fc = linear_backward(d_hidden, None, x, w_fc, b_fc)  # type: ignore[arg-type]
-    return dx, dw_fc, db_fc, dw_proj, db_proj
-
-
-register("mlp", mlp, mlp_backward, "x w_fc b_fc w_proj b_proj", saves=True, reads=(0, 1, 2, 3))
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.losses', $pg_gpt2_source$"""Mean cross entropy: on logits, and fused with the tied output projection so that all logits never exist at once.
-
-Both take logsumexp(z) - z[target]. The fused form walks over groups of rows; within a group each slice of the
-vocabulary is projected, exponentiated and used for both gradients by one thread.
-"""
-
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
-
-from .. import threads
-from ..errors import InvalidParameter
-from . import buffers
-from .activations import softmax
-from .attend import LEAST, MOST
-from .blas import add_product
-from .elementwise import BLOCK, block_rows, for_blocks
-from .embedding import add_rows, checked_ids
-from .op import Sink, check_row, misfit, register
-from .products import column_sums, gradient_buffer
-
-Grads = tuple[np.ndarray | None, ...]
-
-GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
-LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices at a time, each with memory of its own for its part of dx
-
-
-def _targets(op: str, target: Any, n_rows: int, vocab: int) -> np.ndarray:
-    """One class a row; 22023 when the number or a value does not fit."""
-    classes = checked_ids(op, target, vocab).reshape(-1)
-    if classes.size != n_rows or not n_rows:
-        raise InvalidParameter(f"{op}: {classes.size} targets for {n_rows} rows", hint="There is one target a row.")
-    return classes
-
-
-def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] -> []
-    """Mean over rows of logsumexp(z) - z[target]."""
-    if not logits.ndim:
-        raise misfit("cross_entropy", "logits are [.., V]", logits=logits.shape)
-    rows = logits.reshape(-1, logits.shape[-1])
-    check_row("cross_entropy", rows.shape[-1])
-    classes = _targets("cross_entropy", target, *rows.shape)
-    losses = np.empty(len(rows))
-
-    def block(r: slice) -> None:
-        z = rows[r]
-        top = z.max(axis=-1)
-        total = np.exp(z - top[:, None]).sum(axis=-1, dtype=np.float64)
-        losses[r] = np.log(total) + top - z[np.arange(len(z)), classes[r]]
-
-    threads.for_rows(len(rows), block_rows(*rows.shape), block)
-    return np.asarray(losses.mean(dtype=np.float64), logits.dtype)
-
-
-def cross_entropy_backward(
-    dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any, saved: Any = None, sinks: Any = ()
-) -> Grads:
-    """dlogits = dy (softmax(z) - onehot) / rows."""
-    dlogits = softmax(logits)
-    rows = dlogits.reshape(-1, logits.shape[-1])
-    rows[np.arange(len(rows)), _targets("cross_entropy", target, *rows.shape)] -= 1.0
-    factor = logits.dtype.type(float(dy) / len(rows))
-    for_blocks(lambda d: np.multiply(d, factor, out=d), dlogits)
-    return (dlogits,)
-
-
-register("cross_entropy", cross_entropy, cross_entropy_backward, "logits", reads=(0,))
-
-
-def group_rows(n_rows: int, vocab: int) -> int:
-    """How many rows are projected at a time: groups of one size, as few as hold GROUP_LOGITS each."""
-    n_groups = -(-n_rows // max(64, GROUP_LOGITS // vocab))
-    return -(-n_rows // n_groups)
-
-
-def vocab_slice(vocab: int) -> int:
-    """How many rows of wte a thread takes at a time: whole turns, so that no core waits in the last."""
-    n_slices = 2 if vocab <= LARGEST_SLICE else TURN * -(-vocab // (TURN * LARGEST_SLICE))
-    return -(-vocab // (n_slices * 8)) * 8
-
-
-class _Group:
-    """Logits of a group of rows as exponentials, transposed: [part of the vocabulary, rows], which BLAS multiplies faster.
-
-    They are shifted by a row's maximum only where a sum would leave the range of numbers, as in `attend`.
-    """
-
-    def __init__(self, x: np.ndarray, wte: np.ndarray, classes: np.ndarray) -> None:
-        self.x, self.wte, self.classes = x, wte, classes
-        self.slices = threads.pieces(len(wte), vocab_slice(len(wte)))
-        logits = buffers.passing((len(wte), len(x)), x.dtype)
-        self.exps = [logits[part] for part in self.slices]
-        self.picked = np.empty((2, len(x)), x.dtype)  # the targets' logits and their exponentials
-        self.sums = np.empty((len(self.slices), len(x)))
-        self.top: np.ndarray | None = None
-        self._each_slice(self._project, self._exponentiate)
-        self.total = self.sums.sum(axis=0)
-        if not (self.total.min() > LEAST and self.total.max() < MOST):
-            self._each_slice(self._project)
-            self.top = np.max([z.max(axis=0) for z in self.exps], axis=0)
-            self._each_slice(self._exponentiate)
-            self.total = self.sums.sum(axis=0)
-
-    def _each_slice(self, *works: Callable[[int], object]) -> None:
-        tasks = [lambda i=i: [work(i) for work in works] for i in range(len(self.slices))]
-        for turn in threads.pieces(len(tasks), TURN):
-            threads.run(tasks[turn])
-
-    def _project(self, i: int) -> None:
-        z, part = self.exps[i], self.slices[i]
-        np.matmul(self.wte[part], self.x.T, out=z)
-        self._pick(i, self.picked[0])
-
-    def _pick(self, i: int, out: np.ndarray) -> None:
-        part = self.slices[i]
-        here = np.flatnonzero((self.classes >= part.start) & (self.classes < part.stop))
-        out[here] = self.exps[i][self.classes[here] - part.start, here]
-
-    def _exponentiate(self, i: int) -> None:
-        z, sums = self.exps[i], []
-        with np.errstate(over="ignore", invalid="ignore"):
-            for r in threads.pieces(len(z), max(1, BLOCK // z.shape[1])):  # what stays in a core's cache
-                if self.top is not None:
-                    z[r] -= self.top
-                sums.append(column_sums(np.exp(z[r], out=z[r])))
-        self.sums[i] = np.sum(sums, axis=0, dtype=np.float64)
-        self._pick(i, self.picked[1])
-
-    def losses(self) -> np.ndarray:
-        """logsumexp - z[target] of each row, in float64; exactly 0 where the target has all of the sum."""
-        logits, exps = self.picked[0] - (0.0 if self.top is None else self.top), self.picked[1].astype(np.float64)
-        return np.log(self.total) - np.where(exps > LEAST, np.log(np.maximum(exps, LEAST)), logits)
-
-    def grads(self, weight: float, dx: np.ndarray, dwte: np.ndarray, add: bool) -> None:
-        """dx = weight (p - onehot) wte, dwte (+)= weight (p - onehot)' x.
-
-        p is never formed: what the exponentials lack is a factor a row, which scales x and the products instead.
-        """
-        factor = (weight / self.total).astype(self.x.dtype)[:, None]
-        scaled = self.x * factor
-        parts = buffers.empty((min(TURN, len(self.slices)), *dx.shape), dx.dtype)
-
-        def work(i: int) -> None:
-            part, z, term = self.slices[i], self.exps[i], parts[i % TURN]
-            if i < TURN:
-                np.matmul(z.T, self.wte[part], out=term)
-            else:
-                add_product(z.T, self.wte[part], term)
-            if add:
-                add_product(z, scaled, dwte[part])
-            else:
-                np.matmul(z, scaled, out=dwte[part])
-
-        self._each_slice(work)
-        np.add.reduce(parts, axis=0, out=dx)
-        dx *= factor
-        dx -= self.wte[self.classes] * dx.dtype.type(weight)
-        add_rows(dwte, self.classes, self.x * self.x.dtype.type(-weight))
-
-
-def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: Sink | None) -> tuple[np.ndarray, Grads]:
-    """The loss and, when dy is given, both gradients, in one walk over groups of rows."""
-    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
-        raise misfit("lm_head_loss", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
-    rows = x.reshape(-1, x.shape[-1])
-    classes = _targets("lm_head_loss", target, len(rows), len(wte))
-    dx = dwte = None
-    add = False
-    if dy is not None:
-        dx = buffers.empty(x.shape, x.dtype)
-        dwte, add = gradient_buffer(sink, wte.shape, x.dtype)
-    loss = 0.0
-    for r in threads.pieces(len(rows), group_rows(len(rows), len(wte))):
-        group = _Group(rows[r], wte, classes[r])
-        loss += float(group.losses().sum())
-        if dx is not None and dwte is not None and dy is not None:
-            group.grads(dy / len(rows), dx.reshape(rows.shape)[r], dwte, add)
-            add = True
-        del group  # or its logits would be there beside those of the next
-    return np.asarray(loss / len(rows), x.dtype), (dx, dwte)
-
-
-def lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any) -> np.ndarray:  # [.., D], [V, D] -> []
-    """cross_entropy(x @ wte')."""
-    return _head(x, wte, target, None, None)[0]
-
-
-def lm_head_loss_backward(
-    dy: np.ndarray,
-    y: Any,
-    x: np.ndarray,
-    wte: np.ndarray,
-    *,
-    target: Any,
-    saved: Any = None,
-    sinks: Sequence[Sink | None] = (None, None),
-) -> Grads:
-    """dx, dwte: the walk of the forward pass again, with gradients."""
-    return _head(x, wte, target, float(dy), sinks[1])[1]
-
-
-def lm_head_loss_and_grads(
-    dy: np.ndarray, x: np.ndarray, wte: np.ndarray, *, target: Any, sinks: Sequence[Sink | None] = (None, None)
-) -> tuple[np.ndarray, Grads]:
-    """Loss and gradients in one walk: what a training step uses, the same bits as forward and then backward."""
-    return _head(x, wte, target, float(dy), sinks[1])
-
-
-register("lm_head_loss", lm_head_loss, lm_head_loss_backward, "x wte", reads=(0, 1), fused=lm_head_loss_and_grads)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.norm', $pg_gpt2_source$"""layernorm over the last axis (Ba, Kiros & Hinton 2016), with the biased variance, as GPT-2 and torch have it."""
-
-from functools import lru_cache
-from typing import Any
-
-import numpy as np
-
-from .. import threads
-from . import buffers
-from .elementwise import block_rows, contiguous
-from .op import check_row, misfit, register
-
-Grads = tuple[np.ndarray | None, ...]
-KEPT = 1 << 16  # the longest vector that is kept for the next call
-
-
-def _mean_of(n: int, dtype: np.dtype) -> np.ndarray:
-    """[n, 1]: 1 / n."""
-    return _kept_mean_of(n, dtype) if n <= KEPT else _kept_mean_of.__wrapped__(n, dtype)
-
-
-@lru_cache(maxsize=16)
-def _kept_mean_of(n: int, dtype: np.dtype) -> np.ndarray:
-    return np.full((n, 1), 1.0 / n, dtype)
-
-
-def layernorm(
-    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, eps: float = 1e-5
-) -> tuple[np.ndarray, np.ndarray]:  # [.., n], [n], [n] -> [.., n]
-    """(x - mean) / sqrt(var + eps) * gamma + beta; saves mean and 1 / sqrt(var + eps) of each row."""
-    if not x.ndim or gamma.shape != x.shape[-1:] or beta.shape != gamma.shape:
-        raise misfit("layernorm", "x is [.., n], gamma and beta are [n]", x=x.shape, gamma=gamma.shape, beta=beta.shape)
-    n = x.shape[-1]
-    check_row("layernorm", n)
-    rows = contiguous(x).reshape(-1, n)
-    y = buffers.empty(x.shape, x.dtype)
-    out = y.reshape(-1, n)
-    stats = np.empty((2, len(rows), 1), x.dtype)
-
-    def block(r: slice) -> None:
-        normalize(rows[r], gamma, beta, out[r], stats[:, r], eps)
-
-    threads.for_rows(len(rows), block_rows(len(rows), n), block)
-    return y, stats
-
-
-def normalize(
-    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, y: np.ndarray, stats: np.ndarray, eps: float
-) -> None:  # [m, n], [n], [n], [m, n], [2, m, 1]
-    """y = layernorm(x), and mean and 1 / sqrt(var + eps) of each row into stats.
-
-    Each row is a product of its own: BLAS treats rows in groups, and a row's bits would depend on how many there are.
-    """
-    mean, rstd = stats
-    np.matmul(x[:, None], _mean_of(x.shape[1], x.dtype), out=mean[..., None])
-    np.subtract(x, mean, out=y)
-    np.matmul(y[:, None], y[..., None], out=rstd[..., None])
-    rstd /= x.shape[1]
-    rstd += eps
-    np.sqrt(rstd, out=rstd)
-    np.reciprocal(rstd, out=rstd)
-    y *= rstd
-    y *= gamma
-    y += beta
-
-
-def layernorm_backward(
-    dy: np.ndarray,
-    y: Any,
-    x: np.ndarray,
-    gamma: np.ndarray,
-    beta: np.ndarray,
-    *,
-    eps: float = 1e-5,
-    saved: np.ndarray | None = None,
-    sinks: Any = (),
-) -> Grads:
-    """dx = rstd (g - mean(g) - h mean(g h)), h = (x - mean) rstd, g = dy gamma; dgamma = sum(dy h), dbeta = sum(dy).
-
-    h is never formed: its factor rstd goes into the sums, and gamma into what they are taken with.
-    """
-    stats = layernorm(x, gamma, beta, eps=eps)[1] if saved is None else saved
-    n = x.shape[-1]
-    rows, d_rows = contiguous(x).reshape(-1, n), contiguous(dy).reshape(-1, n)
-    dx = buffers.empty(x.shape, x.dtype)
-    out = dx.reshape(-1, n)
-    weighted = (gamma / n)[:, None]
-    step = block_rows(len(rows), n)
-    parts = np.empty((2, -(-len(rows) // step), n), x.dtype)
-
-    def block(r: slice) -> None:
-        dy, dx, rstd = d_rows[r], out[r], stats[1, r]
-        centred = np.subtract(rows[r], stats[0, r], out=buffers.scratch("norm_c", dy.shape, dy.dtype))
-        product = np.multiply(dy, centred, out=dx)
-        i = r.start // step
-        parts[0, i], parts[1, i] = rstd[:, 0] @ product, np.ones(len(dy), dy.dtype) @ dy
-        centred *= rstd * rstd * (product @ weighted)
-        centred += dy @ weighted
-        np.multiply(dy, gamma, out=dx)
-        dx -= centred
-        dx *= rstd
-
-    threads.for_rows(len(rows), step, block)
-    return dx, parts[0].sum(axis=0), parts[1].sum(axis=0)
-
-
-register("layernorm", layernorm, layernorm_backward, "x gamma beta", saves=True, reads=(0, 1))
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.op', $pg_gpt2_source$"""The registry of ops: each defined once, forward and backward together, as stateless functions of arrays.
-
-The SQL kernels, the tape and the training step all look an op up here. `saved` only accelerates a backward pass:
-every backward recomputes what it is not given, so that an op can be differentiated from its recorded inputs alone.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-
-from .. import limits
-from ..errors import InvalidParameter, UndefinedObject
-
-Shape = tuple[int, ...]
-
-
-class Sink:
-    """A buffer that gradients of one leaf are collected in: the first is written, the later ones are added."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-        self.filled = False
-
-
-@dataclass(frozen=True)
-class Op:
-    """An op: `forward(*arrays, **attrs)` and `backward(dy, y, *arrays, saved, sinks, **attrs)`.
-
-    forward returns y, or (y, saved) when `saves`. backward returns one gradient an input, None where there is none; it
-    may put a gradient straight into the sink of that input (and then returns the sink's array). `reads` names the
-    arrays backward looks at beyond their shape: input positions, and "y"; the tape frees the rest early. `saving` is a
-    forward pass with the same y that also returns something large to save, for who has the memory.
-    """
-
-    name: str
-    forward: Callable[..., Any]
-    backward: Callable[..., Sequence[np.ndarray | None]]
-    inputs: tuple[str, ...]
-    variadic: bool = False
-    saves: bool = False
-    reads: frozenset[int | str] = frozenset()
-    fused: Callable[..., tuple[np.ndarray, Sequence[np.ndarray | None]]] | None = None
-    saving: Callable[..., tuple[np.ndarray, Any]] | None = None
-
-    def __call__(self, *arrays: np.ndarray, **attrs: Any) -> np.ndarray:
-        """y alone."""
-        return self.run(*arrays, **attrs)[0]
-
-    def run(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
-        """(y, saved); saved is None when the op saves nothing. 22023 when the number of inputs is wrong."""
-        self.check_inputs(len(arrays))
-        try:
-            result = self.forward(*arrays, **attrs)
-        except TypeError as error:
-            raise self._bad_attributes(attrs, error) from error
-        return result if self.saves else (result, None)
-
-    def run_saving(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
-        """As `run`, with all saved that makes the backward pass faster."""
-        return self.run(*arrays, **attrs) if self.saving is None else self.saving(*arrays, **attrs)
-
-    def check_inputs(self, count: int) -> None:
-        """22023 when the number of inputs is wrong."""
-        if count != len(self.inputs) and not (self.variadic and count):
-            raise InvalidParameter(
-                f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {count}",
-                hint="Give one array for each of them, in this order.",
+    resources.require_memory(2 * 4 * size, f"op {name}")
+
+
+def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
+    """The values of handles, each read once; 42704 naming the op and the handle when there is none."""
+    found = {}
+    for place, handle in enumerate(handles, 1):
+        if handle is None:
+            raise NullNotAllowed(
+                f"{name}: input {place} is null", hint="Inputs are handles of llm_variable and llm_op."
             )
-
-    def grads(self, dy: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray | None, ...]:
-        """Gradients of sum(dy * y) by the inputs, from the inputs alone."""
-        y, saved = self.run(*arrays, **attrs)
-        if dy.shape != y.shape:
-            raise misfit(self.name, "the gradient has the shape of the result", dy=dy.shape, y=y.shape)
-        return tuple(self.backward(dy, y, *arrays, saved=saved, **attrs))
-
-    def _bad_attributes(self, attrs: dict[str, Any], error: TypeError) -> Exception:
-        """A user's wrong attribute becomes 22023; a TypeError from inside the op stays what it is."""
-        trace = error.__traceback__
-        depth = 0
-        while trace is not None:
-            depth, trace = depth + 1, trace.tb_next
-        if depth > 1:
-            return error
-        return InvalidParameter(
-            f"op {self.name} does not accept attributes {sorted(attrs)}: {error}",
-            hint="An attribute is missing, or is not one of this op's.",
-        )
+        if handle not in found:
+            try:
+                tensor, data = tape_rows.value(handle)
+            except (UndefinedObject, WrongState) as error:
+                raise type(error)(f"{name}: input {place}: {error.message}", hint=error.hint) from None
+            found[handle] = recording.Recorded(handle, data, tensor.requires_grad)
+    return [found[handle] for handle in handles]
 
 
-registry: dict[str, Op] = {}
+@entry
+def value(handle: int | None) -> bytes | None:
+    """Data of a handle."""
+    return None if handle is None else to_bytes(tape_rows.value(handle)[1])
 
 
-def register(
-    name: str,
-    forward: Callable[..., Any],
-    backward: Callable[..., Sequence[np.ndarray | None]],
-    inputs: str,
-    **options: Any,
-) -> Op:
-    """Enter an op; `inputs` are the names of its arrays, separated by blanks."""
-    options["reads"] = frozenset(options.get("reads", ()))
-    registry[name] = Op(name, forward, backward, tuple(inputs.split()), **options)
-    return registry[name]
-
-
-def lookup(name: str) -> Op:
-    """The op of that name; 42704 when there is none."""
-    try:
-        return registry[name]
-    except KeyError:
-        raise UndefinedObject(f'op "{name}" does not exist', hint=f"Ops: {', '.join(sorted(registry))}.") from None
-
-
-def misfit(op: str, rule: str, **shapes: Shape) -> InvalidParameter:
-    """The error for shapes that do not fit: names the op, the shapes, and the rule as hint."""
-    described = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-    return InvalidParameter(f"{op}: shapes do not fit: {described}", hint=f"Rule: {rule}.")
-
-
-def check_row(op: str, n: int) -> None:
-    """22023 when rows of n values are longer than an op takes that works on whole rows."""
-    if n > limits.MOST_ROW:
-        raise InvalidParameter(
-            f"{op}: a row of {n} values; the most is {limits.MOST_ROW}",
-            hint="Give the length of a row, or shorter rows.",
-        )
-
-
-def normal_axis(op: str, axis: int, ndim: int) -> int:
-    """`axis` counted from the front; 22023 when there is no such axis."""
-    if not -ndim <= axis < ndim:
-        raise InvalidParameter(
-            f"{op}: axis {axis} does not exist in a tensor of {ndim} dimensions",
-            hint="Axes count from 0; negative ones from the end.",
-        )
-    return axis % ndim
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.panels', $pg_gpt2_source$"""Weights for inference in panels, [ceil(N/64)][K][64], and products with them in which a row's bits do not depend on the others.
-
-OpenBLAS packs all weights anew for a product of two or more rows, except in its kernels for small matrices (AVX-512, m n k up to
-a million). Here every product is a stack of such small ones: up to four rows cost what one does, and many rows no more than one
-large product. Elsewhere panels are slow and their rows depend on each other; `serve` finds out by trying.
-"""
-
-import time
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-
-import numpy as np
-
-from .. import threads
-from . import buffers
-
-WIDTH = 64
-ROWS = 16  # at a time
-SMALL = 1_000_000  # m n k of OpenBLAS's kernels for small matrices
-DEPTH = SMALL // (WIDTH * ROWS)  # of a panel; a deeper one is cut and the parts are added
-PARALLEL_FLOPS = 2e6  # below it a product costs less than handing over half of it
-PIECE_FLOPS = 400e6
-READ_AHEAD = 5 << 18  # bytes that a second thread reads while the caller does what lies between two products
-HEAD_START = 24  # panels: of so many, one more does not matter
-MOST_TERMS = 8 << 20  # bytes of a product cut in depth; where terms are more, each piece has its own in turn
-TRIAL_SCALARS = 1 << 20  # of weights that are timed
-
-
-class Panels:
-    """Weights [K, N] of a linear layer, laid out in panels."""
-
-    __slots__ = ("data", "dtype", "shape")
-
-    def __init__(self, data: np.ndarray, shape: tuple[int, ...]) -> None:
-        self.data, self.shape, self.dtype = data, shape, data.dtype
-
-    @classmethod
-    def of(cls, w: np.ndarray) -> "Panels":
-        """The panels of w [K, N]."""
-        data = np.zeros(stored_shape(w.shape), w.dtype)
-        for rows, panel in zip(threads.pieces(w.shape[1], WIDTH), data):
-            panel[:, : rows.stop - rows.start] = w[:, rows]
-        return cls(data, w.shape)
-
-    @property
-    def ndim(self) -> int:
-        """2, as of the weights."""
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held."""
-        return self.data.nbytes
-
-    def plain(self) -> np.ndarray:
-        """The weights [K, N] in rows, a copy."""
-        k, n = self.shape
-        return np.ascontiguousarray(self.data.transpose(1, 0, 2).reshape(k, -1)[:, :n])
-
-
-class Table(Panels):
-    """A table [V, D] of which rows are picked, and whose transpose multiplies: panels of the transpose."""
-
-    __slots__ = ()
-
-    @classmethod
-    def of(cls, table: np.ndarray) -> "Table":
-        """The panels of a table [V, D]."""
-        return cls(Panels.of(table.T).data, table.shape)
-
-    @property
-    def T(self) -> Panels:
-        """The transpose [D, V], which a product wants; no copy."""
-        return Panels(self.data, self.shape[::-1])
-
-    def take(self, ids: np.ndarray) -> np.ndarray:  # [..] -> [.., D]
-        """The rows of these numbers, a copy."""
-        return self.data[ids // WIDTH, :, ids % WIDTH]
-
-    def plain(self) -> np.ndarray:
-        """The table [V, D], a copy."""
-        v, d = self.shape
-        return np.ascontiguousarray(self.data.swapaxes(1, 2)).reshape(-1, d)[:v]
-
-
-def stored_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Shape of the panels of weights [K, N]."""
-    k, n = shape
-    return -(-n // WIDTH), k, WIDTH
-
-
-def room(m: int) -> int:
-    """How many rows operands of m rows have: BLAS treats a single row otherwise, so a row left alone gets a second one."""
-    return m + (m % ROWS == 1)
-
-
-def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndarray:  # [m, K], [K, N], [N] -> [m, N]
-    """x @ w (+ bias)."""
-    m, n = len(x), w.shape[1]
-    if len(x) < room(m):
-        x = np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
-    out = buffers.empty((len(x), len(w.data) * WIDTH), x.dtype)
-    bind(x, w, out, bias)()
-    return out[:m, :n]
-
-
-def bind(
-    x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None, following: Panels | None = None
-) -> Callable[[], object]:
-    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64].
-
-    `following` are the weights of the next product, of about as many rows, which another thread begins to read meanwhile.
-    """
-    k, n = w.shape
-    parts = _parts(k)
-    pieces = _pieces(len(w.data), 2.0 * len(x) * k * n)
-    if parts > 1 and parts * out.nbytes > MOST_TERMS:
-        return _together([[partial(_piece, x, w, out, bias, c)] for c in pieces])
-    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
-    tasks = [_multiply(x, w.data[c], terms[:, :, _columns(c)]) for c in pieces]
-    ends = [_finish(terms, out, slice(c.start * WIDTH, min(c.stop * WIDTH, n)), bias) for c in pieces]
-    ahead = None if following is None else _reading(following, len(x))
-    if len(x) > ROWS:
-        return _together([[*task, *end] for task, end in zip(tasks, ends)], ahead)
-    # Adding up a few rows is not worth a second thread, which would wait for the interpreter.
-    return partial(_each, [_together(tasks, ahead), *_finish(terms, out, slice(0, n), bias)])
-
-
-def _reading(w: Panels, m: int) -> Callable[[], object] | None:
-    """A call that reads the beginning of what a second thread reads of w for m rows, into its caches."""
-    pieces = _pieces(len(w.data), 2.0 * m * w.shape[0] * w.shape[1])
-    if len(pieces) < 2:
+@entry
+def grad(handle: int | None) -> bytes | None:
+    """Gradient of a handle; null when it has none."""
+    if handle is None:
         return None
-    return partial(np.maximum.reduce, w.data[pieces[1]].reshape(-1)[: READ_AHEAD // w.dtype.itemsize])
+    row = db.row(
+        "SELECT grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
+        ["int8", "int8"],
+        own_tape(),
+        handle,
+    )
+    if row is None:
+        raise tape_rows.unknown(handle)
+    return row["grad"]
 
 
-def _piece(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None, panels: slice) -> None:
-    """The product with some panels, its terms in memory of the thread."""
-    n, parts = min(panels.stop * WIDTH, w.shape[1]) - panels.start * WIDTH, _parts(len(w.data[0]))
-    some = out[:, _columns(panels)]
-    terms = buffers.scratch("panels", (parts, *some.shape), out.dtype)
-    calls = _multiply(x, w.data[panels], terms)
-    _each(calls + _finish(terms, some, slice(0, n), None if bias is None else bias[panels.start * WIDTH :]))
+@entry
+def backprop(start_id: int | None, model: str | None) -> None:
+    """Gradients of everything that `start_id`, else the last recorded value, was computed from."""
+    resources.apply_threads()
+    tape = own_tape()
+    recorded = tape_rows.applications(tape)
+    if start_id is None:
+        if not recorded:
+            raise WrongState(
+                f"nothing is recorded in this {tape_owner()}",
+                hint="UPDATE llm_autograd_mode SET flag = true, then call llm_loss; or build a graph with llm_op. "
+                f"{tape_rows.OWN_HANDLES}",
+            )
+        start_id = recorded[-1].output
+    tensors = tape_rows.tensors(tape)
+    if start_id not in tensors:
+        raise tape_rows.unknown(start_id)
+    needed = replay.ancestors(recorded, start_id)
+    if model is not None:
+        _require_use(model, needed)
+    replay.check_complete(needed, tensors)
+    read = replay.values_read(needed)
+    data = tape_rows.data(tape, read)
+    replay.require_kept(read, data)
+    graph = replay.Graph(needed, tensors, data)
+    graph.backward(start_id)
+    tape_rows.write_grads(tape, graph.gradients())
+    graph.close()
 
 
-def _pieces(count: int, flops: float) -> list[slice]:
-    """Ranges of `count` panels for one thread each, cut by the size of the problem."""
-    pieces = 1 if flops < PARALLEL_FLOPS else 2 * max(1, round(flops / (2 * PIECE_FLOPS)))
-    head_start = pieces == 2 and count >= HEAD_START  # of the caller, who need not be woken
-    return threads.pieces(count, max(1, -(-count // pieces) + head_start))
+def _require_use(model: str, needed: list[replay.Application]) -> None:
+    """55000 unless a mapped parameter of `model` is among the inputs."""
+    inputs = sorted({handle for application in needed for handle in application.inputs})
+    if not db.row(
+        "SELECT 1 FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2 AND tensor_id = ANY ($3) LIMIT 1",
+        ["int8", "text", "int8[]"],
+        *(own_tape(), model, inputs),
+    ):
+        raise WrongState(
+            f'the value to start from does not depend on a parameter of model "{model}"',
+            hint="Record llm_loss of that model, or leave the model out.",
+        )
 
 
-def _columns(panels: slice) -> slice:
-    return slice(panels.start * WIDTH, panels.stop * WIDTH)
+# --- parameters -----------------------------------------------------------------------------------------------------
 
 
-def _multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Callable[[], object]]:
-    """Calls that set the terms [parts, m, P w] of x [m, K] @ each of panels [P, K, w], the depth in equal parts."""
-    m, (count, _, width), parts = len(x), panels.shape, len(terms)
-    x = x.reshape(m, parts, -1)
-    panels = panels.reshape(count, parts, -1, width).swapaxes(0, 1)
-    whole = m - m % ROWS
-    calls: list[Callable[[], object]] = []
-    if whole:
-        results = terms[:, :whole].reshape(parts, -1, ROWS, count, width).transpose(0, 3, 1, 2, 4)
-        groups = x[:whole].reshape(-1, ROWS, *x.shape[1:]).transpose(2, 0, 1, 3)
-        calls.append(partial(np.matmul, groups[:, None], panels[:, :, None], out=results))
-    if m > whole:
-        results = terms[:, whole:].reshape(parts, m - whole, count, width).swapaxes(1, 2)
-        calls.append(partial(np.matmul, x[whole:].swapaxes(0, 1)[:, None], panels, out=results))
-    return calls
+@entry
+@received(shape="integer")
+def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[int] | None) -> int:
+    """A handle for one row of llm_param."""
+    require(model=model, name=name, token_id=token_id, tensor=tensor)
+    row = db.row(
+        f"SELECT shape FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
+        ["text", "text", "int4"],
+        *(model, name, token_id),
+    )
+    if row is None:
+        raise UndefinedObject(
+            f'model "{model}" has no parameter "{name}" with token_id {token_id}',
+            hint="SELECT name, token_id FROM llm_param WHERE model = ... lists them.",
+        )
+    array = from_bytes(tensor, shape or row["shape"], name="tensor")
+    check_shape(row["shape"], name=f'parameter "{name}"')
+    if array.size != prod(row["shape"]):
+        raise InvalidParameter(
+            f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}',
+            hint="Leave shape out to take the parameter's.",
+        )
+    recorder = Recorder(room=1)
+    handle = recorder.leaf(array, True).id
+    recorder.flush()
+    db.run(
+        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id) VALUES ($1, $2, $3, $4, $5)"
+        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
+        ["int8", "text", "text", "int4", "int8"],
+        *(own_tape(), model, name, token_id, handle),
+    )
+    return handle
 
 
-def _finish(terms: np.ndarray, out: np.ndarray, columns: slice, bias: np.ndarray | None) -> list[Callable[[], object]]:
-    """Calls that add the terms in order, and the bias."""
-    some = out[:, columns]
-    calls: list[Callable[[], object]] = []
-    if len(terms) > 1:
-        calls.append(partial(np.add.reduce, terms[:, :, columns], axis=0, out=some))
-    if bias is not None:
-        calls.append(partial(np.add, some, bias[columns], out=some))
-    return calls
+@entry
+def materialize_params(model: str) -> int:
+    """New handles for all parameters, in place of those mapped before; their number."""
+    require(model=model)
+    loaded = weights.load(model)
+    db.run("DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], own_tape(), model)
+    return len(recording.materialize(Recorder(), loaded, list(loaded.params)))
 
 
-def _each(calls: Sequence[Callable[[], object]]) -> None:
-    for call in calls:
-        call()
+@entry
+def accumulate_grads(model: str, workers: int) -> int:
+    """Add gradients of mapped handles to llm_param.grad; the number of rows."""
+    require(model=model)
+    require_positive(workers=workers)
+    store.lock(model)
+    total, turn = 0, 1
+    while updated := _accumulate(model, turn):  # a row shared as several tensors gets the gradient of each in its turn
+        total, turn = total + updated, turn + 1
+    return total
 
 
-def _together(
-    tasks: Sequence[Sequence[Callable[[], object]]], ahead: Callable[[], object] | None = None
-) -> Callable[[], object]:
-    """One call for tasks that run on all cores, each a row of calls."""
-    if len(tasks) < 2:
-        return partial(_each, [call for task in tasks for call in task])
-    return threads.prepared([task[0] if len(task) == 1 else partial(_each, task) for task in tasks], ahead)
-
-
-@lru_cache(maxsize=64)
-def _parts(k: int) -> int:
-    """Into how many equal parts the depth is cut, so that ROWS rows make small products; 1 where there are none."""
-    return next((n for n in range(-(-k // DEPTH), k // 16 + 1) if k % n == 0), 1)
-
-
-def serve(depths: Sequence[int]) -> bool:
-    """Whether panels of weights of these depths give each row the same bits in any company, and are not slow."""
-    return all(_serves(k) for k in sorted({depth // _parts(depth) for depth in depths}))
-
-
-@lru_cache(maxsize=64)
-def _serves(k: int) -> bool:
-    random = np.random.Generator(np.random.Philox(1))
-    x = random.standard_normal((2 * ROWS, k), np.float32)
-    w = random.standard_normal((k, 8 * WIDTH), np.float32)
-    panels = Panels.of(w)
-    if not _rows_are_alone(lambda x: product(x, panels), x):
-        return False
-    w = np.tile(w, (1, TRIAL_SCALARS // w.size + 1))
-    panels = Panels.of(w)
-    out = np.empty((1, 4, panels.data.shape[0] * WIDTH), np.float32)
-    calls = _multiply(x[:4], panels.data, out)
-    # Where the bits are equal, panels take 0.2 to 0.45 of the time; only a BLAS nobody has met is excluded here. So busy cores,
-    # which stretch either time by chance, cannot make two sessions choose differently.
-    return _seconds(lambda: _each(calls)) < 2 * _seconds(lambda: x[:4] @ w)
-
-
-@lru_cache(maxsize=1)
-def small_kernels() -> bool:
-    """Whether BLAS multiplies small matrices by kernels of their own, which treat every row alike."""
-    x, w = np.random.Generator(np.random.Philox(1)).standard_normal((2, WIDTH, WIDTH), np.float32)
-    whole = x @ w
-    return all(np.array_equal(x[:m] @ w, whole[:m]) for m in (2, 3, 5, 8, 16, 31))
-
-
-def _rows_are_alone(times: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> bool:
-    whole = times(x)
-    return all(
-        np.array_equal(times(x[:m]), whole[:m]) and np.array_equal(times(x[-m:]), whole[-m:])
-        for m in range(1, ROWS + 1)
+def _accumulate(model: str, turn: int) -> int:
+    """Add to each row the gradient of the `turn`-th tensor that it stands for; the number of rows."""
+    return db.run(
+        "UPDATE {schema}.llm_param AS p SET grad ="
+        " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
+        " FROM (SELECT q.source_model, q.source_name, q.source_token_id, row_number() OVER ("
+        "                  PARTITION BY q.source_model, q.source_name, q.source_token_id ORDER BY q.name) AS turn,"
+        "              substring(t.grad FROM 1 + m.first * 4 * coalesce(q.shape[2], 1)"
+        "                                                   FOR octet_length(q.data)) AS part"
+        "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
+        "             FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2) AS m"
+        "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
+        f"       JOIN {store.resolved('$2')} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
+        "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
+        " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id"
+        " AND new.turn = $3",
+        ["int8", "text", "int8"],
+        *(own_tape(), model, turn),
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """The least of several tries."""
-    times = []
-    for _ in range(10):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
+@entry
+def prune(workers: int) -> int:
+    """Drop the own tape; the number of values."""
+    require_positive(workers=workers)
+    return tape_rows.drop([own_tape()])
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.products', $pg_gpt2_source$"""Matrix products on all cores: the result is cut into fixed pieces, each one BLAS call on views of the operands.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.checkpoints', $pg_gpt2_source$"""llm_checkpoint_save, _attach, _load, _drop, _prune, _diff, llm_param_history: arguments from SQL, checked."""
 
-The cut depends on the shapes alone, so the bits of a product do not depend on the number of threads.
-"""
+from collections.abc import Iterator
 
-from collections.abc import Callable, Sequence
-from math import ceil
+from ...errors import InvalidParameter, UndefinedObject, require, require_positive
+from .. import db
+from ..db import entry
+from ..storage import checkpoints, store, tensor_versions
+
+
+@entry
+def save(model: str, note: str, file_path: str | None) -> int:
+    """A new checkpoint, in the database or in a file; its id."""
+    require(model=model, note=note)
+    return checkpoints.save(model, note) if file_path is None else checkpoints.save_file(model, note, file_path)
+
+
+@entry
+def attach(file_path: str, model: str | None) -> int:
+    """A file that holds a checkpoint, as one of this database; its id."""
+    require(file_path=file_path)
+    return checkpoints.attach(file_path, model)
+
+
+@entry
+def load(model: str, checkpoint_id: int) -> int:
+    """Back to a checkpoint of the model; its step."""
+    require(model=model, checkpoint_id=checkpoint_id)
+    return checkpoints.load(model, checkpoint_id).step
+
+
+@entry
+def drop(checkpoint_id: int) -> None:
+    """Remove one; 42704 when there is none."""
+    require(checkpoint_id=checkpoint_id)
+    found = checkpoints.find(checkpoint_id)
+    if not checkpoints.drop([checkpoint_id]):
+        raise UndefinedObject(f"checkpoint {checkpoint_id} does not exist", hint="Another session dropped it.")
+    if found.file_path is not None:
+        db.notice(f'the file "{found.file_path}" stays where it is')
+
+
+@entry
+def prune(model: str, keep_last: int, keep_every: int | None) -> int:
+    """Remove old ones; how many."""
+    require(model=model, keep_last=keep_last)
+    if keep_last < 0:
+        raise InvalidParameter(f"keep_last must be 0 or more, not {keep_last}", hint="0 removes all in the database.")
+    if keep_every is not None:
+        require_positive(keep_every=keep_every)
+    known = db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE model = $1 LIMIT 1", ["text"], model)
+    if not known:
+        store.config(model)
+    return checkpoints.drop(checkpoints.prunable(model, keep_last, keep_every))
+
+
+@entry
+def diff(a: int, b: int | None) -> list[tuple]:
+    """Rows (name, changed, max_abs_diff, l2_norm, relative)."""
+    require(a=a)
+    return list(_diff(a, b))
+
+
+def _diff(a: int, b: int | None) -> Iterator[tuple]:
+    first = checkpoints.find(a)
+    second = None if b is None else checkpoints.find(b)
+    with (
+        tensor_versions.State(first, first.model) as before,
+        tensor_versions.State(second, first.model) as after,
+    ):
+        for name, difference in tensor_versions.diff(before, after):
+            yield (name, *difference)
+
+
+@entry
+def history(model: str, name: str) -> list[tuple]:
+    """Rows of llm_param_history."""
+    require(model=model, name=name)
+    return list(tensor_versions.history(model, name))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.generation', $pg_gpt2_source$"""llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
-from .. import threads
-from . import buffers
-from .blas import add_product
-from .op import Sink
+from ... import host
+from ...bytea_ops import require_room
+from ...core import gpt2
+from ...core.config import GPT2Config
+from ...errors import InvalidParameter, OutOfMemory, require, require_positive
+from ...generation import batch, beam
+from ...generation.decode import Decoder, bytes_of_several, check_ids
+from ...generation.generate import Options, TextStream, Token, tokens
+from ...generation.sampling import Sampling, softmax
+from ...generation.stops import Stops
+from ...limits import MOST_BEAMS
+from ...tensor import to_bytes
+from ...tokenizer.bpe import Tokenizer
+from .. import db, resources, vocabularies
+from ..db import entry, received
+from ..prompts import check_prompt, draw_seed, encode_prompt
+from ..storage import store, weights
+from ..tape import recording
 
-PIECE_FLOPS = 2.5e9  # about 10 ms of one core: BLAS packs its operands again for each piece, which costs 10 % at 2 ms
-LEAST_FLOPS = 5e6  # a smaller piece costs more to hand over than it saves
-MOST_PIECES = 32  # unless a piece then takes longer than a session may be deaf:
-LONGEST_FLOPS, LONGEST_RESULT, LONGEST_OPERAND = 1e10, 1 << 23, 1 << 25  # of a piece
-FEW_ROWS = 32  # below: BLAS has faster ways than sgemm, which np.matmul knows
+MAX_BYTEA = (1 << 30) - (1 << 16)
 
 
-def product(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options: np.ndarray | None) -> np.ndarray:
-    """[m,k] @ [k,n] -> [m,n]; see `product_tasks`."""
-    if out is None:
-        out = buffers.empty((a.shape[0], b.shape[1]), np.result_type(a, b))
-    run_all(product_tasks(a, b, out, **options))  # type: ignore[arg-type]
-    return out
+@entry
+def generate(
+    prompt: str | None,
+    max_tokens: int,
+    temperature: float,
+    topk: int,
+    topp: float,
+    model_name: str | None,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    repetition_penalty: float,
+    min_p: float,
+    echo: bool,
+) -> str | None:
+    """Prompt (unless echo is false) and completion."""
+    if prompt is None:
+        return None
+    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo)
+    for _ in job.tokens:
+        host.check_interrupts()
+    return job.finish()
 
 
-def product_tasks(
-    a: np.ndarray,
-    b: np.ndarray,
-    out: np.ndarray,
-    *,
-    bias: np.ndarray | None = None,
-    accumulate: bool = False,
-    paired: bool = False,
-) -> list[Callable[[], None]]:
-    """Tasks that together set out = a @ b (+ bias), or add that to out. Transposed operands are passed as views.
+@entry
+def stream(
+    prompt: str | None,
+    max_tokens: int,
+    temperature: float,
+    topk: int,
+    topp: float,
+    model_name: str | None,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    repetition_penalty: float,
+    min_p: float,
+    echo: bool,
+) -> Iterator[tuple[Any, ...]]:
+    """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
+    if prompt is None:
+        return iter(())
+    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo, logprobs=True)
+    return job.rows()
 
-    `paired`: another product of the same size runs beside it, so that two cores have work with each one whole.
-    """
-    (m, k), n = a.shape, b.shape[1]
-    count = max(_n_pieces(2.0 * m * k * n, 1 if paired else 2), least_pieces(m, k, n))
-    if m > n:
-        rows = threads.pieces(m, _size(m, count))
-        return [lambda r=r: _piece(a[r], b, out[r], bias, accumulate) for r in rows]  # type: ignore[misc]
-    columns = threads.pieces(n, _size(n, count))
+
+class _TextJob:
+    """One prompt on its way to text. The prompt is already processed when this is made, so that errors come with the call."""
+
+    def __init__(
+        self,
+        prompt: str,
+        max_tokens: int,
+        sampling: Sampling,
+        model_name: str | None,
+        eos_token: int | None,
+        seed: int | None,
+        stop: list[str] | None,
+        echo: bool,
+        logprobs: bool = False,
+    ) -> None:
+        require(echo=echo)
+        stops = Stops(stop)
+        model = weights.load(model_name)
+        self.tokenizer = vocabularies.load(model.name)
+        options = _options(max_tokens, sampling, eos_token, seed, model.config, self.tokenizer, logprobs)
+        ids = encode_prompt(prompt, model, self.tokenizer)
+        _require_cache(model, [len(ids)], max_tokens)
+        self.prefix = prompt if echo else ""
+        self.text = TextStream(self.tokenizer, stops, options.eos)
+        self.tokens = tokens(model.arranged, model.config, ids, options, self.text.add)
+
+    def finish(self) -> str:
+        """All the text, when no token is left."""
+        self.text.finish()
+        return self.prefix + self.text.text()
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        for step, token in enumerate(self.tokens, 1):
+            if token.finish:
+                self.text.finish()
+            shown = self.prefix + self.text.shown()
+            done = token.finish is not None
+            piece = db.storable(self.tokenizer.decode([token.id]))
+            yield step, token.id, piece, shown, done, token.logprob, token.finish
+
+
+def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
+    """53200 when keys and values of so many positions, and logits after each text, do not fit."""
+    rooms = [length + max_tokens for length in lengths]
+    wanted = bytes_of_several(model.arranged, model.config, rooms) + 4 * model.config.vocab * len(rooms)
+    positions = sum(min(room, model.config.n_positions) for room in rooms)
+    resources.require_memory(wanted, f"logits of {len(rooms)} texts, and keys and values of {positions} positions")
+
+
+@entry
+def generate_batch(
+    prompts: list[str | None] | None,
+    max_tokens: int,
+    temperature: float,
+    topk: int,
+    topp: float,
+    model_name: str | None,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    repetition_penalty: float,
+    min_p: float,
+    echo: bool,
+) -> list[tuple[int, str | None]]:
+    """Rows (n, text), n from 1; the text of a null prompt is null."""
+    if not prompts:
+        return []
+    require(echo=echo)
+    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    stops = Stops(stop)
+    model = weights.load(model_name)
+    tokenizer = vocabularies.load(model.name)
+    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
+    ids = {n: array("i", encode_prompt(p, model, tokenizer)) for n, p in enumerate(prompts) if p is not None}
+    while ids:
+        numbers = list(islice(ids, batch.MOST_TOGETHER))
+        given = [ids.pop(n) for n in numbers]
+        _require_cache(model, list(map(len, given)), max_tokens)
+        each = [replace(options, seed=options.seed + n) for n in numbers]
+        texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
+        batch.generate_batch(model.arranged, model.config, given, each, [text.add for text in texts])
+        for n, text in zip(numbers, texts):
+            text.finish()
+            prompts[n] = ((prompts[n] or "") if echo else "") + text.text()  # in its place: a prompt may be large
+    return list(enumerate(prompts, 1))
+
+
+@entry
+@received(prompt_ids="integer")
+def beam_search(
+    prompt: str | None,
+    beam_width: int,
+    max_tokens: int,
+    length_penalty: float,
+    early_stopping: bool,
+    eos_token: int | None,
+    model_name: str | None,
+    prompt_ids: list[int] | None,
+) -> list[tuple[int, float, str | None, list[int]]]:
+    """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
+    if prompt is None and prompt_ids is None:
+        return []
+    if prompt is not None and prompt_ids is not None:
+        raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
+    require(length_penalty=length_penalty, early_stopping=early_stopping)
+    require_positive(beam_width=beam_width, max_tokens=max_tokens)
+    if beam_width > MOST_BEAMS:
+        raise InvalidParameter(f"beam_width {beam_width} is more than {MOST_BEAMS}", hint="4 to 10 beams are usual.")
+    if not abs(length_penalty) < 100:
+        raise InvalidParameter(
+            f"length_penalty must be between -100 and 100, not {length_penalty}",
+            hint="Above 0 favours longer continuations; Hugging Face's default is 1.",
+        )
+    model = weights.load(model_name)
+    tokenizer = vocabularies.find(model.name)
+    if prompt is None:
+        ids = check_prompt(prompt_ids, model)
+    else:
+        ids = encode_prompt(prompt, model, vocabularies.load(model.name))
+    options = _options(max_tokens, Sampling(), eos_token, 0, model.config, tokenizer)
+    _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
+    beams = beam.beam_search(
+        model.arranged,
+        model.config,
+        ids,
+        width=beam_width,
+        max_tokens=max_tokens,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+        eos=options.eos,
+    )
     return [
-        lambda c=c: _piece(a, b[:, c], out[:, c], None if bias is None else bias[c], accumulate)  # type: ignore[misc]
-        for c in columns
+        (rank, float(found.score), _text_of(found.ids, options.eos, tokenizer), list(found.ids))
+        for rank, found in enumerate(beams, 1)
     ]
 
 
-def _piece(a: np.ndarray, b: np.ndarray, out: np.ndarray, bias: np.ndarray | None, accumulate: bool) -> None:
-    if bias is not None and len(a) >= FEW_ROWS:
-        out[...] = bias
-        accumulate, bias = True, None
-    if accumulate:
-        add_product(a, b, out)
+def _text_of(ids: Sequence[int], eos: int | None, tokenizer: Tokenizer | None) -> str | None:
+    """Text of generated ids, without a final end-of-text token."""
+    if tokenizer is None:
+        return None
+    return db.storable(tokenizer.decode(ids[:-1] if ids and ids[-1] == eos else ids))
+
+
+def _options(
+    max_tokens: int,
+    sampling: Sampling,
+    eos_token: int | None,
+    seed: int | None,
+    config: GPT2Config,
+    tokenizer: Tokenizer | None,
+    logprobs: bool = False,
+) -> Options:
+    """Options with end-of-text and seed resolved."""
+    if eos_token is None:
+        eos = config.eos_token_id if config.eos_token_id is not None or tokenizer is None else tokenizer.eos_token_id
+    elif -1 <= eos_token < config.vocab:
+        eos = None if eos_token == -1 else eos_token
     else:
-        np.matmul(a, b, out=out)
-    if bias is not None:
-        out += bias
+        raise InvalidParameter(
+            f"eos_token {eos_token} is not in 0..{config.vocab - 1}",
+            hint="Give a token id, null for the model's, or -1 for none.",
+        )
+    seed = draw_seed() if seed is None else seed
+    return Options(max_tokens, sampling, eos, seed, look_up=resources.prompt_lookup(), logprobs=logprobs)
 
 
-def least_pieces(m: int, k: int, n: int) -> int:
-    """Into how many pieces a product is cut at least, so that none takes 100 ms."""
-    bounds = (2.0 * m * k * n / LONGEST_FLOPS, m * n / LONGEST_RESULT, max(m, n) * k / LONGEST_OPERAND)
-    return ceil(max(bounds))
+@entry
+@received(ids="integer")
+def generate_tokens(
+    ids: list[int] | None,
+    max_tokens: int,
+    temperature: float,
+    topk: int,
+    topp: float,
+    model_name: str | None,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    repetition_penalty: float,
+    min_p: float,
+) -> list[int] | None:
+    """New ids after `ids`."""
+    if ids is None:
+        return None
+    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    stops = Stops(stop)
+    model = weights.load(model_name)
+    ids = check_prompt(ids, model)
+    tokenizer = vocabularies.load(model.name) if stops else None
+    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
+    _require_cache(model, [len(ids)], max_tokens)
+    text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
+    found: list[int] = []
+    new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
+    for token in new:
+        found.append(token.id)
+        host.check_interrupts()
+    return found
 
 
-def _n_pieces(flops: float, least: int) -> int:
-    if flops < 2 * LEAST_FLOPS:
-        return 1
-    return min(MOST_PIECES, least * max(1, round(flops / (least * PIECE_FLOPS))))
+@entry
+def next_token(prompt: str | None, n: int, temperature: float, model_name: str | None) -> list[tuple[Any, ...]]:
+    """Rows (rank, token_id, token, logit, probability) of the `n` most probable tokens."""
+    if prompt is None:
+        return []
+    require(temperature=temperature)
+    require_positive(n=n)
+    if not 0 < temperature < float("inf"):
+        raise InvalidParameter(
+            f"temperature must be above 0 and finite, not {temperature}", hint="1 gives the model's own probabilities."
+        )
+    model = weights.load(model_name)
+    tokenizer = vocabularies.load(model.name)
+    ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
+    logits = Decoder(model.arranged, model.config, len(ids)).feed(ids)
+    with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
+        probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
+    rows: list[tuple[Any, ...]] = []
+    for rank, token in enumerate(np.argsort(-logits, kind="stable")[:n].tolist(), 1):
+        piece = db.storable(tokenizer.decode([token]))
+        rows.append((rank, token, piece, float(logits[token]), float(probabilities[token])))
+        host.check_interrupts()
+    return rows
 
 
-def _size(total: int, count: int) -> int:
-    """Length of a piece: whole vector registers, `count` pieces or fewer."""
-    return -(-total // (count * 16)) * 16
-
-
-def gradient_buffer(sink: Sink | None, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, bool]:
-    """Where to put a gradient, and whether to add to what is there."""
-    if sink is None:
-        return buffers.empty(shape, dtype), False
-    filled, sink.filled = sink.filled, True
-    return sink.array.reshape(shape), filled
-
-
-def run_all(*groups: Sequence[Callable[[], object]]) -> None:
-    """Run the tasks of all groups on all cores."""
-    threads.run([task for group in groups for task in group])
-
-
-def column_sums(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """[m,n] -> [n], as a product with ones: the fast way down the rows."""
-    return np.matmul(np.ones(x.shape[0], x.dtype), x, out=out)
-
-
-def as_rows(x: np.ndarray) -> np.ndarray:
-    """[.., n] -> [m,n], without copying where x is contiguous."""
-    return x.reshape(-1, x.shape[-1])
+@entry
+@received(token_ids="integer")
+def logits(
+    token_ids: list[int] | None,
+    model_name: str | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d_model: int | None,
+    vocab_size: int | None,
+) -> bytes | None:
+    """Logits [T, vocab] of all positions, as bytes."""
+    if token_ids is None:
+        return None
+    if not token_ids:
+        raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
+    model = weights.load(model_name)
+    store.check_overrides(model.config, n_layer, n_head, d_model, vocab_size)
+    if len(token_ids) > model.config.n_positions:
+        raise InvalidParameter(
+            f'{len(token_ids)} tokens are more than the {model.config.n_positions} positions of model "{model.name}"',
+            hint="Give fewer tokens; llm_generate slides its window instead.",
+        )
+    check_ids(token_ids, model.config, model.name)
+    if 4 * len(token_ids) * model.config.vocab > MAX_BYTEA:
+        raise OutOfMemory(
+            f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
+        )
+    require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
+    ids = np.asarray([token_ids], np.int64)
+    return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.ops.shapes', $pg_gpt2_source$"""Ops that move or add up values: transpose, reshape, slice, concat, sum, mean. Forward results may be views."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.inspect', $pg_gpt2_source$"""Looking inside: llm_trace and its family for a forward pass, llm_replay_tape and its family for a recorded one."""
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from .. import limits
-from ..errors import InvalidParameter
-from .elementwise import binary, copied, copy_into, sum_over
-from .op import misfit, normal_axis, register
+from ...autograd import replay, tape_dot
+from ...autograd.replay import Application, Tensor
+from ...core.gpt2 import check_window
+from ...errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState, require, require_positive
+from ...generation import tracing
+from ...generation.decode import check_ids
+from ...tensor import FLOAT32, to_bytes
+from .. import db, resources, vocabularies
+from ..db import entry, received
+from ..prompts import encode_prompt
+from ..storage import store, weights
+from ..tape import tape_rows
 
-Grads = tuple[np.ndarray | None, ...]
+# --- a forward pass -------------------------------------------------------------------------------------------------
 
 
-def transpose(x: np.ndarray, *, axes: Sequence[int] | None = None) -> np.ndarray:  # [.., m, n] -> [.., n, m]
-    """Swap the last two axes, or reorder all by `axes`."""
-    if axes is None:
-        if x.ndim < 2:
-            raise misfit("transpose", "x has at least two dimensions", x=x.shape)
-        return x.swapaxes(-1, -2)
-    order = [normal_axis("transpose", axis, x.ndim) for axis in axes]
-    if sorted(order) != list(range(x.ndim)):
-        raise InvalidParameter(
-            f"transpose: axes {list(axes)} are not a permutation of the {x.ndim} dimensions",
-            hint="Name every axis once, or leave axes out to swap the last two.",
+def _ids_of(prompt: str, model: weights.Model) -> list[int]:
+    """Ids of a prompt; of one longer than the window, its tail."""
+    return encode_prompt(prompt, model, vocabularies.load(model.name))[-model.config.n_positions :]
+
+
+@entry
+def trace_text(prompt: str | None, model: str | None) -> Iterator[tuple[Any, ...]]:
+    """Rows (seq, layer, op, name, shape, data)."""
+    if prompt is None:
+        return iter(())
+    loaded = weights.load(model)
+    return _trace(loaded, _ids_of(prompt, loaded))
+
+
+@entry
+@received(ids="integer")
+def trace_ids(ids: list[int] | None, model: str | None) -> Iterator[tuple[Any, ...]]:
+    """The same for token ids."""
+    if ids is None:
+        return iter(())
+    loaded = weights.load(model)
+    check_window(len(ids), loaded.config)
+    check_ids(ids, loaded.config, loaded.name)
+    return _trace(loaded, ids)
+
+
+def _trace(model: weights.Model, ids: list[int]) -> Iterator[tuple[Any, ...]]:
+    config, t = model.config, len(ids)
+    layer = t * 22 * config.d_model + t * t * config.n_head
+    resources.require_memory(4 * (config.n_layer * layer + 3 * t * config.vocab), f"a trace of {t} tokens")
+    steps = tracing.trace(model.plain(), config, ids)
+    return (
+        (seq, step.layer, step.op, step.name, list(step.data.shape), to_bytes(step.data))
+        for seq, step in enumerate(steps, 1)
+    )
+
+
+@entry
+def attention_weights(prompt: str | None, layer: int, head: int, model: str | None) -> list[tuple[Any, ...]]:
+    """Rows (query_position, query_token, key_position, key_token, weight)."""
+    if prompt is None:
+        return []
+    require(layer=layer, head=head)
+    loaded = weights.load(model)
+    for name, value, limit in (("layer", layer, loaded.config.n_layer), ("head", head, loaded.config.n_head)):
+        if not 0 <= value < limit:
+            raise InvalidParameter(
+                f'{name} {value} is not in 0..{limit - 1}, the {name}s of model "{loaded.name}"',
+                hint="Layers and heads count from 0, as in the names of parameters.",
+            )
+    ids = _ids_of(prompt, loaded)
+    attention = tracing.layer_attention(loaded.plain(), loaded.config, ids, layer)[head].tolist()
+    tokenizer = vocabularies.load(loaded.name)
+    tokens = [db.storable(tokenizer.decode([token])) for token in ids]
+    return [(q, tokens[q], k, tokens[k], attention[q][k]) for q in range(len(ids)) for k in range(q + 1)]
+
+
+@entry
+def logit_lens(prompt: str | None, model: str | None, n: int) -> list[tuple[Any, ...]]:
+    """Rows (layer, rank, token, probability, token_id)."""
+    if prompt is None:
+        return []
+    require_positive(n=n)
+    loaded = weights.load(model)
+    ids = _ids_of(prompt, loaded)
+    tokenizer = vocabularies.load(loaded.name)
+    rows = []
+    for layer, probabilities in tracing.logit_lens(loaded.plain(), loaded.config, ids):
+        for rank, token in enumerate(np.argsort(-probabilities, kind="stable")[:n].tolist(), 1):
+            rows.append((layer, rank, db.storable(tokenizer.decode([token])), float(probabilities[token]), token))
+    return rows
+
+
+@entry
+def token_embedding(token_id: int | None, model: str | None) -> list[float] | None:
+    """A row of wte, read from its block alone."""
+    if token_id is None:
+        return None
+    name = store.model_name(model)
+    if model is None and not store.has_weights(name):
+        name = store.only_model() or name
+    config = store.config(name)
+    check_ids([token_id], config, name)
+    row = db.row(
+        "SELECT substring(data FROM 1 + ($2 - token_id) * 4 * shape[2] FOR 4 * shape[2]) AS data, shape[2] AS width"
+        f" FROM {store.resolved()} AS p WHERE name = 'wte' AND token_id <= $2 ORDER BY token_id DESC LIMIT 1",
+        ["text", "int4"],
+        *(name, token_id),
+    )
+    if row is None:
+        raise store.no_weights(name)
+    if len(row["data"]) != 4 * config.d_model:
+        raise InconsistentData(f'model "{name}" has no row {token_id} of "wte"', hint="Import the model again.")
+    return np.frombuffer(row["data"], FLOAT32).tolist()
+
+
+# --- a tape ---------------------------------------------------------------------------------------------------------
+
+
+def _tape(tape_id: int | None) -> tuple[int, list[Application], dict[int, Tensor]]:
+    """A tape (null: the own) and the shapes on it; 42704 when there is none."""
+    number = tape_rows.own_tape() if tape_id is None else tape_id
+    recorded = tape_rows.applications(number)
+    if not recorded:
+        raise UndefinedObject(
+            f"tape {number} has no ops", hint="SELECT DISTINCT tape_id, run_id, step FROM llm_tape lists the tapes."
         )
-    return x.transpose(order)
+    return number, recorded, tape_rows.tensors(number)
 
 
-def transpose_backward(
-    dy: np.ndarray, y: Any, x: np.ndarray, *, axes: Sequence[int] | None = None, saved: Any = None, sinks: Any = ()
-) -> Grads:
-    """The inverse permutation."""
-    if axes is None:
-        return (dy.swapaxes(-1, -2),)
-    return (dy.transpose(np.argsort([axis % x.ndim for axis in axes])),)
+@entry
+def dot(tape_id: int | None) -> str:
+    """DOT text."""
+    number, recorded, tensors = _tape(tape_id)
+    rows = db.query(
+        "SELECT tensor_id, min(name) AS name FROM {schema}.llm_tensor_map WHERE tape_id = $1 GROUP BY 1",
+        ["int8"],
+        number,
+    )
+    return tape_dot.dot(number, recorded, tensors, {row["tensor_id"]: row["name"] for row in rows})
 
 
-register("transpose", transpose, transpose_backward, "x")
-
-
-def reshape(x: np.ndarray, *, shape: Sequence[int]) -> np.ndarray:
-    """The values of x in row-major order under another shape; one dimension may be -1."""
-    if len(shape) > limits.MOST_DIMENSIONS:
-        raise misfit("reshape", f"there are at most {limits.MOST_DIMENSIONS} dimensions", shape=tuple(shape))
-    try:
-        return x.reshape(tuple(shape))
-    except ValueError:
-        raise misfit("reshape", "the number of values stays the same", x=x.shape, shape=tuple(shape)) from None
-
-
-def reshape_backward(
-    dy: np.ndarray, y: Any, x: np.ndarray, *, shape: Sequence[int], saved: Any = None, sinks: Any = ()
-) -> Grads:
-    """The old shape."""
-    return (dy.reshape(x.shape),)
-
-
-register("reshape", reshape, reshape_backward, "x")
-
-
-def slice_(x: np.ndarray, *, axis: int, start: int, stop: int) -> np.ndarray:
-    """start .. stop - 1 along `axis`, 0-based."""
-    return x[_part(x, axis, start, stop)]
-
-
-def slice_backward(
-    dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int, start: int, stop: int, saved: Any = None, sinks: Any = ()
-) -> Grads:
-    """Zero outside the slice."""
-    dx = np.zeros(x.shape, dy.dtype)
-    copy_into(dx[_part(x, axis, start, stop)], dy)
-    return (dx,)
-
-
-def _part(x: np.ndarray, axis: int, start: int, stop: int) -> tuple[slice, ...]:
-    axis = normal_axis("slice", axis, x.ndim)
-    if not 0 <= start < stop <= x.shape[axis]:
-        raise InvalidParameter(
-            f"slice: {start} to {stop} does not fit axis {axis} of shape {list(x.shape)}",
-            hint="Rule: 0 <= start < stop <= length of the axis.",
+@entry
+def replay_tape(tape_id: int | None) -> list[tuple[Any, ...]]:
+    """Rows (tape_row, name, handle, what, max_difference) of what comes out otherwise."""
+    number, recorded, tensors = _tape(tape_id)
+    resources.apply_threads()
+    replay.check_complete(recorded, tensors)
+    data = tape_rows.data(number, tensors)
+    if not data:
+        raise WrongState(
+            f"tape {number} keeps no values", hint="Audit level 'tape' records ops only; train with audit => 'full'."
         )
-    return (slice(None),) * axis + (slice(start, stop),)
+    replay.require_kept({h for a in recorded for h in (*a.inputs, a.output)}, data)
+    grads = tape_rows.data(number, tensors, "grad")
+    return [
+        (found.application.id, found.application.name, found.handle, found.what, found.max_difference)
+        for found in replay.compare(recorded, tensors, data, grads)
+    ]
 
 
-register("slice", slice_, slice_backward, "x")
-
-
-def concat(*xs: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The inputs one after the other along `axis`."""
-    lead = (slice(None),) * normal_axis("concat", axis, xs[0].ndim)
-    place = len(lead)
-    if len({(x.ndim, x.shape[:place], x.shape[place + 1 :]) for x in xs}) > 1:
-        shapes = {f"x{i}": x.shape for i, x in enumerate(xs)}
-        raise misfit("concat", f"shapes are equal but for axis {axis}", **shapes)
-    ends = list(accumulate(x.shape[place] for x in xs))
-    y = np.empty((*xs[0].shape[:place], ends[-1], *xs[0].shape[place + 1 :]), np.result_type(*xs))
-    for x, end in zip(xs, ends):
-        copy_into(y[(*lead, slice(end - x.shape[place], end))], x)
-    return y
-
-
-def concat_backward(
-    dy: np.ndarray, y: Any, *xs: np.ndarray, axis: int = 0, saved: Any = None, sinks: Any = ()
-) -> Grads:
-    """The part of each input."""
-    axis = normal_axis("concat", axis, dy.ndim)
-    return tuple(np.split(dy, np.cumsum([x.shape[axis] for x in xs])[:-1], axis=axis))
-
-
-register("concat", concat, concat_backward, "x", variadic=True)
-
-
-def sum_(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
-    """Sum over `axis`, which disappears; over everything without one."""
-    if axis is None:
-        return np.asarray(x.sum())
-    place = normal_axis("sum", axis, x.ndim)
-    return sum_over(x, (place,)).reshape((*x.shape[:place], *x.shape[place + 1 :]))
-
-
-def sum_backward(
-    dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None, saved: Any = None, sinks: Any = ()
-) -> Grads:
-    """dy for every value that was added."""
-    kept = dy if axis is None else np.expand_dims(dy, normal_axis("sum", axis, x.ndim))
-    return (copied(np.broadcast_to(kept, x.shape)),)
-
-
-register("sum", sum_, sum_backward, "x")
-
-
-def mean(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
-    """Mean over `axis`, which disappears; over everything without one."""
-    return np.asarray(sum_(x, axis=axis) / x.dtype.type(_count(x, axis)))
-
-
-def mean_backward(
-    dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None, saved: Any = None, sinks: Any = ()
-) -> Grads:
-    """dy / n for every value."""
-    share = binary("mean", np.divide, dy, np.asarray(_count(x, axis), dy.dtype))
-    return sum_backward(share, None, x, axis=axis)
-
-
-def _count(x: np.ndarray, axis: int | None) -> int:
-    return x.size if axis is None else x.shape[normal_axis("mean", axis, x.ndim)]
-
-
-register("mean", mean, mean_backward, "x")
+@entry
+def gradcheck(handle: int, epsilon: float, max_elements: int) -> list[tuple[Any, ...]]:
+    """Rows (handle, checked, max_error, max_gradient, ok)."""
+    require(handle=handle, epsilon=epsilon)
+    require_positive(max_elements=max_elements)
+    if not 0 < epsilon < 1:
+        raise InvalidParameter(f"epsilon must be above 0 and below 1, not {epsilon}", hint="Leave it out for 1e-5.")
+    tape_rows.value(handle)
+    recorded = replay.ancestors(tape_rows.applications(tape_rows.own_tape()), handle)
+    tensors = tape_rows.tensors(tape_rows.own_tape())
+    replay.check_complete(recorded, tensors)
+    needed = {h for a in recorded for h in (*a.inputs, a.output)} | {handle}
+    data = tape_rows.data(tape_rows.own_tape(), needed)
+    replay.require_kept(needed, data)
+    checked = replay.gradcheck(recorded, tensors, data, handle, epsilon=epsilon, most=max_elements)
+    return [
+        (
+            each.handle,
+            each.n_checked,
+            each.max_error,
+            each.max_gradient,
+            each.max_error <= 1e-6 * (1 + each.max_gradient),
+        )
+        for each in checked
+    ]
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.resources', $pg_gpt2_source$"""What a session may use: cores (pg_gpt2.threads) and memory (pg_gpt2.max_memory), asked before it is taken.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.kernels', $pg_gpt2_source$"""`pg_llm_*`: `bytea_ops` behind SQL, with seeds and settings resolved."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ... import bytea_ops
+from ...errors import require
+from ...generation.sampling import Sampling
+from .. import resources
+from ..db import entry
+from ..prompts import draw_seed
+
+SMALL = (
+    1 << 18
+)  # bytes: below it no kernel uses a second core, and asking for the setting would cost more than the work
+MADE = (
+    3  # bytes for each that was given: the arguments' own, a result as an array and as bytes, which the server copies
+)
+
+
+def kernel(function: Callable[..., Any], made: int = MADE) -> Callable[..., Any]:
+    """Make a kernel callable from SQL. A large one uses the cores of pg_gpt2.threads, and asks for `made` times what it is given,
+    unless it asks by itself (0)."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        given = sum(len(value) for value in args if type(value) is bytes)
+        if given >= SMALL:
+            resources.apply_threads()
+            bytea_ops.require_room(made * given, f"pg_llm_{function.__name__}")
+        return function(*args)
+
+    return entry(run)
+
+
+values = kernel(bytea_ops.values, made=16)
+matmul = kernel(bytea_ops.matmul, made=0)
+add = kernel(bytea_ops.add)
+gelu = kernel(bytea_ops.gelu)
+gelu_backward = kernel(bytea_ops.gelu_backward)
+layernorm = kernel(bytea_ops.layernorm)
+layernorm_backward = kernel(bytea_ops.layernorm_backward, made=4)
+cross_entropy = kernel(bytea_ops.cross_entropy)
+cross_entropy_backward = kernel(bytea_ops.cross_entropy_backward)
+dropout_backward = kernel(bytea_ops.dropout_backward)
+ones_like = kernel(bytea_ops.ones_like)
+zeros_like = kernel(bytea_ops.zeros_like)
+transpose = kernel(bytea_ops.transpose)
+mlp_backward = kernel(bytea_ops.mlp_backward, made=0)
+adamw_step = kernel(bytea_ops.adamw_step, made=0)
+grad_clip = kernel(bytea_ops.grad_clip)
+lr_schedule = kernel(bytea_ops.lr_schedule)
+
+
+@kernel
+def tensor_received(sent: bytes | None, elements: int | None) -> bytes | None:
+    """A tensor of the numbers of an array; null of null."""
+    return None if elements is None else bytea_ops.tensor(sent, elements)
+
+
+@kernel
+def softmax(a: bytes | None, n: int | None) -> bytes | None:
+    """softmax of rows; null of null."""
+    return None if a is None else bytea_ops.softmax(a, n)
+
+
+@kernel
+def softmax_backward(y: bytes | None, dy: bytes | None, n: int | None) -> bytes | None:
+    """dx of rows; null of null."""
+    return None if y is None or dy is None else bytea_ops.softmax_backward(y, dy, n)
+
+
+@kernel
+def dropout(data: bytes | None, p: float, training: bool, seed: int | None) -> bytes | None:
+    """Inverted dropout; without a seed, one is drawn."""
+    if data is None:
+        return None
+    require(p=p, training=training)
+    return bytea_ops.dropout(data, p, training, draw_seed() if training and seed is None else seed or 0)
+
+
+@kernel
+def attention(x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, n_head: int, t: int, d: int) -> bytes:
+    """Causal self-attention, in chunks of pg_gpt2.attention_chunk rows."""
+    return bytea_ops.attention(x, w_qkv, b_qkv, w_o, b_o, n_head, t, d, resources.attention_chunk())
+
+
+@kernel
+def attention_backward(
+    x: bytes, w_qkv: bytes, b_qkv: bytes, w_o: bytes, b_o: bytes, dy: bytes, n_head: int, t: int, d: int
+) -> tuple[bytes, ...]:
+    """Its gradients."""
+    return bytea_ops.attention_backward(x, w_qkv, b_qkv, w_o, b_o, dy, n_head, t, d, resources.attention_chunk())
+
+
+@kernel
+def sample(logits: bytes | None, temperature: float, topk: int, topp: float, seed: int | None) -> int | None:
+    """Id of a token; without a seed, one is drawn."""
+    if logits is None:
+        return None
+    return bytea_ops.sample(logits, Sampling(temperature, topk, topp), draw_seed() if seed is None else seed)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.models', $pg_gpt2_source$"""llm_init_model, llm_copy_model, llm_drop_model: models as a whole."""
+
+from dataclasses import replace
+from typing import Any
+
+from ...core import gpt2
+from ...core.config import PRESETS, GPT2Config
+from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
+from .. import db, resources
+from ..db import entry
+from ..storage import checkpoints, sharing, store, weights
+from ..training import audit
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+@entry
+def replace_preset(trigger: dict[str, Any]) -> None:
+    """Before a row is inserted into llm_model_config: make room when the name is a preset's."""
+    db.require_trigger_of(trigger, "BEFORE INSERT ROW", "llm_model_config")
+    db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND preset", ["text"], trigger["new"]["model"])
+
+
+@entry
+def init_model(
+    model: str,
+    n_layer: int | None,
+    n_head: int | None,
+    d_model: int | None,
+    n_positions: int | None,
+    vocab: int | None,
+    seed: int,
+) -> None:
+    """New random weights; nulls come from the configuration or vocabulary of that name."""
+    if seed is None:
+        raise NullNotAllowed("seed must not be null", hint="Leave it out for 0.")
+    store.require_name(model)
+    store.lock(model)
+    store.require_no_weights(model)
+    known = store.find_config(model)
+    tokens, eos = _vocabulary(model)
+    shape = {"n_layer": n_layer, "n_head": n_head, "d_model": d_model, "n_positions": n_positions, "vocab": vocab}
+    if vocab is None and tokens:
+        shape["vocab"] = tokens
+    for name in shape:
+        if shape[name] is None and known is not None:
+            shape[name] = getattr(known, name)
+    wanted = GPT2Config(**{name: _given(name, value, model) for name, value in shape.items()})
+    if wanted.vocab < tokens:
+        raise InvalidParameter(
+            f'vocab {wanted.vocab} is smaller than the vocabulary of "{model}", which has {tokens} tokens',
+            hint="Leave vocab out to take the vocabulary's size.",
+        )
+    if eos is None and known is not None and (known.eos_token_id or 0) < wanted.vocab:
+        eos = known.eos_token_id
+    resources.require_memory(2 * 4 * wanted.n_params(), f'making model "{model}"')
+    store.register(model, replace(wanted, eos_token_id=eos))
+    db.run("UPDATE {schema}.llm_model_config SET init_seed = $2 WHERE model = $1", ["text", "int8"], model, seed)
+    params = gpt2.init_params(wanted, seed)
+    store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in params.items()))
+    del params
+    resources.release_memory()
+
+
+def _given(name: str, value: int | None, model: str) -> int:
+    if value is None:
+        source = "vocabulary" if name == "vocab" else "configuration"
+        raise NullNotAllowed(
+            f'{name} must be given: there is no {source} of the name "{model}"',
+            hint="Example: SELECT llm_init_model('tiny', n_layer => 4, n_head => 4, d_model => 128, n_positions => 64,"
+            " vocab => 512).",
+        )
+    return value
+
+
+def _vocabulary(model: str) -> tuple[int, int | None]:
+    """Number of ids (largest + 1) and end-of-text id of the vocabulary of `model`; 0, None without one."""
+    row = db.row(
+        "SELECT max(token_id) + 1 AS tokens, max(token_id) FILTER (WHERE token = $2) AS eos"
+        " FROM {schema}.llm_bpe_vocab WHERE model = $1",
+        ["text", "text"],
+        model,
+        END_OF_TEXT,
+    )
+    return ((row or {}).get("tokens") or 0, (row or {}).get("eos"))
+
+
+@entry
+def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
+    """Configuration, weights, optimizer state, now or at a checkpoint, and vocabulary under a new name, all in SQL."""
+    require(source=source, target=target)
+    config = store.config(source)
+    saved = None if checkpoint_id is None else checkpoints.find(checkpoint_id, source, lock=True)
+    if saved is None and not store.has_weights(source):
+        raise store.no_weights(source)
+    store.require_name(target, "target")
+    store.lock(target)
+    store.require_no_weights(target)
+    if saved is not None:
+        checkpoints.restore(saved, target)
+    else:
+        store.register(target, config)
+        db.run(
+            "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, grad, m, v, step)"
+            f" SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {store.resolved()} AS p",
+            ["text", "text"],
+            source,
+            target,
+        )
+    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], target):
+        return
+    db.run(
+        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, score, bytes)"
+        " SELECT $2, token_id, token, score, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1",
+        ["text", "text"],
+        source,
+        target,
+    )
+    db.run(
+        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
+        ' SELECT $2, rank, "left", "right", pair FROM {schema}.llm_bpe_merges WHERE model = $1',
+        ["text", "text"],
+        source,
+        target,
+    )
+
+
+TABLES = (
+    *("llm_checkpoint_restore", "llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_vocab"),
+    *("llm_tensor_map", "llm_param"),
+)
+
+
+@entry
+def drop_model(model: str) -> None:
+    """Delete the rows of `model` from every table; 42704 when there is none."""
+    require(model=model)
+    store.lock(model)
+    sharing.refuse_if_used(model)
+    audit.drop_all(model)
+    dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
+    dropped += checkpoints.drop_all(model) + sharing.forget(model)
+    replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
+    if replaced and model in PRESETS:
+        store.register(model, PRESETS[model])
+        db.run("UPDATE {schema}.llm_model_config SET preset = true WHERE model = $1", ["text"], model)
+    dropped += replaced
+    if not dropped:
+        if store.find_config(model) is not None:
+            raise WrongState(
+                f'model "{model}" is a preset, and has nothing but its configuration',
+                hint="DELETE its row from llm_model_config if it shall not be listed.",
+            )
+        raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")
+    weights.forget_file(model)  # not of a model that the caller does not see
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.pieces', $pg_gpt2_source$"""llm_embed, llm_block_forward, llm_forward_gpt2: the model in pieces, each recorded while recording is on."""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ...bytea_ops import attention_bytes, require_room
+from ...core import gpt2
+from ...core.config import block_shapes
+from ...core.gpt2 import Dropout
+from ...core.tape import Eager
+from ...errors import InvalidParameter, require, require_positive
+from ...fast import layout
+from ...fast.attention import check_length, mask_shape
+from ...fast.dropout import check_p
+from ...generation.decode import check_ids
+from ...tensor import from_bytes, to_bytes
+from .. import resources
+from ..db import entry, received
+from ..prompts import draw_seed
+from ..storage import store, weights
+from ..tape import recording
+from ..tape.recording import Recorder
+
+
+@entry
+@received(tokens="integer")
+def embed(tokens: list[int] | None, model: str | None, d: int | None) -> bytes | None:
+    """wte[token] + wpe[position]."""
+    if tokens is None:
+        return None
+    loaded = weights.load(model)
+    store.check_overrides(loaded.config, None, None, d, None)
+    gpt2.check_window(len(tokens), loaded.config)
+    check_ids(tokens, loaded.config, loaded.name)
+    ids = np.asarray(tokens, np.int64)
+    if not recording.enabled():
+        return to_bytes(gpt2.embed(Eager(), loaded.arranged, ids))
+    return to_bytes(recording.on_tape(loaded, lambda run, params: gpt2.embed(run, params, ids)))
+
+
+@entry
+def block_forward(
+    data: bytes,
+    w_qkv: bytes,
+    b_qkv: bytes,
+    w_o: bytes,
+    b_o: bytes,
+    w_fc: bytes,
+    b_fc: bytes,
+    w_proj: bytes,
+    b_proj: bytes,
+    ln1_g: bytes,
+    ln1_b: bytes,
+    ln2_g: bytes,
+    ln2_b: bytes,
+    n_head: int,
+    t: int,
+    d: int,
+    eps: float,
+    dropout_p: float,
+    training: bool,
+) -> bytes:
+    """One pre-LN block."""
+    given = {
+        "ln_1.weight": ln1_g,
+        "ln_1.bias": ln1_b,
+        "attn.c_attn.weight": w_qkv,
+        "attn.c_attn.bias": b_qkv,
+        "attn.c_proj.weight": w_o,
+        "attn.c_proj.bias": b_o,
+        "ln_2.weight": ln2_g,
+        "ln_2.bias": ln2_b,
+        "mlp.c_fc.weight": w_fc,
+        "mlp.c_fc.bias": b_fc,
+        "mlp.c_proj.weight": w_proj,
+        "mlp.c_proj.bias": b_proj,
+    }
+    require(input=data, **given, eps=eps, dropout_p=dropout_p, training=training)
+    require_positive(n_head=n_head, t=t, d=d)
+    if d % n_head:
+        raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
+    check_p(dropout_p)
+    check_length(t)
+    resources.apply_threads()
+    chunk = resources.attention_chunk()
+    x = from_bytes(data, (t, d), name="input")
+    arrays = {name: from_bytes(given[name], shape, name=name) for name, shape in block_shapes(d).items()}
+    drop = _drop(dropout_p, training)
+    masks = prod(mask_shape(1, n_head, t)) if drop else 0
+    require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
+    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "chunk": chunk, "drop": drop}
+    if not recording.enabled():
+        return to_bytes(gpt2.block(Eager(), arrays, x, **options))
+    recorder = Recorder()
+    params = recording.find_block(recorder, arrays)
+    result = gpt2.block(recorder, params, recording.find(recorder, x), **options)
+    recorder.flush()
+    return to_bytes(result.data)
+
+
+@entry
+def forward_gpt2(
+    data: bytes,
+    model: str | None,
+    n_layer: int | None,
+    n_head: int | None,
+    t: int | None,
+    d: int | None,
+    ln_f_weight: bytes | None,
+    ln_f_bias: bytes | None,
+    dropout_p: float,
+    training: bool,
+) -> bytes:
+    """All blocks and ln_f."""
+    require(input=data, dropout_p=dropout_p, training=training)
+    check_p(dropout_p)
+    loaded = weights.load(model)
+    config = loaded.config
+    store.check_overrides(config, n_layer, n_head, d, None)
+    if t is None:
+        t = len(data) // (4 * config.d_model)
+    gpt2.check_window(t, config)
+    x = from_bytes(data, (t, config.d_model), name="input")
+    final = {
+        name: from_bytes(given, (config.d_model,), name=name)
+        for name, given in (("ln_f.weight", ln_f_weight), ("ln_f.bias", ln_f_bias))
+        if given is not None
+    }
+    options: dict[str, Any] = {"chunk": resources.attention_chunk(), "drop": _drop(dropout_p, training)}
+    if not recording.enabled():
+        return to_bytes(gpt2.blocks(Eager(), layout.Plain({**loaded.arranged, **final}), x, config, **options))
+    recorder = Recorder()
+    params = recorder.params(loaded)
+    for name, array in final.items():
+        if not np.array_equal(params[name].data, array):
+            params[name] = recording.find(recorder, array)
+    result = gpt2.blocks(recorder, params, recording.find(recorder, x), config, **options)
+    recorder.flush()
+    return to_bytes(result.data)
+
+
+def _drop(p: float, training: bool) -> Dropout | None:
+    return Dropout(p, draw_seed()) if training and p else None
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.replay', $pg_gpt2_source$"""llm_replay: arguments from SQL, checked."""
+
+from ...errors import require
+from .. import resources
+from ..db import entry
+from ..training import run_replay
+from ..training.replay_start import Record
+
+
+@entry
+def replay(run_id: int, from_checkpoint: int | None, to_step: int | None) -> list[tuple]:
+    """One row (first_step, last_step, step, what, recorded, replayed, exact, note)."""
+    require(run_id=run_id)
+    resources.apply_threads()
+    report = run_replay.replay(Record.find(run_id), from_checkpoint, to_step)
+    resources.release_memory()
+    found = report.difference
+    parted = (None,) * 4 if found is None else (found.step, found.what, _text(found.recorded), _text(found.replayed))
+    return [(report.first_step, report.last_step, *parted, report.exact, "; ".join(report.notes))]
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.retention', $pg_gpt2_source$"""llm_log_prune: the log thinned out by age."""
+
+from ...errors import InvalidParameter, require, require_positive
+from .. import db
+from ..db import entry
+from ..storage import store
+
+
+@entry
+def prune_log(model: str | None, older_than: str, keep_every: int | None) -> int:
+    """Remove rows of llm_train_log; how many."""
+    require(older_than=older_than)
+    if keep_every is not None:
+        require_positive(keep_every=keep_every)
+    if (db.row("SELECT $1::interval < interval '0' AS future", ["text"], older_than) or {})["future"]:
+        raise InvalidParameter(f"older_than must not be negative: {older_than}", hint="interval '0' prunes all ages.")
+    if model is not None:
+        store.config(model)
+    return db.run(
+        "DELETE FROM {schema}.llm_train_log AS l USING ("
+        " SELECT run_id, min(step) AS first, max(step) AS last FROM {schema}.llm_train_log GROUP BY run_id"
+        ") AS ends"
+        " WHERE ends.run_id = l.run_id AND l.step NOT IN (ends.first, ends.last)"
+        " AND ($1 IS NULL OR l.model = $1) AND l.at < clock_timestamp() - $2::interval"
+        " AND ($3 IS NULL OR l.step % $3 <> 0) AND l.val_loss IS NULL AND l.weights_digest IS NULL"
+        " AND NOT EXISTS ("
+        "  SELECT FROM {schema}.llm_run AS r WHERE r.run_id = l.run_id AND r.status IN ('running', 'stopped'))",
+        ["text", "text", "int8"],
+        *(model, older_than, keep_every),
+    )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.scoring', $pg_gpt2_source$"""llm_logprobs, llm_perplexity, llm_text_embedding."""
+
+import math
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from ...errors import require
+from ...generation import scoring
+from ...generation.decode import check_ids
+from ...tokenizer.bpe import Tokenizer
+from .. import db, vocabularies
+from ..db import entry
+from ..prompts import end_of_text
+from ..storage import weights
+
+
+def _prepare(text: str, model_name: str | None, from_start: bool = False) -> tuple[weights.Model, Tokenizer, list[int]]:
+    """Model, vocabulary and ids; with `from_start` the end-of-text token is before them."""
+    model = weights.load(model_name)
+    tokenizer = vocabularies.load(model.name)
+    start = [end_of_text(model, tokenizer, "from_start")] if from_start else []
+    ids = tokenizer.encode(text)
+    check_ids(ids, model.config, model.name)
+    return model, tokenizer, start + ids
+
+
+@entry
+def logprobs(text: str | None, model_name: str | None, from_start: bool) -> Iterator[tuple[Any, ...]]:
+    """Rows (position, token_id, token, logprob, rank); without `from_start` the first token has neither of the two."""
+    if not text:
+        return iter(())
+    require(from_start=from_start)
+    model, tokenizer, ids = _prepare(text, model_name, from_start)
+    scores, ranks = scoring.token_scores(model.arranged, model.config, ids)
+    known: Iterator[tuple[Any, Any]] = zip(scores.tolist(), ranks.tolist())
+    if from_start:
+        del ids[0]
+    else:
+        known = chain([(None, None)], known)
+    return (
+        (place, token, db.storable(tokenizer.decode([token])), *score)
+        for place, (token, score) in enumerate(zip(ids, known))
+    )
+
+
+@entry
+def perplexity(text: str | None, model_name: str | None, from_start: bool) -> float | None:
+    """exp of the mean negative log-probability; None of a text without a token that is predicted."""
+    if text is None:
+        return None
+    require(from_start=from_start)
+    model, _, ids = _prepare(text, model_name, from_start)
+    if len(ids) < 2:
+        return None
+    scores, _ = scoring.token_scores(model.arranged, model.config, ids)
+    return math.exp(min(-float(scores.mean()), 700.0))
+
+
+@entry
+def text_embedding(text: str | None, layer: int | None, pooling: str, model_name: str | None) -> list[float] | None:
+    """Hidden state [D]; None of a text without tokens."""
+    if text is None:
+        return None
+    require(pooling=pooling)
+    model, _, ids = _prepare(text, model_name)
+    return scoring.embedding(model.arranged, model.config, ids, layer, pooling).tolist() if ids else None
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.sharing', $pg_gpt2_source$"""llm_share_param, llm_unshare_param: arguments from SQL, checked."""
+
+from ...errors import require
+from ..db import entry
+from ..storage import sharing
+
+
+@entry
+def share(
+    source_model: str,
+    source_name: str,
+    source_token_id: int | None,
+    target_model: str,
+    target_name: str | None,
+    target_token_id: int | None,
+) -> int:
+    """Share a block, or all of a tensor."""
+    require(source_model=source_model, source_name=source_name, target_model=target_model)
+    name = source_name if target_name is None else target_name
+    return sharing.share(source_model, source_name, source_token_id, target_model, name, target_token_id)
+
+
+@entry
+def unshare(target_model: str, target_name: str, target_token_id: int | None, copy_optimizer_state: bool) -> int:
+    """Copies in place of shared blocks."""
+    require(target_model=target_model, target_name=target_name, copy_optimizer_state=copy_optimizer_state)
+    return sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.sparklines', $pg_gpt2_source$"""llm_sparkline, llm_run_sparkline: curves in psql."""
+
+from ...errors import UndefinedObject, require, require_positive
+from ...sparkline import means, sparkline
+from .. import db
+from ..db import entry, received
+
+
+@entry
+@received(numbers="double precision")
+def of_numbers(numbers: list[float | None] | None, width: int) -> str | None:
+    """Numbers as at most `width` bars; null of null."""
+    require_positive(width=width)
+    return None if numbers is None else sparkline(means(numbers, width))
+
+
+@entry
+def of_run(run_id: int, width: int) -> str:
+    """The losses of a run; the server averages them, so that a long log stays there."""
+    require(run_id=run_id)
+    require_positive(width=width)
+    rows = db.query(
+        "SELECT avg(loss) FILTER (WHERE abs(loss) < 'Infinity') AS loss FROM ("
+        " SELECT loss, ((row_number() OVER (ORDER BY step) - 1) * least($2, count(*) OVER ())) / count(*) OVER () AS place"
+        " FROM {schema}.llm_train_log WHERE run_id = $1"
+        ") AS step GROUP BY place ORDER BY place",
+        ["int8", "int8"],
+        *(run_id, width),
+    )
+    if not rows and db.row("SELECT FROM {schema}.llm_run WHERE run_id = $1", ["int8"], run_id) is None:
+        raise UndefinedObject(
+            f"run {run_id} does not exist", hint="SELECT run_id FROM llm_train_progress lists the runs."
+        )
+    return sparkline([row["loss"] for row in rows])
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.tokenizer', $pg_gpt2_source$"""llm_encode and its family, and where vocabularies come from."""
+
+import codecs
+from collections.abc import Iterator
+from typing import Any
+
+from ... import host
+from ...errors import InvalidParameter, require
+from ...fast import threads
+from ...formats import vocab as vocab_files
+from ...tokenizer import bpe_train
+from ...tokenizer.bpe import BYTES_A_CHECK, Tokenizer
+from .. import db, resources, vocabularies
+from ..db import entry, received
+from ..storage import server_files, store
+
+MAX_FILE_BYTES = 8 << 20  # of vocab.json or merges.txt: GPT-2's have 1 MB, and json.loads cannot be cancelled
+BYTES_A_BYTE = 25  # that one of such a file takes as strings of Python
+
+
+def _tokenizer(model: str | None) -> Tokenizer:
+    name = store.model_name(model)
+    found = vocabularies.find(name)
+    if found is None and model is None:
+        name = store.only_model() or name
+    return found or vocabularies.load(name)
+
+
+@entry
+def encode(text: str | None, model: str | None, special: bool | None) -> list[int] | None:
+    """Token ids."""
+    return None if text is None else _tokenizer(model).encode_array(text, bool(special))
+
+
+@entry
+@received(ids="integer")
+def decode(ids: list[int | None] | None, model: str | None, as_text: bool) -> bytes | None:
+    """Bytes of ids; `as_text`, U+FFFD in the place of what a text cannot hold."""
+    if ids is None:
+        return None
+    data = _tokenizer(model).decode_bytes(ids)  # which says where a null is
+    return b"".join(_as_text(data)) if as_text else data
+
+
+def _as_text(data: bytes) -> Iterator[bytes]:
+    """What UTF-8 can hold of `data`, without U+0000, in pieces."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for part in threads.pieces(len(data), BYTES_A_CHECK):
+        host.check_interrupts()
+        yield db.storable(decoder.decode(data[part])).encode()
+    yield decoder.decode(b"", final=True).encode()
+
+
+@entry
+def tokenize(text: str | None, model: str | None, special: bool | None) -> Iterator[Any]:
+    """Rows (position, token_id, token, bytes)."""
+    return iter(()) if text is None else _tokenizer(model).tokenize(text, bool(special))
+
+
+@entry
+def count(text: str | None, model: str | None, special: bool | None) -> int | None:
+    """Number of tokens."""
+    return None if text is None else _tokenizer(model).count(text, bool(special))
+
+
+@entry
+def trace(word: str | None, model: str | None) -> Iterator[Any]:
+    """Rows (step, token_id, merged, pieces)."""
+    return iter(()) if word is None else _tokenizer(model).trace(word)
+
+
+@entry
+def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
+    """Learn a vocabulary from a query's texts; its size."""
+    require(source=source, vocab_size=vocab_size)
+    store.require_name(model)
+    store.lock(model)
+    vocabularies.require_none(model)
+    if store.has_weights(model) and vocab_size > (room := store.config(model).vocab):
+        raise InvalidParameter(
+            f'vocab_size {vocab_size} is more than the {room} tokens that the weights of model "{model}" are for',
+            hint="Use that many or fewer, or learn the vocabulary before llm_init_model, which then takes its size.",
+        )
+    vocab, merges = bpe_train.train(db.source_texts(source, source_path), vocab_size)
+    vocabularies.replace_tokens(model, vocab)
+    vocabularies.replace_merges(model, merges)
+    return len(vocab)
+
+
+@entry
+def changed(trigger: dict[str, Any]) -> None:
+    """After a statement that changed a vocabulary or merges."""
+    db.require_trigger_of(trigger, "AFTER", "llm_bpe_vocab", "llm_bpe_merges")
+    vocabularies.touch()
+
+
+@entry
+def load_vocab(path: str, model: str) -> int:
+    """vocab.json -> rows; their number."""
+    store.require_name(model)
+    vocab = vocab_files.parse_vocab(_read(path))
+    vocabularies.replace_tokens(model, vocab)
+    return len(vocab)
+
+
+@entry
+def load_merges(path: str, model: str) -> int:
+    """merges.txt -> rows; their number."""
+    store.require_name(model)
+    merges = vocab_files.parse_merges(_read(path))
+    vocabularies.replace_merges(model, merges)
+    return len(merges)
+
+
+def _read(path: str) -> bytes:
+    data = server_files.read(path, MAX_FILE_BYTES)
+    resources.require_memory(BYTES_A_BYTE * len(data), f'reading "{path}"')
+    return data
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.training', $pg_gpt2_source$"""llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from ...core import gpt2
+from ...core.tape import Handle, Runner
+from ...errors import InvalidParameter, require, require_positive
+from ...fast.dropout import check_p
+from ...generation.decode import check_ids, checked
+from ...limits import MOST_BATCH, MOST_STEP_ROWS
+from .. import db, resources, vocabularies
+from ..db import entry, received
+from ..prompts import draw_seed
+from ..storage import store, weights
+from ..tape import recording
+from ..training import audit, datasets, hand_steps, runs, session
+
+
+@entry
+def load_dataset(
+    source: str,
+    model: str,
+    block_size: int,
+    split: str,
+    val_fraction: float,
+    source_path: str,
+    replace: bool,
+    pack: bool,
+) -> int:
+    """Texts of a query -> rows of llm_dataset; their number."""
+    require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace, pack=pack)
+    require_positive(block_size=block_size)
+    if split not in ("train", "val"):
+        raise InvalidParameter(
+            f"split must be 'train' or 'val', not '{split}'", hint="train is learned from, val is only measured on."
+        )
+    if not 0 <= val_fraction < 1:
+        raise InvalidParameter(
+            f"val_fraction must be at least 0 and below 1, not {val_fraction}",
+            hint="0.1 keeps a tenth of the rows for validation.",
+        )
+    config = store.find_config(model)
+    if config is not None and block_size > config.n_positions:
+        raise InvalidParameter(
+            f'block_size {block_size} is more than the {config.n_positions} positions of model "{model}"',
+            hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
+        )
+    cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
+    return datasets.load(db.source_texts(source, source_path), vocabularies.load(model), model, cut)
+
+
+@entry
+@received(tokens="integer", targets="integer")
+def loss(
+    model: str | None,
+    tokens: list[int] | None,
+    targets: list[int] | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    train: bool,
+    seed: int | None,
+    level: str | None,
+) -> float | None:
+    """Mean cross entropy of `targets`, recorded at the audit `level`; None = as the mode is."""
+    if tokens is None or targets is None:
+        return None
+    require(dropout_p=dropout_p, training=train)
+    if level is not None:
+        audit.check_level(level)
+    if not tokens or len(tokens) != len(targets):
+        raise InvalidParameter(
+            f"tokens has {len(tokens)} ids and targets {len(targets)}; both must have the same number, at least one",
+            hint="targets is tokens shifted by one: what follows each.",
+        )
+    loaded = weights.load(model)
+    store.check_overrides(loaded.config, n_layer, n_head, d, vocab)
+    for ids in (tokens, targets):
+        check_ids(ids, loaded.config, loaded.name)
+    check_p(dropout_p)
+    drop = None
+    if train and dropout_p:  # the masks of the model's next step
+        drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed, store.last_step(loaded.name) + 1)
+    chunk = resources.attention_chunk()
+    arrays = np.asarray([tokens], np.int64), np.asarray([targets], np.int64)
+
+    def work(run: Runner, params: Mapping[str, Handle]) -> Handle:
+        return gpt2.loss(run, params, *arrays, loaded.config, drop=drop, chunk=chunk)
+
+    return float(recording.on_tape(loaded, work, level))
+
+
+@entry
+def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: int) -> list[tuple[float, float, int]]:
+    """One row (loss, perplexity, tokens)."""
+    require(split=split)
+    require_positive(batch_size=batch_size, max_rows=1 if max_rows is None else max_rows)
+    loaded = weights.load(model)
+    ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
+    mean, count = session.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
+    checked(np.asarray(mean), "losses")
+    return [(mean, math.exp(min(mean, 700.0)), count)]
+
+
+@entry
+@received(batch="integer")
+def train_step(
+    model: str,
+    batch_id: int | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    wd: float,
+    lr_max: float,
+    warmup: int,
+    total_steps: int | None,
+    grad_clip: float | None,
+    grad_workers: int,
+    prune_workers: int,
+    batch: list[int] | None,
+    min_lr: float,
+    seed: int,
+    level: str,
+) -> float:
+    """One AdamW step; the loss before it."""
+    require(model=model, audit=level)
+    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    if batch_id is not None and batch is not None:
+        raise InvalidParameter(
+            "batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows."
+        )
+    if batch is not None and (not batch or None in batch):
+        raise InvalidParameter(
+            "batch must have at least one id and no null", hint="Its elements are ids of llm_dataset."
+        )
+    if batch is not None and len(batch) > MOST_BATCH:
+        raise InvalidParameter(
+            f"batch has {len(batch)} rows; the most is {MOST_BATCH}",
+            hint="GPT-2 itself was trained with 512 rows a step.",
+        )
+    if total_steps is not None:
+        require_positive(total_steps=total_steps)
+    audit.check_level(level)
+    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    store.lock(model)
+    trained = session.Session(model, grad_workers)
+    loss = hand_steps.train_step(trained, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
+    trained.keep()
+    del trained
+    resources.release_memory()
+    return loss
+
+
+@entry
+def train(
+    model: str,
+    n_steps: int,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    wd: float,
+    lr_max: float,
+    warmup: int,
+    grad_clip: float | None,
+    grad_workers: int,
+    prune_workers: int,
+    batch_size: int,
+    grad_accum: int,
+    min_lr: float,
+    seed: int,
+    eval_every: int | None,
+    log_every: int | None,
+    level: str,
+) -> int:
+    """A run of AdamW steps in one transaction; its run_id."""
+    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
+    _check_run(model, plan, grad_workers, prune_workers)
+    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    store.lock(model)
+    run_id = runs.train(session.Session(model, grad_workers), plan)
+    resources.release_memory()
+    return run_id
+
+
+@entry
+@db.committing("llm_train_run")
+def train_run(
+    model: str,
+    n_steps: int,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    wd: float,
+    lr_max: float,
+    warmup: int,
+    grad_clip: float | None,
+    grad_workers: int,
+    prune_workers: int,
+    batch_size: int,
+    grad_accum: int,
+    min_lr: float,
+    seed: int,
+    eval_every: int | None,
+    log_every: int | None,
+    commit_every: int,
+    flush_seconds: float,
+    wait: bool,
+    level: str,
+) -> None:
+    """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
+    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
+    _check_run(model, plan, grad_workers, prune_workers)
+    require_positive(commit_every=commit_every)
+    require(flush_seconds=flush_seconds, wait=wait)
+    if not 0 <= flush_seconds < float("inf"):
+        raise InvalidParameter(
+            f"flush_seconds must be 0 or more, not {flush_seconds}",
+            hint="0 commits every commit_every steps, however short.",
+        )
+    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    with store.session_lock(model, wait):
+        runs.train_committing(session.Session(model, grad_workers), plan, commit_every, flush_seconds)
+    resources.release_memory()
+
+
+def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: int) -> None:
+    require(model=model, audit=plan.audit)
+    audit.check_level(plan.audit)
+    require_positive(n_steps=plan.n_steps, batch_size=plan.batch_size, grad_accum=plan.grad_accum)
+    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    if plan.batch_size * plan.grad_accum > MOST_STEP_ROWS:
+        raise InvalidParameter(
+            f"a step of batch_size {plan.batch_size} x grad_accum {plan.grad_accum} rows is more than {MOST_STEP_ROWS}",
+            hint="GPT-2 itself was trained with 512 rows a step.",
+        )
+    for name, value in (("eval_every", plan.eval_every), ("log_every", plan.log_every)):
+        if value is not None and value < 0:
+            raise InvalidParameter(f"{name} must be 0 or more, not {value}", hint="0 turns it off.")
+
+
+@entry
+def train_stop(model: str) -> bool:
+    """Ask a running llm_train_run to stop; whether there was one."""
+    require(model=model)
+    return bool(
+        db.run(
+            "UPDATE {schema}.llm_run SET stop_requested = true WHERE run_id IN"
+            " (SELECT run_id FROM {schema}.llm_train_progress WHERE model = $1 AND status = 'running')",
+            ["text"],
+            model,
+        )
+    )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.transfer', $pg_gpt2_source$"""Import and export of weights: files of the server, or bytes."""
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import groupby
+from typing import BinaryIO
+
+import numpy as np
+
+from ... import host
+from ...core.config import GPT2Config
+from ...errors import InconsistentData, UndefinedFile, UndefinedObject, require
+from ...formats import (
+    ASSUMED,
+    MAX_CONFIG_BYTES,
+    Checkpoint,
+    agreed,
+    hub_metadata,
+    hub_name,
+    open_npz,
+    open_safetensors,
+    read_config,
+    write_npz,
+    write_safetensors,
+)
+from ...tensor import FLOAT32
+from .. import db
+from ..db import entry
+from ..storage import server_files, sharing, store
+
+
+@entry
+def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
+    """A safetensors file of the server -> rows."""
+    store.require_name(model)
+    file = server_files.open_to_read(path)
+    return _import(open_safetensors(file), model, replace, _config_beside(path))
+
+
+@entry
+def import_npz_file(path: str, model: str, replace: bool | None) -> int:
+    """A .npz file of the server -> rows."""
+    store.require_name(model)
+    file = server_files.open_to_read(path)
+    beside = _config_beside(path)
+    store.lock(model)  # so that the configuration is still there when the tensors are
+    return _import(open_npz(file, store.find_config(model) or beside), model, replace, beside)
+
+
+@entry
+def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
+    """Bytes of a safetensors file -> rows."""
+    require(data=data)
+    store.require_name(model)
+    return _import(open_safetensors(io.BytesIO(data)), model, replace, None)
+
+
+def _config_beside(path: str) -> GPT2Config | None:
+    """What the config.json in the directory of a file says; None when there is none."""
+    beside = os.path.join(os.path.dirname(path), "config.json")
+    try:
+        return read_config(server_files.read(beside, MAX_CONFIG_BYTES), f'"{beside}"')
+    except UndefinedFile:
+        return None
+
+
+def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Config | None) -> int:
+    """Check and store a checkpoint's tensors; their number. `beside`: the configuration that came with it."""
+    with opened as checkpoint:
+        store.lock(model)
+        if not replace:
+            store.require_no_weights(model)
+        known = store.find_config(model)
+        config = _configuration(checkpoint, model, known, beside)
+        store.require_memory_of_batches(4 * config.n_params())
+        if replace:
+            db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+            sharing.forget(model)
+        store.register(model, config)
+        store.insert_params(model, checkpoint.tensors(config))
+        return len(config.param_shapes())
+
+
+def _configuration(
+    checkpoint: Checkpoint, model: str, known: GPT2Config | None, beside: GPT2Config | None
+) -> GPT2Config:
+    """The one that llm_model_config, config.json and the file's metadata agree on, as far as each of them says anything."""
+    config = known or beside or checkpoint.config()
+    if config is None:
+        raise UndefinedObject(
+            f'model "{model}" has no configuration, and the file does not say how many heads it has',
+            hint="Put its config.json beside it, INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions,"
+            " vocab) VALUES (...) first, or use pg-gpt2 load-model.",
+        )
+    said = checkpoint.said()
+    if beside is not None:
+        config = agreed(model, config, asdict(beside), "config.json")
+    elif "n_head" not in said:
+        host.notice(
+            f"the file does not say how it computes, and has no config.json beside it: taken for a GPT-2 of {config.n_head}"
+            f" heads as in llm_model_config, with {ASSUMED}"
+        )
+    return agreed(model, config, said, "the file's metadata")
+
+
+@entry
+def export_safetensors_file(path: str, model: str) -> int:
+    """Rows -> a safetensors file of the server; its size."""
+    real = server_files.to_write(path)
+    config = store.config(model)
+
+    def fill(file: BinaryIO) -> None:
+        for chunk in _safetensors(config, model):
+            file.write(chunk)
+            host.check_interrupts()
+
+    return server_files.write(real, fill)
+
+
+@entry
+def export_npz_file(path: str, model: str) -> int:
+    """Rows -> a .npz file of the server; its size."""
+    real = server_files.to_write(path)
+    config = store.config(model)
+    stored = _Stored(model, config)
+    return server_files.write(real, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
+
+
+@entry
+def export_safetensors(model: str) -> Iterator[bytes]:
+    """Chunks of a safetensors file."""
+    return _safetensors(store.config(model), model)
+
+
+def _safetensors(config: GPT2Config, model: str) -> Iterator[bytes]:
+    stored = _Stored(model, config)
+    ours = {hub_name(name): name for name in stored.shapes}
+    shapes = {theirs: stored.shapes[name] for theirs, name in ours.items()}
+    return write_safetensors(shapes, lambda name: stored.blocks(ours[name]), hub_metadata(config))
+
+
+class _Stored:
+    """The stored tensors of a model, read once in the order of their names, through one cursor and hence of one snapshot."""
+
+    def __init__(self, model: str, config: GPT2Config) -> None:
+        self.shapes = dict(sorted(config.param_shapes().items()))
+        self._model = model
+        self._check()
+        rows = db.cursor(
+            f'SELECT name, shape, data FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
+            ["text"],
+            model,
+        )
+        self._tensors = groupby(rows, lambda row: row["name"])
+
+    def _check(self) -> None:
+        """55000 or 22000 before the first chunk: of an error between the rows of a set, PL/Python hides the message."""
+        found: dict[str, tuple[int, ...]] = {
+            row["name"]: (row["rows"], row["columns"]) if row["columns"] else (row["rows"],)
+            for row in db.query(
+                "SELECT name, sum(shape[1]) AS rows, max(shape[2]) AS columns"
+                f" FROM {store.resolved()} AS p GROUP BY name",
+                ["text"],
+                self._model,
+            )
+        }
+        if not found:
+            raise store.no_weights(self._model)
+        for name in sorted(found.keys() | self.shapes.keys()):
+            if found.get(name) != self.shapes.get(name):
+                raise InconsistentData(
+                    f'model "{self._model}": tensor "{name}" has shape {_shape(found.get(name))} in llm_param and'
+                    f" {_shape(self.shapes.get(name))} by llm_model_config",
+                    hint="Import the model again, or llm_checkpoint_load an earlier state.",
+                )
+
+    def blocks(self, name: str) -> Iterable[np.ndarray]:
+        """Blocks of the next tensor, which must be `name`."""
+        found, rows = next(self._tensors, (None, iter(())))
+        if found != name:
+            raise InconsistentData(
+                f'model "{self._model}" has {found or "no tensor"} where "{name}" should follow',
+                hint="Compare llm_param with llm_model_config.",
+            )
+        for row in rows:
+            host.check_interrupts()
+            yield np.frombuffer(row["data"], FLOAT32).reshape(row["shape"])
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.cgroups', $pg_gpt2_source$"""What control groups leave to this process: the cores and the memory of a container or a service, versions 1 and 2.
+
+The least of the limits of our group and of those around it binds. In a container the path that the kernel tells may be that on
+its host: then the groups that it names are not found, and what is mounted as the root is ours.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from functools import cache, lru_cache
+
+UNLIMITED = 1 << 60  # bytes: version 1 has no word for it, but a number of pages that nobody has
+LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
+FILES = ("inactive_file", "active_file")  # of memory.stat: what the kernel takes back before it kills
+
+
+def _folders(controller: str, root: str) -> Iterator[str]:
+    """Folders of the groups around this process that limit `controller`, the outermost first: of both versions."""
+    try:
+        with open(os.path.join(root, "proc/self/cgroup"), encoding="utf-8") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+    except (OSError, ValueError):
+        return
+    for _, controllers, group in (line for line in lines if len(line) == 3):
+        if controllers and controller not in controllers.split(","):
+            continue
+        mounted = ("sys/fs/cgroup", controller) if controllers else ("sys/fs/cgroup",)  # version 2 has all in one tree
+        names = [name for name in group.split("/") if name not in ("", "..")]
+        for depth in range(len(names) + 1):
+            yield os.path.join(root, *mounted, *names[:depth])
+
+
+def _words(folder: str, name: str) -> list[str]:
+    """The words of a file; none where there is no such file, as in the root."""
+    try:
+        with open(os.path.join(folder, name), encoding="ascii") as file:
+            return file.read().split()
+    except (OSError, ValueError):
+        return []
+
+
+def _number(folder: str, *names: str) -> int | None:
+    """The least of the numbers in these files; None where there is none, or the word "max"."""
+    found = [int(word) for name in names for word in _words(folder, name)[:1] if word.isdigit()]
+    return min(found, default=None)
+
+
+@cache
+def cpu_quota(root: str = "/") -> float | None:
+    """Cores' worth of time that we may use; None for no limit. Asked once a session."""
+    quotas = map(_quota, _folders("cpu", root))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota(folder: str) -> float | None:
+    """Version 1 has -1 where there is no limit, version 2 "max"."""
+    words = _words(folder, "cpu.max") or _words(folder, "cpu.cfs_quota_us") + _words(folder, "cpu.cfs_period_us")
+    if len(words) == 2 and all(word.isdigit() for word in words):
+        return int(words[0]) / int(words[1])
+    return None
+
+
+def memory_limit(root: str = "/") -> int | None:
+    """Bytes that all processes of our group may use; None for no limit."""
+    return min((limit for _, limit in _limits(root)), default=None)
+
+
+def memory_left(root: str = "/") -> int | None:
+    """Bytes that our group may still take; None for no limit. What files hold in memory is taken back for others first."""
+    left = []
+    for folder, limit in _limits(root):
+        used = _number(folder, "memory.current", "memory.usage_in_bytes") or 0
+        left.append(max(0, limit - used + _files(folder)))
+    return min(left, default=None)
+
+
+def _limits(root: str) -> list[tuple[str, int]]:
+    """(folder, bytes) of each group that has a limit; read once a second, for reading costs a tenth of a small call."""
+    return _limits_in(root, int(time.monotonic()))
+
+
+@lru_cache(maxsize=2)
+def _limits_in(root: str, _second: int) -> list[tuple[str, int]]:
+    found = [(folder, _number(folder, *names)) for folder, names in _limit_files(root)]
+    return [(folder, limit) for folder, limit in found if limit is not None and limit < UNLIMITED]
+
+
+@cache
+def _limit_files(root: str) -> list[tuple[str, list[str]]]:
+    """Folders of our groups, and the files of each that say its limit; looked for once a session."""
+    return [(folder, [name for name in LIMITS if _words(folder, name)]) for folder in _folders("memory", root)]
+
+
+def _files(folder: str) -> int:
+    """Bytes of files, in the group and those within it, as version 1 counts them under names of their own."""
+    words = _words(folder, "memory.stat")
+    stat = dict(zip(words[::2], words[1::2]))
+    return sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in FILES)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.db', $pg_gpt2_source$"""The one module that talks to the server: queries, settings, notices, cancel, and errors on their way out.
+
+In SQL text `{schema}` stands for the extension's schema, and never for what a user called something: values are parameters, and
+names go through `command`. Everything else is in pg_catalog, because every function pins its
+search_path. Statements are prepared once a session.
+"""
+
+import functools
+import inspect
+import re
+import struct
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import plpy
+
+from .. import host
+from ..errors import (
+    InvalidParameter,
+    InvalidTransactionTermination,
+    MalformedData,
+    OutOfMemory,
+    PgGpt2Error,
+    TriggerProtocolViolated,
+    of_system,
+)
+from ..limits import MOST_IDS
+from .importer import is_set_oddly, own_settings
+
+Row = dict[str, Any]
+Function = Callable[..., Any]
+
+# PL/Python prefixes a message with the name of the exception's class; this name makes a prefix that a user can read.
+ServerError = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})
+
+OUR_PATH = "pg_catalog, pg_temp"  # the search_path that every function pins
+
+_schema = ""
+_callers_path = OUR_PATH  # that of who called a committing procedure
+sources_digest = ""
+_plans: dict[tuple[str, tuple[str, ...]], Any] = {}
+_checked = 0.0
+_in_set = False
+_END = object()
+PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+SHOWN = 4000  # characters of each end of a message
+ELEMENTS = {  # of a type: the oid, and what array_send has of an element, for struct and for NumPy
+    name: (oid, struct.Struct(f">i{code}"), np.dtype(f">i,>{code}"))
+    for name, oid, code in (("integer", 23, "i"), ("bigint", 20, "q"), ("double precision", 701, "d"))
+}
+NULL_LENGTH = b"\xff" * 4  # of an element, as array_send has it
+CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
+CHECK_IN_SET = 0.2  # the same inside a row of a set
+
+
+def connect(schema: str, digest: str) -> None:
+    """Remember the extension's schema (a quoted identifier) and the sources' digest; serve the engine's host hooks."""
+    global _schema, sources_digest
+    _schema, sources_digest = schema, digest
+    host.check_interrupts = check_interrupts
+    host.notice = notice
+
+
+def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any]], Any]:
+    """Make `function` callable from SQL, where a body hands over its `globals()`: arguments are taken out of them, and errors,
+    also those of a generator that is returned, become PostgreSQL errors. `matrices`: arrays may have several dimensions."""
+
+    @functools.wraps(function)
+    def guarded(scope: dict[str, Any]) -> Any:
+        args = _taken(scope)
+        try:
+            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
+                if not matrices:
+                    _refuse_nested_arrays(function, args)
+                result = function(*args)
+        except Exception as error:  # nothing is swallowed: a cancel, too, goes on to the server
+            raise _for_sql(error) from None
+        return _guarded_rows(result) if isinstance(result, Iterator) else result
+
+    return guarded
+
+
+def _taken(scope: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a call; a trigger's one argument is TD.
+
+    PL/Python leaves them in the function's globals, each by its name and all as `args`, until the next call of the same function:
+    a session that once called seven kernels on 200 MB would hold 1.7 GB until its end.
+    """
+    args = scope.get("args") if "TD" not in scope else [scope["TD"]]
+    names = scope.get("__names")
+    if names is None:
+        names = scope["__names"] = [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]
+    for name in names:
+        scope[name] = None
+    return tuple(args or ())
+
+
+def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """text[] is the type of a matrix, too, which arrives as a list of lists."""
+    for place, value in enumerate(args):
+        if type(value) is list and value and type(value[0]) is list:
+            raise _not_one_dimension(inspect.unwrap(function).__code__.co_varnames[place])
+
+
+def _not_one_dimension(name: str) -> InvalidParameter:
+    return InvalidParameter(
+        f"{name} must be an array of one dimension", hint="ARRAY(SELECT unnest(a)) makes one of all its elements."
+    )
+
+
+def received(**types: str) -> Callable[[Function], Function]:
+    """For a function that SQL hands arrays of numbers in their binary form: their names, and what they are of. It gets lists."""
+
+    def of(function: Function) -> Function:
+        names = list(inspect.signature(function).parameters)
+        arrays = [(names.index(name), name, kind) for name, kind in types.items()]
+
+        @functools.wraps(function)
+        def receiving(*args: Any) -> Any:
+            given = list(args)
+            for place, name, kind in arrays:
+                if given[place] is not None:
+                    given[place] = _elements_sent(given[place], name, kind)
+            return function(*given)
+
+        return receiving
+
+    return of
+
+
+def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
+    """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long: PL/Python wraps our
+    error in "error fetching next item from iterator"."""
+    global _in_set, _checked
+    while True:
+        _in_set, _checked = True, time.monotonic()
+        try:
+            with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
+                row = next(rows, _END)
+        except Exception as error:
+            raise _for_sql(error) from None
+        finally:
+            _in_set = False
+        if row is _END:
+            return
+        yield row
+
+
+def _for_sql(error: Exception) -> Exception:
+    """The error as SQL shall see it."""
+    if isinstance(error, plpy.SPIError):
+        return _from_server(error)
+    if isinstance(error, plpy.Error):
+        return error
+    if isinstance(error, OSError):
+        error = of_system(error, f'"{error.filename}"' if error.filename else "a file of the server")
+    if isinstance(error, PgGpt2Error):
+        return _error(error.message, error.sqlstate, error.detail, error.hint)
+    if isinstance(error, MemoryError):
+        hint = "Use a shorter input, a smaller batch or a smaller model."
+        return _error(str(error) or "out of memory", OutOfMemory.sqlstate, None, hint)
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    hint = "This is a defect in pg_gpt2: please report it with the DETAIL."
+    return _error(f"unexpected {type(error).__name__}: {error}", "XX000", trace, hint)
+
+
+def _error(message: str, sqlstate: str, detail: str | None, hint: str | None) -> Exception:
+    error = ServerError(_sendable(message))
+    error.sqlstate, error.detail, error.hint = sqlstate, detail and _sendable(detail), hint and _sendable(hint)
+    return error
+
+
+def _sendable(text: str) -> str:
+    """`text` as it can reach a reader: names in a file may have U+0000, or half of a pair of UTF-16, and one of
+    megabytes would go to the client and into the server's log whole."""
+    if len(text) > 2 * SHOWN:
+        text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+    return storable(text).encode("utf-8", "replace").decode()
+
+
+def _from_server(error: Any) -> Exception:
+    """The server's own error, with all its fields but without the class name that PL/Python would prefix."""
+    _, detail, hint, _query, _position, *names = error.spidata or (None,) * 10
+    message = str(error).removeprefix("pg_gpt2: ")  # of our own error in a query that was given as source
+    if error.sqlstate == "42501" and not hint:
+        hint = _who_gives_the_right(message)
+    copy = _error(message, error.sqlstate, detail, hint)
+    for field, value in zip(("schema_name", "table_name", "column_name", "datatype_name", "constraint_name"), names):
+        setattr(copy, field, value)
+    return copy
+
+
+def _who_gives_the_right(message: str) -> str | None:
+    """The hint for an object of ours that the server's refusal names, in whatever language; None when it is somebody else's."""
+    found = re.search(r"\b(?:pg_)?llm_\w+", message)
+    if found is None:
+        return None
+    refused = row(
+        "SELECT quote_literal(current_user) AS role, bool_or(row_security_active(o.oid)) AS filtered"
+        " FROM (SELECT oid FROM pg_class WHERE relname = $1 AND relnamespace = '{schema}'::regnamespace"
+        " UNION ALL SELECT NULL FROM pg_proc WHERE proname = $1 AND pronamespace = '{schema}'::regnamespace) AS o"
+        " HAVING count(*) > 0",
+        ["text"],
+        found[0],
+    )
+    if refused is None:
+        return None
+    if refused["filtered"]:
+        return f"{found[0]} has row-level security: its policies say which rows this role may read and write."
+    call = f"{_schema}.llm_grant_usage({refused['role']}, 'read')"
+    return f"The owner of the extension gives it: SELECT {call}; or 'train' or 'admin', to write."
+
+
+def require_trigger_of(trigger: dict[str, Any], what: str, *tables: str) -> None:
+    """39P01 unless it is the trigger `what`, such as "BEFORE INSERT ROW", of one of our own `tables`."""
+    kind = " ".join(trigger[key] for key in ("when", "event", "level"))
+    ours = row(
+        "SELECT $1::oid = ANY ($2::regclass[]) AS ours", ["text", "text[]"], trigger["relid"], [*map(qualified, tables)]
+    )
+    if not (ours or {})["ours"] or not kind.startswith(what):
+        raise TriggerProtocolViolated(
+            f'trigger "{trigger["name"]}", {kind}, of table "{trigger["table_name"]}" cannot use this function, which serves'
+            f" {' and '.join(tables)} of pg_gpt2 only",
+            hint="DROP TRIGGER it, and write a function of your own for your table.",
+        )
+
+
+def qualified(name: str) -> str:
+    """`name` in the extension's schema, as text that casts to regclass."""
+    return f"{_schema}.{name}"
+
+
+def query(sql: str, types: Sequence[str] = (), *args: Any) -> list[Row]:
+    """Rows of a statement whose `$1...` have `types`."""
+    return list(plpy.execute(_plan(sql, types), list(args)))
+
+
+def run(sql: str, types: Sequence[str] = (), *args: Any) -> int:
+    """Execute a statement; the number of rows it processed."""
+    return plpy.execute(_plan(sql, types), list(args)).nrows()
+
+
+def row(sql: str, types: Sequence[str] = (), *args: Any) -> Row | None:
+    """The first row, or None."""
+    rows = plpy.execute(_plan(sql, types), list(args), 1)
+    return rows[0] if rows.nrows() else None
+
+
+def command(sql: str, **names: str) -> None:
+    """Execute a statement that cannot be prepared, such as GRANT. `{name}` in its text stands for the one of `names`, which is
+    quoted: all are put in at once, so that a name which looks like one of the placeholders stays what it is."""
+    plpy.execute(sql.format(schema=_schema, **names))
+
+
+def quote_identifier(name: str) -> str:
+    """`name` as an identifier in SQL text."""
+    return plpy.quote_ident(name)
+
+
+def cursor(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
+    """Rows one at a time, for results that are too large to hold."""
+    return plpy.cursor(_plan(sql, types), list(args))
+
+
+def batches(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
+    """Rows of what may be millions, fetched a thousand at a time, with a look for an interrupt between."""
+    found = plpy.cursor(_plan(sql, types), list(args))
+    while rows := found.fetch(1000):
+        yield from rows
+        check_interrupts()
+
+
+def _plan(sql: str, types: Sequence[str]) -> Any:
+    key = (sql, tuple(types))
+    if key not in _plans:
+        _plans[key] = plpy.prepare(sql.replace("{schema}", _schema), list(types))
+    return _plans[key]
+
+
+def source_texts(source: str, search_path: str) -> Iterator[str]:
+    """Texts of a caller's query, which runs with the caller's rights under the caller's `search_path`; NULLs are skipped.
+
+    The path is set only while the query runs, so that it cannot lead our own statements astray.
+    """
+    with _search_path(search_path):
+        open_before = _portals()
+        try:
+            rows = plpy.cursor(source)
+        except plpy.spiexceptions.InvalidCursorDefinition:
+            raise InvalidParameter(
+                "source must be one query", hint="Example: 'SELECT body FROM documents', without a second statement."
+            ) from None
+        except plpy.SPIError as error:
+            if not error.sqlstate.startswith("42") or error.sqlstate == "42501":
+                raise
+            # not a query at all, or of something that is not there
+            hint = "source is the text of a query, such as 'SELECT body FROM documents'."
+            raise _error(f"source: {error}", error.sqlstate, None, hint) from None
+        names = _columns(_portals() - open_before)
+        if len(names) != 1:
+            raise _not_one_text(names)
+        batch = rows.fetch(100)
+    while batch.nrows():
+        for fetched in batch:
+            if not isinstance(value := fetched[names[0]], str | None):
+                raise _not_one_text(names)
+            if value is not None:
+                yield value
+        with _search_path(search_path):
+            batch = rows.fetch(100)
+    rows.close()
+
+
+def _portals() -> set[str]:
+    """Names of the cursors that are open in this session."""
+    return {row["name"] for row in query("SELECT name FROM pg_catalog.pg_cursors")}
+
+
+def _columns(portals: set[str]) -> list[str]:
+    """Names of the columns of a cursor that was just opened. What a cursor fetches is a dict a row, in which columns of the same
+    name are one, and has no colnames(); what FETCH gives has."""
+    return plpy.execute(f"FETCH 0 FROM {quote_identifier(max(portals))}").colnames()
+
+
+def _not_one_text(names: list[str]) -> InvalidParameter:
+    return InvalidParameter(
+        f"source must return one text column, not ({', '.join(names)})", hint="Example: 'SELECT body FROM documents'."
+    )
+
+
+@contextmanager
+def _search_path(path: str) -> Iterator[None]:
+    try:
+        _set_search_path(path)
+    except plpy.spiexceptions.InvalidParameterValue as error:
+        raise InvalidParameter(
+            f"source_path: {error}", hint="source_path is written as SET search_path has it."
+        ) from None
+    try:
+        yield
+    finally:
+        _set_search_path(OUR_PATH)
+
+
+def _set_search_path(path: str) -> None:
+    # A procedure calls this under its caller's path, which may have a type "text" of its own.
+    run("SELECT pg_catalog.set_config('search_path', $1, true)", ["pg_catalog.text"], path)
+
+
+@contextmanager
+def committing(procedure: str) -> Iterator[None]:
+    """Around a procedure that commits as it goes: a call inside a transaction block fails here, before any work.
+
+    The caller's search_path is there again afterwards; after an error, which undoes the transaction, it is so by itself.
+    """
+    _set_search_path(OUR_PATH)
+    try:
+        commit()
+    except plpy.SPIError as error:
+        if error.sqlstate != "2D000":
+            raise
+        raise InvalidTransactionTermination(
+            f"{procedure} commits as it goes, so it cannot run inside a transaction block or a function",
+            hint="Call it in autocommit mode, alone in its statement string: outside BEGIN, by a psql -c of its own, with"
+            " autocommit=True in psycopg.",
+        ) from None
+    yield
+    _set_search_path(_callers_path)
+
+
+def commit() -> None:
+    """Commit; procedures cannot have a SET clause, and what they set themselves ends with the transaction."""
+    global _callers_path
+    plpy.commit()
+    _callers_path = (row("SELECT pg_catalog.current_setting('search_path') AS path") or {})["path"]
+    _set_search_path(OUR_PATH)
+
+
+def setting(name: str, default: str | None = None) -> str | None:
+    """Value of `pg_gpt2.name`, else `default`. After a rolled-back SET the value is '' and not null."""
+    found = row("SELECT nullif(current_setting($1, true), '') AS value", ["text"], f"pg_gpt2.{name}")
+    return default if found is None or found["value"] is None else found["value"]
+
+
+def may_read(*relations: str) -> bool:
+    """Whether the caller has SELECT on `relations` of the extension."""
+    found = row(
+        "SELECT bool_and(has_table_privilege(name, 'SELECT')) AS held FROM unnest($1) AS name",
+        ["text[]"],
+        [qualified(name) for name in relations],
+    )
+    return (found or {})["held"]
+
+
+def flag(name: str, default: str) -> bool:
+    """Value of the boolean setting `pg_gpt2.name`. 22023 when it is none."""
+    text = (setting(name, default) or default).strip().lower()
+    for value, words in ((True, ("on", "true", "yes", "1", "t", "y")), (False, ("off", "false", "no", "0", "f", "n"))):
+        if text in words:
+            return value
+    raise InvalidParameter(f"pg_gpt2.{name} must be on or off, not '{text}'", hint=f"RESET pg_gpt2.{name};")
+
+
+def _elements_sent(sent: bytes, name: str, kind: str) -> list[Any]:
+    """The elements of an array that SQL passed as array_send(name), or as '' where it has more than MOST_IDS.
+
+    The form: number of dimensions, whether there are nulls, type; of each dimension size and lower bound; of each element length
+    and value, big-endian. A null has the length -1 and no value.
+    """
+    oid, element, pair = ELEMENTS[kind]
+    if not sent or len(sent) > 20 + element.size * MOST_IDS:
+        raise InvalidParameter(
+            f"{name} has more than {MOST_IDS} elements", hint=f"Give a part of them: ({name})[1:1000000], for example."
+        )
+    dimensions, nulls, given, size = struct.unpack(">4i", sent[:16].ljust(16, b"\0"))  # an empty array has no size
+    if given == oid:
+        if dimensions > 1:
+            raise _not_one_dimension(name)
+        if nulls:
+            found = _elements_or_nulls(sent, element)
+            if len(found) == size:
+                return found
+        elif len(sent) == 12 + 8 * dimensions + element.size * size:
+            return np.frombuffer(sent[12 + 8 * dimensions :], pair)["f1"].tolist()
+    raise MalformedData(f"{name} is not what array_send gives", hint=f"array_send({name}), with {name} {kind}[].")
+
+
+def _elements_or_nulls(sent: bytes, element: struct.Struct) -> list[Any]:
+    """Elements of an array of one dimension, as far as they are there."""
+    found: list[Any] = []
+    place = 20
+    while place <= len(sent) - len(NULL_LENGTH):
+        if sent.startswith(NULL_LENGTH, place):
+            found.append(None)
+            place += len(NULL_LENGTH)
+        elif place + element.size > len(sent):
+            break
+        else:
+            found.append(element.unpack_from(sent, place)[1])
+            place += element.size
+        if not len(found) % 50_000:
+            check_interrupts()
+    return found
+
+
+def storable(text: str) -> str:
+    """`text` without U+0000, which a text cannot hold: PostgreSQL would cut it there silently."""
+    return text.replace("\0", "\ufffd")
+
+
+def check_interrupts() -> None:
+    """Let a cancel, a timeout or a termination of this session take effect; cheap enough for inner loops."""
+    global _checked
+    now = time.monotonic()
+    if now - _checked >= (CHECK_IN_SET if _in_set else CHECK_EVERY):
+        _checked = now
+        plpy.execute(_plan("SELECT 1", ()))
+
+
+def notice(message: str) -> None:
+    """Tell the client something, as a NOTICE."""
+    plpy.notice(message)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.diagnosis', $pg_gpt2_source$"""What llm_doctor finds: software, hardware, settings and models, each ok, or warn or error with a hint.
+
+It looks at what has cost people time: a slow BLAS, another Python than the one meant, a setting that is no value, a disk or a
+shared memory that is nearly full, a vocabulary that does not fit its model. It changes nothing, and raises for none of it.
+"""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import numpy as np
+
+from .. import __version__
+from ..errors import InvalidParameter
+from ..fast import threads
+from . import db, resources
+from .storage import store, weight_file, weights
+from .tape import recording
+from .training import audit
+
+Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
+SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
+SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
+LITTLE_ROOM = 2 << 30  # on the disk of the data directory
+BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
+LISTING = ("llm_models", "llm_param_resolved", "llm_model_config", "llm_param", "llm_param_share", "llm_bpe_vocab")
+SETTINGS: dict[str, Callable[[], object]] = {
+    "threads": resources.apply_threads,
+    "attention_chunk": resources.attention_chunk,
+    "max_memory": resources.memory_limit,
+    "autograd": recording.enabled,
+    "prompt_lookup": resources.prompt_lookup,
+    "audit_keep": audit.steps_kept,
+}
+
+
+def findings() -> Iterator[Finding]:
+    """All there is to say."""
+    yield from _software()
+    yield from _settings()
+    yield from _hardware()
+    yield from _database()
+
+
+def _check(item: str, value: str, good: bool, hint: str, status: str = "warn") -> Finding:
+    return (item, value, "ok", None) if good else (item, value, status, hint)
+
+
+def _software() -> Iterator[Finding]:
+    yield "pg_gpt2", f"{__version__} ({db.sources_digest})", "ok", None
+    yield "PostgreSQL", (db.row("SELECT current_setting('server_version') AS v") or {})["v"], "ok", None
+    yield "Python", f"{platform.python_version()} in {sys.base_prefix}", "ok", None
+    place = os.path.dirname(os.path.dirname(np.__file__))
+    old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 24)
+    yield _check("NumPy", f"{np.__version__} in {place}", not old, "Upgrade to NumPy 2.")
+    yield _check(
+        "BLAS",
+        threads.blas_name(),
+        threads.set_blas_threads(1),
+        "Its threads cannot be set. Install OpenBLAS: libopenblas0, or NumPy from PyPI.",
+    )
+    for variable in BLAS_VARIABLES:
+        if value := os.environ.get(variable):
+            hint = "Unset it for the server, unless this processor needs it: it may cost half the speed."
+            yield variable, value, "warn", hint
+    yield _vanished_clients()
+
+
+def _vanished_clients() -> Finding:
+    """Without a check, a computation whose client is gone goes on to its end, which nobody will see."""
+    interval = (db.row("SELECT current_setting('client_connection_check_interval') AS v") or {})["v"]
+    hint = "What a client that is gone has asked for is computed to its end: set it to 10s, in postgresql.conf or for a role."
+    return _check("client_connection_check_interval", interval, interval != "0", hint)
+
+
+def _settings() -> Iterator[Finding]:
+    """Settings that are no values: whatever uses them would say so."""
+    for name, read in SETTINGS.items():
+        try:
+            read()
+        except InvalidParameter as error:
+            yield f"pg_gpt2.{name}", db.setting(name) or "", "error", f"{error.message}. {error.hint}"
+
+
+def _hardware() -> Iterator[Finding]:
+    rate = _gflops()
+    hint = "Install OpenBLAS (apt-get install libopenblas0), or NumPy from PyPI, which brings it."
+    yield _check("matrix product", f"{rate:.0f} GFLOP/s on one core", rate >= SLOW_GFLOPS, hint)
+    yield "threads", f"{threads.threads()} of {resources.cores()} cores", "ok", None
+    with suppress(InvalidParameter):  # it is among the settings
+        yield "max_memory", resources.megabytes(resources.memory_limit()), "ok", None
+    available = resources.available_memory()
+    if available is not None:
+        hint = "Other programs, or other sessions, have the rest: what needs more is refused with 53200."
+        yield _check("memory available", resources.megabytes(available), available > 4 * resources.RESERVE, hint)
+    shared = _room("/dev/shm", whole=True)
+    if shared is not None:
+        hint = "PostgreSQL's parallel queries may fail. For Docker: --shm-size=1g."
+        yield _check("/dev/shm", resources.megabytes(shared), shared >= SMALL_SHM, hint)
+    room = _room(".", whole=False)  # a server's working directory is its data directory
+    if room is not None:
+        hint = "Without room for a model's file each session keeps a copy of its own, and training cannot commit."
+        yield _check("disk available", resources.megabytes(room), room >= LITTLE_ROOM, hint)
+    folder = weight_file.directory()
+    usable = folder is not None and (not os.path.exists(folder) or os.access(folder, os.R_OK | os.W_OK | os.X_OK))
+    yield _check("shared weights", folder or "none", usable, "Each session keeps a copy of its own.")
+    yield "cached weights", resources.megabytes(weights.cache.bytes()), "ok", None
+
+
+def _gflops(n: int = 512) -> float:
+    a = np.ones((n, n), np.float32)
+    a @ a
+    began = time.perf_counter()
+    for _ in range(4):
+        a @ a
+    return 8e-9 * n**3 / (time.perf_counter() - began)
+
+
+def _room(path: str, whole: bool) -> int | None:
+    """Bytes of a file system, all or those that are free; None where it says nothing."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return None
+    return found.f_frsize * (found.f_blocks if whole else found.f_bavail)
+
+
+def _database() -> Iterator[Finding]:
+    encoding = (db.row("SELECT current_setting('server_encoding') AS v") or {})["v"]
+    hint = "Text functions need a database with ENCODING 'UTF8'."
+    yield _check("encoding", encoding, encoding == "UTF8", hint, status="error")
+    if not db.may_read(*LISTING):
+        role = (db.row("SELECT current_user AS name") or {})["name"]
+        yield "models", f"hidden from {role}", "warn", "The extension's owner: SELECT llm_grant_usage(role)."
+        return
+    models = db.query(
+        "SELECT model, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models"
+        " LEFT JOIN (SELECT model, max(token_id) + 1 AS ids FROM {schema}.llm_bpe_vocab GROUP BY model) AS v USING (model)"
+        " WHERE n_params > 0 ORDER BY model"
+    )
+    if not models:
+        hint = "llm_init_model, the import functions and pg-gpt2 load-model make one."
+        yield "models", "none", "warn", hint
+    for row in models:
+        yield _model(row)
+        yield from _shared_file(row["model"])
+    default = store.model_name(None)
+    if not any(row["model"] == default for row in models):
+        default = store.only_model(tell=False) or default
+    hint = "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
+    yield _check("pg_gpt2.model", default, any(row["model"] == default for row in models), hint)
+
+
+def _model(row: db.Row) -> Finding:
+    value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens"
+    hint = "It has no vocabulary: only functions on token ids work."
+    if row["tokenizer_tokens"]:
+        hint = (
+            f"Ids of its vocabulary reach {row['ids'] - 1}, and its weights are for {row['vocab']} tokens: text with"
+            " the others is refused. Load the vocabulary that belongs to it."
+        )
+    return _check(f"model {row['model']}", value, 0 < (row["ids"] or 0) <= row["vocab"], hint)
+
+
+def _shared_file(model: str) -> Iterator[Finding]:
+    """Whether the file that sessions share is what was written; nothing where there is none. Large ones are read only here."""
+    config = store.find_config(model)
+    file = config and weights.file_of(model, config, weights.version_of(model))
+    if file and file.is_there():
+        damage = file.damage()
+        hint = (
+            "Memory or disk is at fault. The extension's owner: SELECT llm_cache_clear(); then sessions connect again."
+        )
+        yield _check(f"shared weights of {model}", damage or "as written", damage is None, hint, status="error")
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.importer', $pg_gpt2_source$"""Import the package from a dict of sources, which `llm_boot` reads from the table llm_module.
+
+Several versions can live in one session, as during ALTER EXTENSION UPDATE: each gets a name of its own in sys.modules.
+This module is executed by itself, before the package exists, and so imports nothing from it.
+"""
+
+import hashlib
+import importlib
+import importlib.abc
+import importlib.util
+import linecache
+import sys
+import warnings
+from contextlib import contextmanager
+
+HINT = (
+    "Install it for that interpreter: apt-get install python3-numpy, or pip install numpy into an environment on the"
+    " PYTHONPATH of the server."
+)
+OLD_PYTHON = "PL/Python has the Python that it was built with: take a newer release of the system, such as Debian 12."
+
+
+RECURSION = 1000  # frames that our code may need: what Python itself starts with
+
+
+def is_set_oddly():
+    """Whether another PL/Python function of the session has set something, in its one interpreter, that would make ours fail."""
+    return sys.getrecursionlimit() < RECURSION or "error" in [found[0] for found in warnings.filters]
+
+
+@contextmanager
+def own_settings():
+    """What is set oddly does not reach our code, and is as it was afterwards. 8 us, which a call shall not cost for nothing."""
+    limit = sys.getrecursionlimit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sys.setrecursionlimit(max(limit, RECURSION))
+        try:
+            yield
+        finally:
+            sys.setrecursionlimit(limit)
+
+
+class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Finds and loads modules `root` and below from `sources`, whose keys begin with `pg_gpt2`."""
+
+    def __init__(self, root, sources):
+        self.root = root
+        self.sources = {root + name.removeprefix("pg_gpt2"): source for name, source in sources.items()}
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname in self.sources:
+            return importlib.util.spec_from_loader(fullname, self, origin=f"<{fullname}>")
+        return None
+
+    def is_package(self, fullname):
+        return any(name.startswith(fullname + ".") for name in self.sources)
+
+    def get_source(self, fullname):
+        return self.sources[fullname]
+
+    def exec_module(self, module):
+        source, origin = self.sources[module.__name__], module.__spec__.origin
+        linecache.cache[origin] = (len(source), None, source.splitlines(True), origin)
+        with own_settings():
+            exec(compile(source, origin, "exec"), module.__dict__)
+
+
+def load(sources, key, schema):
+    """Import the package under a name made from `key` and return its `api`; `schema` is the extension's, quoted."""
+    with own_settings():
+        return _load(sources, key, schema)
+
+
+def _load(sources, key, schema):
+    python = f"{sys.base_prefix}/bin/python3 ({sys.version.split()[0]})"
+    if sys.version_info < (3, 10):  # noqa: UP036  (as of Debian 11)
+        raise unusable(f"Python 3.10 or later is needed in PL/Python, and this is {python}", OLD_PYTHON)
+    root = "pg_gpt2_" + hashlib.sha256(key.encode()).hexdigest()[:12]
+    if root not in sys.modules:
+        sys.meta_path.append(SourceImporter(root, sources))
+    try:
+        importlib.import_module(root + ".fast.threads").import_numpy_single_threaded()
+    except ImportError as error:
+        raise unusable(f"NumPy is needed in the Python of PL/Python, {python}: {error}", HINT) from None
+    importlib.import_module(root + ".server.db").connect(schema, key.split()[1])
+    return importlib.import_module(root + ".server.api")
+
+
+def unusable(message, hint):
+    """The error for a Python that will not do."""
+    import plpy
+
+    # PL/Python puts the name of the class in front of the message
+    error = type("pg_gpt2", (plpy.Error,), {"__module__": "builtins"})(message)
+    error.sqlstate, error.hint = "55000", hint
+    return error
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.prompts', $pg_gpt2_source$"""What generation starts from: a prompt as ids the model has, and a seed.
+
+A prompt longer than the window keeps its tail only, and a NOTICE says so.
+"""
+
+from ..errors import InvalidParameter, require
+from ..generation.decode import check_ids
+from ..tokenizer.bpe import Tokenizer
+from . import db
+from .storage import weights
+
+
+def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
+    """Ids of the prompt, as many as the window has; the end-of-text token for an empty one."""
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        return [end_of_text(model, tokenizer, "an empty prompt")]
+    check_ids(ids, model.config, model.name)
+    return _tail(ids, model)
+
+
+def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
+    """The token that texts begin after; 22023 saying `what` needs it where there is none."""
+    eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
+    if eos is None:
+        raise InvalidParameter(
+            f'{what} needs an end-of-text token, and model "{model.name}" has none',
+            hint="Set eos_token_id in llm_model_config.",
+        )
+    return eos
+
+
+def check_prompt(ids: list[int] | None, model: weights.Model) -> list[int]:
+    """Prompt ids as given, checked, as many as the window has."""
+    require(ids=ids)
+    if not ids:
+        raise InvalidParameter("ids must not be empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
+    check_ids(ids, model.config, model.name)
+    return _tail(ids, model)
+
+
+def _tail(ids: list[int], model: weights.Model) -> list[int]:
+    window = model.config.n_positions
+    if len(ids) > window:
+        db.notice(f"the prompt has {len(ids)} tokens; only the last {window}, the model's window, are used")
+    return ids[-window:]
+
+
+def draw_seed() -> int:
+    """A seed from the server's random(), which setseed() fixes."""
+    row = db.row("SELECT random() AS value")
+    return int((row or {})["value"] * 2**53)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.resources', $pg_gpt2_source$"""What a session may use: cores (pg_gpt2.threads) and memory (pg_gpt2.max_memory), asked before it is taken.
 
 NumPy's memory is outside work_mem, and the kernel answers its exhaustion by killing the whole cluster.
 """
@@ -10438,9 +10628,11 @@ import os
 import re
 from math import ceil
 
-from . import cgroups, db, host, threads
-from .errors import InvalidParameter, OutOfMemory
-from .ops import CHUNK, buffers
+from .. import host
+from ..errors import InvalidParameter, OutOfMemory
+from ..fast import buffers, threads
+from ..fast.ops import CHUNK
+from . import cgroups, db
 
 RESERVE = 256 << 20  # bytes left to everybody else
 SMALL = 1 << 20  # bytes that any server has: asking the kernel would cost a small call a tenth of its time
@@ -10562,101 +10754,9 @@ def release_memory() -> None:
 
 host.require_memory = require_memory
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.rng', $pg_gpt2_source$"""Counter-based random numbers: a draw is addressed by (seed, step, site, row, tick), never by what was drawn before.
-
-Philox4x64 (Salmon et al. 2011) is a function of a 128-bit key and a 256-bit counter. The key is (seed, purpose), the
-counter (tick, row, site, step): masks are the same bits for any number of threads, and can be drawn again.
-"""
-
-import numpy as np
-
-WORD = (1 << 64) - 1
-DROPOUT, INIT, ORDER = 1, 2, 3  # purposes: the second key word keeps their streams apart
-VALUES_PER_TICK = 16  # one step of the counter gives 4 words, 16 values of 16 bits
-
-
-def philox(seed: int, purpose: int, *, step: int = 0, site: int = 0, row: int = 0, tick: int = 0) -> np.random.Philox:
-    """A generator that starts at that address."""
-    counter = np.array([tick & WORD, row & WORD, site & WORD, step & WORD], np.uint64)
-    return np.random.Philox(key=np.array([seed & WORD, purpose], np.uint64), counter=counter)
-
-
-def uint16(source: np.random.Philox, n_ticks: int) -> np.ndarray:
-    """16 * n_ticks uniform 16-bit integers."""
-    return source.random_raw(4 * n_ticks).astype("<u8", copy=False).view("<u2")
-
-
-def drop_threshold(p: float) -> int:
-    """Values below it are dropped: p to within 2^-17."""
-    return round(p * 65536)
-
-
-def keep_mask(
-    p: float,
-    n: int,
-    *,
-    seed: int,
-    step: int = 0,
-    site: int = 0,
-    row: int = 0,
-    start: int = 0,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """Booleans [n]: elements start .. start + n of that row of masks; start is a multiple of VALUES_PER_TICK."""
-    source = philox(seed, DROPOUT, step=step, site=site, row=row, tick=start // VALUES_PER_TICK)
-    return np.greater_equal(uint16(source, -(-n // VALUES_PER_TICK))[:n], drop_threshold(p), out=out)
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage', $pg_gpt2_source$"""Models as rows and files: weights and their cache, checkpoints, sharing."""
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.sparkline', $pg_gpt2_source$"""Numbers as a line of bars, for a terminal: a curve at a glance. It has no scale; print the ends beside it."""
-
-import math
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from typing import TypeGuard, TypeVar
-
-from . import host, threads
-
-T = TypeVar("T")
-BARS = "".join(map(chr, range(0x2581, 0x2589)))  # from an eighth of a line to a full one
-GAP = " "
-AT_A_TIME = 100_000  # values, between looks for an interrupt
-
-
-def sparkline(values: Sequence[float | None]) -> str:
-    """A character a value, from the lowest to the highest of them; a gap where one is null, NaN or infinite."""
-    known = [value for value in _interruptibly(values) if _is_finite(value)]
-    # halved, so that the span of any two finite numbers is finite
-    low = min(known, default=0.0) / 2
-    span = max(known, default=0.0) / 2 - low
-    return "".join(
-        BARS[min(int((value / 2 - low) / span * len(BARS)), len(BARS) - 1) if span else 0] if _is_finite(value) else GAP
-        for value in _interruptibly(values)
-    )
-
-
-def means(values: Sequence[float | None], width: int) -> list[float | None]:
-    """At most `width` values: means of runs of equal length (give or take one) of those that are finite, None of none."""
-    if len(values) <= width:
-        return list(values)
-    ends = [-(-len(values) * place // width) for place in range(width + 1)]  # as llm_run_sparkline cuts a log
-    return [_mean([value for value in _interruptibly(values[a:b]) if _is_finite(value)]) for a, b in pairwise(ends)]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(value / len(values) for value in _interruptibly(values)) if values else None
-
-
-def _interruptibly(values: Sequence[T]) -> Iterator[T]:
-    for part in threads.pieces(len(values), AT_A_TIME):
-        host.check_interrupts()
-        yield from values[part]
-
-
-def _is_finite(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage', $pg_gpt2_source$"""Models as rows and files: weights and their cache, checkpoints, sharing."""
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.checkpoint_files', $pg_gpt2_source$"""A checkpoint as one file of the server: `.safetensors` or `.npz`, with weights, moments, and a digest of its manifest.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.checkpoint_files', $pg_gpt2_source$"""A checkpoint as one file of the server: `.safetensors` or `.npz`, with weights, moments, and a digest of its manifest.
 
 Weights have the names that transformers knows; moments stand after them as `adamw.m.NAME` and `adamw.v.NAME`. The database
 keeps the manifest, with the SHA-256 of every block: a file that is incomplete, damaged or of something else is refused.
@@ -10673,13 +10773,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .. import db, host
-from ..config import GPT2Config
-from ..errors import InconsistentData, InvalidParameter
-from ..formats import NpzReader, SafetensorsReader, TensorReader, hub_metadata, hub_name, write_npz, write_safetensors
-from ..formats.checkpoint import FIELDS
-from ..formats.source import shown
-from ..tensor import FLOAT32, to_bytes
+from ... import host
+from ...core.config import GPT2Config
+from ...errors import InconsistentData, InvalidParameter
+from ...formats import NpzReader, SafetensorsReader, TensorReader, hub_metadata, hub_name, write_npz, write_safetensors
+from ...formats.checkpoint import FIELDS
+from ...formats.source import shown
+from ...tensor import FLOAT32, to_bytes
+from .. import db
 from . import server_files, store
 
 KINDS = ("data", "m", "v")
@@ -11034,7 +11135,7 @@ def _update(model: str, kind: str, batch: list[tuple[Part, bytes]]) -> None:
         *(places, [len(data) for _, data in batch], whole),
     )
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.checkpoints', $pg_gpt2_source$"""Checkpoints: a model's whole state at one moment, as rows that share equal blocks, or as a file with its manifest.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.checkpoints', $pg_gpt2_source$"""Checkpoints: a model's whole state at one moment, as rows that share equal blocks, or as a file with its manifest.
 
 Saving into the database is one statement: of one snapshot, whatever is committed beside it, and no weight passes through
 Python. A block is stored under its SHA-256 and compared with it when it is loaded. The order of locks is in
@@ -11045,9 +11146,9 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from ...core.config import GPT2Config
+from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
 from .. import db
-from ..config import GPT2Config
-from ..errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
 from . import checkpoint_files, server_files, sharing, store
 from .checkpoint_files import Part
 
@@ -11405,7 +11506,7 @@ def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
     )
     return [row["id"] for row in rows]
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.checksum', $pg_gpt2_source$"""Checksums at nearly the speed of memory, some seven times SHA-256's: they tell damage and changes, not forgeries.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.checksum', $pg_gpt2_source$"""Checksums at nearly the speed of memory, some seven times SHA-256's: they tell damage and changes, not forgeries.
 
 Words of 8 bytes are added up, 512 at a time, and the sums are hashed with what is left over. A change within one word always
 shows; one that the sum of its 4 kB does not tell, such as two words that change places there, does not.
@@ -11439,122 +11540,7 @@ class Checksum:
         """SIZE bytes."""
         return self._hash.digest()
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.layout', $pg_gpt2_source$"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or matrices in panels where that pays.
-
-The choice follows from what this CPU and BLAS do with panels of the model's sizes, hence is the same in all sessions of a server.
-Everything that asks for a tensor by name, a tape or a trace, gets it as the checkpoint has it.
-"""
-
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-import numpy as np
-
-from .. import host
-from ..config import GPT2Config
-from ..ops import attend_blocks, panels
-from ..ops.panels import Panels, Table
-
-Params = Mapping[str, np.ndarray]
-
-use_panels: bool | None = None  # None: where they pay
-
-
-def in_panels(config: GPT2Config) -> bool:
-    """Whether matrices of such a model lie in panels."""
-    if use_panels is not None:
-        return use_panels
-    d = config.d_model
-    return panels.serve((d, 4 * d)) and attend_blocks.serves(config.d_head)
-
-
-def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what is kept for each tensor."""
-    shapes = config.param_shapes()
-    if in_panels(config):
-        shapes |= {name: panels.stored_shape(shape) for name, shape in shapes.items() if _kind(name, shape) is Panels}
-        shapes["wte"] = panels.stored_shape(shapes["wte"][::-1])
-    return shapes
-
-
-def _kind(name: str, shape: tuple[int, ...]) -> type[Panels] | None:
-    """Of panels, for a tensor that may be in panels."""
-    if len(shape) != 2 or name == "wpe":
-        return None
-    return Table if name == "wte" else Panels
-
-
-class Arranged(dict[str, Any]):
-    """Name -> array, or Panels for a matrix. `prepared` is what decoding makes of them for its passes."""
-
-    def __init__(self, tensors: Mapping[str, Any]) -> None:
-        super().__init__(tensors)
-        self.prepared: dict[int, Any] = {}
-
-
-class Stored(Mapping[str, np.ndarray]):
-    """What is kept for each tensor of `params`, made when it is asked for."""
-
-    def __init__(self, params: Params, config: GPT2Config) -> None:
-        self._params, self._shapes = params, stored_shapes(config)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        array = self._params[name]
-        kind = _kind(name, array.shape)
-        return array if kind is None or array.shape == self._shapes[name] else kind.of(array).data
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-
-class Plain(Mapping[str, np.ndarray]):
-    """Each tensor as the checkpoint has it; one from panels is a new copy at every call, but the table, which is kept."""
-
-    def __init__(self, arranged: Mapping[str, Any]) -> None:
-        self._arranged = arranged
-        self._tables: dict[str, np.ndarray] = {}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        found = self._arranged[name]
-        if isinstance(found, Table):
-            if name not in self._tables:
-                host.require_memory(found.nbytes, f'"{name}" outside its panels')
-                self._tables[name] = found.plain()
-            return self._tables[name]
-        return found.plain() if isinstance(found, Panels) else found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arranged)
-
-    def __len__(self) -> int:
-        return len(self._arranged)
-
-
-def arranged(stored: Params, config: GPT2Config) -> Arranged:
-    """The parameters for a `Decoder`, from what is kept for them."""
-    shapes = config.param_shapes()
-    found: dict[str, Any] = dict(stored)
-    for name, array in stored.items():
-        kind = _kind(name, shapes[name])
-        if kind is not None and array.shape != shapes[name]:
-            found[name] = kind(array, shapes[name])
-    return Arranged(found)
-
-
-def arrange(params: dict[str, np.ndarray], config: GPT2Config) -> Arranged:
-    """The parameters for a `Decoder`, from those of the checkpoint, which are taken out of `params` one by one."""
-    stored = Stored(params, config)
-    kept = {}
-    for name in list(params):
-        kept[name] = stored[name]
-        kept[name].flags.writeable = False
-        del params[name]
-    return arranged(kept, config)
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.server_files', $pg_gpt2_source$"""Files of the server's file system: only for members of pg_read_server_files and pg_write_server_files, as COPY has it.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.server_files', $pg_gpt2_source$"""Files of the server's file system: only for members of pg_read_server_files and pg_write_server_files, as COPY has it.
 
 Membership is asked with USAGE, so that a NOINHERIT member has to SET ROLE first. Writing goes to a temporary file beside the
 target, which is renamed when it is complete: a failure leaves what was there.
@@ -11570,10 +11556,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO
 
-from .. import db, threads
-from ..errors import FileAccessError, InsufficientPrivilege, InvalidParameter, MalformedData, NullNotAllowed, of_system
-from ..formats.source import ServerFile
-from ..limits import MOST_PATH
+from ...errors import FileAccessError, InsufficientPrivilege, InvalidParameter, MalformedData, NullNotAllowed, of_system
+from ...fast import threads
+from ...formats.source import ServerFile
+from ...limits import MOST_PATH
+from .. import db
 
 SYNC_BYTES = 16 << 20
 TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by the process's number
@@ -11716,13 +11703,13 @@ def _culprit(path: str, error: OSError) -> str:
             path = folder
     return path
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.sharing', $pg_gpt2_source$"""Weight sharing: which rows of llm_param stand in for which of another model. Reading resolves them: see store.resolved.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.sharing', $pg_gpt2_source$"""Weight sharing: which rows of llm_param stand in for which of another model. Reading resolves them: see store.resolved.
 
 A source is never a target itself, so that resolving is one step. Whatever changes a model locks its sources, too.
 """
 
+from ...errors import InvalidParameter, PgGpt2Error, UndefinedObject
 from .. import db
-from ..errors import InvalidParameter, PgGpt2Error, UndefinedObject
 from . import store
 
 Block = tuple[str, str, int]  # model, name, token_id
@@ -11862,7 +11849,7 @@ def forget(target: str) -> int:
     """Let `target` share nothing, without copies, because all its weights are replaced or dropped; how many it shared."""
     return db.run("DELETE FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], target)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.store', $pg_gpt2_source$"""Models as rows: names, configurations, locks, and how weights are laid out in blocks.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.store', $pg_gpt2_source$"""Models as rows: names, configurations, locks, and how weights are laid out in blocks.
 
 Tables are the truth; what a session holds of them in memory is in `weights`.
 """
@@ -11872,10 +11859,11 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
-from .. import db, host
-from ..config import GPT2Config
-from ..errors import DuplicateObject, InvalidParameter, LockNotAvailable, NullNotAllowed, UndefinedObject, WrongState
-from ..tensor import to_bytes
+from ... import host
+from ...core.config import GPT2Config
+from ...errors import DuplicateObject, InvalidParameter, LockNotAvailable, NullNotAllowed, UndefinedObject, WrongState
+from ...tensor import to_bytes
+from .. import db
 
 BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
 FLUSH_BYTES = 64 << 20  # a statement's worth of blocks: each statement is a subtransaction, and bytea[] ends at 1 GiB
@@ -12177,7 +12165,7 @@ def joined(parts: list[bytes]) -> tuple[bytes, list[int]]:
     places = np.cumsum([1, *map(len, parts)])[:-1]
     return b"".join(parts), places.tolist()
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.tensor_versions', $pg_gpt2_source$"""Weights of a model at its checkpoints and now, tensor by tensor: what differs between two states, what became of a tensor.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.tensor_versions', $pg_gpt2_source$"""Weights of a model at its checkpoints and now, tensor by tensor: what differs between two states, what became of a tensor.
 
 Only what differs by digest is read. Numbers are float64; whether a tensor changed is a question of bits.
 """
@@ -12190,9 +12178,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import db, host, resources
-from ..errors import InconsistentData, UndefinedObject
-from ..tensor import FLOAT32
+from ... import host
+from ...errors import InconsistentData, UndefinedObject
+from ...tensor import FLOAT32
+from .. import db, resources
 from . import checkpoint_files, checkpoints, store
 from .checkpoint_files import Part
 from .checkpoints import Checkpoint
@@ -12364,7 +12353,7 @@ def _state_of(checkpoint_id: int, model: str) -> State | None:
     row: Sequence = db.query("SELECT 1 FROM {schema}.llm_checkpoint WHERE id = $1", ["int4"], checkpoint_id)
     return State(checkpoints.find(checkpoint_id), model) if row else None
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.weight_file', $pg_gpt2_source$"""One file a version of a model's weights, which all sessions map read-only: memory and time of loading are paid once.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.weight_file', $pg_gpt2_source$"""One file a version of a model's weights, which all sessions map read-only: memory and time of loading are paid once.
 
 It lies where PostgreSQL keeps temporary files, under a name that a restart removes and base backups skip. It is written with
 write() and renamed when complete, never mapped for writing and never truncated: a full disk is an error here and not a
@@ -12384,8 +12373,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from .. import host
-from ..tensor import FLOAT32
+from ... import host
+from ...tensor import FLOAT32
 from . import checksum
 from .checksum import Checksum
 
@@ -12633,7 +12622,7 @@ def _unlink(folder: str, name: str) -> bool:
         return False
     return True
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.storage.weights', $pg_gpt2_source$"""Weights in memory: a cache of versions of the rows, one version for a call, shared between sessions where that can be.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.weights', $pg_gpt2_source$"""Weights in memory: a cache of versions of the rows, one version for a call, shared between sessions where that can be.
 
 The version is computed from the visible rows under the caller's rights at every call, so that it follows DML by hand, rollback,
 savepoints and row-level security; nothing has to be invalidated.
@@ -12646,11 +12635,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import db, host, resources
-from ..config import GPT2Config
-from ..errors import InconsistentData
-from ..tensor import FLOAT32
-from . import layout, store, weight_file
+from ... import host
+from ...core.config import GPT2Config
+from ...errors import InconsistentData
+from ...fast import layout
+from ...tensor import FLOAT32
+from .. import db, resources
+from . import store, weight_file
 
 # One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
 # transaction: then ctid and xmin alone repeat.
@@ -12904,227 +12895,2457 @@ class Assembly:
     def _refusal(self, problem: str, hint: str) -> InconsistentData:
         return InconsistentData(f'model "{self.model}": {problem}', hint=hint)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tape', $pg_gpt2_source$"""Running ops: on a tape that can be differentiated, or eagerly. Model code is written once against `Runner`.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.tape', $pg_gpt2_source$"""Tapes as rows of `llm_tape` and its tables."""
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.tape.recording', $pg_gpt2_source$"""Recording: a `Runner` whose handles are rows, so that model code written for training leaves its tape in tables.
 
-A tape is a list of nodes (name, inputs, output, attributes) in the order of their execution. It follows micrograd and
-HIPS/autograd; what it adds is the economy of a training step: values are freed, or recomputed, as soon as they allow.
+A parameter is the handle that is mapped for it on the own tape, else one made from the stored weights and mapped. A tensor
+given as bytes has no identity: it is the latest value of the tape with the same bytes, else a new one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from math import prod
+from typing import Any
 
 import numpy as np
 
-from . import host
-from .errors import InvalidParameter
-from .ops.elementwise import accumulate
-from .ops.op import Op, Sink, lookup
-
-Handle = Any  # a Value of a tape, or the array itself
-Audit = Callable[[str, "Node"], None]  # ("forward" | "backward", node)
-
-
-class Runner(Protocol):
-    """What a model needs: apply ops to handles, and say when a value has no further use."""
-
-    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Handle:
-        """A handle for data."""
-
-    def apply(self, name: str, *inputs: Handle, **attrs: Any) -> Handle:
-        """The result of an op."""
-
-    def forget(self, handle: Handle) -> None:
-        """The caller makes no further use of this value; a backward pass may recompute it."""
+from ... import host
+from ...core.config import block_shapes
+from ...core.tape import Eager, Handle, Runner
+from ...errors import InvalidParameter, WrongState
+from ...fast.elementwise import contiguous
+from ...fast.ops import lookup
+from ...tensor import check_shape, to_bytes
+from .. import db, resources
+from ..storage import store, weights
+from .tape_rows import Writer, checked_values, own_tape
 
 
-class Eager:
-    """Runs ops and records nothing: a handle is the array itself."""
-
-    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
-        """data."""
-        return data
-
-    def apply(self, name: str, *inputs: np.ndarray, **attrs: Any) -> np.ndarray:
-        """The op's result."""
-        host.check_interrupts()
-        return lookup(name)(*inputs, **attrs)
-
-    def forget(self, handle: np.ndarray) -> None:
-        """Nothing to do: the array goes with its last reference."""
-
-
-class Value:
-    """A value on a tape. `sink` is where a parameter's gradient is collected; others have it in `grad`.
-
-    `is_read` says that the backward pass of an op so far looks at the data.
-    """
-
-    __slots__ = ("data", "dtype", "grad", "is_read", "node", "requires_grad", "shape", "sink")
-
-    def __init__(self, data: np.ndarray, requires_grad: bool, node: "Node | None" = None, sink: Sink | None = None):
-        self.data: np.ndarray | None = data
-        self.shape, self.dtype = data.shape, data.dtype
-        self.requires_grad = requires_grad
-        self.node, self.sink = node, sink
-        self.grad: np.ndarray | None = None
-        self.is_read = False
+def enabled() -> bool:
+    """Whether recording is on in this session (pg_gpt2.autograd)."""
+    return db.flag("autograd", "off")
 
 
 @dataclass(eq=False)
-class Node:
-    """One application of an op: what becomes a row of `llm_tape`."""
+class Recorded:
+    """A value on the own tape, with its data at hand."""
 
-    op: Op
-    inputs: tuple[Value, ...]
-    attrs: dict[str, Any]
-    output: Value
-    saved: Any = None
+    id: int
+    data: np.ndarray
+    requires_grad: bool
+
+
+class Recorder:
+    """Runs ops and writes them to the own tape. Call `flush` at the end."""
+
+    def __init__(self, *, room: int = 64, values: bool = True) -> None:
+        """`values`: whether data are kept; without them a tape shows what was done and cannot be differentiated."""
+        self.writer = Writer(own_tape(), room=room)
+        self._values = values
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Recorded:
+        """A new value."""
+        content = to_bytes(data) if self._values else None
+        return Recorded(self.writer.tensor(data.shape, requires_grad, content), data, requires_grad)
+
+    def apply(self, name: str, *inputs: Recorded, **attrs: Any) -> Recorded:
+        """The result of an op, recorded."""
+        host.check_interrupts()
+        data = contiguous(lookup(name)(*(value.data for value in inputs), **attrs))  # as the next op would read it
+        if 0 in data.shape:
+            raise InvalidParameter(
+                f"{name}: the result of shape {list(data.shape)} has no values", hint="Give at least one id."
+            )
+        check_shape(data.shape, name=f"{name}: the result")
+        found = self.leaf(data, any(value.requires_grad for value in inputs))
+        self.writer.op(name, [value.id for value in inputs], found.id, attrs)
+        return found
+
+    def forget(self, handle: Recorded) -> None:
+        """Nothing to do: what is recorded stays."""
+
+    def flush(self) -> None:
+        """Write what is still held."""
+        self.writer.flush()
+
+    def params(self, model: weights.Model) -> dict[str, Recorded]:
+        """Handles of all parameters of a model; those that are not mapped yet are made and mapped."""
+        mapped = mapped_params(model.name)
+        found = {}
+        shapes = model.config.param_shapes()
+        for name, shape in shapes.items():
+            if name in mapped:
+                found[name] = self._whole(name, mapped[name], shape)
+        missing = [name for name in shapes if name not in found]
+        found |= materialize(self, model, missing)
+        return {name: found[name] for name in shapes}
+
+    def _whole(self, name: str, blocks: Sequence[Recorded], shape: tuple[int, ...]) -> Recorded:
+        """One handle for a tensor that is mapped as a whole or in blocks."""
+        whole = blocks[0] if len(blocks) == 1 else self.apply("concat", *blocks, axis=0)
+        if whole.data.shape != shape:
+            raise WrongState(
+                f'the handles mapped for "{name}" make shape {list(whole.data.shape)}; the parameter has {list(shape)}',
+                hint="Map every block of it, or SELECT llm_materialize_params(model) to map all anew.",
+            )
+        return whole
+
+
+def on_tape(
+    model: weights.Model, work: Callable[[Runner, Mapping[str, Handle]], Handle], level: str | None = None
+) -> np.ndarray:
+    """The result of `work(run, params)`, recorded while recording is on, or as the audit level says."""
+    if level is None:
+        level = "full" if enabled() else "none"
+    if level == "none":
+        return work(Eager(), model.params)
+    recorder = Recorder(values=level == "full")
+    result = work(recorder, recorder.params(model))
+    recorder.flush()
+    return result.data
+
+
+def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) -> dict[str, Recorded]:
+    """New handles for parameters, mapped to their rows of llm_param."""
+    params = model.params
+    shapes = model.config.param_shapes()
+    resources.require_memory(4 * sum(prod(shapes[name]) for name in names), f'handles for model "{model.name}"')
+    found = {name: recorder.leaf(params[name], True) for name in names}
+    recorder.flush()
+    db.run(
+        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
+        f" SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {store.resolved('$2')} AS p"
+        " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name"
+        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
+        ["int8", "text", "text[]", "int8[]"],
+        *(own_tape(), model.name, list(found), [value.id for value in found.values()]),
+    )
+    return found
+
+
+def mapped_params(model: str) -> dict[str, list[Recorded]]:
+    """Parameter name -> handles mapped for it on the own tape, in the order of their blocks."""
+    rows = db.cursor(
+        "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_rt AS t"
+        " JOIN (SELECT name, tensor_id, min(token_id) AS token_id FROM {schema}.llm_tensor_map"
+        "       WHERE tape_id = $1 AND model = $2 GROUP BY name, tensor_id) AS m ON m.tensor_id = t.id"
+        " WHERE t.tape_id = $1 AND t.data IS NOT NULL ORDER BY m.name, m.token_id",
+        ["int8", "text"],
+        own_tape(),
+        model,
+    )
+    found: dict[str, list[Recorded]] = {}
+    for row in rows:
+        value = Recorded(row["id"], checked_values(row["id"], row["data"], row["shape"]), row["requires_grad"])
+        found.setdefault(row["name"], []).append(value)
+        host.check_interrupts()
+    return found
+
+
+# --- tensors given as bytes -----------------------------------------------------------------------------------------
+
+
+def find(recorder: Recorder, data: np.ndarray) -> Recorded:
+    """The latest value of the own tape with these bytes and this shape, else a new one without gradient."""
+    row = db.row(
+        "SELECT id, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND data = $2 AND shape = $3"
+        " ORDER BY id DESC LIMIT 1",
+        ["int8", "bytea", "int4[]"],
+        *(own_tape(), to_bytes(data), list(data.shape)),
+    )
+    return Recorded(row["id"], data, row["requires_grad"]) if row else recorder.leaf(data)
+
+
+def find_block(recorder: Recorder, given: dict[str, np.ndarray]) -> dict[str, Recorded]:
+    """Handles for the parameters of one block, by their names without `h.{i}.`.
+
+    Vectors of zeros or ones are the same bytes in every layer. So the layer is the one that a matrix belongs to, and what
+    equals that layer's parameter is that parameter.
+    """
+    found = {name: find(recorder, array) for name, array in given.items() if array.ndim == 2}
+    layer = _mapped_layer(found)
+    for name, array in given.items():
+        if name in found:
+            continue
+        handle = layer.get(name)
+        if handle is not None and np.array_equal(handle.data, array):
+            found[name] = handle
+        else:
+            found[name] = find(recorder, array)
+    return {name: found[name] for name in block_shapes(1)}
+
+
+def _mapped_layer(matrices: dict[str, Recorded]) -> dict[str, Recorded]:
+    """The mapped vectors of the layer that one of these matrices is mapped to."""
+    row = db.row(
+        "SELECT model, substring(name FROM '^h\\.[0-9]+\\.') AS prefix FROM {schema}.llm_tensor_map"
+        " WHERE tape_id = $1 AND tensor_id = ANY ($2) AND name ~ '^h\\.[0-9]+\\.' LIMIT 1",
+        ["int8", "int8[]"],
+        own_tape(),
+        [value.id for value in matrices.values()],
+    )
+    if row is None:
+        return {}
+    rows = db.query(
+        "SELECT m.name, t.id, t.data, t.shape, t.requires_grad FROM {schema}.llm_tensor_map AS m"
+        " JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = m.tape_id"
+        " WHERE m.tape_id = $1 AND m.model = $2 AND starts_with(m.name, $3) AND cardinality(t.shape) = 1"
+        " AND t.data IS NOT NULL",
+        ["int8", "text", "text"],
+        *(own_tape(), row["model"], row["prefix"]),
+    )
+    return {
+        found["name"].removeprefix(row["prefix"]): Recorded(
+            found["id"], checked_values(found["id"], found["data"], found["shape"]), found["requires_grad"]
+        )
+        for found in rows
+    }
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.tape.tape_rows', $pg_gpt2_source$"""Tapes as rows: llm_tape, llm_tensor_rt and llm_tensor_map, written in batches and read back as records of `replay`.
+
+A transaction has one tape, with a number that no other ever has; functions touch the rows of that number only. With
+pg_gpt2.tape = session, it is the session that has it: a pooler gives one session to many clients, so that must be asked for.
+Tapes of audited training steps have numbers of their own.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ... import host
+from ...autograd import attributes
+from ...autograd.replay import Application, Tensor
+from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ...limits import MOST_DIMENSIONS
+from ...tensor import FLOAT32, to_bytes
+from .. import db, resources
+from ..storage.store import joined
+
+FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
+BATCH = 10_000  # rows that are read, or written, between two looks for an interrupt
+OP_BYTES = 8192  # of memory that an op of a tape and its values take, beside their data
+OWNERS = ("transaction", "session")
+OWN_HANDLES = (
+    "Handles live as long as their transaction: work between BEGIN and COMMIT. Or SET pg_gpt2.tape = 'session' before, but not"
+    " behind a pooler in transaction mode (pgbouncer and others), where the next statement may be another session's."
+)
+
+
+def own_tape() -> int:
+    """The number of the tape of this transaction or session; drawn when it is first needed.
+
+    A setting keeps it, beside the sequence that it was drawn from, which DROP EXTENSION may have made anew, and the role, since
+    another that is set later has a tape of its own. So it ends with what it belongs to, with a rollback of what drew it, and with
+    DISCARD ALL, which the interpreter's memory would outlive.
+    """
+    kept = db.row(
+        "SELECT '{schema}.llm_tape_tape_id_seq'::regclass::oid || '/' || current_user::regrole::oid AS drawn_by,"
+        " current_setting('pg_gpt2.tape', true) AS owner,"
+        " current_setting('pg_gpt2.transaction_tape', true) AS transaction,"
+        " current_setting('pg_gpt2.session_tape', true) AS session"
+    )
+    settings: db.Row = kept or {}
+    owner, drawn_by = _checked_owner(settings["owner"]), settings["drawn_by"]
+    if found := re.fullmatch(rf"{drawn_by}/([0-9]{{1,18}})", settings[owner] or ""):
+        return int(found[1])
+    number = new_tape()
+    db.run(
+        "SELECT set_config($1, $2, $3)",
+        ["text", "text", "bool"],
+        *(f"pg_gpt2.{owner}_tape", f"{drawn_by}/{number}", owner == "transaction"),
+    )
+    return number
+
+
+def tape_owner() -> str:
+    """transaction or session: what handles, and the mode set by llm_autograd_mode, belong to (pg_gpt2.tape)."""
+    return _checked_owner(db.setting("tape"))
+
+
+def _checked_owner(text: str | None) -> str:
+    owner = (text or OWNERS[0]).strip().lower()
+    if owner not in OWNERS:
+        raise InvalidParameter(f"pg_gpt2.tape must be transaction or session, not '{text}'", hint="RESET pg_gpt2.tape;")
+    return owner
+
+
+def new_tape() -> int:
+    """A number that no tape has."""
+    return reserve("llm_tape_tape_id_seq", 1)[0]
+
+
+def reserve(sequence: str, count: int) -> list[int]:
+    """`count` new numbers of a sequence, ascending."""
+    rows = db.query(
+        "SELECT nextval($1) AS id FROM generate_series(1, $2)", ["regclass", "int4"], db.qualified(sequence), count
+    )
+    return [row["id"] for row in rows]
+
+
+class Writer:
+    """Collects rows of one tape and inserts them, values and ops of one batch together."""
+
+    def __init__(self, tape_id: int, *, run_id: int | None = None, step: int | None = None, room: int = 64) -> None:
+        """`room`: how many handles are drawn at a time."""
+        self.tape_id, self.run_id, self.step, self.room = tape_id, run_id, step, room
+        self._ids: list[int] = []
+        self._tensors: list[tuple[int, str, bool, bytes | None]] = []
+        self._ops: list[tuple[str, str, int, str]] = []
+        self._held = 0
+
+    def tensor(self, shape: tuple[int, ...], requires_grad: bool, data: bytes | None = None) -> int:
+        """Add a value; its handle."""
+        if self._held >= FLUSH_BYTES:
+            self.flush()
+        if not self._ids:
+            self._ids = reserve("llm_handle_seq", self.room)[::-1]
+        handle = self._ids.pop()
+        self._tensors.append((handle, _array(shape), requires_grad, data))
+        self._held += len(data or b"")
+        return handle
+
+    def op(self, name: str, inputs: Sequence[int], output: int, attrs: dict[str, Any]) -> None:
+        """Add an application of an op."""
+        self._ops.append((name, _array(inputs), output, attributes.to_json(attrs)))
+
+    def flush(self) -> None:
+        """Insert what was added."""
+        if self._tensors:
+            ids, shapes, flags, data = map(list, zip(*self._tensors, strict=True))
+            whole, places = joined([part or b"" for part in data])
+            sizes = [None if part is None else len(part) for part in data]
+            db.run(
+                "INSERT INTO {schema}.llm_tensor_rt (tape_id, id, shape, requires_grad, data)"
+                " SELECT $1, id, shape::int[], requires_grad, substring($7 FROM place FOR size)"
+                " FROM unnest($2, $3, $4, $5, $6) AS new (id, shape, requires_grad, place, size)",
+                ["int8", "int8[]", "text[]", "bool[]", "int4[]", "int4[]", "bytea"],
+                *(self.tape_id, ids, shapes, flags, places, sizes, whole),
+            )
+        if self._ops:
+            db.run(
+                "INSERT INTO {schema}.llm_tape (tape_id, run_id, step, name, inputs, output, extra)"
+                " SELECT $1, $2, $3, name, inputs::bigint[], output, extra::jsonb"
+                " FROM unnest($4, $5, $6, $7) WITH ORDINALITY AS new (name, inputs, output, extra, place) ORDER BY place",
+                ["int8", "int8", "int8", "text[]", "text[]", "int8[]", "text[]"],
+                *(self.tape_id, self.run_id, self.step, *map(list, zip(*self._ops, strict=True))),
+            )
+        self._tensors.clear()
+        self._ops.clear()
+        self._held = 0
+        host.check_interrupts()
+
+
+def _array(numbers: Iterable[int]) -> str:
+    """Text of an integer array: PL/Python cannot pass an array of arrays of different lengths."""
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def applications(tape_id: int) -> list[Application]:
+    """The ops of a tape in the order of their recording."""
+    _require_room(tape_id)
+    rows = db.batches(
+        "SELECT id, name, inputs, output, extra::text AS extra FROM {schema}.llm_tape WHERE tape_id = $1 ORDER BY id",
+        ["int8"],
+        tape_id,
+    )
+    return [_application(row) for row in rows]
+
+
+def _require_room(tape_id: int) -> None:
+    """53200 before a large tape is read, with its ops, values and what runs over them."""
+    size = db.row(
+        "SELECT count(*) AS ops, coalesce(sum(pg_column_size(t)), 0)::bigint AS bytes FROM {schema}.llm_tape AS t"
+        " WHERE tape_id = $1",
+        ["int8"],
+        tape_id,
+    )
+    ops, held = (size or {})["ops"], (size or {})["bytes"]
+    if ops >= BATCH:
+        resources.require_memory(OP_BYTES * ops + 10 * held, f"tape {tape_id} of {ops} ops")
+
+
+def _application(row: db.Row) -> Application:
+    bare = Application(row["id"], row["name"], tuple(row["inputs"]), row["output"], {})
+    if not all(type(handle) is int for handle in bare.inputs):
+        raise bare.about(
+            InconsistentData(
+                "inputs must be an array of handles, of one dimension and without null",
+                hint="The row was changed by hand; record again.",
+            )
+        )
+    try:
+        return replace(bare, attrs=attributes.parse(row["name"], row["extra"]))
+    except PgGpt2Error as error:
+        raise bare.about(error) from None
+
+
+def tensors(tape_id: int) -> dict[int, Tensor]:
+    """The values of a tape, without their bytes."""
+    rows = db.batches(
+        "SELECT id, shape, requires_grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1", ["int8"], tape_id
+    )
+    return {row["id"]: Tensor(row["id"], _shape(row["id"], row["shape"]), row["requires_grad"]) for row in rows}
+
+
+def _shape(handle: int, shape: Sequence) -> tuple[int, ...]:
+    if len(shape) > MOST_DIMENSIONS or not all(type(n) is int and n > 0 for n in shape):
+        raise InconsistentData(
+            f"handle {handle} has a shape that none of our tensors has: {str(shape)[:60]}",
+            hint="Its row of llm_tensor_rt was changed by hand; record again.",
+        )
+    return tuple(shape)
+
+
+def data(tape_id: int, handles: Iterable[int], column: str = "data") -> dict[int, np.ndarray]:
+    """Data (or grad) of those handles that have it."""
+    wanted = list(handles)
+    turns = [wanted[i : i + BATCH] for i in range(0, len(wanted), BATCH)]
+    total = 0
+    for turn in turns:
+        size = db.row(
+            f"SELECT sum(octet_length({column})) AS bytes FROM {{schema}}.llm_tensor_rt WHERE tape_id = $1 AND id = ANY ($2)",
+            ["int8", "int8[]"],
+            *(tape_id, turn),
+        )
+        total += (size or {})["bytes"] or 0
+        host.check_interrupts()
+    resources.require_memory(2 * total, f"reading tape {tape_id}")
+    found = {}
+    for turn in turns:
+        rows = db.cursor(
+            f"SELECT id, shape, {column} AS bytes FROM {{schema}}.llm_tensor_rt"
+            f" WHERE tape_id = $1 AND id = ANY ($2) AND {column} IS NOT NULL",
+            ["int8", "int8[]"],
+            *(tape_id, turn),
+        )
+        for row in rows:
+            found[row["id"]] = checked_values(row["id"], row["bytes"], row["shape"])
+            host.check_interrupts()
+    return found
+
+
+def checked_values(handle: int, content: bytes, shape: Sequence[int]) -> np.ndarray:
+    """The array; 22000 naming the handle when bytes and shape do not belong together."""
+    array = np.frombuffer(content[: len(content) // 4 * 4], FLOAT32)
+    checked = _shape(handle, shape)
+    try:
+        if len(content) % 4:
+            raise ValueError
+        return array.reshape(checked)
+    except ValueError:
+        raise InconsistentData(
+            f"handle {handle} has {len(content)} bytes, which are not float32 values of shape {list(shape)}",
+            hint="Its row of llm_tensor_rt was changed by hand; record again.",
+        ) from None
+
+
+def value(handle: int) -> tuple[Tensor, np.ndarray]:
+    """One value of the own tape; 42704 when it has no such handle, 55000 when the data was not kept."""
+    row = db.row(
+        "SELECT shape, requires_grad, data FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
+        ["int8", "int8"],
+        own_tape(),
+        handle,
+    )
+    if row is None:
+        raise unknown(handle)
+    if row["data"] is None:
+        raise WrongState(f"handle {handle} has no data", hint="Audit level 'tape' keeps no values; use 'full'.")
+    found = Tensor(handle, _shape(handle, row["shape"]), row["requires_grad"])
+    return found, checked_values(handle, row["data"], found.shape)
+
+
+def unknown(handle: int) -> UndefinedObject:
+    """The error for a handle that is not on the own tape."""
+    return UndefinedObject(f"handle {handle} does not exist in this {tape_owner()}", hint=OWN_HANDLES)
+
+
+# --- changing -------------------------------------------------------------------------------------------------------
+
+
+def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
+    """Replace all gradients of a tape."""
+    db.run("UPDATE {schema}.llm_tensor_rt SET grad = NULL WHERE tape_id = $1 AND grad IS NOT NULL", ["int8"], tape_id)
+    batch: list[tuple[int, bytes]] = []
+    held = 0
+    for handle, grad in grads:
+        batch.append((handle, to_bytes(grad)))
+        held += len(batch[-1][1])
+        if held >= FLUSH_BYTES or len(batch) >= BATCH:
+            update_grads(tape_id, batch)
+            batch, held = [], 0
+    update_grads(tape_id, batch)
+
+
+def update_grads(tape_id: int, batch: list[tuple[int, bytes]]) -> None:
+    """Set some gradients, given as (handle, bytes), in one statement."""
+    if not batch:
+        return
+    handles, grads = map(list, zip(*batch, strict=True))
+    whole, places = joined(grads)
+    db.run(
+        "UPDATE {schema}.llm_tensor_rt AS t SET grad = substring($5 FROM place FOR size)"
+        " FROM unnest($2, $3, $4) AS new (id, place, size) WHERE t.tape_id = $1 AND t.id = new.id",
+        ["int8", "int8[]", "int4[]", "int4[]", "bytea"],
+        *(tape_id, handles, places, list(map(len, grads)), whole),
+    )
+    host.check_interrupts()
+
+
+def drop(tape_ids: Sequence[int]) -> int:
+    """Delete tapes with their values; the number of values."""
+    dropped = 0
+    for table in ("llm_tensor_map", "llm_tape", "llm_tensor_rt"):
+        dropped = db.run(f"DELETE FROM {{schema}}.{table} WHERE tape_id = ANY ($1)", ["int8[]"], list(tape_ids))
+    return dropped
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training', $pg_gpt2_source$"""Runs over stored data: sessions, their log, audit and replay."""
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.audit', $pg_gpt2_source$"""Audited training steps: their ops as rows of llm_tape, and at level 'full' every value and gradient in llm_tensor_rt.
+
+It only looks on: a step calls it after each op, forward and backward, and computes the same bits at every level. What
+pg_gpt2.audit_keep would prune at once is not recorded in the first place, where that can be known.
+"""
+
+from collections import deque
+
+import numpy as np
+
+from ...core.tape import Node, Value
+from ...errors import InvalidParameter
+from ...fast.ops import Sink
+from ...tensor import to_bytes
+from ...training.trainer import Trainer
+from .. import db
+from ..storage import store
+from ..tape.tape_rows import FLUSH_BYTES, Writer, drop, new_tape, update_grads
+
+LEVELS = ("none", "tape", "full")
+ROOM = 512  # handles drawn at a time
+
+
+def check_level(level: str) -> None:
+    """22023 unless `level` is one."""
+    if level not in LEVELS:
+        raise InvalidParameter(
+            f"audit must be one of {', '.join(LEVELS)}, not {level!r}",
+            hint="tape: one row an op; full: values and gradients as well.",
+        )
+
+
+def steps_kept() -> int | None:
+    """How many steps of a model stay (pg_gpt2.audit_keep); None = all."""
+    text = db.setting("audit_keep", "1") or "1"
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise InvalidParameter(
+            f"pg_gpt2.audit_keep must be a number of steps, not '{text}'", hint="1 is the default, 0 keeps all."
+        )
+    return int(text) or None
+
+
+def drop_all(model: str) -> None:
+    """Delete the tapes of all runs of a model."""
+    rows = db.query(
+        "SELECT DISTINCT t.tape_id FROM {schema}.llm_tape AS t JOIN {schema}.llm_run AS r USING (run_id) WHERE r.model = $1",
+        ["text"],
+        model,
+    )
+    if rows:
+        drop([row["tape_id"] for row in rows])
+
+
+class StepTape:
+    """The tape of one step; called by the trainer's tape after each op."""
+
+    def __init__(self, level: str, run_id: int, step: int) -> None:
+        self.full = level == "full"
+        self.writer = Writer(new_tape(), run_id=run_id, step=step, room=ROOM)
+        self._handles: dict[int, int] = {}  # of values by id(); of parameters by that of their sink
+        self._seen: list[Value | Sink] = []  # held, so that an id() means one object
+        self._grads: list[tuple[int, bytes]] = []
+        self._held = 0
 
     @property
-    def name(self) -> str:
-        """Name of the op."""
-        return self.op.name
+    def tape_id(self) -> int:
+        """Its number."""
+        return self.writer.tape_id
+
+    def __call__(self, phase: str, node: Node) -> None:
+        """After an op ran (forward), or passed its gradient on (backward)."""
+        if phase == "forward":
+            inputs = [self._handle(value) for value in node.inputs]
+            self.writer.op(node.name, inputs, self._handle(node.output), node.attrs)
+        elif self.full and node.output.grad is not None:
+            self._grad(self._handle(node.output), node.output.grad)
+
+    def _handle(self, value: Value) -> int:
+        key = value if value.sink is None else value.sink
+        if id(key) not in self._handles:
+            data = to_bytes(value.data) if self.full and value.data is not None else None
+            self._handles[id(key)] = self.writer.tensor(value.shape, value.requires_grad, data)
+            self._seen.append(key)
+        return self._handles[id(key)]
+
+    def _grad(self, handle: int, grad: np.ndarray) -> None:
+        self._grads.append((handle, to_bytes(grad)))
+        self._held += grad.nbytes
+        if self._held >= FLUSH_BYTES:
+            self._flush_grads()
+
+    def _flush_grads(self) -> None:
+        self.writer.flush()
+        update_grads(self.tape_id, self._grads)
+        self._grads.clear()
+        self._held = 0
+
+    def finish(self, trainer: Trainer) -> dict[str, int]:
+        """After the step: gradients of the parameters; their handles by name."""
+        names = {id(sink): name for name, sink in trainer.sinks.items()}
+        params = {names[key]: handle for key, handle in self._handles.items() if key in names}
+        if self.full:
+            for name, grad in trainer.grads.items():
+                self._grad(params[name], grad)
+            self._flush_grads()
+        self._seen.clear()
+        self._handles.clear()
+        return params
 
 
-class Tape:
-    """Records ops and differentiates them.
+class Auditor:
+    """Audits the steps of a run: `begin` and `end` around each, `write` when the weights are written."""
 
-    With keep, all values and gradients stay for inspection. Without, a value dies once nothing needs it: at `forget`,
-    or when the backward pass has gone by; with `recompute` at `forget` though it will be needed. Either way gives the
-    same bits. `audit` is called after each node.
+    def __init__(self, model: str, level: str) -> None:
+        check_level(level)
+        self.model, self.level = model, level
+        self._keep = steps_kept()
+        self._kept: deque[tuple[StepTape, dict[str, int]]] = deque(maxlen=self._keep)
+        self._tape: StepTape | None = None
+
+    def begin(self, run_id: int, step: int, steps_left: int = 0) -> StepTape | None:
+        """What watches this step; None when nobody does, as when more than enough steps are still to come."""
+        self._tape = None
+        if self.level != "none" and (self._keep is None or steps_left < self._keep):
+            self._tape = StepTape(self.level, run_id, step)
+        return self._tape
+
+    def end(self, trainer: Trainer) -> None:
+        """The step is done."""
+        if self._tape is None:
+            return
+        if self.level == "full" and self._keep is not None and len(self._kept) == self._keep:
+            drop([self._kept[0][0].tape_id])  # values were written as they came
+        self._kept.append((self._tape, self._tape.finish(trainer)))
+        self._tape = None
+        if self._keep is None:
+            self._flush()
+
+    def write(self) -> None:
+        """Insert what is kept, and delete the model's older steps."""
+        tapes = [tape.tape_id for tape, _ in self._kept]
+        self._flush()
+        if not tapes or self._keep is None:
+            return
+        rows = db.query(
+            "SELECT t.tape_id FROM {schema}.llm_tape AS t JOIN {schema}.llm_run AS r USING (run_id)"
+            " WHERE r.model = $1 GROUP BY t.tape_id ORDER BY t.tape_id DESC OFFSET $2",
+            ["text", "int4"],
+            self.model,
+            self._keep,
+        )
+        if rows:
+            drop([row["tape_id"] for row in rows])
+
+    def _flush(self) -> None:
+        for tape, params in self._kept:
+            tape.writer.flush()
+            db.run(
+                "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
+                f" SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {store.resolved('$2')} AS p"
+                " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name",
+                ["int8", "text", "text[]", "int8[]"],
+                *(tape.tape_id, self.model, list(params), list(params.values())),
+            )
+        self._kept.clear()
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.datasets', $pg_gpt2_source$"""Rows of llm_dataset: loading text into them, and reading batches out of them.
+
+A batch is fetched when its step needs it, as the binary form of the arrays, which NumPy reads without a Python object a token.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ... import host
+from ...core.config import GPT2Config
+from ...errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
+from ...tokenizer.bpe import Tokenizer
+from .. import db
+
+MANY_TOKENS = 1 << 24  # from where room is asked for
+INSERT_TOKENS = 1 << 16  # tokens a statement
+
+Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
+
+
+class Row(NamedTuple):
+    """A row of llm_dataset: tokens [T], targets [T], and the first 8 bytes of the SHA-256 of both."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    digest: int
+
+
+# Rows that a model learns from: its own, and those of nobody whose ids it has.
+USABLE = (
+    "(model = $1 OR model IS NULL"
+    " AND ($2 <= ANY (tokens || target)) IS NOT TRUE AND (0 > ANY (tokens || target)) IS NOT TRUE)"
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How texts become rows: of `block_size` tokens, across texts, or (`pack` false) of up to that many tokens of one text.
+
+    The last `val_fraction` of the rows go to the split val. `replace`: the rows that the model has in these splits go.
     """
 
-    def __init__(self, *, keep: bool = True, recompute: bool = True, audit: Audit | None = None) -> None:
-        self.nodes: list[Node] = []
-        self.keep = keep
-        self.recompute = recompute and not keep
-        self.audit = audit
-
-    def leaf(self, data: np.ndarray, requires_grad: bool = False, sink: Sink | None = None) -> Value:
-        """A value from outside: an input, or a parameter."""
-        return Value(data, requires_grad, sink=sink)
-
-    def apply(self, name: str, *inputs: Value, **attrs: Any) -> Value:
-        """Run an op on values and record it."""
-        host.check_interrupts()
-        op = lookup(name)
-        run = op.run if self.recompute or self.keep else op.run_saving
-        y, saved = run(*(_data(value) for value in inputs), **attrs)
-        return self._record(op, inputs, attrs, y, saved)
-
-    def forget(self, value: Value) -> None:
-        """Drop the data of an intermediate value that no backward pass reads, or that one can recompute."""
-        if value.node is not None and (self.recompute or not (self.keep or value.is_read)):
-            value.data = None
-
-    def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:
-        """Gradients of sum(seed * start) for everything before `start` that requires one."""
-        if start.node is None or not start.requires_grad:
-            raise InvalidParameter(
-                "the value to start from was not computed from anything that requires a gradient",
-                hint="Start from a value that depends on a variable with requires_grad.",
-            )
-        start.grad = np.array(np.broadcast_to(np.asarray(seed, start.dtype), start.shape), order="C")
-        self._sweep(self.nodes.index(start.node), start)
-
-    def finish(self, name: str, *inputs: Value, seed: float = 1.0, **attrs: Any) -> Value:
-        """Apply a last op and run backward from it, in one pass where the op can do that. The same bits as the two."""
-        op = lookup(name)
-        if op.fused is None or self.keep or not any(value.requires_grad for value in inputs):
-            loss = self.apply(name, *inputs, **attrs)
-            self.backward(loss, seed)
-            return loss
-        host.check_interrupts()
-        arrays = [_data(value) for value in inputs]
-        y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **attrs)
-        loss = self._record(op, inputs, attrs, y, None)
-        loss.grad = np.asarray(seed, loss.dtype)  # for the audit
-        self._collect(self.nodes[-1], grads)
-        self._sweep(len(self.nodes) - 2, loss)
-        return loss
-
-    def _record(self, op: Op, inputs: Sequence[Value], attrs: dict[str, Any], y: np.ndarray, saved: Any) -> Value:
-        output = Value(y, any(value.requires_grad for value in inputs))
-        node = Node(op, tuple(inputs), attrs, output, saved if output.requires_grad else None)
-        output.node = node
-        output.is_read = "y" in op.reads
-        for i, value in enumerate(inputs):
-            value.is_read |= i in op.reads
-        self.nodes.append(node)
-        if self.audit is not None:
-            self.audit("forward", node)
-        return output
-
-    def _sweep(self, last: int, start: Value) -> None:
-        """Backward from node `last` to the first; the data of `start` stays."""
-        for node in reversed(self.nodes[: last + 1]):
-            host.check_interrupts()
-            if node.output.grad is not None:
-                y = _data(node.output) if "y" in node.op.reads else None
-                arrays = [_operand(value, i in node.op.reads) for i, value in enumerate(node.inputs)]
-                sinks = _sinks(node.inputs)
-                grads = node.op.backward(node.output.grad, y, *arrays, saved=node.saved, sinks=sinks, **node.attrs)
-                self._collect(node, grads)
-            if not self.keep:
-                node.output.grad = node.saved = None
-                node.output.data = start.data if node.output is start else None
-        if not self.keep:
-            for node in self.nodes:
-                node.output.node = None  # a cycle would hold the parameters until Python's collector happens to run
-            self.nodes.clear()
-
-    def _collect(self, node: Node, grads: Sequence[np.ndarray | None]) -> None:
-        """Add the gradients of a node's inputs to what they have."""
-        for value, grad in zip(node.inputs, grads, strict=True):
-            if grad is not None and value.requires_grad:
-                _add_gradient(value, grad, node.output.grad)
-        if self.audit is not None:
-            self.audit("backward", node)
+    block_size: int
+    split: str
+    val_fraction: float
+    replace: bool
+    pack: bool
 
 
-def _data(value: Value) -> np.ndarray:
-    """The value's data, recomputed when it was forgotten."""
-    if value.data is None:
-        node = value.node
-        if node is None:
-            raise InvalidParameter(
-                "a value of this tape is gone: a tape that does not keep runs backward once",
-                hint="Run the forward pass again.",
-            )
-        value.data = node.op(*(_data(inner) for inner in node.inputs), **node.attrs)
-    return value.data
+def load(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
+    """Tokenize `texts`, one end-of-text after each, into rows; their number."""
+    if tokenizer.eos_token_id is None:
+        raise WrongState(
+            f'the vocabulary of "{model}" has no end-of-text token to put after each text',
+            hint="Add a token <|endoftext|> to llm_bpe_vocab.",
+        )
+    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
+    ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
+    del parts
+    starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
+    if not starts.size:
+        whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
+        raise InvalidParameter(
+            f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
+        )
+    first_val = starts.size - round(starts.size * (cut.val_fraction if cut.split == "train" else 0))
+    for split, part in ((cut.split, slice(first_val)), ("val", slice(first_val, None))):
+        if starts[part].size:
+            _make_room(model, split, cut.replace)
+            _insert(ids, model, split, starts[part], lengths[part])
+    return starts.size
 
 
-def _operand(value: Value, is_read: bool) -> np.ndarray:
-    """What a backward pass is given: the data, or for what it does not read an array of that shape without memory."""
-    if is_read or value.data is not None:
-        return _data(value)
-    return np.broadcast_to(np.zeros((), value.dtype), value.shape)
+def _packed(n_ids: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where rows begin in the stream of ids, and their lengths: what does not fill a last row is left out."""
+    starts = np.arange(max(0, (n_ids - 1) // block_size)) * block_size
+    return starts, np.full_like(starts, block_size)
 
 
-def _sinks(inputs: Sequence[Value]) -> list[Sink | None]:
-    return [value.sink if value.requires_grad else None for value in inputs]
+def _text_by_text(sizes: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for texts of `sizes` ids, end-of-text included, whose rows begin and end with them: nothing is left out."""
+    ends = np.cumsum(sizes)
+    rows = -(-(sizes - 1).clip(0) // block_size)  # nothing precedes the end-of-text of an empty one
+    text = np.repeat(np.arange(sizes.size), rows)
+    place = np.arange(text.size) - np.repeat(np.cumsum(rows) - rows, rows)  # of a row among those of its text
+    starts = (ends - sizes)[text] + place * block_size
+    return starts, np.minimum(block_size, ends[text] - 1 - starts)
 
 
-def _add_gradient(value: Value, grad: np.ndarray, dy: np.ndarray | None) -> None:
-    """Collect `grad` in the value's sink, or in its own gradient."""
-    sink = value.sink
-    if sink is not None:
-        if np.may_share_memory(grad, sink.array):
-            return  # the op put it there
-        if sink.filled:
-            accumulate(sink.array, grad)
-        else:
-            sink.array[...], sink.filled = grad, True
+def _make_room(model: str, split: str, replace: bool) -> None:
+    """Say how many rows of the split were there, having deleted them with `replace`."""
+    if replace:
+        before = db.run(
+            "DELETE FROM {schema}.llm_dataset WHERE model = $1 AND split = $2", ["text", "text"], model, split
+        )
+        if before:
+            db.notice(f'replaced the {before} rows that model "{model}" had in split {split}')
         return
-    if value.grad is None:
-        value.grad = grad
-    elif grad.flags.c_contiguous and dy is not None and not np.may_share_memory(grad, dy):
-        accumulate(grad, value.grad)
-        value.grad = grad
+    row = db.row(
+        "SELECT count(*) AS before FROM {schema}.llm_dataset WHERE model = $1 AND split = $2",
+        ["text", "text"],
+        model,
+        split,
+    )
+    if before := (row or {})["before"]:
+        db.notice(
+            f'added to {before} rows that model "{model}" has in split {split}; replace => true would delete them'
+        )
+
+
+def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Ids of each text and one end-of-text."""
+    count, room = 0, MANY_TOKENS
+    progress = host.Progress("tokenizing the source", "tokens")
+    for text in texts:
+        ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32)
+        count += ids.size
+        progress.at(count)
+        if count > room:
+            room = 2 * count
+            host.require_memory(2 * ids.itemsize * room, f"data of more than {count} tokens")  # in parts, and as one
+        yield ids
+
+
+def _insert(ids: np.ndarray, model: str, split: str, starts: np.ndarray, lengths: np.ndarray) -> None:
+    """Rows of the stream `ids`, targets shifted by one."""
+    first = 0
+    while first < starts.size:
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + INSERT_TOKENS)))
+        rows, sizes = starts[first:last] - starts[first], lengths[first:last]
+        part = ids[starts[first] : starts[last - 1] + sizes[-1] + 1]
+        db.run(
+            "INSERT INTO {schema}.llm_dataset (model, split, tokens, target)"
+            " SELECT $1, $2, $3[start + 1 : start + size], $3[start + 2 : start + size + 1]"
+            " FROM unnest($4, $5) WITH ORDINALITY AS new (start, size, place) ORDER BY place",
+            ["text", "text", "int4[]", "int4[]", "int4[]"],
+            *(model, split, part.tolist(), rows.tolist(), sizes.tolist()),
+        )
+        host.check_interrupts()
+        first = last
+
+
+def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
+    """Ids of the rows that `model` may use, in order; 55000 when there is none."""
+    rows = db.query(
+        f"SELECT id FROM {{schema}}.llm_dataset WHERE split = $3 AND {USABLE} ORDER BY id",
+        ["text", "int4", "text"],
+        *(model, config.vocab, split),
+    )
+    if not rows:
+        raise WrongState(
+            f'there is no data of split "{split}" for model "{model}"',
+            hint=f"Load some: SELECT llm_dataset_load('SELECT body FROM documents', '{model}',"
+            f" {min(config.n_positions, 256)}{'' if split == 'train' else ', val_fraction => 0.1'}).",
+        )
+    return np.asarray([row["id"] for row in rows])
+
+
+def refuse_long(model: str, config: GPT2Config, split: str) -> None:
+    """22023 when a row is longer than `model` is, before a run comes to it after some steps."""
+    row = db.row(
+        "SELECT id, cardinality(tokens) AS size FROM {schema}.llm_dataset"
+        f" WHERE split = $3 AND cardinality(tokens) > $4 AND {USABLE} ORDER BY id LIMIT 1",
+        ["text", "int4", "text", "int4"],
+        *(model, config.vocab, split, config.n_positions),
+    )
+    if row:
+        _check_size(row["id"], row["size"], model, config)
+
+
+def digest(model: str, config: GPT2Config) -> str:
+    """SHA-256 of the training rows that `model` may use, in order; their ids play no part."""
+    found = hashlib.sha256()
+    for row in db.cursor(
+        "SELECT array_send(tokens) AS tokens, array_send(target) AS target"
+        f" FROM {{schema}}.llm_dataset WHERE split = 'train' AND {USABLE} ORDER BY id",
+        ["text", "int4"],
+        *(model, config.vocab),
+    ):
+        found.update(row["tokens"])
+        found.update(row["target"])
+        host.check_interrupts()
+    return found.hexdigest()
+
+
+def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
+    """The rows `ids`, checked, in that order."""
+    found = db.query(
+        "SELECT id, array_send(tokens) AS tokens, array_send(target) AS target FROM {schema}.llm_dataset WHERE id = ANY ($1)",
+        ["int8[]"],
+        np.unique(ids).tolist(),
+    )
+    by_id = {}
+    for row in found:
+        host.check_interrupts()
+        tokens, targets = _ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])
+        _check_row(row["id"], tokens, targets, model, config)
+        digest = hashlib.sha256(row["tokens"] + row["target"]).digest()
+        by_id[row["id"]] = Row(tokens, targets, int.from_bytes(digest[:8], "big", signed=True))
+    for row_id in ids:
+        if row_id not in by_id:
+            raise UndefinedObject(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
+    return [by_id[row_id] for row_id in ids]
+
+
+def batches(found: Iterable[Row]) -> list[Batch]:
+    """Rows as batches of equal length, in their order within a length."""
+    by_length: dict[int, list[Row]] = {}
+    for row in found:
+        by_length.setdefault(row.tokens.size, []).append(row)
+    return [(np.stack([r.tokens for r in rows]), np.stack([r.targets for r in rows])) for rows in by_length.values()]
+
+
+def _ints(row_id: int, sent: bytes) -> np.ndarray:
+    """int4[] in PostgreSQL's binary form: a header of 20 bytes, then length and value, big-endian. NULLs are refused."""
+    if int.from_bytes(sent[:4], "big") != 1 or int.from_bytes(sent[4:8], "big"):
+        raise InconsistentData(
+            f"row {row_id} of llm_dataset has an array with nulls or more than one dimension", hint="Delete the row."
+        )
+    return np.frombuffer(sent, ">i4", offset=20).reshape(-1, 2)[:, 1].astype(np.int64)
+
+
+def _check_size(row_id: int, size: int, model: str, config: GPT2Config) -> None:
+    if size > config.n_positions:
+        raise InvalidParameter(
+            f"row {row_id} of llm_dataset has {size} tokens, more than the {config.n_positions} positions of"
+            f' model "{model}"',
+            hint=f"Load the data with block_size => {config.n_positions} or less.",
+        )
+
+
+def _check_row(row_id: int, tokens: np.ndarray, target: np.ndarray, model: str, config: GPT2Config) -> None:
+    _check_size(row_id, tokens.size, model, config)
+    for ids in (tokens, target):
+        if ids.min() < 0 or ids.max() >= config.vocab:
+            raise InvalidParameter(
+                f'row {row_id} of llm_dataset has a token id outside 0..{config.vocab - 1}, the ids of model "{model}"',
+                hint="Tokenize the text with this model's vocabulary: llm_dataset_load.",
+            )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.hand_steps', $pg_gpt2_source$"""Steps by hand: llm_train_step, one statement a step, each recorded with its parameters under the model's manual run.
+
+The run ends when anything else changes the weights, so that its steps follow one another and can be done again as a run's.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from ...training.optim import lr_schedule
+from .. import db
+from ..storage import store
+from . import datasets, runs
+from .audit import Auditor
+from .session import Session, Settings
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one step by hand is to do, on `batch_size` rows; its number is the model's own."""
+
+    settings: Settings
+    total_steps: int | None
+    batch_size: int
+
+    @classmethod
+    def of(cls, config: dict, batch_size: int) -> "StepPlan":
+        """Back from llm_train_log.config."""
+        return cls(runs.settings_of(config), config["total_steps"], batch_size)
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the model's step 1, 2, ..."""
+        settings = self.settings
+        if self.total_steps is not None:
+            return lr_schedule(step, settings.warmup, self.total_steps, settings.lr_max, settings.min_lr)
+        return settings.lr_max * min(1.0, step / settings.warmup) if settings.warmup else settings.lr_max
+
+
+def train_step(
+    session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None, audit: str
+) -> float:
+    """One step by hand, on the rows `ids`, else on the next row of the training data; the loss before it."""
+    step = session.step + 1
+    if ids is None:
+        rows = datasets.row_ids(session.model, session.config, "train")
+        ids = [int(rows[(step - 1) % len(rows)])]
+    plan = StepPlan(settings, total_steps, len(ids))
+    log = runs.Log(_manual_run(session, settings.seed), session.model)
+    auditor = Auditor(session.model, audit)
+    began = time.perf_counter()
+    lr, result, digests = runs.learn(session, plan, step, ids, auditor.begin(log.run_id, step))
+    auditor.end(session.trainer)
+    log.add(step, lr, result, time.perf_counter() - began, ids, digests)
+    began = time.perf_counter()
+    session.write()
+    auditor.write()
+    seconds = time.perf_counter() - began
+    config = asdict(settings) | {"total_steps": total_steps, "attention_chunk": session.trainer.chunk}
+    log.write(seconds, config=config, lineage=session.content)
+    return result.loss
+
+
+def _manual_run(session: Session, seed: int) -> int:
+    """The model's run of steps by hand: the one that left these weights, else a new one."""
+    found = runs.environment()
+    row = db.row(
+        "SELECT r.run_id, l.lineage = $2 AS same, coalesce(r.resumed -> -1 -> 'environment', r.environment) = $3 AS here"
+        " FROM {schema}.llm_run AS r LEFT JOIN LATERAL (SELECT lineage FROM {schema}.llm_train_log"
+        " WHERE run_id = r.run_id ORDER BY step DESC LIMIT 1) AS l ON true WHERE r.model = $1 AND r.status = 'manual'",
+        ["text", "text", "jsonb"],
+        *(session.model, session.content, json.dumps(found)),
+    )
+    if row is None or not row["same"]:
+        store.finish_manual_run(session.model)
+        return runs.new_run(session, runs.tied_in(session), seed, None, "manual")
+    if not row["here"]:
+        db.run(
+            f"UPDATE {{schema}}.llm_run SET {runs.RESUMED} WHERE run_id = $1",
+            ["int8", "int8", "jsonb"],
+            *(row["run_id"], session.step, json.dumps(found)),
+        )
+    return row["run_id"]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.replay_start', $pg_gpt2_source$"""What is recorded of a training run, and where it can be done again from: a checkpoint, or the seed of the first weights.
+
+The state is read into memory, each block compared with its digest; nothing is written. `run_replay` goes on from there.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ... import host
+from ...core import gpt2
+from ...core.config import GPT2Config
+from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ...fast.ops import CHUNK
+from ...tensor import FLOAT32
+from ...training.trainer import Trainer
+from .. import db
+from ..storage import checkpoints, store
+from ..storage.checkpoint_files import KINDS
+from ..storage.checkpoints import Checkpoint
+from . import runs
+from .session import Learner, Settings
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as llm_run has it. `plan` None: of steps by hand, each with a plan of its own, which count as the model does."""
+
+    run_id: int
+    model: str
+    plan: runs.Plan | None
+    data: dict[str, Any]
+    tied: dict[str, str]
+    first_step: int
+    weights_digest: str | None
+    environments: list[tuple[int, dict[str, Any]]]  # the number of the last step before each
+    last: int  # number of the last step logged
+
+    @property
+    def start(self) -> int:
+        """Number of the step before the first."""
+        return 0 if self.plan else self.first_step
+
+    def number(self, model_step: int) -> int:
+        """Number in the log of the step that was the model's `model_step`-th."""
+        return model_step - self.first_step + self.start
+
+    def model_step(self, number: int) -> int:
+        """The other way round."""
+        return number + self.first_step - self.start
+
+    def used(self, first: int, last: int) -> list[dict[str, Any]]:
+        """Environments of the steps from `first` to `last`."""
+        began = max(i for i, (after, _) in enumerate(self.environments) if after < first or i == 0)
+        return [
+            found for i, (after, found) in enumerate(self.environments) if i >= began and (after < last or i == began)
+        ]
+
+    @property
+    def chunk(self) -> int:
+        """Rows of attention at a time, which decide about bits."""
+        return self.environments[0][1].get("attention_chunk", CHUNK)
+
+    @classmethod
+    def find(cls, run_id: int) -> "Record":
+        """42704 when there is none, 55000 when it cannot be done again."""
+        row = db.row(
+            "SELECT model, config, first_step, n_steps, weights_digest, environment, resumed,"
+            " (SELECT max(step) FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id) AS last"
+            " FROM {schema}.llm_run AS r WHERE run_id = $1",
+            ["int8"],
+            run_id,
+        )
+        if row is None:
+            raise UndefinedObject(f"run {run_id} does not exist", hint="SELECT run_id, model FROM llm_run lists them.")
+        if not row["last"]:
+            raise WrongState(f"run {run_id} has no step in llm_train_log", hint="There is nothing to compare with.")
+        try:
+            record = cls._of(run_id, row, json.loads(row["config"]))
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, PgGpt2Error):
+            raise InconsistentData(
+                f"llm_run row {run_id}: config, environment or resumed is not what a run records",
+                hint="The row was changed by hand; without it the run cannot be done again.",
+            ) from None
+        if record.last <= record.start:
+            raise InconsistentData(
+                f"llm_run row {run_id}: first_step {record.first_step} is not before the steps in llm_train_log",
+                hint="The row was changed by hand; without it the run cannot be done again.",
+            )
+        return record
+
+    @classmethod
+    def _of(cls, run_id: int, row: db.Row, config: dict) -> "Record":
+        """What the row says; an error of any kind when it is not what a run records."""
+        resumed = json.loads(row["resumed"])
+        if not isinstance(resumed, list):
+            raise ValueError
+        environments = [(-1, json.loads(row["environment"]))]
+        environments += [(one["after_step"], one["environment"]) for one in resumed]
+        tied = config.get("tied", {})
+        whole = [after for after, _ in environments] + [
+            found.get("attention_chunk", CHUNK) for _, found in environments
+        ]
+        plan, data = None, {}
+        if row["n_steps"] is not None:
+            plan, data = runs.Plan.of(config), config["data"]
+            check_settings(plan.settings)
+            whole += [plan.n_steps, plan.batch_size, plan.grad_accum, data["rows"]]
+            if min(data["rows"], plan.batch_size, plan.grad_accum) <= 0 or not isinstance(data["digest"], str):
+                raise ValueError
+        record = cls(
+            *(run_id, row["model"], plan, data, tied, row["first_step"]),
+            *(row["weights_digest"], environments, row["last"]),
+        )
+        if not all(type(number) is int for number in whole) or record.chunk <= 0:
+            raise ValueError
+        if not all(isinstance(one, str) for one in tied.values()):
+            raise ValueError
+        return record
+
+
+def check_settings(settings: Settings) -> None:
+    """ValueError unless they are numbers, whole ones where they count."""
+    if not all(isinstance(number, int | float | None) for number in asdict(settings).values()):
+        raise ValueError
+    if not all(type(number) is int for number in (settings.seed, settings.warmup)):
+        raise ValueError
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where record and replay part, after the step numbered `step`."""
+
+    step: int
+    what: str
+    recorded: object = None
+    replayed: object = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """A copy of the model after the step of the run that is numbered `done`."""
+
+    learner: Learner
+    done: int
+    source: str
+
+    def difference(self, record: Record) -> Difference | None:
+        """Whether the run had other weights there."""
+        at_start = {"weights_digest": record.weights_digest}
+        row = at_start if self.done == record.start else logged_step(record.run_id, self.done)
+        recorded = (row or {}).get("weights_digest")
+        found = self.learner.digest()
+        return (
+            None if recorded in (None, found) else Difference(self.done, f"weights of {self.source}", recorded, found)
+        )
+
+
+def begin(record: Record, from_checkpoint: int | None) -> Start | Difference:
+    """Where the replay begins, or that the checkpoint to begin with is damaged."""
+    if from_checkpoint is not None:
+        return _from_checkpoint(record, _required(record, from_checkpoint))
+    at_start = saved_checkpoints(record, "c.step = $3")
+    for saved in at_start:
+        start = _from_checkpoint(record, saved)
+        if isinstance(start, Difference) or start.difference(record) is None:
+            return start
+    initial = _initial(record)
+    if initial is not None and initial.difference(record) is None:
+        return initial
+    for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4 - 1"):
+        return _from_checkpoint(record, saved)
+    raise WrongState(
+        f"run {record.run_id} cannot be replayed: nothing has the weights that it began with, or had on its way",
+        hint="llm_checkpoint_save before a run, or between calls that resume it, makes it possible.",
+    )
+
+
+def saved_checkpoints(record: Record, condition: str) -> Iterator[Checkpoint]:
+    """Checkpoints of the model, or that it was loaded from, in the order of their steps; the latest saved first."""
+    rows = db.query(
+        "SELECT c.id FROM {schema}.llm_checkpoint AS c WHERE (c.model = $1 OR EXISTS (SELECT FROM"
+        f" {{schema}}.llm_checkpoint_restore AS r WHERE r.model = $1 AND r.checkpoint_id = c.id)) AND {condition}"
+        " ORDER BY c.step, c.id DESC",
+        ["text", "int8", "int8", "int8"],
+        *(record.model, record.run_id, record.first_step, record.model_step(record.last)),
+    )
+    return (checkpoints.find(row["id"]) for row in rows)
+
+
+def _required(record: Record, checkpoint_id: int) -> Checkpoint:
+    """The checkpoint that the caller names; 22023 when the run did not pass it."""
+    saved = checkpoints.find(checkpoint_id)
+    done = record.number(saved.step)
+    if not any(found.id == saved.id for found in saved_checkpoints(record, "true")):
+        problem = f'of model "{saved.model}", and run {record.run_id} of "{record.model}"'
+    elif not record.start <= done < record.last:
+        last = record.model_step(record.last)
+        problem = f"of step {saved.step}; run {record.run_id} went from step {record.first_step} to {last}"
+    elif done > record.start and saved.run_id != record.run_id:
+        problem = f"of run {saved.run_id}, not of run {record.run_id}"
     else:
-        value.grad = value.grad + grad  # an op may pass on a view of dy, which is not ours to change
+        return saved
+    raise InvalidParameter(
+        f"checkpoint {checkpoint_id} is {problem}",
+        hint="Give one saved where the run began or on its way, or leave from_checkpoint out.",
+    )
+
+
+def _from_checkpoint(record: Record, saved: Checkpoint) -> Start | Difference:
+    done = record.number(saved.step)
+    shapes = saved.config.param_shapes()
+    arrays = {kind: {name: np.zeros(shape, FLOAT32) for name, shape in shapes.items()} for kind in KINDS}
+    steps = dict.fromkeys(shapes, 0)
+    try:
+        found = checkpoints.parts(saved)
+        checkpoints.check_layout(saved.model, saved.config, found)
+        for part in found:
+            steps[part.name] = max(part.step, steps[part.name])
+        for kind, part, data in checkpoints.blocks(saved):
+            rows = slice(part.token_id, part.token_id + part.shape[0])
+            arrays[kind][part.name][rows] = np.frombuffer(data, FLOAT32).reshape(part.shape)
+            host.check_interrupts()
+    except InconsistentData as error:
+        return Difference(done, error.message)
+    learner = _learner(record, saved.config, arrays["data"], arrays["m"], arrays["v"], steps)
+    return Start(learner, done, f"checkpoint {saved.id}")
+
+
+def _initial(record: Record) -> Start | None:
+    """The model as llm_init_model made it, where that is how it began."""
+    row = db.row("SELECT init_seed FROM {schema}.llm_model_config WHERE model = $1", ["text"], record.model)
+    if record.first_step or row is None or row["init_seed"] is None:
+        return None
+    config = store.config(record.model)
+    return Start(_learner(record, config, gpt2.init_params(config, row["init_seed"])), 0, "llm_init_model")
+
+
+def _learner(record: Record, config: GPT2Config, *state: dict) -> Learner:
+    return Learner(record.model, config, Trainer(config, *state, tied=record.tied, chunk=record.chunk))
+
+
+def logged_step(run_id: int, step: int) -> db.Row | None:
+    """A row of llm_train_log."""
+    return db.row(
+        "SELECT model, lr, loss, grad_norm, tokens, val_loss, batch, batch_digest, weights_digest, config"
+        " FROM {schema}.llm_train_log WHERE run_id = $1 AND step = $2",
+        ["int8", "int8"],
+        *(run_id, step),
+    )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.run_replay', $pg_gpt2_source$"""A training run done again beside what is recorded of it: from a checkpoint, or from the seed of the model's first weights.
+
+It trains a copy in memory and writes nothing. Under the environment of the run every bit must agree; under another one losses
+and norms must agree within a tolerance, and where bits part is only told. `replay` does the same for one tape.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from math import isclose
+from typing import Any
+
+from ... import host
+from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ...tensor import to_bytes
+from ...training.batches import BatchOrder
+from ...training.trainer import Diverged, StepResult
+from .. import db, resources
+from ..storage import checkpoints, store
+from ..storage.checkpoint_files import KINDS, Part
+from ..storage.checkpoints import Checkpoint
+from . import datasets, runs
+from .hand_steps import StepPlan
+from .replay_start import Difference, Record, begin, check_settings, logged_step, saved_checkpoints
+from .session import Learner
+
+DECISIVE = ("sources", "numpy", "blas", "machine", "processor")  # about bits; the number of threads is not
+TOLERANCE = 1e-3  # relative: rounding of float32, 6e-8, which grows from step to step
+ROUNDED = ("loss", "grad_norm", "val_loss")
+
+
+@dataclass
+class Report:
+    """A row of llm_replay."""
+
+    first_step: int
+    last_step: int
+    exact: bool
+    difference: Difference | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> Report:
+    """Train again up to `to_step`, else as far as the log goes, and compare; ends at the first difference."""
+    last = record.last if to_step is None else to_step
+    if not record.start < last <= record.last:
+        raise InvalidParameter(
+            f"to_step {to_step} is not a step of run {record.run_id}, which has logged {record.start + 1} to {record.last}",
+            hint="Leave it out to replay all of them.",
+        )
+    resources.require_memory(16 * store.config(record.model).n_params(), f"a replay of run {record.run_id}")
+    start = begin(record, from_checkpoint)
+    first = record.start if isinstance(start, Difference) else start.done + 1
+    here = runs.environment()
+    other = [name for name in DECISIVE if any(found.get(name) != here[name] for found in record.used(first, last))]
+    report = Report(record.start + 1, last, not other)
+    if isinstance(start, Difference):
+        report.difference, report.last_step = start, start.step
+        return report
+    if start.done >= last:
+        raise InvalidParameter(
+            f"{start.source} already has step {start.done} of run {record.run_id}; to_step is {last}",
+            hint="Give a later step, or an earlier checkpoint.",
+        )
+    report.first_step = start.done + 1
+    report.notes.append(f"from {start.source}")
+    report.difference = start.difference(record)
+    if report.difference is not None:
+        report.last_step = start.done
+        return report
+    work = _Replay(record, start.learner, report)
+    for step in range(start.done + 1, last + 1):
+        report.difference = next(work.step(step), None)
+        if report.difference is not None:
+            report.last_step = step
+            break
+        if (step - start.done) % max(1, (last - start.done) // runs.NOTICES) == 0:
+            db.notice(f"replay of run {record.run_id}: steps {start.done + 1} to {step} agree")
+    else:
+        report.difference = next(work.end(last), None)
+    work.tell(other)
+    return report
+
+
+class _Replay:
+    """Steps of a run beside their record; each comparison yields what differs."""
+
+    def __init__(self, record: Record, learner: Learner, report: Report) -> None:
+        self.record, self.learner, self.report = record, learner, report
+        self.same_data = False
+        if record.plan:
+            self.rows = datasets.row_ids(record.model, learner.config, "train")
+            self.same_data = datasets.digest(record.model, learner.config) == record.data["digest"]
+            self.order = BatchOrder(record.plan.settings.seed, record.data["rows"])
+        self.unlogged = 0
+        self.rounded: int | None = None  # first step whose bits differ where they may
+        self.saved: dict[int, list[Checkpoint]] = {}
+        for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4"):
+            self.saved.setdefault(record.number(saved.step), []).append(saved)
+
+    def step(self, step: int) -> Iterator[Difference]:
+        """Train one step; what differs from the record, the cause before the consequence."""
+        logged = logged_step(self.record.run_id, step)
+        if logged is None:
+            self.unlogged += 1
+        ids = self._ids(step, logged)
+        plan = self.record.plan or self._plan_by_hand(step, logged, ids)
+        wanted = plan.batch_size if isinstance(plan, StepPlan) else plan.batch_size * plan.grad_accum
+        if len(ids) != wanted or not ids or not all(type(row_id) is int for row_id in ids):
+            yield Difference(step, "batch", ids)
+            return
+        try:
+            lr, result, digests = runs.learn(self.learner, plan, step, ids)
+        except (
+            UndefinedObject,
+            InvalidParameter,
+            InconsistentData,
+            Diverged,
+        ) as error:  # as a row of the data that is gone
+            yield Difference(step, error.message)
+            return
+        if logged is not None:
+            yield from self._rows_read(step, ids, logged, digests)
+            yield from self._numbers(step, logged, lr, result, ids)
+            if logged["weights_digest"] is not None:
+                yield from self._bits(step, "weights_digest", logged["weights_digest"], self.learner.digest())
+        for saved in self.saved.get(step, ()):
+            yield from self._checkpoint(step, saved)
+
+    def _ids(self, step: int, logged: db.Row | None) -> list[int]:
+        """Rows of the step: by the order of the run where the data are what they were, else as they were logged."""
+        plan = self.record.plan
+        if plan and self.same_data:
+            return self.rows[self.order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
+        if logged is None:
+            unknown = "and the data have changed since" if plan else "which alone had its parameters"
+            raise WrongState(
+                f"step {step} of run {self.record.run_id} is not in llm_train_log, {unknown}",
+                hint="What it did is unknown; give a smaller to_step, or a later from_checkpoint.",
+            )
+        return logged["batch"]
+
+    def _plan_by_hand(self, step: int, logged: db.Row | None, ids: list[int]) -> StepPlan:
+        """The parameters of a step by hand, from its row of the log; the copy of the model is set to them."""
+        try:
+            config = json.loads((logged or {})["config"])
+            plan = StepPlan.of(config, len((logged or {})["batch_digest"]))
+            check_settings(plan.settings)
+            chunk, total = config["attention_chunk"], plan.total_steps
+            if type(chunk) is not int or chunk < 1 or not (total is None or (type(total) is int and total > 0)):
+                raise ValueError
+        except (KeyError, TypeError, AttributeError, ValueError, PgGpt2Error):
+            raise InconsistentData(
+                f"llm_train_log, run {self.record.run_id}, step {step}: config is not what a step by hand records",
+                hint="The row was changed by hand; without it the step cannot be done again.",
+            ) from None
+        self.learner.trainer.chunk = chunk
+        return plan
+
+    def _rows_read(self, step: int, ids: list[int], logged: db.Row, digests: list[int]) -> Iterator[Difference]:
+        recorded = logged["batch_digest"]
+        if recorded is None or recorded == digests:
+            return
+        if self.same_data or len(recorded) != len(digests):
+            yield Difference(step, "batch_digest", recorded, digests)
+        for row_id, was, now in zip(ids, recorded, digests):
+            if was != now:
+                yield Difference(step, f"llm_dataset row {row_id}", was, now)
+
+    def _numbers(
+        self, step: int, logged: db.Row, lr: float, result: StepResult, ids: list[int]
+    ) -> Iterator[Difference]:
+        found = {"model": self.record.model, "batch": ids, "lr": lr, "tokens": result.tokens, "loss": result.loss}
+        found["grad_norm"] = result.grad_norm
+        if logged["val_loss"] is not None:
+            found["val_loss"] = self._val_loss()
+        for what, value in found.items():
+            yield from self._bits(step, what, logged[what], value)
+
+    def _val_loss(self) -> float | None:
+        try:
+            rows = datasets.row_ids(self.learner.model, self.learner.config, "val")
+        except WrongState:
+            return None
+        return runs.validate(self.learner, rows, self.record.plan.batch_size if self.record.plan else 1)
+
+    def _bits(self, step: int, what: str, recorded: Any, found: Any) -> Iterator[Difference]:
+        """A difference, unless it is one that another environment excuses."""
+        if recorded == found:
+            return
+        excused = not self.report.exact and (
+            what == "weights_digest"
+            or (what in ROUNDED and found is not None and isclose(recorded, found, rel_tol=TOLERANCE))
+        )
+        if excused:
+            self.rounded = self.rounded or step
+        else:
+            yield Difference(step, what, recorded, found)
+
+    def _checkpoint(self, step: int, saved: Checkpoint) -> Iterator[Difference]:
+        """A checkpoint saved after this step. Of those in files, the manifest is compared."""
+        if self.report.exact:
+            yield from self._blocks(step, f"checkpoint {saved.id}", checkpoints.parts(saved))
+        if saved.manifest is None:
+            try:
+                for _ in checkpoints.blocks(saved):
+                    host.check_interrupts()
+            except InconsistentData as error:
+                yield Difference(step, error.message)
+
+    def _blocks(self, step: int, where: str, found: Iterable[Part]) -> Iterator[Difference]:
+        trainer = self.learner.trainer
+        for part in found:
+            name = trainer.tied.get(part.name, part.name)
+            place = f'{where}: tensor "{part.name}", block {part.token_id}'
+            if part.step != trainer.steps[name]:
+                yield Difference(step, f"{place}, step", part.step, trainer.steps[name])
+            for kind, arrays in zip(KINDS, (trainer.params, trainer.m, trainer.v)):
+                rows = arrays[name][part.token_id : part.token_id + part.shape[0]]
+                digest, recorded = hashlib.sha256(to_bytes(rows)).hexdigest(), part.digest(kind)
+                if recorded is None or recorded.hex() != digest:
+                    yield Difference(step, f"{place}, {kind}", recorded and recorded.hex(), digest)
+            host.check_interrupts()
+
+    def end(self, step: int) -> Iterator[Difference]:
+        """The model's weights now, where they are those after this step."""
+        record = self.record
+        now = step == record.last and store.last_step(record.model) == record.model_step(step)
+        if now and checkpoints.last_run(record.model) == record.run_id and self.report.exact:
+            self.report.notes.append("llm_param compared")
+            yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model))
+
+    def tell(self, other: list[str]) -> None:
+        """What a reader of the result has to know."""
+        notes = self.report.notes
+        if other:
+            bits = "no bit differs" if self.rounded is None else f"bits differ from step {self.rounded} on"
+            notes.append(f"{', '.join(other)} differ from the run's, so compared within {TOLERANCE:g} relative: {bits}")
+        if self.unlogged:
+            notes.append(f"{self.unlogged} steps are not in llm_train_log any more")
+        if self.record.plan and not self.same_data and self.report.difference is None:
+            notes.append("the data have changed since, but not the rows that these steps read")
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.runs', $pg_gpt2_source$"""Training runs: the loop over steps, and what is recorded of it: the run, a log row a step, the weights at commit points.
+
+A run is determined by its configuration, the data and the weights at its start; every step by its number. So an interrupted
+run goes on where its last commit left it, and ends with the bits of an uninterrupted one.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Protocol
+
+import numpy as np
+
+from ... import __version__, host
+from ...core.tape import Audit
+from ...fast import threads
+from ...training.batches import BatchOrder
+from ...training.optim import run_lr
+from ...training.trainer import StepResult
+from .. import db, resources
+from . import datasets
+from .audit import Auditor
+from .session import Learner, Session, Settings, mean_loss
+
+# $2: steps done, $3: environment().
+RESUMED = (
+    "resumed = resumed || jsonb_build_array(jsonb_build_object("
+    "'after_step', $2::bigint, 'at', clock_timestamp(), 'environment', $3::jsonb))"
+)
+NOTICES = 10  # a run, unless log_every says otherwise
+STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
+
+
+class Schedule(Protocol):
+    """What steps have in common, in a run or by hand."""
+
+    @property
+    def settings(self) -> Settings:
+        """The optimizer's side."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a micro-batch."""
+
+    def lr(self, step: int) -> float:
+        """Learning rate of a step."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do. `eval_every`, `log_every` and `audit` change what is reported, not what is learned."""
+
+    settings: Settings
+    n_steps: int
+    batch_size: int
+    grad_accum: int
+    eval_every: int | None
+    log_every: int | None
+    audit: str = "tape"
+
+    @classmethod
+    def of(cls, config: dict) -> "Plan":
+        """Back from llm_run.config; what it does not determine is off."""
+        numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
+        return cls(settings_of(config), *numbers, None, None, "none")
+
+    def lr(self, step: int) -> float:
+        """Learning rate of step 1 .. n_steps."""
+        settings = self.settings
+        return run_lr(step, self.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
+
+
+def settings_of(config: dict) -> Settings:
+    """Back from what was recorded."""
+    return Settings(**{field.name: config[field.name] for field in fields(Settings)})
+
+
+@dataclass
+class Log:
+    """Rows for llm_train_log, written by one statement."""
+
+    run_id: int
+    model: str
+    rows: list[tuple] = field(default_factory=list)
+
+    def add(
+        self,
+        step: int,
+        lr: float,
+        result: StepResult,
+        seconds: float,
+        batch: Sequence[int],
+        digests: Sequence[int],
+        val_loss: float | None = None,
+    ) -> None:
+        """Remember a step."""
+        arrays = ["{" + ",".join(map(str, values)) + "}" for values in (batch, digests)]
+        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays))
+
+    def write(
+        self,
+        write_seconds: float,
+        weights_digest: str | None = None,
+        config: dict | None = None,
+        lineage: str | None = None,
+    ) -> None:
+        """Insert what was remembered; digest, lineage and the seconds of writing are of the weights after the last of it."""
+        if not self.rows:
+            return
+        db.run(
+            "INSERT INTO {schema}.llm_train_log"
+            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest,"
+            " config, lineage, write_seconds)"
+            " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
+            " CASE WHEN step = $12 THEN $13 END, $14, $15, CASE WHEN step = $12 THEN $16 END"
+            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11)"
+            " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests)",
+            [
+                *("int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]"),
+                *("text[]", "text[]", "int8", "text", "jsonb", "text", "float8"),
+            ],
+            *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
+            *(None if config is None else json.dumps(config), lineage, write_seconds),
+        )
+        self.rows.clear()
+
+
+class Run:
+    """A run in progress: `step` makes and logs one step, `commit_point` writes what has been learned."""
+
+    def __init__(self, session: Session, plan: Plan, *, commits: bool = False) -> None:
+        self.session = session
+        self.plan = plan
+        self._audit = Auditor(session.model, plan.audit)
+        self._commits = commits
+        self._rows = datasets.row_ids(session.model, session.config, "train")
+        self._val_rows = datasets.row_ids(session.model, session.config, "val") if plan.eval_every else None
+        for split in ("train", "val") if plan.eval_every else ("train",):
+            datasets.refuse_long(session.model, session.config, split)
+        self._order = BatchOrder(plan.settings.seed, len(self._rows))
+        self.data = {"rows": len(self._rows), "digest": datasets.digest(session.model, session.config)}
+        self._progress = _Progress(plan.n_steps, plan.log_every)
+        self.done = 0
+        self._log = Log(0, session.model)
+
+    @property
+    def run_id(self) -> int:
+        """Its number in llm_run."""
+        return self._log.run_id
+
+    def begin(self) -> None:
+        """Enter the run as a new one."""
+        session, plan = self.session, self.plan
+        self._log.run_id = new_run(session, self._config(), plan.settings.seed, plan.n_steps, "running")
+
+    def resume(self) -> bool:
+        """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
+        row = db.row(
+            "SELECT r.run_id, r.first_step, r.config = $2 AS same, l.step,"
+            " (r.environment ->> 'attention_chunk')::integer AS chunk,"
+            " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
+            " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
+            " ORDER BY step DESC LIMIT 1) l ON true"
+            " WHERE r.model = $1 AND r.status IN ('running', 'stopped') ORDER BY r.run_id DESC LIMIT 1",
+            ["text", "jsonb"],
+            self.session.model,
+            json.dumps(self._config()),
+        )
+        if row is None:
+            return False
+        done = row["step"] or 0
+        same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
+        if not (row["same"] and same_weights):
+            what = "weights" if row["same"] else "parameters or data"
+            db.notice(f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run")
+            db.run("UPDATE {schema}.llm_run SET status = 'abandoned' WHERE run_id = $1", ["int8"], row["run_id"])
+            return False
+        db.notice(f"resuming run {row['run_id']} after step {done}")
+        db.run(
+            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {RESUMED} WHERE run_id = $1",
+            ["int8", "int8", "jsonb"],
+            *(row["run_id"], done, json.dumps(environment())),
+        )
+        self.session.trainer.chunk = (
+            row["chunk"] or self.session.trainer.chunk
+        )  # not the setting: it decides about bits
+        self.done, self._log.run_id = done, row["run_id"]
+        return True
+
+    def _config(self) -> dict[str, object]:
+        """What determines the run, beside the weights at its start."""
+        plan = self.plan
+        numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
+        return asdict(plan.settings) | numbers | {"data": self.data} | tied_in(self.session)
+
+    def step(self) -> None:
+        """The next step."""
+        plan, session, step = self.plan, self.session, self.done + 1
+        began = time.perf_counter()
+        ids = self._rows[self._order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
+        # Any step of a committing run may be the last before a commit; of another, only the last stay.
+        audit = self._audit.begin(self.run_id, step, 0 if self._commits else plan.n_steps - step)
+        lr, result, digests = learn(session, plan, step, ids, audit)
+        self._audit.end(session.trainer)
+        seconds = time.perf_counter() - began
+        val_loss = self._evaluate(step)
+        self._log.add(step, lr, result, seconds, ids, digests, val_loss)
+        self._progress.show(step, result.loss, lr, result.tokens, val_loss)
+        self.done = step
+        host.check_interrupts()
+
+    def _evaluate(self, step: int) -> float | None:
+        every, n_steps = self.plan.eval_every, self.plan.n_steps
+        if self._val_rows is None or not every or (step % every and step != n_steps):
+            return None
+        return validate(self.session, self._val_rows, self.plan.batch_size)
+
+    def commit_point(self, status: str = "running") -> None:
+        """Write weights and log; the caller commits."""
+        began = time.perf_counter()
+        self.session.write()
+        self._audit.write()
+        self._log.write(time.perf_counter() - began, self.session.digest())
+        db.run(
+            "UPDATE {schema}.llm_run SET status = $2, finished_at = CASE WHEN $2 <> 'running' THEN clock_timestamp() END"
+            " WHERE run_id = $1",
+            ["int8", "text"],
+            self.run_id,
+            status,
+        )
+
+    def stop_requested(self) -> bool:
+        """Whether llm_train_stop was called."""
+        row = db.row("SELECT stop_requested FROM {schema}.llm_run WHERE run_id = $1", ["int8"], self.run_id)
+        return row is None or row["stop_requested"]
+
+
+def tied_in(session: Session) -> dict[str, object]:
+    """What a run's config says of tensors that are one."""
+    return {"tied": session.trainer.tied} if session.trainer.tied else {}
+
+
+def learn(
+    learner: Learner, plan: Schedule, step: int, ids: Sequence[int], audit: Audit | None = None
+) -> tuple[float, StepResult, list[int]]:
+    """One step, on the rows `ids`: learning rate, result, digests of the rows."""
+    lr = plan.lr(step)
+    batches, digests = learner.batches(ids, plan.batch_size, plan.settings.dropout_p)
+    result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, **plan.settings.arguments())  # type: ignore[arg-type]
+    return lr, result, digests
+
+
+def validate(learner: Learner, ids: np.ndarray, batch_size: int) -> float:
+    """Mean loss of the rows `ids` at this moment of a run."""
+    trainer = learner.trainer
+    return mean_loss(trainer.params, learner.config, learner.model, ids, batch_size, trainer.chunk)[0]
+
+
+def train(session: Session, plan: Plan) -> int:
+    """All steps in the caller's transaction; the run_id."""
+    run = Run(session, plan)
+    run.begin()
+    while run.done < plan.n_steps:
+        run.step()
+    run.commit_point("finished")
+    return run.run_id
+
+
+def train_committing(session: Session, plan: Plan, commit_every: int, flush_seconds: float) -> None:
+    """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed."""
+    run = Run(session, plan, commits=True)
+    if not run.resume():
+        run.begin()
+    db.commit()
+    committed = looked = time.monotonic()
+    while run.done < plan.n_steps:
+        run.step()
+        now = time.monotonic()
+        if now - looked >= STOP_EVERY:
+            looked = now
+            if run.stop_requested():
+                run.commit_point("stopped")
+                db.commit()
+                db.notice(f"run {run.run_id} stopped after step {run.done}; the same call goes on with it")
+                return
+        if run.done % commit_every == 0 and now - committed >= flush_seconds and run.done < plan.n_steps:
+            run.commit_point()
+            db.commit()
+            committed = time.monotonic()
+    run.commit_point("finished")
+    db.commit()
+
+
+def new_run(session: Session, config: dict, seed: int, n_steps: int | None, status: str) -> int:
+    """A row of llm_run; its run_id."""
+    row = db.row(
+        "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version,"
+        " weights_digest, environment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+        # Of a manual run that a snapshot of before does not show, this makes 40001, and not a duplicate key.
+        " ON CONFLICT (model) WHERE status = 'manual' DO NOTHING RETURNING run_id",
+        ["text", "jsonb", "int8", "text", "int8", "int4", "text", "text", "jsonb"],
+        *(
+            session.model,
+            json.dumps(config),
+            seed,
+            status,
+            session.step,
+            n_steps,
+            session.version,
+            session.digest(),
+            json.dumps(environment()),
+        ),
+    )
+    return (row or {})["run_id"]
+
+
+def environment() -> dict[str, object]:
+    """What the same bits are promised under."""
+    return {
+        "pg_gpt2": __version__,
+        "sources": db.sources_digest,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": threads.blas_name(),
+        "threads": threads.threads(),
+        "attention_chunk": resources.attention_chunk(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+    }
+
+
+def _processor() -> str | None:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), None)
+    except OSError:
+        return None
+
+
+class _Progress:
+    """NOTICEs of a run: the first step, every `log_every`-th, and the last; and every evaluation, which somebody asked for."""
+
+    def __init__(self, n_steps: int, log_every: int | None) -> None:
+        self.n_steps = n_steps
+        self.every = log_every if log_every is not None else max(1, n_steps // NOTICES)
+        self.tokens = 0
+        self.began = time.perf_counter()
+
+    def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
+        self.tokens += tokens
+        due = self.every and (step == 1 or step % self.every == 0 or step == self.n_steps)
+        if due or val_loss is not None:
+            rate = self.tokens / (time.perf_counter() - self.began)
+            validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
+            db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
+            self.tokens, self.began = 0, time.perf_counter()
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.training.session', $pg_gpt2_source$"""A model in training: its state read from rows once, changed in memory by Trainer, and written back.
+
+What a run does with it, and what is recorded of that, is in `runs`.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ... import host
+from ...core.config import GPT2Config
+from ...errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
+from ...fast.dropout import check_p
+from ...tensor import FLOAT32, to_bytes
+from ...training.optim import check_adamw
+from ...training.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
+from .. import db, resources
+from ..storage import store, weights
+from ..storage.checksum import Checksum
+from . import datasets
+
+KEPT_SHARE = 0.25  # of the memory that is available: what a session may keep of a model that it trained by hand
+
+# Blocks of a statement, each in parameters of its own: joined into one value they would be copied twice more.
+SLOTS = 8
+Block = tuple[str, str, int, int, bytes, bytes, bytes]  # model, name, token_id and step of a row; data, m, v
+UPDATE_TYPES = ["text[]", "text[]", "int4[]", "int8[]", *["bytea"] * (3 * SLOTS)]
+
+
+def _slot(column: int) -> str:
+    """SQL for the value of data, m or v (0, 1, 2) of the block at `place`."""
+    cases = " ".join(f"WHEN {i + 1} THEN ${5 + column * SLOTS + i}" for i in range(SLOTS))
+    return f"CASE new.place {cases} END"
+
+
+UPDATE = (
+    f"UPDATE {{schema}}.llm_param AS p SET data = {_slot(0)}, m = {_slot(1)}, v = {_slot(2)}, step = new.step, grad = NULL"
+    " FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS new (model, name, token_id, step, place)"
+    " WHERE p.model = new.model AND p.name = new.name AND p.token_id = new.token_id"
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The optimizer's side of a run. `grad_clip` None = no clipping."""
+
+    dropout_p: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    lr_max: float
+    warmup: int
+    min_lr: float
+    grad_clip: float | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is None and name != "grad_clip":
+                raise NullNotAllowed(f"{_sql_name(name)} must not be null", hint="Leave it out to get its default.")
+        for name in ("lr_max", "warmup", "min_lr", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise InvalidParameter(
+                    f"{_sql_name(name)} must be 0 or more, not {value}", hint="Leave it out to get its default."
+                )
+        if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
+            raise InvalidParameter(f"grad_clip must be above 0, not {self.grad_clip}", hint="null = no clipping.")
+        check_p(self.dropout_p)
+        check_adamw(self.lr_max, self.beta1, self.beta2, self.eps, self.weight_decay, step=1)
+
+    def arguments(self) -> dict[str, float | int | None]:
+        """What Trainer.step takes beside batches, learning rate and number of the step."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name not in ("lr_max", "warmup", "min_lr")}
+
+
+def _sql_name(name: str) -> str:
+    """What the caller knows it by."""
+    return "wd" if name == "weight_decay" else name
+
+
+class Learner:
+    """A model in memory that learns from rows of llm_dataset."""
+
+    def __init__(self, model: str, config: GPT2Config, trainer: Trainer) -> None:
+        self.model = model
+        self.config = config
+        self.trainer = trainer
+        self._granted = 0  # bytes beside the state that steps may use
+
+    @property
+    def step(self) -> int:
+        """AdamW updates that the model has had."""
+        return max(self.trainer.steps.values())
+
+    def batches(self, ids: Sequence[int], batch_size: int, dropout_p: float) -> tuple[list[datasets.Batch], list[int]]:
+        """The rows `ids`, cut into micro-batches of at most `batch_size`; and the digest of each row.
+
+        53200 when a step on them, with dropout of `dropout_p`, needs more memory than there is.
+        """
+        rows = datasets.rows(ids, self.model, self.config)
+        found = []
+        for start in range(0, len(rows), batch_size):
+            found += datasets.batches(rows[start : start + batch_size])
+            host.check_interrupts()
+        for count, length in {tokens.shape for tokens, _ in found}:
+            self._require_memory(count, length, dropout_p)
+        return found, [row.digest for row in rows]
+
+    def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
+        """53200 when a batch needs more than there is; asked again only of a larger one, for the step keeps its memory."""
+        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_params()
+        if wanted > self._granted:
+            resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
+            self._granted = wanted
+
+    def digest(self) -> str:
+        """SHA-256 of all weights, tensors in the order of the configuration."""
+        found = hashlib.sha256()
+        for array in self.trainer.params.values():
+            found.update(to_bytes(array))
+            host.check_interrupts()
+        return found.hexdigest()
+
+
+Place = tuple[str, str, int]  # model, name and token_id of a row of llm_param
+
+
+@dataclass
+class State:
+    """Weights and optimizer state of a model at one version, and which rows of llm_param they are."""
+
+    model: str
+    config: GPT2Config
+    version: str
+    params: weights.Params
+    m: weights.Params
+    v: weights.Params
+    steps: dict[str, int]
+    tied: dict[str, str]
+    blocks: list[tuple[str, int, int]]  # name, first row, number of rows
+    rows: dict[tuple[str, int], Place]  # a shared block is another model's
+    sums: dict[Place, bytes]  # checksum of each row as it was read, or written last
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return 12 * self.config.n_params()
+
+
+def read_state(model: str, config: GPT2Config, version: str) -> State:
+    """The state of `model` from its rows."""
+    assembly = weights.Assembly(model, config.param_shapes())
+    m: weights.Params = {}
+    v: weights.Params = {}
+    steps: dict[str, int] = {}
+    blocks: list[tuple[str, int, int]] = []
+    places: dict[tuple[str, int], Place] = {}
+    sums: dict[Place, bytes] = {}
+    for place, row in _rows(model):
+        name, first, rows = row["name"], row["token_id"], row["shape"][0]
+        assembly.add(name, first, row["shape"], row["data"])
+        for moments, data in ((m, row["m"]), (v, row["v"])):
+            if name not in moments:
+                moments[name] = np.zeros(config.param_shapes()[name], FLOAT32)
+            if data:
+                if len(data) != len(row["data"]):
+                    raise InconsistentData(
+                        f'm or v of tensor "{name}", block {first}, of model "{model}" has {len(data)} bytes,'
+                        f" not {len(row['data'])}",
+                        hint="Set m and v to null to start the optimizer anew.",
+                    )
+                moments[name][first : first + rows] = np.frombuffer(data, FLOAT32).reshape(row["shape"])
+        steps[name] = max(row["step"], steps.get(name, 0))
+        blocks.append((name, first, rows))
+        places[name, first] = place
+        sums[place] = _checksum_of(row)
+    tied, blocks = _tied(model, blocks, places)
+    return State(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places, sums)
+
+
+def _rows(model: str) -> Iterator[tuple[Place, db.Row]]:
+    """Each block of `model`, with the row that it is in."""
+    for row in db.cursor(
+        "SELECT name, token_id, shape, data, m, v, step, grad IS NULL AS no_grad, source_model, source_name, source_token_id"
+        f" FROM {store.resolved()} AS p ORDER BY name, token_id",
+        ["text"],
+        model,
+    ):
+        yield (row["source_model"], row["source_name"], row["source_token_id"]), row
+        host.check_interrupts()
+
+
+def _checksum_of(row: db.Row) -> bytes:
+    return _checksum(row["step"], row["no_grad"], row["data"], row["m"], row["v"])
+
+
+def _checksum(step: int, no_grad: bool, *tensors: bytes | None) -> bytes:
+    """Of what a row holds, wherever it lies. Sizes are with it, so that data, m and v are told apart."""
+    found = Checksum()
+    found.update(repr((step, no_grad, [tensor and len(tensor) for tensor in tensors])).encode())
+    for tensor in tensors:
+        found.update(tensor or b"")
+    return found.digest()
+
+
+def _tied(model: str, blocks: list, places: dict) -> tuple[dict[str, str], list]:
+    """Tensors that share the rows of one before them -> that one; and the blocks that are then written."""
+    first: dict[tuple, str] = {}
+    tied: dict[str, str] = {}
+    for name in dict.fromkeys(name for name, _, _ in blocks):
+        rows = tuple((start, places[name, start]) for block, start, _ in blocks if block == name)
+        if first.setdefault(rows, name) != name:
+            tied[name] = first[rows]
+    blocks = [block for block in blocks if block[0] not in tied]
+    written = [places[name, start] for name, start, _ in blocks]
+    if len(set(written)) < len(written) or any(
+        name.rsplit(".", 1)[0] == one.rsplit(".", 1)[0] for name, one in tied.items()
+    ):
+        raise FeatureNotSupported(
+            f'model "{model}" shares a block twice in a way that cannot be trained',
+            hint="Tensors that share with one another must share all their blocks, and not be weight and bias of one layer;"
+            " llm_unshare_param gives the model copies of its own.",
+        )
+    return tied, blocks
+
+
+class Session(Learner):
+    """A model in memory, from its rows and back to them. The caller holds the model's lock."""
+
+    def __init__(self, model: str, workers: int) -> None:
+        config = store.config(model)
+        resources.apply_threads(workers)
+        version = weights.version_of(model)
+        state = weights.cache.take_state(model, version)
+        held = 0 if state is None else state.nbytes
+        resources.require_memory(16 * config.n_params() - held, f'training "{model}"')
+        if state is None or state.config != config:
+            state = read_state(model, config, version)
+        self._state = state
+        self._written = dict(state.steps)
+        arrays = (state.params, state.m, state.v, state.steps)
+        super().__init__(model, config, Trainer(config, *arrays, tied=state.tied, chunk=resources.attention_chunk()))
+
+    @property
+    def version(self) -> str:
+        """That of the rows which were read, or written last."""
+        return self._state.version
+
+    @property
+    def content(self) -> str:
+        """Digest of what those rows hold, which stays the same where they are moved or restored."""
+        return hashlib.md5(repr(sorted(self._state.sums.items())).encode()).hexdigest()
+
+    def keep(self) -> None:
+        """Leave the state to the next training of the model in this session, which finds it while the rows are of its version.
+
+        Only what has been written may be left, and as much as the system can easily spare.
+        """
+        available = resources.available_memory()
+        if available is None or self._state.nbytes <= available * KEPT_SHARE:
+            self._state.steps = self.trainer.steps
+            weights.cache.state = self._state
+
+    def write(self) -> None:
+        """Weights, moments and steps of what has changed, into the rows they came from, which nobody else may have changed."""
+        state, trainer = self._state, self.trainer
+        self._lock_rows()
+        if (
+            weights.version_of(self.model) != state.version and not self._only_moved()
+        ):  # by a snapshot after the rows are ours
+            raise self._changed()
+        batch: list[Block] = []
+        held = 0
+        for name, first, rows in state.blocks:
+            if trainer.steps[name] == self._written[name]:
+                continue
+            part = slice(first, first + rows)
+            if not np.isfinite(trainer.params[name][part]).all():  # the last update; the loss of the next would tell
+                raise Diverged(
+                    f'training diverged: tensor "{name}" is not finite after step {self.step}',
+                    hint="Use a smaller lr_max, a longer warmup or a smaller grad_clip.",
+                )
+            data, m, v = (to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v))
+            place = state.rows[name, first]
+            batch.append((*place, trainer.steps[name], data, m, v))
+            state.sums[place] = _checksum(trainer.steps[name], True, data, m, v)
+            held += 3 * len(data)
+            if held >= store.FLUSH_BYTES or len(batch) == SLOTS:
+                self._update(batch)
+                batch, held = [], 0
+            host.check_interrupts()
+        if batch:
+            self._update(batch)
+        self._written = dict(trainer.steps)
+        state.version = weights.version_of(self.model)
+
+    def _lock_rows(self) -> None:
+        sources = sorted({source for source, _, _ in self._state.rows.values()})
+        db.run("SELECT 1 FROM {schema}.llm_param WHERE model = ANY ($1) FOR UPDATE", ["text[]"], sources)
+
+    def _only_moved(self) -> bool:
+        """Whether rows of another version hold what these did: after VACUUM FULL, CLUSTER, or what deletes and inserts them."""
+        self._lock_rows()  # those that were inserted while the others were waited for
+        return {place: _checksum_of(row) for place, row in _rows(self.model)} == self._state.sums
+
+    def _update(self, batch: list[Block]) -> None:
+        models, names, firsts, steps, *tensors = map(list, zip(*batch))
+        empty = [None] * (SLOTS - len(batch))
+        values = [value for column in tensors for value in [*column, *empty]]
+        updated = db.run(UPDATE, UPDATE_TYPES, models, names, firsts, steps, *values)
+        if updated != len(batch):
+            raise self._changed()
+
+    def _changed(self) -> InconsistentData:
+        return InconsistentData(
+            f'the weights of model "{self.model}" were changed by somebody else during training',
+            hint="Nothing was written. Do not change llm_param while a model is trained; then train again.",
+        )
+
+
+def mean_loss(
+    params: Mapping[str, np.ndarray],
+    config: GPT2Config,
+    model: str,
+    ids: np.ndarray,
+    batch_size: int,
+    chunk: int | None = None,
+) -> tuple[float, int]:
+    """Mean cross entropy and number of tokens of rows of llm_dataset, without dropout."""
+    chunk = resources.attention_chunk() if chunk is None else chunk
+    total, count = 0.0, 0
+    for start in range(0, len(ids), batch_size):
+        for tokens, targets in datasets.batches(datasets.rows(ids[start : start + batch_size].tolist(), model, config)):
+            loss, n = evaluate(params, config, tokens, targets, chunk=chunk)
+            total, count = total + loss, count + n
+    return total / count, count
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.vocabularies', $pg_gpt2_source$"""Vocabularies as rows, and the cache of tokenizers by version.
+
+A vocabulary has 100,000 rows, too many to digest at every call: statement triggers add a row to llm_bpe_version instead, and
+the version is that table, which DROP EXTENSION may have made anew, and the ids that are visible there, usually one. Where
+row-level security is active for the caller, the visible rows are digested after all.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from .. import host
+from ..errors import DuplicateObject, InvalidParameter, WrongState, require
+from ..limits import MOST_TOKEN_BYTES
+from ..tokenizer.bpe import Tokenizer, token_bytes
+from . import db
+
+BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
+MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
+
+_cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
+
+
+def load(model: str) -> Tokenizer:
+    """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary."""
+    found = find(model)
+    if found is None:
+        raise WrongState(
+            f'model "{model}" has no vocabulary',
+            hint="Load one: pg_llm_load_bpe_vocab and pg_llm_load_bpe_merges on the server, pg-gpt2 ingest-tokenizer"
+            f" --model {model} as a client, or learn one with llm_train_bpe. Functions on token ids work without.",
+        )
+    return found
+
+
+def find(model: str) -> Tokenizer | None:
+    """The tokenizer of `model`, or None when it has no vocabulary."""
+    version = _version(model)
+    if version is None:
+        return None
+    found = _cache.get(model)
+    while found is None or found[0] != version:
+        found = (version, _read(model))
+        version = _version(model)  # another one where a change was committed between the statements that read
+        if version is None:
+            return None
+    _cache[model] = found
+    _cache.move_to_end(model)
+    while len(_cache) > MOST:
+        _cache.popitem(last=False)
+    return found[1]
+
+
+def cached() -> list[tuple[str, str]]:
+    """(model, version) of the tokenizers in memory whose vocabulary the caller may see, least recently used first."""
+    if not db.may_read("llm_bpe_vocab"):
+        return []
+    rows = db.query(
+        "SELECT m.name FROM unnest($1) AS m (name) WHERE NOT row_security_active('{schema}.llm_bpe_vocab')"
+        " OR (SELECT true FROM {schema}.llm_bpe_vocab AS v WHERE v.model = m.name ORDER BY v.token_id LIMIT 1)",
+        ["text[]"],
+        list(_cache),
+    )
+    seen = {row["name"] for row in rows}
+    return [(model, version) for model, (version, _) in _cache.items() if model in seen]
+
+
+def forget() -> None:
+    """Give up all tokenizers in memory."""
+    _cache.clear()
+
+
+def _version(model: str) -> str | None:
+    """None when the caller sees no token of `model`. The first row is asked for by the key: for EXISTS, and for LIMIT alone, the
+    planner scans a table that many models share."""
+    row = db.row(
+        "SELECT concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
+        " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
+        " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = $1 ORDER BY m.rank LIMIT 1)) AS version,"
+        " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
+        " FROM (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1 ORDER BY v.token_id LIMIT 1) AS any_token",
+        ["text"],
+        model,
+    )
+    if row is None:
+        return None
+    return _digest(model) if row["filtered"] else row["version"]
+
+
+def _digest(model: str) -> str:
+    row = db.row(
+        "SELECT (SELECT md5(string_agg(concat_ws(' ', ctid, xmin, cmin), E'\\n' ORDER BY token_id))"
+        " FROM {schema}.llm_bpe_vocab WHERE model = $1)"
+        " || coalesce((SELECT md5(string_agg(concat_ws(' ', ctid, xmin, cmin), E'\\n' ORDER BY rank))"
+        " FROM {schema}.llm_bpe_merges WHERE model = $1), '') AS version",
+        ["text"],
+        model,
+    )
+    return (row or {})["version"]
+
+
+def touch() -> None:
+    """Make the version another one, and remove what earlier changes left, but for what others are removing now."""
+    row = db.row("INSERT INTO {schema}.llm_bpe_version DEFAULT VALUES RETURNING id")
+    level = db.row("SELECT current_setting('transaction_isolation') AS level")
+    if row and level == {
+        "level": "read committed"
+    }:  # in the others a row that somebody has removed meanwhile is an error
+        db.run(
+            "DELETE FROM {schema}.llm_bpe_version WHERE id IN"
+            " (SELECT id FROM {schema}.llm_bpe_version WHERE id < $1 FOR UPDATE SKIP LOCKED)",
+            ["int8"],
+            row["id"],
+        )
+
+
+def _require_room(model: str) -> None:
+    """53200 when the vocabulary does not fit, 22023 when one token is too long: who may write a vocabulary must not be able to
+    fill the memory of those who read it."""
+    pieces = 'octet_length("left") + octet_length("right")'
+    row = db.row(
+        "SELECT v.n + m.n AS rows, v.size + m.size AS size, greatest(v.longest, m.longest / 2) AS longest FROM"
+        " (SELECT count(*) AS n, coalesce(sum(octet_length(bytes)), 0)::bigint AS size, max(octet_length(bytes)) AS longest"
+        "  FROM {schema}.llm_bpe_vocab WHERE model = $1) AS v,"
+        f" (SELECT count(*) AS n, coalesce(sum({pieces}), 0)::bigint AS size, max({pieces}) AS longest"
+        "  FROM {schema}.llm_bpe_merges WHERE model = $1) AS m",
+        ["text"],
+        model,
+    )
+    rows, size, longest = (row or {}).values()
+    _require_short(model, longest or 0)
+    host.require_memory(BYTES_A_ROW * rows + COPIES * size, f'the vocabulary of "{model}"')
+
+
+def _require_short(model: str, size: int) -> None:
+    if size > MOST_TOKEN_BYTES:
+        raise InvalidParameter(
+            f'the vocabulary of "{model}" has a token of {size} bytes, and one takes {MOST_TOKEN_BYTES}',
+            hint="Delete it, with the merges that lead to it; the longest of GPT-2 has 128.",
+        )
+
+
+def _read(model: str) -> Tokenizer:
+    _require_room(model)
+    tokens = {
+        row["token_id"]: row["bytes"]
+        for row in db.cursor("SELECT token_id, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1", ["text"], model)
+    }
+    merges = [
+        (row["left"], row["right"])
+        for row in db.cursor(
+            'SELECT "left", "right" FROM {schema}.llm_bpe_merges WHERE model = $1 ORDER BY rank', ["text"], model
+        )
+    ]
+    return Tokenizer(tokens, merges)
+
+
+def _empty(table: str, model: str) -> None:
+    """Delete what there is: who only adds vocabularies needs no right to delete."""
+    key = "token_id" if table == "llm_bpe_vocab" else "rank"
+    if db.row(f"SELECT 1 FROM {{schema}}.{table} WHERE model = $1 ORDER BY {key} LIMIT 1", ["text"], model):
+        db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)
+
+
+def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
+    """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
+    require(model=model)
+    tokens = [token_bytes(token) for token in vocab]
+    _require_short(model, max(map(len, tokens), default=0))
+    _empty("llm_bpe_vocab", model)
+    db.run(
+        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, bytes)"
+        " SELECT $1, token_id, token, bytes FROM unnest($2, $3, $4) AS new (token_id, token, bytes)",
+        ["text", "int4[]", "text[]", "bytea[]"],
+        *(model, list(vocab.values()), list(vocab), tokens),
+    )
+
+
+def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
+    """Put `merges`, best first, in the place of the model's merges."""
+    require(model=model)
+    _empty("llm_bpe_merges", model)
+    db.run(
+        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
+        " SELECT $1, rank - 1, l, r, l || ' ' || r FROM unnest($2, $3) WITH ORDINALITY AS new (l, r, rank)",
+        ["text", "text[]", "text[]"],
+        *(model, [left for left, _ in merges], [right for _, right in merges]),
+    )
+
+
+def require_none(model: str) -> None:
+    """42710 when `model` has a vocabulary."""
+    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], model):
+        raise DuplicateObject(
+            f'model "{model}" already has a vocabulary',
+            hint="Choose another name, or DELETE its rows from llm_bpe_vocab and llm_bpe_merges first.",
+        )
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.sparkline', $pg_gpt2_source$"""Numbers as a line of bars, for a terminal: a curve at a glance. It has no scale; print the ends beside it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import TypeGuard, TypeVar
+
+from . import host
+from .fast import threads
+
+T = TypeVar("T")
+BARS = "".join(map(chr, range(0x2581, 0x2589)))  # from an eighth of a line to a full one
+GAP = " "
+AT_A_TIME = 100_000  # values, between looks for an interrupt
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """A character a value, from the lowest to the highest of them; a gap where one is null, NaN or infinite."""
+    known = [value for value in _interruptibly(values) if _is_finite(value)]
+    # halved, so that the span of any two finite numbers is finite
+    low = min(known, default=0.0) / 2
+    span = max(known, default=0.0) / 2 - low
+    return "".join(
+        BARS[min(int((value / 2 - low) / span * len(BARS)), len(BARS) - 1) if span else 0] if _is_finite(value) else GAP
+        for value in _interruptibly(values)
+    )
+
+
+def means(values: Sequence[float | None], width: int) -> list[float | None]:
+    """At most `width` values: means of runs of equal length (give or take one) of those that are finite, None of none."""
+    if len(values) <= width:
+        return list(values)
+    ends = [-(-len(values) * place // width) for place in range(width + 1)]  # as llm_run_sparkline cuts a log
+    return [_mean([value for value in _interruptibly(values[a:b]) if _is_finite(value)]) for a, b in pairwise(ends)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(value / len(values) for value in _interruptibly(values)) if values else None
+
+
+def _interruptibly(values: Sequence[T]) -> Iterator[T]:
+    for part in threads.pieces(len(values), AT_A_TIME):
+        host.check_interrupts()
+        yield from values[part]
+
+
+def _is_finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tensor', $pg_gpt2_source$"""Tensors at the border: contiguous little-endian row-major float32 bytes, shape beside them."""
 
@@ -13134,8 +15355,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import host, threads
+from . import host
 from .errors import InvalidParameter
+from .fast import threads
 from .limits import MOST_DIMENSIONS
 
 FLOAT32 = np.dtype("<f4")
@@ -13185,309 +15407,6 @@ def check_shape(shape: Sequence[int], *, name: str = "tensor") -> None:
             hint="Example: ARRAY[2, 3] for two rows of three.",
         )
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.threads', $pg_gpt2_source$"""Parallel work on the cores of one backend: Python threads over single-threaded BLAS.
-
-NumPy releases the GIL in products and large ufuncs, so plain threads suffice. BLAS itself is kept at one thread,
-because its idle workers spin and would take the core that a Python thread wants. Work is cut into pieces that depend on
-the problem's size only, never on the number of threads: results are the same bits at any thread count.
-"""
-
-import contextlib
-import ctypes
-import os
-import queue
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count
-from math import prod
-from typing import Any
-
-from . import host
-
-Task = Callable[[], object]
-STACK = 8 << 20  # bytes for each thread: what Linux gives; other code of the process may have asked for less
-LOOK_EVERY = 0.05  # seconds between looks for an interrupt while others work
-
-_SETTERS = (
-    "scipy_openblas_set_num_threads64_",
-    "scipy_openblas_set_num_threads",
-    "openblas_set_num_threads64_",
-    "openblas_set_num_threads",
-    "MKL_Set_Num_Threads",
-)
-
-_DESCRIPTIONS = (
-    "scipy_openblas_get_config64_",
-    "scipy_openblas_get_config",
-    "openblas_get_config64_",
-    "openblas_get_config",
-)
-
-
-def import_numpy_single_threaded() -> None:
-    """Import NumPy with BLAS at one thread and every signal blocked in the threads that it may start."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    before = {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")}
-    try:
-        os.environ.update(dict.fromkeys(before, "1"))
-        import numpy  # noqa: F401  (imported for its effect: BLAS reads the environment once)
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    set_blas_threads(1)
-
-
-def set_blas_threads(count: int) -> bool:
-    """Cap the BLAS that NumPy loaded at `count` threads; False when no known BLAS was found."""
-    for path in blas_libraries():
-        library = ctypes.CDLL(path)
-        for name in _SETTERS:
-            setter = getattr(library, name, None)
-            if setter is not None:
-                setter(ctypes.c_int(count))
-                return True
-    return False
-
-
-def blas_name() -> str:
-    """What the BLAS that NumPy loaded says of itself, else the name of its library."""
-    paths = blas_libraries()
-    for path in paths:
-        for name in _DESCRIPTIONS:
-            describe = getattr(ctypes.CDLL(path), name, None)
-            if describe is not None:
-                describe.restype = ctypes.c_char_p
-                return describe().decode()
-    return ", ".join(map(os.path.basename, paths)) or "unknown"
-
-
-def blas_libraries() -> list[str]:
-    """Paths of mapped shared objects whose name says BLAS or MKL."""
-    try:
-        with open("/proc/self/maps", encoding="utf-8") as maps:
-            paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/") and ".so" in line}
-    except OSError:
-        return []
-    names = ("blas", "mkl_rt")
-    return sorted(path for path in paths if any(name in os.path.basename(path).lower() for name in names))
-
-
-def start(work: Task, name: str) -> None:
-    """Do `work` on a thread of its own, with every signal blocked: they are the server's, which handles them in its own.
-
-    RuntimeError where the system allows no more threads.
-    """
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    stack = threading.stack_size(STACK)
-    try:
-        threading.Thread(target=work, daemon=True, name=name).start()
-    finally:
-        threading.stack_size(stack)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-
-def _nothing() -> None:
-    """A helper has no interrupts to look for."""
-
-
-class Pool:
-    """A few threads that run tasks beside the caller; started on first use, signals blocked."""
-
-    def __init__(self, count: int) -> None:
-        self.count = max(1, count)
-        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
-        self._started = 0
-
-    def run(self, tasks: Sequence[Task], batch: "Batch | None" = None) -> None:
-        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error.
-
-        The caller looks for an interrupt between tasks. After it, or an error, no further task is begun.
-        """
-        helpers = min(self.count, len(tasks)) - 1
-        if helpers > self._started:
-            helpers = self._start(helpers)
-        if helpers < 1:
-            for task in tasks:
-                host.check_interrupts()
-                task()
-            return
-        batch = batch or Batch()
-        batch.begin(tasks)
-        for _ in range(helpers):
-            self._tasks.put(batch)
-        batch.work(host.check_interrupts)
-        batch.wait()
-
-    def _start(self, wanted: int) -> int:
-        """Start threads until there are as many as wanted; how many there are.
-
-        Where the system allows no more, the pool goes on with what it has: the next call to `set_threads` tries again.
-        """
-        while self._started < wanted:
-            try:
-                start(self._serve, f"pg_gpt2-{self._started}")
-            except RuntimeError:
-                self.count = self._started + 1
-                break
-            self._started += 1
-        return self._started
-
-    def _serve(self) -> None:
-        import numpy
-
-        numpy.seterr(all="ignore")  # holds for this thread only
-        while (batch := self._tasks.get()) is not None:
-            _current.batch = batch
-            if batch.work() and self._tasks.empty():  # else this thread is late already
-                batch.look_ahead()
-            _current.batch = None
-            del batch  # and what it holds
-
-    def close(self) -> None:
-        """Let the threads end."""
-        for _ in range(self._started):
-            self._tasks.put(None)
-
-
-class Batch:
-    """Tasks that several threads take from one end of until none is left; may be begun again, but by one caller at a time.
-
-    A helper that did some does `ahead` when none is left; nobody waits for that. When the caller goes on, nothing refers to
-    a task any more: what it worked on may be free.
-    """
-
-    def __init__(self, ahead: Task | None = None) -> None:
-        self._ahead = ahead
-        self._left: list[Task] = []
-        self._done = threading.Lock()
-        self._done.acquire()
-        self._error: BaseException | None = None
-
-    def begin(self, tasks: Sequence[Task]) -> None:
-        """Offer these tasks."""
-        self._finished = count(1 - len(tasks))  # the last task counts 0
-        self._left.extend(reversed(tasks))
-
-    def work(self, look: Task = _nothing) -> bool:
-        """Do tasks until none is left, each after a `look` for an interrupt; whether there was one."""
-        done = False
-        while True:
-            try:
-                task = self._left.pop()  # atomic under the GIL
-            except IndexError:
-                return done
-            try:
-                if self._error is None:
-                    look()
-                    task()
-            except BaseException as error:  # handed to the caller by wait()
-                self._error = self._error or error
-            del task
-            if next(self._finished) == 0:  # atomic as well
-                self._done.release()
-            done = True
-
-    def go_on(self) -> None:
-        """Raise in a task of this batch when another one has failed, or the caller was interrupted."""
-        if self._error is not None:
-            raise Stopped
-
-    def look_ahead(self) -> None:
-        """Do `ahead`, whose failure is no one's: the thread must live on."""
-        if self._ahead is not None:
-            with contextlib.suppress(Exception):
-                self._ahead()
-
-    def wait(self) -> None:
-        """Return when all tasks are done; raise the first error, or an interrupt that comes meanwhile."""
-        while not self._done.acquire(timeout=LOOK_EVERY):
-            try:
-                host.check_interrupts()
-            except BaseException as interrupt:  # raised when no task works any more on what is the caller's
-                self._error = self._error or interrupt
-        if self._error is not None:
-            error, self._error = self._error, None
-            try:
-                raise error
-            finally:
-                del error  # which holds this frame, and others what they worked on
-
-
-class Stopped(Exception):
-    """Ends a task whose batch has failed; nobody sees it."""
-
-
-class _Current(threading.local):
-    """The batch that this thread helps with; None for the thread of the server."""
-
-    batch: Batch | None = None
-
-
-_current = _Current()
-
-
-def look() -> None:
-    """To be called by tasks that take long, at least every 100 ms: raises where the work is to end."""
-    if _current.batch is None:
-        host.check_interrupts()
-    else:
-        _current.batch.go_on()
-
-
-_pool = Pool(min(2, os.cpu_count() or 1))
-
-
-def set_threads(count: int) -> None:
-    """Use `count` cores from now on (setting `pg_gpt2.threads`)."""
-    global _pool
-    if count != _pool.count:
-        _pool.close()
-        _pool = Pool(count)
-
-
-def threads() -> int:
-    """How many cores are in use."""
-    return _pool.count
-
-
-def run(tasks: Sequence[Task]) -> None:
-    """Run independent tasks on all cores in use."""
-    _pool.run(tasks)
-
-
-def prepared(tasks: Sequence[Task], ahead: Task | None = None) -> Task:
-    """A call that runs these tasks on all cores in use, again and again; a helper then does `ahead`, which nobody waits for."""
-    batch = Batch(ahead)
-    return lambda: _pool.run(tasks, batch)
-
-
-def parts(shape: Sequence[int], size: int) -> Iterator[tuple[Any, ...]]:
-    """Indices that cut an array of that shape into parts of at most `size` elements, in row-major order; each gives a view."""
-    inner = prod(shape[1:])
-    if prod(shape) <= size:
-        yield (...,)
-    elif inner <= size:
-        yield from ((rows,) for rows in pieces(shape[0], size // inner))
-    else:
-        yield from ((i, *rest) for i in range(shape[0]) for rest in parts(shape[1:], size))
-
-
-def pieces(total: int, size: int) -> list[slice]:
-    """Cut `total` items into slices of at most `size`, by size only."""
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
-
-
-def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
-    """Call `work(rows)` for slices of at most `size` of `total` rows, on all cores."""
-    if 0 < total <= size:
-        work(slice(0, total))
-    else:
-        run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]
-$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer', $pg_gpt2_source$"""Text to tokens and back: byte-pair encoding, how a vocabulary is learned, and vocabularies as rows."""
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.bpe', $pg_gpt2_source$"""GPT-2's tokenizer: text to token ids and back, with a vocabulary given as plain data.
@@ -13501,8 +15420,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, groupby
 from typing import NamedTuple
 
-from .. import host, threads
+from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
+from ..fast import threads
 from ..limits import MOST_IDS, MOST_TRACED, MOST_WORD
 from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
 from .pretokenize import pretokens, split, word_too_long
@@ -13922,8 +15842,9 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import TypeAlias
 
-from .. import host, threads
+from .. import host
 from ..errors import InvalidParameter
+from ..fast import threads
 from ..limits import MOST_WORD
 from .bpe import BYTE_CHARACTERS, END_OF_TEXT
 from .pretokenize import split, word_too_long
@@ -14324,369 +16245,7 @@ LETTER = (
     "20000-2A6DF 2A700-2B739 2B740-2B81D 2B820-2CEA1 2CEB0-2EBE0 2EBF0-2EE5D 2F800-2FA1D 30000-3134A 31350-323AF "
 )
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.tokenizer.vocabularies', $pg_gpt2_source$"""Vocabularies as rows, and the cache of tokenizers by version.
-
-A vocabulary has 100,000 rows, too many to digest at every call: statement triggers add a row to llm_bpe_version instead, and
-the version is that table, which DROP EXTENSION may have made anew, and the ids that are visible there, usually one. Where
-row-level security is active for the caller, the visible rows are digested after all.
-"""
-
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-
-from .. import db, host
-from ..errors import DuplicateObject, InvalidParameter, WrongState, require
-from ..limits import MOST_TOKEN_BYTES
-from .bpe import Tokenizer, token_bytes
-
-BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
-MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
-
-_cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
-
-
-def load(model: str) -> Tokenizer:
-    """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary."""
-    found = find(model)
-    if found is None:
-        raise WrongState(
-            f'model "{model}" has no vocabulary',
-            hint="Load one: pg_llm_load_bpe_vocab and pg_llm_load_bpe_merges on the server, pg-gpt2 ingest-tokenizer"
-            f" --model {model} as a client, or learn one with llm_train_bpe. Functions on token ids work without.",
-        )
-    return found
-
-
-def find(model: str) -> Tokenizer | None:
-    """The tokenizer of `model`, or None when it has no vocabulary."""
-    version = _version(model)
-    if version is None:
-        return None
-    found = _cache.get(model)
-    while found is None or found[0] != version:
-        found = (version, _read(model))
-        version = _version(model)  # another one where a change was committed between the statements that read
-        if version is None:
-            return None
-    _cache[model] = found
-    _cache.move_to_end(model)
-    while len(_cache) > MOST:
-        _cache.popitem(last=False)
-    return found[1]
-
-
-def cached() -> list[tuple[str, str]]:
-    """(model, version) of the tokenizers in memory whose vocabulary the caller may see, least recently used first."""
-    if not db.may_read("llm_bpe_vocab"):
-        return []
-    rows = db.query(
-        "SELECT m.name FROM unnest($1) AS m (name) WHERE NOT row_security_active('{schema}.llm_bpe_vocab')"
-        " OR (SELECT true FROM {schema}.llm_bpe_vocab AS v WHERE v.model = m.name ORDER BY v.token_id LIMIT 1)",
-        ["text[]"],
-        list(_cache),
-    )
-    seen = {row["name"] for row in rows}
-    return [(model, version) for model, (version, _) in _cache.items() if model in seen]
-
-
-def forget() -> None:
-    """Give up all tokenizers in memory."""
-    _cache.clear()
-
-
-def _version(model: str) -> str | None:
-    """None when the caller sees no token of `model`. The first row is asked for by the key: for EXISTS, and for LIMIT alone, the
-    planner scans a table that many models share."""
-    row = db.row(
-        "SELECT concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
-        " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
-        " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = $1 ORDER BY m.rank LIMIT 1)) AS version,"
-        " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
-        " FROM (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1 ORDER BY v.token_id LIMIT 1) AS any_token",
-        ["text"],
-        model,
-    )
-    if row is None:
-        return None
-    return _digest(model) if row["filtered"] else row["version"]
-
-
-def _digest(model: str) -> str:
-    row = db.row(
-        "SELECT (SELECT md5(string_agg(concat_ws(' ', ctid, xmin, cmin), E'\\n' ORDER BY token_id))"
-        " FROM {schema}.llm_bpe_vocab WHERE model = $1)"
-        " || coalesce((SELECT md5(string_agg(concat_ws(' ', ctid, xmin, cmin), E'\\n' ORDER BY rank))"
-        " FROM {schema}.llm_bpe_merges WHERE model = $1), '') AS version",
-        ["text"],
-        model,
-    )
-    return (row or {})["version"]
-
-
-def touch() -> None:
-    """Make the version another one, and remove what earlier changes left, but for what others are removing now."""
-    row = db.row("INSERT INTO {schema}.llm_bpe_version DEFAULT VALUES RETURNING id")
-    level = db.row("SELECT current_setting('transaction_isolation') AS level")
-    if row and level == {
-        "level": "read committed"
-    }:  # in the others a row that somebody has removed meanwhile is an error
-        db.run(
-            "DELETE FROM {schema}.llm_bpe_version WHERE id IN"
-            " (SELECT id FROM {schema}.llm_bpe_version WHERE id < $1 FOR UPDATE SKIP LOCKED)",
-            ["int8"],
-            row["id"],
-        )
-
-
-def _require_room(model: str) -> None:
-    """53200 when the vocabulary does not fit, 22023 when one token is too long: who may write a vocabulary must not be able to
-    fill the memory of those who read it."""
-    pieces = 'octet_length("left") + octet_length("right")'
-    row = db.row(
-        "SELECT v.n + m.n AS rows, v.size + m.size AS size, greatest(v.longest, m.longest / 2) AS longest FROM"
-        " (SELECT count(*) AS n, coalesce(sum(octet_length(bytes)), 0)::bigint AS size, max(octet_length(bytes)) AS longest"
-        "  FROM {schema}.llm_bpe_vocab WHERE model = $1) AS v,"
-        f" (SELECT count(*) AS n, coalesce(sum({pieces}), 0)::bigint AS size, max({pieces}) AS longest"
-        "  FROM {schema}.llm_bpe_merges WHERE model = $1) AS m",
-        ["text"],
-        model,
-    )
-    rows, size, longest = (row or {}).values()
-    _require_short(model, longest or 0)
-    host.require_memory(BYTES_A_ROW * rows + COPIES * size, f'the vocabulary of "{model}"')
-
-
-def _require_short(model: str, size: int) -> None:
-    if size > MOST_TOKEN_BYTES:
-        raise InvalidParameter(
-            f'the vocabulary of "{model}" has a token of {size} bytes, and one takes {MOST_TOKEN_BYTES}',
-            hint="Delete it, with the merges that lead to it; the longest of GPT-2 has 128.",
-        )
-
-
-def _read(model: str) -> Tokenizer:
-    _require_room(model)
-    tokens = {
-        row["token_id"]: row["bytes"]
-        for row in db.cursor("SELECT token_id, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1", ["text"], model)
-    }
-    merges = [
-        (row["left"], row["right"])
-        for row in db.cursor(
-            'SELECT "left", "right" FROM {schema}.llm_bpe_merges WHERE model = $1 ORDER BY rank', ["text"], model
-        )
-    ]
-    return Tokenizer(tokens, merges)
-
-
-def _empty(table: str, model: str) -> None:
-    """Delete what there is: who only adds vocabularies needs no right to delete."""
-    key = "token_id" if table == "llm_bpe_vocab" else "rank"
-    if db.row(f"SELECT 1 FROM {{schema}}.{table} WHERE model = $1 ORDER BY {key} LIMIT 1", ["text"], model):
-        db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)
-
-
-def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
-    """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
-    require(model=model)
-    tokens = [token_bytes(token) for token in vocab]
-    _require_short(model, max(map(len, tokens), default=0))
-    _empty("llm_bpe_vocab", model)
-    db.run(
-        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, bytes)"
-        " SELECT $1, token_id, token, bytes FROM unnest($2, $3, $4) AS new (token_id, token, bytes)",
-        ["text", "int4[]", "text[]", "bytea[]"],
-        *(model, list(vocab.values()), list(vocab), tokens),
-    )
-
-
-def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
-    """Put `merges`, best first, in the place of the model's merges."""
-    require(model=model)
-    _empty("llm_bpe_merges", model)
-    db.run(
-        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
-        " SELECT $1, rank - 1, l, r, l || ' ' || r FROM unnest($2, $3) WITH ORDINALITY AS new (l, r, rank)",
-        ["text", "text[]", "text[]"],
-        *(model, [left for left, _ in merges], [right for _, right in merges]),
-    )
-
-
-def require_none(model: str) -> None:
-    """42710 when `model` has a vocabulary."""
-    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], model):
-        raise DuplicateObject(
-            f'model "{model}" already has a vocabulary',
-            hint="Choose another name, or DELETE its rows from llm_bpe_vocab and llm_bpe_merges first.",
-        )
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training', $pg_gpt2_source$"""Learning: a step in memory, runs and what is recorded of them, and runs done again."""
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.audit', $pg_gpt2_source$"""Audited training steps: their ops as rows of llm_tape, and at level 'full' every value and gradient in llm_tensor_rt.
-
-It only looks on: a step calls it after each op, forward and backward, and computes the same bits at every level. What
-pg_gpt2.audit_keep would prune at once is not recorded in the first place, where that can be known.
-"""
-
-from collections import deque
-
-import numpy as np
-
-from .. import db
-from ..autograd.tape_rows import FLUSH_BYTES, Writer, drop, new_tape, update_grads
-from ..errors import InvalidParameter
-from ..ops import Sink
-from ..storage import store
-from ..tape import Node, Value
-from ..tensor import to_bytes
-from .trainer import Trainer
-
-LEVELS = ("none", "tape", "full")
-ROOM = 512  # handles drawn at a time
-
-
-def check_level(level: str) -> None:
-    """22023 unless `level` is one."""
-    if level not in LEVELS:
-        raise InvalidParameter(
-            f"audit must be one of {', '.join(LEVELS)}, not {level!r}",
-            hint="tape: one row an op; full: values and gradients as well.",
-        )
-
-
-def steps_kept() -> int | None:
-    """How many steps of a model stay (pg_gpt2.audit_keep); None = all."""
-    text = db.setting("audit_keep", "1") or "1"
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise InvalidParameter(
-            f"pg_gpt2.audit_keep must be a number of steps, not '{text}'", hint="1 is the default, 0 keeps all."
-        )
-    return int(text) or None
-
-
-def drop_all(model: str) -> None:
-    """Delete the tapes of all runs of a model."""
-    rows = db.query(
-        "SELECT DISTINCT t.tape_id FROM {schema}.llm_tape AS t JOIN {schema}.llm_run AS r USING (run_id) WHERE r.model = $1",
-        ["text"],
-        model,
-    )
-    if rows:
-        drop([row["tape_id"] for row in rows])
-
-
-class StepTape:
-    """The tape of one step; called by the trainer's tape after each op."""
-
-    def __init__(self, level: str, run_id: int, step: int) -> None:
-        self.full = level == "full"
-        self.writer = Writer(new_tape(), run_id=run_id, step=step, room=ROOM)
-        self._handles: dict[int, int] = {}  # of values by id(); of parameters by that of their sink
-        self._seen: list[Value | Sink] = []  # held, so that an id() means one object
-        self._grads: list[tuple[int, bytes]] = []
-        self._held = 0
-
-    @property
-    def tape_id(self) -> int:
-        """Its number."""
-        return self.writer.tape_id
-
-    def __call__(self, phase: str, node: Node) -> None:
-        """After an op ran (forward), or passed its gradient on (backward)."""
-        if phase == "forward":
-            inputs = [self._handle(value) for value in node.inputs]
-            self.writer.op(node.name, inputs, self._handle(node.output), node.attrs)
-        elif self.full and node.output.grad is not None:
-            self._grad(self._handle(node.output), node.output.grad)
-
-    def _handle(self, value: Value) -> int:
-        key = value if value.sink is None else value.sink
-        if id(key) not in self._handles:
-            data = to_bytes(value.data) if self.full and value.data is not None else None
-            self._handles[id(key)] = self.writer.tensor(value.shape, value.requires_grad, data)
-            self._seen.append(key)
-        return self._handles[id(key)]
-
-    def _grad(self, handle: int, grad: np.ndarray) -> None:
-        self._grads.append((handle, to_bytes(grad)))
-        self._held += grad.nbytes
-        if self._held >= FLUSH_BYTES:
-            self._flush_grads()
-
-    def _flush_grads(self) -> None:
-        self.writer.flush()
-        update_grads(self.tape_id, self._grads)
-        self._grads.clear()
-        self._held = 0
-
-    def finish(self, trainer: Trainer) -> dict[str, int]:
-        """After the step: gradients of the parameters; their handles by name."""
-        names = {id(sink): name for name, sink in trainer.sinks.items()}
-        params = {names[key]: handle for key, handle in self._handles.items() if key in names}
-        if self.full:
-            for name, grad in trainer.grads.items():
-                self._grad(params[name], grad)
-            self._flush_grads()
-        self._seen.clear()
-        self._handles.clear()
-        return params
-
-
-class Auditor:
-    """Audits the steps of a run: `begin` and `end` around each, `write` when the weights are written."""
-
-    def __init__(self, model: str, level: str) -> None:
-        check_level(level)
-        self.model, self.level = model, level
-        self._keep = steps_kept()
-        self._kept: deque[tuple[StepTape, dict[str, int]]] = deque(maxlen=self._keep)
-        self._tape: StepTape | None = None
-
-    def begin(self, run_id: int, step: int, steps_left: int = 0) -> StepTape | None:
-        """What watches this step; None when nobody does, as when more than enough steps are still to come."""
-        self._tape = None
-        if self.level != "none" and (self._keep is None or steps_left < self._keep):
-            self._tape = StepTape(self.level, run_id, step)
-        return self._tape
-
-    def end(self, trainer: Trainer) -> None:
-        """The step is done."""
-        if self._tape is None:
-            return
-        if self.level == "full" and self._keep is not None and len(self._kept) == self._keep:
-            drop([self._kept[0][0].tape_id])  # values were written as they came
-        self._kept.append((self._tape, self._tape.finish(trainer)))
-        self._tape = None
-        if self._keep is None:
-            self._flush()
-
-    def write(self) -> None:
-        """Insert what is kept, and delete the model's older steps."""
-        tapes = [tape.tape_id for tape, _ in self._kept]
-        self._flush()
-        if not tapes or self._keep is None:
-            return
-        rows = db.query(
-            "SELECT t.tape_id FROM {schema}.llm_tape AS t JOIN {schema}.llm_run AS r USING (run_id)"
-            " WHERE r.model = $1 GROUP BY t.tape_id ORDER BY t.tape_id DESC OFFSET $2",
-            ["text", "int4"],
-            self.model,
-            self._keep,
-        )
-        if rows:
-            drop([row["tape_id"] for row in rows])
-
-    def _flush(self) -> None:
-        for tape, params in self._kept:
-            tape.writer.flush()
-            db.run(
-                "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id)"
-                f" SELECT $1, p.model, p.name, p.token_id, new.tensor_id FROM {store.resolved('$2')} AS p"
-                " JOIN unnest($3, $4) AS new (name, tensor_id) ON p.name = new.name",
-                ["int8", "text", "text[]", "int8[]"],
-                *(tape.tape_id, self.model, list(params), list(params.values())),
-            )
-        self._kept.clear()
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training', $pg_gpt2_source$"""Arithmetic of training: order of batches, a step in memory, AdamW and its schedule."""
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.batches', $pg_gpt2_source$"""The order in which a training run reads its rows: a new permutation each epoch, a function of seed and step alone.
 
@@ -14695,7 +16254,8 @@ Rows are numbered 0 .. n - 1 in the order the caller fixed; ids and model names 
 
 import numpy as np
 
-from .. import host, rng
+from .. import host
+from ..core import rng
 from ..errors import InvalidParameter
 
 
@@ -14729,333 +16289,6 @@ class BatchOrder:
             self._epoch, self._order = epoch, source.permutation(self.n_rows)
         return self._order
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.datasets', $pg_gpt2_source$"""Rows of llm_dataset: loading text into them, and reading batches out of them.
-
-A batch is fetched when its step needs it, as the binary form of the arrays, which NumPy reads without a Python object a token.
-"""
-
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
-
-import numpy as np
-
-from .. import db, host
-from ..config import GPT2Config
-from ..errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
-from ..tokenizer.bpe import Tokenizer
-
-MANY_TOKENS = 1 << 24  # from where room is asked for
-INSERT_TOKENS = 1 << 16  # tokens a statement
-
-Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
-
-
-class Row(NamedTuple):
-    """A row of llm_dataset: tokens [T], targets [T], and the first 8 bytes of the SHA-256 of both."""
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    digest: int
-
-
-# Rows that a model learns from: its own, and those of nobody whose ids it has.
-USABLE = (
-    "(model = $1 OR model IS NULL"
-    " AND ($2 <= ANY (tokens || target)) IS NOT TRUE AND (0 > ANY (tokens || target)) IS NOT TRUE)"
-)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How texts become rows: of `block_size` tokens, across texts, or (`pack` false) of up to that many tokens of one text.
-
-    The last `val_fraction` of the rows go to the split val. `replace`: the rows that the model has in these splits go.
-    """
-
-    block_size: int
-    split: str
-    val_fraction: float
-    replace: bool
-    pack: bool
-
-
-def load(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
-    """Tokenize `texts`, one end-of-text after each, into rows; their number."""
-    if tokenizer.eos_token_id is None:
-        raise WrongState(
-            f'the vocabulary of "{model}" has no end-of-text token to put after each text',
-            hint="Add a token <|endoftext|> to llm_bpe_vocab.",
-        )
-    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
-    ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
-    del parts
-    starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
-    if not starts.size:
-        whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
-        raise InvalidParameter(
-            f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
-        )
-    first_val = starts.size - round(starts.size * (cut.val_fraction if cut.split == "train" else 0))
-    for split, part in ((cut.split, slice(first_val)), ("val", slice(first_val, None))):
-        if starts[part].size:
-            _make_room(model, split, cut.replace)
-            _insert(ids, model, split, starts[part], lengths[part])
-    return starts.size
-
-
-def _packed(n_ids: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where rows begin in the stream of ids, and their lengths: what does not fill a last row is left out."""
-    starts = np.arange(max(0, (n_ids - 1) // block_size)) * block_size
-    return starts, np.full_like(starts, block_size)
-
-
-def _text_by_text(sizes: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same for texts of `sizes` ids, end-of-text included, whose rows begin and end with them: nothing is left out."""
-    ends = np.cumsum(sizes)
-    rows = -(-(sizes - 1).clip(0) // block_size)  # nothing precedes the end-of-text of an empty one
-    text = np.repeat(np.arange(sizes.size), rows)
-    place = np.arange(text.size) - np.repeat(np.cumsum(rows) - rows, rows)  # of a row among those of its text
-    starts = (ends - sizes)[text] + place * block_size
-    return starts, np.minimum(block_size, ends[text] - 1 - starts)
-
-
-def _make_room(model: str, split: str, replace: bool) -> None:
-    """Say how many rows of the split were there, having deleted them with `replace`."""
-    if replace:
-        before = db.run(
-            "DELETE FROM {schema}.llm_dataset WHERE model = $1 AND split = $2", ["text", "text"], model, split
-        )
-        if before:
-            db.notice(f'replaced the {before} rows that model "{model}" had in split {split}')
-        return
-    row = db.row(
-        "SELECT count(*) AS before FROM {schema}.llm_dataset WHERE model = $1 AND split = $2",
-        ["text", "text"],
-        model,
-        split,
-    )
-    if before := (row or {})["before"]:
-        db.notice(
-            f'added to {before} rows that model "{model}" has in split {split}; replace => true would delete them'
-        )
-
-
-def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Ids of each text and one end-of-text."""
-    count, room = 0, MANY_TOKENS
-    progress = host.Progress("tokenizing the source", "tokens")
-    for text in texts:
-        ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32)
-        count += ids.size
-        progress.at(count)
-        if count > room:
-            room = 2 * count
-            host.require_memory(2 * ids.itemsize * room, f"data of more than {count} tokens")  # in parts, and as one
-        yield ids
-
-
-def _insert(ids: np.ndarray, model: str, split: str, starts: np.ndarray, lengths: np.ndarray) -> None:
-    """Rows of the stream `ids`, targets shifted by one."""
-    first = 0
-    while first < starts.size:
-        last = max(first + 1, int(np.searchsorted(starts, starts[first] + INSERT_TOKENS)))
-        rows, sizes = starts[first:last] - starts[first], lengths[first:last]
-        part = ids[starts[first] : starts[last - 1] + sizes[-1] + 1]
-        db.run(
-            "INSERT INTO {schema}.llm_dataset (model, split, tokens, target)"
-            " SELECT $1, $2, $3[start + 1 : start + size], $3[start + 2 : start + size + 1]"
-            " FROM unnest($4, $5) WITH ORDINALITY AS new (start, size, place) ORDER BY place",
-            ["text", "text", "int4[]", "int4[]", "int4[]"],
-            *(model, split, part.tolist(), rows.tolist(), sizes.tolist()),
-        )
-        host.check_interrupts()
-        first = last
-
-
-def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
-    """Ids of the rows that `model` may use, in order; 55000 when there is none."""
-    rows = db.query(
-        f"SELECT id FROM {{schema}}.llm_dataset WHERE split = $3 AND {USABLE} ORDER BY id",
-        ["text", "int4", "text"],
-        *(model, config.vocab, split),
-    )
-    if not rows:
-        raise WrongState(
-            f'there is no data of split "{split}" for model "{model}"',
-            hint=f"Load some: SELECT llm_dataset_load('SELECT body FROM documents', '{model}',"
-            f" {min(config.n_positions, 256)}{'' if split == 'train' else ', val_fraction => 0.1'}).",
-        )
-    return np.asarray([row["id"] for row in rows])
-
-
-def refuse_long(model: str, config: GPT2Config, split: str) -> None:
-    """22023 when a row is longer than `model` is, before a run comes to it after some steps."""
-    row = db.row(
-        "SELECT id, cardinality(tokens) AS size FROM {schema}.llm_dataset"
-        f" WHERE split = $3 AND cardinality(tokens) > $4 AND {USABLE} ORDER BY id LIMIT 1",
-        ["text", "int4", "text", "int4"],
-        *(model, config.vocab, split, config.n_positions),
-    )
-    if row:
-        _check_size(row["id"], row["size"], model, config)
-
-
-def digest(model: str, config: GPT2Config) -> str:
-    """SHA-256 of the training rows that `model` may use, in order; their ids play no part."""
-    found = hashlib.sha256()
-    for row in db.cursor(
-        "SELECT array_send(tokens) AS tokens, array_send(target) AS target"
-        f" FROM {{schema}}.llm_dataset WHERE split = 'train' AND {USABLE} ORDER BY id",
-        ["text", "int4"],
-        *(model, config.vocab),
-    ):
-        found.update(row["tokens"])
-        found.update(row["target"])
-        host.check_interrupts()
-    return found.hexdigest()
-
-
-def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
-    """The rows `ids`, checked, in that order."""
-    found = db.query(
-        "SELECT id, array_send(tokens) AS tokens, array_send(target) AS target FROM {schema}.llm_dataset WHERE id = ANY ($1)",
-        ["int8[]"],
-        np.unique(ids).tolist(),
-    )
-    by_id = {}
-    for row in found:
-        host.check_interrupts()
-        tokens, targets = _ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])
-        _check_row(row["id"], tokens, targets, model, config)
-        digest = hashlib.sha256(row["tokens"] + row["target"]).digest()
-        by_id[row["id"]] = Row(tokens, targets, int.from_bytes(digest[:8], "big", signed=True))
-    for row_id in ids:
-        if row_id not in by_id:
-            raise UndefinedObject(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
-    return [by_id[row_id] for row_id in ids]
-
-
-def batches(found: Iterable[Row]) -> list[Batch]:
-    """Rows as batches of equal length, in their order within a length."""
-    by_length: dict[int, list[Row]] = {}
-    for row in found:
-        by_length.setdefault(row.tokens.size, []).append(row)
-    return [(np.stack([r.tokens for r in rows]), np.stack([r.targets for r in rows])) for rows in by_length.values()]
-
-
-def _ints(row_id: int, sent: bytes) -> np.ndarray:
-    """int4[] in PostgreSQL's binary form: a header of 20 bytes, then length and value, big-endian. NULLs are refused."""
-    if int.from_bytes(sent[:4], "big") != 1 or int.from_bytes(sent[4:8], "big"):
-        raise InconsistentData(
-            f"row {row_id} of llm_dataset has an array with nulls or more than one dimension", hint="Delete the row."
-        )
-    return np.frombuffer(sent, ">i4", offset=20).reshape(-1, 2)[:, 1].astype(np.int64)
-
-
-def _check_size(row_id: int, size: int, model: str, config: GPT2Config) -> None:
-    if size > config.n_positions:
-        raise InvalidParameter(
-            f"row {row_id} of llm_dataset has {size} tokens, more than the {config.n_positions} positions of"
-            f' model "{model}"',
-            hint=f"Load the data with block_size => {config.n_positions} or less.",
-        )
-
-
-def _check_row(row_id: int, tokens: np.ndarray, target: np.ndarray, model: str, config: GPT2Config) -> None:
-    _check_size(row_id, tokens.size, model, config)
-    for ids in (tokens, target):
-        if ids.min() < 0 or ids.max() >= config.vocab:
-            raise InvalidParameter(
-                f'row {row_id} of llm_dataset has a token id outside 0..{config.vocab - 1}, the ids of model "{model}"',
-                hint="Tokenize the text with this model's vocabulary: llm_dataset_load.",
-            )
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.hand_steps', $pg_gpt2_source$"""Steps by hand: llm_train_step, one statement a step, each recorded with its parameters under the model's manual run.
-
-The run ends when anything else changes the weights, so that its steps follow one another and can be done again as a run's.
-"""
-
-import json
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-
-from .. import db
-from ..storage import store
-from . import datasets, runs
-from .audit import Auditor
-from .optim import lr_schedule
-from .session import Session, Settings
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """What one step by hand is to do, on `batch_size` rows; its number is the model's own."""
-
-    settings: Settings
-    total_steps: int | None
-    batch_size: int
-
-    @classmethod
-    def of(cls, config: dict, batch_size: int) -> "StepPlan":
-        """Back from llm_train_log.config."""
-        return cls(runs.settings_of(config), config["total_steps"], batch_size)
-
-    def lr(self, step: int) -> float:
-        """Learning rate of the model's step 1, 2, ..."""
-        settings = self.settings
-        if self.total_steps is not None:
-            return lr_schedule(step, settings.warmup, self.total_steps, settings.lr_max, settings.min_lr)
-        return settings.lr_max * min(1.0, step / settings.warmup) if settings.warmup else settings.lr_max
-
-
-def train_step(
-    session: Session, ids: Sequence[int] | None, settings: Settings, total_steps: int | None, audit: str
-) -> float:
-    """One step by hand, on the rows `ids`, else on the next row of the training data; the loss before it."""
-    step = session.step + 1
-    if ids is None:
-        rows = datasets.row_ids(session.model, session.config, "train")
-        ids = [int(rows[(step - 1) % len(rows)])]
-    plan = StepPlan(settings, total_steps, len(ids))
-    log = runs.Log(_manual_run(session, settings.seed), session.model)
-    auditor = Auditor(session.model, audit)
-    began = time.perf_counter()
-    lr, result, digests = runs.learn(session, plan, step, ids, auditor.begin(log.run_id, step))
-    auditor.end(session.trainer)
-    log.add(step, lr, result, time.perf_counter() - began, ids, digests)
-    began = time.perf_counter()
-    session.write()
-    auditor.write()
-    seconds = time.perf_counter() - began
-    config = asdict(settings) | {"total_steps": total_steps, "attention_chunk": session.trainer.chunk}
-    log.write(seconds, config=config, lineage=session.content)
-    return result.loss
-
-
-def _manual_run(session: Session, seed: int) -> int:
-    """The model's run of steps by hand: the one that left these weights, else a new one."""
-    found = runs.environment()
-    row = db.row(
-        "SELECT r.run_id, l.lineage = $2 AS same, coalesce(r.resumed -> -1 -> 'environment', r.environment) = $3 AS here"
-        " FROM {schema}.llm_run AS r LEFT JOIN LATERAL (SELECT lineage FROM {schema}.llm_train_log"
-        " WHERE run_id = r.run_id ORDER BY step DESC LIMIT 1) AS l ON true WHERE r.model = $1 AND r.status = 'manual'",
-        ["text", "text", "jsonb"],
-        *(session.model, session.content, json.dumps(found)),
-    )
-    if row is None or not row["same"]:
-        store.finish_manual_run(session.model)
-        return runs.new_run(session, runs.tied_in(session), seed, None, "manual")
-    if not row["here"]:
-        db.run(
-            f"UPDATE {{schema}}.llm_run SET {runs.RESUMED} WHERE run_id = $1",
-            ["int8", "int8", "jsonb"],
-            *(row["run_id"], session.step, json.dumps(found)),
-        )
-    return row["run_id"]
-$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.optim', $pg_gpt2_source$"""AdamW (Loshchilov & Hutter 2019), global-norm clipping, and the learning rate's schedule, as torch computes them.
 
 Everything works in place on fixed pieces, so that a step needs little memory beside the arrays.
@@ -15068,10 +16301,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import threads
 from ..errors import InvalidParameter
-from ..ops import buffers
-from ..ops.blas import add_scaled
+from ..fast import buffers, threads
+from ..fast.blas import add_scaled
 
 PIECE = 1 << 20  # scalars: smaller ones stay in a core's cache, but more calls want the interpreter
 SMALL = 1 << 14  # scalars of a tensor that is taken together with others
@@ -15214,1199 +16446,6 @@ def run_lr(step: int, n_steps: int, warmup: int, lr_max: float, min_lr: float = 
         return lr_max
     return lr_schedule(step, min(warmup, n_steps // 10), n_steps, lr_max, min_lr)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.run_replay', $pg_gpt2_source$"""A training run done again beside what is recorded of it: from a checkpoint, or from the seed of the model's first weights.
-
-It trains a copy in memory and writes nothing. Under the environment of the run every bit must agree; under another one losses
-and norms must agree within a tolerance, and where bits part is only told. `replay` does the same for one tape.
-"""
-
-import hashlib
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from math import isclose
-from typing import Any
-
-from .. import db, host, resources
-from ..errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
-from ..storage import checkpoints, store
-from ..storage.checkpoint_files import KINDS, Part
-from ..storage.checkpoints import Checkpoint
-from ..tensor import to_bytes
-from . import datasets, runs
-from .batches import BatchOrder
-from .hand_steps import StepPlan
-from .run_start import Difference, Record, begin, check_settings, logged_step, saved_checkpoints
-from .session import Learner
-from .trainer import Diverged, StepResult
-
-DECISIVE = ("sources", "numpy", "blas", "machine", "processor")  # about bits; the number of threads is not
-TOLERANCE = 1e-3  # relative: rounding of float32, 6e-8, which grows from step to step
-ROUNDED = ("loss", "grad_norm", "val_loss")
-
-
-@dataclass
-class Report:
-    """A row of llm_replay."""
-
-    first_step: int
-    last_step: int
-    exact: bool
-    difference: Difference | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> Report:
-    """Train again up to `to_step`, else as far as the log goes, and compare; ends at the first difference."""
-    last = record.last if to_step is None else to_step
-    if not record.start < last <= record.last:
-        raise InvalidParameter(
-            f"to_step {to_step} is not a step of run {record.run_id}, which has logged {record.start + 1} to {record.last}",
-            hint="Leave it out to replay all of them.",
-        )
-    resources.require_memory(16 * store.config(record.model).n_params(), f"a replay of run {record.run_id}")
-    start = begin(record, from_checkpoint)
-    first = record.start if isinstance(start, Difference) else start.done + 1
-    here = runs.environment()
-    other = [name for name in DECISIVE if any(found.get(name) != here[name] for found in record.used(first, last))]
-    report = Report(record.start + 1, last, not other)
-    if isinstance(start, Difference):
-        report.difference, report.last_step = start, start.step
-        return report
-    if start.done >= last:
-        raise InvalidParameter(
-            f"{start.source} already has step {start.done} of run {record.run_id}; to_step is {last}",
-            hint="Give a later step, or an earlier checkpoint.",
-        )
-    report.first_step = start.done + 1
-    report.notes.append(f"from {start.source}")
-    report.difference = start.difference(record)
-    if report.difference is not None:
-        report.last_step = start.done
-        return report
-    work = _Replay(record, start.learner, report)
-    for step in range(start.done + 1, last + 1):
-        report.difference = next(work.step(step), None)
-        if report.difference is not None:
-            report.last_step = step
-            break
-        if (step - start.done) % max(1, (last - start.done) // runs.NOTICES) == 0:
-            db.notice(f"replay of run {record.run_id}: steps {start.done + 1} to {step} agree")
-    else:
-        report.difference = next(work.end(last), None)
-    work.tell(other)
-    return report
-
-
-class _Replay:
-    """Steps of a run beside their record; each comparison yields what differs."""
-
-    def __init__(self, record: Record, learner: Learner, report: Report) -> None:
-        self.record, self.learner, self.report = record, learner, report
-        self.same_data = False
-        if record.plan:
-            self.rows = datasets.row_ids(record.model, learner.config, "train")
-            self.same_data = datasets.digest(record.model, learner.config) == record.data["digest"]
-            self.order = BatchOrder(record.plan.settings.seed, record.data["rows"])
-        self.unlogged = 0
-        self.rounded: int | None = None  # first step whose bits differ where they may
-        self.saved: dict[int, list[Checkpoint]] = {}
-        for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4"):
-            self.saved.setdefault(record.number(saved.step), []).append(saved)
-
-    def step(self, step: int) -> Iterator[Difference]:
-        """Train one step; what differs from the record, the cause before the consequence."""
-        logged = logged_step(self.record.run_id, step)
-        if logged is None:
-            self.unlogged += 1
-        ids = self._ids(step, logged)
-        plan = self.record.plan or self._plan_by_hand(step, logged, ids)
-        wanted = plan.batch_size if isinstance(plan, StepPlan) else plan.batch_size * plan.grad_accum
-        if len(ids) != wanted or not ids or not all(type(row_id) is int for row_id in ids):
-            yield Difference(step, "batch", ids)
-            return
-        try:
-            lr, result, digests = runs.learn(self.learner, plan, step, ids)
-        except (
-            UndefinedObject,
-            InvalidParameter,
-            InconsistentData,
-            Diverged,
-        ) as error:  # as a row of the data that is gone
-            yield Difference(step, error.message)
-            return
-        if logged is not None:
-            yield from self._rows_read(step, ids, logged, digests)
-            yield from self._numbers(step, logged, lr, result, ids)
-            if logged["weights_digest"] is not None:
-                yield from self._bits(step, "weights_digest", logged["weights_digest"], self.learner.digest())
-        for saved in self.saved.get(step, ()):
-            yield from self._checkpoint(step, saved)
-
-    def _ids(self, step: int, logged: db.Row | None) -> list[int]:
-        """Rows of the step: by the order of the run where the data are what they were, else as they were logged."""
-        plan = self.record.plan
-        if plan and self.same_data:
-            return self.rows[self.order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
-        if logged is None:
-            unknown = "and the data have changed since" if plan else "which alone had its parameters"
-            raise WrongState(
-                f"step {step} of run {self.record.run_id} is not in llm_train_log, {unknown}",
-                hint="What it did is unknown; give a smaller to_step, or a later from_checkpoint.",
-            )
-        return logged["batch"]
-
-    def _plan_by_hand(self, step: int, logged: db.Row | None, ids: list[int]) -> StepPlan:
-        """The parameters of a step by hand, from its row of the log; the copy of the model is set to them."""
-        try:
-            config = json.loads((logged or {})["config"])
-            plan = StepPlan.of(config, len((logged or {})["batch_digest"]))
-            check_settings(plan.settings)
-            chunk, total = config["attention_chunk"], plan.total_steps
-            if type(chunk) is not int or chunk < 1 or not (total is None or (type(total) is int and total > 0)):
-                raise ValueError
-        except (KeyError, TypeError, AttributeError, ValueError, PgGpt2Error):
-            raise InconsistentData(
-                f"llm_train_log, run {self.record.run_id}, step {step}: config is not what a step by hand records",
-                hint="The row was changed by hand; without it the step cannot be done again.",
-            ) from None
-        self.learner.trainer.chunk = chunk
-        return plan
-
-    def _rows_read(self, step: int, ids: list[int], logged: db.Row, digests: list[int]) -> Iterator[Difference]:
-        recorded = logged["batch_digest"]
-        if recorded is None or recorded == digests:
-            return
-        if self.same_data or len(recorded) != len(digests):
-            yield Difference(step, "batch_digest", recorded, digests)
-        for row_id, was, now in zip(ids, recorded, digests):
-            if was != now:
-                yield Difference(step, f"llm_dataset row {row_id}", was, now)
-
-    def _numbers(
-        self, step: int, logged: db.Row, lr: float, result: StepResult, ids: list[int]
-    ) -> Iterator[Difference]:
-        found = {"model": self.record.model, "batch": ids, "lr": lr, "tokens": result.tokens, "loss": result.loss}
-        found["grad_norm"] = result.grad_norm
-        if logged["val_loss"] is not None:
-            found["val_loss"] = self._val_loss()
-        for what, value in found.items():
-            yield from self._bits(step, what, logged[what], value)
-
-    def _val_loss(self) -> float | None:
-        try:
-            rows = datasets.row_ids(self.learner.model, self.learner.config, "val")
-        except WrongState:
-            return None
-        return runs.validate(self.learner, rows, self.record.plan.batch_size if self.record.plan else 1)
-
-    def _bits(self, step: int, what: str, recorded: Any, found: Any) -> Iterator[Difference]:
-        """A difference, unless it is one that another environment excuses."""
-        if recorded == found:
-            return
-        excused = not self.report.exact and (
-            what == "weights_digest"
-            or (what in ROUNDED and found is not None and isclose(recorded, found, rel_tol=TOLERANCE))
-        )
-        if excused:
-            self.rounded = self.rounded or step
-        else:
-            yield Difference(step, what, recorded, found)
-
-    def _checkpoint(self, step: int, saved: Checkpoint) -> Iterator[Difference]:
-        """A checkpoint saved after this step. Of those in files, the manifest is compared."""
-        if self.report.exact:
-            yield from self._blocks(step, f"checkpoint {saved.id}", checkpoints.parts(saved))
-        if saved.manifest is None:
-            try:
-                for _ in checkpoints.blocks(saved):
-                    host.check_interrupts()
-            except InconsistentData as error:
-                yield Difference(step, error.message)
-
-    def _blocks(self, step: int, where: str, found: Iterable[Part]) -> Iterator[Difference]:
-        trainer = self.learner.trainer
-        for part in found:
-            name = trainer.tied.get(part.name, part.name)
-            place = f'{where}: tensor "{part.name}", block {part.token_id}'
-            if part.step != trainer.steps[name]:
-                yield Difference(step, f"{place}, step", part.step, trainer.steps[name])
-            for kind, arrays in zip(KINDS, (trainer.params, trainer.m, trainer.v)):
-                rows = arrays[name][part.token_id : part.token_id + part.shape[0]]
-                digest, recorded = hashlib.sha256(to_bytes(rows)).hexdigest(), part.digest(kind)
-                if recorded is None or recorded.hex() != digest:
-                    yield Difference(step, f"{place}, {kind}", recorded and recorded.hex(), digest)
-            host.check_interrupts()
-
-    def end(self, step: int) -> Iterator[Difference]:
-        """The model's weights now, where they are those after this step."""
-        record = self.record
-        now = step == record.last and store.last_step(record.model) == record.model_step(step)
-        if now and checkpoints.last_run(record.model) == record.run_id and self.report.exact:
-            self.report.notes.append("llm_param compared")
-            yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model))
-
-    def tell(self, other: list[str]) -> None:
-        """What a reader of the result has to know."""
-        notes = self.report.notes
-        if other:
-            bits = "no bit differs" if self.rounded is None else f"bits differ from step {self.rounded} on"
-            notes.append(f"{', '.join(other)} differ from the run's, so compared within {TOLERANCE:g} relative: {bits}")
-        if self.unlogged:
-            notes.append(f"{self.unlogged} steps are not in llm_train_log any more")
-        if self.record.plan and not self.same_data and self.report.difference is None:
-            notes.append("the data have changed since, but not the rows that these steps read")
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.run_start', $pg_gpt2_source$"""What is recorded of a training run, and where it can be done again from: a checkpoint, or the seed of the first weights.
-
-The state is read into memory, each block compared with its digest; nothing is written. `run_replay` goes on from there.
-"""
-
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
-
-import numpy as np
-
-from .. import db, gpt2, host
-from ..config import GPT2Config
-from ..errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
-from ..ops import CHUNK
-from ..storage import checkpoints, store
-from ..storage.checkpoint_files import KINDS
-from ..storage.checkpoints import Checkpoint
-from ..tensor import FLOAT32
-from . import runs
-from .session import Learner, Settings
-from .trainer import Trainer
-
-
-@dataclass(frozen=True)
-class Record:
-    """A run as llm_run has it. `plan` None: of steps by hand, each with a plan of its own, which count as the model does."""
-
-    run_id: int
-    model: str
-    plan: runs.Plan | None
-    data: dict[str, Any]
-    tied: dict[str, str]
-    first_step: int
-    weights_digest: str | None
-    environments: list[tuple[int, dict[str, Any]]]  # the number of the last step before each
-    last: int  # number of the last step logged
-
-    @property
-    def start(self) -> int:
-        """Number of the step before the first."""
-        return 0 if self.plan else self.first_step
-
-    def number(self, model_step: int) -> int:
-        """Number in the log of the step that was the model's `model_step`-th."""
-        return model_step - self.first_step + self.start
-
-    def model_step(self, number: int) -> int:
-        """The other way round."""
-        return number + self.first_step - self.start
-
-    def used(self, first: int, last: int) -> list[dict[str, Any]]:
-        """Environments of the steps from `first` to `last`."""
-        began = max(i for i, (after, _) in enumerate(self.environments) if after < first or i == 0)
-        return [
-            found for i, (after, found) in enumerate(self.environments) if i >= began and (after < last or i == began)
-        ]
-
-    @property
-    def chunk(self) -> int:
-        """Rows of attention at a time, which decide about bits."""
-        return self.environments[0][1].get("attention_chunk", CHUNK)
-
-    @classmethod
-    def find(cls, run_id: int) -> "Record":
-        """42704 when there is none, 55000 when it cannot be done again."""
-        row = db.row(
-            "SELECT model, config, first_step, n_steps, weights_digest, environment, resumed,"
-            " (SELECT max(step) FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id) AS last"
-            " FROM {schema}.llm_run AS r WHERE run_id = $1",
-            ["int8"],
-            run_id,
-        )
-        if row is None:
-            raise UndefinedObject(f"run {run_id} does not exist", hint="SELECT run_id, model FROM llm_run lists them.")
-        if not row["last"]:
-            raise WrongState(f"run {run_id} has no step in llm_train_log", hint="There is nothing to compare with.")
-        try:
-            record = cls._of(run_id, row, json.loads(row["config"]))
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, PgGpt2Error):
-            raise InconsistentData(
-                f"llm_run row {run_id}: config, environment or resumed is not what a run records",
-                hint="The row was changed by hand; without it the run cannot be done again.",
-            ) from None
-        if record.last <= record.start:
-            raise InconsistentData(
-                f"llm_run row {run_id}: first_step {record.first_step} is not before the steps in llm_train_log",
-                hint="The row was changed by hand; without it the run cannot be done again.",
-            )
-        return record
-
-    @classmethod
-    def _of(cls, run_id: int, row: db.Row, config: dict) -> "Record":
-        """What the row says; an error of any kind when it is not what a run records."""
-        resumed = json.loads(row["resumed"])
-        if not isinstance(resumed, list):
-            raise ValueError
-        environments = [(-1, json.loads(row["environment"]))]
-        environments += [(one["after_step"], one["environment"]) for one in resumed]
-        tied = config.get("tied", {})
-        whole = [after for after, _ in environments] + [
-            found.get("attention_chunk", CHUNK) for _, found in environments
-        ]
-        plan, data = None, {}
-        if row["n_steps"] is not None:
-            plan, data = runs.Plan.of(config), config["data"]
-            check_settings(plan.settings)
-            whole += [plan.n_steps, plan.batch_size, plan.grad_accum, data["rows"]]
-            if min(data["rows"], plan.batch_size, plan.grad_accum) <= 0 or not isinstance(data["digest"], str):
-                raise ValueError
-        record = cls(
-            *(run_id, row["model"], plan, data, tied, row["first_step"]),
-            *(row["weights_digest"], environments, row["last"]),
-        )
-        if not all(type(number) is int for number in whole) or record.chunk <= 0:
-            raise ValueError
-        if not all(isinstance(one, str) for one in tied.values()):
-            raise ValueError
-        return record
-
-
-def check_settings(settings: Settings) -> None:
-    """ValueError unless they are numbers, whole ones where they count."""
-    if not all(isinstance(number, int | float | None) for number in asdict(settings).values()):
-        raise ValueError
-    if not all(type(number) is int for number in (settings.seed, settings.warmup)):
-        raise ValueError
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Where record and replay part, after the step numbered `step`."""
-
-    step: int
-    what: str
-    recorded: object = None
-    replayed: object = None
-
-
-@dataclass(frozen=True)
-class Start:
-    """A copy of the model after the step of the run that is numbered `done`."""
-
-    learner: Learner
-    done: int
-    source: str
-
-    def difference(self, record: Record) -> Difference | None:
-        """Whether the run had other weights there."""
-        at_start = {"weights_digest": record.weights_digest}
-        row = at_start if self.done == record.start else logged_step(record.run_id, self.done)
-        recorded = (row or {}).get("weights_digest")
-        found = self.learner.digest()
-        return (
-            None if recorded in (None, found) else Difference(self.done, f"weights of {self.source}", recorded, found)
-        )
-
-
-def begin(record: Record, from_checkpoint: int | None) -> Start | Difference:
-    """Where the replay begins, or that the checkpoint to begin with is damaged."""
-    if from_checkpoint is not None:
-        return _from_checkpoint(record, _required(record, from_checkpoint))
-    at_start = saved_checkpoints(record, "c.step = $3")
-    for saved in at_start:
-        start = _from_checkpoint(record, saved)
-        if isinstance(start, Difference) or start.difference(record) is None:
-            return start
-    initial = _initial(record)
-    if initial is not None and initial.difference(record) is None:
-        return initial
-    for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4 - 1"):
-        return _from_checkpoint(record, saved)
-    raise WrongState(
-        f"run {record.run_id} cannot be replayed: nothing has the weights that it began with, or had on its way",
-        hint="llm_checkpoint_save before a run, or between calls that resume it, makes it possible.",
-    )
-
-
-def saved_checkpoints(record: Record, condition: str) -> Iterator[Checkpoint]:
-    """Checkpoints of the model, or that it was loaded from, in the order of their steps; the latest saved first."""
-    rows = db.query(
-        "SELECT c.id FROM {schema}.llm_checkpoint AS c WHERE (c.model = $1 OR EXISTS (SELECT FROM"
-        f" {{schema}}.llm_checkpoint_restore AS r WHERE r.model = $1 AND r.checkpoint_id = c.id)) AND {condition}"
-        " ORDER BY c.step, c.id DESC",
-        ["text", "int8", "int8", "int8"],
-        *(record.model, record.run_id, record.first_step, record.model_step(record.last)),
-    )
-    return (checkpoints.find(row["id"]) for row in rows)
-
-
-def _required(record: Record, checkpoint_id: int) -> Checkpoint:
-    """The checkpoint that the caller names; 22023 when the run did not pass it."""
-    saved = checkpoints.find(checkpoint_id)
-    done = record.number(saved.step)
-    if not any(found.id == saved.id for found in saved_checkpoints(record, "true")):
-        problem = f'of model "{saved.model}", and run {record.run_id} of "{record.model}"'
-    elif not record.start <= done < record.last:
-        last = record.model_step(record.last)
-        problem = f"of step {saved.step}; run {record.run_id} went from step {record.first_step} to {last}"
-    elif done > record.start and saved.run_id != record.run_id:
-        problem = f"of run {saved.run_id}, not of run {record.run_id}"
-    else:
-        return saved
-    raise InvalidParameter(
-        f"checkpoint {checkpoint_id} is {problem}",
-        hint="Give one saved where the run began or on its way, or leave from_checkpoint out.",
-    )
-
-
-def _from_checkpoint(record: Record, saved: Checkpoint) -> Start | Difference:
-    done = record.number(saved.step)
-    shapes = saved.config.param_shapes()
-    arrays = {kind: {name: np.zeros(shape, FLOAT32) for name, shape in shapes.items()} for kind in KINDS}
-    steps = dict.fromkeys(shapes, 0)
-    try:
-        found = checkpoints.parts(saved)
-        checkpoints.check_layout(saved.model, saved.config, found)
-        for part in found:
-            steps[part.name] = max(part.step, steps[part.name])
-        for kind, part, data in checkpoints.blocks(saved):
-            rows = slice(part.token_id, part.token_id + part.shape[0])
-            arrays[kind][part.name][rows] = np.frombuffer(data, FLOAT32).reshape(part.shape)
-            host.check_interrupts()
-    except InconsistentData as error:
-        return Difference(done, error.message)
-    learner = _learner(record, saved.config, arrays["data"], arrays["m"], arrays["v"], steps)
-    return Start(learner, done, f"checkpoint {saved.id}")
-
-
-def _initial(record: Record) -> Start | None:
-    """The model as llm_init_model made it, where that is how it began."""
-    row = db.row("SELECT init_seed FROM {schema}.llm_model_config WHERE model = $1", ["text"], record.model)
-    if record.first_step or row is None or row["init_seed"] is None:
-        return None
-    config = store.config(record.model)
-    return Start(_learner(record, config, gpt2.init_params(config, row["init_seed"])), 0, "llm_init_model")
-
-
-def _learner(record: Record, config: GPT2Config, *state: dict) -> Learner:
-    return Learner(record.model, config, Trainer(config, *state, tied=record.tied, chunk=record.chunk))
-
-
-def logged_step(run_id: int, step: int) -> db.Row | None:
-    """A row of llm_train_log."""
-    return db.row(
-        "SELECT model, lr, loss, grad_norm, tokens, val_loss, batch, batch_digest, weights_digest, config"
-        " FROM {schema}.llm_train_log WHERE run_id = $1 AND step = $2",
-        ["int8", "int8"],
-        *(run_id, step),
-    )
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.runs', $pg_gpt2_source$"""Training runs: the loop over steps, and what is recorded of it: the run, a log row a step, the weights at commit points.
-
-A run is determined by its configuration, the data and the weights at its start; every step by its number. So an interrupted
-run goes on where its last commit left it, and ends with the bits of an uninterrupted one.
-"""
-
-import json
-import platform
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Protocol
-
-import numpy as np
-
-from .. import __version__, db, host, resources, threads
-from ..tape import Audit
-from . import datasets
-from .audit import Auditor
-from .batches import BatchOrder
-from .optim import run_lr
-from .session import Learner, Session, Settings, mean_loss
-from .trainer import StepResult
-
-# $2: steps done, $3: environment().
-RESUMED = (
-    "resumed = resumed || jsonb_build_array(jsonb_build_object("
-    "'after_step', $2::bigint, 'at', clock_timestamp(), 'environment', $3::jsonb))"
-)
-NOTICES = 10  # a run, unless log_every says otherwise
-STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
-
-
-class Schedule(Protocol):
-    """What steps have in common, in a run or by hand."""
-
-    @property
-    def settings(self) -> Settings:
-        """The optimizer's side."""
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of a micro-batch."""
-
-    def lr(self, step: int) -> float:
-        """Learning rate of a step."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is to do. `eval_every`, `log_every` and `audit` change what is reported, not what is learned."""
-
-    settings: Settings
-    n_steps: int
-    batch_size: int
-    grad_accum: int
-    eval_every: int | None
-    log_every: int | None
-    audit: str = "tape"
-
-    @classmethod
-    def of(cls, config: dict) -> "Plan":
-        """Back from llm_run.config; what it does not determine is off."""
-        numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
-        return cls(settings_of(config), *numbers, None, None, "none")
-
-    def lr(self, step: int) -> float:
-        """Learning rate of step 1 .. n_steps."""
-        settings = self.settings
-        return run_lr(step, self.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
-
-
-def settings_of(config: dict) -> Settings:
-    """Back from what was recorded."""
-    return Settings(**{field.name: config[field.name] for field in fields(Settings)})
-
-
-@dataclass
-class Log:
-    """Rows for llm_train_log, written by one statement."""
-
-    run_id: int
-    model: str
-    rows: list[tuple] = field(default_factory=list)
-
-    def add(
-        self,
-        step: int,
-        lr: float,
-        result: StepResult,
-        seconds: float,
-        batch: Sequence[int],
-        digests: Sequence[int],
-        val_loss: float | None = None,
-    ) -> None:
-        """Remember a step."""
-        arrays = ["{" + ",".join(map(str, values)) + "}" for values in (batch, digests)]
-        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays))
-
-    def write(
-        self,
-        write_seconds: float,
-        weights_digest: str | None = None,
-        config: dict | None = None,
-        lineage: str | None = None,
-    ) -> None:
-        """Insert what was remembered; digest, lineage and the seconds of writing are of the weights after the last of it."""
-        if not self.rows:
-            return
-        db.run(
-            "INSERT INTO {schema}.llm_train_log"
-            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest,"
-            " config, lineage, write_seconds)"
-            " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
-            " CASE WHEN step = $12 THEN $13 END, $14, $15, CASE WHEN step = $12 THEN $16 END"
-            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11)"
-            " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests)",
-            [
-                *("int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]"),
-                *("text[]", "text[]", "int8", "text", "jsonb", "text", "float8"),
-            ],
-            *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
-            *(None if config is None else json.dumps(config), lineage, write_seconds),
-        )
-        self.rows.clear()
-
-
-class Run:
-    """A run in progress: `step` makes and logs one step, `commit_point` writes what has been learned."""
-
-    def __init__(self, session: Session, plan: Plan, *, commits: bool = False) -> None:
-        self.session = session
-        self.plan = plan
-        self._audit = Auditor(session.model, plan.audit)
-        self._commits = commits
-        self._rows = datasets.row_ids(session.model, session.config, "train")
-        self._val_rows = datasets.row_ids(session.model, session.config, "val") if plan.eval_every else None
-        for split in ("train", "val") if plan.eval_every else ("train",):
-            datasets.refuse_long(session.model, session.config, split)
-        self._order = BatchOrder(plan.settings.seed, len(self._rows))
-        self.data = {"rows": len(self._rows), "digest": datasets.digest(session.model, session.config)}
-        self._progress = _Progress(plan.n_steps, plan.log_every)
-        self.done = 0
-        self._log = Log(0, session.model)
-
-    @property
-    def run_id(self) -> int:
-        """Its number in llm_run."""
-        return self._log.run_id
-
-    def begin(self) -> None:
-        """Enter the run as a new one."""
-        session, plan = self.session, self.plan
-        self._log.run_id = new_run(session, self._config(), plan.settings.seed, plan.n_steps, "running")
-
-    def resume(self) -> bool:
-        """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
-        row = db.row(
-            "SELECT r.run_id, r.first_step, r.config = $2 AS same, l.step,"
-            " (r.environment ->> 'attention_chunk')::integer AS chunk,"
-            " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
-            " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
-            " ORDER BY step DESC LIMIT 1) l ON true"
-            " WHERE r.model = $1 AND r.status IN ('running', 'stopped') ORDER BY r.run_id DESC LIMIT 1",
-            ["text", "jsonb"],
-            self.session.model,
-            json.dumps(self._config()),
-        )
-        if row is None:
-            return False
-        done = row["step"] or 0
-        same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
-        if not (row["same"] and same_weights):
-            what = "weights" if row["same"] else "parameters or data"
-            db.notice(f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run")
-            db.run("UPDATE {schema}.llm_run SET status = 'abandoned' WHERE run_id = $1", ["int8"], row["run_id"])
-            return False
-        db.notice(f"resuming run {row['run_id']} after step {done}")
-        db.run(
-            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {RESUMED} WHERE run_id = $1",
-            ["int8", "int8", "jsonb"],
-            *(row["run_id"], done, json.dumps(environment())),
-        )
-        self.session.trainer.chunk = (
-            row["chunk"] or self.session.trainer.chunk
-        )  # not the setting: it decides about bits
-        self.done, self._log.run_id = done, row["run_id"]
-        return True
-
-    def _config(self) -> dict[str, object]:
-        """What determines the run, beside the weights at its start."""
-        plan = self.plan
-        numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
-        return asdict(plan.settings) | numbers | {"data": self.data} | tied_in(self.session)
-
-    def step(self) -> None:
-        """The next step."""
-        plan, session, step = self.plan, self.session, self.done + 1
-        began = time.perf_counter()
-        ids = self._rows[self._order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
-        # Any step of a committing run may be the last before a commit; of another, only the last stay.
-        audit = self._audit.begin(self.run_id, step, 0 if self._commits else plan.n_steps - step)
-        lr, result, digests = learn(session, plan, step, ids, audit)
-        self._audit.end(session.trainer)
-        seconds = time.perf_counter() - began
-        val_loss = self._evaluate(step)
-        self._log.add(step, lr, result, seconds, ids, digests, val_loss)
-        self._progress.show(step, result.loss, lr, result.tokens, val_loss)
-        self.done = step
-        host.check_interrupts()
-
-    def _evaluate(self, step: int) -> float | None:
-        every, n_steps = self.plan.eval_every, self.plan.n_steps
-        if self._val_rows is None or not every or (step % every and step != n_steps):
-            return None
-        return validate(self.session, self._val_rows, self.plan.batch_size)
-
-    def commit_point(self, status: str = "running") -> None:
-        """Write weights and log; the caller commits."""
-        began = time.perf_counter()
-        self.session.write()
-        self._audit.write()
-        self._log.write(time.perf_counter() - began, self.session.digest())
-        db.run(
-            "UPDATE {schema}.llm_run SET status = $2, finished_at = CASE WHEN $2 <> 'running' THEN clock_timestamp() END"
-            " WHERE run_id = $1",
-            ["int8", "text"],
-            self.run_id,
-            status,
-        )
-
-    def stop_requested(self) -> bool:
-        """Whether llm_train_stop was called."""
-        row = db.row("SELECT stop_requested FROM {schema}.llm_run WHERE run_id = $1", ["int8"], self.run_id)
-        return row is None or row["stop_requested"]
-
-
-def tied_in(session: Session) -> dict[str, object]:
-    """What a run's config says of tensors that are one."""
-    return {"tied": session.trainer.tied} if session.trainer.tied else {}
-
-
-def learn(
-    learner: Learner, plan: Schedule, step: int, ids: Sequence[int], audit: Audit | None = None
-) -> tuple[float, StepResult, list[int]]:
-    """One step, on the rows `ids`: learning rate, result, digests of the rows."""
-    lr = plan.lr(step)
-    batches, digests = learner.batches(ids, plan.batch_size, plan.settings.dropout_p)
-    result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, **plan.settings.arguments())  # type: ignore[arg-type]
-    return lr, result, digests
-
-
-def validate(learner: Learner, ids: np.ndarray, batch_size: int) -> float:
-    """Mean loss of the rows `ids` at this moment of a run."""
-    trainer = learner.trainer
-    return mean_loss(trainer.params, learner.config, learner.model, ids, batch_size, trainer.chunk)[0]
-
-
-def train(session: Session, plan: Plan) -> int:
-    """All steps in the caller's transaction; the run_id."""
-    run = Run(session, plan)
-    run.begin()
-    while run.done < plan.n_steps:
-        run.step()
-    run.commit_point("finished")
-    return run.run_id
-
-
-def train_committing(session: Session, plan: Plan, commit_every: int, flush_seconds: float) -> None:
-    """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed."""
-    run = Run(session, plan, commits=True)
-    if not run.resume():
-        run.begin()
-    db.commit()
-    committed = looked = time.monotonic()
-    while run.done < plan.n_steps:
-        run.step()
-        now = time.monotonic()
-        if now - looked >= STOP_EVERY:
-            looked = now
-            if run.stop_requested():
-                run.commit_point("stopped")
-                db.commit()
-                db.notice(f"run {run.run_id} stopped after step {run.done}; the same call goes on with it")
-                return
-        if run.done % commit_every == 0 and now - committed >= flush_seconds and run.done < plan.n_steps:
-            run.commit_point()
-            db.commit()
-            committed = time.monotonic()
-    run.commit_point("finished")
-    db.commit()
-
-
-def new_run(session: Session, config: dict, seed: int, n_steps: int | None, status: str) -> int:
-    """A row of llm_run; its run_id."""
-    row = db.row(
-        "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version,"
-        " weights_digest, environment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-        # Of a manual run that a snapshot of before does not show, this makes 40001, and not a duplicate key.
-        " ON CONFLICT (model) WHERE status = 'manual' DO NOTHING RETURNING run_id",
-        ["text", "jsonb", "int8", "text", "int8", "int4", "text", "text", "jsonb"],
-        *(
-            session.model,
-            json.dumps(config),
-            seed,
-            status,
-            session.step,
-            n_steps,
-            session.version,
-            session.digest(),
-            json.dumps(environment()),
-        ),
-    )
-    return (row or {})["run_id"]
-
-
-def environment() -> dict[str, object]:
-    """What the same bits are promised under."""
-    return {
-        "pg_gpt2": __version__,
-        "sources": db.sources_digest,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "blas": threads.blas_name(),
-        "threads": threads.threads(),
-        "attention_chunk": resources.attention_chunk(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-    }
-
-
-def _processor() -> str | None:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), None)
-    except OSError:
-        return None
-
-
-class _Progress:
-    """NOTICEs of a run: the first step, every `log_every`-th, and the last; and every evaluation, which somebody asked for."""
-
-    def __init__(self, n_steps: int, log_every: int | None) -> None:
-        self.n_steps = n_steps
-        self.every = log_every if log_every is not None else max(1, n_steps // NOTICES)
-        self.tokens = 0
-        self.began = time.perf_counter()
-
-    def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
-        self.tokens += tokens
-        due = self.every and (step == 1 or step % self.every == 0 or step == self.n_steps)
-        if due or val_loss is not None:
-            rate = self.tokens / (time.perf_counter() - self.began)
-            validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
-            db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
-            self.tokens, self.began = 0, time.perf_counter()
-$pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.session', $pg_gpt2_source$"""A model in training: its state read from rows once, changed in memory by Trainer, and written back.
-
-What a run does with it, and what is recorded of that, is in `runs`.
-"""
-
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-
-import numpy as np
-
-from .. import db, host, resources
-from ..config import GPT2Config
-from ..errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
-from ..ops.dropout import check_p
-from ..storage import store, weights
-from ..storage.checksum import Checksum
-from ..tensor import FLOAT32, to_bytes
-from . import datasets
-from .optim import check_adamw
-from .trainer import Diverged, Trainer, estimate_step_bytes, evaluate
-
-KEPT_SHARE = 0.25  # of the memory that is available: what a session may keep of a model that it trained by hand
-
-# Blocks of a statement, each in parameters of its own: joined into one value they would be copied twice more.
-SLOTS = 8
-Block = tuple[str, str, int, int, bytes, bytes, bytes]  # model, name, token_id and step of a row; data, m, v
-UPDATE_TYPES = ["text[]", "text[]", "int4[]", "int8[]", *["bytea"] * (3 * SLOTS)]
-
-
-def _slot(column: int) -> str:
-    """SQL for the value of data, m or v (0, 1, 2) of the block at `place`."""
-    cases = " ".join(f"WHEN {i + 1} THEN ${5 + column * SLOTS + i}" for i in range(SLOTS))
-    return f"CASE new.place {cases} END"
-
-
-UPDATE = (
-    f"UPDATE {{schema}}.llm_param AS p SET data = {_slot(0)}, m = {_slot(1)}, v = {_slot(2)}, step = new.step, grad = NULL"
-    " FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS new (model, name, token_id, step, place)"
-    " WHERE p.model = new.model AND p.name = new.name AND p.token_id = new.token_id"
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The optimizer's side of a run. `grad_clip` None = no clipping."""
-
-    dropout_p: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    lr_max: float
-    warmup: int
-    min_lr: float
-    grad_clip: float | None
-    seed: int
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is None and name != "grad_clip":
-                raise NullNotAllowed(f"{_sql_name(name)} must not be null", hint="Leave it out to get its default.")
-        for name in ("lr_max", "warmup", "min_lr", "weight_decay"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise InvalidParameter(
-                    f"{_sql_name(name)} must be 0 or more, not {value}", hint="Leave it out to get its default."
-                )
-        if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
-            raise InvalidParameter(f"grad_clip must be above 0, not {self.grad_clip}", hint="null = no clipping.")
-        check_p(self.dropout_p)
-        check_adamw(self.lr_max, self.beta1, self.beta2, self.eps, self.weight_decay, step=1)
-
-    def arguments(self) -> dict[str, float | int | None]:
-        """What Trainer.step takes beside batches, learning rate and number of the step."""
-        values = asdict(self)
-        return {name: value for name, value in values.items() if name not in ("lr_max", "warmup", "min_lr")}
-
-
-def _sql_name(name: str) -> str:
-    """What the caller knows it by."""
-    return "wd" if name == "weight_decay" else name
-
-
-class Learner:
-    """A model in memory that learns from rows of llm_dataset."""
-
-    def __init__(self, model: str, config: GPT2Config, trainer: Trainer) -> None:
-        self.model = model
-        self.config = config
-        self.trainer = trainer
-        self._granted = 0  # bytes beside the state that steps may use
-
-    @property
-    def step(self) -> int:
-        """AdamW updates that the model has had."""
-        return max(self.trainer.steps.values())
-
-    def batches(self, ids: Sequence[int], batch_size: int, dropout_p: float) -> tuple[list[datasets.Batch], list[int]]:
-        """The rows `ids`, cut into micro-batches of at most `batch_size`; and the digest of each row.
-
-        53200 when a step on them, with dropout of `dropout_p`, needs more memory than there is.
-        """
-        rows = datasets.rows(ids, self.model, self.config)
-        found = []
-        for start in range(0, len(rows), batch_size):
-            found += datasets.batches(rows[start : start + batch_size])
-            host.check_interrupts()
-        for count, length in {tokens.shape for tokens, _ in found}:
-            self._require_memory(count, length, dropout_p)
-        return found, [row.digest for row in rows]
-
-    def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
-        """53200 when a batch needs more than there is; asked again only of a larger one, for the step keeps its memory."""
-        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_params()
-        if wanted > self._granted:
-            resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
-            self._granted = wanted
-
-    def digest(self) -> str:
-        """SHA-256 of all weights, tensors in the order of the configuration."""
-        found = hashlib.sha256()
-        for array in self.trainer.params.values():
-            found.update(to_bytes(array))
-            host.check_interrupts()
-        return found.hexdigest()
-
-
-Place = tuple[str, str, int]  # model, name and token_id of a row of llm_param
-
-
-@dataclass
-class State:
-    """Weights and optimizer state of a model at one version, and which rows of llm_param they are."""
-
-    model: str
-    config: GPT2Config
-    version: str
-    params: weights.Params
-    m: weights.Params
-    v: weights.Params
-    steps: dict[str, int]
-    tied: dict[str, str]
-    blocks: list[tuple[str, int, int]]  # name, first row, number of rows
-    rows: dict[tuple[str, int], Place]  # a shared block is another model's
-    sums: dict[Place, bytes]  # checksum of each row as it was read, or written last
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        return 12 * self.config.n_params()
-
-
-def read_state(model: str, config: GPT2Config, version: str) -> State:
-    """The state of `model` from its rows."""
-    assembly = weights.Assembly(model, config.param_shapes())
-    m: weights.Params = {}
-    v: weights.Params = {}
-    steps: dict[str, int] = {}
-    blocks: list[tuple[str, int, int]] = []
-    places: dict[tuple[str, int], Place] = {}
-    sums: dict[Place, bytes] = {}
-    for place, row in _rows(model):
-        name, first, rows = row["name"], row["token_id"], row["shape"][0]
-        assembly.add(name, first, row["shape"], row["data"])
-        for moments, data in ((m, row["m"]), (v, row["v"])):
-            if name not in moments:
-                moments[name] = np.zeros(config.param_shapes()[name], FLOAT32)
-            if data:
-                if len(data) != len(row["data"]):
-                    raise InconsistentData(
-                        f'm or v of tensor "{name}", block {first}, of model "{model}" has {len(data)} bytes,'
-                        f" not {len(row['data'])}",
-                        hint="Set m and v to null to start the optimizer anew.",
-                    )
-                moments[name][first : first + rows] = np.frombuffer(data, FLOAT32).reshape(row["shape"])
-        steps[name] = max(row["step"], steps.get(name, 0))
-        blocks.append((name, first, rows))
-        places[name, first] = place
-        sums[place] = _checksum_of(row)
-    tied, blocks = _tied(model, blocks, places)
-    return State(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places, sums)
-
-
-def _rows(model: str) -> Iterator[tuple[Place, db.Row]]:
-    """Each block of `model`, with the row that it is in."""
-    for row in db.cursor(
-        "SELECT name, token_id, shape, data, m, v, step, grad IS NULL AS no_grad, source_model, source_name, source_token_id"
-        f" FROM {store.resolved()} AS p ORDER BY name, token_id",
-        ["text"],
-        model,
-    ):
-        yield (row["source_model"], row["source_name"], row["source_token_id"]), row
-        host.check_interrupts()
-
-
-def _checksum_of(row: db.Row) -> bytes:
-    return _checksum(row["step"], row["no_grad"], row["data"], row["m"], row["v"])
-
-
-def _checksum(step: int, no_grad: bool, *tensors: bytes | None) -> bytes:
-    """Of what a row holds, wherever it lies. Sizes are with it, so that data, m and v are told apart."""
-    found = Checksum()
-    found.update(repr((step, no_grad, [tensor and len(tensor) for tensor in tensors])).encode())
-    for tensor in tensors:
-        found.update(tensor or b"")
-    return found.digest()
-
-
-def _tied(model: str, blocks: list, places: dict) -> tuple[dict[str, str], list]:
-    """Tensors that share the rows of one before them -> that one; and the blocks that are then written."""
-    first: dict[tuple, str] = {}
-    tied: dict[str, str] = {}
-    for name in dict.fromkeys(name for name, _, _ in blocks):
-        rows = tuple((start, places[name, start]) for block, start, _ in blocks if block == name)
-        if first.setdefault(rows, name) != name:
-            tied[name] = first[rows]
-    blocks = [block for block in blocks if block[0] not in tied]
-    written = [places[name, start] for name, start, _ in blocks]
-    if len(set(written)) < len(written) or any(
-        name.rsplit(".", 1)[0] == one.rsplit(".", 1)[0] for name, one in tied.items()
-    ):
-        raise FeatureNotSupported(
-            f'model "{model}" shares a block twice in a way that cannot be trained',
-            hint="Tensors that share with one another must share all their blocks, and not be weight and bias of one layer;"
-            " llm_unshare_param gives the model copies of its own.",
-        )
-    return tied, blocks
-
-
-class Session(Learner):
-    """A model in memory, from its rows and back to them. The caller holds the model's lock."""
-
-    def __init__(self, model: str, workers: int) -> None:
-        config = store.config(model)
-        resources.apply_threads(workers)
-        version = weights.version_of(model)
-        state = weights.cache.take_state(model, version)
-        held = 0 if state is None else state.nbytes
-        resources.require_memory(16 * config.n_params() - held, f'training "{model}"')
-        if state is None or state.config != config:
-            state = read_state(model, config, version)
-        self._state = state
-        self._written = dict(state.steps)
-        arrays = (state.params, state.m, state.v, state.steps)
-        super().__init__(model, config, Trainer(config, *arrays, tied=state.tied, chunk=resources.attention_chunk()))
-
-    @property
-    def version(self) -> str:
-        """That of the rows which were read, or written last."""
-        return self._state.version
-
-    @property
-    def content(self) -> str:
-        """Digest of what those rows hold, which stays the same where they are moved or restored."""
-        return hashlib.md5(repr(sorted(self._state.sums.items())).encode()).hexdigest()
-
-    def keep(self) -> None:
-        """Leave the state to the next training of the model in this session, which finds it while the rows are of its version.
-
-        Only what has been written may be left, and as much as the system can easily spare.
-        """
-        available = resources.available_memory()
-        if available is None or self._state.nbytes <= available * KEPT_SHARE:
-            self._state.steps = self.trainer.steps
-            weights.cache.state = self._state
-
-    def write(self) -> None:
-        """Weights, moments and steps of what has changed, into the rows they came from, which nobody else may have changed."""
-        state, trainer = self._state, self.trainer
-        self._lock_rows()
-        if (
-            weights.version_of(self.model) != state.version and not self._only_moved()
-        ):  # by a snapshot after the rows are ours
-            raise self._changed()
-        batch: list[Block] = []
-        held = 0
-        for name, first, rows in state.blocks:
-            if trainer.steps[name] == self._written[name]:
-                continue
-            part = slice(first, first + rows)
-            if not np.isfinite(trainer.params[name][part]).all():  # the last update; the loss of the next would tell
-                raise Diverged(
-                    f'training diverged: tensor "{name}" is not finite after step {self.step}',
-                    hint="Use a smaller lr_max, a longer warmup or a smaller grad_clip.",
-                )
-            data, m, v = (to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v))
-            place = state.rows[name, first]
-            batch.append((*place, trainer.steps[name], data, m, v))
-            state.sums[place] = _checksum(trainer.steps[name], True, data, m, v)
-            held += 3 * len(data)
-            if held >= store.FLUSH_BYTES or len(batch) == SLOTS:
-                self._update(batch)
-                batch, held = [], 0
-            host.check_interrupts()
-        if batch:
-            self._update(batch)
-        self._written = dict(trainer.steps)
-        state.version = weights.version_of(self.model)
-
-    def _lock_rows(self) -> None:
-        sources = sorted({source for source, _, _ in self._state.rows.values()})
-        db.run("SELECT 1 FROM {schema}.llm_param WHERE model = ANY ($1) FOR UPDATE", ["text[]"], sources)
-
-    def _only_moved(self) -> bool:
-        """Whether rows of another version hold what these did: after VACUUM FULL, CLUSTER, or what deletes and inserts them."""
-        self._lock_rows()  # those that were inserted while the others were waited for
-        return {place: _checksum_of(row) for place, row in _rows(self.model)} == self._state.sums
-
-    def _update(self, batch: list[Block]) -> None:
-        models, names, firsts, steps, *tensors = map(list, zip(*batch))
-        empty = [None] * (SLOTS - len(batch))
-        values = [value for column in tensors for value in [*column, *empty]]
-        updated = db.run(UPDATE, UPDATE_TYPES, models, names, firsts, steps, *values)
-        if updated != len(batch):
-            raise self._changed()
-
-    def _changed(self) -> InconsistentData:
-        return InconsistentData(
-            f'the weights of model "{self.model}" were changed by somebody else during training',
-            hint="Nothing was written. Do not change llm_param while a model is trained; then train again.",
-        )
-
-
-def mean_loss(
-    params: Mapping[str, np.ndarray],
-    config: GPT2Config,
-    model: str,
-    ids: np.ndarray,
-    batch_size: int,
-    chunk: int | None = None,
-) -> tuple[float, int]:
-    """Mean cross entropy and number of tokens of rows of llm_dataset, without dropout."""
-    chunk = resources.attention_chunk() if chunk is None else chunk
-    total, count = 0.0, 0
-    for start in range(0, len(ids), batch_size):
-        for tokens, targets in datasets.batches(datasets.rows(ids[start : start + batch_size].tolist(), model, config)):
-            loss, n = evaluate(params, config, tokens, targets, chunk=chunk)
-            total, count = total + loss, count + n
-    return total / count, count
-$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.trainer', $pg_gpt2_source$"""A training step in memory: forward and backward of each micro-batch on a tape, clipping, AdamW in place.
 
 Holds the arrays of a model and its optimizer; reads no table and knows no schedule. Gradients live in one arena and
@@ -16419,13 +16458,15 @@ from math import isfinite, prod
 
 import numpy as np
 
-from .. import gpt2, host
-from ..config import GPT2Config
+from .. import host
+from ..core import gpt2
+from ..core.config import GPT2Config
+from ..core.tape import Audit, Eager, Tape
 from ..errors import InvalidParameter, PgGpt2Error
-from ..ops import CHUNK, Sink, buffers, losses
-from ..ops.attention import mask_shape
-from ..ops.dropout import check_p
-from ..tape import Audit, Eager, Tape
+from ..fast import buffers, losses
+from ..fast.attention import mask_shape
+from ..fast.dropout import check_p
+from ..fast.ops import CHUNK, Sink
 from . import optim
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
@@ -16952,11 +16993,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -16971,11 +17012,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -16989,11 +17030,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -17019,11 +17060,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0c9d58db6717 @extschema@'].models.init_model(globals())
+GD['pg_gpt2 67290c319e03 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -17033,11 +17074,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0c9d58db6717 @extschema@'].models.copy_model(globals())
+GD['pg_gpt2 67290c319e03 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -17047,11 +17088,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0c9d58db6717 @extschema@'].models.drop_model(globals())
+GD['pg_gpt2 67290c319e03 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -17090,11 +17131,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0c9d58db6717 @extschema@'].tokenizer.changed(globals())
+GD['pg_gpt2 67290c319e03 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -17110,11 +17151,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -17127,11 +17168,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent(bytea, text, boolean) IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with U+FFFD for what a text cannot hold. An empty sent stands for an array that is too long.';
@@ -17154,11 +17195,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
@@ -17168,11 +17209,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -17181,11 +17222,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -17200,11 +17241,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -17214,11 +17255,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -17228,11 +17269,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -17246,11 +17287,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -17260,11 +17301,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -17274,11 +17315,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
@@ -17288,11 +17329,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -17302,11 +17343,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -17316,11 +17357,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -17347,11 +17388,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17383,11 +17424,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17412,11 +17453,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent(
     bytea, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -17462,11 +17503,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17486,11 +17527,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent(text, integer, integer, double precision, boolean, integer, text, bytea) IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty one stands for an array that is too long.';
@@ -17526,11 +17567,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -17547,11 +17588,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent(bytea, text, integer, integer, integer, integer) IS
     'What llm_logits calls, with array_send(token_ids). An empty one stands for an array that is too long.';
@@ -17581,11 +17622,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text, boolean) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable). For the first both are null, or with from_start what the model says after an end-of-text token. Past the window, every token has at least half a window before it.';
@@ -17595,11 +17636,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text, boolean) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted, unless from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -17614,11 +17655,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null of an empty text. A cast to pgvector''s type vector works as it is.';
@@ -17641,11 +17682,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -17667,11 +17708,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent(text, bytea, bytea, integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty one stands for an array that is too long.';
@@ -17708,11 +17749,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -17744,11 +17785,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17820,11 +17861,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].training.train(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17862,11 +17903,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0c9d58db6717 @extschema@'].training.train_run(globals())
+GD['pg_gpt2 67290c319e03 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17879,11 +17920,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -18016,11 +18057,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -18030,11 +18071,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -18044,11 +18085,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -18081,11 +18122,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0c9d58db6717 @extschema@'].checkpoints.drop(globals())
+GD['pg_gpt2 67290c319e03 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -18095,11 +18136,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -18115,11 +18156,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -18140,11 +18181,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -18167,11 +18208,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -18185,11 +18226,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent(bytea, integer) IS
     'What llm_sparkline calls, with array_send(numbers). An empty one stands for an array that is too long.';
@@ -18206,11 +18247,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -18224,11 +18265,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -18300,11 +18341,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent(bytea, integer) IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
@@ -18328,11 +18369,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
@@ -18350,11 +18391,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -18363,11 +18404,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -18377,11 +18418,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -18391,11 +18432,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -18405,11 +18446,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -18418,11 +18459,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -18437,11 +18478,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -18456,11 +18497,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -18470,11 +18511,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -18484,11 +18525,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -18503,11 +18544,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -18523,11 +18564,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -18537,11 +18578,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -18550,11 +18591,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -18563,11 +18604,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -18585,11 +18626,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -18609,11 +18650,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -18632,11 +18673,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -18659,11 +18700,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -18673,11 +18714,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -18692,11 +18733,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -18712,11 +18753,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -18737,11 +18778,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -18759,11 +18800,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
@@ -18774,11 +18815,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent(bytea, bytea, boolean) IS
     'What llm_variable calls, with array_send(shape). An empty one stands for an array that is too long.';
@@ -18796,11 +18837,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent(text, bytea, jsonb) IS
     'What llm_op calls, with array_send(inputs). An empty one stands for an array that is too long.';
@@ -18817,11 +18858,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle, a float32 tensor.';
 
@@ -18830,11 +18871,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0c9d58db6717 @extschema@'].autograd.backprop(globals())
+GD['pg_gpt2 67290c319e03 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything on the tape that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -18844,11 +18885,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle after llm_backprop; null when it has none.';
@@ -18860,11 +18901,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent(bytea, text, integer) IS
     'What llm_embed calls, with array_send(tokens). An empty one stands for an array that is too long.';
@@ -18901,11 +18942,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of the tape with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -18926,11 +18967,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -18944,11 +18985,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -18958,11 +18999,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent(bytea, text) IS
     'What llm_trace calls, with array_send(ids). An empty one stands for an array that is too long.';
@@ -18987,11 +19028,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -19001,11 +19042,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -19015,11 +19056,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -19028,11 +19069,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = that of llm_tape_id().';
@@ -19042,11 +19083,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = that of llm_tape_id(); the tapes of training steps need audit => ''full''.';
@@ -19056,11 +19097,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -19085,11 +19126,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -19099,11 +19140,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -19113,11 +19154,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -19126,11 +19167,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0c9d58db6717 @extschema@'].admin.grant_usage(globals())
+GD['pg_gpt2 67290c319e03 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -19169,11 +19210,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -19196,11 +19237,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent(text, text, integer, bytea, bytea) IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty one stands for an array that is too long.';
@@ -19224,11 +19265,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -19238,11 +19279,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -19252,11 +19293,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0c9d58db6717 @extschema@' not in GD:
+if 'pg_gpt2 67290c319e03 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0c9d58db6717 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 67290c319e03 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. The result does not depend on workers.';

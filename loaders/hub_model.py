@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pg_gpt2.config import GPT2Config
+from pg_gpt2.core.config import GPT2Config
 from pg_gpt2.errors import PgGpt2Error
 from pg_gpt2.formats.hub_config import config_of, fields_of
 from safetensors import SafetensorError, safe_open

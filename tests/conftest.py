@@ -3,7 +3,7 @@
 from collections.abc import Generator
 
 import pytest
-from pg_gpt2 import threads
+from pg_gpt2.fast import threads
 
 threads.import_numpy_single_threaded()  # before any test module imports NumPy
 

@@ -1,7 +1,7 @@
 """pg_gpt2: GPT-2, trained and run inside PostgreSQL, on NumPy.
 
-Dependency runs one way: errors, tensor <- ops <- tape <- gpt2; tokenizer, storage <- autograd, training, inference <- api.
-Only `db` talks to the server; everything else runs in any Python that has NumPy.
+Read `core` first: it is the paper. `fast` does the same faster. `generation`, `training`, `autograd`, `tokenizer` and `formats`
+are built on them and run in any Python that has NumPy; only `server` talks to PostgreSQL, and nothing outside it imports it.
 """
 
 __version__ = "1.0"

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TypeGuard, TypeVar
 
-from . import host, threads
+from . import host
+from .fast import threads
 
 T = TypeVar("T")
 BARS = "".join(map(chr, range(0x2581, 0x2589)))  # from an eighth of a line to a full one

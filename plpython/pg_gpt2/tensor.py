@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import host, threads
+from . import host
 from .errors import InvalidParameter
+from .fast import threads
 from .limits import MOST_DIMENSIONS
 
 FLOAT32 = np.dtype("<f4")

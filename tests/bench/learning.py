@@ -97,8 +97,8 @@ def flush(bench: Bench) -> None:
 
 def adamw(bench: Bench) -> None:
     """The optimizer alone, on arrays of gpt2-small's sizes in this process: norm of all gradients, clipping, update."""
-    from pg_gpt2 import threads
-    from pg_gpt2.config import GPT2Config
+    from pg_gpt2.core.config import GPT2Config
+    from pg_gpt2.fast import threads
     from pg_gpt2.training import optim
 
     threads.set_blas_threads(1)

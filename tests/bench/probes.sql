@@ -23,7 +23,7 @@ CREATE FUNCTION pg_temp.watch_steps() RETURNS json LANGUAGE plpython3u AS $$
 import functools, importlib, time
 plpy.execute('SELECT llm_boot()')
 api = next(module for key, module in GD.items() if key.startswith('pg_gpt2'))
-trainer = importlib.import_module(api.__name__.removesuffix('api') + 'training.trainer').Trainer
+trainer = importlib.import_module(api.__name__.removesuffix('server.api') + 'training.trainer').Trainer
 inner, GD['bench_seconds'] = trainer.step, 0.0
 @functools.wraps(inner)
 def step(*args, **options):
@@ -45,9 +45,9 @@ CREATE FUNCTION pg_temp.passes(model text, turns integer) RETURNS json LANGUAGE 
 import importlib, json, time
 plpy.execute('SELECT llm_boot()')
 api = next(module for key, module in GD.items() if key.startswith('pg_gpt2'))
-package = api.__name__.removesuffix('api')
-loaded = importlib.import_module(package + 'storage.weights').load(model)
-decoder = importlib.import_module(package + 'inference.decode').Decoder(loaded.arranged, loaded.config, 256)
+package = api.__name__.removesuffix('server.api')
+loaded = importlib.import_module(package + 'server.storage.weights').load(model)
+decoder = importlib.import_module(package + 'generation.decode').Decoder(loaded.arranged, loaded.config, 256)
 decoder.feed([n * 37 % loaded.config.vocab for n in range(200)])
 seconds = {1: [], 4: [], 8: [], 16: []}
 for turn in range(turns + 1):

@@ -1,9 +1,9 @@
 """Small models for the tests of decoding."""
 
 import numpy as np
-from pg_gpt2 import gpt2
-from pg_gpt2.config import GPT2Config
-from pg_gpt2.inference.sampling import Sampling
+from pg_gpt2.core import gpt2
+from pg_gpt2.core.config import GPT2Config
+from pg_gpt2.generation.sampling import Sampling
 
 CONFIGS = [
     GPT2Config(n_layer=2, n_head=2, d_model=64, n_positions=160, vocab=701),

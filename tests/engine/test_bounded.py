@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from pg_gpt2 import host, kernels, limits
-from pg_gpt2.inference.sampling import Sampling
-from pg_gpt2.ops import lookup
+from pg_gpt2 import bytea_ops, host, limits
+from pg_gpt2.fast.ops import lookup
+from pg_gpt2.generation.sampling import Sampling
 
 LONGEST = 0.5  # seconds of processor time, of both threads: a cancel takes effect within as much
 ENOUGH = 3.0  # seconds, after which an interrupt comes
@@ -25,22 +25,22 @@ def zeros(*shape: int) -> bytes:
 
 def adamw(n: int, given: bool) -> object:
     moment = zeros(n) if given else None
-    return kernels.adamw_step(zeros(n), zeros(n), moment, moment, 1e-3, 0.9, 0.99, 1e-8, 0.1, 1)
+    return bytea_ops.adamw_step(zeros(n), zeros(n), moment, moment, 1e-3, 0.9, 0.99, 1e-8, 0.1, 1)
 
 
 def attention(n_head: int, t: int, d: int, chunk: int = 64) -> object:
     arguments = zeros(t, d), zeros(d, 3 * d), zeros(3 * d), zeros(d, d), zeros(d)
-    return kernels.attention(*arguments, n_head, t, d, chunk)
+    return bytea_ops.attention(*arguments, n_head, t, d, chunk)
 
 
 def attention_backward(n_head: int, t: int, d: int, chunk: int = 64) -> object:
     arguments = zeros(t, d), zeros(d, 3 * d), zeros(3 * d), zeros(d, d), zeros(d), zeros(t, d)
-    return kernels.attention_backward(*arguments, n_head, t, d, chunk)
+    return bytea_ops.attention_backward(*arguments, n_head, t, d, chunk)
 
 
 def mlp_backward(t: int, d: int) -> object:
     arguments = zeros(t, d), zeros(d, 4 * d), zeros(4 * d), zeros(4 * d, d), zeros(d), zeros(t, d)
-    return kernels.mlp_backward(*arguments, t, d)
+    return bytea_ops.mlp_backward(*arguments, t, d)
 
 
 def op(name: str, *shapes: tuple[int, ...], **attrs: object) -> object:
@@ -51,39 +51,39 @@ def op(name: str, *shapes: tuple[int, ...], **attrs: object) -> object:
 
 # Small numbers of large things, large numbers of small things, and what is long in one dimension only.
 WORST: dict[str, Callable[[], object]] = {
-    "tensor": lambda: kernels.tensor(sent(limits.MOST_NUMBERS), limits.MOST_NUMBERS),
-    "values": lambda: kernels.values(zeros(limits.MOST_VALUES)),
-    "matmul, a long result": lambda: kernels.matmul(zeros(4000), zeros(4000), 4000, 1, 4000),
-    "matmul, a column": lambda: kernels.matmul(zeros(16 * M), zeros(1), 16 * M, 1, 1),
-    "matmul, two columns": lambda: kernels.matmul(zeros(8 * M), zeros(2), 8 * M, 1, 2),
-    "matmul, one row": lambda: kernels.matmul(zeros(2), zeros(16 * M), 1, 2, 8 * M),
-    "matmul, deep": lambda: kernels.matmul(zeros(16 * M), zeros(16 * M), 1, 16 * M, 1),
-    "matmul, deep and narrow": lambda: kernels.matmul(zeros(16 * M), zeros(16 * M), 16, M, 16),
-    "matmul, square": lambda: kernels.matmul(zeros(3000, 3000), zeros(3000, 3000), 3000, 3000, 3000),
-    "add": lambda: kernels.add(zeros(16 * M), zeros(16 * M)),
-    "add, one value": lambda: kernels.add(zeros(16 * M), zeros(1)),
-    "add, two values": lambda: kernels.add(zeros(16 * M), zeros(2)),
-    "add, long rows": lambda: kernels.add(zeros(16 * M), zeros(8 * M)),
-    "gelu": lambda: kernels.gelu(zeros(16 * M)),
-    "gelu_backward": lambda: kernels.gelu_backward(zeros(16 * M), zeros(16 * M)),
-    "softmax, one row": lambda: kernels.softmax(zeros(limits.MOST_ROW), None),
-    "softmax, rows of 1": lambda: kernels.softmax(zeros(8 * M), 1),
-    "softmax, rows of 2": lambda: kernels.softmax(zeros(8 * M), 2),
-    "softmax_backward, one row": lambda: kernels.softmax_backward(zeros(16 * M), zeros(16 * M), None),
-    "softmax_backward, rows of 1": lambda: kernels.softmax_backward(zeros(8 * M), zeros(8 * M), 1),
-    "layernorm, one row": lambda: kernels.layernorm(*[zeros(limits.MOST_ROW)] * 3, 1e-5),
-    "layernorm, rows of 1": lambda: kernels.layernorm(zeros(8 * M), zeros(1), zeros(1), 1e-5),
-    "layernorm_backward, one row": lambda: kernels.layernorm_backward(*[zeros(limits.MOST_ROW)] * 3, 1e-5),
-    "layernorm_backward, rows of 1": lambda: kernels.layernorm_backward(zeros(8 * M), zeros(8 * M), zeros(1), 1e-5),
-    "cross_entropy": lambda: kernels.cross_entropy(zeros(limits.MOST_ROW), 1),
-    "cross_entropy_backward": lambda: kernels.cross_entropy_backward(zeros(limits.MOST_ROW), 1),
-    "dropout": lambda: kernels.dropout(zeros(16 * M), 0.5, True, 1),
-    "dropout_backward": lambda: kernels.dropout_backward(*[zeros(16 * M)] * 3, 0.5, True),
-    "ones_like": lambda: kernels.ones_like(zeros(32 * M)),
-    "zeros_like": lambda: kernels.zeros_like(zeros(32 * M)),
-    "transpose, tall": lambda: kernels.transpose(zeros(16 * M), 8 * M, 2),
-    "transpose, wide": lambda: kernels.transpose(zeros(16 * M), 2, 8 * M),
-    "transpose, square": lambda: kernels.transpose(zeros(16 * M), 4096, 4096),
+    "tensor": lambda: bytea_ops.tensor(sent(limits.MOST_NUMBERS), limits.MOST_NUMBERS),
+    "values": lambda: bytea_ops.values(zeros(limits.MOST_VALUES)),
+    "matmul, a long result": lambda: bytea_ops.matmul(zeros(4000), zeros(4000), 4000, 1, 4000),
+    "matmul, a column": lambda: bytea_ops.matmul(zeros(16 * M), zeros(1), 16 * M, 1, 1),
+    "matmul, two columns": lambda: bytea_ops.matmul(zeros(8 * M), zeros(2), 8 * M, 1, 2),
+    "matmul, one row": lambda: bytea_ops.matmul(zeros(2), zeros(16 * M), 1, 2, 8 * M),
+    "matmul, deep": lambda: bytea_ops.matmul(zeros(16 * M), zeros(16 * M), 1, 16 * M, 1),
+    "matmul, deep and narrow": lambda: bytea_ops.matmul(zeros(16 * M), zeros(16 * M), 16, M, 16),
+    "matmul, square": lambda: bytea_ops.matmul(zeros(3000, 3000), zeros(3000, 3000), 3000, 3000, 3000),
+    "add": lambda: bytea_ops.add(zeros(16 * M), zeros(16 * M)),
+    "add, one value": lambda: bytea_ops.add(zeros(16 * M), zeros(1)),
+    "add, two values": lambda: bytea_ops.add(zeros(16 * M), zeros(2)),
+    "add, long rows": lambda: bytea_ops.add(zeros(16 * M), zeros(8 * M)),
+    "gelu": lambda: bytea_ops.gelu(zeros(16 * M)),
+    "gelu_backward": lambda: bytea_ops.gelu_backward(zeros(16 * M), zeros(16 * M)),
+    "softmax, one row": lambda: bytea_ops.softmax(zeros(limits.MOST_ROW), None),
+    "softmax, rows of 1": lambda: bytea_ops.softmax(zeros(8 * M), 1),
+    "softmax, rows of 2": lambda: bytea_ops.softmax(zeros(8 * M), 2),
+    "softmax_backward, one row": lambda: bytea_ops.softmax_backward(zeros(16 * M), zeros(16 * M), None),
+    "softmax_backward, rows of 1": lambda: bytea_ops.softmax_backward(zeros(8 * M), zeros(8 * M), 1),
+    "layernorm, one row": lambda: bytea_ops.layernorm(*[zeros(limits.MOST_ROW)] * 3, 1e-5),
+    "layernorm, rows of 1": lambda: bytea_ops.layernorm(zeros(8 * M), zeros(1), zeros(1), 1e-5),
+    "layernorm_backward, one row": lambda: bytea_ops.layernorm_backward(*[zeros(limits.MOST_ROW)] * 3, 1e-5),
+    "layernorm_backward, rows of 1": lambda: bytea_ops.layernorm_backward(zeros(8 * M), zeros(8 * M), zeros(1), 1e-5),
+    "cross_entropy": lambda: bytea_ops.cross_entropy(zeros(limits.MOST_ROW), 1),
+    "cross_entropy_backward": lambda: bytea_ops.cross_entropy_backward(zeros(limits.MOST_ROW), 1),
+    "dropout": lambda: bytea_ops.dropout(zeros(16 * M), 0.5, True, 1),
+    "dropout_backward": lambda: bytea_ops.dropout_backward(*[zeros(16 * M)] * 3, 0.5, True),
+    "ones_like": lambda: bytea_ops.ones_like(zeros(32 * M)),
+    "zeros_like": lambda: bytea_ops.zeros_like(zeros(32 * M)),
+    "transpose, tall": lambda: bytea_ops.transpose(zeros(16 * M), 8 * M, 2),
+    "transpose, wide": lambda: bytea_ops.transpose(zeros(16 * M), 2, 8 * M),
+    "transpose, square": lambda: bytea_ops.transpose(zeros(16 * M), 4096, 4096),
     "attention, long": lambda: attention(1, 20_000, 1),
     "attention, long, in large chunks": lambda: attention(1, 20_000, 1, 4096),
     "attention, as many heads as values": lambda: attention(512, 1500, 512),
@@ -96,8 +96,8 @@ WORST: dict[str, Callable[[], object]] = {
     "mlp_backward, wide": lambda: mlp_backward(1, 1500),
     "adamw_step": lambda: adamw(16 * M, True),
     "adamw_step, new": lambda: adamw(16 * M, False),
-    "grad_clip": lambda: kernels.grad_clip(np.ones(16 * M, np.float32).tobytes(), 1.0),
-    "sample": lambda: kernels.sample(zeros(limits.MOST_CHOICES), Sampling(1.0, 0, 0.95), 1),
+    "grad_clip": lambda: bytea_ops.grad_clip(np.ones(16 * M, np.float32).tobytes(), 1.0),
+    "sample": lambda: bytea_ops.sample(zeros(limits.MOST_CHOICES), Sampling(1.0, 0, 0.95), 1),
     "op matmul, many small": lambda: op("matmul", (M, 2, 2), (M, 2, 2)),
     "op matmul, a few large": lambda: op("matmul", (2, 2000, 2000), (2, 2000, 2000)),
     "op add, broadcast": lambda: op("add", (4000, 1), (1, 4000)),
@@ -130,9 +130,9 @@ WORST: dict[str, Callable[[], object]] = {
 
 def sent(count: int) -> bytes:
     """An array of so many zeros as array_send has it."""
-    elements = np.zeros(count, kernels.SENT)
+    elements = np.zeros(count, bytea_ops.SENT)
     elements["length"] = 8
-    return np.array([1, 0, kernels.FLOAT8, count, 1], ">i4").tobytes() + elements.tobytes()
+    return np.array([1, 0, bytea_ops.FLOAT8, count, 1], ">i4").tobytes() + elements.tobytes()
 
 
 @pytest.mark.parametrize("work", WORST.values(), ids=WORST)

@@ -1,7 +1,7 @@
 """The limits of control groups, of both versions, are found and the least binds."""
 
 import pytest
-from pg_gpt2 import cgroups
+from pg_gpt2.server import cgroups
 
 MB = 1 << 20
 NONE = "9223372036854771712"  # version 1: no limit

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from pg_gpt2.storage.checksum import RUN_BYTES, SIZE, Checksum
+from pg_gpt2.server.storage.checksum import RUN_BYTES, SIZE, Checksum
 
 
 def checksum(*pieces: bytes) -> bytes:

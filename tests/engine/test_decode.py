@@ -12,19 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pg_gpt2 import gpt2
-from pg_gpt2.config import GPT2Config
-from pg_gpt2.inference import batch, beam, decode, generation, plan
-from pg_gpt2.inference.decode import Decoder, feed_together, step_together
-from pg_gpt2.inference.generation import Options
-from pg_gpt2.inference.sampling import Sampling
-from pg_gpt2.ops import attend_blocks, buffers
-from pg_gpt2.ops.attend import attend
-from pg_gpt2.ops.embedding import embedding
-from pg_gpt2.ops.linear import linear, lm_head
-from pg_gpt2.ops.panels import Panels, Table
-from pg_gpt2.storage import layout
-from pg_gpt2.tape import Eager
+from pg_gpt2.core import gpt2
+from pg_gpt2.core.config import GPT2Config
+from pg_gpt2.core.tape import Eager
+from pg_gpt2.fast import attend_blocks, buffers, layout, plan
+from pg_gpt2.fast.attend import attend
+from pg_gpt2.fast.embedding import embedding
+from pg_gpt2.fast.linear import linear, lm_head
+from pg_gpt2.fast.panels import Panels, Table
+from pg_gpt2.generation import batch, beam, decode
+from pg_gpt2.generation import generate as generation
+from pg_gpt2.generation.decode import Decoder, feed_together, step_together
+from pg_gpt2.generation.generate import Options
+from pg_gpt2.generation.sampling import Sampling
 
 from tests.engine.small_models import CONFIGS, GREEDY, random_params
 
@@ -196,13 +196,13 @@ def test_rows_in_panels_have_the_same_bits_alone_and_together() -> None:
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
         has_avx512 = "avx512vl" in file.read()
     program = f"""
-from pg_gpt2 import threads
+from pg_gpt2.fast import threads
 threads.import_numpy_single_threaded()
 import numpy as np
-from pg_gpt2.config import GPT2Config
-from pg_gpt2.ops import attend_blocks
-from pg_gpt2.storage import layout
-from pg_gpt2.inference.decode import Decoder, feed_together, several, step_together
+from pg_gpt2.core.config import GPT2Config
+from pg_gpt2.fast import attend_blocks
+from pg_gpt2.fast import layout
+from pg_gpt2.generation.decode import Decoder, feed_together, several, step_together
 from small_models import CONFIGS, random_params
 wide = GPT2Config(n_layer=1, n_head=1, d_model=128, n_positions=1100, vocab=50)  # d_head 128: shorter pieces of values
 for d in (8, 64, 122, 128, 160, 1000):

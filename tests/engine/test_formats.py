@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pg_gpt2 import formats, host
-from pg_gpt2.config import GPT2Config
+from pg_gpt2.core.config import GPT2Config
 from pg_gpt2.errors import (
     DiskFull,
     FeatureNotSupported,

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from pg_gpt2.config import GPT2Config
-from pg_gpt2.inference import generation
-from pg_gpt2.inference.decode import Decoder
-from pg_gpt2.inference.generation import Options
-from pg_gpt2.inference.lookup import LONG, NGRAMS, PATIENCE, Drafts
-from pg_gpt2.inference.sampling import Sampling
-from pg_gpt2.storage import layout
+from pg_gpt2.core.config import GPT2Config
+from pg_gpt2.fast import layout
+from pg_gpt2.generation import generate as generation
+from pg_gpt2.generation.decode import Decoder
+from pg_gpt2.generation.generate import Options
+from pg_gpt2.generation.lookup import LONG, NGRAMS, PATIENCE, Drafts
+from pg_gpt2.generation.sampling import Sampling
 
 from tests.engine.small_models import CONFIGS, GREEDY, random_params
 

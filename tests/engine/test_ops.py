@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from pg_gpt2 import rng, threads
+from pg_gpt2.core import rng
 from pg_gpt2.errors import InvalidParameter, UndefinedObject
-from pg_gpt2.ops import Op, attend, blas, buffers, lookup, registry
-from pg_gpt2.ops.products import product
+from pg_gpt2.fast import attend, blas, buffers, threads
+from pg_gpt2.fast.ops import Op, lookup, registry
+from pg_gpt2.fast.products import product
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -62,7 +63,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(name: str) -> None:
 @pytest.mark.parametrize("chunk", [8, 50, 64, 200, 2000])
 def test_attention_in_small_products(p: float, t: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where BLAS has kernels for small matrices, large products are cut into such; here those above 20,000."""
-    monkeypatch.setattr(importlib.import_module("pg_gpt2.ops.attend"), "_small", lambda: 20_000)
+    monkeypatch.setattr(importlib.import_module("pg_gpt2.fast.attend"), "_small", lambda: 20_000)
     op, attrs = registry["causal_attention"], {"n_head": 2, "chunk": chunk, "p": p, "seed": 3}
     qkv, dy = normal(3, t, 48), normal(3, t, 16, seed=1)
     results = []

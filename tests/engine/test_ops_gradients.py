@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from pg_gpt2.ops import Sink, registry
+from pg_gpt2.fast.ops import Sink, registry
 
 STEP = 1e-6  # of a central difference: its error is about 1e-10 relative for values of unit size
 

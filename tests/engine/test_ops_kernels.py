@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pg_gpt2.ops import registry
+from pg_gpt2.fast.ops import registry
 
 CASES = json.loads((Path(__file__).parent.parent / "golden" / "kernels.json").read_text())
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}  # stated by the file

@@ -58,7 +58,7 @@ def test_every_program_of_the_loaders_is_a_command():
 
 
 def test_the_wheel_brings_client_and_data(installed):
-    for name in ("pg_llm_client/py.typed", "loaders/data/postgresql_docs.txt", "pg_gpt2/ops/attention.py"):
+    for name in ("pg_llm_client/py.typed", "loaders/data/postgresql_docs.txt", "pg_gpt2/fast/attention.py"):
         assert (installed / name).exists()
     for path in (ROOT / "loaders" / "shipped").rglob("*.*"):
         assert (installed / path.relative_to(ROOT)).exists()

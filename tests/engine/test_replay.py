@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pg_gpt2 import gpt2
 from pg_gpt2.autograd import attributes, replay, tape_dot
 from pg_gpt2.autograd.replay import Application, Tensor
-from pg_gpt2.config import GPT2Config
+from pg_gpt2.core import gpt2
+from pg_gpt2.core.config import GPT2Config
+from pg_gpt2.core.tape import Eager
 from pg_gpt2.errors import InvalidParameter, PgGpt2Error, UndefinedObject
-from pg_gpt2.inference import tracing
-from pg_gpt2.ops import registry
-from pg_gpt2.tape import Eager
+from pg_gpt2.fast.ops import registry
+from pg_gpt2.generation import tracing
 from pg_gpt2.training.trainer import Trainer
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, d_model=16, n_positions=16, vocab=61)

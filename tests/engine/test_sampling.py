@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from pg_gpt2.errors import InvalidParameter, NullNotAllowed
-from pg_gpt2.inference.sampling import (
+from pg_gpt2.generation.sampling import (
     ROUNDING,
     Draws,
     Sampling,

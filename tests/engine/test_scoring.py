@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from pg_gpt2 import gpt2
-from pg_gpt2.config import GPT2Config
-from pg_gpt2.inference import scoring
-from pg_gpt2.storage import layout
-from pg_gpt2.tape import Eager
+from pg_gpt2.core import gpt2
+from pg_gpt2.core.config import GPT2Config
+from pg_gpt2.core.tape import Eager
+from pg_gpt2.fast import layout
+from pg_gpt2.generation import scoring
 
 
 def test_with_one_position_each_token_is_predicted_from_the_one_before():

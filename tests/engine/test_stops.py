@@ -5,8 +5,8 @@ import time
 
 import pytest
 from pg_gpt2.errors import InvalidParameter
-from pg_gpt2.inference.generation import TextStream
-from pg_gpt2.inference.stops import Stops
+from pg_gpt2.generation.generate import TextStream
+from pg_gpt2.generation.stops import Stops
 from pg_gpt2.limits import MOST_STOP_CHARACTERS
 from pg_gpt2.tokenizer.bpe import Tokenizer
 

@@ -7,7 +7,8 @@ import weakref
 
 import numpy as np
 import pytest
-from pg_gpt2 import host, threads
+from pg_gpt2 import host
+from pg_gpt2.fast import threads
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

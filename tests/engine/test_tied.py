@@ -1,8 +1,8 @@
 """Tensors that are one: updated once a step, by the sum of the gradients of all places."""
 
 import numpy as np
-from pg_gpt2 import gpt2
-from pg_gpt2.config import GPT2Config
+from pg_gpt2.core import gpt2
+from pg_gpt2.core.config import GPT2Config
 from pg_gpt2.training.trainer import Trainer
 
 CONFIG = GPT2Config(2, 2, 8, 16, 20)

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pg_gpt2 import gpt2, host, threads
-from pg_gpt2.config import GPT2Config
+from pg_gpt2 import host
+from pg_gpt2.core import gpt2
+from pg_gpt2.core.config import GPT2Config
 from pg_gpt2.errors import InvalidParameter
+from pg_gpt2.fast import threads
 from pg_gpt2.training.batches import BatchOrder
 from pg_gpt2.training.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from pg_gpt2.storage import weight_file
-from pg_gpt2.storage.weight_file import HUGE_PAGE, WeightFile
+from pg_gpt2.server.storage import weight_file
+from pg_gpt2.server.storage.weight_file import HUGE_PAGE, WeightFile
 
 
 @pytest.mark.parametrize("last", [1, 17, HUGE_PAGE // 4 - 1, HUGE_PAGE // 4, HUGE_PAGE // 2])

@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from pg_gpt2 import formats, kernels, ops
+from pg_gpt2 import bytea_ops, formats
 from pg_gpt2.autograd import attributes
-from pg_gpt2.config import GPT2Config
+from pg_gpt2.core.config import GPT2Config
 from pg_gpt2.errors import PgGpt2Error
+from pg_gpt2.fast import ops
 from pg_gpt2.formats import vocab as vocab_files
-from pg_gpt2.inference.decode import check_ids
-from pg_gpt2.inference.sampling import Sampling
+from pg_gpt2.generation.decode import check_ids
+from pg_gpt2.generation.sampling import Sampling
 from pg_gpt2.tensor import from_bytes
 from pg_gpt2.tokenizer.bpe import Tokenizer, token_bytes
 
@@ -176,9 +177,9 @@ VALUES = (
 OPS = sorted(ops.registry)
 KERNELS = sorted(
     name
-    for name, function in vars(kernels).items()
+    for name, function in vars(bytea_ops).items()
     if inspect.isfunction(function)
-    and function.__module__ == kernels.__name__
+    and function.__module__ == bytea_ops.__name__
     and not name.startswith(("_", "require"))
 )
 
@@ -247,7 +248,7 @@ def _no_json(constant: str) -> None:
 def kernel(data: bytes) -> None:
     """A kernel on bytes of any length and numbers from hostile ones."""
     choices = _Bytes(data)
-    function = vars(kernels)[KERNELS[choices.next() % len(KERNELS)]]
+    function = vars(bytea_ops)[KERNELS[choices.next() % len(KERNELS)]]
     given: list[Any] = []
     for parameter in inspect.signature(function).parameters.values():
         kind = str(parameter.annotation)

@@ -7,7 +7,7 @@ import numpy as np
 import psycopg
 import pytest
 import torch
-from pg_gpt2 import kernels
+from pg_gpt2 import bytea_ops
 from pg_gpt2.tensor import from_bytes, to_bytes
 from torch.nn import functional as F
 
@@ -29,34 +29,34 @@ Run = Callable[..., object]
 Case = tuple[list[tuple[int, ...]], Run, Run | None, Callable[..., torch.Tensor]]
 CASES: dict[str, Callable[[int, int], Case]] = {
     # shapes, forward kernel, backward kernel of (dy, *inputs), torch
-    "matmul": lambda t, d: ([(t, d), (d, 7)], lambda a, b: kernels.matmul(a, b, t, d, 7), None, torch.matmul),
-    "add": lambda t, d: ([(t, d), (d,)], kernels.add, None, torch.add),
-    "gelu": lambda t, d: ([(t, d)], kernels.gelu, lambda dy, x: kernels.gelu_backward(x, dy), gelu),
+    "matmul": lambda t, d: ([(t, d), (d, 7)], lambda a, b: bytea_ops.matmul(a, b, t, d, 7), None, torch.matmul),
+    "add": lambda t, d: ([(t, d), (d,)], bytea_ops.add, None, torch.add),
+    "gelu": lambda t, d: ([(t, d)], bytea_ops.gelu, lambda dy, x: bytea_ops.gelu_backward(x, dy), gelu),
     "softmax": lambda t, d: (
         [(t, d)],
-        lambda x: kernels.softmax(x, d),
-        lambda dy, x: kernels.softmax_backward(kernels.softmax(x, d), dy, d),
+        lambda x: bytea_ops.softmax(x, d),
+        lambda dy, x: bytea_ops.softmax_backward(bytea_ops.softmax(x, d), dy, d),
         lambda x: torch.softmax(x, -1),
     ),
     "layernorm": lambda t, d: (
         [(t, d), (d,), (d,)],
-        lambda x, g, b: kernels.layernorm(x, g, b, 1e-5),
-        lambda dy, x, g, b: kernels.layernorm_backward(x, dy, g, 1e-5),
+        lambda x, g, b: bytea_ops.layernorm(x, g, b, 1e-5),
+        lambda dy, x, g, b: bytea_ops.layernorm_backward(x, dy, g, 1e-5),
         lambda x, g, b: F.layer_norm(x, (d,), g, b, 1e-5),
     ),
-    "transpose": lambda t, d: ([(t, d)], lambda x: kernels.transpose(x, t, d), None, lambda x: x.T),
+    "transpose": lambda t, d: ([(t, d)], lambda x: bytea_ops.transpose(x, t, d), None, lambda x: x.T),
     "attention": lambda t, d: (
         [(t, 2 * d), (2 * d, 6 * d), (6 * d,), (2 * d, 2 * d), (2 * d,)],
-        lambda *xs: kernels.attention(*xs, 2, t, 2 * d),
-        lambda dy, *xs: kernels.attention_backward(*xs, dy, 2, t, 2 * d),
+        lambda *xs: bytea_ops.attention(*xs, 2, t, 2 * d),
+        lambda dy, *xs: bytea_ops.attention_backward(*xs, dy, 2, t, 2 * d),
         attention,
     ),
     "mlp": lambda t, d: (
         [(t, d), (d, 4 * d), (4 * d,), (4 * d, d), (d,)],
-        lambda x, w, b, w2, b2: kernels.add(
-            kernels.matmul(kernels.gelu(kernels.add(kernels.matmul(x, w, t, d, 4 * d), b)), w2, t, 4 * d, d), b2
+        lambda x, w, b, w2, b2: bytea_ops.add(
+            bytea_ops.matmul(bytea_ops.gelu(bytea_ops.add(bytea_ops.matmul(x, w, t, d, 4 * d), b)), w2, t, 4 * d, d), b2
         ),
-        lambda dy, *xs: kernels.mlp_backward(*xs, dy, t, d),
+        lambda dy, *xs: bytea_ops.mlp_backward(*xs, dy, t, d),
         lambda x, w, b, w2, b2: gelu(x @ w + b) @ w2 + b2,
     ),
 }
@@ -91,8 +91,8 @@ def test_cross_entropy_and_adamw_kernels_equal_torch(seed: int) -> None:
     z = torch.tensor(rng.normal(size=50).astype(np.float32), requires_grad=True)
     loss = F.cross_entropy(z[None], torch.tensor([7]))
     loss.backward()
-    assert kernels.cross_entropy(z.detach().numpy().tobytes(), 7) == pytest.approx(loss.item(), rel=1e-6)
-    got = from_bytes(kernels.cross_entropy_backward(z.detach().numpy().tobytes(), 7))
+    assert bytea_ops.cross_entropy(z.detach().numpy().tobytes(), 7) == pytest.approx(loss.item(), rel=1e-6)
+    got = from_bytes(bytea_ops.cross_entropy_backward(z.detach().numpy().tobytes(), 7))
     np.testing.assert_allclose(got, z.grad.numpy(), rtol=1e-5, atol=1e-7)  # type: ignore[union-attr]
     optimizer = torch.optim.AdamW([z], lr=1e-2, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
     state: tuple[bytes | None, ...] = (z.detach().numpy().tobytes(), None, None)
@@ -100,7 +100,7 @@ def test_cross_entropy_and_adamw_kernels_equal_torch(seed: int) -> None:
         z.grad = torch.from_numpy(rng.normal(size=50).astype(np.float32))
         optimizer.step()
         w, m, v = state
-        state = kernels.adamw_step(w, z.grad.numpy().tobytes(), m, v, 1e-2, 0.9, 0.99, 1e-8, 0.1, step)
+        state = bytea_ops.adamw_step(w, z.grad.numpy().tobytes(), m, v, 1e-2, 0.9, 0.99, 1e-8, 0.1, step)
     np.testing.assert_allclose(from_bytes(state[0] or b""), z.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 

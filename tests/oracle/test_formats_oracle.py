@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 import torch
 from pg_gpt2 import formats
-from pg_gpt2.config import GPT2Config
+from pg_gpt2.core.config import GPT2Config
 from transformers import GPT2Config as HubConfig
 from transformers import GPT2LMHeadModel
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from pg_gpt2 import gpt2
-from pg_gpt2.config import GPT2Config
-from pg_gpt2.inference import beam, decode, generation, sampling, scoring
-from pg_gpt2.storage import layout
+from pg_gpt2.core import gpt2
+from pg_gpt2.core.config import GPT2Config
+from pg_gpt2.fast import layout
+from pg_gpt2.generation import beam, decode, sampling, scoring
+from pg_gpt2.generation import generate as generation
 
 SHAPES = {
     "wide": GPT2Config(n_layer=2, n_head=2, d_model=64, n_positions=96, vocab=300, eos_token_id=299),

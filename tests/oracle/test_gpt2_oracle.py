@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from pg_gpt2 import gpt2
-from pg_gpt2.config import GPT2Config
-from pg_gpt2.tape import Eager
+from pg_gpt2.core import gpt2
+from pg_gpt2.core.config import GPT2Config
+from pg_gpt2.core.tape import Eager
 from pg_gpt2.training.trainer import Trainer
 from torch.nn.functional import cross_entropy
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from pg_gpt2.ops import registry
+from pg_gpt2.fast.ops import registry
 from torch.nn import functional as F
 
 SEEDS = range(5)

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from pg_gpt2.inference.sampling import Sampling, distribution, penalize
+from pg_gpt2.generation.sampling import Sampling, distribution, penalize
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,

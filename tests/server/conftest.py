@@ -27,8 +27,8 @@ def _last_line(*command: str | Path) -> str:
 
 @pytest.fixture(scope="session")
 def cluster_dsn() -> Iterator[str]:
-    """DSN of database `pg_gpt2` of the throw-away cluster, as a superuser."""
-    if "PG_GPT2_TEST_DSN" in os.environ:
+    """DSN of database `pg_gpt2` of the throw-away cluster, as a superuser. A second worker of pytest has a cluster of its own."""
+    if "PG_GPT2_TEST_DSN" in os.environ and os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
         yield os.environ["PG_GPT2_TEST_DSN"]
         return
     subprocess.run(["/usr/bin/python3", ROOT / "build.py"], check=True)

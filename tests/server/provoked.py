@@ -15,9 +15,10 @@ import zipfile
 from collections.abc import Callable
 
 import numpy as np
-from pg_gpt2 import config, errors, gpt2, tape
+from pg_gpt2 import errors
+from pg_gpt2.core import config, gpt2, tape
+from pg_gpt2.fast.ops import lookup
 from pg_gpt2.formats import checkpoint, hub_config, npz, source
-from pg_gpt2.ops import lookup
 from pg_gpt2.tokenizer.bpe import Tokenizer
 from pg_gpt2.training import batches, optim, trainer
 
@@ -473,19 +474,22 @@ STATEMENTS = [
 # What only another session, a disk or a machine can make happen: each in a session of its own. Model held is held by another.
 HOOKED = [
     "CALL llm_train_run('held', 1)",
-    hooked("module('resources').SMALL = 0; module('resources').available_memory = lambda: 0", "SELECT llm_train('bare', 1)"),
-    hooked("module('storage.checkpoints').drop = lambda ids: 0", f"SELECT llm_checkpoint_drop({FIRST})"),
+    hooked(
+        "module('server.resources').SMALL = 0; module('server.resources').available_memory = lambda: 0",
+        "SELECT llm_train('bare', 1)",
+    ),
+    hooked("module('server.storage.checkpoints').drop = lambda ids: 0", f"SELECT llm_checkpoint_drop({FIRST})"),
     hooked(
         "def full(**options): raise OSError(28, 'No space left on device')\n"
-        "module('storage.server_files').tempfile = type('tempfile', (), {'mkstemp': staticmethod(full)})",
+        "module('server.storage.server_files').tempfile = type('tempfile', (), {'mkstemp': staticmethod(full)})",
         "SELECT pg_llm_export_npz('{folder}/x.npz', 'bare')",
     ),
     hooked(
-        "module('storage.checkpoint_files').sha256 = lambda data: b''",
+        "module('server.storage.checkpoint_files').sha256 = lambda data: b''",
         "SELECT llm_checkpoint_save('bare', file_path => '{folder}/x.npz')",
     ),
     hooked(
-        "module('api.transfer')._Stored._check = lambda self: None",
+        "module('server.api.transfer')._Stored._check = lambda self: None",
         "DELETE FROM llm_param WHERE model = 'bare' AND name = 'ln_f.bias';"
         " SELECT pg_llm_export_safetensors('{folder}/x.safetensors', 'bare')",
     ),

@@ -17,7 +17,7 @@ import sys, zlib
 plpy.execute("SELECT llm_train_stop('big')")  # modules are loaded at need
 from time import perf_counter
 modules = {n.partition('.')[2]: m for n, m in sys.modules.items() if n.startswith('pg_gpt2_')}
-runs, session = modules['training.runs'], modules['training.session']
+runs, session = modules['server.training.runs'], modules['server.training.session']
 spent = [0.0]
 def timed(function):
     def call(*arguments):

@@ -15,7 +15,7 @@ from itertools import count
 
 import psycopg
 import pytest
-from pg_gpt2.config import GPT2Config
+from pg_gpt2.core.config import GPT2Config
 from psycopg import conninfo, errors
 
 KILLS = int(os.environ.get("PG_GPT2_KILLS", "50"))

@@ -377,14 +377,14 @@ def test_without_prompt_lookup_a_pass_reads_one_token(conn, function):
         CREATE FUNCTION pg_temp.watch() RETURNS bool LANGUAGE plpython3u AS $$
 import importlib, sys
 package = next(name for name in sys.modules if name.startswith('pg_gpt2_') and '.' not in name)
-decode = importlib.import_module(package + '.inference.decode')
+decode = importlib.import_module(package + '.generation.decode')
 feed_all = decode.Decoder.feed_all
 GD['read'] = []
 def watched(decoder, ids):
     GD['read'].append(len(ids))
     return feed_all(decoder, ids)
 decode.Decoder.feed_all = watched
-model = importlib.import_module(package + '.storage.weights').load('slow')
+model = importlib.import_module(package + '.server.storage.weights').load('slow')
 return decode.Decoder(model.arranged, model.config, 1).exact
         $$;
         CREATE FUNCTION pg_temp.read() RETURNS int[] LANGUAGE plpython3u AS $$

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from pg_gpt2.config import GPT2Config
+from pg_gpt2.core.config import GPT2Config
 from psycopg import conninfo, errors
 
 PROMPTS = ("low lower", "the newest", "wider and lower")

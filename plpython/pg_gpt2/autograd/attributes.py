@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidParameter
+from ..fast.ops import lookup
 from ..limits import MOST_DIMENSIONS
-from ..ops import lookup
 
 NUMBERS = {"eps", "factor", "p"}
 LARGEST = float_info.max

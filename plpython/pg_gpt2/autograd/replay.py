@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from .. import host
+from ..core.tape import Node, Tape, Value
 from ..errors import InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
-from ..ops import Op, Sink, lookup
-from ..tape import Node, Tape, Value
+from ..fast.ops import Op, Sink, lookup
 
 Arrays = Mapping[int, np.ndarray]
 

@@ -6,7 +6,7 @@ reader unpickles. `checkpoint.Checkpoint` lays our names and the checks of a GPT
 
 from typing import BinaryIO
 
-from ..config import GPT2Config
+from ..core.config import GPT2Config
 from ..errors import MalformedData
 from .checkpoint import Checkpoint, agreed, hub_metadata, hub_name, max_file_bytes
 from .gzip_npz import GzipNpzReader

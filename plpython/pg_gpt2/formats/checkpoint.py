@@ -14,7 +14,7 @@ from typing import final
 import numpy as np
 
 from .. import host
-from ..config import GPT2Config
+from ..core.config import GPT2Config
 from ..errors import InconsistentData, InvalidParameter, MalformedData
 from ..tensor import to_bytes
 from .source import TensorReader

@@ -7,7 +7,7 @@ their config.json here, too.
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import GPT2Config
+from ..core.config import GPT2Config
 from ..errors import InconsistentData, InvalidParameter, MalformedData
 from .source import load_json, shown
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, groupby
 from typing import NamedTuple
 
-from .. import host, threads
+from .. import host
 from ..errors import InconsistentData, InvalidParameter, LimitExceeded, NullNotAllowed, PgGpt2Error
+from ..fast import threads
 from ..limits import MOST_IDS, MOST_TRACED, MOST_WORD
 from .bpe_merge import Ranks, merge_by_heap, merge_by_scan
 from .pretokenize import pretokens, split, word_too_long

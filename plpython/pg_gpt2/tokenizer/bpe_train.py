@@ -10,8 +10,9 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import TypeAlias
 
-from .. import host, threads
+from .. import host
 from ..errors import InvalidParameter
+from ..fast import threads
 from ..limits import MOST_WORD
 from .bpe import BYTE_CHARACTERS, END_OF_TEXT
 from .pretokenize import split, word_too_long

@@ -1,1 +1,1 @@
-"""Learning: a step in memory, runs and what is recorded of them, and runs done again."""
+"""Arithmetic of training: order of batches, a step in memory, AdamW and its schedule."""

@@ -5,7 +5,8 @@ Rows are numbered 0 .. n - 1 in the order the caller fixed; ids and model names 
 
 import numpy as np
 
-from .. import host, rng
+from .. import host
+from ..core import rng
 from ..errors import InvalidParameter
 
 

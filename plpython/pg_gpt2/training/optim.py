@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import threads
 from ..errors import InvalidParameter
-from ..ops import buffers
-from ..ops.blas import add_scaled
+from ..fast import buffers, threads
+from ..fast.blas import add_scaled
 
 PIECE = 1 << 20  # scalars: smaller ones stay in a core's cache, but more calls want the interpreter
 SMALL = 1 << 14  # scalars of a tensor that is taken together with others

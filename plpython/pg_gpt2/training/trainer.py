@@ -10,13 +10,15 @@ from math import isfinite, prod
 
 import numpy as np
 
-from .. import gpt2, host
-from ..config import GPT2Config
+from .. import host
+from ..core import gpt2
+from ..core.config import GPT2Config
+from ..core.tape import Audit, Eager, Tape
 from ..errors import InvalidParameter, PgGpt2Error
-from ..ops import CHUNK, Sink, buffers, losses
-from ..ops.attention import mask_shape
-from ..ops.dropout import check_p
-from ..tape import Audit, Eager, Tape
+from ..fast import buffers, losses
+from ..fast.attention import mask_shape
+from ..fast.dropout import check_p
+from ..fast.ops import CHUNK, Sink
 from . import optim
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from pg_gpt2.config import GPT2Config
+from pg_gpt2.core.config import GPT2Config
 from psycopg import errors
 
 from tests.server.checkpoints.steps import STATE, blobs, save, train

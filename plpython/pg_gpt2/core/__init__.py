@@ -1,0 +1,1 @@
+"""GPT-2 as the paper has it: configuration, ops with their gradients, tape, model."""

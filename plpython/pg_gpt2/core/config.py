@@ -1,0 +1,97 @@
+"""The shape of a GPT-2: hyperparameters, and the names and shapes of the tensors that follow from them.
+
+Names are those of the Hugging Face checkpoints without `transformer.`; linear weights are (in, out).
+Reference: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from ..errors import InvalidParameter
+from ..limits import MOST_LAYERS
+
+LAYER_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Hyperparameters. `vocab` and `n_positions` are the rows of `wte` and `wpe`."""
+
+    n_layer: int
+    n_head: int
+    d_model: int
+    n_positions: int
+    vocab: int
+    eos_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("n_layer", "n_head", "d_model", "n_positions", "vocab"):
+            value = getattr(self, field)
+            if type(value) is not int or not 0 < value < 1 << 31:
+                raise InvalidParameter(
+                    f"{field} must be a positive integer, not {value!r}",
+                    hint="GPT-2's smallest size has 12, 12, 768, 1024 and 50257.",
+                )
+        if self.n_layer > MOST_LAYERS:
+            raise InvalidParameter(
+                f"n_layer {self.n_layer} is more than {MOST_LAYERS}", hint="GPT-2's largest size has 48."
+            )
+        eos = self.eos_token_id
+        if eos is not None and (type(eos) is not int or not 0 <= eos < self.vocab):
+            raise InvalidParameter(
+                f"eos_token_id {eos!r} is not one of {self.vocab} token ids",
+                hint="Null stands for that of the vocabulary.",
+            )
+        if self.d_model % self.n_head:
+            raise InvalidParameter(
+                f"d_model {self.d_model} is not divisible by n_head {self.n_head}",
+                hint="Each head is d_model / n_head wide; GPT-2 uses 64.",
+            )
+
+    @property
+    def d_head(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_head
+
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor, in checkpoint order."""
+        d = self.d_model
+        shapes: dict[str, tuple[int, ...]] = {"wte": (self.vocab, d), "wpe": (self.n_positions, d)}
+        for i in range(self.n_layer):
+            shapes |= {f"h.{i}.{name}": shape for name, shape in block_shapes(d).items()}
+        return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+
+    def n_params(self) -> int:
+        """Number of scalars; the output projection is tied to `wte` and not counted twice."""
+        block = sum(prod(shape) for shape in block_shapes(self.d_model).values())
+        return (self.vocab + self.n_positions + 2) * self.d_model + self.n_layer * block
+
+
+def block_shapes(d: int) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the twelve tensors of one block of width `d`, names without `h.{i}.`."""
+    return {
+        "ln_1.weight": (d,),
+        "ln_1.bias": (d,),
+        "attn.c_attn.weight": (d, 3 * d),
+        "attn.c_attn.bias": (3 * d,),
+        "attn.c_proj.weight": (d, d),
+        "attn.c_proj.bias": (d,),
+        "ln_2.weight": (d,),
+        "ln_2.bias": (d,),
+        "mlp.c_fc.weight": (d, 4 * d),
+        "mlp.c_fc.bias": (4 * d,),
+        "mlp.c_proj.weight": (4 * d, d),
+        "mlp.c_proj.bias": (d,),
+    }
+
+
+# The published sizes; sql/models.sql enters them, and dropping a model that took the place of one brings it back.
+PRESETS = {
+    name: GPT2Config(n_layer, n_head, d_model, 1024, 50257, 50256)
+    for name, n_layer, n_head, d_model in (
+        ("gpt2-small", 12, 12, 768),
+        ("gpt2-medium", 24, 16, 1024),
+        ("gpt2-large", 36, 20, 1280),
+        ("gpt2-xl", 48, 25, 1600),
+    )
+}

@@ -1,0 +1,114 @@
+"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or matrices in panels where that pays.
+
+The choice follows from what this CPU and BLAS do with panels of the model's sizes, hence is the same in all sessions of a server.
+Everything that asks for a tensor by name, a tape or a trace, gets it as the checkpoint has it.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import host
+from ..core.config import GPT2Config
+from . import attend_blocks, panels
+from .panels import Panels, Table
+
+Params = Mapping[str, np.ndarray]
+
+use_panels: bool | None = None  # None: where they pay
+
+
+def in_panels(config: GPT2Config) -> bool:
+    """Whether matrices of such a model lie in panels."""
+    if use_panels is not None:
+        return use_panels
+    d = config.d_model
+    return panels.serve((d, 4 * d)) and attend_blocks.serves(config.d_head)
+
+
+def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what is kept for each tensor."""
+    shapes = config.param_shapes()
+    if in_panels(config):
+        shapes |= {name: panels.stored_shape(shape) for name, shape in shapes.items() if _kind(name, shape) is Panels}
+        shapes["wte"] = panels.stored_shape(shapes["wte"][::-1])
+    return shapes
+
+
+def _kind(name: str, shape: tuple[int, ...]) -> type[Panels] | None:
+    """Of panels, for a tensor that may be in panels."""
+    if len(shape) != 2 or name == "wpe":
+        return None
+    return Table if name == "wte" else Panels
+
+
+class Arranged(dict[str, Any]):
+    """Name -> array, or Panels for a matrix. `prepared` is what decoding makes of them for its passes."""
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        super().__init__(tensors)
+        self.prepared: dict[int, Any] = {}
+
+
+class Stored(Mapping[str, np.ndarray]):
+    """What is kept for each tensor of `params`, made when it is asked for."""
+
+    def __init__(self, params: Params, config: GPT2Config) -> None:
+        self._params, self._shapes = params, stored_shapes(config)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = self._params[name]
+        kind = _kind(name, array.shape)
+        return array if kind is None or array.shape == self._shapes[name] else kind.of(array).data
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+class Plain(Mapping[str, np.ndarray]):
+    """Each tensor as the checkpoint has it; one from panels is a new copy at every call, but the table, which is kept."""
+
+    def __init__(self, arranged: Mapping[str, Any]) -> None:
+        self._arranged = arranged
+        self._tables: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        found = self._arranged[name]
+        if isinstance(found, Table):
+            if name not in self._tables:
+                host.require_memory(found.nbytes, f'"{name}" outside its panels')
+                self._tables[name] = found.plain()
+            return self._tables[name]
+        return found.plain() if isinstance(found, Panels) else found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arranged)
+
+    def __len__(self) -> int:
+        return len(self._arranged)
+
+
+def arranged(stored: Params, config: GPT2Config) -> Arranged:
+    """The parameters for a `Decoder`, from what is kept for them."""
+    shapes = config.param_shapes()
+    found: dict[str, Any] = dict(stored)
+    for name, array in stored.items():
+        kind = _kind(name, shapes[name])
+        if kind is not None and array.shape != shapes[name]:
+            found[name] = kind(array, shapes[name])
+    return Arranged(found)
+
+
+def arrange(params: dict[str, np.ndarray], config: GPT2Config) -> Arranged:
+    """The parameters for a `Decoder`, from those of the checkpoint, which are taken out of `params` one by one."""
+    stored = Stored(params, config)
+    kept = {}
+    for name in list(params):
+        kept[name] = stored[name]
+        kept[name].flags.writeable = False
+        del params[name]
+    return arranged(kept, config)

@@ -1,0 +1,169 @@
+"""Products: matmul, the linear layer, the tied output layer, and the GPT-2 MLP composed of linear, gelu, linear.
+
+Weights keep the checkpoint's (in, out) orientation: y = x @ w + b.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..core.op import Sink, misfit, register
+from . import buffers, panels, threads
+from .activations import gelu, gelu_backward
+from .elementwise import unbroadcast
+from .panels import Panels, Table
+from .products import as_rows, column_sums, gradient_buffer, least_pieces, product, product_tasks, run_all
+
+MOST_MATRICES = 1 << 17  # multiplied in one call, however small
+
+Grads = tuple[np.ndarray | None, ...]
+
+
+def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
+    """a @ b; leading dimensions broadcast."""
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise misfit("matmul", "a is [.., m, k] and b is [.., k, n]", a=a.shape, b=b.shape)
+    if b.ndim == 2:
+        return product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
+    try:
+        return _stacked(a, b)
+    except ValueError:
+        raise misfit("matmul", "leading dimensions broadcast", a=a.shape, b=b.shape) from None
+
+
+def _stacked(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
+    """a @ b, a few of the matrices at a time where all would take long, or one in pieces. ValueError when a and b do not fit."""
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    m, k, n = *a.shape[-2:], b.shape[-1]
+    count = prod(lead)
+    pieces = max(least_pieces(m * count, k, n), least_pieces(m, k, n * count), -(-count // MOST_MATRICES))
+    if pieces <= 1:
+        return np.matmul(a, b)
+    x, z = np.broadcast_to(a, (*lead, m, k)), np.broadcast_to(b, (*lead, k, n))
+    y = buffers.empty((*lead, m, n), np.result_type(a, b))
+    for i in threads.parts(lead, max(1, count // pieces)):
+        if x[i].ndim == 2 or x[i].size == m * k:
+            product(x[i].reshape(m, k), z[i].reshape(k, n), y[i].reshape(m, n))
+        else:
+            threads.run([partial(np.matmul, x[i], z[i], out=y[i])])
+    return y
+
+
+def matmul_backward(
+    dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """da = dy @ b', db = a' @ dy."""
+    if b.ndim == 2:
+        rows = as_rows(dy)
+        da = buffers.empty(a.shape, dy.dtype)
+        db = buffers.empty(b.shape, dy.dtype)
+        run_all(
+            product_tasks(rows, b.T, as_rows(da), paired=True),
+            product_tasks(as_rows(a).T, rows, db, paired=True),
+        )
+        return da, db
+    da, db = _stacked(dy, b.swapaxes(-1, -2)), _stacked(a.swapaxes(-1, -2), dy)
+    return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
+
+
+register("matmul", matmul, matmul_backward, "a b", reads=(0, 1))
+
+
+def linear(x: np.ndarray, w: np.ndarray | Panels, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
+    """x @ w + b on the last axis. Weights for inference may come in panels."""
+    if w.ndim != 2 or b.shape != w.shape[1:] or not x.ndim or x.shape[-1] != w.shape[0]:
+        raise misfit("linear", "x is [.., k], w is [k, n], b is [n]", x=x.shape, w=w.shape, b=b.shape)
+    y = panels.product(as_rows(x), w, b) if isinstance(w, Panels) else product(as_rows(x), w, bias=b)
+    return y.reshape(*x.shape[:-1], w.shape[1])
+
+
+def linear_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+    *,
+    saved: Any = None,
+    sinks: Sequence[Sink | None] = (None, None, None),
+) -> Grads:
+    """dx = dy @ w', dw = x' @ dy, db = column sums of dy."""
+    rows = as_rows(dy)
+    dx = buffers.empty(x.shape, dy.dtype)
+    dw, add = gradient_buffer(sinks[1], w.shape, dy.dtype)
+    db = np.empty(b.shape, dy.dtype)
+    run_all(
+        product_tasks(rows, w.T, as_rows(dx), paired=True),
+        product_tasks(as_rows(x).T, rows, dw, accumulate=add, paired=True),
+        [lambda: column_sums(rows, out=db)],
+    )
+    return dx, dw, db
+
+
+register("linear", linear, linear_backward, "x w b", reads=(0, 1))
+
+
+def lm_head(x: np.ndarray, wte: np.ndarray | Table) -> np.ndarray:  # [.., D], [V, D] -> [.., V]
+    """Logits by the tied embedding: x @ wte'. For inference, wte may come in panels."""
+    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
+        raise misfit("lm_head", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
+    rows = as_rows(x)
+    y = panels.product(rows, wte.T) if isinstance(wte, Table) else product(rows, wte.T)
+    return y.reshape(*x.shape[:-1], wte.shape[0])
+
+
+def lm_head_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    wte: np.ndarray,
+    *,
+    saved: Any = None,
+    sinks: Sequence[Sink | None] = (None, None),
+) -> Grads:
+    """dx = dy @ wte, dwte = dy' @ x."""
+    rows = as_rows(dy)
+    dx = buffers.empty(x.shape, dy.dtype)
+    dwte, add = gradient_buffer(sinks[1], wte.shape, dy.dtype)
+    run_all(
+        product_tasks(rows, wte, as_rows(dx), paired=True),
+        product_tasks(rows.T, as_rows(x), dwte, accumulate=add, paired=True),
+    )
+    return dx, dwte
+
+
+register("lm_head", lm_head, lm_head_backward, "x wte", reads=(0, 1))
+
+
+def mlp(
+    x: np.ndarray, w_fc: np.ndarray, b_fc: np.ndarray, w_proj: np.ndarray, b_proj: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:  # [.., D], [D, F], [F], [F, D], [D] -> [.., D]
+    """linear, gelu, linear; saves the value before gelu."""
+    hidden = linear(x, w_fc, b_fc)
+    return linear(gelu(hidden), w_proj, b_proj), hidden
+
+
+def mlp_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    w_fc: np.ndarray,
+    b_fc: np.ndarray,
+    w_proj: np.ndarray,
+    b_proj: np.ndarray,
+    *,
+    saved: np.ndarray | None = None,
+    sinks: Any = (),
+) -> Grads:
+    """The backward passes of linear, gelu, linear, in reverse."""
+    hidden = linear(x, w_fc, b_fc) if saved is None else saved
+    d_act, dw_proj, db_proj = linear_backward(dy, None, gelu(hidden), w_proj, b_proj)
+    (d_hidden,) = gelu_backward(d_act, None, hidden)  # type: ignore[arg-type]
+    dx, dw_fc, db_fc = linear_backward(d_hidden, None, x, w_fc, b_fc)  # type: ignore[arg-type]
+    return dx, dw_fc, db_fc, dw_proj, db_proj
+
+
+register("mlp", mlp, mlp_backward, "x w_fc b_fc w_proj b_proj", saves=True, reads=(0, 1, 2, 3))

@@ -1,0 +1,209 @@
+"""Mean cross entropy: on logits, and fused with the tied output projection so that all logits never exist at once.
+
+Both take logsumexp(z) - z[target]. The fused form walks over groups of rows; within a group each slice of the
+vocabulary is projected, exponentiated and used for both gradients by one thread.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core.op import Sink, check_row, misfit, register
+from ..errors import InvalidParameter
+from . import buffers, threads
+from .activations import softmax
+from .attend import LEAST, MOST
+from .blas import add_product
+from .elementwise import BLOCK, block_rows, for_blocks
+from .embedding import add_rows, checked_ids
+from .products import column_sums, gradient_buffer
+
+Grads = tuple[np.ndarray | None, ...]
+
+GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
+LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices at a time, each with memory of its own for its part of dx
+
+
+def _targets(op: str, target: Any, n_rows: int, vocab: int) -> np.ndarray:
+    """One class a row; 22023 when the number or a value does not fit."""
+    classes = checked_ids(op, target, vocab).reshape(-1)
+    if classes.size != n_rows or not n_rows:
+        raise InvalidParameter(f"{op}: {classes.size} targets for {n_rows} rows", hint="There is one target a row.")
+    return classes
+
+
+def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] -> []
+    """Mean over rows of logsumexp(z) - z[target]."""
+    if not logits.ndim:
+        raise misfit("cross_entropy", "logits are [.., V]", logits=logits.shape)
+    rows = logits.reshape(-1, logits.shape[-1])
+    check_row("cross_entropy", rows.shape[-1])
+    classes = _targets("cross_entropy", target, *rows.shape)
+    losses = np.empty(len(rows))
+
+    def block(r: slice) -> None:
+        z = rows[r]
+        top = z.max(axis=-1)
+        total = np.exp(z - top[:, None]).sum(axis=-1, dtype=np.float64)
+        losses[r] = np.log(total) + top - z[np.arange(len(z)), classes[r]]
+
+    threads.for_rows(len(rows), block_rows(*rows.shape), block)
+    return np.asarray(losses.mean(dtype=np.float64), logits.dtype)
+
+
+def cross_entropy_backward(
+    dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any, saved: Any = None, sinks: Any = ()
+) -> Grads:
+    """dlogits = dy (softmax(z) - onehot) / rows."""
+    dlogits = softmax(logits)
+    rows = dlogits.reshape(-1, logits.shape[-1])
+    rows[np.arange(len(rows)), _targets("cross_entropy", target, *rows.shape)] -= 1.0
+    factor = logits.dtype.type(float(dy) / len(rows))
+    for_blocks(lambda d: np.multiply(d, factor, out=d), dlogits)
+    return (dlogits,)
+
+
+register("cross_entropy", cross_entropy, cross_entropy_backward, "logits", reads=(0,))
+
+
+def group_rows(n_rows: int, vocab: int) -> int:
+    """How many rows are projected at a time: groups of one size, as few as hold GROUP_LOGITS each."""
+    n_groups = -(-n_rows // max(64, GROUP_LOGITS // vocab))
+    return -(-n_rows // n_groups)
+
+
+def vocab_slice(vocab: int) -> int:
+    """How many rows of wte a thread takes at a time: whole turns, so that no core waits in the last."""
+    n_slices = 2 if vocab <= LARGEST_SLICE else TURN * -(-vocab // (TURN * LARGEST_SLICE))
+    return -(-vocab // (n_slices * 8)) * 8
+
+
+class _Group:
+    """Logits of a group of rows as exponentials, transposed: [part of the vocabulary, rows], which BLAS multiplies faster.
+
+    They are shifted by a row's maximum only where a sum would leave the range of numbers, as in `attend`.
+    """
+
+    def __init__(self, x: np.ndarray, wte: np.ndarray, classes: np.ndarray) -> None:
+        self.x, self.wte, self.classes = x, wte, classes
+        self.slices = threads.pieces(len(wte), vocab_slice(len(wte)))
+        logits = buffers.passing((len(wte), len(x)), x.dtype)
+        self.exps = [logits[part] for part in self.slices]
+        self.picked = np.empty((2, len(x)), x.dtype)  # the targets' logits and their exponentials
+        self.sums = np.empty((len(self.slices), len(x)))
+        self.top: np.ndarray | None = None
+        self._each_slice(self._project, self._exponentiate)
+        self.total = self.sums.sum(axis=0)
+        if not (self.total.min() > LEAST and self.total.max() < MOST):
+            self._each_slice(self._project)
+            self.top = np.max([z.max(axis=0) for z in self.exps], axis=0)
+            self._each_slice(self._exponentiate)
+            self.total = self.sums.sum(axis=0)
+
+    def _each_slice(self, *works: Callable[[int], object]) -> None:
+        tasks = [lambda i=i: [work(i) for work in works] for i in range(len(self.slices))]
+        for turn in threads.pieces(len(tasks), TURN):
+            threads.run(tasks[turn])
+
+    def _project(self, i: int) -> None:
+        z, part = self.exps[i], self.slices[i]
+        np.matmul(self.wte[part], self.x.T, out=z)
+        self._pick(i, self.picked[0])
+
+    def _pick(self, i: int, out: np.ndarray) -> None:
+        part = self.slices[i]
+        here = np.flatnonzero((self.classes >= part.start) & (self.classes < part.stop))
+        out[here] = self.exps[i][self.classes[here] - part.start, here]
+
+    def _exponentiate(self, i: int) -> None:
+        z, sums = self.exps[i], []
+        with np.errstate(over="ignore", invalid="ignore"):
+            for r in threads.pieces(len(z), max(1, BLOCK // z.shape[1])):  # what stays in a core's cache
+                if self.top is not None:
+                    z[r] -= self.top
+                sums.append(column_sums(np.exp(z[r], out=z[r])))
+        self.sums[i] = np.sum(sums, axis=0, dtype=np.float64)
+        self._pick(i, self.picked[1])
+
+    def losses(self) -> np.ndarray:
+        """logsumexp - z[target] of each row, in float64; exactly 0 where the target has all of the sum."""
+        logits, exps = self.picked[0] - (0.0 if self.top is None else self.top), self.picked[1].astype(np.float64)
+        return np.log(self.total) - np.where(exps > LEAST, np.log(np.maximum(exps, LEAST)), logits)
+
+    def grads(self, weight: float, dx: np.ndarray, dwte: np.ndarray, add: bool) -> None:
+        """dx = weight (p - onehot) wte, dwte (+)= weight (p - onehot)' x.
+
+        p is never formed: what the exponentials lack is a factor a row, which scales x and the products instead.
+        """
+        factor = (weight / self.total).astype(self.x.dtype)[:, None]
+        scaled = self.x * factor
+        parts = buffers.empty((min(TURN, len(self.slices)), *dx.shape), dx.dtype)
+
+        def work(i: int) -> None:
+            part, z, term = self.slices[i], self.exps[i], parts[i % TURN]
+            if i < TURN:
+                np.matmul(z.T, self.wte[part], out=term)
+            else:
+                add_product(z.T, self.wte[part], term)
+            if add:
+                add_product(z, scaled, dwte[part])
+            else:
+                np.matmul(z, scaled, out=dwte[part])
+
+        self._each_slice(work)
+        np.add.reduce(parts, axis=0, out=dx)
+        dx *= factor
+        dx -= self.wte[self.classes] * dx.dtype.type(weight)
+        add_rows(dwte, self.classes, self.x * self.x.dtype.type(-weight))
+
+
+def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: Sink | None) -> tuple[np.ndarray, Grads]:
+    """The loss and, when dy is given, both gradients, in one walk over groups of rows."""
+    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
+        raise misfit("lm_head_loss", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
+    rows = x.reshape(-1, x.shape[-1])
+    classes = _targets("lm_head_loss", target, len(rows), len(wte))
+    dx = dwte = None
+    add = False
+    if dy is not None:
+        dx = buffers.empty(x.shape, x.dtype)
+        dwte, add = gradient_buffer(sink, wte.shape, x.dtype)
+    loss = 0.0
+    for r in threads.pieces(len(rows), group_rows(len(rows), len(wte))):
+        group = _Group(rows[r], wte, classes[r])
+        loss += float(group.losses().sum())
+        if dx is not None and dwte is not None and dy is not None:
+            group.grads(dy / len(rows), dx.reshape(rows.shape)[r], dwte, add)
+            add = True
+        del group  # or its logits would be there beside those of the next
+    return np.asarray(loss / len(rows), x.dtype), (dx, dwte)
+
+
+def lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any) -> np.ndarray:  # [.., D], [V, D] -> []
+    """cross_entropy(x @ wte')."""
+    return _head(x, wte, target, None, None)[0]
+
+
+def lm_head_loss_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    wte: np.ndarray,
+    *,
+    target: Any,
+    saved: Any = None,
+    sinks: Sequence[Sink | None] = (None, None),
+) -> Grads:
+    """dx, dwte: the walk of the forward pass again, with gradients."""
+    return _head(x, wte, target, float(dy), sinks[1])[1]
+
+
+def lm_head_loss_and_grads(
+    dy: np.ndarray, x: np.ndarray, wte: np.ndarray, *, target: Any, sinks: Sequence[Sink | None] = (None, None)
+) -> tuple[np.ndarray, Grads]:
+    """Loss and gradients in one walk: what a training step uses, the same bits as forward and then backward."""
+    return _head(x, wte, target, float(dy), sinks[1])
+
+
+register("lm_head_loss", lm_head_loss, lm_head_loss_backward, "x wte", reads=(0, 1), fused=lm_head_loss_and_grads)

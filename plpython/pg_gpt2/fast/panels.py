@@ -1,0 +1,249 @@
+"""Weights for inference in panels, [ceil(N/64)][K][64], and products with them in which a row's bits do not depend on the others.
+
+OpenBLAS packs all weights anew for a product of two or more rows, except in its kernels for small matrices (AVX-512, m n k up to
+a million). Here every product is a stack of such small ones: up to four rows cost what one does, and many rows no more than one
+large product. Elsewhere panels are slow and their rows depend on each other; `serve` finds out by trying.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+
+import numpy as np
+
+from . import buffers, threads
+
+WIDTH = 64
+ROWS = 16  # at a time
+SMALL = 1_000_000  # m n k of OpenBLAS's kernels for small matrices
+DEPTH = SMALL // (WIDTH * ROWS)  # of a panel; a deeper one is cut and the parts are added
+PARALLEL_FLOPS = 2e6  # below it a product costs less than handing over half of it
+PIECE_FLOPS = 400e6
+READ_AHEAD = 5 << 18  # bytes that a second thread reads while the caller does what lies between two products
+HEAD_START = 24  # panels: of so many, one more does not matter
+MOST_TERMS = 8 << 20  # bytes of a product cut in depth; where terms are more, each piece has its own in turn
+TRIAL_SCALARS = 1 << 20  # of weights that are timed
+
+
+class Panels:
+    """Weights [K, N] of a linear layer, laid out in panels."""
+
+    __slots__ = ("data", "dtype", "shape")
+
+    def __init__(self, data: np.ndarray, shape: tuple[int, ...]) -> None:
+        self.data, self.shape, self.dtype = data, shape, data.dtype
+
+    @classmethod
+    def of(cls, w: np.ndarray) -> "Panels":
+        """The panels of w [K, N]."""
+        data = np.zeros(stored_shape(w.shape), w.dtype)
+        for rows, panel in zip(threads.pieces(w.shape[1], WIDTH), data):
+            panel[:, : rows.stop - rows.start] = w[:, rows]
+        return cls(data, w.shape)
+
+    @property
+    def ndim(self) -> int:
+        """2, as of the weights."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self.data.nbytes
+
+    def plain(self) -> np.ndarray:
+        """The weights [K, N] in rows, a copy."""
+        k, n = self.shape
+        return np.ascontiguousarray(self.data.transpose(1, 0, 2).reshape(k, -1)[:, :n])
+
+
+class Table(Panels):
+    """A table [V, D] of which rows are picked, and whose transpose multiplies: panels of the transpose."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, table: np.ndarray) -> "Table":
+        """The panels of a table [V, D]."""
+        return cls(Panels.of(table.T).data, table.shape)
+
+    @property
+    def T(self) -> Panels:
+        """The transpose [D, V], which a product wants; no copy."""
+        return Panels(self.data, self.shape[::-1])
+
+    def take(self, ids: np.ndarray) -> np.ndarray:  # [..] -> [.., D]
+        """The rows of these numbers, a copy."""
+        return self.data[ids // WIDTH, :, ids % WIDTH]
+
+    def plain(self) -> np.ndarray:
+        """The table [V, D], a copy."""
+        v, d = self.shape
+        return np.ascontiguousarray(self.data.swapaxes(1, 2)).reshape(-1, d)[:v]
+
+
+def stored_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Shape of the panels of weights [K, N]."""
+    k, n = shape
+    return -(-n // WIDTH), k, WIDTH
+
+
+def room(m: int) -> int:
+    """How many rows operands of m rows have: BLAS treats a single row otherwise, so a row left alone gets a second one."""
+    return m + (m % ROWS == 1)
+
+
+def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndarray:  # [m, K], [K, N], [N] -> [m, N]
+    """x @ w (+ bias)."""
+    m, n = len(x), w.shape[1]
+    if len(x) < room(m):
+        x = np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
+    out = buffers.empty((len(x), len(w.data) * WIDTH), x.dtype)
+    bind(x, w, out, bias)()
+    return out[:m, :n]
+
+
+def bind(
+    x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None, following: Panels | None = None
+) -> Callable[[], object]:
+    """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64].
+
+    `following` are the weights of the next product, of about as many rows, which another thread begins to read meanwhile.
+    """
+    k, n = w.shape
+    parts = _parts(k)
+    pieces = _pieces(len(w.data), 2.0 * len(x) * k * n)
+    if parts > 1 and parts * out.nbytes > MOST_TERMS:
+        return _together([[partial(_piece, x, w, out, bias, c)] for c in pieces])
+    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
+    tasks = [_multiply(x, w.data[c], terms[:, :, _columns(c)]) for c in pieces]
+    ends = [_finish(terms, out, slice(c.start * WIDTH, min(c.stop * WIDTH, n)), bias) for c in pieces]
+    ahead = None if following is None else _reading(following, len(x))
+    if len(x) > ROWS:
+        return _together([[*task, *end] for task, end in zip(tasks, ends)], ahead)
+    # Adding up a few rows is not worth a second thread, which would wait for the interpreter.
+    return partial(_each, [_together(tasks, ahead), *_finish(terms, out, slice(0, n), bias)])
+
+
+def _reading(w: Panels, m: int) -> Callable[[], object] | None:
+    """A call that reads the beginning of what a second thread reads of w for m rows, into its caches."""
+    pieces = _pieces(len(w.data), 2.0 * m * w.shape[0] * w.shape[1])
+    if len(pieces) < 2:
+        return None
+    return partial(np.maximum.reduce, w.data[pieces[1]].reshape(-1)[: READ_AHEAD // w.dtype.itemsize])
+
+
+def _piece(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None, panels: slice) -> None:
+    """The product with some panels, its terms in memory of the thread."""
+    n, parts = min(panels.stop * WIDTH, w.shape[1]) - panels.start * WIDTH, _parts(len(w.data[0]))
+    some = out[:, _columns(panels)]
+    terms = buffers.scratch("panels", (parts, *some.shape), out.dtype)
+    calls = _multiply(x, w.data[panels], terms)
+    _each(calls + _finish(terms, some, slice(0, n), None if bias is None else bias[panels.start * WIDTH :]))
+
+
+def _pieces(count: int, flops: float) -> list[slice]:
+    """Ranges of `count` panels for one thread each, cut by the size of the problem."""
+    pieces = 1 if flops < PARALLEL_FLOPS else 2 * max(1, round(flops / (2 * PIECE_FLOPS)))
+    head_start = pieces == 2 and count >= HEAD_START  # of the caller, who need not be woken
+    return threads.pieces(count, max(1, -(-count // pieces) + head_start))
+
+
+def _columns(panels: slice) -> slice:
+    return slice(panels.start * WIDTH, panels.stop * WIDTH)
+
+
+def _multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Callable[[], object]]:
+    """Calls that set the terms [parts, m, P w] of x [m, K] @ each of panels [P, K, w], the depth in equal parts."""
+    m, (count, _, width), parts = len(x), panels.shape, len(terms)
+    x = x.reshape(m, parts, -1)
+    panels = panels.reshape(count, parts, -1, width).swapaxes(0, 1)
+    whole = m - m % ROWS
+    calls: list[Callable[[], object]] = []
+    if whole:
+        results = terms[:, :whole].reshape(parts, -1, ROWS, count, width).transpose(0, 3, 1, 2, 4)
+        groups = x[:whole].reshape(-1, ROWS, *x.shape[1:]).transpose(2, 0, 1, 3)
+        calls.append(partial(np.matmul, groups[:, None], panels[:, :, None], out=results))
+    if m > whole:
+        results = terms[:, whole:].reshape(parts, m - whole, count, width).swapaxes(1, 2)
+        calls.append(partial(np.matmul, x[whole:].swapaxes(0, 1)[:, None], panels, out=results))
+    return calls
+
+
+def _finish(terms: np.ndarray, out: np.ndarray, columns: slice, bias: np.ndarray | None) -> list[Callable[[], object]]:
+    """Calls that add the terms in order, and the bias."""
+    some = out[:, columns]
+    calls: list[Callable[[], object]] = []
+    if len(terms) > 1:
+        calls.append(partial(np.add.reduce, terms[:, :, columns], axis=0, out=some))
+    if bias is not None:
+        calls.append(partial(np.add, some, bias[columns], out=some))
+    return calls
+
+
+def _each(calls: Sequence[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
+
+
+def _together(
+    tasks: Sequence[Sequence[Callable[[], object]]], ahead: Callable[[], object] | None = None
+) -> Callable[[], object]:
+    """One call for tasks that run on all cores, each a row of calls."""
+    if len(tasks) < 2:
+        return partial(_each, [call for task in tasks for call in task])
+    return threads.prepared([task[0] if len(task) == 1 else partial(_each, task) for task in tasks], ahead)
+
+
+@lru_cache(maxsize=64)
+def _parts(k: int) -> int:
+    """Into how many equal parts the depth is cut, so that ROWS rows make small products; 1 where there are none."""
+    return next((n for n in range(-(-k // DEPTH), k // 16 + 1) if k % n == 0), 1)
+
+
+def serve(depths: Sequence[int]) -> bool:
+    """Whether panels of weights of these depths give each row the same bits in any company, and are not slow."""
+    return all(_serves(k) for k in sorted({depth // _parts(depth) for depth in depths}))
+
+
+@lru_cache(maxsize=64)
+def _serves(k: int) -> bool:
+    random = np.random.Generator(np.random.Philox(1))
+    x = random.standard_normal((2 * ROWS, k), np.float32)
+    w = random.standard_normal((k, 8 * WIDTH), np.float32)
+    panels = Panels.of(w)
+    if not _rows_are_alone(lambda x: product(x, panels), x):
+        return False
+    w = np.tile(w, (1, TRIAL_SCALARS // w.size + 1))
+    panels = Panels.of(w)
+    out = np.empty((1, 4, panels.data.shape[0] * WIDTH), np.float32)
+    calls = _multiply(x[:4], panels.data, out)
+    # Where the bits are equal, panels take 0.2 to 0.45 of the time; only a BLAS nobody has met is excluded here. So busy cores,
+    # which stretch either time by chance, cannot make two sessions choose differently.
+    return _seconds(lambda: _each(calls)) < 2 * _seconds(lambda: x[:4] @ w)
+
+
+@lru_cache(maxsize=1)
+def small_kernels() -> bool:
+    """Whether BLAS multiplies small matrices by kernels of their own, which treat every row alike."""
+    x, w = np.random.Generator(np.random.Philox(1)).standard_normal((2, WIDTH, WIDTH), np.float32)
+    whole = x @ w
+    return all(np.array_equal(x[:m] @ w, whole[:m]) for m in (2, 3, 5, 8, 16, 31))
+
+
+def _rows_are_alone(times: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> bool:
+    whole = times(x)
+    return all(
+        np.array_equal(times(x[:m]), whole[:m]) and np.array_equal(times(x[-m:]), whole[-m:])
+        for m in range(1, ROWS + 1)
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The least of several tries."""
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)

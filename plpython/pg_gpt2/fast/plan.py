@@ -1,0 +1,150 @@
+"""A pass over a few rows, prepared: the model's ops are bound to weights and buffers once, and a token costs only their calls.
+
+A `Plan` is a Runner, so what it prepares is what gpt2.blocks says, and its kernels are those of the ops: the same bits.
+"""
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import host
+from ..core import gpt2
+from ..core.config import GPT2Config
+from ..tensor import FLOAT32
+from . import panels, threads
+from .activations import gelu_into
+from .layout import Arranged
+from .norm import normalize
+from .panels import Panels, Table
+from .products import product_tasks
+
+MOST_ROWS = 64  # more cost so much that preparing them is no gain
+MOST_PREPARED = 256  # rows of all plans of one model: their buffers are counted nowhere, and a new plan costs 2 ms
+
+Attend = Callable[[int, np.ndarray, np.ndarray], None]  # (layer, qkv [m, 3D], out [m, D])
+
+
+class Rows:
+    """A value of the pass: `data` [m, n], in a buffer that may have a row and columns more, as panels want it."""
+
+    def __init__(self, buffer: np.ndarray, data: np.ndarray) -> None:
+        self.buffer, self.data = buffer, data
+
+
+class _Product(NamedTuple):
+    """A linear layer in panels, to be bound when the next one is known."""
+
+    x: np.ndarray
+    w: Panels
+    y: np.ndarray
+    b: np.ndarray
+
+
+class Plan:
+    """The blocks of a model and ln_f, for passes over m rows."""
+
+    def __init__(self, params: Arranged, config: GPT2Config, m: int) -> None:
+        self._m = m
+        self._calls: list[Any] = []  # calls, and while the plan is made products
+        self._buffers: list[tuple[np.ndarray, weakref.ref[Rows]]] = []
+        self._attention = _Attention()
+        x = self._new(config.d_model)
+        self._x = x.data
+        self._y = gpt2.blocks(self, params, x, config, attend=self._bind_attention).data
+        self._bind_products(params["wte"])
+
+    def __call__(self, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
+        """The stream after ln_f, valid until the next pass; `attend` supplies attention over the positions so far."""
+        self._x[...] = x
+        self._attention.attend = attend
+        try:
+            for call in self._calls:
+                call()
+        finally:
+            del self._attention.attend
+        return self._y
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
+        """data."""
+        return data
+
+    def forget(self, handle: Rows) -> None:
+        """Nothing to do: a buffer is free when no one holds its value."""
+
+    def apply(self, name: str, *inputs: Rows, **attrs: float) -> Rows:
+        """Prepare an op; the result is there once the pass has come to it."""
+        return getattr(self, f"_{name}")(*inputs, **attrs)
+
+    def _layernorm(self, x: Rows, gamma: np.ndarray, beta: np.ndarray, *, eps: float) -> Rows:
+        y = self._new(x.data.shape[1])
+        stats = np.empty((2, self._m, 1), FLOAT32)
+        self._calls.append(partial(normalize, x.data, gamma, beta, y.data, stats, eps))
+        return y
+
+    def _linear(self, x: Rows, w: np.ndarray | Panels, b: np.ndarray) -> Rows:
+        y = self._new(w.shape[1])
+        if isinstance(w, Panels):
+            self._calls.append(_Product(x.buffer[:, : w.shape[0]], w, y.buffer, b))
+        else:
+            self._calls.append(threads.prepared(product_tasks(x.data, w, y.data, bias=b)))
+        return y
+
+    def _bind_products(self, wte: np.ndarray | Table) -> None:
+        """Bind the products with panels, now that each can be told the weights that follow; lm_head's come last."""
+        following = wte.T if isinstance(wte, Table) else None
+        for place in reversed(range(len(self._calls))):
+            call = self._calls[place]
+            if isinstance(call, _Product):
+                self._calls[place] = panels.bind(*call, following)
+                following = call.w
+
+    def _gelu(self, x: Rows) -> Rows:
+        y = self._new(x.data.shape[1])
+        self._calls.append(partial(gelu_into, x.data, y.data))
+        return y
+
+    def _add(self, a: Rows, b: Rows) -> Rows:
+        y = self._new(a.data.shape[1])
+        self._calls.append(partial(np.add, a.data, b.data, out=y.data))
+        return y
+
+    def _bind_attention(self, layer: int, qkv: Rows) -> Rows:
+        y = self._new(qkv.data.shape[1] // 3)
+        self._calls.append(partial(self._attention, layer, qkv.data, y.data))
+        return y
+
+    def _new(self, n: int) -> Rows:
+        """A value of n columns, in a buffer of this size whose last value is gone, else in a new one."""
+        width = -(-n // panels.WIDTH) * panels.WIDTH
+        free = (i for i, (buffer, owner) in enumerate(self._buffers) if buffer.shape[1] == width and owner() is None)
+        place = next(free, None)
+        if place is not None:
+            buffer = self._buffers.pop(place)[0]
+        else:
+            buffer = np.zeros((panels.room(self._m), width), FLOAT32)
+        value = Rows(buffer, buffer[: self._m, :n])
+        self._buffers.append((buffer, weakref.ref(value)))
+        return value
+
+
+class _Attention:
+    """What a pass does for attention; apart from the plan, which would otherwise hold itself, and the weights, in memory."""
+
+    attend: Attend  # there during a pass
+
+    def __call__(self, layer: int, qkv: np.ndarray, out: np.ndarray) -> None:
+        host.check_interrupts()
+        self.attend(layer, qkv, out)
+
+
+def plan(params: Arranged, config: GPT2Config, m: int) -> Plan:
+    """The model's plan for m rows; it stays with the weights."""
+    found = params.prepared.get(m)
+    if found is None:
+        if sum(params.prepared) + m > MOST_PREPARED:
+            params.prepared.clear()
+        found = params.prepared[m] = Plan(params, config, m)
+    return found

@@ -1,0 +1,302 @@
+"""Parallel work on the cores of one backend: Python threads over single-threaded BLAS.
+
+NumPy releases the GIL in products and large ufuncs, so plain threads suffice. BLAS itself is kept at one thread,
+because its idle workers spin and would take the core that a Python thread wants. Work is cut into pieces that depend on
+the problem's size only, never on the number of threads: results are the same bits at any thread count.
+"""
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from math import prod
+from typing import Any
+
+from .. import host
+
+Task = Callable[[], object]
+STACK = 8 << 20  # bytes for each thread: what Linux gives; other code of the process may have asked for less
+LOOK_EVERY = 0.05  # seconds between looks for an interrupt while others work
+
+_SETTERS = (
+    "scipy_openblas_set_num_threads64_",
+    "scipy_openblas_set_num_threads",
+    "openblas_set_num_threads64_",
+    "openblas_set_num_threads",
+    "MKL_Set_Num_Threads",
+)
+
+_DESCRIPTIONS = (
+    "scipy_openblas_get_config64_",
+    "scipy_openblas_get_config",
+    "openblas_get_config64_",
+    "openblas_get_config",
+)
+
+
+def import_numpy_single_threaded() -> None:
+    """Import NumPy with BLAS at one thread and every signal blocked in the threads that it may start."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")}
+    try:
+        os.environ.update(dict.fromkeys(before, "1"))
+        import numpy  # noqa: F401  (imported for its effect: BLAS reads the environment once)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    set_blas_threads(1)
+
+
+def set_blas_threads(count: int) -> bool:
+    """Cap the BLAS that NumPy loaded at `count` threads; False when no known BLAS was found."""
+    for path in blas_libraries():
+        library = ctypes.CDLL(path)
+        for name in _SETTERS:
+            setter = getattr(library, name, None)
+            if setter is not None:
+                setter(ctypes.c_int(count))
+                return True
+    return False
+
+
+def blas_name() -> str:
+    """What the BLAS that NumPy loaded says of itself, else the name of its library."""
+    paths = blas_libraries()
+    for path in paths:
+        for name in _DESCRIPTIONS:
+            describe = getattr(ctypes.CDLL(path), name, None)
+            if describe is not None:
+                describe.restype = ctypes.c_char_p
+                return describe().decode()
+    return ", ".join(map(os.path.basename, paths)) or "unknown"
+
+
+def blas_libraries() -> list[str]:
+    """Paths of mapped shared objects whose name says BLAS or MKL."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/") and ".so" in line}
+    except OSError:
+        return []
+    names = ("blas", "mkl_rt")
+    return sorted(path for path in paths if any(name in os.path.basename(path).lower() for name in names))
+
+
+def start(work: Task, name: str) -> None:
+    """Do `work` on a thread of its own, with every signal blocked: they are the server's, which handles them in its own.
+
+    RuntimeError where the system allows no more threads.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    stack = threading.stack_size(STACK)
+    try:
+        threading.Thread(target=work, daemon=True, name=name).start()
+    finally:
+        threading.stack_size(stack)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _nothing() -> None:
+    """A helper has no interrupts to look for."""
+
+
+class Pool:
+    """A few threads that run tasks beside the caller; started on first use, signals blocked."""
+
+    def __init__(self, count: int) -> None:
+        self.count = max(1, count)
+        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
+        self._started = 0
+
+    def run(self, tasks: Sequence[Task], batch: "Batch | None" = None) -> None:
+        """Run `tasks`, in any order and on any thread; return when all are done, raise the first error.
+
+        The caller looks for an interrupt between tasks. After it, or an error, no further task is begun.
+        """
+        helpers = min(self.count, len(tasks)) - 1
+        if helpers > self._started:
+            helpers = self._start(helpers)
+        if helpers < 1:
+            for task in tasks:
+                host.check_interrupts()
+                task()
+            return
+        batch = batch or Batch()
+        batch.begin(tasks)
+        for _ in range(helpers):
+            self._tasks.put(batch)
+        batch.work(host.check_interrupts)
+        batch.wait()
+
+    def _start(self, wanted: int) -> int:
+        """Start threads until there are as many as wanted; how many there are.
+
+        Where the system allows no more, the pool goes on with what it has: the next call to `set_threads` tries again.
+        """
+        while self._started < wanted:
+            try:
+                start(self._serve, f"pg_gpt2-{self._started}")
+            except RuntimeError:
+                self.count = self._started + 1
+                break
+            self._started += 1
+        return self._started
+
+    def _serve(self) -> None:
+        import numpy
+
+        numpy.seterr(all="ignore")  # holds for this thread only
+        while (batch := self._tasks.get()) is not None:
+            _current.batch = batch
+            if batch.work() and self._tasks.empty():  # else this thread is late already
+                batch.look_ahead()
+            _current.batch = None
+            del batch  # and what it holds
+
+    def close(self) -> None:
+        """Let the threads end."""
+        for _ in range(self._started):
+            self._tasks.put(None)
+
+
+class Batch:
+    """Tasks that several threads take from one end of until none is left; may be begun again, but by one caller at a time.
+
+    A helper that did some does `ahead` when none is left; nobody waits for that. When the caller goes on, nothing refers to
+    a task any more: what it worked on may be free.
+    """
+
+    def __init__(self, ahead: Task | None = None) -> None:
+        self._ahead = ahead
+        self._left: list[Task] = []
+        self._done = threading.Lock()
+        self._done.acquire()
+        self._error: BaseException | None = None
+
+    def begin(self, tasks: Sequence[Task]) -> None:
+        """Offer these tasks."""
+        self._finished = count(1 - len(tasks))  # the last task counts 0
+        self._left.extend(reversed(tasks))
+
+    def work(self, look: Task = _nothing) -> bool:
+        """Do tasks until none is left, each after a `look` for an interrupt; whether there was one."""
+        done = False
+        while True:
+            try:
+                task = self._left.pop()  # atomic under the GIL
+            except IndexError:
+                return done
+            try:
+                if self._error is None:
+                    look()
+                    task()
+            except BaseException as error:  # handed to the caller by wait()
+                self._error = self._error or error
+            del task
+            if next(self._finished) == 0:  # atomic as well
+                self._done.release()
+            done = True
+
+    def go_on(self) -> None:
+        """Raise in a task of this batch when another one has failed, or the caller was interrupted."""
+        if self._error is not None:
+            raise Stopped
+
+    def look_ahead(self) -> None:
+        """Do `ahead`, whose failure is no one's: the thread must live on."""
+        if self._ahead is not None:
+            with contextlib.suppress(Exception):
+                self._ahead()
+
+    def wait(self) -> None:
+        """Return when all tasks are done; raise the first error, or an interrupt that comes meanwhile."""
+        while not self._done.acquire(timeout=LOOK_EVERY):
+            try:
+                host.check_interrupts()
+            except BaseException as interrupt:  # raised when no task works any more on what is the caller's
+                self._error = self._error or interrupt
+        if self._error is not None:
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # which holds this frame, and others what they worked on
+
+
+class Stopped(Exception):
+    """Ends a task whose batch has failed; nobody sees it."""
+
+
+class _Current(threading.local):
+    """The batch that this thread helps with; None for the thread of the server."""
+
+    batch: Batch | None = None
+
+
+_current = _Current()
+
+
+def look() -> None:
+    """To be called by tasks that take long, at least every 100 ms: raises where the work is to end."""
+    if _current.batch is None:
+        host.check_interrupts()
+    else:
+        _current.batch.go_on()
+
+
+_pool = Pool(min(2, os.cpu_count() or 1))
+
+
+def set_threads(count: int) -> None:
+    """Use `count` cores from now on (setting `pg_gpt2.threads`)."""
+    global _pool
+    if count != _pool.count:
+        _pool.close()
+        _pool = Pool(count)
+
+
+def threads() -> int:
+    """How many cores are in use."""
+    return _pool.count
+
+
+def run(tasks: Sequence[Task]) -> None:
+    """Run independent tasks on all cores in use."""
+    _pool.run(tasks)
+
+
+def prepared(tasks: Sequence[Task], ahead: Task | None = None) -> Task:
+    """A call that runs these tasks on all cores in use, again and again; a helper then does `ahead`, which nobody waits for."""
+    batch = Batch(ahead)
+    return lambda: _pool.run(tasks, batch)
+
+
+def parts(shape: Sequence[int], size: int) -> Iterator[tuple[Any, ...]]:
+    """Indices that cut an array of that shape into parts of at most `size` elements, in row-major order; each gives a view."""
+    inner = prod(shape[1:])
+    if prod(shape) <= size:
+        yield (...,)
+    elif inner <= size:
+        yield from ((rows,) for rows in pieces(shape[0], size // inner))
+    else:
+        yield from ((i, *rest) for i in range(shape[0]) for rest in parts(shape[1:], size))
+
+
+def pieces(total: int, size: int) -> list[slice]:
+    """Cut `total` items into slices of at most `size`, by size only."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def for_rows(total: int, size: int, work: Callable[[slice], object]) -> None:
+    """Call `work(rows)` for slices of at most `size` of `total` rows, on all cores."""
+    if 0 < total <= size:
+        work(slice(0, total))
+    else:
+        run([lambda rows=rows: work(rows) for rows in pieces(total, size)])  # type: ignore[misc]

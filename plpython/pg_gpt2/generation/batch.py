@@ -1,0 +1,107 @@
+"""Several prompts at once: one pass of the model a step for all of them, and the tokens that each would get alone.
+
+With weights in rows, a row of a product may differ in its last bits from the same row computed alone. Where that could decide
+about a token, the plain path does: the prompt is decoded alone up to there. This is rare, and it makes the result independent of
+the batch. With weights in panels there is no such difference.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .. import host
+from ..core.config import GPT2Config
+from ..fast.layout import Arranged
+from .decode import Decoder, bytes_of_several, feed_together, several, step_together
+from .generate import Options, Token, kept_window
+from .sampling import Draws, choose, is_decisive
+
+Stopped = Callable[[int], bool]
+MOST_TOGETHER = 64  # streams: more are hardly faster, and each has keys and values of its own
+
+
+class Stream:
+    """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
+
+    def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
+        self.seen = list(prompt)
+        self._occurred = set(prompt)
+        self.tokens: list[Token] = []
+        self.options = options
+        self.decoder = decoder
+        self._stopped = stopped
+        self._draws = Draws(options.seed)
+        self._exact = True  # whether all that the decoder holds has the bits of the plain path
+        self._plain: Decoder | None = None
+        self._alone: list[int] = []  # what the decoder began with
+        self._read = 0  # how many of the seen tokens the plain decoder has read
+
+    def begin(self, ids: list[int]) -> list[int]:
+        """Forget all: what is read next is `ids`, the prompt or what remains of a full window."""
+        self.decoder.rewind(0)
+        self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
+        return ids
+
+    def shared(self, others: int) -> None:
+        """The last token was read in one pass with `others`."""
+        self._exact = self._exact and (self.decoder.exact or not others)
+
+    def take(self, logits: np.ndarray) -> bool:
+        """Choose a token; True while the stream goes on."""
+        host.check_interrupts()
+        draw = self._draws.next()
+        sampling = self.options.sampling
+        if not self._exact and not is_decisive(logits, sampling, draw, self._occurred):
+            logits = self._plain_logits()
+        token = choose(logits, sampling, draw, self._occurred)
+        self.seen.append(token)
+        self._occurred.add(token)
+        ended = token == self.options.eos or self._stopped(token)
+        full = len(self.tokens) + 1 == self.options.max_tokens
+        finish = "stop" if ended else "length" if full else None
+        self.tokens.append(Token(token, self.options.logprob(logits, token), finish))
+        return finish is None
+
+    def _plain_logits(self) -> np.ndarray:
+        """Logits of the next token from a decoder of this prompt alone, caught up step by step."""
+        if self._plain is None:
+            params, config, room = self.decoder.params, self.decoder.config, len(self._alone) + self.options.max_tokens
+            host.require_memory(bytes_of_several(params, config, [room]), "a prompt that is decoded once more, alone,")
+            self._plain = Decoder(params, config, room)
+            self._plain.feed(self._alone)
+        for token in self.seen[self._read :]:
+            logits = self._plain.feed([token])
+        self._read = len(self.seen)
+        return logits
+
+
+def generate_batch(
+    params: Arranged,
+    config: GPT2Config,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Options],
+    stopped: Sequence[Stopped],
+) -> list[list[Token]]:
+    """Tokens of each prompt, at most MOST_TOGETHER of them, as `generation.tokens` gives them for that prompt alone."""
+    rooms = [len(prompt) + each.max_tokens for prompt, each in zip(prompts, options)]
+    streams = [Stream(*each) for each in zip(several(params, config, rooms), prompts, options, stopped)]
+    window = config.n_positions
+    begun = [s for s in streams if s.options.max_tokens]
+    results = _begin(begun, [s.seen[-window:] for s in begun])
+    while going_on := [stream for stream, logits in results if stream.take(logits)]:
+        full = [s for s in going_on if s.decoder.length == window]
+        rest = [s for s in going_on if s.decoder.length < window]
+        results = _begin(full, [kept_window(s.seen, config) for s in full])
+        if rest:
+            results += zip(rest, step_together([s.decoder for s in rest], [s.seen[-1] for s in rest]))
+        for stream in rest:
+            stream.shared(len(rest) - 1)
+    return [stream.tokens for stream in streams]
+
+
+def _begin(streams: Sequence[Stream], texts: Sequence[list[int]]) -> list[tuple[Stream, np.ndarray]]:
+    """Logits of what follows each text, after its stream read it."""
+    if not streams:
+        return []
+    ids = [stream.begin(text) for stream, text in zip(streams, texts)]
+    return list(zip(streams, feed_together([stream.decoder for stream in streams], ids)))

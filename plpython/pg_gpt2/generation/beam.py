@@ -1,0 +1,109 @@
+"""Beam search as Hugging Face's `generate(num_beams=...)` does it: the same candidates, scores, penalties and stopping rules.
+
+All beams advance in one pass of the model a step. A score is the sum of log-probabilities over length ** length_penalty.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import host
+from ..core.config import GPT2Config
+from ..errors import InvalidParameter
+from ..fast import threads
+from ..fast.layout import Arranged
+from .decode import Decoder, step_together
+
+MOST_SCORES = 1 << 21  # looked at between two looks for a cancel
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A continuation: its ids (the end-of-text token included) and its score, or while it runs the sum of log-probabilities."""
+
+    ids: tuple[int, ...]
+    score: np.float32
+
+
+def beam_search(
+    params: Arranged,
+    config: GPT2Config,
+    prompt: Sequence[int],
+    *,
+    width: int,
+    max_tokens: int,
+    length_penalty: float,
+    early_stopping: bool,
+    eos: int | None,
+) -> list[Beam]:
+    """The `width` best continuations of `prompt`, best first."""
+    if len(prompt) + max_tokens > config.n_positions:
+        raise InvalidParameter(
+            f"a prompt of {len(prompt)} tokens and max_tokens {max_tokens} do not fit the window of {config.n_positions}",
+            hint="Beam search does not slide the window: use a shorter prompt or fewer max_tokens.",
+        )
+    decoder = Decoder(params, config, len(prompt) + max_tokens)
+    decoders = [decoder]
+    running = [Beam((), np.float32(0))]
+    finished: list[Beam] = []
+    logits = decoder.feed(prompt)[None]
+    for length in range(1, max_tokens + 1):
+        candidates = _continuations(running, logits, 2 * width)  # twice, so that `width` remain when as many end
+        ended = [length == max_tokens or beam.ids[-1] == eos for _, beam in candidates]
+        finished += [
+            Beam(beam.ids, _score(beam.score, length, length_penalty))
+            for (_, beam), end in zip(candidates[:width], ended)
+            if end
+        ]
+        finished = sorted(finished, key=lambda beam: -beam.score)[:width]
+        going_on = [candidate for candidate, end in zip(candidates, ended) if not end][:width]
+        if not going_on or (
+            len(finished) == width
+            and (early_stopping or _score(going_on[0][1].score, length, length_penalty) <= finished[-1].score)
+        ):
+            break
+        decoders = _follow(decoders, [source for source, _ in going_on])
+        running = [beam for _, beam in going_on]
+        logits = step_together(decoders, [beam.ids[-1] for beam in running])
+        host.check_interrupts()
+    return finished
+
+
+def _score(total: np.float32, length: int, penalty: float) -> np.float32:
+    return np.float32(total / np.float32(length**penalty))
+
+
+def _continuations(running: list[Beam], logits: np.ndarray, count: int) -> list[tuple[int, Beam]]:
+    """The `count` best extensions by one token, best first, each with the number of the beam that it extends."""
+    sums = np.array([beam.score for beam in running], np.float32)[:, None]
+    places, values = [], []
+    for rows in threads.pieces(len(logits), max(1, MOST_SCORES // logits.shape[1])):
+        totals = (_log_softmax(logits[rows]) + sums[rows]).reshape(-1)
+        some = np.argpartition(-totals, min(count, totals.size) - 1)[:count]
+        places.append(some + rows.start * logits.shape[1])
+        values.append(totals[some])
+        host.check_interrupts()
+    found, scores = np.concatenate(places), np.concatenate(values)
+    order = np.lexsort((found, -scores))[:count]
+    best = found[order]
+    sources, tokens = np.divmod(best, logits.shape[1])
+    return [
+        (int(source), Beam((*running[source].ids, int(token)), score))
+        for source, token, score in zip(sources, tokens, scores[order])
+    ]
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:  # [B, V] -> [B, V]
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _follow(decoders: list[Decoder], sources: list[int]) -> list[Decoder]:
+    """Decoders for beams that extend `sources`: the first to extend one takes it over, the others copy it."""
+    free = dict(enumerate(decoders))
+    copies: list[Decoder | None] = []
+    for source in sources:
+        copies.append(None if free.pop(source, None) is not None else decoders[source].copy())
+        host.check_interrupts()
+    return [copy or decoders[source] for copy, source in zip(copies, sources)]

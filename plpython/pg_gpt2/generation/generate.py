@@ -1,0 +1,165 @@
+"""Text from a model, token by token: the loop around Decoder and sampling, and how tokens become text.
+
+Past the window, the last half of it is fed again and generation goes on. Nothing here touches the server.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+
+import numpy as np
+
+from ..core.config import GPT2Config
+from ..errors import InvalidParameter, NullNotAllowed
+from ..fast.layout import Arranged
+from ..tokenizer.bpe import StreamDecoder, Tokenizer
+from .decode import Decoder, checked
+from .lookup import Drafts
+from .sampling import Draws, Sampling, choose, log_softmax
+from .stops import Stops
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a call asks for beside its prompt; `eos` None = no end-of-text token."""
+
+    max_tokens: int = 64
+    sampling: Sampling = field(default_factory=Sampling)
+    eos: int | None = None
+    seed: int = 0
+    _: KW_ONLY
+    look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
+    logprobs: bool = False  # whether tokens come with their log-probabilities, some 3 % of a batch's time
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is None:
+            raise NullNotAllowed("max_tokens must not be null", hint="Leave it out to get 64.")
+        if self.max_tokens < 0:
+            raise InvalidParameter(
+                f"max_tokens must be 0 or more, not {self.max_tokens}",
+                hint="It is the most that is generated; the default is 64.",
+            )
+
+    def logprob(self, logits: np.ndarray, token: int) -> float | None:
+        """Log-probability of `token`, where it is wanted."""
+        return log_softmax(logits, token) if self.logprobs else None
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token; `finish` is 'stop' or 'length' on the last."""
+
+    id: int
+    logprob: float | None
+    finish: str | None
+
+
+def tokens(
+    params: Arranged,
+    config: GPT2Config,
+    prompt: Sequence[int],
+    options: Options,
+    stopped: Callable[[int], bool] = lambda token: False,
+) -> Iterator[Token]:
+    """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
+    decoder = Decoder(params, config, len(prompt) + options.max_tokens)
+    draws = Draws(options.seed)
+    seen, occurred = list(prompt), set(prompt)
+    logits = decoder.feed(seen[-config.n_positions :]) if options.max_tokens else None
+
+    def generate(logits: np.ndarray) -> Iterator[Token]:
+        left = options.max_tokens
+        drafts = Drafts() if decoder.exact and options.look_up else None
+        for rows, draft in _passes(decoder, drafts, seen, logits, options):
+            for row, drafted in zip(rows, [*draft, None]):
+                token = choose(checked(row), options.sampling, draws.next(), occurred)
+                logprob = options.logprob(row, token)
+                seen.append(token)
+                occurred.add(token)
+                left -= 1
+                if token == options.eos or stopped(token):
+                    yield Token(token, logprob, "stop")
+                    return
+                yield Token(token, logprob, None if left else "length")
+                if token != drafted:
+                    break
+            if not left:
+                return
+
+    return generate(logits) if logits is not None else iter(())
+
+
+def _passes(
+    decoder: Decoder, drafts: Drafts | None, seen: list[int], logits: np.ndarray, options: Options
+) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """Logits after `seen` and after each token of a draft of what follows, and the draft; the caller appends to `seen`."""
+    config = decoder.config
+    end = len(seen) + options.max_tokens
+    yield logits[None], []
+    while True:
+        if decoder.length == config.n_positions:
+            decoder.rewind(0)
+            yield decoder.feed(kept_window(seen, config))[None], []
+            continue
+        most = min(config.n_positions - decoder.length, end - len(seen)) - 1
+        draft = drafts.propose(seen, most) if drafts else []
+        before, length = len(seen), decoder.length
+        yield decoder.feed_all([seen[-1], *draft]), draft
+        accepted = len(seen) - before - 1
+        decoder.rewind(length + 1 + accepted)
+        if drafts:
+            drafts.report(len(draft), accepted)
+
+
+def kept_window(seen: list[int], config: GPT2Config) -> list[int]:
+    """What generation goes on from when the window is full: its last half, so that a pass over it is paid seldom."""
+    return seen[-max(1, config.n_positions // 2) :]
+
+
+class TextStream:
+    """Collects the text of new tokens, as a text of the server can hold it; shows only what later tokens cannot change.
+
+    Bytes of an unfinished character are held back, and so is an end that might become a stop string.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Stops, eos: int | None) -> None:
+        self._decoder = StreamDecoder(tokenizer)
+        self._stops, self._state = stops, 0
+        self._eos = eos
+        self._parts: list[str] = []
+        self._length = 0
+        self.stopped = False
+
+    def add(self, token: int) -> bool:
+        """Take a token; True when a stop string is complete, and the text then ends before it."""
+        if token != self._eos:
+            self._take(self._decoder.push(token))
+        return self.stopped
+
+    def finish(self) -> None:
+        """No token follows: unfinished bytes become U+FFFD, and nothing is held back any more."""
+        if not self.stopped:
+            self._take(self._decoder.finish())
+        self._state = 0
+
+    def _take(self, new: str) -> None:
+        new = new.replace("\0", "\ufffd")  # as db.storable does: a stop string is sought in what is shown
+        self._parts.append(new)
+        ends = []  # where the text would end for each stop string that is complete
+        if self._stops:
+            for place, character in enumerate(new, self._length + 1):
+                self._state = self._stops.step(self._state, character)
+                if found := self._stops.found(self._state):
+                    ends.append(place - found)
+        self._length += len(new)
+        if ends:
+            self._parts, self._state, self.stopped = [self.text()[: min(ends)]], 0, True
+
+    def text(self) -> str:
+        """All so far; after `finish` all there is."""
+        self._parts = ["".join(self._parts)]
+        return self._parts[0]
+
+    def shown(self) -> str:
+        """The text without an end that could grow into a stop string."""
+        text = self.text()
+        return text[: len(text) - self._stops.begun(self._state)]

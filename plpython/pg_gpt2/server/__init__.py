@@ -1,0 +1,1 @@
+"""Everything that talks to PostgreSQL. Nothing outside this folder imports it."""

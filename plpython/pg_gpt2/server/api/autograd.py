@@ -1,0 +1,295 @@
+"""llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated; parameters as handles."""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ...autograd import attributes, replay
+from ...bytea_ops import MAX_BYTES
+from ...errors import (
+    InvalidParameter,
+    NullNotAllowed,
+    OutOfMemory,
+    PgGpt2Error,
+    UndefinedObject,
+    WrongState,
+    require,
+    require_positive,
+)
+from ...fast.ops import lookup
+from ...limits import MOST_INPUTS
+from ...tensor import check_shape, from_bytes, to_bytes
+from .. import db, resources
+from ..db import entry, received
+from ..prompts import draw_seed
+from ..storage import store, weights
+from ..tape import recording, tape_rows
+from ..tape.recording import Recorder
+from ..tape.tape_rows import own_tape, tape_owner
+
+# --- the mode -------------------------------------------------------------------------------------------------------
+
+
+@entry
+def enabled() -> bool:
+    """Whether recording is on."""
+    return recording.enabled()
+
+
+@entry
+def set_mode(trigger: dict[str, Any]) -> None:
+    """What an UPDATE of llm_autograd_mode does: it lasts as long as the tape does."""
+    db.require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
+    flag = trigger["new"]["flag"]
+    require(flag=flag)
+    word, is_local = "on" if flag else "off", tape_owner() == "transaction"
+    done = db.row(
+        "SELECT set_config('pg_gpt2.autograd', $1, $2), now() = statement_timestamp() AS is_alone",
+        ["text", "bool"],
+        *(word, is_local),
+    )
+    if is_local and (done or {})["is_alone"]:  # or in one string with its BEGIN, and then it is true as well
+        db.notice(f"llm_autograd_mode is {word} until this transaction ends; see pg_gpt2.tape in llm_settings")
+
+
+@entry
+def tape_id() -> int:
+    """The number of the tape of this transaction, or session."""
+    return own_tape()
+
+
+# --- values and ops -------------------------------------------------------------------------------------------------
+
+
+@entry
+@received(shape="integer")
+def variable(data: bytes, shape: list[int], requires_grad: bool) -> int:
+    """A handle for a value."""
+    require(data=data, shape=shape, requires_grad=requires_grad)
+    recorder = Recorder(room=1)
+    value = recorder.leaf(from_bytes(data, shape, name="data"), requires_grad)
+    recorder.flush()
+    return value.id
+
+
+@entry
+@received(inputs="bigint")
+def op(name: str, inputs: list[int], extra: str | None) -> int:
+    """The handle of an op's result."""
+    require(name=name, inputs=inputs)
+    lookup(name)
+    if len(inputs) > MOST_INPUTS:
+        raise InvalidParameter(
+            f"{name}: {len(inputs)} inputs are more than {MOST_INPUTS}",
+            hint="Apply it to parts, and then to their results.",
+        )
+    attrs = attributes.parse(name, extra)
+    if name == "dropout" and "seed" not in attrs:
+        attrs["seed"] = draw_seed()
+    if name in ("attention", "causal_attention"):
+        attrs.setdefault("chunk", resources.attention_chunk())
+    resources.apply_threads()
+    recorder = Recorder(room=1)
+    try:
+        values = _values(name, inputs)
+        _require_room(name, [value.data.shape for value in values], attrs)
+        result = recorder.apply(name, *values, **attrs)
+    except PgGpt2Error as error:
+        described = f"{error.detail}; " if error.detail else ""
+        error.detail = f"{described}op {name} of handles {inputs}"
+        raise
+    recorder.flush()
+    return result.id
+
+
+def _require_room(name: str, shapes: list[tuple[int, ...]], attrs: dict) -> None:
+    """53200 before an op makes a result that no bytea holds. Ops that are not here make none larger than their inputs."""
+    try:
+        if name in ("add", "mul"):
+            size = prod(np.broadcast_shapes(*shapes))
+        elif name == "matmul":
+            a, b = shapes
+            size = prod(np.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * b[-1]
+        elif name == "concat":
+            size = sum(map(prod, shapes))
+        elif name == "embedding":
+            size = np.size(attrs["ids"]) * prod(shapes[0][1:])
+        else:
+            return
+    except (ValueError, IndexError, KeyError):
+        return  # the op itself says what does not fit
+    if 4 * size > MAX_BYTES:
+        raise OutOfMemory(
+            f"{name}: a result of {size} values does not fit a value of 1 GB", hint="Work on fewer rows at a time."
+        )
+    resources.require_memory(2 * 4 * size, f"op {name}")
+
+
+def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
+    """The values of handles, each read once; 42704 naming the op and the handle when there is none."""
+    found = {}
+    for place, handle in enumerate(handles, 1):
+        if handle is None:
+            raise NullNotAllowed(
+                f"{name}: input {place} is null", hint="Inputs are handles of llm_variable and llm_op."
+            )
+        if handle not in found:
+            try:
+                tensor, data = tape_rows.value(handle)
+            except (UndefinedObject, WrongState) as error:
+                raise type(error)(f"{name}: input {place}: {error.message}", hint=error.hint) from None
+            found[handle] = recording.Recorded(handle, data, tensor.requires_grad)
+    return [found[handle] for handle in handles]
+
+
+@entry
+def value(handle: int | None) -> bytes | None:
+    """Data of a handle."""
+    return None if handle is None else to_bytes(tape_rows.value(handle)[1])
+
+
+@entry
+def grad(handle: int | None) -> bytes | None:
+    """Gradient of a handle; null when it has none."""
+    if handle is None:
+        return None
+    row = db.row(
+        "SELECT grad FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
+        ["int8", "int8"],
+        own_tape(),
+        handle,
+    )
+    if row is None:
+        raise tape_rows.unknown(handle)
+    return row["grad"]
+
+
+@entry
+def backprop(start_id: int | None, model: str | None) -> None:
+    """Gradients of everything that `start_id`, else the last recorded value, was computed from."""
+    resources.apply_threads()
+    tape = own_tape()
+    recorded = tape_rows.applications(tape)
+    if start_id is None:
+        if not recorded:
+            raise WrongState(
+                f"nothing is recorded in this {tape_owner()}",
+                hint="UPDATE llm_autograd_mode SET flag = true, then call llm_loss; or build a graph with llm_op. "
+                f"{tape_rows.OWN_HANDLES}",
+            )
+        start_id = recorded[-1].output
+    tensors = tape_rows.tensors(tape)
+    if start_id not in tensors:
+        raise tape_rows.unknown(start_id)
+    needed = replay.ancestors(recorded, start_id)
+    if model is not None:
+        _require_use(model, needed)
+    replay.check_complete(needed, tensors)
+    read = replay.values_read(needed)
+    data = tape_rows.data(tape, read)
+    replay.require_kept(read, data)
+    graph = replay.Graph(needed, tensors, data)
+    graph.backward(start_id)
+    tape_rows.write_grads(tape, graph.gradients())
+    graph.close()
+
+
+def _require_use(model: str, needed: list[replay.Application]) -> None:
+    """55000 unless a mapped parameter of `model` is among the inputs."""
+    inputs = sorted({handle for application in needed for handle in application.inputs})
+    if not db.row(
+        "SELECT 1 FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2 AND tensor_id = ANY ($3) LIMIT 1",
+        ["int8", "text", "int8[]"],
+        *(own_tape(), model, inputs),
+    ):
+        raise WrongState(
+            f'the value to start from does not depend on a parameter of model "{model}"',
+            hint="Record llm_loss of that model, or leave the model out.",
+        )
+
+
+# --- parameters -----------------------------------------------------------------------------------------------------
+
+
+@entry
+@received(shape="integer")
+def map_param(model: str, name: str, token_id: int, tensor: bytes, shape: list[int] | None) -> int:
+    """A handle for one row of llm_param."""
+    require(model=model, name=name, token_id=token_id, tensor=tensor)
+    row = db.row(
+        f"SELECT shape FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
+        ["text", "text", "int4"],
+        *(model, name, token_id),
+    )
+    if row is None:
+        raise UndefinedObject(
+            f'model "{model}" has no parameter "{name}" with token_id {token_id}',
+            hint="SELECT name, token_id FROM llm_param WHERE model = ... lists them.",
+        )
+    array = from_bytes(tensor, shape or row["shape"], name="tensor")
+    check_shape(row["shape"], name=f'parameter "{name}"')
+    if array.size != prod(row["shape"]):
+        raise InvalidParameter(
+            f'shape {shape} does not fit parameter "{name}", whose block has shape {row["shape"]}',
+            hint="Leave shape out to take the parameter's.",
+        )
+    recorder = Recorder(room=1)
+    handle = recorder.leaf(array, True).id
+    recorder.flush()
+    db.run(
+        "INSERT INTO {schema}.llm_tensor_map (tape_id, model, name, token_id, tensor_id) VALUES ($1, $2, $3, $4, $5)"
+        " ON CONFLICT (tape_id, model, name, token_id) DO UPDATE SET tensor_id = excluded.tensor_id",
+        ["int8", "text", "text", "int4", "int8"],
+        *(own_tape(), model, name, token_id, handle),
+    )
+    return handle
+
+
+@entry
+def materialize_params(model: str) -> int:
+    """New handles for all parameters, in place of those mapped before; their number."""
+    require(model=model)
+    loaded = weights.load(model)
+    db.run("DELETE FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2", ["int8", "text"], own_tape(), model)
+    return len(recording.materialize(Recorder(), loaded, list(loaded.params)))
+
+
+@entry
+def accumulate_grads(model: str, workers: int) -> int:
+    """Add gradients of mapped handles to llm_param.grad; the number of rows."""
+    require(model=model)
+    require_positive(workers=workers)
+    store.lock(model)
+    total, turn = 0, 1
+    while updated := _accumulate(model, turn):  # a row shared as several tensors gets the gradient of each in its turn
+        total, turn = total + updated, turn + 1
+    return total
+
+
+def _accumulate(model: str, turn: int) -> int:
+    """Add to each row the gradient of the `turn`-th tensor that it stands for; the number of rows."""
+    return db.run(
+        "UPDATE {schema}.llm_param AS p SET grad ="
+        " CASE WHEN p.grad IS NULL THEN new.part ELSE {schema}.pg_llm_add(p.grad, new.part) END"
+        " FROM (SELECT q.source_model, q.source_name, q.source_token_id, row_number() OVER ("
+        "                  PARTITION BY q.source_model, q.source_name, q.source_token_id ORDER BY q.name) AS turn,"
+        "              substring(t.grad FROM 1 + m.first * 4 * coalesce(q.shape[2], 1)"
+        "                                                   FOR octet_length(q.data)) AS part"
+        "       FROM (SELECT name, token_id, tensor_id, token_id - min(token_id) OVER (PARTITION BY tensor_id) AS first"
+        "             FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2) AS m"
+        "       JOIN {schema}.llm_tensor_rt AS t ON t.id = m.tensor_id AND t.tape_id = $1"
+        f"       JOIN {store.resolved('$2')} AS q ON (q.name, q.token_id) = (m.name, m.token_id)"
+        "       WHERE t.grad IS NOT NULL OFFSET 0) AS new"
+        " WHERE p.model = new.source_model AND p.name = new.source_name AND p.token_id = new.source_token_id"
+        " AND new.turn = $3",
+        ["int8", "text", "int8"],
+        *(own_tape(), model, turn),
+    )
+
+
+@entry
+def prune(workers: int) -> int:
+    """Drop the own tape; the number of values."""
+    require_positive(workers=workers)
+    return tape_rows.drop([own_tape()])

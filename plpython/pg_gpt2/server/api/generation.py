@@ -1,0 +1,336 @@
+"""llm_generate and its family: options from SQL, the model and vocabulary at this version, text back."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ... import host
+from ...bytea_ops import require_room
+from ...core import gpt2
+from ...core.config import GPT2Config
+from ...errors import InvalidParameter, OutOfMemory, require, require_positive
+from ...generation import batch, beam
+from ...generation.decode import Decoder, bytes_of_several, check_ids
+from ...generation.generate import Options, TextStream, Token, tokens
+from ...generation.sampling import Sampling, softmax
+from ...generation.stops import Stops
+from ...limits import MOST_BEAMS
+from ...tensor import to_bytes
+from ...tokenizer.bpe import Tokenizer
+from .. import db, resources, vocabularies
+from ..db import entry, received
+from ..prompts import check_prompt, draw_seed, encode_prompt
+from ..storage import store, weights
+from ..tape import recording
+
+MAX_BYTEA = (1 << 30) - (1 << 16)
+
+
+@entry
+def generate(
+    prompt: str | None,
+    max_tokens: int,
+    temperature: float,
+    topk: int,
+    topp: float,
+    model_name: str | None,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    repetition_penalty: float,
+    min_p: float,
+    echo: bool,
+) -> str | None:
+    """Prompt (unless echo is false) and completion."""
+    if prompt is None:
+        return None
+    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo)
+    for _ in job.tokens:
+        host.check_interrupts()
+    return job.finish()
+
+
+@entry
+def stream(
+    prompt: str | None,
+    max_tokens: int,
+    temperature: float,
+    topk: int,
+    topp: float,
+    model_name: str | None,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    repetition_penalty: float,
+    min_p: float,
+    echo: bool,
+) -> Iterator[tuple[Any, ...]]:
+    """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
+    if prompt is None:
+        return iter(())
+    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo, logprobs=True)
+    return job.rows()
+
+
+class _TextJob:
+    """One prompt on its way to text. The prompt is already processed when this is made, so that errors come with the call."""
+
+    def __init__(
+        self,
+        prompt: str,
+        max_tokens: int,
+        sampling: Sampling,
+        model_name: str | None,
+        eos_token: int | None,
+        seed: int | None,
+        stop: list[str] | None,
+        echo: bool,
+        logprobs: bool = False,
+    ) -> None:
+        require(echo=echo)
+        stops = Stops(stop)
+        model = weights.load(model_name)
+        self.tokenizer = vocabularies.load(model.name)
+        options = _options(max_tokens, sampling, eos_token, seed, model.config, self.tokenizer, logprobs)
+        ids = encode_prompt(prompt, model, self.tokenizer)
+        _require_cache(model, [len(ids)], max_tokens)
+        self.prefix = prompt if echo else ""
+        self.text = TextStream(self.tokenizer, stops, options.eos)
+        self.tokens = tokens(model.arranged, model.config, ids, options, self.text.add)
+
+    def finish(self) -> str:
+        """All the text, when no token is left."""
+        self.text.finish()
+        return self.prefix + self.text.text()
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        for step, token in enumerate(self.tokens, 1):
+            if token.finish:
+                self.text.finish()
+            shown = self.prefix + self.text.shown()
+            done = token.finish is not None
+            piece = db.storable(self.tokenizer.decode([token.id]))
+            yield step, token.id, piece, shown, done, token.logprob, token.finish
+
+
+def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
+    """53200 when keys and values of so many positions, and logits after each text, do not fit."""
+    rooms = [length + max_tokens for length in lengths]
+    wanted = bytes_of_several(model.arranged, model.config, rooms) + 4 * model.config.vocab * len(rooms)
+    positions = sum(min(room, model.config.n_positions) for room in rooms)
+    resources.require_memory(wanted, f"logits of {len(rooms)} texts, and keys and values of {positions} positions")
+
+
+@entry
+def generate_batch(
+    prompts: list[str | None] | None,
+    max_tokens: int,
+    temperature: float,
+    topk: int,
+    topp: float,
+    model_name: str | None,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    repetition_penalty: float,
+    min_p: float,
+    echo: bool,
+) -> list[tuple[int, str | None]]:
+    """Rows (n, text), n from 1; the text of a null prompt is null."""
+    if not prompts:
+        return []
+    require(echo=echo)
+    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    stops = Stops(stop)
+    model = weights.load(model_name)
+    tokenizer = vocabularies.load(model.name)
+    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
+    ids = {n: array("i", encode_prompt(p, model, tokenizer)) for n, p in enumerate(prompts) if p is not None}
+    while ids:
+        numbers = list(islice(ids, batch.MOST_TOGETHER))
+        given = [ids.pop(n) for n in numbers]
+        _require_cache(model, list(map(len, given)), max_tokens)
+        each = [replace(options, seed=options.seed + n) for n in numbers]
+        texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
+        batch.generate_batch(model.arranged, model.config, given, each, [text.add for text in texts])
+        for n, text in zip(numbers, texts):
+            text.finish()
+            prompts[n] = ((prompts[n] or "") if echo else "") + text.text()  # in its place: a prompt may be large
+    return list(enumerate(prompts, 1))
+
+
+@entry
+@received(prompt_ids="integer")
+def beam_search(
+    prompt: str | None,
+    beam_width: int,
+    max_tokens: int,
+    length_penalty: float,
+    early_stopping: bool,
+    eos_token: int | None,
+    model_name: str | None,
+    prompt_ids: list[int] | None,
+) -> list[tuple[int, float, str | None, list[int]]]:
+    """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
+    if prompt is None and prompt_ids is None:
+        return []
+    if prompt is not None and prompt_ids is not None:
+        raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
+    require(length_penalty=length_penalty, early_stopping=early_stopping)
+    require_positive(beam_width=beam_width, max_tokens=max_tokens)
+    if beam_width > MOST_BEAMS:
+        raise InvalidParameter(f"beam_width {beam_width} is more than {MOST_BEAMS}", hint="4 to 10 beams are usual.")
+    if not abs(length_penalty) < 100:
+        raise InvalidParameter(
+            f"length_penalty must be between -100 and 100, not {length_penalty}",
+            hint="Above 0 favours longer continuations; Hugging Face's default is 1.",
+        )
+    model = weights.load(model_name)
+    tokenizer = vocabularies.find(model.name)
+    if prompt is None:
+        ids = check_prompt(prompt_ids, model)
+    else:
+        ids = encode_prompt(prompt, model, vocabularies.load(model.name))
+    options = _options(max_tokens, Sampling(), eos_token, 0, model.config, tokenizer)
+    _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
+    beams = beam.beam_search(
+        model.arranged,
+        model.config,
+        ids,
+        width=beam_width,
+        max_tokens=max_tokens,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+        eos=options.eos,
+    )
+    return [
+        (rank, float(found.score), _text_of(found.ids, options.eos, tokenizer), list(found.ids))
+        for rank, found in enumerate(beams, 1)
+    ]
+
+
+def _text_of(ids: Sequence[int], eos: int | None, tokenizer: Tokenizer | None) -> str | None:
+    """Text of generated ids, without a final end-of-text token."""
+    if tokenizer is None:
+        return None
+    return db.storable(tokenizer.decode(ids[:-1] if ids and ids[-1] == eos else ids))
+
+
+def _options(
+    max_tokens: int,
+    sampling: Sampling,
+    eos_token: int | None,
+    seed: int | None,
+    config: GPT2Config,
+    tokenizer: Tokenizer | None,
+    logprobs: bool = False,
+) -> Options:
+    """Options with end-of-text and seed resolved."""
+    if eos_token is None:
+        eos = config.eos_token_id if config.eos_token_id is not None or tokenizer is None else tokenizer.eos_token_id
+    elif -1 <= eos_token < config.vocab:
+        eos = None if eos_token == -1 else eos_token
+    else:
+        raise InvalidParameter(
+            f"eos_token {eos_token} is not in 0..{config.vocab - 1}",
+            hint="Give a token id, null for the model's, or -1 for none.",
+        )
+    seed = draw_seed() if seed is None else seed
+    return Options(max_tokens, sampling, eos, seed, look_up=resources.prompt_lookup(), logprobs=logprobs)
+
+
+@entry
+@received(ids="integer")
+def generate_tokens(
+    ids: list[int] | None,
+    max_tokens: int,
+    temperature: float,
+    topk: int,
+    topp: float,
+    model_name: str | None,
+    eos_token: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    repetition_penalty: float,
+    min_p: float,
+) -> list[int] | None:
+    """New ids after `ids`."""
+    if ids is None:
+        return None
+    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
+    stops = Stops(stop)
+    model = weights.load(model_name)
+    ids = check_prompt(ids, model)
+    tokenizer = vocabularies.load(model.name) if stops else None
+    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
+    _require_cache(model, [len(ids)], max_tokens)
+    text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
+    found: list[int] = []
+    new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
+    for token in new:
+        found.append(token.id)
+        host.check_interrupts()
+    return found
+
+
+@entry
+def next_token(prompt: str | None, n: int, temperature: float, model_name: str | None) -> list[tuple[Any, ...]]:
+    """Rows (rank, token_id, token, logit, probability) of the `n` most probable tokens."""
+    if prompt is None:
+        return []
+    require(temperature=temperature)
+    require_positive(n=n)
+    if not 0 < temperature < float("inf"):
+        raise InvalidParameter(
+            f"temperature must be above 0 and finite, not {temperature}", hint="1 gives the model's own probabilities."
+        )
+    model = weights.load(model_name)
+    tokenizer = vocabularies.load(model.name)
+    ids = encode_prompt(prompt, model, tokenizer)[-model.config.n_positions :]
+    logits = Decoder(model.arranged, model.config, len(ids)).feed(ids)
+    with np.errstate(over="ignore"):  # a temperature next to 0 leaves the best token only
+        probabilities = softmax((logits.astype(np.float64) - logits.max()) / temperature)
+    rows: list[tuple[Any, ...]] = []
+    for rank, token in enumerate(np.argsort(-logits, kind="stable")[:n].tolist(), 1):
+        piece = db.storable(tokenizer.decode([token]))
+        rows.append((rank, token, piece, float(logits[token]), float(probabilities[token])))
+        host.check_interrupts()
+    return rows
+
+
+@entry
+@received(token_ids="integer")
+def logits(
+    token_ids: list[int] | None,
+    model_name: str | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d_model: int | None,
+    vocab_size: int | None,
+) -> bytes | None:
+    """Logits [T, vocab] of all positions, as bytes."""
+    if token_ids is None:
+        return None
+    if not token_ids:
+        raise InvalidParameter("token_ids must not be empty", hint="llm_encode(text, model) gives ids.")
+    model = weights.load(model_name)
+    store.check_overrides(model.config, n_layer, n_head, d_model, vocab_size)
+    if len(token_ids) > model.config.n_positions:
+        raise InvalidParameter(
+            f'{len(token_ids)} tokens are more than the {model.config.n_positions} positions of model "{model.name}"',
+            hint="Give fewer tokens; llm_generate slides its window instead.",
+        )
+    check_ids(token_ids, model.config, model.name)
+    if 4 * len(token_ids) * model.config.vocab > MAX_BYTEA:
+        raise OutOfMemory(
+            f"logits of {len(token_ids)} x {model.config.vocab} do not fit a value of 1 GB", hint="Give fewer tokens."
+        )
+    require_room(3 * 4 * len(token_ids) * model.config.vocab, f"logits of {len(token_ids)} tokens")
+    ids = np.asarray([token_ids], np.int64)
+    return to_bytes(recording.on_tape(model, lambda run, params: gpt2.logits(run, params, ids, model.config)))

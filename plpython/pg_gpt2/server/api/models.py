@@ -1,0 +1,155 @@
+"""llm_init_model, llm_copy_model, llm_drop_model: models as a whole."""
+
+from dataclasses import replace
+from typing import Any
+
+from ...core import gpt2
+from ...core.config import PRESETS, GPT2Config
+from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
+from .. import db, resources
+from ..db import entry
+from ..storage import checkpoints, sharing, store, weights
+from ..training import audit
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+@entry
+def replace_preset(trigger: dict[str, Any]) -> None:
+    """Before a row is inserted into llm_model_config: make room when the name is a preset's."""
+    db.require_trigger_of(trigger, "BEFORE INSERT ROW", "llm_model_config")
+    db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND preset", ["text"], trigger["new"]["model"])
+
+
+@entry
+def init_model(
+    model: str,
+    n_layer: int | None,
+    n_head: int | None,
+    d_model: int | None,
+    n_positions: int | None,
+    vocab: int | None,
+    seed: int,
+) -> None:
+    """New random weights; nulls come from the configuration or vocabulary of that name."""
+    if seed is None:
+        raise NullNotAllowed("seed must not be null", hint="Leave it out for 0.")
+    store.require_name(model)
+    store.lock(model)
+    store.require_no_weights(model)
+    known = store.find_config(model)
+    tokens, eos = _vocabulary(model)
+    shape = {"n_layer": n_layer, "n_head": n_head, "d_model": d_model, "n_positions": n_positions, "vocab": vocab}
+    if vocab is None and tokens:
+        shape["vocab"] = tokens
+    for name in shape:
+        if shape[name] is None and known is not None:
+            shape[name] = getattr(known, name)
+    wanted = GPT2Config(**{name: _given(name, value, model) for name, value in shape.items()})
+    if wanted.vocab < tokens:
+        raise InvalidParameter(
+            f'vocab {wanted.vocab} is smaller than the vocabulary of "{model}", which has {tokens} tokens',
+            hint="Leave vocab out to take the vocabulary's size.",
+        )
+    if eos is None and known is not None and (known.eos_token_id or 0) < wanted.vocab:
+        eos = known.eos_token_id
+    resources.require_memory(2 * 4 * wanted.n_params(), f'making model "{model}"')
+    store.register(model, replace(wanted, eos_token_id=eos))
+    db.run("UPDATE {schema}.llm_model_config SET init_seed = $2 WHERE model = $1", ["text", "int8"], model, seed)
+    params = gpt2.init_params(wanted, seed)
+    store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in params.items()))
+    del params
+    resources.release_memory()
+
+
+def _given(name: str, value: int | None, model: str) -> int:
+    if value is None:
+        source = "vocabulary" if name == "vocab" else "configuration"
+        raise NullNotAllowed(
+            f'{name} must be given: there is no {source} of the name "{model}"',
+            hint="Example: SELECT llm_init_model('tiny', n_layer => 4, n_head => 4, d_model => 128, n_positions => 64,"
+            " vocab => 512).",
+        )
+    return value
+
+
+def _vocabulary(model: str) -> tuple[int, int | None]:
+    """Number of ids (largest + 1) and end-of-text id of the vocabulary of `model`; 0, None without one."""
+    row = db.row(
+        "SELECT max(token_id) + 1 AS tokens, max(token_id) FILTER (WHERE token = $2) AS eos"
+        " FROM {schema}.llm_bpe_vocab WHERE model = $1",
+        ["text", "text"],
+        model,
+        END_OF_TEXT,
+    )
+    return ((row or {}).get("tokens") or 0, (row or {}).get("eos"))
+
+
+@entry
+def copy_model(source: str, target: str, checkpoint_id: int | None) -> None:
+    """Configuration, weights, optimizer state, now or at a checkpoint, and vocabulary under a new name, all in SQL."""
+    require(source=source, target=target)
+    config = store.config(source)
+    saved = None if checkpoint_id is None else checkpoints.find(checkpoint_id, source, lock=True)
+    if saved is None and not store.has_weights(source):
+        raise store.no_weights(source)
+    store.require_name(target, "target")
+    store.lock(target)
+    store.require_no_weights(target)
+    if saved is not None:
+        checkpoints.restore(saved, target)
+    else:
+        store.register(target, config)
+        db.run(
+            "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, grad, m, v, step)"
+            f" SELECT $2, name, token_id, shape, data, grad, m, v, step FROM {store.resolved()} AS p",
+            ["text", "text"],
+            source,
+            target,
+        )
+    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], target):
+        return
+    db.run(
+        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, score, bytes)"
+        " SELECT $2, token_id, token, score, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1",
+        ["text", "text"],
+        source,
+        target,
+    )
+    db.run(
+        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
+        ' SELECT $2, rank, "left", "right", pair FROM {schema}.llm_bpe_merges WHERE model = $1',
+        ["text", "text"],
+        source,
+        target,
+    )
+
+
+TABLES = (
+    *("llm_checkpoint_restore", "llm_train_log", "llm_run", "llm_dataset", "llm_bpe_merges", "llm_bpe_vocab"),
+    *("llm_tensor_map", "llm_param"),
+)
+
+
+@entry
+def drop_model(model: str) -> None:
+    """Delete the rows of `model` from every table; 42704 when there is none."""
+    require(model=model)
+    store.lock(model)
+    sharing.refuse_if_used(model)
+    audit.drop_all(model)
+    dropped = sum(db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model) for table in TABLES)
+    dropped += checkpoints.drop_all(model) + sharing.forget(model)
+    replaced = db.run("DELETE FROM {schema}.llm_model_config WHERE model = $1 AND NOT preset", ["text"], model)
+    if replaced and model in PRESETS:
+        store.register(model, PRESETS[model])
+        db.run("UPDATE {schema}.llm_model_config SET preset = true WHERE model = $1", ["text"], model)
+    dropped += replaced
+    if not dropped:
+        if store.find_config(model) is not None:
+            raise WrongState(
+                f'model "{model}" is a preset, and has nothing but its configuration',
+                hint="DELETE its row from llm_model_config if it shall not be listed.",
+            )
+        raise UndefinedObject(f'model "{model}" does not exist', hint="SELECT * FROM llm_models lists the models.")
+    weights.forget_file(model)  # not of a model that the caller does not see

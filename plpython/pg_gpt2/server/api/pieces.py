@@ -1,0 +1,145 @@
+"""llm_embed, llm_block_forward, llm_forward_gpt2: the model in pieces, each recorded while recording is on."""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ...bytea_ops import attention_bytes, require_room
+from ...core import gpt2
+from ...core.config import block_shapes
+from ...core.gpt2 import Dropout
+from ...core.tape import Eager
+from ...errors import InvalidParameter, require, require_positive
+from ...fast import layout
+from ...fast.attention import check_length, mask_shape
+from ...fast.dropout import check_p
+from ...generation.decode import check_ids
+from ...tensor import from_bytes, to_bytes
+from .. import resources
+from ..db import entry, received
+from ..prompts import draw_seed
+from ..storage import store, weights
+from ..tape import recording
+from ..tape.recording import Recorder
+
+
+@entry
+@received(tokens="integer")
+def embed(tokens: list[int] | None, model: str | None, d: int | None) -> bytes | None:
+    """wte[token] + wpe[position]."""
+    if tokens is None:
+        return None
+    loaded = weights.load(model)
+    store.check_overrides(loaded.config, None, None, d, None)
+    gpt2.check_window(len(tokens), loaded.config)
+    check_ids(tokens, loaded.config, loaded.name)
+    ids = np.asarray(tokens, np.int64)
+    if not recording.enabled():
+        return to_bytes(gpt2.embed(Eager(), loaded.arranged, ids))
+    return to_bytes(recording.on_tape(loaded, lambda run, params: gpt2.embed(run, params, ids)))
+
+
+@entry
+def block_forward(
+    data: bytes,
+    w_qkv: bytes,
+    b_qkv: bytes,
+    w_o: bytes,
+    b_o: bytes,
+    w_fc: bytes,
+    b_fc: bytes,
+    w_proj: bytes,
+    b_proj: bytes,
+    ln1_g: bytes,
+    ln1_b: bytes,
+    ln2_g: bytes,
+    ln2_b: bytes,
+    n_head: int,
+    t: int,
+    d: int,
+    eps: float,
+    dropout_p: float,
+    training: bool,
+) -> bytes:
+    """One pre-LN block."""
+    given = {
+        "ln_1.weight": ln1_g,
+        "ln_1.bias": ln1_b,
+        "attn.c_attn.weight": w_qkv,
+        "attn.c_attn.bias": b_qkv,
+        "attn.c_proj.weight": w_o,
+        "attn.c_proj.bias": b_o,
+        "ln_2.weight": ln2_g,
+        "ln_2.bias": ln2_b,
+        "mlp.c_fc.weight": w_fc,
+        "mlp.c_fc.bias": b_fc,
+        "mlp.c_proj.weight": w_proj,
+        "mlp.c_proj.bias": b_proj,
+    }
+    require(input=data, **given, eps=eps, dropout_p=dropout_p, training=training)
+    require_positive(n_head=n_head, t=t, d=d)
+    if d % n_head:
+        raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
+    check_p(dropout_p)
+    check_length(t)
+    resources.apply_threads()
+    chunk = resources.attention_chunk()
+    x = from_bytes(data, (t, d), name="input")
+    arrays = {name: from_bytes(given[name], shape, name=name) for name, shape in block_shapes(d).items()}
+    drop = _drop(dropout_p, training)
+    masks = prod(mask_shape(1, n_head, t)) if drop else 0
+    require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
+    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "chunk": chunk, "drop": drop}
+    if not recording.enabled():
+        return to_bytes(gpt2.block(Eager(), arrays, x, **options))
+    recorder = Recorder()
+    params = recording.find_block(recorder, arrays)
+    result = gpt2.block(recorder, params, recording.find(recorder, x), **options)
+    recorder.flush()
+    return to_bytes(result.data)
+
+
+@entry
+def forward_gpt2(
+    data: bytes,
+    model: str | None,
+    n_layer: int | None,
+    n_head: int | None,
+    t: int | None,
+    d: int | None,
+    ln_f_weight: bytes | None,
+    ln_f_bias: bytes | None,
+    dropout_p: float,
+    training: bool,
+) -> bytes:
+    """All blocks and ln_f."""
+    require(input=data, dropout_p=dropout_p, training=training)
+    check_p(dropout_p)
+    loaded = weights.load(model)
+    config = loaded.config
+    store.check_overrides(config, n_layer, n_head, d, None)
+    if t is None:
+        t = len(data) // (4 * config.d_model)
+    gpt2.check_window(t, config)
+    x = from_bytes(data, (t, config.d_model), name="input")
+    final = {
+        name: from_bytes(given, (config.d_model,), name=name)
+        for name, given in (("ln_f.weight", ln_f_weight), ("ln_f.bias", ln_f_bias))
+        if given is not None
+    }
+    options: dict[str, Any] = {"chunk": resources.attention_chunk(), "drop": _drop(dropout_p, training)}
+    if not recording.enabled():
+        return to_bytes(gpt2.blocks(Eager(), layout.Plain({**loaded.arranged, **final}), x, config, **options))
+    recorder = Recorder()
+    params = recorder.params(loaded)
+    for name, array in final.items():
+        if not np.array_equal(params[name].data, array):
+            params[name] = recording.find(recorder, array)
+    result = gpt2.blocks(recorder, params, recording.find(recorder, x), config, **options)
+    recorder.flush()
+    return to_bytes(result.data)
+
+
+def _drop(p: float, training: bool) -> Dropout | None:
+    return Dropout(p, draw_seed()) if training and p else None

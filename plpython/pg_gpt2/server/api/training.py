@@ -1,0 +1,275 @@
+"""llm_dataset_load, llm_loss, llm_evaluate, llm_train_step, llm_train: arguments from SQL, checked."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from ...core import gpt2
+from ...core.tape import Handle, Runner
+from ...errors import InvalidParameter, require, require_positive
+from ...fast.dropout import check_p
+from ...generation.decode import check_ids, checked
+from ...limits import MOST_BATCH, MOST_STEP_ROWS
+from .. import db, resources, vocabularies
+from ..db import entry, received
+from ..prompts import draw_seed
+from ..storage import store, weights
+from ..tape import recording
+from ..training import audit, datasets, hand_steps, runs, session
+
+
+@entry
+def load_dataset(
+    source: str,
+    model: str,
+    block_size: int,
+    split: str,
+    val_fraction: float,
+    source_path: str,
+    replace: bool,
+    pack: bool,
+) -> int:
+    """Texts of a query -> rows of llm_dataset; their number."""
+    require(source=source, model=model, split=split, val_fraction=val_fraction, replace=replace, pack=pack)
+    require_positive(block_size=block_size)
+    if split not in ("train", "val"):
+        raise InvalidParameter(
+            f"split must be 'train' or 'val', not '{split}'", hint="train is learned from, val is only measured on."
+        )
+    if not 0 <= val_fraction < 1:
+        raise InvalidParameter(
+            f"val_fraction must be at least 0 and below 1, not {val_fraction}",
+            hint="0.1 keeps a tenth of the rows for validation.",
+        )
+    config = store.find_config(model)
+    if config is not None and block_size > config.n_positions:
+        raise InvalidParameter(
+            f'block_size {block_size} is more than the {config.n_positions} positions of model "{model}"',
+            hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
+        )
+    cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
+    return datasets.load(db.source_texts(source, source_path), vocabularies.load(model), model, cut)
+
+
+@entry
+@received(tokens="integer", targets="integer")
+def loss(
+    model: str | None,
+    tokens: list[int] | None,
+    targets: list[int] | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    train: bool,
+    seed: int | None,
+    level: str | None,
+) -> float | None:
+    """Mean cross entropy of `targets`, recorded at the audit `level`; None = as the mode is."""
+    if tokens is None or targets is None:
+        return None
+    require(dropout_p=dropout_p, training=train)
+    if level is not None:
+        audit.check_level(level)
+    if not tokens or len(tokens) != len(targets):
+        raise InvalidParameter(
+            f"tokens has {len(tokens)} ids and targets {len(targets)}; both must have the same number, at least one",
+            hint="targets is tokens shifted by one: what follows each.",
+        )
+    loaded = weights.load(model)
+    store.check_overrides(loaded.config, n_layer, n_head, d, vocab)
+    for ids in (tokens, targets):
+        check_ids(ids, loaded.config, loaded.name)
+    check_p(dropout_p)
+    drop = None
+    if train and dropout_p:  # the masks of the model's next step
+        drop = gpt2.Dropout(dropout_p, draw_seed() if seed is None else seed, store.last_step(loaded.name) + 1)
+    chunk = resources.attention_chunk()
+    arrays = np.asarray([tokens], np.int64), np.asarray([targets], np.int64)
+
+    def work(run: Runner, params: Mapping[str, Handle]) -> Handle:
+        return gpt2.loss(run, params, *arrays, loaded.config, drop=drop, chunk=chunk)
+
+    return float(recording.on_tape(loaded, work, level))
+
+
+@entry
+def evaluate(model: str | None, split: str, max_rows: int | None, batch_size: int) -> list[tuple[float, float, int]]:
+    """One row (loss, perplexity, tokens)."""
+    require(split=split)
+    require_positive(batch_size=batch_size, max_rows=1 if max_rows is None else max_rows)
+    loaded = weights.load(model)
+    ids = datasets.row_ids(loaded.name, loaded.config, split)[:max_rows]
+    mean, count = session.mean_loss(loaded.params, loaded.config, loaded.name, ids, batch_size)
+    checked(np.asarray(mean), "losses")
+    return [(mean, math.exp(min(mean, 700.0)), count)]
+
+
+@entry
+@received(batch="integer")
+def train_step(
+    model: str,
+    batch_id: int | None,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    wd: float,
+    lr_max: float,
+    warmup: int,
+    total_steps: int | None,
+    grad_clip: float | None,
+    grad_workers: int,
+    prune_workers: int,
+    batch: list[int] | None,
+    min_lr: float,
+    seed: int,
+    level: str,
+) -> float:
+    """One AdamW step; the loss before it."""
+    require(model=model, audit=level)
+    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    if batch_id is not None and batch is not None:
+        raise InvalidParameter(
+            "batch_id and batch cannot be given both", hint="batch => ARRAY[...] takes several rows."
+        )
+    if batch is not None and (not batch or None in batch):
+        raise InvalidParameter(
+            "batch must have at least one id and no null", hint="Its elements are ids of llm_dataset."
+        )
+    if batch is not None and len(batch) > MOST_BATCH:
+        raise InvalidParameter(
+            f"batch has {len(batch)} rows; the most is {MOST_BATCH}",
+            hint="GPT-2 itself was trained with 512 rows a step.",
+        )
+    if total_steps is not None:
+        require_positive(total_steps=total_steps)
+    audit.check_level(level)
+    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    store.lock(model)
+    trained = session.Session(model, grad_workers)
+    loss = hand_steps.train_step(trained, [batch_id] if batch_id is not None else batch, settings, total_steps, level)
+    trained.keep()
+    del trained
+    resources.release_memory()
+    return loss
+
+
+@entry
+def train(
+    model: str,
+    n_steps: int,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    wd: float,
+    lr_max: float,
+    warmup: int,
+    grad_clip: float | None,
+    grad_workers: int,
+    prune_workers: int,
+    batch_size: int,
+    grad_accum: int,
+    min_lr: float,
+    seed: int,
+    eval_every: int | None,
+    log_every: int | None,
+    level: str,
+) -> int:
+    """A run of AdamW steps in one transaction; its run_id."""
+    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
+    _check_run(model, plan, grad_workers, prune_workers)
+    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    store.lock(model)
+    run_id = runs.train(session.Session(model, grad_workers), plan)
+    resources.release_memory()
+    return run_id
+
+
+@entry
+@db.committing("llm_train_run")
+def train_run(
+    model: str,
+    n_steps: int,
+    n_layer: int | None,
+    n_head: int | None,
+    d: int | None,
+    vocab: int | None,
+    dropout_p: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    wd: float,
+    lr_max: float,
+    warmup: int,
+    grad_clip: float | None,
+    grad_workers: int,
+    prune_workers: int,
+    batch_size: int,
+    grad_accum: int,
+    min_lr: float,
+    seed: int,
+    eval_every: int | None,
+    log_every: int | None,
+    commit_every: int,
+    flush_seconds: float,
+    wait: bool,
+    level: str,
+) -> None:
+    """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
+    settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
+    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
+    _check_run(model, plan, grad_workers, prune_workers)
+    require_positive(commit_every=commit_every)
+    require(flush_seconds=flush_seconds, wait=wait)
+    if not 0 <= flush_seconds < float("inf"):
+        raise InvalidParameter(
+            f"flush_seconds must be 0 or more, not {flush_seconds}",
+            hint="0 commits every commit_every steps, however short.",
+        )
+    store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
+    with store.session_lock(model, wait):
+        runs.train_committing(session.Session(model, grad_workers), plan, commit_every, flush_seconds)
+    resources.release_memory()
+
+
+def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: int) -> None:
+    require(model=model, audit=plan.audit)
+    audit.check_level(plan.audit)
+    require_positive(n_steps=plan.n_steps, batch_size=plan.batch_size, grad_accum=plan.grad_accum)
+    require_positive(grad_workers=grad_workers, prune_workers=prune_workers)
+    if plan.batch_size * plan.grad_accum > MOST_STEP_ROWS:
+        raise InvalidParameter(
+            f"a step of batch_size {plan.batch_size} x grad_accum {plan.grad_accum} rows is more than {MOST_STEP_ROWS}",
+            hint="GPT-2 itself was trained with 512 rows a step.",
+        )
+    for name, value in (("eval_every", plan.eval_every), ("log_every", plan.log_every)):
+        if value is not None and value < 0:
+            raise InvalidParameter(f"{name} must be 0 or more, not {value}", hint="0 turns it off.")
+
+
+@entry
+def train_stop(model: str) -> bool:
+    """Ask a running llm_train_run to stop; whether there was one."""
+    require(model=model)
+    return bool(
+        db.run(
+            "UPDATE {schema}.llm_run SET stop_requested = true WHERE run_id IN"
+            " (SELECT run_id FROM {schema}.llm_train_progress WHERE model = $1 AND status = 'running')",
+            ["text"],
+            model,
+        )
+    )

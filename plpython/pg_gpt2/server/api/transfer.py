@@ -1,0 +1,193 @@
+"""Import and export of weights: files of the server, or bytes."""
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import groupby
+from typing import BinaryIO
+
+import numpy as np
+
+from ... import host
+from ...core.config import GPT2Config
+from ...errors import InconsistentData, UndefinedFile, UndefinedObject, require
+from ...formats import (
+    ASSUMED,
+    MAX_CONFIG_BYTES,
+    Checkpoint,
+    agreed,
+    hub_metadata,
+    hub_name,
+    open_npz,
+    open_safetensors,
+    read_config,
+    write_npz,
+    write_safetensors,
+)
+from ...tensor import FLOAT32
+from .. import db
+from ..db import entry
+from ..storage import server_files, sharing, store
+
+
+@entry
+def import_safetensors_file(path: str, model: str, replace: bool | None) -> int:
+    """A safetensors file of the server -> rows."""
+    store.require_name(model)
+    file = server_files.open_to_read(path)
+    return _import(open_safetensors(file), model, replace, _config_beside(path))
+
+
+@entry
+def import_npz_file(path: str, model: str, replace: bool | None) -> int:
+    """A .npz file of the server -> rows."""
+    store.require_name(model)
+    file = server_files.open_to_read(path)
+    beside = _config_beside(path)
+    store.lock(model)  # so that the configuration is still there when the tensors are
+    return _import(open_npz(file, store.find_config(model) or beside), model, replace, beside)
+
+
+@entry
+def import_safetensors(data: bytes, model: str, replace: bool | None) -> int:
+    """Bytes of a safetensors file -> rows."""
+    require(data=data)
+    store.require_name(model)
+    return _import(open_safetensors(io.BytesIO(data)), model, replace, None)
+
+
+def _config_beside(path: str) -> GPT2Config | None:
+    """What the config.json in the directory of a file says; None when there is none."""
+    beside = os.path.join(os.path.dirname(path), "config.json")
+    try:
+        return read_config(server_files.read(beside, MAX_CONFIG_BYTES), f'"{beside}"')
+    except UndefinedFile:
+        return None
+
+
+def _import(opened: Checkpoint, model: str, replace: bool | None, beside: GPT2Config | None) -> int:
+    """Check and store a checkpoint's tensors; their number. `beside`: the configuration that came with it."""
+    with opened as checkpoint:
+        store.lock(model)
+        if not replace:
+            store.require_no_weights(model)
+        known = store.find_config(model)
+        config = _configuration(checkpoint, model, known, beside)
+        store.require_memory_of_batches(4 * config.n_params())
+        if replace:
+            db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+            sharing.forget(model)
+        store.register(model, config)
+        store.insert_params(model, checkpoint.tensors(config))
+        return len(config.param_shapes())
+
+
+def _configuration(
+    checkpoint: Checkpoint, model: str, known: GPT2Config | None, beside: GPT2Config | None
+) -> GPT2Config:
+    """The one that llm_model_config, config.json and the file's metadata agree on, as far as each of them says anything."""
+    config = known or beside or checkpoint.config()
+    if config is None:
+        raise UndefinedObject(
+            f'model "{model}" has no configuration, and the file does not say how many heads it has',
+            hint="Put its config.json beside it, INSERT INTO llm_model_config (model, n_layer, n_head, d_model, n_positions,"
+            " vocab) VALUES (...) first, or use pg-gpt2 load-model.",
+        )
+    said = checkpoint.said()
+    if beside is not None:
+        config = agreed(model, config, asdict(beside), "config.json")
+    elif "n_head" not in said:
+        host.notice(
+            f"the file does not say how it computes, and has no config.json beside it: taken for a GPT-2 of {config.n_head}"
+            f" heads as in llm_model_config, with {ASSUMED}"
+        )
+    return agreed(model, config, said, "the file's metadata")
+
+
+@entry
+def export_safetensors_file(path: str, model: str) -> int:
+    """Rows -> a safetensors file of the server; its size."""
+    real = server_files.to_write(path)
+    config = store.config(model)
+
+    def fill(file: BinaryIO) -> None:
+        for chunk in _safetensors(config, model):
+            file.write(chunk)
+            host.check_interrupts()
+
+    return server_files.write(real, fill)
+
+
+@entry
+def export_npz_file(path: str, model: str) -> int:
+    """Rows -> a .npz file of the server; its size."""
+    real = server_files.to_write(path)
+    config = store.config(model)
+    stored = _Stored(model, config)
+    return server_files.write(real, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
+
+
+@entry
+def export_safetensors(model: str) -> Iterator[bytes]:
+    """Chunks of a safetensors file."""
+    return _safetensors(store.config(model), model)
+
+
+def _safetensors(config: GPT2Config, model: str) -> Iterator[bytes]:
+    stored = _Stored(model, config)
+    ours = {hub_name(name): name for name in stored.shapes}
+    shapes = {theirs: stored.shapes[name] for theirs, name in ours.items()}
+    return write_safetensors(shapes, lambda name: stored.blocks(ours[name]), hub_metadata(config))
+
+
+class _Stored:
+    """The stored tensors of a model, read once in the order of their names, through one cursor and hence of one snapshot."""
+
+    def __init__(self, model: str, config: GPT2Config) -> None:
+        self.shapes = dict(sorted(config.param_shapes().items()))
+        self._model = model
+        self._check()
+        rows = db.cursor(
+            f'SELECT name, shape, data FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
+            ["text"],
+            model,
+        )
+        self._tensors = groupby(rows, lambda row: row["name"])
+
+    def _check(self) -> None:
+        """55000 or 22000 before the first chunk: of an error between the rows of a set, PL/Python hides the message."""
+        found: dict[str, tuple[int, ...]] = {
+            row["name"]: (row["rows"], row["columns"]) if row["columns"] else (row["rows"],)
+            for row in db.query(
+                "SELECT name, sum(shape[1]) AS rows, max(shape[2]) AS columns"
+                f" FROM {store.resolved()} AS p GROUP BY name",
+                ["text"],
+                self._model,
+            )
+        }
+        if not found:
+            raise store.no_weights(self._model)
+        for name in sorted(found.keys() | self.shapes.keys()):
+            if found.get(name) != self.shapes.get(name):
+                raise InconsistentData(
+                    f'model "{self._model}": tensor "{name}" has shape {_shape(found.get(name))} in llm_param and'
+                    f" {_shape(self.shapes.get(name))} by llm_model_config",
+                    hint="Import the model again, or llm_checkpoint_load an earlier state.",
+                )
+
+    def blocks(self, name: str) -> Iterable[np.ndarray]:
+        """Blocks of the next tensor, which must be `name`."""
+        found, rows = next(self._tensors, (None, iter(())))
+        if found != name:
+            raise InconsistentData(
+                f'model "{self._model}" has {found or "no tensor"} where "{name}" should follow',
+                hint="Compare llm_param with llm_model_config.",
+            )
+        for row in rows:
+            host.check_interrupts()
+            yield np.frombuffer(row["data"], FLOAT32).reshape(row["shape"])
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))

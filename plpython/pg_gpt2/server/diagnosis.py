@@ -1,0 +1,177 @@
+"""What llm_doctor finds: software, hardware, settings and models, each ok, or warn or error with a hint.
+
+It looks at what has cost people time: a slow BLAS, another Python than the one meant, a setting that is no value, a disk or a
+shared memory that is nearly full, a vocabulary that does not fit its model. It changes nothing, and raises for none of it.
+"""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import numpy as np
+
+from .. import __version__
+from ..errors import InvalidParameter
+from ..fast import threads
+from . import db, resources
+from .storage import store, weight_file, weights
+from .tape import recording
+from .training import audit
+
+Finding = tuple[str, str, str, str | None]  # item, value, ok | warn | error, hint
+SLOW_GFLOPS = 10  # per core; the reference BLAS does 1 to 3, OpenBLAS on a ten-year-old core 30
+SMALL_SHM = 128 << 20  # Docker gives 64 MB, in which PostgreSQL's parallel queries fail
+LITTLE_ROOM = 2 << 30  # on the disk of the data directory
+BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
+LISTING = ("llm_models", "llm_param_resolved", "llm_model_config", "llm_param", "llm_param_share", "llm_bpe_vocab")
+SETTINGS: dict[str, Callable[[], object]] = {
+    "threads": resources.apply_threads,
+    "attention_chunk": resources.attention_chunk,
+    "max_memory": resources.memory_limit,
+    "autograd": recording.enabled,
+    "prompt_lookup": resources.prompt_lookup,
+    "audit_keep": audit.steps_kept,
+}
+
+
+def findings() -> Iterator[Finding]:
+    """All there is to say."""
+    yield from _software()
+    yield from _settings()
+    yield from _hardware()
+    yield from _database()
+
+
+def _check(item: str, value: str, good: bool, hint: str, status: str = "warn") -> Finding:
+    return (item, value, "ok", None) if good else (item, value, status, hint)
+
+
+def _software() -> Iterator[Finding]:
+    yield "pg_gpt2", f"{__version__} ({db.sources_digest})", "ok", None
+    yield "PostgreSQL", (db.row("SELECT current_setting('server_version') AS v") or {})["v"], "ok", None
+    yield "Python", f"{platform.python_version()} in {sys.base_prefix}", "ok", None
+    place = os.path.dirname(os.path.dirname(np.__file__))
+    old = tuple(map(int, np.__version__.split(".")[:2])) < (1, 24)
+    yield _check("NumPy", f"{np.__version__} in {place}", not old, "Upgrade to NumPy 2.")
+    yield _check(
+        "BLAS",
+        threads.blas_name(),
+        threads.set_blas_threads(1),
+        "Its threads cannot be set. Install OpenBLAS: libopenblas0, or NumPy from PyPI.",
+    )
+    for variable in BLAS_VARIABLES:
+        if value := os.environ.get(variable):
+            hint = "Unset it for the server, unless this processor needs it: it may cost half the speed."
+            yield variable, value, "warn", hint
+    yield _vanished_clients()
+
+
+def _vanished_clients() -> Finding:
+    """Without a check, a computation whose client is gone goes on to its end, which nobody will see."""
+    interval = (db.row("SELECT current_setting('client_connection_check_interval') AS v") or {})["v"]
+    hint = "What a client that is gone has asked for is computed to its end: set it to 10s, in postgresql.conf or for a role."
+    return _check("client_connection_check_interval", interval, interval != "0", hint)
+
+
+def _settings() -> Iterator[Finding]:
+    """Settings that are no values: whatever uses them would say so."""
+    for name, read in SETTINGS.items():
+        try:
+            read()
+        except InvalidParameter as error:
+            yield f"pg_gpt2.{name}", db.setting(name) or "", "error", f"{error.message}. {error.hint}"
+
+
+def _hardware() -> Iterator[Finding]:
+    rate = _gflops()
+    hint = "Install OpenBLAS (apt-get install libopenblas0), or NumPy from PyPI, which brings it."
+    yield _check("matrix product", f"{rate:.0f} GFLOP/s on one core", rate >= SLOW_GFLOPS, hint)
+    yield "threads", f"{threads.threads()} of {resources.cores()} cores", "ok", None
+    with suppress(InvalidParameter):  # it is among the settings
+        yield "max_memory", resources.megabytes(resources.memory_limit()), "ok", None
+    available = resources.available_memory()
+    if available is not None:
+        hint = "Other programs, or other sessions, have the rest: what needs more is refused with 53200."
+        yield _check("memory available", resources.megabytes(available), available > 4 * resources.RESERVE, hint)
+    shared = _room("/dev/shm", whole=True)
+    if shared is not None:
+        hint = "PostgreSQL's parallel queries may fail. For Docker: --shm-size=1g."
+        yield _check("/dev/shm", resources.megabytes(shared), shared >= SMALL_SHM, hint)
+    room = _room(".", whole=False)  # a server's working directory is its data directory
+    if room is not None:
+        hint = "Without room for a model's file each session keeps a copy of its own, and training cannot commit."
+        yield _check("disk available", resources.megabytes(room), room >= LITTLE_ROOM, hint)
+    folder = weight_file.directory()
+    usable = folder is not None and (not os.path.exists(folder) or os.access(folder, os.R_OK | os.W_OK | os.X_OK))
+    yield _check("shared weights", folder or "none", usable, "Each session keeps a copy of its own.")
+    yield "cached weights", resources.megabytes(weights.cache.bytes()), "ok", None
+
+
+def _gflops(n: int = 512) -> float:
+    a = np.ones((n, n), np.float32)
+    a @ a
+    began = time.perf_counter()
+    for _ in range(4):
+        a @ a
+    return 8e-9 * n**3 / (time.perf_counter() - began)
+
+
+def _room(path: str, whole: bool) -> int | None:
+    """Bytes of a file system, all or those that are free; None where it says nothing."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return None
+    return found.f_frsize * (found.f_blocks if whole else found.f_bavail)
+
+
+def _database() -> Iterator[Finding]:
+    encoding = (db.row("SELECT current_setting('server_encoding') AS v") or {})["v"]
+    hint = "Text functions need a database with ENCODING 'UTF8'."
+    yield _check("encoding", encoding, encoding == "UTF8", hint, status="error")
+    if not db.may_read(*LISTING):
+        role = (db.row("SELECT current_user AS name") or {})["name"]
+        yield "models", f"hidden from {role}", "warn", "The extension's owner: SELECT llm_grant_usage(role)."
+        return
+    models = db.query(
+        "SELECT model, vocab, n_params, tokenizer_tokens, ids FROM {schema}.llm_models"
+        " LEFT JOIN (SELECT model, max(token_id) + 1 AS ids FROM {schema}.llm_bpe_vocab GROUP BY model) AS v USING (model)"
+        " WHERE n_params > 0 ORDER BY model"
+    )
+    if not models:
+        hint = "llm_init_model, the import functions and pg-gpt2 load-model make one."
+        yield "models", "none", "warn", hint
+    for row in models:
+        yield _model(row)
+        yield from _shared_file(row["model"])
+    default = store.model_name(None)
+    if not any(row["model"] == default for row in models):
+        default = store.only_model(tell=False) or default
+    hint = "SET pg_gpt2.model, or ALTER DATABASE ... SET it, to one of the models."
+    yield _check("pg_gpt2.model", default, any(row["model"] == default for row in models), hint)
+
+
+def _model(row: db.Row) -> Finding:
+    value = f"{row['n_params']:,} weights, {row['tokenizer_tokens']:,} tokens"
+    hint = "It has no vocabulary: only functions on token ids work."
+    if row["tokenizer_tokens"]:
+        hint = (
+            f"Ids of its vocabulary reach {row['ids'] - 1}, and its weights are for {row['vocab']} tokens: text with"
+            " the others is refused. Load the vocabulary that belongs to it."
+        )
+    return _check(f"model {row['model']}", value, 0 < (row["ids"] or 0) <= row["vocab"], hint)
+
+
+def _shared_file(model: str) -> Iterator[Finding]:
+    """Whether the file that sessions share is what was written; nothing where there is none. Large ones are read only here."""
+    config = store.find_config(model)
+    file = config and weights.file_of(model, config, weights.version_of(model))
+    if file and file.is_there():
+        damage = file.damage()
+        hint = (
+            "Memory or disk is at fault. The extension's owner: SELECT llm_cache_clear(); then sessions connect again."
+        )
+        yield _check(f"shared weights of {model}", damage or "as written", damage is None, hint, status="error")

@@ -1,0 +1,52 @@
+"""What generation starts from: a prompt as ids the model has, and a seed.
+
+A prompt longer than the window keeps its tail only, and a NOTICE says so.
+"""
+
+from ..errors import InvalidParameter, require
+from ..generation.decode import check_ids
+from ..tokenizer.bpe import Tokenizer
+from . import db
+from .storage import weights
+
+
+def encode_prompt(prompt: str, model: weights.Model, tokenizer: Tokenizer) -> list[int]:
+    """Ids of the prompt, as many as the window has; the end-of-text token for an empty one."""
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        return [end_of_text(model, tokenizer, "an empty prompt")]
+    check_ids(ids, model.config, model.name)
+    return _tail(ids, model)
+
+
+def end_of_text(model: weights.Model, tokenizer: Tokenizer, what: str) -> int:
+    """The token that texts begin after; 22023 saying `what` needs it where there is none."""
+    eos = model.config.eos_token_id if model.config.eos_token_id is not None else tokenizer.eos_token_id
+    if eos is None:
+        raise InvalidParameter(
+            f'{what} needs an end-of-text token, and model "{model.name}" has none',
+            hint="Set eos_token_id in llm_model_config.",
+        )
+    return eos
+
+
+def check_prompt(ids: list[int] | None, model: weights.Model) -> list[int]:
+    """Prompt ids as given, checked, as many as the window has."""
+    require(ids=ids)
+    if not ids:
+        raise InvalidParameter("ids must not be empty", hint="Start from the end-of-text token, 50256 for GPT-2.")
+    check_ids(ids, model.config, model.name)
+    return _tail(ids, model)
+
+
+def _tail(ids: list[int], model: weights.Model) -> list[int]:
+    window = model.config.n_positions
+    if len(ids) > window:
+        db.notice(f"the prompt has {len(ids)} tokens; only the last {window}, the model's window, are used")
+    return ids[-window:]
+
+
+def draw_seed() -> int:
+    """A seed from the server's random(), which setseed() fixes."""
+    row = db.row("SELECT random() AS value")
+    return int((row or {})["value"] * 2**53)

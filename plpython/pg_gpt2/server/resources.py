@@ -1,0 +1,135 @@
+"""What a session may use: cores (pg_gpt2.threads) and memory (pg_gpt2.max_memory), asked before it is taken.
+
+NumPy's memory is outside work_mem, and the kernel answers its exhaustion by killing the whole cluster.
+"""
+
+import ctypes
+import os
+import re
+from math import ceil
+
+from .. import host
+from ..errors import InvalidParameter, OutOfMemory
+from ..fast import buffers, threads
+from ..fast.ops import CHUNK
+from . import cgroups, db
+
+RESERVE = 256 << 20  # bytes left to everybody else
+SMALL = 1 << 20  # bytes that any server has: asking the kernel would cost a small call a tenth of its time
+UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
+
+
+def spare() -> None:
+    """Give up memory that a session only keeps to save time. Where there is such, `weights` puts its own in place."""
+
+
+def cores() -> int:
+    """Cores that this process may use: those it is bound to, within the quota of its container or service."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroups.cpu_quota()
+    return bound if quota is None else max(1, min(bound, ceil(quota)))
+
+
+def apply_threads(workers: int = 1) -> None:
+    """Use `workers` cores when more than 1 are asked for, else those of pg_gpt2.threads, else all there are; never more."""
+    wanted = workers if workers > 1 else _integer("threads", cores())
+    threads.set_threads(min(wanted, cores()))
+
+
+def attention_chunk() -> int:
+    """Query rows of attention at a time (pg_gpt2.attention_chunk)."""
+    return _integer("attention_chunk", CHUNK)
+
+
+def prompt_lookup() -> bool:
+    """Whether continuations are guessed from what occurred before (pg_gpt2.prompt_lookup)."""
+    return db.flag("prompt_lookup", "on")
+
+
+def _integer(name: str, default: int) -> int:
+    text = db.setting(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
+        raise InvalidParameter(
+            f"pg_gpt2.{name} must be a number from 1 to 4096, not '{text}'", hint=f"RESET pg_gpt2.{name};"
+        )
+    return int(text)
+
+
+def memory_limit() -> int:
+    """Bytes that a session may use: pg_gpt2.max_memory within the owner's cap (llm_limit), else three quarters of all."""
+    row = db.row(
+        "SELECT nullif(current_setting('pg_gpt2.max_memory', true), '') AS setting,"
+        " (SELECT value FROM {schema}.llm_limit WHERE name = 'max_memory') AS cap"
+    )
+    setting, cap = (row or {})["setting"], (row or {})["cap"]
+    limits = [_bytes("pg_gpt2.max_memory", setting)] if setting else []
+    limits += [_bytes("max_memory in llm_limit", cap)] if cap else []
+    return min(limits) if limits else _memory() * 3 // 4
+
+
+def _memory() -> int:
+    """Bytes of the machine, or of our control group where that may use fewer."""
+    machine, group = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cgroups.memory_limit()
+    return machine if group is None else min(machine, group)
+
+
+def _bytes(name: str, text: str) -> int:
+    """A size as PostgreSQL writes it."""
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{0,9})?)\s*(\w*)\s*", text, re.ASCII)
+    if found is None or found[2].lower() not in UNITS:
+        raise InvalidParameter(
+            f"{name} must be a size of memory, not '{text}'", hint="Examples: 800MB, 4GB. RESET pg_gpt2.max_memory;"
+        )
+    return int(float(found[1]) * UNITS[found[2].lower()])
+
+
+def require_memory(wanted: int, purpose: str) -> None:
+    """53200 when `wanted` bytes are more than pg_gpt2.max_memory allows, or than the machine has left."""
+    limit = memory_limit()
+    if wanted > limit:
+        raise OutOfMemory(
+            f"{purpose} needs {megabytes(wanted)}, more than pg_gpt2.max_memory allows ({megabytes(limit)})",
+            hint="Use a smaller batch or a shorter block, or raise pg_gpt2.max_memory.",
+        )
+    if wanted < SMALL:
+        return
+    available = available_memory()
+    if available is not None and wanted > available - RESERVE:
+        spare()
+        release_memory()
+        available = available_memory() or 0
+    if available is not None and wanted > available - RESERVE:
+        raise OutOfMemory(
+            f"{purpose} needs {megabytes(wanted)}, and the server has {megabytes(available)} left",
+            hint="Use a smaller batch, a shorter block or a smaller model.",
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that the kernel can give without swapping, of the machine and of our control group; None where it does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        machine = int(fields["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return cgroups.memory_left()
+    group = cgroups.memory_left()
+    return machine if group is None else min(machine, group)
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes for the reader."""
+    return f"{count / 2**20:,.0f} MB" if count >= 10 << 20 else f"{count / 2**10:,.0f} kB"
+
+
+def release_memory() -> None:
+    """Give what is free back to the system: buffers, and what the C library keeps of the pieces of a model's arrays."""
+    buffers.forget()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
+
+
+host.require_memory = require_memory

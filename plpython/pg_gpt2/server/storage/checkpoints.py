@@ -1,0 +1,370 @@
+"""Checkpoints: a model's whole state at one moment, as rows that share equal blocks, or as a file with its manifest.
+
+Saving into the database is one statement: of one snapshot, whatever is committed beside it, and no weight passes through
+Python. A block is stored under its SHA-256 and compared with it when it is loaded. The order of locks is in
+sql/checkpoints.sql.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from ...core.config import GPT2Config
+from ...errors import DuplicateObject, InconsistentData, InvalidParameter, UndefinedObject
+from .. import db
+from . import checkpoint_files, server_files, sharing, store
+from .checkpoint_files import Part
+
+# The run that last changed a model: the latest one that began after the latest load, else that of what was loaded.
+LAST_RUN = """
+    SELECT coalesce(
+        (SELECT max(run_id) FROM {schema}.llm_run AS r
+         WHERE r.model = $1 AND r.run_id > coalesce(load.after_run, 0)
+           AND (r.status <> 'running' OR EXISTS (SELECT FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id))),
+        load.run_id)
+    FROM (VALUES (1)) AS always
+    LEFT JOIN (
+        SELECT after_run, run_id FROM {schema}.llm_checkpoint_restore WHERE model = $1 ORDER BY id DESC LIMIT 1
+    ) AS load ON true
+"""
+CONFIG = "to_jsonb(c) - 'model' - 'preset' - 'init_seed'"
+MOMENTS = "coalesce(octet_length(m), 0) + coalesce(octet_length(v), 0)"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A row of llm_checkpoint; `manifest` is that of a file, else None."""
+
+    id: int
+    model: str
+    step: int
+    run_id: int | None
+    config: GPT2Config
+    file_path: str | None
+    manifest: list[Part] | None
+
+
+def find(checkpoint_id: int, model: str | None = None, lock: bool = False) -> Checkpoint:
+    """The checkpoint; 42704 when there is none, 22023 when it is not of `model`. `lock` keeps it from being dropped."""
+    row = db.row(
+        "SELECT id, model, step, run_id, config, file_path, manifest FROM {schema}.llm_checkpoint WHERE id = $1"
+        + (" FOR KEY SHARE" if lock else ""),
+        ["int4"],
+        checkpoint_id,
+    )
+    if row is None:
+        raise UndefinedObject(
+            f"checkpoint {checkpoint_id} does not exist", hint="SELECT * FROM llm_checkpoint_list() lists them."
+        )
+    if model is not None and row["model"] != model:
+        raise InvalidParameter(
+            f'checkpoint {checkpoint_id} is of model "{row["model"]}", not of "{model}"',
+            hint="llm_copy_model(source, target, checkpoint_id) makes another model from a checkpoint.",
+        )
+    try:
+        manifest = row["manifest"] and [Part.from_json(values) for values in json.loads(row["manifest"])]
+        config = GPT2Config(**json.loads(row["config"]))
+    except (TypeError, ValueError, RecursionError, AttributeError, InvalidParameter):
+        raise InconsistentData(
+            f"llm_checkpoint row {checkpoint_id}: config or manifest is not what a checkpoint has",
+            hint="The row was changed by hand; DELETE it from llm_checkpoint.",
+        ) from None
+    return Checkpoint(row["id"], row["model"], row["step"], row["run_id"], config, row["file_path"], manifest)
+
+
+def last_run(model: str) -> int | None:
+    """The run that last changed `model`."""
+    row = db.row(f"SELECT ({LAST_RUN}) AS run_id", ["text"], model)
+    return (row or {})["run_id"]
+
+
+def parts(checkpoint: Checkpoint) -> list[Part]:
+    """What a checkpoint consists of, ordered by name and first row."""
+    if checkpoint.manifest is not None:
+        return checkpoint.manifest
+    rows = db.query(
+        "SELECT name, token_id, shape, step, data, m, v FROM {schema}.llm_checkpoint_part WHERE checkpoint_id = $1"
+        ' ORDER BY name COLLATE "C", token_id',
+        ["int4"],
+        checkpoint.id,
+    )
+    return [Part(**row) for row in rows]
+
+
+def current_parts(model: str) -> list[Part]:
+    """The same of what `model` has now."""
+    rows = db.query(
+        "SELECT name, token_id, shape, step, sha256(data) AS data, sha256(m) AS m, sha256(v) AS v"
+        f' FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
+        ["text"],
+        model,
+    )
+    return [Part(**row) for row in rows]
+
+
+def check_layout(model: str, config: GPT2Config, found: Iterable[Part]) -> None:
+    """22000 unless the blocks cover exactly the tensors of `config`: only what can be loaded is saved."""
+    name = checkpoint_files.misfit(config, found)
+    if name is not None:
+        raise InconsistentData(
+            f'model "{model}": the rows of tensor "{name}" in llm_param do not fit llm_model_config',
+            hint="Import the model again, or llm_checkpoint_load an earlier state.",
+        )
+
+
+def blocks(saved: Checkpoint) -> Iterator[tuple[str, Part, bytes]]:
+    """("data", "m" or "v", block, its bytes) of all of a checkpoint, moments that are null left out; 22000 where the bytes are
+    not what was saved."""
+    if saved.manifest is None:
+        for kind in checkpoint_files.KINDS:
+            yield from _stored_blocks(saved, kind)
+        return
+    reader = checkpoint_files.open_file(str(saved.file_path), saved.id, saved.config, saved.manifest)
+    try:
+        for kind in checkpoint_files.KINDS:
+            for part in saved.manifest:
+                data = checkpoint_files.read_block(reader, part, kind, saved.id)
+                if data is not None:
+                    yield kind, part, data
+    finally:
+        reader.close()
+
+
+def _stored_blocks(saved: Checkpoint, kind: str) -> Iterator[tuple[str, Part, bytes]]:
+    found = {(part.name, part.token_id): part for part in parts(saved) if part.digest(kind) is not None}
+    for row in db.cursor(
+        "SELECT c.name, c.token_id, b.data FROM {schema}.llm_checkpoint_part AS c"
+        f" LEFT JOIN {{schema}}.llm_checkpoint_blob AS b ON b.digest = c.{kind}"
+        f' WHERE c.checkpoint_id = $1 AND c.{kind} IS NOT NULL ORDER BY c.name COLLATE "C", c.token_id',
+        ["int4"],
+        saved.id,
+    ):
+        part = found[row["name"], row["token_id"]]
+        if row["data"] is None or checkpoint_files.sha256(row["data"]) != part.digest(kind):
+            raise checkpoint_files.damaged(saved.id, part.name, part.token_id, "in llm_checkpoint_blob")
+        yield kind, part, row["data"]
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------------
+
+
+def save(model: str, note: str) -> int:
+    """The state of `model` into the database; the id."""
+    config = store.config(model)
+    db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN ROW EXCLUSIVE MODE")  # before the snapshot: see sweep()
+    row = db.row(
+        f"""
+        WITH state AS MATERIALIZED (
+            SELECT name, token_id, shape, step, data, m, v,
+                   sha256(data) AS data_digest, sha256(m) AS m_digest, sha256(v) AS v_digest
+            FROM {store.resolved()} AS p
+        ), new AS (
+            INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config)
+            SELECT $1, t.step, ({LAST_RUN}), $2, t.data / 4, t.data + t.moments, {CONFIG}
+            FROM {{schema}}.llm_model_config AS c, (
+                SELECT max(step) AS step, sum(octet_length(data)) AS data, sum({MOMENTS}) AS moments FROM state
+            ) AS t
+            WHERE c.model = $1 AND t.step IS NOT NULL
+            RETURNING id
+        ), blobs AS (
+            INSERT INTO {{schema}}.llm_checkpoint_blob (digest, data)
+            SELECT DISTINCT ON (digest) digest, data
+            FROM (
+                SELECT data_digest, data FROM state
+                UNION ALL SELECT m_digest, m FROM state WHERE m IS NOT NULL
+                UNION ALL SELECT v_digest, v FROM state WHERE v IS NOT NULL
+            ) AS block (digest, data)
+            ORDER BY digest -- of those who insert the same blocks, one waits for the other
+            ON CONFLICT DO NOTHING -- naming the column would need the right to see what is there, which a policy may deny
+        ), parts AS (
+            INSERT INTO {{schema}}.llm_checkpoint_part (checkpoint_id, name, token_id, shape, step, data, m, v)
+            SELECT new.id, name, token_id, shape, step, data_digest, m_digest, v_digest FROM state, new
+        )
+        SELECT id FROM new
+        """,
+        ["text", "text"],
+        *(model, note),
+    )
+    if row is None:
+        raise store.no_weights(model)
+    saved = find(row["id"])
+    check_layout(model, config, parts(saved))
+    return saved.id
+
+
+def save_file(model: str, note: str, path: str) -> int:
+    """The state of `model` into a file of the server; the id."""
+    real = _new_path(server_files.to_write(path))
+    config = store.config(model)
+    manifest = current_parts(model)
+    if not manifest:
+        raise store.no_weights(model)
+    check_layout(model, config, manifest)
+    # First the row: whoever saves to the same path meanwhile waits for the unique index, and then fails before writing.
+    row = db.row(
+        f"""
+        INSERT INTO {{schema}}.llm_checkpoint (model, step, run_id, note, n_params, bytes, config, file_path, manifest)
+        SELECT $1, $4, ({LAST_RUN}), $2, $5, $6, {CONFIG}, $3, $7 FROM {{schema}}.llm_model_config AS c WHERE model = $1
+        RETURNING id
+        """,
+        ["text", "text", "text", "int8", "int8", "int8", "jsonb"],
+        *(model, note, real, max(part.step for part in manifest), config.n_params()),
+        sum(part.nbytes() for part in manifest),
+        json.dumps([part.to_json() for part in manifest]),
+    )
+    saved = find((row or {})["id"])
+    checkpoint_files.write(real, saved.id, model, config, manifest)
+    return saved.id
+
+
+def attach(path: str, model: str | None) -> int:
+    """The checkpoint in a file that another database wrote, or that this one has forgotten, as one of `model`; the id."""
+    real = _new_path(server_files.to_read(path))
+    name, config, manifest = checkpoint_files.survey(real)
+    store.require_name(name if model is None else model)
+    row = db.row(
+        "INSERT INTO {schema}.llm_checkpoint (model, step, note, n_params, bytes, config, file_path, manifest)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
+        ["text", "int8", "text", "int8", "int8", "jsonb", "text", "jsonb"],
+        *(name if model is None else model, max(part.step for part in manifest), f'attached, saved of model "{name}"'),
+        *(config.n_params(), sum(part.nbytes() for part in manifest), json.dumps(asdict(config)), real),
+        json.dumps([part.to_json() for part in manifest]),
+    )
+    return (row or {})["id"]
+
+
+def _new_path(real: str) -> str:
+    """A path whose links are resolved; 22023 when its name says no format, 42710 when a checkpoint is there."""
+    checkpoint_files.require_suffix(real)
+    if db.row("SELECT 1 FROM {schema}.llm_checkpoint WHERE file_path = $1", ["text"], real):
+        raise DuplicateObject(
+            f'"{real}" already holds a checkpoint', hint="Choose another path, or llm_checkpoint_drop that one first."
+        )
+    return real
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------------
+
+
+def load(model: str, checkpoint_id: int) -> Checkpoint:
+    """Put `model` back to a checkpoint of its own."""
+    store.lock(model)
+    saved = find(checkpoint_id, model, lock=True)
+    restore(saved, model)
+    return saved
+
+
+def restore(saved: Checkpoint, model: str) -> None:
+    """Configuration, weights and optimizer state of `saved` as those of `model`; 22000 when a block is not what was saved."""
+    if saved.manifest is None and (name := checkpoint_files.misfit(saved.config, parts(saved))) is not None:
+        raise InconsistentData(
+            f'checkpoint {saved.id} is damaged: the blocks of tensor "{name}" are not those of a model of its configuration',
+            hint="Rows of llm_checkpoint or llm_checkpoint_part were changed by hand. Load another checkpoint.",
+        )
+    sharing.forget(model)
+    if store.find_config(model) != saved.config:
+        store.register(model, saved.config)
+    if saved.manifest is None:
+        _restore_rows(saved, model)
+    else:
+        db.run("DELETE FROM {schema}.llm_param WHERE model = $1", ["text"], model)
+        checkpoint_files.read_into(model, str(saved.file_path), saved.id, saved.config, saved.manifest)
+    # A manual run logs under the model's own step, which goes back: the next step by hand begins another.
+    store.finish_manual_run(model)
+    db.run(
+        "INSERT INTO {schema}.llm_checkpoint_restore (model, checkpoint_id, source, step, run_id, after_run)"
+        " SELECT $1, $2, $3, $4, $5, coalesce(max(run_id), 0) FROM {schema}.llm_run WHERE model = $1",
+        ["text", "int4", "text", "int8", "int8"],
+        *(model, saved.id, saved.model, saved.step, saved.run_id),
+    )
+
+
+def _restore_rows(saved: Checkpoint, model: str) -> None:
+    """Rows that are as saved stay; the others are replaced, and then compared with their digests."""
+    as_saved = (
+        "c.checkpoint_id = $2 AND c.name = p.name AND c.token_id = p.token_id AND c.shape = p.shape AND c.step = p.step"
+        " AND c.data = sha256(p.data) AND c.m IS NOT DISTINCT FROM sha256(p.m) AND c.v IS NOT DISTINCT FROM sha256(p.v)"
+    )
+    db.run(
+        "DELETE FROM {schema}.llm_param AS p WHERE model = $1 AND (grad IS NOT NULL"
+        f" OR NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS c WHERE {as_saved}))",
+        ["text", "int4"],
+        *(model, saved.id),
+    )
+    db.run(
+        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data, m, v)"
+        " SELECT $1, c.name, c.token_id, c.shape, c.step, data.data, m.data, v.data"
+        " FROM {schema}.llm_checkpoint_part AS c"
+        " JOIN {schema}.llm_checkpoint_blob AS data ON data.digest = c.data"
+        " AND octet_length(data.data) = 4::bigint * c.shape[1] * coalesce(c.shape[2], 1)"  # else llm_param would refuse it
+        " LEFT JOIN {schema}.llm_checkpoint_blob AS m ON m.digest = c.m"
+        " LEFT JOIN {schema}.llm_checkpoint_blob AS v ON v.digest = c.v"
+        " WHERE c.checkpoint_id = $2"
+        " AND NOT EXISTS (SELECT FROM {schema}.llm_param AS p WHERE p.model = $1 AND p.name = c.name AND p.token_id = c.token_id)"
+        ' ORDER BY c.name COLLATE "C", c.token_id',
+        ["text", "int4"],
+        *(model, saved.id),
+    )
+    wrong = db.row(
+        "SELECT c.name, c.token_id FROM {schema}.llm_checkpoint_part AS c"
+        " LEFT JOIN {schema}.llm_param AS p ON p.model = $1 AND p.name = c.name AND p.token_id = c.token_id"
+        f" WHERE c.checkpoint_id = $2 AND ({as_saved}) IS NOT TRUE"
+        ' ORDER BY c.name COLLATE "C", c.token_id LIMIT 1',
+        ["text", "int4"],
+        *(model, saved.id),
+    )
+    if wrong:
+        raise checkpoint_files.damaged(saved.id, wrong["name"], wrong["token_id"], "in llm_checkpoint_blob")
+
+
+# --- removing ---------------------------------------------------------------------------------------------------------------
+
+
+def drop(checkpoint_ids: Sequence[int]) -> int:
+    """Remove checkpoints, and the blocks that none is left to need; how many there were."""
+    dropped = db.run("DELETE FROM {schema}.llm_checkpoint WHERE id = ANY ($1)", ["int4[]"], list(checkpoint_ids))
+    if dropped:
+        sweep()
+    return dropped
+
+
+def drop_all(model: str) -> int:
+    """Remove all checkpoints of `model`; how many there were."""
+    rows = db.query("SELECT id FROM {schema}.llm_checkpoint WHERE model = $1", ["text"], model)
+    return drop([row["id"] for row in rows])
+
+
+def sweep() -> None:
+    """Delete what no checkpoint has. It must see every checkpoint that is committed, and waits for those being saved.
+
+    An older snapshot misses the latest, and a policy may hide any: then the next drop will do it.
+    """
+    sees_all = db.row(
+        "SELECT FROM unnest(ARRAY['{schema}.llm_checkpoint', '{schema}.llm_checkpoint_part']::regclass[]) AS t"
+        " HAVING current_setting('transaction_isolation') IN ('read committed', 'read uncommitted')"
+        " AND NOT bool_or(row_security_active(t))"
+    )
+    if sees_all is None:
+        return
+    db.run("LOCK TABLE {schema}.llm_checkpoint_blob IN SHARE ROW EXCLUSIVE MODE")
+    db.run(
+        "DELETE FROM {schema}.llm_checkpoint_part AS p"
+        " WHERE NOT EXISTS (SELECT FROM {schema}.llm_checkpoint AS c WHERE c.id = p.checkpoint_id)"
+    )
+    used = " AND ".join(
+        f"NOT EXISTS (SELECT FROM {{schema}}.llm_checkpoint_part AS p WHERE p.{column} = b.digest)"
+        for column in ("data", "m", "v")
+    )
+    db.run(f"DELETE FROM {{schema}}.llm_checkpoint_blob AS b WHERE {used}")
+
+
+def prunable(model: str, keep_last: int, keep_every: int | None) -> list[int]:
+    """Ids of the checkpoints in the database beyond the last `keep_last`, whose step is no multiple of `keep_every`."""
+    rows = db.query(
+        "SELECT id FROM {schema}.llm_checkpoint WHERE model = $1 AND file_path IS NULL"
+        " AND ($3 IS NULL OR step % $3 <> 0) AND id NOT IN ("
+        "SELECT id FROM {schema}.llm_checkpoint WHERE model = $1 AND file_path IS NULL ORDER BY id DESC LIMIT $2)",
+        ["text", "int4", "int4"],
+        *(model, keep_last, keep_every),
+    )
+    return [row["id"] for row in rows]

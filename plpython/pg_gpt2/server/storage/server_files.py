@@ -1,0 +1,162 @@
+"""Files of the server's file system: only for members of pg_read_server_files and pg_write_server_files, as COPY has it.
+
+Membership is asked with USAGE, so that a NOINHERIT member has to SET ROLE first. Writing goes to a temporary file beside the
+target, which is renamed when it is complete: a failure leaves what was there.
+"""
+
+import contextlib
+import io
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from typing import Any, BinaryIO
+
+from ...errors import FileAccessError, InsufficientPrivilege, InvalidParameter, MalformedData, NullNotAllowed, of_system
+from ...fast import threads
+from ...formats.source import ServerFile
+from ...limits import MOST_PATH
+from .. import db
+
+SYNC_BYTES = 16 << 20
+TEMPORARY = ".pg_gpt2-"  # begins the names of files being written, followed by the process's number
+
+
+def open_to_read(path: str | None) -> BinaryIO:
+    """An open regular file; 42501, 58P01 or 58030 when that may not or cannot be."""
+    real = to_read(path)
+    try:
+        handle = os.open(
+            real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        )  # opening a named pipe would wait for its writer
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise FileAccessError(f'"{path}" is not a regular file', hint="Give the path of a file on the server.")
+        return io.BufferedReader(ServerFile(handle, path or ""))
+    except OSError as error:
+        raise of_system(error, f'"{_culprit(real, error)}"') from None
+
+
+def read(path: str | None, limit: int) -> bytes:
+    """All bytes of a file of at most `limit` bytes."""
+    with open_to_read(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise MalformedData(f'"{path}" has more than {limit} bytes', hint="Is this the right file?")
+    return data
+
+
+def write(path: str | None, fill: Callable[[BinaryIO], object]) -> int:
+    """Let `fill` write the file `path`, which appears when it is complete; its size."""
+    real = to_write(path)
+    temporary = None
+    try:
+        handle, temporary = _new_file(os.path.dirname(real))
+        with io.BufferedWriter(_Synced(handle, "wb")) as file:
+            fill(file)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+            size = file.tell()
+        _freeing_later(real, partial(os.replace, temporary, real))
+        temporary = None
+        return size
+    except OSError as error:
+        raise of_system(error, f'"{_culprit(real, error)}"') from None
+    finally:
+        if temporary is not None:
+            _freeing_later(temporary, partial(os.unlink, temporary))
+
+
+def _freeing_later(path: str, remove: Callable[[], object]) -> None:
+    """Remove the file `path`, or put another in its place, without waiting until the kernel has freed its blocks: seconds for
+    gigabytes. It does that when the last handle is closed, which a thread does."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # none is there, or another's
+        remove()
+        return
+    try:
+        remove()
+    finally:
+        close = partial(os.close, handle)
+        try:
+            threads.start(close, "pg_gpt2-close")
+        except RuntimeError:  # the system allows no more threads
+            close()
+
+
+class _Synced(io.FileIO):
+    """Reaches the disk as it is written: one fsync of all of it, at the end, could not be cancelled for seconds."""
+
+    _waiting = 0
+
+    def write(self, data: Any) -> int:
+        count = super().write(data)
+        self._waiting += count
+        if self._waiting >= SYNC_BYTES:
+            self._waiting = 0
+            os.fdatasync(self.fileno())
+        return count
+
+
+def _remove_left_over(folder: str) -> None:
+    """Remove what processes that were killed while they wrote here left."""
+    for name in os.listdir(folder):
+        if found := re.fullmatch(re.escape(TEMPORARY) + r"(\d{1,9})-\w+", name):
+            try:
+                os.kill(int(found[1]), 0)
+            except ProcessLookupError:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+            except OSError:  # a process of somebody else
+                pass
+
+
+def to_read(path: str | None) -> str:
+    """Where `path` leads, links resolved; 42501, before anything is looked at, unless the caller may read files of the server."""
+    return _allowed(path, "pg_read_server_files", "read")
+
+
+def to_write(path: str | None) -> str:
+    """The same for who would write there."""
+    return _allowed(path, "pg_write_server_files", "write")
+
+
+def _allowed(path: str | None, role: str, verb: str) -> str:
+    row = db.row("SELECT pg_has_role(current_user, $1, 'USAGE') AS allowed", ["text"], role)
+    if not (row or {})["allowed"]:
+        raise InsufficientPrivilege(
+            f"permission denied to {verb} files on the server",
+            hint=f"Only members of {role} may; the programs in loaders/ do the same as a client.",
+        )
+    if path is None:
+        raise NullNotAllowed("path must not be null", hint="Give an absolute path on the server.")
+    if (length := len(os.fsencode(path))) >= MOST_PATH:
+        raise InvalidParameter(
+            f"a path of {length} bytes is longer than {MOST_PATH - 1}", hint="Give the path of a file on the server."
+        )
+    if not os.path.isabs(path):
+        raise InvalidParameter(
+            f'path "{path}" is not absolute', hint="The server's working directory is its data directory."
+        )
+    return os.path.realpath(path)
+
+
+def _new_file(folder: str) -> tuple[int, str]:
+    """Handle and path of a temporary file in `folder`, which an error names: the file is not there yet in any case."""
+    try:
+        _remove_left_over(folder)
+        return tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder)
+    except OSError as error:
+        raise of_system(error, f'"{_culprit(folder, error)}"') from None
+
+
+def _culprit(path: str, error: OSError) -> str:
+    """What `error` is about: where `path` leads nowhere, the first directory on the way that is none."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        while not os.path.isdir(folder := os.path.dirname(path)):
+            path = folder
+    return path

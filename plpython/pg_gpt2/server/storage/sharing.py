@@ -1,0 +1,145 @@
+"""Weight sharing: which rows of llm_param stand in for which of another model. Reading resolves them: see store.resolved.
+
+A source is never a target itself, so that resolving is one step. Whatever changes a model locks its sources, too.
+"""
+
+from ...errors import InvalidParameter, PgGpt2Error, UndefinedObject
+from .. import db
+from . import store
+
+Block = tuple[str, str, int]  # model, name, token_id
+
+
+class StillUsed(PgGpt2Error):
+    """Rows that other models share cannot go away under them."""
+
+    sqlstate = "2BP01"
+
+
+def share(source: str, name: str, token_id: int | None, target: str, as_name: str, as_token_id: int | None) -> int:
+    """Share one block, or with `token_id` None all of a tensor; how many."""
+    if source == target:
+        raise InvalidParameter(
+            f'"{source}" cannot share a tensor with itself', hint="Give two models; within one, weights are not tied."
+        )
+    store.lock(source, target)
+    blocks = _blocks(source, name, token_id)
+    _check_target(target, as_name, as_token_id, token_id is None, [row["shape"] for row in blocks], blocks)
+    for row in blocks:
+        place = row["token_id"] if as_token_id is None else as_token_id
+        db.run(
+            "INSERT INTO {schema}.llm_param_share VALUES ($1, $2, $3, $4, $5, $6)"
+            " ON CONFLICT (target_model, target_name, target_token_id) DO UPDATE SET (source_model, source_name,"
+            " source_token_id) = (excluded.source_model, excluded.source_name, excluded.source_token_id)",
+            ["text", "text", "int4", "text", "text", "int4"],
+            *(row["source_model"], row["source_name"], row["source_token_id"], target, as_name, place),
+        )
+    return len(blocks)
+
+
+def _blocks(model: str, name: str, token_id: int | None) -> list[db.Row]:
+    """The blocks of a tensor, each with the row that it really is; 42704 when there is none."""
+    store.config(model)
+    found = db.query(
+        "SELECT token_id, shape, source_model, source_name, source_token_id"
+        f" FROM {store.resolved()} AS p WHERE name = $2 AND ($3 IS NULL OR token_id = $3) ORDER BY token_id",
+        ["text", "text", "int4"],
+        *(model, name, token_id),
+    )
+    if not found:
+        raise UndefinedObject(
+            f'model "{model}" has no tensor "{name}"' + ("" if token_id is None else f" with token_id {token_id}"),
+            hint="SELECT name, token_id, shape FROM llm_param_resolved WHERE model = ... lists them.",
+        )
+    return found
+
+
+def _check_target(
+    target: str, name: str, token_id: int | None, whole: bool, shapes: list[list[int]], blocks: list[db.Row]
+) -> None:
+    """Make room for blocks in `target`: 22023 when they do not fit, 2BP01 when another model shares what is there."""
+    wanted = store.config(target).param_shapes().get(name)
+    if wanted is None:
+        raise UndefinedObject(
+            f'a model of the shape of "{target}" has no tensor "{name}"', hint="Give target_name one of its tensors."
+        )
+    if token_id is not None and len(blocks) > 1:
+        raise InvalidParameter(
+            f"target_token_id {token_id} cannot stand for all {len(blocks)} blocks", hint="Leave target_token_id out."
+        )
+    places = [row["token_id"] if token_id is None else token_id for row in blocks]
+    covered = sum(shape[0] for shape in shapes)
+    if any(tuple(shape[1:]) != wanted[1:] for shape in shapes) or (whole and (places[0], covered) != (0, wanted[0])):
+        raise InvalidParameter(
+            f'{"x".join(map(str, [covered, *shapes[0][1:]]))} values do not fit "{name}" of "{target}",'
+            f" which is {'x'.join(map(str, wanted))}",
+            hint="Only tensors of the same shape can be shared.",
+        )
+    own = db.query(
+        "SELECT token_id, shape FROM {schema}.llm_param WHERE model = $1 AND name = $2", ["text", "text"], target, name
+    )
+    if not whole and own:
+        there = {row["token_id"]: row["shape"] for row in own}
+        if there.get(places[0], shapes[0]) != shapes[0] or places[0] not in there:
+            raise InvalidParameter(
+                f'block {places[0]} of "{name}" of "{target}" is not of shape {shapes[0]}',
+                hint="With source_token_id => NULL a tensor is shared whole, whatever its blocks are.",
+            )
+    refuse_if_used(target, name, None if whole else places[0])
+    rest = " AND ($3 IS NULL OR {column} = $3)"
+    parameters = (["text", "text", "int4"], target, name, None if whole else places[0])
+    db.run(
+        "DELETE FROM {schema}.llm_param WHERE model = $1 AND name = $2" + rest.format(column="token_id"), *parameters
+    )
+    db.run(
+        "DELETE FROM {schema}.llm_param_share WHERE target_model = $1 AND target_name = $2"
+        + rest.format(column="target_token_id"),
+        *parameters,
+    )
+
+
+def refuse_if_used(model: str, name: str | None = None, token_id: int | None = None) -> None:
+    """2BP01, naming them, when other models share rows of `model`."""
+    row = db.row(
+        "SELECT string_agg(DISTINCT format('\"%s\"', target_model), ', ') AS users FROM {schema}.llm_param_share"
+        " WHERE source_model = $1 AND ($2 IS NULL OR source_name = $2) AND ($3 IS NULL OR source_token_id = $3)",
+        ["text", "text", "int4"],
+        *(model, name, token_id),
+    )
+    if row and row["users"]:
+        raise StillUsed(
+            f'"{model}" shares tensors with {row["users"]}',
+            hint="Drop those models first, or llm_unshare_param(model, tensor, NULL) gives them copies of their own.",
+        )
+
+
+def unshare(target: str, name: str, token_id: int | None, copy_optimizer_state: bool) -> int:
+    """Copies in place of shared blocks; how many."""
+    store.lock(target)
+    copied = db.run(
+        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data, m, v, step)"
+        " SELECT $1, s.target_name, s.target_token_id, p.shape, p.data,"
+        " CASE WHEN $4 THEN p.m END, CASE WHEN $4 THEN p.v END, CASE WHEN $4 THEN p.step ELSE 0 END"
+        " FROM {schema}.llm_param_share AS s JOIN {schema}.llm_param AS p"
+        " ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id"
+        " WHERE s.target_model = $1 AND s.target_name = $2 AND ($3 IS NULL OR s.target_token_id = $3)",
+        ["text", "text", "int4", "bool"],
+        *(target, name, token_id, copy_optimizer_state),
+    )
+    if not copied:
+        raise UndefinedObject(
+            f'model "{target}" does not share tensor "{name}"' + ("" if token_id is None else f", block {token_id}"),
+            hint="SELECT * FROM llm_param_share lists what is shared.",
+        )
+    db.run(
+        "DELETE FROM {schema}.llm_param_share"
+        " WHERE target_model = $1 AND target_name = $2 AND ($3 IS NULL OR target_token_id = $3)",
+        ["text", "text", "int4"],
+        *(target, name, token_id),
+    )
+    return copied
+
+
+def forget(target: str) -> int:
+    """Let `target` share nothing, without copies, because all its weights are replaced or dropped; how many it shared."""
+    return db.run("DELETE FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], target)

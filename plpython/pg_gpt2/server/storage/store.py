@@ -1,0 +1,315 @@
+"""Models as rows: names, configurations, locks, and how weights are laid out in blocks.
+
+Tables are the truth; what a session holds of them in memory is in `weights`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+
+from ... import host
+from ...core.config import GPT2Config
+from ...errors import DuplicateObject, InvalidParameter, LockNotAvailable, NullNotAllowed, UndefinedObject, WrongState
+from ...tensor import to_bytes
+from .. import db
+
+BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
+FLUSH_BYTES = 64 << 20  # a statement's worth of blocks: each statement is a subtransaction, and bytea[] ends at 1 GiB
+DEFAULT_MODEL = "gpt2-small"
+NAMED = 5  # models in a hint
+
+
+def resolved(model: str = "$1") -> str:
+    """A table expression: rows of llm_param of `model`, a parameter, with those that it shares in place; source_* say which
+    row each is. The view llm_param_resolved has the same, without ctid, xmin and cmin."""
+    state = "p.shape, p.data, p.grad, p.m, p.v, p.step, p.ctid, p.xmin, p.cmin"
+    source = "p.model AS source_model, p.name AS source_name, p.token_id AS source_token_id"
+    return (
+        f"(SELECT p.model, p.name, p.token_id, {source}, {state} FROM {{schema}}.llm_param AS p WHERE p.model = {model}"
+        f" UNION ALL SELECT s.target_model, s.target_name, s.target_token_id, {source}, {state}"
+        " FROM {schema}.llm_param_share AS s JOIN {schema}.llm_param AS p"
+        " ON p.model = s.source_model AND p.name = s.source_name AND p.token_id = s.source_token_id"
+        f" WHERE s.target_model = {model})"
+    )
+
+
+_told: set[str] = set()  # models of which this session knows that they are meant where none is named
+
+RowReader = Callable[[int, int], np.ndarray]
+
+
+def model_name(model: str | None) -> str:
+    """`model`, else the setting pg_gpt2.model, else gpt2-small."""
+    return model if model is not None else db.setting("model", DEFAULT_MODEL) or DEFAULT_MODEL
+
+
+def only_model(tell: bool = True) -> str | None:
+    """The model that is meant where the caller names none, no setting does, and gpt2-small is nothing but a preset: the only
+    one that has weights, where there is one. The session is told once, unless `tell` is false."""
+    if db.setting("model") is not None:
+        return None
+    row = db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 LIMIT 1", ["text"], DEFAULT_MODEL)
+    names = _weighted(2)
+    if row is not None or len(names) != 1 or names[0] == DEFAULT_MODEL:
+        return None
+    if tell and names[0] not in _told:
+        _told.add(names[0])
+        db.notice(f'no model is named: "{names[0]}" is meant, the only one that has weights (see pg_gpt2.model)')
+    return names[0]
+
+
+def _weighted(most: int) -> list[str]:
+    """Names of at most so many models of which the caller sees weights. The inner ORDER BY keeps llm_param from being scanned."""
+    rows = db.query(
+        "SELECT c.model FROM {schema}.llm_model_config AS c WHERE (SELECT true FROM {schema}.llm_param AS p"
+        " WHERE p.model = c.model ORDER BY p.model, p.name, p.token_id LIMIT 1)"
+        " OR EXISTS (SELECT FROM {schema}.llm_param_share AS s WHERE s.target_model = c.model) ORDER BY c.model LIMIT $1",
+        ["int4"],
+        most,
+    )
+    return [row["model"] for row in rows]
+
+
+def require_name(model: str | None, parameter: str = "model") -> None:
+    """22004 or 22023 unless `model` can be the name of a new model."""
+    if model is None:
+        raise NullNotAllowed(f"{parameter} must not be null", hint="Give the new model a name.")
+    if not model:
+        raise InvalidParameter(f"{parameter} must not be an empty name", hint="Give the new model a name.")
+
+
+def config(model: str) -> GPT2Config:
+    """The configuration of `model`; 42704 when there is none."""
+    found = find_config(model)
+    if found is None:
+        raise UndefinedObject(
+            f'model "{model}" does not exist',
+            hint="SELECT * FROM llm_models lists the models; llm_init_model and the import functions make one.",
+        )
+    return found
+
+
+def find_config(model: str) -> GPT2Config | None:
+    """The configuration of `model`, or None."""
+    if model is None:
+        raise NullNotAllowed(
+            "model must not be null", hint="Give the name of a model; SELECT * FROM llm_models lists them."
+        )
+    row = db.row(
+        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {schema}.llm_model_config WHERE model = $1",
+        ["text"],
+        model,
+    )
+    return GPT2Config(**row) if row else None
+
+
+def check_overrides(
+    known: GPT2Config, n_layer: int | None, n_head: int | None, d_model: int | None, vocab: int | None
+) -> None:
+    """22023 unless each shape that a caller repeats is null or what the model has."""
+    for name, value in (("n_layer", n_layer), ("n_head", n_head), ("d_model", d_model), ("vocab", vocab)):
+        if value is not None and value != getattr(known, name):
+            raise InvalidParameter(
+                f"{name} {value} does not fit the stored model, which has {getattr(known, name)}",
+                hint="Leave it out: the shape comes from llm_model_config.",
+            )
+
+
+# One lock a model for all that changes its weights. Readers take none. It is advisory, because a procedure that commits has to
+# hold it across its commits.
+LOCK = "'{schema}.llm_param'::regclass::oid::integer, hashtext($1)"
+
+
+def lock(*models: str) -> None:
+    """Wait until no other session changes `models`, and make others wait until this transaction ends."""
+    for name in sorted({name for model in models for name in locked_with(model)}):
+        _take(name, "advisory_xact_lock")
+
+
+def _take(model: str, function: str) -> None:
+    """Take the lock of `model`; whoever has to wait is told for whom."""
+    if not _tried(model, function):
+        db.notice(f'waiting for the lock of model "{model}": {_holder(model)}')
+        db.run(f"SELECT pg_{function}({LOCK})", ["text"], model)
+
+
+def _tried(model: str, function: str) -> bool:
+    return (db.row(f"SELECT pg_try_{function}({LOCK}) AS taken", ["text"], model) or {})["taken"]
+
+
+def _holder(model: str) -> str:
+    """Who has the lock of `model`, and what makes it let go."""
+    row = db.row(
+        # Whether a session of another role is idle is hidden from most: null.
+        "SELECT l.pid, (SELECT a.state LIKE 'idle%' FROM pg_stat_activity AS a WHERE a.pid = l.pid) AS idle"
+        " FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2"
+        " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND l.classid = '{schema}.llm_param'::regclass AND l.objid = hashtext($1)::oid LIMIT 1",
+        ["text"],
+        model,
+    )
+    if row is None:
+        return "another session had it a moment ago"
+    pid = row["pid"]
+    if pid is None:
+        return "a prepared transaction of pg_prepared_xacts has it, until COMMIT PREPARED or ROLLBACK PREPARED"
+    if row["idle"]:
+        return f"session {pid} has it, idle in a transaction; SELECT pg_terminate_backend({pid}) ends that"
+    return (
+        f"session {pid} has it; SELECT pg_cancel_backend({pid}) ends its statement, SELECT llm_train_stop('{model}') a"
+        " llm_train_run after its step"
+    )
+
+
+def locked_with(model: str) -> list[str]:
+    """`model` and those that it shares weights of, in the order in which all take their locks."""
+    rows = db.query(
+        "SELECT DISTINCT source_model FROM {schema}.llm_param_share WHERE target_model = $1", ["text"], model
+    )
+    return sorted({model, *(row["source_model"] for row in rows)})
+
+
+@contextmanager
+def session_lock(model: str, wait: bool) -> Iterator[None]:
+    """Hold the lock of `model` across commits; 55P03 when another session has it and `wait` is false."""
+    with ExitStack() as taken:
+        for name in locked_with(model):
+            if wait:
+                _take(name, "advisory_lock")
+            elif not _tried(name, "advisory_lock"):
+                holder = _holder(name)
+                raise LockNotAvailable(
+                    f'model "{name}" is being trained by another session',
+                    hint=f"{holder[0].upper()}{holder[1:]}; wait => true waits for it.",
+                )
+            taken.callback(db.run, f"SELECT pg_advisory_unlock({LOCK})", ["text"], name)
+        yield
+
+
+def register(model: str, wanted: GPT2Config) -> None:
+    """Insert or replace the configuration of a model that has no weights. A preset that fits stays one."""
+    if find_config(model) == wanted:
+        return
+    db.run(
+        "INSERT INTO {schema}.llm_model_config (model, n_layer, n_head, d_model, n_positions, vocab, eos_token_id)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (model) DO UPDATE SET (n_layer, n_head, d_model, n_positions, vocab,"
+        " eos_token_id) = (excluded.n_layer, excluded.n_head, excluded.d_model, excluded.n_positions, excluded.vocab,"
+        " excluded.eos_token_id)",
+        ["text", *["int4"] * 6],
+        *(model, wanted.n_layer, wanted.n_head, wanted.d_model, wanted.n_positions, wanted.vocab, wanted.eos_token_id),
+    )
+
+
+def no_weights(model: str) -> WrongState:
+    """The error for a model that is registered and has no weights."""
+    names = _weighted(NAMED + 1)
+    others = ", ".join(f'"{name}"' for name in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    loaded = f" Those that have some: {others}. SET pg_gpt2.model makes one of them the default." if names else ""
+    return WrongState(
+        f'model "{model}" has no weights',
+        hint=f"Load some: pg_llm_import_safetensors('/path/model.safetensors', '{model}') on the server,"
+        f" pg-gpt2 load-model --model {model} SOURCE as a client, or llm_init_model for random ones.{loaded}",
+    )
+
+
+def has_weights(model: str) -> bool:
+    """Whether any row of `model` is visible in llm_param; the first by the key, for LIMIT alone may scan the table."""
+    return db.row(f"SELECT 1 FROM {resolved()} AS p ORDER BY p.name LIMIT 1", ["text"], model) is not None
+
+
+def known(models: Sequence[str]) -> set[str]:
+    """Those of `models` whose configuration and weights the caller may see. Where nothing hides rows from the caller, that is
+    all of them: what a session keeps of a model may outlive it."""
+    if not db.may_read("llm_model_config", "llm_param", "llm_param_share"):
+        return set()
+    rows = db.query(
+        "SELECT m.name FROM unnest($1) AS m (name) WHERE NOT (row_security_active('{schema}.llm_model_config')"
+        " OR row_security_active('{schema}.llm_param') OR row_security_active('{schema}.llm_param_share'))"
+        " OR EXISTS (SELECT FROM {schema}.llm_model_config AS c WHERE c.model = m.name)"
+        f" AND EXISTS (SELECT FROM {resolved('m.name')} AS p)",
+        ["text[]"],
+        list(models),
+    )
+    return {row["name"] for row in rows}
+
+
+def require_no_weights(model: str) -> None:
+    """42710 when `model` has weights."""
+    if has_weights(model):
+        raise DuplicateObject(
+            f'model "{model}" already has weights', hint="Choose another name, or llm_drop_model it first."
+        )
+
+
+def last_step(model: str) -> int:
+    """AdamW updates that the model has had."""
+    row = db.row(f"SELECT max(step) AS step FROM {resolved()} AS p", ["text"], model)
+    return (row or {})["step"] or 0
+
+
+def finish_manual_run(model: str) -> None:
+    """The next step of `model` by hand begins another run."""
+    db.run(
+        "UPDATE {schema}.llm_run SET status = 'finished', finished_at = clock_timestamp()"
+        " WHERE model = $1 AND status = 'manual'",
+        ["text"],
+        model,
+    )
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------------
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """First and last + 1 row of each stored block of a tensor of `shape`; a vector is one block."""
+    rows = shape[0] if len(shape) == 1 else max(1, BLOCK_BYTES // (4 * shape[1]))
+    for start in range(0, shape[0], rows):
+        yield start, min(start + rows, shape[0])
+
+
+def row_reader(array: np.ndarray) -> RowReader:
+    """Rows of an array in memory."""
+    return lambda start, stop: array[start:stop]
+
+
+def require_memory_of_batches(total: int) -> None:
+    """Ask for what writing `total` bytes takes: the blocks of a statement, as they are read, as one value, and in the server."""
+    host.require_memory(3 * min(total, FLUSH_BYTES + BLOCK_BYTES), "writing a model's weights")
+
+
+def insert_params(model: str, tensors: Iterable[tuple[str, tuple[int, ...], RowReader]]) -> None:
+    """Insert tensors given as (name, shape, reader of rows [start, stop)), a few blocks a statement."""
+    batch: list[tuple[str, int, int, int | None, bytes]] = []
+    held = 0
+    for name, shape, read in tensors:
+        for start, stop in row_blocks(shape):
+            data = to_bytes(read(start, stop))
+            batch.append((name, start, stop - start, shape[1] if len(shape) == 2 else None, data))
+            held += len(data)
+            if held >= FLUSH_BYTES:
+                _insert(model, batch)
+                batch, held = [], 0
+            host.check_interrupts()
+    if batch:
+        _insert(model, batch)
+
+
+def _insert(model: str, batch: list[tuple[str, int, int, int | None, bytes]]) -> None:
+    names, firsts, rows, columns, data = map(list, zip(*batch))
+    whole, places = joined(data)
+    db.run(
+        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data)"
+        " SELECT $1, name, first, CASE WHEN columns IS NULL THEN ARRAY[rows] ELSE ARRAY[rows, columns] END,"
+        " substring($7 FROM place FOR 4 * rows * coalesce(columns, 1))"
+        " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, rows, columns, place)",
+        ["text", "text[]", "int4[]", "int4[]", "int4[]", "int4[]", "bytea"],
+        *(model, names, firsts, rows, columns, places, whole),
+    )
+
+
+def joined(parts: list[bytes]) -> tuple[bytes, list[int]]:
+    """`parts` as one value, and where each begins in it, from 1: PL/Python keeps the elements of a bytea[] until the
+    function ends, which for a whole model is its size once more."""
+    places = np.cumsum([1, *map(len, parts)])[:-1]
+    return b"".join(parts), places.tolist()

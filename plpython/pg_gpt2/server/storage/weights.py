@@ -1,0 +1,272 @@
+"""Weights in memory: a cache of versions of the rows, one version for a call, shared between sessions where that can be.
+
+The version is computed from the visible rows under the caller's rights at every call, so that it follows DML by hand, rollback,
+savepoints and row-level security; nothing has to be invalidated.
+"""
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ... import host
+from ...core.config import GPT2Config
+from ...errors import InconsistentData
+from ...fast import layout
+from ...tensor import FLOAT32
+from .. import db, resources
+from . import store, weight_file
+
+# One text a row that changes whenever the row does. cmin is there for a table that is truncated and filled again in one
+# transaction: then ctid and xmin alone repeat.
+ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
+NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
+WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
+
+Params = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at one version; its arrays are read-only."""
+
+    name: str
+    config: GPT2Config
+    version: str
+    arranged: layout.Arranged  # as a Decoder wants them
+    shared: bool = False  # mapped from the file that all sessions use
+
+    @property
+    def params(self) -> layout.Plain:
+        """Name -> array as the checkpoint has it; one from panels is copied when it is asked for."""
+        return layout.Plain(self.arranged)
+
+    def plain(self) -> dict[str, np.ndarray]:
+        """All of `params` at once. 53200 when there is no room for the copies."""
+        copied = sum(array.nbytes for array in self.arranged.values() if not isinstance(array, np.ndarray))
+        if copied:
+            resources.require_memory(copied, f'model "{self.name}" outside its panels')
+        return dict(self.params)
+
+
+class Kept(Protocol):
+    """What a training step left behind: weights and moments of a model at one version of its rows."""
+
+    model: str
+    version: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+
+
+class _Cache:
+    """Models of this session by (name, version), least recently used first; and the state of one that it trains by hand."""
+
+    def __init__(self) -> None:
+        self.models: OrderedDict[str, Model] = OrderedDict()
+        self.state: Kept | None = None
+
+    def take_state(self, name: str, version: str) -> Any:
+        """The state of a model at this version, or None; its taker changes it, so that nothing is kept on."""
+        found, self.state = self.state, None
+        return found if found is not None and (found.model, found.version) == (name, version) else None
+
+    def get(self, name: str, version: str) -> Model | None:
+        found = self.models.get(name)
+        if found is None or found.version != version:
+            return None
+        self.models.move_to_end(name)
+        return found
+
+    def make_room(self, name: str, wanted: int, room: int) -> None:
+        """Give up an older version of `name`, and others until `wanted` bytes fit into `room`."""
+        self.models.pop(name, None)
+        if self.state is not None and self.bytes() + wanted > room:
+            self.state = None
+        while self.models and self.bytes() + wanted > room:
+            self.models.popitem(last=False)
+
+    def put(self, model: Model) -> None:
+        self.models[model.name] = model
+
+    def bytes(self) -> int:
+        """Bytes that only this session holds."""
+        state = 0 if self.state is None else self.state.nbytes
+        return state + sum(size(model) for model in self.models.values() if not model.shared)
+
+    def clear(self) -> None:
+        """Give up everything."""
+        self.models.clear()
+        self.state = None
+
+    def spare(self) -> None:
+        """Give up what is only there to save time."""
+        self.state = None
+
+
+cache = _Cache()
+resources.spare = cache.spare
+
+
+def size(model: Model) -> int:
+    """Bytes of a model's weights."""
+    return sum(array.nbytes for array in model.arranged.values())
+
+
+def version_of(model: str) -> str:
+    """Digest of the versions of the visible rows of `model`; that of no rows when it has no weights."""
+    row = db.row(
+        f"SELECT md5(string_agg({ROW_VERSION}, E'\\n' ORDER BY p.name, p.token_id)) AS version FROM {store.resolved()} AS p",
+        ["text"],
+        model,
+    )
+    return (row or {})["version"] or NO_ROWS
+
+
+def load(model: str | None) -> Model:
+    """The model at the version that this statement sees, from memory or from its rows. 42704 unknown, 55000 no weights."""
+    name = store.model_name(model)
+    version = version_of(name)
+    if version == NO_ROWS and model is None and (only := store.only_model()):
+        return load(only)
+    wanted = store.config(name)
+    resources.apply_threads()
+    found = cache.get(name, version)
+    if found is None or found.config != wanted:
+        cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
+        found = _load_shared(name, wanted, version) or _load_private(name, wanted)
+        cache.put(found)
+    return found
+
+
+def _load_private(name: str, wanted: GPT2Config) -> Model:
+    """The model in this session's own memory."""
+    version, params = _read_params(name, wanted)
+    return Model(name, wanted, version, layout.arrange(params, wanted))
+
+
+def _load_shared(name: str, wanted: GPT2Config, version: str) -> Model | None:
+    """The model from the file that sessions share, which the first to need a version writes; None where that cannot be.
+
+    A transaction that has written may see rows that are nobody else's business yet.
+    """
+    file = None if 4 * wanted.n_params() < weight_file.LEAST_BYTES or _has_written() else file_of(name, wanted, version)
+    if file is None:
+        return None
+    stored = file.attach()
+    if stored is None:
+        with file.lock(WAIT + 4 * wanted.n_params() / SLOWEST) as is_ours:
+            stored = file.attach() or (_build(file, name, wanted, version) if is_ours else None)
+        resources.release_memory()
+    return Model(name, wanted, version, layout.arranged(stored, wanted), shared=True) if stored else None
+
+
+def _has_written() -> bool:
+    return db.row("SELECT 1 WHERE pg_current_xact_id_if_assigned() IS NOT NULL") is not None
+
+
+def file_of(name: str, wanted: GPT2Config, version: str) -> weight_file.WeightFile | None:
+    """The file of a version that sessions share, be it there or not; None where none can be."""
+    folder, life = weight_file.directory(), weight_file.incarnation()
+    if folder is None or life is None:
+        return None
+    shapes = layout.stored_shapes(wanted)
+    return weight_file.WeightFile(folder, _relation(), name, f"{version} {life}", shapes)
+
+
+def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
+    read, params = _read_params(name, wanted)
+    if read != version:
+        return None
+    folder = weight_file.directory() or ""
+    weight_file.remove_abandoned(folder)
+    rows = db.query(
+        "SELECT model FROM {schema}.llm_model_config WHERE NOT row_security_active('{schema}.llm_model_config')"
+    )
+    if rows:  # the caller sees all there are
+        weight_file.remove_others(folder, _relation(), [row["model"] for row in rows])
+    return file.build(layout.Stored(params, wanted))
+
+
+def forget_file(name: str) -> None:
+    """Remove the file of a model that is dropped; whoever still sees the model, as when that is rolled back, makes it again."""
+    if folder := weight_file.directory():
+        weight_file.remove(folder, weight_file.stem(_relation(), name))
+
+
+def forget_files() -> None:
+    """Remove the files of all models of this database."""
+    if folder := weight_file.directory():
+        weight_file.remove(folder, weight_file.family(_relation()))
+
+
+def _relation() -> str:
+    """Path of the table of modules: there until the extension or the database is dropped, which any other database can see.
+    Where it moves, as by VACUUM FULL, files are made anew."""
+    return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
+
+
+def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
+    """Version and weights through one cursor, hence of one snapshot."""
+    resources.require_memory(4 * wanted.n_params(), f'model "{name}"')
+    shapes = wanted.param_shapes()
+    rows = db.cursor(
+        f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
+        f" FROM {store.resolved()} AS p ORDER BY p.name, p.token_id",
+        ["text"],
+        name,
+    )
+    digest = hashlib.md5()
+    assembly = Assembly(name, shapes)
+    for count, row in enumerate(rows):
+        digest.update((("\n" if count else "") + row["version"]).encode())
+        assembly.add(row["name"], row["token_id"], row["shape"], row["data"])
+        host.check_interrupts()
+    return digest.hexdigest(), assembly.finish()
+
+
+class Assembly:
+    """Puts blocks of rows together; what is missing, too much or misshapen is an error that names the tensor."""
+
+    def __init__(self, model: str, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.params: Params = {}
+        self._rows: dict[str, int] = {}
+
+    def add(self, name: str, first: int, shape: list[int], data: bytes) -> None:
+        """Take one block, blocks of a tensor in ascending order."""
+        if name not in self.shapes:
+            raise self._refusal(
+                f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
+            )
+        wanted = self.shapes[name]
+        if tuple(shape[1:]) != wanted[1:]:
+            raise self._refusal(
+                f'tensor "{name}" has a block of shape {shape}; its shape is {list(wanted)}', "Import it again."
+            )
+        if first != self._rows.get(name, 0) or first + shape[0] > wanted[0]:
+            raise self._refusal(
+                f'tensor "{name}": block {first} of {shape[0]} rows does not follow row {self._rows.get(name, 0)} of {wanted[0]}',
+                "The blocks of a tensor must cover its rows without gap or overlap; import it again.",
+            )
+        if name not in self.params:
+            self.params[name] = np.empty(wanted, FLOAT32)
+        self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
+        self._rows[name] = first + shape[0]
+
+    def finish(self) -> Params:
+        """All tensors in the order of the configuration; 55000 when there is none at all."""
+        if not self.params:
+            raise store.no_weights(self.model)
+        for name, shape in self.shapes.items():
+            rows = self._rows.get(name, 0)
+            if rows < shape[0]:
+                raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
+        return {name: self.params[name] for name in self.shapes}
+
+    def _refusal(self, problem: str, hint: str) -> InconsistentData:
+        return InconsistentData(f'model "{self.model}": {problem}', hint=hint)

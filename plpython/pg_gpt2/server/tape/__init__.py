@@ -1,0 +1,1 @@
+"""Tapes as rows of `llm_tape` and its tables."""

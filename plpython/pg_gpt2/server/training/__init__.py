@@ -1,0 +1,1 @@
+"""Runs over stored data: sessions, their log, audit and replay."""

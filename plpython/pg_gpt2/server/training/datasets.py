@@ -1,0 +1,243 @@
+"""Rows of llm_dataset: loading text into them, and reading batches out of them.
+
+A batch is fetched when its step needs it, as the binary form of the arrays, which NumPy reads without a Python object a token.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ... import host
+from ...core.config import GPT2Config
+from ...errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState
+from ...tokenizer.bpe import Tokenizer
+from .. import db
+
+MANY_TOKENS = 1 << 24  # from where room is asked for
+INSERT_TOKENS = 1 << 16  # tokens a statement
+
+Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
+
+
+class Row(NamedTuple):
+    """A row of llm_dataset: tokens [T], targets [T], and the first 8 bytes of the SHA-256 of both."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    digest: int
+
+
+# Rows that a model learns from: its own, and those of nobody whose ids it has.
+USABLE = (
+    "(model = $1 OR model IS NULL"
+    " AND ($2 <= ANY (tokens || target)) IS NOT TRUE AND (0 > ANY (tokens || target)) IS NOT TRUE)"
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How texts become rows: of `block_size` tokens, across texts, or (`pack` false) of up to that many tokens of one text.
+
+    The last `val_fraction` of the rows go to the split val. `replace`: the rows that the model has in these splits go.
+    """
+
+    block_size: int
+    split: str
+    val_fraction: float
+    replace: bool
+    pack: bool
+
+
+def load(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
+    """Tokenize `texts`, one end-of-text after each, into rows; their number."""
+    if tokenizer.eos_token_id is None:
+        raise WrongState(
+            f'the vocabulary of "{model}" has no end-of-text token to put after each text',
+            hint="Add a token <|endoftext|> to llm_bpe_vocab.",
+        )
+    parts = list(_encoded(texts, tokenizer)) or [np.empty(0, np.int32)]
+    ids, sizes = np.concatenate(parts), np.asarray([part.size for part in parts])
+    del parts
+    starts, lengths = _packed(ids.size, cut.block_size) if cut.pack else _text_by_text(sizes, cut.block_size)
+    if not starts.size:
+        whole = f"one row of {cut.block_size} and the token after it" if cut.pack else "one row"
+        raise InvalidParameter(
+            f"the source has {ids.size} tokens, too few for {whole}", hint="Use a smaller block_size, or more text."
+        )
+    first_val = starts.size - round(starts.size * (cut.val_fraction if cut.split == "train" else 0))
+    for split, part in ((cut.split, slice(first_val)), ("val", slice(first_val, None))):
+        if starts[part].size:
+            _make_room(model, split, cut.replace)
+            _insert(ids, model, split, starts[part], lengths[part])
+    return starts.size
+
+
+def _packed(n_ids: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where rows begin in the stream of ids, and their lengths: what does not fill a last row is left out."""
+    starts = np.arange(max(0, (n_ids - 1) // block_size)) * block_size
+    return starts, np.full_like(starts, block_size)
+
+
+def _text_by_text(sizes: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for texts of `sizes` ids, end-of-text included, whose rows begin and end with them: nothing is left out."""
+    ends = np.cumsum(sizes)
+    rows = -(-(sizes - 1).clip(0) // block_size)  # nothing precedes the end-of-text of an empty one
+    text = np.repeat(np.arange(sizes.size), rows)
+    place = np.arange(text.size) - np.repeat(np.cumsum(rows) - rows, rows)  # of a row among those of its text
+    starts = (ends - sizes)[text] + place * block_size
+    return starts, np.minimum(block_size, ends[text] - 1 - starts)
+
+
+def _make_room(model: str, split: str, replace: bool) -> None:
+    """Say how many rows of the split were there, having deleted them with `replace`."""
+    if replace:
+        before = db.run(
+            "DELETE FROM {schema}.llm_dataset WHERE model = $1 AND split = $2", ["text", "text"], model, split
+        )
+        if before:
+            db.notice(f'replaced the {before} rows that model "{model}" had in split {split}')
+        return
+    row = db.row(
+        "SELECT count(*) AS before FROM {schema}.llm_dataset WHERE model = $1 AND split = $2",
+        ["text", "text"],
+        model,
+        split,
+    )
+    if before := (row or {})["before"]:
+        db.notice(
+            f'added to {before} rows that model "{model}" has in split {split}; replace => true would delete them'
+        )
+
+
+def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Ids of each text and one end-of-text."""
+    count, room = 0, MANY_TOKENS
+    progress = host.Progress("tokenizing the source", "tokens")
+    for text in texts:
+        ids = np.asarray([*tokenizer.encode(text), tokenizer.eos_token_id], np.int32)
+        count += ids.size
+        progress.at(count)
+        if count > room:
+            room = 2 * count
+            host.require_memory(2 * ids.itemsize * room, f"data of more than {count} tokens")  # in parts, and as one
+        yield ids
+
+
+def _insert(ids: np.ndarray, model: str, split: str, starts: np.ndarray, lengths: np.ndarray) -> None:
+    """Rows of the stream `ids`, targets shifted by one."""
+    first = 0
+    while first < starts.size:
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + INSERT_TOKENS)))
+        rows, sizes = starts[first:last] - starts[first], lengths[first:last]
+        part = ids[starts[first] : starts[last - 1] + sizes[-1] + 1]
+        db.run(
+            "INSERT INTO {schema}.llm_dataset (model, split, tokens, target)"
+            " SELECT $1, $2, $3[start + 1 : start + size], $3[start + 2 : start + size + 1]"
+            " FROM unnest($4, $5) WITH ORDINALITY AS new (start, size, place) ORDER BY place",
+            ["text", "text", "int4[]", "int4[]", "int4[]"],
+            *(model, split, part.tolist(), rows.tolist(), sizes.tolist()),
+        )
+        host.check_interrupts()
+        first = last
+
+
+def row_ids(model: str, config: GPT2Config, split: str) -> np.ndarray:
+    """Ids of the rows that `model` may use, in order; 55000 when there is none."""
+    rows = db.query(
+        f"SELECT id FROM {{schema}}.llm_dataset WHERE split = $3 AND {USABLE} ORDER BY id",
+        ["text", "int4", "text"],
+        *(model, config.vocab, split),
+    )
+    if not rows:
+        raise WrongState(
+            f'there is no data of split "{split}" for model "{model}"',
+            hint=f"Load some: SELECT llm_dataset_load('SELECT body FROM documents', '{model}',"
+            f" {min(config.n_positions, 256)}{'' if split == 'train' else ', val_fraction => 0.1'}).",
+        )
+    return np.asarray([row["id"] for row in rows])
+
+
+def refuse_long(model: str, config: GPT2Config, split: str) -> None:
+    """22023 when a row is longer than `model` is, before a run comes to it after some steps."""
+    row = db.row(
+        "SELECT id, cardinality(tokens) AS size FROM {schema}.llm_dataset"
+        f" WHERE split = $3 AND cardinality(tokens) > $4 AND {USABLE} ORDER BY id LIMIT 1",
+        ["text", "int4", "text", "int4"],
+        *(model, config.vocab, split, config.n_positions),
+    )
+    if row:
+        _check_size(row["id"], row["size"], model, config)
+
+
+def digest(model: str, config: GPT2Config) -> str:
+    """SHA-256 of the training rows that `model` may use, in order; their ids play no part."""
+    found = hashlib.sha256()
+    for row in db.cursor(
+        "SELECT array_send(tokens) AS tokens, array_send(target) AS target"
+        f" FROM {{schema}}.llm_dataset WHERE split = 'train' AND {USABLE} ORDER BY id",
+        ["text", "int4"],
+        *(model, config.vocab),
+    ):
+        found.update(row["tokens"])
+        found.update(row["target"])
+        host.check_interrupts()
+    return found.hexdigest()
+
+
+def rows(ids: Sequence[int], model: str, config: GPT2Config) -> list[Row]:
+    """The rows `ids`, checked, in that order."""
+    found = db.query(
+        "SELECT id, array_send(tokens) AS tokens, array_send(target) AS target FROM {schema}.llm_dataset WHERE id = ANY ($1)",
+        ["int8[]"],
+        np.unique(ids).tolist(),
+    )
+    by_id = {}
+    for row in found:
+        host.check_interrupts()
+        tokens, targets = _ints(row["id"], row["tokens"]), _ints(row["id"], row["target"])
+        _check_row(row["id"], tokens, targets, model, config)
+        digest = hashlib.sha256(row["tokens"] + row["target"]).digest()
+        by_id[row["id"]] = Row(tokens, targets, int.from_bytes(digest[:8], "big", signed=True))
+    for row_id in ids:
+        if row_id not in by_id:
+            raise UndefinedObject(f"llm_dataset has no row {row_id}", hint="SELECT id FROM llm_dataset lists the rows.")
+    return [by_id[row_id] for row_id in ids]
+
+
+def batches(found: Iterable[Row]) -> list[Batch]:
+    """Rows as batches of equal length, in their order within a length."""
+    by_length: dict[int, list[Row]] = {}
+    for row in found:
+        by_length.setdefault(row.tokens.size, []).append(row)
+    return [(np.stack([r.tokens for r in rows]), np.stack([r.targets for r in rows])) for rows in by_length.values()]
+
+
+def _ints(row_id: int, sent: bytes) -> np.ndarray:
+    """int4[] in PostgreSQL's binary form: a header of 20 bytes, then length and value, big-endian. NULLs are refused."""
+    if int.from_bytes(sent[:4], "big") != 1 or int.from_bytes(sent[4:8], "big"):
+        raise InconsistentData(
+            f"row {row_id} of llm_dataset has an array with nulls or more than one dimension", hint="Delete the row."
+        )
+    return np.frombuffer(sent, ">i4", offset=20).reshape(-1, 2)[:, 1].astype(np.int64)
+
+
+def _check_size(row_id: int, size: int, model: str, config: GPT2Config) -> None:
+    if size > config.n_positions:
+        raise InvalidParameter(
+            f"row {row_id} of llm_dataset has {size} tokens, more than the {config.n_positions} positions of"
+            f' model "{model}"',
+            hint=f"Load the data with block_size => {config.n_positions} or less.",
+        )
+
+
+def _check_row(row_id: int, tokens: np.ndarray, target: np.ndarray, model: str, config: GPT2Config) -> None:
+    _check_size(row_id, tokens.size, model, config)
+    for ids in (tokens, target):
+        if ids.min() < 0 or ids.max() >= config.vocab:
+            raise InvalidParameter(
+                f'row {row_id} of llm_dataset has a token id outside 0..{config.vocab - 1}, the ids of model "{model}"',
+                hint="Tokenize the text with this model's vocabulary: llm_dataset_load.",
+            )

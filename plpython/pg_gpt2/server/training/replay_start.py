@@ -1,0 +1,253 @@
+"""What is recorded of a training run, and where it can be done again from: a checkpoint, or the seed of the first weights.
+
+The state is read into memory, each block compared with its digest; nothing is written. `run_replay` goes on from there.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ... import host
+from ...core import gpt2
+from ...core.config import GPT2Config
+from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ...fast.ops import CHUNK
+from ...tensor import FLOAT32
+from ...training.trainer import Trainer
+from .. import db
+from ..storage import checkpoints, store
+from ..storage.checkpoint_files import KINDS
+from ..storage.checkpoints import Checkpoint
+from . import runs
+from .session import Learner, Settings
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as llm_run has it. `plan` None: of steps by hand, each with a plan of its own, which count as the model does."""
+
+    run_id: int
+    model: str
+    plan: runs.Plan | None
+    data: dict[str, Any]
+    tied: dict[str, str]
+    first_step: int
+    weights_digest: str | None
+    environments: list[tuple[int, dict[str, Any]]]  # the number of the last step before each
+    last: int  # number of the last step logged
+
+    @property
+    def start(self) -> int:
+        """Number of the step before the first."""
+        return 0 if self.plan else self.first_step
+
+    def number(self, model_step: int) -> int:
+        """Number in the log of the step that was the model's `model_step`-th."""
+        return model_step - self.first_step + self.start
+
+    def model_step(self, number: int) -> int:
+        """The other way round."""
+        return number + self.first_step - self.start
+
+    def used(self, first: int, last: int) -> list[dict[str, Any]]:
+        """Environments of the steps from `first` to `last`."""
+        began = max(i for i, (after, _) in enumerate(self.environments) if after < first or i == 0)
+        return [
+            found for i, (after, found) in enumerate(self.environments) if i >= began and (after < last or i == began)
+        ]
+
+    @property
+    def chunk(self) -> int:
+        """Rows of attention at a time, which decide about bits."""
+        return self.environments[0][1].get("attention_chunk", CHUNK)
+
+    @classmethod
+    def find(cls, run_id: int) -> "Record":
+        """42704 when there is none, 55000 when it cannot be done again."""
+        row = db.row(
+            "SELECT model, config, first_step, n_steps, weights_digest, environment, resumed,"
+            " (SELECT max(step) FROM {schema}.llm_train_log AS l WHERE l.run_id = r.run_id) AS last"
+            " FROM {schema}.llm_run AS r WHERE run_id = $1",
+            ["int8"],
+            run_id,
+        )
+        if row is None:
+            raise UndefinedObject(f"run {run_id} does not exist", hint="SELECT run_id, model FROM llm_run lists them.")
+        if not row["last"]:
+            raise WrongState(f"run {run_id} has no step in llm_train_log", hint="There is nothing to compare with.")
+        try:
+            record = cls._of(run_id, row, json.loads(row["config"]))
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, PgGpt2Error):
+            raise InconsistentData(
+                f"llm_run row {run_id}: config, environment or resumed is not what a run records",
+                hint="The row was changed by hand; without it the run cannot be done again.",
+            ) from None
+        if record.last <= record.start:
+            raise InconsistentData(
+                f"llm_run row {run_id}: first_step {record.first_step} is not before the steps in llm_train_log",
+                hint="The row was changed by hand; without it the run cannot be done again.",
+            )
+        return record
+
+    @classmethod
+    def _of(cls, run_id: int, row: db.Row, config: dict) -> "Record":
+        """What the row says; an error of any kind when it is not what a run records."""
+        resumed = json.loads(row["resumed"])
+        if not isinstance(resumed, list):
+            raise ValueError
+        environments = [(-1, json.loads(row["environment"]))]
+        environments += [(one["after_step"], one["environment"]) for one in resumed]
+        tied = config.get("tied", {})
+        whole = [after for after, _ in environments] + [
+            found.get("attention_chunk", CHUNK) for _, found in environments
+        ]
+        plan, data = None, {}
+        if row["n_steps"] is not None:
+            plan, data = runs.Plan.of(config), config["data"]
+            check_settings(plan.settings)
+            whole += [plan.n_steps, plan.batch_size, plan.grad_accum, data["rows"]]
+            if min(data["rows"], plan.batch_size, plan.grad_accum) <= 0 or not isinstance(data["digest"], str):
+                raise ValueError
+        record = cls(
+            *(run_id, row["model"], plan, data, tied, row["first_step"]),
+            *(row["weights_digest"], environments, row["last"]),
+        )
+        if not all(type(number) is int for number in whole) or record.chunk <= 0:
+            raise ValueError
+        if not all(isinstance(one, str) for one in tied.values()):
+            raise ValueError
+        return record
+
+
+def check_settings(settings: Settings) -> None:
+    """ValueError unless they are numbers, whole ones where they count."""
+    if not all(isinstance(number, int | float | None) for number in asdict(settings).values()):
+        raise ValueError
+    if not all(type(number) is int for number in (settings.seed, settings.warmup)):
+        raise ValueError
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where record and replay part, after the step numbered `step`."""
+
+    step: int
+    what: str
+    recorded: object = None
+    replayed: object = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """A copy of the model after the step of the run that is numbered `done`."""
+
+    learner: Learner
+    done: int
+    source: str
+
+    def difference(self, record: Record) -> Difference | None:
+        """Whether the run had other weights there."""
+        at_start = {"weights_digest": record.weights_digest}
+        row = at_start if self.done == record.start else logged_step(record.run_id, self.done)
+        recorded = (row or {}).get("weights_digest")
+        found = self.learner.digest()
+        return (
+            None if recorded in (None, found) else Difference(self.done, f"weights of {self.source}", recorded, found)
+        )
+
+
+def begin(record: Record, from_checkpoint: int | None) -> Start | Difference:
+    """Where the replay begins, or that the checkpoint to begin with is damaged."""
+    if from_checkpoint is not None:
+        return _from_checkpoint(record, _required(record, from_checkpoint))
+    at_start = saved_checkpoints(record, "c.step = $3")
+    for saved in at_start:
+        start = _from_checkpoint(record, saved)
+        if isinstance(start, Difference) or start.difference(record) is None:
+            return start
+    initial = _initial(record)
+    if initial is not None and initial.difference(record) is None:
+        return initial
+    for saved in saved_checkpoints(record, "c.run_id = $2 AND c.step BETWEEN $3 + 1 AND $4 - 1"):
+        return _from_checkpoint(record, saved)
+    raise WrongState(
+        f"run {record.run_id} cannot be replayed: nothing has the weights that it began with, or had on its way",
+        hint="llm_checkpoint_save before a run, or between calls that resume it, makes it possible.",
+    )
+
+
+def saved_checkpoints(record: Record, condition: str) -> Iterator[Checkpoint]:
+    """Checkpoints of the model, or that it was loaded from, in the order of their steps; the latest saved first."""
+    rows = db.query(
+        "SELECT c.id FROM {schema}.llm_checkpoint AS c WHERE (c.model = $1 OR EXISTS (SELECT FROM"
+        f" {{schema}}.llm_checkpoint_restore AS r WHERE r.model = $1 AND r.checkpoint_id = c.id)) AND {condition}"
+        " ORDER BY c.step, c.id DESC",
+        ["text", "int8", "int8", "int8"],
+        *(record.model, record.run_id, record.first_step, record.model_step(record.last)),
+    )
+    return (checkpoints.find(row["id"]) for row in rows)
+
+
+def _required(record: Record, checkpoint_id: int) -> Checkpoint:
+    """The checkpoint that the caller names; 22023 when the run did not pass it."""
+    saved = checkpoints.find(checkpoint_id)
+    done = record.number(saved.step)
+    if not any(found.id == saved.id for found in saved_checkpoints(record, "true")):
+        problem = f'of model "{saved.model}", and run {record.run_id} of "{record.model}"'
+    elif not record.start <= done < record.last:
+        last = record.model_step(record.last)
+        problem = f"of step {saved.step}; run {record.run_id} went from step {record.first_step} to {last}"
+    elif done > record.start and saved.run_id != record.run_id:
+        problem = f"of run {saved.run_id}, not of run {record.run_id}"
+    else:
+        return saved
+    raise InvalidParameter(
+        f"checkpoint {checkpoint_id} is {problem}",
+        hint="Give one saved where the run began or on its way, or leave from_checkpoint out.",
+    )
+
+
+def _from_checkpoint(record: Record, saved: Checkpoint) -> Start | Difference:
+    done = record.number(saved.step)
+    shapes = saved.config.param_shapes()
+    arrays = {kind: {name: np.zeros(shape, FLOAT32) for name, shape in shapes.items()} for kind in KINDS}
+    steps = dict.fromkeys(shapes, 0)
+    try:
+        found = checkpoints.parts(saved)
+        checkpoints.check_layout(saved.model, saved.config, found)
+        for part in found:
+            steps[part.name] = max(part.step, steps[part.name])
+        for kind, part, data in checkpoints.blocks(saved):
+            rows = slice(part.token_id, part.token_id + part.shape[0])
+            arrays[kind][part.name][rows] = np.frombuffer(data, FLOAT32).reshape(part.shape)
+            host.check_interrupts()
+    except InconsistentData as error:
+        return Difference(done, error.message)
+    learner = _learner(record, saved.config, arrays["data"], arrays["m"], arrays["v"], steps)
+    return Start(learner, done, f"checkpoint {saved.id}")
+
+
+def _initial(record: Record) -> Start | None:
+    """The model as llm_init_model made it, where that is how it began."""
+    row = db.row("SELECT init_seed FROM {schema}.llm_model_config WHERE model = $1", ["text"], record.model)
+    if record.first_step or row is None or row["init_seed"] is None:
+        return None
+    config = store.config(record.model)
+    return Start(_learner(record, config, gpt2.init_params(config, row["init_seed"])), 0, "llm_init_model")
+
+
+def _learner(record: Record, config: GPT2Config, *state: dict) -> Learner:
+    return Learner(record.model, config, Trainer(config, *state, tied=record.tied, chunk=record.chunk))
+
+
+def logged_step(run_id: int, step: int) -> db.Row | None:
+    """A row of llm_train_log."""
+    return db.row(
+        "SELECT model, lr, loss, grad_norm, tokens, val_loss, batch, batch_digest, weights_digest, config"
+        " FROM {schema}.llm_train_log WHERE run_id = $1 AND step = $2",
+        ["int8", "int8"],
+        *(run_id, step),
+    )

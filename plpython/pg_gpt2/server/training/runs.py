@@ -1,0 +1,358 @@
+"""Training runs: the loop over steps, and what is recorded of it: the run, a log row a step, the weights at commit points.
+
+A run is determined by its configuration, the data and the weights at its start; every step by its number. So an interrupted
+run goes on where its last commit left it, and ends with the bits of an uninterrupted one.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Protocol
+
+import numpy as np
+
+from ... import __version__, host
+from ...core.tape import Audit
+from ...fast import threads
+from ...training.batches import BatchOrder
+from ...training.optim import run_lr
+from ...training.trainer import StepResult
+from .. import db, resources
+from . import datasets
+from .audit import Auditor
+from .session import Learner, Session, Settings, mean_loss
+
+# $2: steps done, $3: environment().
+RESUMED = (
+    "resumed = resumed || jsonb_build_array(jsonb_build_object("
+    "'after_step', $2::bigint, 'at', clock_timestamp(), 'environment', $3::jsonb))"
+)
+NOTICES = 10  # a run, unless log_every says otherwise
+STOP_EVERY = 0.5  # seconds between looks for llm_train_stop
+
+
+class Schedule(Protocol):
+    """What steps have in common, in a run or by hand."""
+
+    @property
+    def settings(self) -> Settings:
+        """The optimizer's side."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a micro-batch."""
+
+    def lr(self, step: int) -> float:
+        """Learning rate of a step."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do. `eval_every`, `log_every` and `audit` change what is reported, not what is learned."""
+
+    settings: Settings
+    n_steps: int
+    batch_size: int
+    grad_accum: int
+    eval_every: int | None
+    log_every: int | None
+    audit: str = "tape"
+
+    @classmethod
+    def of(cls, config: dict) -> "Plan":
+        """Back from llm_run.config; what it does not determine is off."""
+        numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
+        return cls(settings_of(config), *numbers, None, None, "none")
+
+    def lr(self, step: int) -> float:
+        """Learning rate of step 1 .. n_steps."""
+        settings = self.settings
+        return run_lr(step, self.n_steps, settings.warmup, settings.lr_max, settings.min_lr)
+
+
+def settings_of(config: dict) -> Settings:
+    """Back from what was recorded."""
+    return Settings(**{field.name: config[field.name] for field in fields(Settings)})
+
+
+@dataclass
+class Log:
+    """Rows for llm_train_log, written by one statement."""
+
+    run_id: int
+    model: str
+    rows: list[tuple] = field(default_factory=list)
+
+    def add(
+        self,
+        step: int,
+        lr: float,
+        result: StepResult,
+        seconds: float,
+        batch: Sequence[int],
+        digests: Sequence[int],
+        val_loss: float | None = None,
+    ) -> None:
+        """Remember a step."""
+        arrays = ["{" + ",".join(map(str, values)) + "}" for values in (batch, digests)]
+        self.rows.append((step, lr, result.loss, result.grad_norm, result.tokens, seconds, val_loss, *arrays))
+
+    def write(
+        self,
+        write_seconds: float,
+        weights_digest: str | None = None,
+        config: dict | None = None,
+        lineage: str | None = None,
+    ) -> None:
+        """Insert what was remembered; digest, lineage and the seconds of writing are of the weights after the last of it."""
+        if not self.rows:
+            return
+        db.run(
+            "INSERT INTO {schema}.llm_train_log"
+            " (run_id, model, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, batch_digest, weights_digest,"
+            " config, lineage, write_seconds)"
+            " SELECT $1, $2, step, lr, loss, grad_norm, tokens, seconds, val_loss, batch::bigint[], digests::bigint[],"
+            " CASE WHEN step = $12 THEN $13 END, $14, $15, CASE WHEN step = $12 THEN $16 END"
+            " FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11)"
+            " AS new (step, lr, loss, grad_norm, tokens, seconds, val_loss, batch, digests)",
+            [
+                *("int8", "text", "int8[]", "float8[]", "float8[]", "float8[]", "int4[]", "float8[]", "float8[]"),
+                *("text[]", "text[]", "int8", "text", "jsonb", "text", "float8"),
+            ],
+            *(self.run_id, self.model, *map(list, zip(*self.rows)), self.rows[-1][0], weights_digest),
+            *(None if config is None else json.dumps(config), lineage, write_seconds),
+        )
+        self.rows.clear()
+
+
+class Run:
+    """A run in progress: `step` makes and logs one step, `commit_point` writes what has been learned."""
+
+    def __init__(self, session: Session, plan: Plan, *, commits: bool = False) -> None:
+        self.session = session
+        self.plan = plan
+        self._audit = Auditor(session.model, plan.audit)
+        self._commits = commits
+        self._rows = datasets.row_ids(session.model, session.config, "train")
+        self._val_rows = datasets.row_ids(session.model, session.config, "val") if plan.eval_every else None
+        for split in ("train", "val") if plan.eval_every else ("train",):
+            datasets.refuse_long(session.model, session.config, split)
+        self._order = BatchOrder(plan.settings.seed, len(self._rows))
+        self.data = {"rows": len(self._rows), "digest": datasets.digest(session.model, session.config)}
+        self._progress = _Progress(plan.n_steps, plan.log_every)
+        self.done = 0
+        self._log = Log(0, session.model)
+
+    @property
+    def run_id(self) -> int:
+        """Its number in llm_run."""
+        return self._log.run_id
+
+    def begin(self) -> None:
+        """Enter the run as a new one."""
+        session, plan = self.session, self.plan
+        self._log.run_id = new_run(session, self._config(), plan.settings.seed, plan.n_steps, "running")
+
+    def resume(self) -> bool:
+        """Go on with the model's last run when that was interrupted, had this plan and data, and left these weights."""
+        row = db.row(
+            "SELECT r.run_id, r.first_step, r.config = $2 AS same, l.step,"
+            " (r.environment ->> 'attention_chunk')::integer AS chunk,"
+            " coalesce(l.weights_digest, r.weights_digest) AS weights_digest FROM {schema}.llm_run r"
+            " LEFT JOIN LATERAL (SELECT step, weights_digest FROM {schema}.llm_train_log WHERE run_id = r.run_id"
+            " ORDER BY step DESC LIMIT 1) l ON true"
+            " WHERE r.model = $1 AND r.status IN ('running', 'stopped') ORDER BY r.run_id DESC LIMIT 1",
+            ["text", "jsonb"],
+            self.session.model,
+            json.dumps(self._config()),
+        )
+        if row is None:
+            return False
+        done = row["step"] or 0
+        same_weights = self.session.step == row["first_step"] + done and row["weights_digest"] == self.session.digest()
+        if not (row["same"] and same_weights):
+            what = "weights" if row["same"] else "parameters or data"
+            db.notice(f"run {row['run_id']} was interrupted, but {what} are not what they were: starting a new run")
+            db.run("UPDATE {schema}.llm_run SET status = 'abandoned' WHERE run_id = $1", ["int8"], row["run_id"])
+            return False
+        db.notice(f"resuming run {row['run_id']} after step {done}")
+        db.run(
+            f"UPDATE {{schema}}.llm_run SET status = 'running', stop_requested = false, {RESUMED} WHERE run_id = $1",
+            ["int8", "int8", "jsonb"],
+            *(row["run_id"], done, json.dumps(environment())),
+        )
+        self.session.trainer.chunk = (
+            row["chunk"] or self.session.trainer.chunk
+        )  # not the setting: it decides about bits
+        self.done, self._log.run_id = done, row["run_id"]
+        return True
+
+    def _config(self) -> dict[str, object]:
+        """What determines the run, beside the weights at its start."""
+        plan = self.plan
+        numbers = {"n_steps": plan.n_steps, "batch_size": plan.batch_size, "grad_accum": plan.grad_accum}
+        return asdict(plan.settings) | numbers | {"data": self.data} | tied_in(self.session)
+
+    def step(self) -> None:
+        """The next step."""
+        plan, session, step = self.plan, self.session, self.done + 1
+        began = time.perf_counter()
+        ids = self._rows[self._order.rows(step, plan.batch_size * plan.grad_accum)].tolist()
+        # Any step of a committing run may be the last before a commit; of another, only the last stay.
+        audit = self._audit.begin(self.run_id, step, 0 if self._commits else plan.n_steps - step)
+        lr, result, digests = learn(session, plan, step, ids, audit)
+        self._audit.end(session.trainer)
+        seconds = time.perf_counter() - began
+        val_loss = self._evaluate(step)
+        self._log.add(step, lr, result, seconds, ids, digests, val_loss)
+        self._progress.show(step, result.loss, lr, result.tokens, val_loss)
+        self.done = step
+        host.check_interrupts()
+
+    def _evaluate(self, step: int) -> float | None:
+        every, n_steps = self.plan.eval_every, self.plan.n_steps
+        if self._val_rows is None or not every or (step % every and step != n_steps):
+            return None
+        return validate(self.session, self._val_rows, self.plan.batch_size)
+
+    def commit_point(self, status: str = "running") -> None:
+        """Write weights and log; the caller commits."""
+        began = time.perf_counter()
+        self.session.write()
+        self._audit.write()
+        self._log.write(time.perf_counter() - began, self.session.digest())
+        db.run(
+            "UPDATE {schema}.llm_run SET status = $2, finished_at = CASE WHEN $2 <> 'running' THEN clock_timestamp() END"
+            " WHERE run_id = $1",
+            ["int8", "text"],
+            self.run_id,
+            status,
+        )
+
+    def stop_requested(self) -> bool:
+        """Whether llm_train_stop was called."""
+        row = db.row("SELECT stop_requested FROM {schema}.llm_run WHERE run_id = $1", ["int8"], self.run_id)
+        return row is None or row["stop_requested"]
+
+
+def tied_in(session: Session) -> dict[str, object]:
+    """What a run's config says of tensors that are one."""
+    return {"tied": session.trainer.tied} if session.trainer.tied else {}
+
+
+def learn(
+    learner: Learner, plan: Schedule, step: int, ids: Sequence[int], audit: Audit | None = None
+) -> tuple[float, StepResult, list[int]]:
+    """One step, on the rows `ids`: learning rate, result, digests of the rows."""
+    lr = plan.lr(step)
+    batches, digests = learner.batches(ids, plan.batch_size, plan.settings.dropout_p)
+    result = learner.trainer.step(batches, lr=lr, step_no=step, audit=audit, **plan.settings.arguments())  # type: ignore[arg-type]
+    return lr, result, digests
+
+
+def validate(learner: Learner, ids: np.ndarray, batch_size: int) -> float:
+    """Mean loss of the rows `ids` at this moment of a run."""
+    trainer = learner.trainer
+    return mean_loss(trainer.params, learner.config, learner.model, ids, batch_size, trainer.chunk)[0]
+
+
+def train(session: Session, plan: Plan) -> int:
+    """All steps in the caller's transaction; the run_id."""
+    run = Run(session, plan)
+    run.begin()
+    while run.done < plan.n_steps:
+        run.step()
+    run.commit_point("finished")
+    return run.run_id
+
+
+def train_committing(session: Session, plan: Plan, commit_every: int, flush_seconds: float) -> None:
+    """All steps, committing as they are made: every `commit_every` steps, but not before `flush_seconds` have passed."""
+    run = Run(session, plan, commits=True)
+    if not run.resume():
+        run.begin()
+    db.commit()
+    committed = looked = time.monotonic()
+    while run.done < plan.n_steps:
+        run.step()
+        now = time.monotonic()
+        if now - looked >= STOP_EVERY:
+            looked = now
+            if run.stop_requested():
+                run.commit_point("stopped")
+                db.commit()
+                db.notice(f"run {run.run_id} stopped after step {run.done}; the same call goes on with it")
+                return
+        if run.done % commit_every == 0 and now - committed >= flush_seconds and run.done < plan.n_steps:
+            run.commit_point()
+            db.commit()
+            committed = time.monotonic()
+    run.commit_point("finished")
+    db.commit()
+
+
+def new_run(session: Session, config: dict, seed: int, n_steps: int | None, status: str) -> int:
+    """A row of llm_run; its run_id."""
+    row = db.row(
+        "INSERT INTO {schema}.llm_run (model, config, seed, status, first_step, n_steps, weights_version,"
+        " weights_digest, environment) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+        # Of a manual run that a snapshot of before does not show, this makes 40001, and not a duplicate key.
+        " ON CONFLICT (model) WHERE status = 'manual' DO NOTHING RETURNING run_id",
+        ["text", "jsonb", "int8", "text", "int8", "int4", "text", "text", "jsonb"],
+        *(
+            session.model,
+            json.dumps(config),
+            seed,
+            status,
+            session.step,
+            n_steps,
+            session.version,
+            session.digest(),
+            json.dumps(environment()),
+        ),
+    )
+    return (row or {})["run_id"]
+
+
+def environment() -> dict[str, object]:
+    """What the same bits are promised under."""
+    return {
+        "pg_gpt2": __version__,
+        "sources": db.sources_digest,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": threads.blas_name(),
+        "threads": threads.threads(),
+        "attention_chunk": resources.attention_chunk(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+    }
+
+
+def _processor() -> str | None:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), None)
+    except OSError:
+        return None
+
+
+class _Progress:
+    """NOTICEs of a run: the first step, every `log_every`-th, and the last; and every evaluation, which somebody asked for."""
+
+    def __init__(self, n_steps: int, log_every: int | None) -> None:
+        self.n_steps = n_steps
+        self.every = log_every if log_every is not None else max(1, n_steps // NOTICES)
+        self.tokens = 0
+        self.began = time.perf_counter()
+
+    def show(self, step: int, loss: float, lr: float, tokens: int, val_loss: float | None) -> None:
+        self.tokens += tokens
+        due = self.every and (step == 1 or step % self.every == 0 or step == self.n_steps)
+        if due or val_loss is not None:
+            rate = self.tokens / (time.perf_counter() - self.began)
+            validation = "" if val_loss is None else f", validation loss {val_loss:.3f}"
+            db.notice(f"step {step}/{self.n_steps}: loss {loss:.3f}{validation}, lr {lr:.2e}, {rate:,.0f} tokens/s")
+            self.tokens, self.began = 0, time.perf_counter()

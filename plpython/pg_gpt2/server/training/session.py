@@ -1,0 +1,341 @@
+"""A model in training: its state read from rows once, changed in memory by Trainer, and written back.
+
+What a run does with it, and what is recorded of that, is in `runs`.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ... import host
+from ...core.config import GPT2Config
+from ...errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
+from ...fast.dropout import check_p
+from ...tensor import FLOAT32, to_bytes
+from ...training.optim import check_adamw
+from ...training.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
+from .. import db, resources
+from ..storage import store, weights
+from ..storage.checksum import Checksum
+from . import datasets
+
+KEPT_SHARE = 0.25  # of the memory that is available: what a session may keep of a model that it trained by hand
+
+# Blocks of a statement, each in parameters of its own: joined into one value they would be copied twice more.
+SLOTS = 8
+Block = tuple[str, str, int, int, bytes, bytes, bytes]  # model, name, token_id and step of a row; data, m, v
+UPDATE_TYPES = ["text[]", "text[]", "int4[]", "int8[]", *["bytea"] * (3 * SLOTS)]
+
+
+def _slot(column: int) -> str:
+    """SQL for the value of data, m or v (0, 1, 2) of the block at `place`."""
+    cases = " ".join(f"WHEN {i + 1} THEN ${5 + column * SLOTS + i}" for i in range(SLOTS))
+    return f"CASE new.place {cases} END"
+
+
+UPDATE = (
+    f"UPDATE {{schema}}.llm_param AS p SET data = {_slot(0)}, m = {_slot(1)}, v = {_slot(2)}, step = new.step, grad = NULL"
+    " FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS new (model, name, token_id, step, place)"
+    " WHERE p.model = new.model AND p.name = new.name AND p.token_id = new.token_id"
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The optimizer's side of a run. `grad_clip` None = no clipping."""
+
+    dropout_p: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    lr_max: float
+    warmup: int
+    min_lr: float
+    grad_clip: float | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is None and name != "grad_clip":
+                raise NullNotAllowed(f"{_sql_name(name)} must not be null", hint="Leave it out to get its default.")
+        for name in ("lr_max", "warmup", "min_lr", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise InvalidParameter(
+                    f"{_sql_name(name)} must be 0 or more, not {value}", hint="Leave it out to get its default."
+                )
+        if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
+            raise InvalidParameter(f"grad_clip must be above 0, not {self.grad_clip}", hint="null = no clipping.")
+        check_p(self.dropout_p)
+        check_adamw(self.lr_max, self.beta1, self.beta2, self.eps, self.weight_decay, step=1)
+
+    def arguments(self) -> dict[str, float | int | None]:
+        """What Trainer.step takes beside batches, learning rate and number of the step."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name not in ("lr_max", "warmup", "min_lr")}
+
+
+def _sql_name(name: str) -> str:
+    """What the caller knows it by."""
+    return "wd" if name == "weight_decay" else name
+
+
+class Learner:
+    """A model in memory that learns from rows of llm_dataset."""
+
+    def __init__(self, model: str, config: GPT2Config, trainer: Trainer) -> None:
+        self.model = model
+        self.config = config
+        self.trainer = trainer
+        self._granted = 0  # bytes beside the state that steps may use
+
+    @property
+    def step(self) -> int:
+        """AdamW updates that the model has had."""
+        return max(self.trainer.steps.values())
+
+    def batches(self, ids: Sequence[int], batch_size: int, dropout_p: float) -> tuple[list[datasets.Batch], list[int]]:
+        """The rows `ids`, cut into micro-batches of at most `batch_size`; and the digest of each row.
+
+        53200 when a step on them, with dropout of `dropout_p`, needs more memory than there is.
+        """
+        rows = datasets.rows(ids, self.model, self.config)
+        found = []
+        for start in range(0, len(rows), batch_size):
+            found += datasets.batches(rows[start : start + batch_size])
+            host.check_interrupts()
+        for count, length in {tokens.shape for tokens, _ in found}:
+            self._require_memory(count, length, dropout_p)
+        return found, [row.digest for row in rows]
+
+    def _require_memory(self, rows: int, length: int, dropout_p: float) -> None:
+        """53200 when a batch needs more than there is; asked again only of a larger one, for the step keeps its memory."""
+        wanted = estimate_step_bytes(self.config, rows, length, dropout_p) - 16 * self.config.n_params()
+        if wanted > self._granted:
+            resources.require_memory(wanted - self._granted, f"a batch of {rows} x {length} tokens")
+            self._granted = wanted
+
+    def digest(self) -> str:
+        """SHA-256 of all weights, tensors in the order of the configuration."""
+        found = hashlib.sha256()
+        for array in self.trainer.params.values():
+            found.update(to_bytes(array))
+            host.check_interrupts()
+        return found.hexdigest()
+
+
+Place = tuple[str, str, int]  # model, name and token_id of a row of llm_param
+
+
+@dataclass
+class State:
+    """Weights and optimizer state of a model at one version, and which rows of llm_param they are."""
+
+    model: str
+    config: GPT2Config
+    version: str
+    params: weights.Params
+    m: weights.Params
+    v: weights.Params
+    steps: dict[str, int]
+    tied: dict[str, str]
+    blocks: list[tuple[str, int, int]]  # name, first row, number of rows
+    rows: dict[tuple[str, int], Place]  # a shared block is another model's
+    sums: dict[Place, bytes]  # checksum of each row as it was read, or written last
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return 12 * self.config.n_params()
+
+
+def read_state(model: str, config: GPT2Config, version: str) -> State:
+    """The state of `model` from its rows."""
+    assembly = weights.Assembly(model, config.param_shapes())
+    m: weights.Params = {}
+    v: weights.Params = {}
+    steps: dict[str, int] = {}
+    blocks: list[tuple[str, int, int]] = []
+    places: dict[tuple[str, int], Place] = {}
+    sums: dict[Place, bytes] = {}
+    for place, row in _rows(model):
+        name, first, rows = row["name"], row["token_id"], row["shape"][0]
+        assembly.add(name, first, row["shape"], row["data"])
+        for moments, data in ((m, row["m"]), (v, row["v"])):
+            if name not in moments:
+                moments[name] = np.zeros(config.param_shapes()[name], FLOAT32)
+            if data:
+                if len(data) != len(row["data"]):
+                    raise InconsistentData(
+                        f'm or v of tensor "{name}", block {first}, of model "{model}" has {len(data)} bytes,'
+                        f" not {len(row['data'])}",
+                        hint="Set m and v to null to start the optimizer anew.",
+                    )
+                moments[name][first : first + rows] = np.frombuffer(data, FLOAT32).reshape(row["shape"])
+        steps[name] = max(row["step"], steps.get(name, 0))
+        blocks.append((name, first, rows))
+        places[name, first] = place
+        sums[place] = _checksum_of(row)
+    tied, blocks = _tied(model, blocks, places)
+    return State(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places, sums)
+
+
+def _rows(model: str) -> Iterator[tuple[Place, db.Row]]:
+    """Each block of `model`, with the row that it is in."""
+    for row in db.cursor(
+        "SELECT name, token_id, shape, data, m, v, step, grad IS NULL AS no_grad, source_model, source_name, source_token_id"
+        f" FROM {store.resolved()} AS p ORDER BY name, token_id",
+        ["text"],
+        model,
+    ):
+        yield (row["source_model"], row["source_name"], row["source_token_id"]), row
+        host.check_interrupts()
+
+
+def _checksum_of(row: db.Row) -> bytes:
+    return _checksum(row["step"], row["no_grad"], row["data"], row["m"], row["v"])
+
+
+def _checksum(step: int, no_grad: bool, *tensors: bytes | None) -> bytes:
+    """Of what a row holds, wherever it lies. Sizes are with it, so that data, m and v are told apart."""
+    found = Checksum()
+    found.update(repr((step, no_grad, [tensor and len(tensor) for tensor in tensors])).encode())
+    for tensor in tensors:
+        found.update(tensor or b"")
+    return found.digest()
+
+
+def _tied(model: str, blocks: list, places: dict) -> tuple[dict[str, str], list]:
+    """Tensors that share the rows of one before them -> that one; and the blocks that are then written."""
+    first: dict[tuple, str] = {}
+    tied: dict[str, str] = {}
+    for name in dict.fromkeys(name for name, _, _ in blocks):
+        rows = tuple((start, places[name, start]) for block, start, _ in blocks if block == name)
+        if first.setdefault(rows, name) != name:
+            tied[name] = first[rows]
+    blocks = [block for block in blocks if block[0] not in tied]
+    written = [places[name, start] for name, start, _ in blocks]
+    if len(set(written)) < len(written) or any(
+        name.rsplit(".", 1)[0] == one.rsplit(".", 1)[0] for name, one in tied.items()
+    ):
+        raise FeatureNotSupported(
+            f'model "{model}" shares a block twice in a way that cannot be trained',
+            hint="Tensors that share with one another must share all their blocks, and not be weight and bias of one layer;"
+            " llm_unshare_param gives the model copies of its own.",
+        )
+    return tied, blocks
+
+
+class Session(Learner):
+    """A model in memory, from its rows and back to them. The caller holds the model's lock."""
+
+    def __init__(self, model: str, workers: int) -> None:
+        config = store.config(model)
+        resources.apply_threads(workers)
+        version = weights.version_of(model)
+        state = weights.cache.take_state(model, version)
+        held = 0 if state is None else state.nbytes
+        resources.require_memory(16 * config.n_params() - held, f'training "{model}"')
+        if state is None or state.config != config:
+            state = read_state(model, config, version)
+        self._state = state
+        self._written = dict(state.steps)
+        arrays = (state.params, state.m, state.v, state.steps)
+        super().__init__(model, config, Trainer(config, *arrays, tied=state.tied, chunk=resources.attention_chunk()))
+
+    @property
+    def version(self) -> str:
+        """That of the rows which were read, or written last."""
+        return self._state.version
+
+    @property
+    def content(self) -> str:
+        """Digest of what those rows hold, which stays the same where they are moved or restored."""
+        return hashlib.md5(repr(sorted(self._state.sums.items())).encode()).hexdigest()
+
+    def keep(self) -> None:
+        """Leave the state to the next training of the model in this session, which finds it while the rows are of its version.
+
+        Only what has been written may be left, and as much as the system can easily spare.
+        """
+        available = resources.available_memory()
+        if available is None or self._state.nbytes <= available * KEPT_SHARE:
+            self._state.steps = self.trainer.steps
+            weights.cache.state = self._state
+
+    def write(self) -> None:
+        """Weights, moments and steps of what has changed, into the rows they came from, which nobody else may have changed."""
+        state, trainer = self._state, self.trainer
+        self._lock_rows()
+        if (
+            weights.version_of(self.model) != state.version and not self._only_moved()
+        ):  # by a snapshot after the rows are ours
+            raise self._changed()
+        batch: list[Block] = []
+        held = 0
+        for name, first, rows in state.blocks:
+            if trainer.steps[name] == self._written[name]:
+                continue
+            part = slice(first, first + rows)
+            if not np.isfinite(trainer.params[name][part]).all():  # the last update; the loss of the next would tell
+                raise Diverged(
+                    f'training diverged: tensor "{name}" is not finite after step {self.step}',
+                    hint="Use a smaller lr_max, a longer warmup or a smaller grad_clip.",
+                )
+            data, m, v = (to_bytes(array[name][part]) for array in (trainer.params, trainer.m, trainer.v))
+            place = state.rows[name, first]
+            batch.append((*place, trainer.steps[name], data, m, v))
+            state.sums[place] = _checksum(trainer.steps[name], True, data, m, v)
+            held += 3 * len(data)
+            if held >= store.FLUSH_BYTES or len(batch) == SLOTS:
+                self._update(batch)
+                batch, held = [], 0
+            host.check_interrupts()
+        if batch:
+            self._update(batch)
+        self._written = dict(trainer.steps)
+        state.version = weights.version_of(self.model)
+
+    def _lock_rows(self) -> None:
+        sources = sorted({source for source, _, _ in self._state.rows.values()})
+        db.run("SELECT 1 FROM {schema}.llm_param WHERE model = ANY ($1) FOR UPDATE", ["text[]"], sources)
+
+    def _only_moved(self) -> bool:
+        """Whether rows of another version hold what these did: after VACUUM FULL, CLUSTER, or what deletes and inserts them."""
+        self._lock_rows()  # those that were inserted while the others were waited for
+        return {place: _checksum_of(row) for place, row in _rows(self.model)} == self._state.sums
+
+    def _update(self, batch: list[Block]) -> None:
+        models, names, firsts, steps, *tensors = map(list, zip(*batch))
+        empty = [None] * (SLOTS - len(batch))
+        values = [value for column in tensors for value in [*column, *empty]]
+        updated = db.run(UPDATE, UPDATE_TYPES, models, names, firsts, steps, *values)
+        if updated != len(batch):
+            raise self._changed()
+
+    def _changed(self) -> InconsistentData:
+        return InconsistentData(
+            f'the weights of model "{self.model}" were changed by somebody else during training',
+            hint="Nothing was written. Do not change llm_param while a model is trained; then train again.",
+        )
+
+
+def mean_loss(
+    params: Mapping[str, np.ndarray],
+    config: GPT2Config,
+    model: str,
+    ids: np.ndarray,
+    batch_size: int,
+    chunk: int | None = None,
+) -> tuple[float, int]:
+    """Mean cross entropy and number of tokens of rows of llm_dataset, without dropout."""
+    chunk = resources.attention_chunk() if chunk is None else chunk
+    total, count = 0.0, 0
+    for start in range(0, len(ids), batch_size):
+        for tokens, targets in datasets.batches(datasets.rows(ids[start : start + batch_size].tolist(), model, config)):
+            loss, n = evaluate(params, config, tokens, targets, chunk=chunk)
+            total, count = total + loss, count + n
+    return total / count, count

@@ -1,0 +1,196 @@
+"""Vocabularies as rows, and the cache of tokenizers by version.
+
+A vocabulary has 100,000 rows, too many to digest at every call: statement triggers add a row to llm_bpe_version instead, and
+the version is that table, which DROP EXTENSION may have made anew, and the ids that are visible there, usually one. Where
+row-level security is active for the caller, the visible rows are digested after all.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from .. import host
+from ..errors import DuplicateObject, InvalidParameter, WrongState, require
+from ..limits import MOST_TOKEN_BYTES
+from ..tokenizer.bpe import Tokenizer, token_bytes
+from . import db
+
+BYTES_A_ROW, COPIES = 250, 6  # of memory that a token or a merge takes beside its text, and how often that is there
+MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's vocabulary
+
+_cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
+
+
+def load(model: str) -> Tokenizer:
+    """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary."""
+    found = find(model)
+    if found is None:
+        raise WrongState(
+            f'model "{model}" has no vocabulary',
+            hint="Load one: pg_llm_load_bpe_vocab and pg_llm_load_bpe_merges on the server, pg-gpt2 ingest-tokenizer"
+            f" --model {model} as a client, or learn one with llm_train_bpe. Functions on token ids work without.",
+        )
+    return found
+
+
+def find(model: str) -> Tokenizer | None:
+    """The tokenizer of `model`, or None when it has no vocabulary."""
+    version = _version(model)
+    if version is None:
+        return None
+    found = _cache.get(model)
+    while found is None or found[0] != version:
+        found = (version, _read(model))
+        version = _version(model)  # another one where a change was committed between the statements that read
+        if version is None:
+            return None
+    _cache[model] = found
+    _cache.move_to_end(model)
+    while len(_cache) > MOST:
+        _cache.popitem(last=False)
+    return found[1]
+
+
+def cached() -> list[tuple[str, str]]:
+    """(model, version) of the tokenizers in memory whose vocabulary the caller may see, least recently used first."""
+    if not db.may_read("llm_bpe_vocab"):
+        return []
+    rows = db.query(
+        "SELECT m.name FROM unnest($1) AS m (name) WHERE NOT row_security_active('{schema}.llm_bpe_vocab')"
+        " OR (SELECT true FROM {schema}.llm_bpe_vocab AS v WHERE v.model = m.name ORDER BY v.token_id LIMIT 1)",
+        ["text[]"],
+        list(_cache),
+    )
+    seen = {row["name"] for row in rows}
+    return [(model, version) for model, (version, _) in _cache.items() if model in seen]
+
+
+def forget() -> None:
+    """Give up all tokenizers in memory."""
+    _cache.clear()
+
+
+def _version(model: str) -> str | None:
+    """None when the caller sees no token of `model`. The first row is asked for by the key: for EXISTS, and for LIMIT alone, the
+    planner scans a table that many models share."""
+    row = db.row(
+        "SELECT concat_ws(' ', '{schema}.llm_bpe_version'::regclass::oid,"
+        " (SELECT string_agg(s.id::text, ' ' ORDER BY s.id) FROM {schema}.llm_bpe_version s),"
+        " (SELECT true FROM {schema}.llm_bpe_merges m WHERE m.model = $1 ORDER BY m.rank LIMIT 1)) AS version,"
+        " row_security_active('{schema}.llm_bpe_vocab') OR row_security_active('{schema}.llm_bpe_merges') AS filtered"
+        " FROM (SELECT FROM {schema}.llm_bpe_vocab v WHERE v.model = $1 ORDER BY v.token_id LIMIT 1) AS any_token",
+        ["text"],
+        model,
+    )
+    if row is None:
+        return None
+    return _digest(model) if row["filtered"] else row["version"]
+
+
+def _digest(model: str) -> str:
+    row = db.row(
+        "SELECT (SELECT md5(string_agg(concat_ws(' ', ctid, xmin, cmin), E'\\n' ORDER BY token_id))"
+        " FROM {schema}.llm_bpe_vocab WHERE model = $1)"
+        " || coalesce((SELECT md5(string_agg(concat_ws(' ', ctid, xmin, cmin), E'\\n' ORDER BY rank))"
+        " FROM {schema}.llm_bpe_merges WHERE model = $1), '') AS version",
+        ["text"],
+        model,
+    )
+    return (row or {})["version"]
+
+
+def touch() -> None:
+    """Make the version another one, and remove what earlier changes left, but for what others are removing now."""
+    row = db.row("INSERT INTO {schema}.llm_bpe_version DEFAULT VALUES RETURNING id")
+    level = db.row("SELECT current_setting('transaction_isolation') AS level")
+    if row and level == {
+        "level": "read committed"
+    }:  # in the others a row that somebody has removed meanwhile is an error
+        db.run(
+            "DELETE FROM {schema}.llm_bpe_version WHERE id IN"
+            " (SELECT id FROM {schema}.llm_bpe_version WHERE id < $1 FOR UPDATE SKIP LOCKED)",
+            ["int8"],
+            row["id"],
+        )
+
+
+def _require_room(model: str) -> None:
+    """53200 when the vocabulary does not fit, 22023 when one token is too long: who may write a vocabulary must not be able to
+    fill the memory of those who read it."""
+    pieces = 'octet_length("left") + octet_length("right")'
+    row = db.row(
+        "SELECT v.n + m.n AS rows, v.size + m.size AS size, greatest(v.longest, m.longest / 2) AS longest FROM"
+        " (SELECT count(*) AS n, coalesce(sum(octet_length(bytes)), 0)::bigint AS size, max(octet_length(bytes)) AS longest"
+        "  FROM {schema}.llm_bpe_vocab WHERE model = $1) AS v,"
+        f" (SELECT count(*) AS n, coalesce(sum({pieces}), 0)::bigint AS size, max({pieces}) AS longest"
+        "  FROM {schema}.llm_bpe_merges WHERE model = $1) AS m",
+        ["text"],
+        model,
+    )
+    rows, size, longest = (row or {}).values()
+    _require_short(model, longest or 0)
+    host.require_memory(BYTES_A_ROW * rows + COPIES * size, f'the vocabulary of "{model}"')
+
+
+def _require_short(model: str, size: int) -> None:
+    if size > MOST_TOKEN_BYTES:
+        raise InvalidParameter(
+            f'the vocabulary of "{model}" has a token of {size} bytes, and one takes {MOST_TOKEN_BYTES}',
+            hint="Delete it, with the merges that lead to it; the longest of GPT-2 has 128.",
+        )
+
+
+def _read(model: str) -> Tokenizer:
+    _require_room(model)
+    tokens = {
+        row["token_id"]: row["bytes"]
+        for row in db.cursor("SELECT token_id, bytes FROM {schema}.llm_bpe_vocab WHERE model = $1", ["text"], model)
+    }
+    merges = [
+        (row["left"], row["right"])
+        for row in db.cursor(
+            'SELECT "left", "right" FROM {schema}.llm_bpe_merges WHERE model = $1 ORDER BY rank', ["text"], model
+        )
+    ]
+    return Tokenizer(tokens, merges)
+
+
+def _empty(table: str, model: str) -> None:
+    """Delete what there is: who only adds vocabularies needs no right to delete."""
+    key = "token_id" if table == "llm_bpe_vocab" else "rank"
+    if db.row(f"SELECT 1 FROM {{schema}}.{table} WHERE model = $1 ORDER BY {key} LIMIT 1", ["text"], model):
+        db.run(f"DELETE FROM {{schema}}.{table} WHERE model = $1", ["text"], model)
+
+
+def replace_tokens(model: str, vocab: Mapping[str, int]) -> None:
+    """Put `vocab`, token in printable form -> id, in the place of the model's tokens."""
+    require(model=model)
+    tokens = [token_bytes(token) for token in vocab]
+    _require_short(model, max(map(len, tokens), default=0))
+    _empty("llm_bpe_vocab", model)
+    db.run(
+        "INSERT INTO {schema}.llm_bpe_vocab (model, token_id, token, bytes)"
+        " SELECT $1, token_id, token, bytes FROM unnest($2, $3, $4) AS new (token_id, token, bytes)",
+        ["text", "int4[]", "text[]", "bytea[]"],
+        *(model, list(vocab.values()), list(vocab), tokens),
+    )
+
+
+def replace_merges(model: str, merges: Sequence[tuple[str, str]]) -> None:
+    """Put `merges`, best first, in the place of the model's merges."""
+    require(model=model)
+    _empty("llm_bpe_merges", model)
+    db.run(
+        'INSERT INTO {schema}.llm_bpe_merges (model, rank, "left", "right", pair)'
+        " SELECT $1, rank - 1, l, r, l || ' ' || r FROM unnest($2, $3) WITH ORDINALITY AS new (l, r, rank)",
+        ["text", "text[]", "text[]"],
+        *(model, [left for left, _ in merges], [right for _, right in merges]),
+    )
+
+
+def require_none(model: str) -> None:
+    """42710 when `model` has a vocabulary."""
+    if db.row("SELECT 1 FROM {schema}.llm_bpe_vocab WHERE model = $1 ORDER BY token_id LIMIT 1", ["text"], model):
+        raise DuplicateObject(
+            f'model "{model}" already has a vocabulary',
+            hint="Choose another name, or DELETE its rows from llm_bpe_vocab and llm_bpe_merges first.",
+        )
