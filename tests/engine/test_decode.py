@@ -200,8 +200,7 @@ from pg_gpt2.fast import threads
 threads.import_numpy_single_threaded()
 import numpy as np
 from pg_gpt2.core.config import GPT2Config
-from pg_gpt2.fast import attend_blocks
-from pg_gpt2.fast import layout
+from pg_gpt2.fast import attend_blocks, layout, ops
 from pg_gpt2.generation.decode import Decoder, feed_together, several, step_together
 from small_models import CONFIGS, random_params
 wide = GPT2Config(n_layer=1, n_head=1, d_model=128, n_positions=1100, vocab=50)  # d_head 128: shorter pieces of values

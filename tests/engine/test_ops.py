@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from pg_gpt2.core import rng
 from pg_gpt2.errors import InvalidParameter, UndefinedObject
-from pg_gpt2.fast import attend, blas, buffers, threads
+from pg_gpt2.fast import blas, buffers, threads
+from pg_gpt2.fast.attend import attend
 from pg_gpt2.fast.ops import Op, lookup, registry
 from pg_gpt2.fast.products import product
 

@@ -38,6 +38,23 @@ def test_prepared_tasks_run_again_and_again_also_after_an_error():
     assert len(done) == 3
 
 
+def test_only_the_servers_own_thread_looks_for_interrupts(monkeypatch):
+    """Tasks of a task, too: the server must not be called from a helper."""
+    looked: set[int] = set()
+    monkeypatch.setattr(host, "check_interrupts", lambda: looked.add(threading.get_ident()))
+    pool, met = threads.Pool(2), threading.Barrier(2)
+    monkeypatch.setattr(threads, "_pool", pool)
+
+    def task() -> None:
+        met.wait(10)  # hence one on each thread
+        threads.run([lambda: None] * 3)
+        threads.for_rows(6, 2, lambda rows: threads.look())
+
+    threads.run([task, task])
+    pool.close()
+    assert looked == {threading.get_ident()}
+
+
 def both(pool: threads.Pool, ahead: threads.Task | None = None) -> None:
     """Run two tasks that meet, hence one on each thread."""
     met = threading.Barrier(2)

@@ -118,14 +118,15 @@ class Pool:
     def run(self, tasks: Sequence[Task], batch: "Batch | None" = None) -> None:
         """Run `tasks`, in any order and on any thread; return when all are done, raise the first error.
 
-        The caller looks for an interrupt between tasks. After it, or an error, no further task is begun.
+        The caller looks for an interrupt between tasks. After it, or an error, no further task is begun. Tasks of a task are
+        run by the thread that has it, be that a helper: only the server's own thread may call the server.
         """
-        helpers = min(self.count, len(tasks)) - 1
+        helpers = min(self.count, len(tasks)) - 1 if _current.batch is None else 0
         if helpers > self._started:
             helpers = self._start(helpers)
         if helpers < 1:
             for task in tasks:
-                host.check_interrupts()
+                look()
                 task()
             return
         batch = batch or Batch()

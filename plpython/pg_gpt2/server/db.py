@@ -154,8 +154,10 @@ def _for_sql(error: Exception) -> Exception:
     """The error as SQL shall see it."""
     if isinstance(error, plpy.SPIError):
         return _from_server(error)
-    if isinstance(error, plpy.Error):
+    if isinstance(error, ServerError):
         return error
+    if isinstance(error, plpy.Error):  # a cancel that came while a NOTICE was sent
+        return _error(str(error), error.sqlstate, error.detail, error.hint)
     if isinstance(error, OSError):
         error = of_system(error, f'"{error.filename}"' if error.filename else "a file of the server")
     if isinstance(error, PgGpt2Error):
