@@ -1,19 +1,19 @@
-"""The registry of ops: each defined once, forward and backward together, as stateless functions of arrays.
+"""What an op is, and the registry in which everybody looks it up: the SQL functions, the tape, the model.
 
-The SQL kernels, the tape and the training step all look an op up here. `saved` only accelerates a backward pass:
-every backward recomputes what it is not given, so that an op can be differentiated from its recorded inputs alone.
+An op is a function of arrays and its gradient. The plain ones are in `ops`. A faster form registers under the same name with
+`replace`; `lookup` gives it unless `use_fast(False)`, and nobody who looks an op up has to know which of the two it is.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from typing import Any
 
 import numpy as np
 
-from .. import limits
 from ..errors import InvalidParameter, UndefinedObject
 
-Shape = tuple[int, ...]
+Grads = tuple[np.ndarray | None, ...]  # one for each input, None where there is none
 
 
 class Sink:
@@ -26,32 +26,37 @@ class Sink:
 
 @dataclass(frozen=True)
 class Op:
-    """An op: `forward(*arrays, **attrs)` and `backward(dy, y, *arrays, saved, sinks, **attrs)`.
+    """`forward(*arrays, **attrs)` gives y; `backward(dy, y, *arrays, **attrs)` gives the gradients of sum(dy * y) by the inputs.
 
-    forward returns y, or (y, saved) when `saves`. backward returns one gradient an input, None where there is none; it
-    may put a gradient straight into the sink of that input (and then returns the sink's array). `reads` names the
-    arrays backward looks at beyond their shape: input positions, and "y"; the tape frees the rest early. `saving` is a
-    forward pass with the same y that also returns something large to save, for who has the memory.
+    `reads` names what backward looks at beyond shapes: places of inputs, and "y". `check(*arrays, **attrs)` raises where the
+    arrays or attributes do not fit, whichever form of the op runs. What only faster forms have: forward returns (y, saved) when
+    `saves`, and backward then takes `saved`, but can do without; `saving` is a forward pass that saves more than memory may
+    allow; with `sinks`, backward takes a Sink or None for each input and may put a gradient there, returning the sink's array;
+    `fused` is forward and backward of a last op in one.
     """
 
     name: str
     forward: Callable[..., Any]
-    backward: Callable[..., Sequence[np.ndarray | None]]
+    backward: Callable[..., Grads]
     inputs: tuple[str, ...]
     variadic: bool = False
-    saves: bool = False
     reads: frozenset[int | str] = frozenset()
-    fused: Callable[..., tuple[np.ndarray, Sequence[np.ndarray | None]]] | None = None
+    check: Callable[..., None] | None = None
+    saves: bool = False
     saving: Callable[..., tuple[np.ndarray, Any]] | None = None
+    sinks: bool = False
+    fused: Callable[..., tuple[np.ndarray, Grads]] | None = None
 
     def __call__(self, *arrays: np.ndarray, **attrs: Any) -> np.ndarray:
         """y alone."""
         return self.run(*arrays, **attrs)[0]
 
     def run(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
-        """(y, saved); saved is None when the op saves nothing. 22023 when the number of inputs is wrong."""
+        """(y, saved); saved is None when the op saves nothing. 22023 when inputs or attributes do not fit."""
         self.check_inputs(len(arrays))
         try:
+            if self.check is not None:
+                self.check(*arrays, **attrs)
             result = self.forward(*arrays, **attrs)
         except TypeError as error:
             raise self._bad_attributes(attrs, error) from error
@@ -69,12 +74,31 @@ class Op:
                 hint="Give one array for each of them, in this order.",
             )
 
-    def grads(self, dy: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray | None, ...]:
+    def gradients(
+        self,
+        dy: np.ndarray,
+        y: np.ndarray | None,
+        *arrays: np.ndarray,
+        saved: Any = None,
+        sinks: Sequence[Sink | None] | None = None,
+        **attrs: Any,
+    ) -> Grads:
+        """The backward pass, given of `saved` and `sinks` what this op takes."""
+        if self.saves or self.saving is not None:
+            attrs["saved"] = saved
+        if self.sinks:
+            attrs["sinks"] = sinks or [None] * len(arrays)
+        return self.backward(dy, y, *arrays, **attrs)
+
+    def grads(self, dy: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> Grads:
         """Gradients of sum(dy * y) by the inputs, from the inputs alone."""
         y, saved = self.run(*arrays, **attrs)
         if dy.shape != y.shape:
-            raise misfit(self.name, "the gradient has the shape of the result", dy=dy.shape, y=y.shape)
-        return tuple(self.backward(dy, y, *arrays, saved=saved, **attrs))
+            raise InvalidParameter(
+                f"{self.name}: shapes do not fit: dy {list(dy.shape)}, y {list(y.shape)}",
+                hint="Rule: the gradient has the shape of the result.",
+            )
+        return self.gradients(dy, y, *arrays, saved=saved, **attrs)
 
     def _bad_attributes(self, attrs: dict[str, Any], error: TypeError) -> Exception:
         """A user's wrong attribute becomes 22023; a TypeError from inside the op stays what it is."""
@@ -90,20 +114,41 @@ class Op:
         )
 
 
-registry: dict[str, Op] = {}
+plain: dict[str, Op] = {}  # name -> the op as `ops` writes it
+fast: dict[str, Op] = {}  # name -> its faster form, where there is one
+registry: dict[str, Op] = {}  # name -> the one to use
 
 
 def register(
-    name: str,
-    forward: Callable[..., Any],
-    backward: Callable[..., Sequence[np.ndarray | None]],
-    inputs: str,
-    **options: Any,
-) -> Op:
+    name: str, forward: Callable[..., Any], backward: Callable[..., Grads], inputs: str, **options: Any
+) -> None:
     """Enter an op; `inputs` are the names of its arrays, separated by blanks."""
     options["reads"] = frozenset(options.get("reads", ()))
-    registry[name] = Op(name, forward, backward, tuple(inputs.split()), **options)
-    return registry[name]
+    plain[name] = registry[name] = Op(name, forward, backward, tuple(inputs.split()), **options)
+
+
+def replace(name: str, forward: Callable[..., Any], backward: Callable[..., Grads], **options: Any) -> None:
+    """Enter a faster form of an op; `reads` where its backward pass looks at something else."""
+    if "reads" in options:
+        options["reads"] = frozenset(options["reads"])
+    fast[name] = registry[name] = changed(plain[name], forward=forward, backward=backward, **options)
+
+
+def check(name: str, rule: Callable[..., None]) -> None:
+    """Give an op its check of arrays and attributes, before a faster form of it is entered."""
+    plain[name] = registry[name] = changed(plain[name], check=rule)
+
+
+def use_fast(on: bool) -> None:
+    """Whether `lookup` gives the faster forms, as it does at first, or the plain ops."""
+    if on != is_fast():
+        registry.update(plain)
+        registry.update(fast if on else {})
+
+
+def is_fast() -> bool:
+    """Whether `lookup` gives faster forms."""
+    return any(registry[name] is op for name, op in fast.items())
 
 
 def lookup(name: str) -> Op:
@@ -112,28 +157,3 @@ def lookup(name: str) -> Op:
         return registry[name]
     except KeyError:
         raise UndefinedObject(f'op "{name}" does not exist', hint=f"Ops: {', '.join(sorted(registry))}.") from None
-
-
-def misfit(op: str, rule: str, **shapes: Shape) -> InvalidParameter:
-    """The error for shapes that do not fit: names the op, the shapes, and the rule as hint."""
-    described = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-    return InvalidParameter(f"{op}: shapes do not fit: {described}", hint=f"Rule: {rule}.")
-
-
-def check_row(op: str, n: int) -> None:
-    """22023 when rows of n values are longer than an op takes that works on whole rows."""
-    if n > limits.MOST_ROW:
-        raise InvalidParameter(
-            f"{op}: a row of {n} values; the most is {limits.MOST_ROW}",
-            hint="Give the length of a row, or shorter rows.",
-        )
-
-
-def normal_axis(op: str, axis: int, ndim: int) -> int:
-    """`axis` counted from the front; 22023 when there is no such axis."""
-    if not -ndim <= axis < ndim:
-        raise InvalidParameter(
-            f"{op}: axis {axis} does not exist in a tensor of {ndim} dimensions",
-            hint="Axes count from 0; negative ones from the end.",
-        )
-    return axis % ndim
