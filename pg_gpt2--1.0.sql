@@ -45,7 +45,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 0d9117733f6d @extschema@'] = importer['load'](sources, 'pg_gpt2 0d9117733f6d @extschema@', '@extschema@')
+    GD['pg_gpt2 63748fe12634 @extschema@'] = importer['load'](sources, 'pg_gpt2 63748fe12634 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -194,9 +194,10 @@ from typing import Any
 import numpy as np
 
 from .. import host
-from ..core.tape import Node, Tape, Value
+from ..core.op import Op, Sink
 from ..errors import InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
-from ..fast.ops import Op, Sink, lookup
+from ..fast.ops import lookup
+from ..fast.tape import Node, Tape, Value
 
 Arrays = Mapping[int, np.ndarray]
 
@@ -574,13 +575,15 @@ from typing import Any
 import numpy as np
 
 from . import host, limits
+from .core.ops import CHUNK
 from .errors import InvalidParameter, MalformedData, NullNotAllowed, OutOfMemory
 from .fast import threads
-from .fast.attention import GROUP, MOST_SCORES, check_length
-from .fast.dropout import backward_from_output, check_p
+from .fast.attention import GROUP, MOST_SCORES
+from .fast.dropout import backward_from_output
 from .fast.elementwise import copied
-from .fast.ops import CHUNK, lookup
+from .fast.ops import lookup
 from .generation.sampling import Draws, Sampling, choose
+from .op_checks import check_length, check_p
 from .tensor import FLOAT32, from_bytes, to_bytes
 from .training import optim
 
@@ -936,7 +939,10 @@ def _rows(data: bytes, n: int | None, name: str) -> np.ndarray:
 
 def _backward(name: str, dy: np.ndarray, y: np.ndarray | None, *arrays: np.ndarray, **attrs: Any) -> Sequence[Any]:
     """Gradients by the inputs, from the op's backward pass."""
-    return lookup(name).backward(dy, y, *arrays, saved=None, sinks=[None] * len(arrays), **attrs)
+    op = lookup(name)
+    if op.check is not None and y is None:
+        op.check(*arrays, **attrs)
+    return op.gradients(dy, y, *arrays, **attrs)
 
 
 def _bytes(arrays: Sequence[np.ndarray]) -> tuple[bytes, ...]:
@@ -1042,35 +1048,40 @@ PRESETS = {
     )
 }
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.gpt2', $pg_gpt2_source$"""GPT-2, once: every forward pass, training, decoding or a single block in SQL, runs these lines over a `Runner`.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.gpt2', $pg_gpt2_source$"""GPT-2, once: every forward pass, in training, decoding or a single block in SQL, runs these lines over a `Runner`.
 
-Parameters are a dict by checkpoint name: a layer is the entries under `h.{i}.`. Shapes: B sequences of T tokens, width
-D; the leading B may be absent. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings.
+Parameters are a dict by checkpoint name: a layer is the entries under `h.{i}.`. Shapes: B sequences of T tokens, width D; the
+leading B may be absent. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import sqrt
 from typing import Any
 
 import numpy as np
 
-from .. import host
 from ..errors import InvalidParameter
-from ..fast import threads
-from ..fast.attend import CHUNK
-from ..fast.products import run_all
 from . import rng
 from .config import LAYER_NORM_EPS, GPT2Config, block_shapes
+from .ops import CHUNK
 from .tape import Handle, Runner
 
 Params = Mapping[str, Handle]
 Attend = Callable[[int, Handle], Handle]  # (layer, qkv [.., T, 3D]) -> [.., T, D]
 Keep = Callable[[Handle], Handle]  # [.., T, D] -> [n, D], some of the rows
 Position = int | np.ndarray
+
+
 INIT_STD = 0.02
 INIT_PIECE = 1 << 18  # scalars drawn from one address
+
+
+def run_in_turn(calls: list[Callable[[], object]]) -> None:
+    """Call each of them."""
+    for call in calls:
+        call()
 
 
 @dataclass(frozen=True)
@@ -1090,9 +1101,7 @@ class Dropout:
 def _dropped(run: Runner, x: Handle, drop: Dropout | None, site: int) -> Handle:
     if drop is None or not drop.p:
         return x
-    y = run.apply("dropout", x, **drop.at(site))
-    run.forget(x)
-    return y
+    return run.apply("dropout", x, **drop.at(site))
 
 
 def block(
@@ -1115,7 +1124,6 @@ def block(
     site = 1 + 3 * layer
     normed = run.apply("layernorm", x, p["ln_1.weight"], p["ln_1.bias"], eps=eps)
     qkv = run.apply("linear", normed, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
-    run.forget(normed)
     if attend is not None:
         mixed = attend(layer, qkv)
     else:
@@ -1127,29 +1135,21 @@ def block(
 
     normed = run.apply("layernorm", x, p["ln_2.weight"], p["ln_2.bias"], eps=eps)
     hidden = run.apply("linear", normed, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])
-    run.forget(normed)
     active = run.apply("gelu", hidden)
-    x = _residual(run, x, active, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"], drop, site + 2)
-    run.forget(active)
-    return x
+    return _residual(run, x, active, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"], drop, site + 2)
 
 
 def _residual(run: Runner, x: Handle, y: Handle, w: Handle, b: Handle, drop: Dropout | None, site: int) -> Handle:
     """x + dropout(y @ w + b)."""
     y = _dropped(run, run.apply("linear", y, w, b), drop, site)
-    total = run.apply("add", x, y)
-    run.forget(y)
-    return total
+    return run.apply("add", x, y)
 
 
 def embed(run: Runner, params: Params, ids: np.ndarray, *, position: Position = 0) -> Handle:  # [.., T] -> [.., T, D]
     """wte[ids] + wpe[position ..]; a vector of positions has one for each sequence."""
     tokens = run.apply("embedding", params["wte"], ids=ids)
     places = run.apply("embedding", params["wpe"], ids=np.asarray(position)[..., None] + np.arange(np.shape(ids)[-1]))
-    x = run.apply("add", tokens, places)
-    run.forget(tokens)
-    run.forget(places)
-    return x
+    return run.apply("add", tokens, places)
 
 
 def hidden(
@@ -1228,47 +1228,49 @@ def check_window(length: int, config: GPT2Config) -> None:
         )
 
 
-def init_params(config: GPT2Config, seed: int = 0) -> dict[str, np.ndarray]:
+def init_params(
+    config: GPT2Config, seed: int = 0, run_all: Callable[[list[Callable[[], object]]], object] = run_in_turn
+) -> dict[str, np.ndarray]:
     """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero.
 
-    Draws depend on (seed, index of the tensor) only.
+    Draws depend on (seed, index of the tensor) only; `run_all` calls the functions that make them, in any order.
     """
     params = {}
     for index, (name, shape) in enumerate(config.param_shapes().items()):
         params[name] = tensor = np.zeros(shape, np.float32)
         if tensor.ndim == 2:
             std = INIT_STD / sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else INIT_STD
-            _draw_normal(tensor.reshape(-1), std, seed, index)
-            host.check_interrupts()
+            flat = tensor.reshape(-1)
+            starts = range(0, flat.size, INIT_PIECE)
+            run_all(
+                [partial(_draw_normal, flat[i : i + INIT_PIECE], std, seed, index, i // INIT_PIECE) for i in starts]
+            )
         elif name.endswith("weight"):
             tensor[:] = 1.0
     return params
 
 
-def _draw_normal(flat: np.ndarray, std: float, seed: int, index: int) -> None:
-    def piece(part: slice) -> None:
-        source = np.random.Generator(rng.philox(seed, rng.INIT, site=index, row=part.start // INIT_PIECE))
-        source.standard_normal(out=flat[part], dtype=np.float32)
-        flat[part] *= std
-
-    run_all([lambda part=part: piece(part) for part in threads.pieces(flat.size, INIT_PIECE)])  # type: ignore[misc]
+def _draw_normal(out: np.ndarray, std: float, seed: int, index: int, piece: int) -> None:
+    source = np.random.Generator(rng.philox(seed, rng.INIT, site=index, row=piece))
+    source.standard_normal(out=out, dtype=np.float32)
+    out *= std
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.op', $pg_gpt2_source$"""The registry of ops: each defined once, forward and backward together, as stateless functions of arrays.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.op', $pg_gpt2_source$"""What an op is, and the registry in which everybody looks it up: the SQL functions, the tape, the model.
 
-The SQL kernels, the tape and the training step all look an op up here. `saved` only accelerates a backward pass:
-every backward recomputes what it is not given, so that an op can be differentiated from its recorded inputs alone.
+An op is a function of arrays and its gradient. The plain ones are in `ops`. A faster form registers under the same name with
+`replace`; `lookup` gives it unless `use_fast(False)`, and nobody who looks an op up has to know which of the two it is.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from typing import Any
 
 import numpy as np
 
-from .. import limits
 from ..errors import InvalidParameter, UndefinedObject
 
-Shape = tuple[int, ...]
+Grads = tuple[np.ndarray | None, ...]  # one for each input, None where there is none
 
 
 class Sink:
@@ -1281,32 +1283,37 @@ class Sink:
 
 @dataclass(frozen=True)
 class Op:
-    """An op: `forward(*arrays, **attrs)` and `backward(dy, y, *arrays, saved, sinks, **attrs)`.
+    """`forward(*arrays, **attrs)` gives y; `backward(dy, y, *arrays, **attrs)` gives the gradients of sum(dy * y) by the inputs.
 
-    forward returns y, or (y, saved) when `saves`. backward returns one gradient an input, None where there is none; it
-    may put a gradient straight into the sink of that input (and then returns the sink's array). `reads` names the
-    arrays backward looks at beyond their shape: input positions, and "y"; the tape frees the rest early. `saving` is a
-    forward pass with the same y that also returns something large to save, for who has the memory.
+    `reads` names what backward looks at beyond shapes: places of inputs, and "y". `check(*arrays, **attrs)` raises where the
+    arrays or attributes do not fit, whichever form of the op runs. What only faster forms have: forward returns (y, saved) when
+    `saves`, and backward then takes `saved`, but can do without; `saving` is a forward pass that saves more than memory may
+    allow; with `sinks`, backward takes a Sink or None for each input and may put a gradient there, returning the sink's array;
+    `fused` is forward and backward of a last op in one.
     """
 
     name: str
     forward: Callable[..., Any]
-    backward: Callable[..., Sequence[np.ndarray | None]]
+    backward: Callable[..., Grads]
     inputs: tuple[str, ...]
     variadic: bool = False
-    saves: bool = False
     reads: frozenset[int | str] = frozenset()
-    fused: Callable[..., tuple[np.ndarray, Sequence[np.ndarray | None]]] | None = None
+    check: Callable[..., None] | None = None
+    saves: bool = False
     saving: Callable[..., tuple[np.ndarray, Any]] | None = None
+    sinks: bool = False
+    fused: Callable[..., tuple[np.ndarray, Grads]] | None = None
 
     def __call__(self, *arrays: np.ndarray, **attrs: Any) -> np.ndarray:
         """y alone."""
         return self.run(*arrays, **attrs)[0]
 
     def run(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
-        """(y, saved); saved is None when the op saves nothing. 22023 when the number of inputs is wrong."""
+        """(y, saved); saved is None when the op saves nothing. 22023 when inputs or attributes do not fit."""
         self.check_inputs(len(arrays))
         try:
+            if self.check is not None:
+                self.check(*arrays, **attrs)
             result = self.forward(*arrays, **attrs)
         except TypeError as error:
             raise self._bad_attributes(attrs, error) from error
@@ -1324,12 +1331,31 @@ class Op:
                 hint="Give one array for each of them, in this order.",
             )
 
-    def grads(self, dy: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray | None, ...]:
+    def gradients(
+        self,
+        dy: np.ndarray,
+        y: np.ndarray | None,
+        *arrays: np.ndarray,
+        saved: Any = None,
+        sinks: Sequence[Sink | None] | None = None,
+        **attrs: Any,
+    ) -> Grads:
+        """The backward pass, given of `saved` and `sinks` what this op takes."""
+        if self.saves or self.saving is not None:
+            attrs["saved"] = saved
+        if self.sinks:
+            attrs["sinks"] = sinks or [None] * len(arrays)
+        return self.backward(dy, y, *arrays, **attrs)
+
+    def grads(self, dy: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> Grads:
         """Gradients of sum(dy * y) by the inputs, from the inputs alone."""
         y, saved = self.run(*arrays, **attrs)
         if dy.shape != y.shape:
-            raise misfit(self.name, "the gradient has the shape of the result", dy=dy.shape, y=y.shape)
-        return tuple(self.backward(dy, y, *arrays, saved=saved, **attrs))
+            raise InvalidParameter(
+                f"{self.name}: shapes do not fit: dy {list(dy.shape)}, y {list(y.shape)}",
+                hint="Rule: the gradient has the shape of the result.",
+            )
+        return self.gradients(dy, y, *arrays, saved=saved, **attrs)
 
     def _bad_attributes(self, attrs: dict[str, Any], error: TypeError) -> Exception:
         """A user's wrong attribute becomes 22023; a TypeError from inside the op stays what it is."""
@@ -1345,20 +1371,43 @@ class Op:
         )
 
 
-registry: dict[str, Op] = {}
+plain: dict[str, Op] = {}  # name -> the op as `ops` writes it
+fast: dict[str, Op] = {}  # name -> its faster form, where there is one
+registry: dict[str, Op] = {}  # name -> the one to use
 
 
 def register(
-    name: str,
-    forward: Callable[..., Any],
-    backward: Callable[..., Sequence[np.ndarray | None]],
-    inputs: str,
-    **options: Any,
-) -> Op:
+    name: str, forward: Callable[..., Any], backward: Callable[..., Grads], inputs: str, **options: Any
+) -> None:
     """Enter an op; `inputs` are the names of its arrays, separated by blanks."""
     options["reads"] = frozenset(options.get("reads", ()))
-    registry[name] = Op(name, forward, backward, tuple(inputs.split()), **options)
-    return registry[name]
+    plain[name] = registry[name] = Op(name, forward, backward, tuple(inputs.split()), **options)
+
+
+def replace(name: str, forward: Callable[..., Any], backward: Callable[..., Grads], **options: Any) -> None:
+    """Enter a faster form of an op; `reads` where its backward pass looks at something else."""
+    if "reads" in options:
+        options["reads"] = frozenset(options["reads"])
+    fast[name] = registry[name] = changed(plain[name], forward=forward, backward=backward, **options)
+
+
+def check(name: str, rule: Callable[..., None]) -> None:
+    """Give an op, in all its forms, its check of arrays and attributes."""
+    for form in (plain, fast, registry):
+        if name in form:
+            form[name] = changed(form[name], check=rule)
+
+
+def use_fast(on: bool) -> None:
+    """Whether `lookup` gives the faster forms, as it does at first, or the plain ops."""
+    if on != is_fast():
+        registry.update(plain)
+        registry.update(fast if on else {})
+
+
+def is_fast() -> bool:
+    """Whether `lookup` gives faster forms."""
+    return any(registry[name].forward is op.forward for name, op in fast.items())
 
 
 def lookup(name: str) -> Op:
@@ -1367,31 +1416,488 @@ def lookup(name: str) -> Op:
         return registry[name]
     except KeyError:
         raise UndefinedObject(f'op "{name}" does not exist', hint=f"Ops: {', '.join(sorted(registry))}.") from None
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.ops', $pg_gpt2_source$"""The ops, plainly: each a function of arrays and beside it its gradient, in NumPy, as the papers write them.
+
+Read from the top: what all networks have, then what makes a transformer. dy is the gradient of the loss by y; a gradient returns
+one array for each input. Weights are (in, out), as in GPT-2's checkpoints: y = x w + b. `[.., T, D]` is any number of leading
+dimensions. Sources: Vaswani et al. 2017 (attention), Ba et al. 2016 (layernorm), Hendrycks & Gimpel 2016 (gelu), Srivastava
+et al. 2014 (dropout).
+"""
+
+from collections.abc import Sequence
+from math import pi, prod, sqrt
+from typing import Any
+
+import numpy as np
+
+from . import rng
+from .op import Grads, register
+
+CHUNK = 64  # query rows of attention at a time, in the form that computes it in pieces
 
 
-def misfit(op: str, rule: str, **shapes: Shape) -> InvalidParameter:
-    """The error for shapes that do not fit: names the op, the shapes, and the rule as hint."""
-    described = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-    return InvalidParameter(f"{op}: shapes do not fit: {described}", hint=f"Rule: {rule}.")
+def rows_of(x: np.ndarray) -> np.ndarray:  # [.., n] -> [m, n]
+    """All leading dimensions as one."""
+    return x.reshape(-1, x.shape[-1])
 
 
-def check_row(op: str, n: int) -> None:
-    """22023 when rows of n values are longer than an op takes that works on whole rows."""
-    if n > limits.MOST_ROW:
-        raise InvalidParameter(
-            f"{op}: a row of {n} values; the most is {limits.MOST_ROW}",
-            hint="Give the length of a row, or shorter rows.",
-        )
+# --- elementwise, with NumPy's broadcasting --------------------------------------------------------------------------
 
 
-def normal_axis(op: str, axis: int, ndim: int) -> int:
-    """`axis` counted from the front; 22023 when there is no such axis."""
-    if not -ndim <= axis < ndim:
-        raise InvalidParameter(
-            f"{op}: axis {axis} does not exist in a tensor of {ndim} dimensions",
-            hint="Axes count from 0; negative ones from the end.",
-        )
-    return axis % ndim
+def unbroadcast(dy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Sum dy over the axes along which an input of that shape was repeated."""
+    kept = dy.ndim - len(shape)
+    axes = tuple(range(kept)) + tuple(kept + i for i, n in enumerate(shape) if n == 1)
+    return dy.sum(axis=axes).reshape(shape)
+
+
+def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a + b."""
+    return np.asarray(a + b)
+
+
+def add_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Grads:
+    """dy for both."""
+    return unbroadcast(dy, a.shape), unbroadcast(dy, b.shape)
+
+
+register("add", add, add_backward, "a b")
+
+
+def mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a * b."""
+    return np.asarray(a * b)
+
+
+def mul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Grads:
+    """dy b, dy a."""
+    return unbroadcast(dy * b, a.shape), unbroadcast(dy * a, b.shape)
+
+
+register("mul", mul, mul_backward, "a b", reads=(0, 1))
+
+
+def scale(x: np.ndarray, *, factor: float) -> np.ndarray:
+    """x * factor."""
+    return np.asarray(x * x.dtype.type(factor))
+
+
+def scale_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, factor: float) -> Grads:
+    """dy * factor."""
+    return (scale(dy, factor=factor),)
+
+
+register("scale", scale, scale_backward, "x")
+
+
+def ones_like(x: np.ndarray) -> np.ndarray:
+    """Ones of the shape of x."""
+    return np.ones(x.shape, x.dtype)
+
+
+def zeros_like(x: np.ndarray) -> np.ndarray:
+    """Zeros of the shape of x."""
+    return np.zeros(x.shape, x.dtype)
+
+
+def no_gradient(dy: np.ndarray, y: Any, x: np.ndarray) -> Grads:
+    """None: the result does not depend on the values of x."""
+    return (None,)
+
+
+register("ones_like", ones_like, no_gradient, "x")
+register("zeros_like", zeros_like, no_gradient, "x")
+
+SQRT_2_OVER_PI = sqrt(2.0 / pi)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the form that GPT-2 has."""
+    return np.asarray(0.5 * x * (1.0 + np.tanh(SQRT_2_OVER_PI * (x + 0.044715 * x**3))), x.dtype)
+
+
+def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray) -> Grads:
+    """dy (0.5 (1 + t) + 0.5 x (1 - t^2) u'), t = tanh(u), u as in gelu."""
+    t = np.tanh(SQRT_2_OVER_PI * (x + 0.044715 * x**3))
+    du = SQRT_2_OVER_PI * (1.0 + 3 * 0.044715 * x**2)
+    return (np.asarray(dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t**2) * du), x.dtype),)
+
+
+register("gelu", gelu, gelu_backward, "x", reads=(0,))
+
+
+def dropout(x: np.ndarray, *, p: float, seed: int = 0, step: int = 0, site: int = 0) -> np.ndarray:
+    """x * mask / (1 - p): a mask is addressed by (seed, step, site), so that the gradient draws the same one again."""
+    mask = rng.keep_mask(p, x.size, seed=seed, step=step, site=site).reshape(x.shape)
+    return np.asarray(x * mask * x.dtype.type(1.0 / (1.0 - p)))
+
+
+def dropout_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, *, p: float, seed: int = 0, step: int = 0, site: int = 0
+) -> Grads:
+    """dy * mask / (1 - p)."""
+    return (dropout(dy, p=p, seed=seed, step=step, site=site),)
+
+
+register("dropout", dropout, dropout_backward, "x")
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+
+
+def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
+    """a b; leading dimensions broadcast."""
+    return np.matmul(a, b)
+
+
+def matmul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Grads:
+    """da = dy b', db = a' dy."""
+    return unbroadcast(dy @ b.swapaxes(-1, -2), a.shape), unbroadcast(a.swapaxes(-1, -2) @ dy, b.shape)
+
+
+register("matmul", matmul, matmul_backward, "a b", reads=(0, 1))
+
+
+def linear(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
+    """x w + b."""
+    return x @ w + b
+
+
+def linear_backward(dy: np.ndarray, y: Any, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> Grads:
+    """dx = dy w', dw = x' dy, db = the sum of dy over rows."""
+    return dy @ w.T, rows_of(x).T @ rows_of(dy), rows_of(dy).sum(axis=0)
+
+
+register("linear", linear, linear_backward, "x w b", reads=(0, 1))
+
+
+def mlp(
+    x: np.ndarray, w_fc: np.ndarray, b_fc: np.ndarray, w_proj: np.ndarray, b_proj: np.ndarray
+) -> np.ndarray:  # [.., D], [D, F], [F], [F, D], [D] -> [.., D]
+    """linear, gelu, linear."""
+    return linear(gelu(linear(x, w_fc, b_fc)), w_proj, b_proj)
+
+
+def mlp_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    w_fc: np.ndarray,
+    b_fc: np.ndarray,
+    w_proj: np.ndarray,
+    b_proj: np.ndarray,
+) -> Grads:
+    """The gradients of the three, in reverse."""
+    hidden = linear(x, w_fc, b_fc)
+    d_active, dw_proj, db_proj = linear_backward(dy, None, gelu(hidden), w_proj, b_proj)
+    (d_hidden,) = gelu_backward(d_active, None, hidden)  # type: ignore[arg-type]
+    return *linear_backward(d_hidden, None, x, w_fc, b_fc), dw_proj, db_proj  # type: ignore[arg-type]
+
+
+register("mlp", mlp, mlp_backward, "x w_fc b_fc w_proj b_proj", reads=(0, 1, 2, 3))
+
+
+def embedding(table: np.ndarray, *, ids: Any) -> np.ndarray:  # [V, D] -> [*ids.shape, D]
+    """table[ids]."""
+    return table[np.asarray(ids, np.int64)]
+
+
+def embedding_backward(dy: np.ndarray, y: Any, table: np.ndarray, *, ids: Any) -> Grads:
+    """Each row of dy added to its row of the table."""
+    d_table = np.zeros(table.shape, dy.dtype)
+    np.add.at(d_table, np.asarray(ids, np.int64), dy)
+    return (d_table,)
+
+
+register("embedding", embedding, embedding_backward, "table")
+
+
+def lm_head(x: np.ndarray, wte: np.ndarray) -> np.ndarray:  # [.., D], [V, D] -> [.., V]
+    """Logits: x wte', the output layer being the token embedding."""
+    return x @ wte.T
+
+
+def lm_head_backward(dy: np.ndarray, y: Any, x: np.ndarray, wte: np.ndarray) -> Grads:
+    """dx = dy wte, dwte = dy' x."""
+    return dy @ wte, rows_of(dy).T @ rows_of(x)
+
+
+register("lm_head", lm_head, lm_head_backward, "x wte", reads=(0, 1))
+
+
+# --- over the last axis -----------------------------------------------------------------------------------------------
+
+
+def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
+    """exp(x) / sum(exp(x)), shifted by the largest so that nothing overflows."""
+    exps = np.exp(x - x.max(axis=-1, keepdims=True))
+    return exps / exps.sum(axis=-1, keepdims=True)
+
+
+def softmax_backward(dy: np.ndarray, y: np.ndarray | None, x: np.ndarray) -> Grads:
+    """y (dy - sum(y dy))."""
+    y = softmax(x) if y is None else y
+    return (y * (dy - (y * dy).sum(axis=-1, keepdims=True)),)
+
+
+register("softmax", softmax, softmax_backward, "x", reads=("y",))
+
+
+def _normalized(x: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """(x - mean) / sqrt(var + eps), and the root; the variance is the biased one."""
+    root = np.sqrt(x.var(axis=-1, keepdims=True) + x.dtype.type(eps))
+    return (x - x.mean(axis=-1, keepdims=True)) / root, root
+
+
+def layernorm(
+    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, eps: float = 1e-5
+) -> np.ndarray:  # [.., n], [n], [n] -> [.., n]
+    """(x - mean) / sqrt(var + eps) * gamma + beta."""
+    return _normalized(x, eps)[0] * gamma + beta
+
+
+def layernorm_backward(
+    dy: np.ndarray, y: Any, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, eps: float = 1e-5
+) -> Grads:
+    """dx = (g - mean(g) - h mean(g h)) / root, g = dy gamma, h the normalised x; dgamma = sum(dy h), dbeta = sum(dy)."""
+    h, root = _normalized(x, eps)
+    g = dy * gamma
+    dx = (g - g.mean(axis=-1, keepdims=True) - h * (g * h).mean(axis=-1, keepdims=True)) / root
+    return dx, rows_of(dy * h).sum(axis=0), rows_of(dy).sum(axis=0)
+
+
+register("layernorm", layernorm, layernorm_backward, "x gamma beta", reads=(0, 1))
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def split_heads(x: np.ndarray, n_head: int) -> np.ndarray:  # [.., T, D] -> [.., H, T, D / H]
+    """A matrix for each head."""
+    return x.reshape(*x.shape[:-1], n_head, x.shape[-1] // n_head).swapaxes(-2, -3)
+
+
+def merge_heads(x: np.ndarray) -> np.ndarray:  # [.., H, T, d] -> [.., T, H d]
+    """The heads side by side again."""
+    x = x.swapaxes(-2, -3)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def attend(
+    q: np.ndarray, k: np.ndarray, keep: np.ndarray | None = None
+) -> np.ndarray:  # [.., t, d], [.., T, d] -> [.., t, T]
+    """Probabilities softmax(q k' / sqrt(d)): the last of t queries sees all T keys, each earlier one a key less."""
+    scores = q @ k.swapaxes(-1, -2) / q.dtype.type(sqrt(q.shape[-1]))
+    t, length = scores.shape[-2:]
+    future = np.triu(np.full((t, length), -np.inf, q.dtype), 1 + length - t)
+    return softmax(scores + future)
+
+
+def _dropped(w: np.ndarray, p: float, **address: int) -> np.ndarray:  # [.., T, T] -> [.., T, T]
+    """w * mask / (1 - p), where each head has a row of masks."""
+    if not p:
+        return w
+    t = w.shape[-1]
+    width = -(-t // rng.VALUES_PER_TICK) * rng.VALUES_PER_TICK
+    masks = [rng.keep_mask(p, t * width, row=row, **address) for row in range(prod(w.shape[:-2]))]  # type: ignore[arg-type]
+    return np.asarray(w * np.reshape(masks, (*w.shape[:-1], width))[..., :t] * w.dtype.type(1.0 / (1.0 - p)))
+
+
+def causal_attention(
+    qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
+) -> np.ndarray:  # [.., T, 3D] -> [.., T, D]
+    """softmax(q k' / sqrt(d)) v of each head; position t sees 1 .. t; p drops probabilities. `chunk` is for faster forms."""
+    q, k, v = (split_heads(part, n_head) for part in np.split(qkv, 3, axis=-1))
+    w = attend(q, k)
+    return merge_heads(_dropped(w, p, seed=seed, step=step, site=site) @ v)
+
+
+def causal_attention_backward(
+    dy: np.ndarray,
+    y: Any,
+    qkv: np.ndarray,
+    *,
+    n_head: int,
+    chunk: int = CHUNK,
+    p: float = 0.0,
+    seed: int = 0,
+    step: int = 0,
+    site: int = 0,
+) -> Grads:
+    """Through the product with v, dropout, softmax, and the product q k'."""
+    q, k, v = (split_heads(part, n_head) for part in np.split(qkv, 3, axis=-1))
+    w, dy = attend(q, k), split_heads(dy, n_head)
+    dv = _dropped(w, p, seed=seed, step=step, site=site).swapaxes(-1, -2) @ dy
+    dw = _dropped(dy @ v.swapaxes(-1, -2), p, seed=seed, step=step, site=site)
+    d_scores = w * (dw - (w * dw).sum(axis=-1, keepdims=True)) / q.dtype.type(sqrt(q.shape[-1]))
+    dq, dk = d_scores @ k, d_scores.swapaxes(-1, -2) @ q
+    return (np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1),)
+
+
+register("causal_attention", causal_attention, causal_attention_backward, "qkv", reads=(0,))
+
+
+def attention(
+    x: np.ndarray,
+    w_qkv: np.ndarray,
+    b_qkv: np.ndarray,
+    w_o: np.ndarray,
+    b_o: np.ndarray,
+    *,
+    n_head: int,
+    chunk: int = CHUNK,
+) -> np.ndarray:  # [.., T, D], [D, 3D], [3D], [D, D], [D] -> [.., T, D]
+    """linear, causal_attention, linear."""
+    return linear(causal_attention(linear(x, w_qkv, b_qkv), n_head=n_head), w_o, b_o)
+
+
+def attention_backward(
+    dy: np.ndarray,
+    y: Any,
+    x: np.ndarray,
+    w_qkv: np.ndarray,
+    b_qkv: np.ndarray,
+    w_o: np.ndarray,
+    b_o: np.ndarray,
+    *,
+    n_head: int,
+    chunk: int = CHUNK,
+) -> Grads:
+    """The gradients of the three, in reverse."""
+    qkv = linear(x, w_qkv, b_qkv)
+    d_mixed, dw_o, db_o = linear_backward(dy, None, causal_attention(qkv, n_head=n_head), w_o, b_o)
+    (d_qkv,) = causal_attention_backward(d_mixed, None, qkv, n_head=n_head)  # type: ignore[arg-type]
+    return *linear_backward(d_qkv, None, x, w_qkv, b_qkv), dw_o, db_o  # type: ignore[arg-type]
+
+
+register("attention", attention, attention_backward, "x w_qkv b_qkv w_o b_o", reads=(0, 1, 2, 3))
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] -> []
+    """Mean over rows of logsumexp(z) - z[target]."""
+    z = rows_of(logits)
+    top = z.max(axis=-1)
+    logsumexp = np.log(np.exp(z - top[:, None]).sum(axis=-1, dtype=np.float64)) + top
+    picked = z[np.arange(len(z)), np.asarray(target, np.int64).reshape(-1)]
+    return np.asarray((logsumexp - picked).mean(), logits.dtype)
+
+
+def cross_entropy_backward(dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any) -> Grads:
+    """dy (softmax(z) - onehot(target)) / rows."""
+    d_logits = softmax(rows_of(logits))
+    d_logits[np.arange(len(d_logits)), np.asarray(target, np.int64).reshape(-1)] -= 1.0
+    return ((d_logits * logits.dtype.type(float(dy) / len(d_logits))).reshape(logits.shape),)
+
+
+register("cross_entropy", cross_entropy, cross_entropy_backward, "logits", reads=(0,))
+
+
+def lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any) -> np.ndarray:  # [.., D], [V, D] -> []
+    """cross_entropy(x wte')."""
+    return cross_entropy(lm_head(x, wte), target=target)
+
+
+def lm_head_loss_backward(dy: np.ndarray, y: Any, x: np.ndarray, wte: np.ndarray, *, target: Any) -> Grads:
+    """The gradients of both, in reverse."""
+    (d_logits,) = cross_entropy_backward(dy, None, lm_head(x, wte), target=target)
+    return lm_head_backward(d_logits, None, x, wte)  # type: ignore[arg-type]
+
+
+register("lm_head_loss", lm_head_loss, lm_head_loss_backward, "x wte", reads=(0, 1))
+
+
+# --- shapes and sums --------------------------------------------------------------------------------------------------
+
+
+def transpose(x: np.ndarray, *, axes: Sequence[int] | None = None) -> np.ndarray:  # [.., m, n] -> [.., n, m]
+    """The last two axes swapped, or all in the order of `axes`."""
+    return x.swapaxes(-1, -2) if axes is None else x.transpose(axes)
+
+
+def transpose_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, axes: Sequence[int] | None = None) -> Grads:
+    """The inverse permutation."""
+    if axes is None:
+        return (dy.swapaxes(-1, -2),)
+    return (dy.transpose(np.argsort([axis % x.ndim for axis in axes])),)
+
+
+register("transpose", transpose, transpose_backward, "x")
+
+
+def reshape(x: np.ndarray, *, shape: Sequence[int]) -> np.ndarray:
+    """The values of x in row-major order under another shape; one dimension may be -1."""
+    return x.reshape(tuple(shape))
+
+
+def reshape_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, shape: Sequence[int]) -> Grads:
+    """The old shape."""
+    return (dy.reshape(x.shape),)
+
+
+register("reshape", reshape, reshape_backward, "x")
+
+
+def _part(ndim: int, axis: int, start: int, stop: int) -> tuple[slice, ...]:
+    return (slice(None),) * (axis % ndim) + (slice(start, stop),)
+
+
+def slice_(x: np.ndarray, *, axis: int, start: int, stop: int) -> np.ndarray:
+    """start .. stop - 1 along `axis`, counted from 0."""
+    return x[_part(x.ndim, axis, start, stop)]
+
+
+def slice_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int, start: int, stop: int) -> Grads:
+    """Zero outside the slice."""
+    dx = np.zeros(x.shape, dy.dtype)
+    dx[_part(x.ndim, axis, start, stop)] = dy
+    return (dx,)
+
+
+register("slice", slice_, slice_backward, "x")
+
+
+def concat(*xs: np.ndarray, axis: int = 0) -> np.ndarray:
+    """The inputs one after the other along `axis`."""
+    return np.concatenate(xs, axis=axis)
+
+
+def concat_backward(dy: np.ndarray, y: Any, *xs: np.ndarray, axis: int = 0) -> Grads:
+    """The part of each input."""
+    return tuple(np.split(dy, np.cumsum([x.shape[axis] for x in xs])[:-1], axis=axis))
+
+
+register("concat", concat, concat_backward, "x", variadic=True)
+
+
+def sum_(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
+    """Sum over `axis`, which disappears; over everything without one."""
+    return np.asarray(x.sum(axis=axis))
+
+
+def sum_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None) -> Grads:
+    """dy for every value that was added."""
+    return (np.broadcast_to(dy if axis is None else np.expand_dims(dy, axis), x.shape).copy(),)
+
+
+register("sum", sum_, sum_backward, "x")
+
+
+def mean(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
+    """Mean over `axis`, which disappears; over everything without one."""
+    return np.asarray(x.mean(axis=axis))
+
+
+def mean_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None) -> Grads:
+    """dy / n for every value."""
+    n = x.size if axis is None else x.shape[axis]
+    return sum_backward(np.asarray(dy / dy.dtype.type(n)), None, x, axis=axis)
+
+
+register("mean", mean, mean_backward, "x")
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.rng', $pg_gpt2_source$"""Counter-based random numbers: a draw is addressed by (seed, step, site, row, tick), never by what was drawn before.
 
@@ -1437,10 +1943,10 @@ def keep_mask(
     source = philox(seed, DROPOUT, step=step, site=site, row=row, tick=start // VALUES_PER_TICK)
     return np.greater_equal(uint16(source, -(-n // VALUES_PER_TICK))[:n], drop_threshold(p), out=out)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.tape', $pg_gpt2_source$"""Running ops: on a tape that can be differentiated, or eagerly. Model code is written once against `Runner`.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.tape', $pg_gpt2_source$"""Running ops: on a tape, which can be differentiated, or eagerly. The model is written once against `Runner`.
 
-A tape is a list of nodes (name, inputs, output, attributes) in the order of their execution. It follows micrograd and
-HIPS/autograd; what it adds is the economy of a training step: values are freed, or recomputed, as soon as they allow.
+A tape is a list of nodes (op, inputs, output, attributes) in the order of their execution, as in micrograd and HIPS/autograd.
+This one keeps every value; the one of `fast` does the same with less memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -1449,26 +1955,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import host
-from ..errors import InvalidParameter
-from ..fast.elementwise import accumulate
-from .op import Op, Sink, lookup
+from . import ops  # noqa: F401  (enters them)
+from .op import Op, lookup
 
 Handle = Any  # a Value of a tape, or the array itself
-Audit = Callable[[str, "Node"], None]  # ("forward" | "backward", node)
 
 
 class Runner(Protocol):
-    """What a model needs: apply ops to handles, and say when a value has no further use."""
+    """What a model needs: apply ops to handles."""
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Handle:
         """A handle for data."""
 
     def apply(self, name: str, *inputs: Handle, **attrs: Any) -> Handle:
         """The result of an op."""
-
-    def forget(self, handle: Handle) -> None:
-        """The caller makes no further use of this value; a backward pass may recompute it."""
 
 
 class Eager:
@@ -1480,184 +1980,70 @@ class Eager:
 
     def apply(self, name: str, *inputs: np.ndarray, **attrs: Any) -> np.ndarray:
         """The op's result."""
-        host.check_interrupts()
+        before_each_op()
         return lookup(name)(*inputs, **attrs)
-
-    def forget(self, handle: np.ndarray) -> None:
-        """Nothing to do: the array goes with its last reference."""
 
 
 class Value:
-    """A value on a tape. `sink` is where a parameter's gradient is collected; others have it in `grad`.
+    """A value on a tape: its data, the node that made it, and, after a backward pass, its gradient."""
 
-    `is_read` says that the backward pass of an op so far looks at the data.
-    """
-
-    __slots__ = ("data", "dtype", "grad", "is_read", "node", "requires_grad", "shape", "sink")
-
-    def __init__(self, data: np.ndarray, requires_grad: bool, node: "Node | None" = None, sink: Sink | None = None):
-        self.data: np.ndarray | None = data
-        self.shape, self.dtype = data.shape, data.dtype
-        self.requires_grad = requires_grad
-        self.node, self.sink = node, sink
+    def __init__(self, data: np.ndarray, requires_grad: bool, node: "Node | None" = None) -> None:
+        self.data, self.requires_grad, self.node = data, requires_grad, node
         self.grad: np.ndarray | None = None
-        self.is_read = False
 
 
 @dataclass(eq=False)
 class Node:
-    """One application of an op: what becomes a row of `llm_tape`."""
+    """One application of an op."""
 
     op: Op
     inputs: tuple[Value, ...]
     attrs: dict[str, Any]
     output: Value
-    saved: Any = None
-
-    @property
-    def name(self) -> str:
-        """Name of the op."""
-        return self.op.name
 
 
 class Tape:
-    """Records ops and differentiates them.
+    """Records ops and differentiates them."""
 
-    With keep, all values and gradients stay for inspection. Without, a value dies once nothing needs it: at `forget`,
-    or when the backward pass has gone by; with `recompute` at `forget` though it will be needed. Either way gives the
-    same bits. `audit` is called after each node.
-    """
-
-    def __init__(self, *, keep: bool = True, recompute: bool = True, audit: Audit | None = None) -> None:
+    def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self.keep = keep
-        self.recompute = recompute and not keep
-        self.audit = audit
 
-    def leaf(self, data: np.ndarray, requires_grad: bool = False, sink: Sink | None = None) -> Value:
+    def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Value:
         """A value from outside: an input, or a parameter."""
-        return Value(data, requires_grad, sink=sink)
+        return Value(data, requires_grad)
 
     def apply(self, name: str, *inputs: Value, **attrs: Any) -> Value:
         """Run an op on values and record it."""
-        host.check_interrupts()
+        before_each_op()
         op = lookup(name)
-        run = op.run if self.recompute or self.keep else op.run_saving
-        y, saved = run(*(_data(value) for value in inputs), **attrs)
-        return self._record(op, inputs, attrs, y, saved)
-
-    def forget(self, value: Value) -> None:
-        """Drop the data of an intermediate value that no backward pass reads, or that one can recompute."""
-        if value.node is not None and (self.recompute or not (self.keep or value.is_read)):
-            value.data = None
-
-    def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:
-        """Gradients of sum(seed * start) for everything before `start` that requires one."""
-        if start.node is None or not start.requires_grad:
-            raise InvalidParameter(
-                "the value to start from was not computed from anything that requires a gradient",
-                hint="Start from a value that depends on a variable with requires_grad.",
-            )
-        start.grad = np.array(np.broadcast_to(np.asarray(seed, start.dtype), start.shape), order="C")
-        self._sweep(self.nodes.index(start.node), start)
-
-    def finish(self, name: str, *inputs: Value, seed: float = 1.0, **attrs: Any) -> Value:
-        """Apply a last op and run backward from it, in one pass where the op can do that. The same bits as the two."""
-        op = lookup(name)
-        if op.fused is None or self.keep or not any(value.requires_grad for value in inputs):
-            loss = self.apply(name, *inputs, **attrs)
-            self.backward(loss, seed)
-            return loss
-        host.check_interrupts()
-        arrays = [_data(value) for value in inputs]
-        y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **attrs)
-        loss = self._record(op, inputs, attrs, y, None)
-        loss.grad = np.asarray(seed, loss.dtype)  # for the audit
-        self._collect(self.nodes[-1], grads)
-        self._sweep(len(self.nodes) - 2, loss)
-        return loss
-
-    def _record(self, op: Op, inputs: Sequence[Value], attrs: dict[str, Any], y: np.ndarray, saved: Any) -> Value:
-        output = Value(y, any(value.requires_grad for value in inputs))
-        node = Node(op, tuple(inputs), attrs, output, saved if output.requires_grad else None)
-        output.node = node
-        output.is_read = "y" in op.reads
-        for i, value in enumerate(inputs):
-            value.is_read |= i in op.reads
-        self.nodes.append(node)
-        if self.audit is not None:
-            self.audit("forward", node)
+        output = Value(op(*(value.data for value in inputs), **attrs), any(value.requires_grad for value in inputs))
+        output.node = Node(op, inputs, attrs, output)
+        self.nodes.append(output.node)
         return output
 
-    def _sweep(self, last: int, start: Value) -> None:
-        """Backward from node `last` to the first; the data of `start` stays."""
-        for node in reversed(self.nodes[: last + 1]):
-            host.check_interrupts()
+    def backward(self, start: Value, seed: float = 1.0) -> None:
+        """Gradients of sum(seed * start) by everything before `start` that requires one."""
+        start.grad = np.full_like(start.data, seed)
+        for node in reversed(self.nodes):
+            before_each_op()
             if node.output.grad is not None:
-                y = _data(node.output) if "y" in node.op.reads else None
-                arrays = [_operand(value, i in node.op.reads) for i, value in enumerate(node.inputs)]
-                sinks = _sinks(node.inputs)
-                grads = node.op.backward(node.output.grad, y, *arrays, saved=node.saved, sinks=sinks, **node.attrs)
-                self._collect(node, grads)
-            if not self.keep:
-                node.output.grad = node.saved = None
-                node.output.data = start.data if node.output is start else None
-        if not self.keep:
-            for node in self.nodes:
-                node.output.node = None  # a cycle would hold the parameters until Python's collector happens to run
-            self.nodes.clear()
-
-    def _collect(self, node: Node, grads: Sequence[np.ndarray | None]) -> None:
-        """Add the gradients of a node's inputs to what they have."""
-        for value, grad in zip(node.inputs, grads, strict=True):
-            if grad is not None and value.requires_grad:
-                _add_gradient(value, grad, node.output.grad)
-        if self.audit is not None:
-            self.audit("backward", node)
+                arrays = [value.data for value in node.inputs]
+                grads = node.op.gradients(node.output.grad, node.output.data, *arrays, **node.attrs)
+                _collect(node.inputs, grads)
 
 
-def _data(value: Value) -> np.ndarray:
-    """The value's data, recomputed when it was forgotten."""
-    if value.data is None:
-        node = value.node
-        if node is None:
-            raise InvalidParameter(
-                "a value of this tape is gone: a tape that does not keep runs backward once",
-                hint="Run the forward pass again.",
-            )
-        value.data = node.op(*(_data(inner) for inner in node.inputs), **node.attrs)
-    return value.data
+def _collect(inputs: Sequence[Value], grads: Sequence[np.ndarray | None]) -> None:
+    """A value that is used more than once gets the sum of what comes back from each use."""
+    for value, grad in zip(inputs, grads, strict=True):
+        if grad is not None and value.requires_grad:
+            value.grad = grad if value.grad is None else value.grad + grad
 
 
-def _operand(value: Value, is_read: bool) -> np.ndarray:
-    """What a backward pass is given: the data, or for what it does not read an array of that shape without memory."""
-    if is_read or value.data is not None:
-        return _data(value)
-    return np.broadcast_to(np.zeros((), value.dtype), value.shape)
+def _nothing() -> None:
+    """Nobody wants to be asked."""
 
 
-def _sinks(inputs: Sequence[Value]) -> list[Sink | None]:
-    return [value.sink if value.requires_grad else None for value in inputs]
-
-
-def _add_gradient(value: Value, grad: np.ndarray, dy: np.ndarray | None) -> None:
-    """Collect `grad` in the value's sink, or in its own gradient."""
-    sink = value.sink
-    if sink is not None:
-        if np.may_share_memory(grad, sink.array):
-            return  # the op put it there
-        if sink.filled:
-            accumulate(sink.array, grad)
-        else:
-            sink.array[...], sink.filled = grad, True
-        return
-    if value.grad is None:
-        value.grad = grad
-    elif grad.flags.c_contiguous and dy is not None and not np.may_share_memory(grad, dy):
-        accumulate(grad, value.grad)
-        value.grad = grad
-    else:
-        value.grad = value.grad + grad  # an op may pass on a view of dy, which is not ours to change
+before_each_op: Callable[[], None] = _nothing  # where a server looks for a cancel
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.errors', $pg_gpt2_source$"""Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
 
@@ -1826,18 +2212,16 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast', $pg_gpt2_source$""
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.activations', $pg_gpt2_source$"""gelu in the tanh form GPT-2 uses (Hendrycks & Gimpel 2016), and softmax over the last axis."""
 
-from math import pi, sqrt
 from typing import Any
 
 import numpy as np
 
-from ..core.op import check_row, misfit, register
+from ..core.op import Grads, replace
+from ..core.ops import SQRT_2_OVER_PI
 from . import buffers, threads
 from .elementwise import block_rows, contiguous, for_blocks
 
-SQRT_2_OVER_PI = sqrt(2.0 / pi)
 CUBIC = 0.044715
-Grads = tuple[np.ndarray | None, ...]
 
 
 def _gelu_gate(x: np.ndarray, out: np.ndarray) -> None:
@@ -1876,7 +2260,7 @@ def gelu_saving(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [..] -> 2 x 
     return y, gates
 
 
-def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: np.ndarray | None = None, sinks: Any = ()) -> Grads:
+def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: np.ndarray | None = None) -> Grads:
     """dx = dy * s (1 + (1 - s) 2 sqrt(2/pi) (x + 3 * 0.044715 x^3)), s the factor of x in gelu."""
 
     def block(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, gate: np.ndarray | None = None) -> None:
@@ -1899,7 +2283,7 @@ def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: np.ndarray | 
     return (dx,)
 
 
-register("gelu", gelu, gelu_backward, "x", reads=(0,), saving=gelu_saving)
+replace("gelu", gelu, gelu_backward, saving=gelu_saving)
 
 
 def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
@@ -1911,9 +2295,6 @@ def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
 
 def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
     """exp(x) / sum(exp(x)) over the last axis."""
-    if not x.ndim:
-        raise misfit("softmax", "x has at least one dimension", x=x.shape)
-    check_row("softmax", x.shape[-1])
 
     def block(x: np.ndarray, y: np.ndarray) -> None:
         np.subtract(x, x.max(axis=-1, keepdims=True), out=y)  # so that nothing overflows
@@ -1925,9 +2306,7 @@ def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
     return y
 
 
-def softmax_backward(
-    dy: np.ndarray, y: np.ndarray | None, x: np.ndarray, *, saved: Any = None, sinks: Any = ()
-) -> Grads:
+def softmax_backward(dy: np.ndarray, y: np.ndarray | None, x: np.ndarray) -> Grads:
     """dx = y * (dy - sum(y * dy))."""
 
     def block(dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
@@ -1939,7 +2318,7 @@ def softmax_backward(
     return (dx,)
 
 
-register("softmax", softmax, softmax_backward, "x", reads=("y",))
+replace("softmax", softmax, softmax_backward)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.attend', $pg_gpt2_source$"""The core of causal attention, in chunks of query rows: scores of a chunk against the keys it may see, never T x T.
 
@@ -1953,9 +2332,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from ..core.ops import CHUNK
 from . import buffers, panels, threads
 
-CHUNK = 64  # query rows at a time (setting pg_gpt2.attention_chunk)
 BLOCK = 64  # keys that are multiplied at a time
 GROUP_ROWS = (16, 8)  # of a large product, which make it small ones
 FEW_ROWS = 128  # of queries: their products are not worth a copy of the keys
@@ -2363,30 +2742,21 @@ from typing import Any
 
 import numpy as np
 
-from .. import limits
 from ..core import rng
-from ..core.op import misfit, register
-from ..errors import InvalidParameter
+from ..core.op import Grads, replace
+from ..core.ops import CHUNK, split_heads
 from . import buffers, threads
-from .attend import CHUNK, attend, attend_backward
-from .dropout import check_p
+from .attend import attend, attend_backward
 from .elementwise import LEAST
 from .linear import linear, linear_backward
 from .products import run_all
 
-Grads = tuple[np.ndarray | None, ...]
 GROUP = 1 << 18  # scores of a chunk of rows, of as many heads: as `elementwise.BLOCK`
 MOST_SCORES = 1 << 22  # of a chunk of rows of one head
 MOST_PRODUCTS = 1 << 32  # of two numbers, for the scores of a chunk: some 100 ms
 MASK_PIECE = 1 << 22  # values of a mask that are drawn at a time
 Group = tuple[slice, slice]  # batch rows, heads
 Saved = tuple[np.ndarray, np.ndarray | None]  # norms of the probabilities, masks of dropout
-
-
-def split_heads(x: np.ndarray, n_head: int) -> np.ndarray:  # [B, T, D] -> [B, H, T, d]
-    """A view of x with one matrix a head."""
-    b, t, width = x.shape
-    return x.reshape(b, t, n_head, width // n_head).transpose(0, 2, 1, 3)
 
 
 def split_qkv(
@@ -2411,20 +2781,9 @@ def _groups(b: int, h: int, t: int, chunk: int) -> list[Group]:
     return [(slice(i, i + 1), group) for i in range(b) for group in heads]
 
 
-def _batched(qkv: np.ndarray, n_head: int) -> np.ndarray:
-    """[.., T, 3D] -> [B, T, 3D], checked."""
-    if qkv.ndim < 2 or n_head < 1 or qkv.shape[-1] % (3 * n_head):
-        raise misfit("causal_attention", f"qkv is [.., T, 3D] with D divisible by n_head = {n_head}", qkv=qkv.shape)
-    check_length(qkv.shape[-2])
+def _batched(qkv: np.ndarray) -> np.ndarray:
+    """[.., T, 3D] -> [B, T, 3D]."""
     return np.ascontiguousarray(qkv).reshape(-1, *qkv.shape[-2:])
-
-
-def check_length(t: int) -> None:
-    """22023 when a sequence is longer than attention takes."""
-    if t > limits.MOST_POSITIONS:
-        raise InvalidParameter(
-            f"attention over {t} positions; the most is {limits.MOST_POSITIONS}", hint="Attend over shorter sequences."
-        )
 
 
 def _rows_at_a_time(chunk: int, t: int, d: int) -> int:
@@ -2452,8 +2811,7 @@ def causal_attention(
     qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
 ) -> tuple[np.ndarray, Saved]:  # [.., T, 3D] -> [.., T, D]
     """Attention of each head over its q, k, v; p drops probabilities. Saves their norms [2, B, H, T, 1] and masks."""
-    check_p(p)
-    x = _batched(qkv, n_head)
+    x = _batched(qkv)
     b, t, width = x.shape
     y = buffers.empty((*qkv.shape[:-1], width // 3), x.dtype)
     q, k, v = split_qkv(x, n_head)
@@ -2485,12 +2843,11 @@ def causal_attention_backward(
     step: int = 0,
     site: int = 0,
     saved: Saved | None = None,
-    sinks: Any = (),
 ) -> Grads:
     """dqkv, head by head."""
     if saved is None:
         _, saved = causal_attention(qkv, n_head=n_head, chunk=chunk, p=p, seed=seed, step=step, site=site)
-    (norms, masks), x = saved, _batched(qkv, n_head)
+    (norms, masks), x = saved, _batched(qkv)
     b, t, _ = x.shape
     dqkv = buffers.empty(qkv.shape, x.dtype)
     q, k, v = split_qkv(x, n_head)
@@ -2506,7 +2863,7 @@ def causal_attention_backward(
     return (dqkv,)
 
 
-register("causal_attention", causal_attention, causal_attention_backward, "qkv", saves=True, reads=(0,))
+replace("causal_attention", causal_attention, causal_attention_backward, saves=True)
 
 
 def attention(
@@ -2520,13 +2877,6 @@ def attention(
     chunk: int = CHUNK,
 ) -> tuple[np.ndarray, Any]:  # [.., T, D], [D, 3D], [3D], [D, D], [D] -> [.., T, D]
     """linear, causal_attention, linear; saves what they computed between."""
-    if w_qkv.ndim != 2 or w_o.ndim != 2 or w_qkv.shape[1] != 3 * w_o.shape[0] or n_head < 1 or w_o.shape[0] % n_head:
-        raise InvalidParameter(
-            f"attention: w_qkv {list(w_qkv.shape)} and w_o {list(w_o.shape)} do not fit n_head {n_head}",
-            hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
-        )
-    if x.ndim > 1:
-        check_length(x.shape[-2])
     qkv = linear(x, w_qkv, b_qkv)
     mixed, parts = causal_attention(qkv, n_head=n_head, chunk=chunk)
     return linear(mixed, w_o, b_o), (qkv, mixed, parts)
@@ -2544,7 +2894,6 @@ def attention_backward(
     n_head: int,
     chunk: int = CHUNK,
     saved: Any = None,
-    sinks: Any = (),
 ) -> Grads:
     """The backward passes of its three parts, in reverse."""
     qkv, mixed, parts = saved or attention(x, w_qkv, b_qkv, w_o, b_o, n_head=n_head, chunk=chunk)[1]
@@ -2554,7 +2903,7 @@ def attention_backward(
     return dx, dw_qkv, db_qkv, dw_o, db_o
 
 
-register("attention", attention, attention_backward, "x w_qkv b_qkv w_o b_o", saves=True, reads=(0, 1, 2, 3))
+replace("attention", attention, attention_backward, saves=True)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.blas', $pg_gpt2_source$"""What NumPy needs several passes for and the BLAS that it loaded one: out += a @ b by sgemm, y = a x + b y by saxpby.
 
@@ -3028,28 +3377,15 @@ from typing import Any
 import numpy as np
 
 from ..core import rng
-from ..core.op import register
-from ..errors import InvalidParameter
+from ..core.op import Grads, replace
 from . import buffers, threads
 from .elementwise import block_rows, contiguous, for_blocks
-
-Grads = tuple[np.ndarray | None, ...]
-
-
-def check_p(p: float) -> None:
-    """22023 unless 0 <= p < 1."""
-    if not 0.0 <= p < 1.0:
-        raise InvalidParameter(
-            f"dropout probability must be at least 0 and below 1, not {p}",
-            hint="0 switches dropout off; GPT-2 was trained with 0.1.",
-        )
 
 
 def dropout(
     x: np.ndarray, *, p: float, seed: int = 0, step: int = 0, site: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:  # [..] -> [..]
     """x * mask / (1 - p); saves the mask."""
-    check_p(p)
     mask = buffers.empty(x.shape, np.dtype(bool))
     flat = mask.reshape(-1)
 
@@ -3069,7 +3405,6 @@ def dropout_backward(
     step: int = 0,
     site: int = 0,
     saved: np.ndarray | None = None,
-    sinks: Any = (),
 ) -> Grads:
     """dy * mask / (1 - p)."""
     if saved is None:
@@ -3104,9 +3439,9 @@ def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: flo
     return dx
 
 
-register("dropout", dropout, dropout_backward, "x", saves=True)
+replace("dropout", dropout, dropout_backward, saves=True)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.elementwise', $pg_gpt2_source$"""Elementwise ops: add and mul with NumPy's broadcasting, scale, ones_like, zeros_like; and the blocks that others use.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.elementwise', $pg_gpt2_source$"""add and mul with NumPy's broadcasting, scale; and the blocks that others use.
 
 Work goes block by block, in place, on all cores: a block and its temporaries stay in a core's cache.
 """
@@ -3118,7 +3453,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.op import Shape, misfit, register
+from ..core.op import Grads, replace
 from . import buffers, threads
 
 # Elements of the largest block. Smaller ones fit a core's cache better, but the threads then fight over the interpreter
@@ -3126,7 +3461,6 @@ from . import buffers, threads
 BLOCK = 300_000
 LEAST = 50_000  # elements that are worth a second core
 MOST_SUMMED = 1 << 22  # elements in one call, unless all go into one sum
-Grads = tuple[np.ndarray | None, ...]
 
 
 def for_blocks(work: Callable[..., object], *arrays: np.ndarray) -> None:
@@ -3163,7 +3497,7 @@ def accumulate(total: np.ndarray, term: np.ndarray) -> None:
     for_blocks(lambda t, x: np.add(t, x, out=t), total, contiguous(term))
 
 
-def unbroadcast(dy: np.ndarray, shape: Shape) -> np.ndarray:
+def unbroadcast(dy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Sum `dy` over the axes along which `shape` was broadcast."""
     if dy.shape == shape:
         return dy
@@ -3188,12 +3522,9 @@ def sum_over(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     return y
 
 
-def binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def binary(function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """function(a, b), broadcast, in blocks."""
-    try:
-        shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
-    except ValueError:
-        raise misfit(op, "dimensions are equal or 1, counted from the last", a=a.shape, b=b.shape) from None
+    shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
     y = buffers.empty(shape, np.result_type(a, b))
     repeated = shape == a.shape and b.shape == shape[len(shape) - b.ndim :] and (b.size <= BLOCK or b.shape == shape)
     if not (repeated and a.flags.c_contiguous and b.flags.c_contiguous):
@@ -3209,29 +3540,29 @@ def binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndar
 
 def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
     """a + b."""
-    return binary("add", np.add, a, b)
+    return binary(np.add, a, b)
 
 
-def add_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
+def add_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Grads:
     """dy for both, summed over broadcast axes."""
     return unbroadcast(dy, a.shape), unbroadcast(dy, b.shape)
 
 
-register("add", add, add_backward, "a b")
+replace("add", add, add_backward)
 
 
 def mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
     """a * b."""
-    return binary("mul", np.multiply, a, b)
+    return binary(np.multiply, a, b)
 
 
-def mul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
+def mul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Grads:
     """dy * b, dy * a, summed over broadcast axes."""
-    da, db = binary("mul", np.multiply, dy, b), binary("mul", np.multiply, dy, a)
+    da, db = binary(np.multiply, dy, b), binary(np.multiply, dy, a)
     return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
 
 
-register("mul", mul, mul_backward, "a b", reads=(0, 1))
+replace("mul", mul, mul_backward)
 
 
 def scale(x: np.ndarray, *, factor: float) -> np.ndarray:  # [..] -> [..]
@@ -3241,35 +3572,12 @@ def scale(x: np.ndarray, *, factor: float) -> np.ndarray:  # [..] -> [..]
     return y
 
 
-def scale_backward(
-    dy: np.ndarray, y: Any, x: np.ndarray, *, factor: float, saved: Any = None, sinks: Any = ()
-) -> Grads:
+def scale_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, factor: float) -> Grads:
     """dy * factor."""
     return (scale(dy, factor=factor),)
 
 
-register("scale", scale, scale_backward, "x")
-
-
-def ones_like(x: np.ndarray) -> np.ndarray:
-    """Ones of the shape of x."""
-    y = buffers.empty(x.shape, x.dtype)
-    for_blocks(lambda out: out.fill(1), y)
-    return y
-
-
-def zeros_like(x: np.ndarray) -> np.ndarray:
-    """Zeros of the shape of x."""
-    return np.zeros(x.shape, x.dtype)
-
-
-def no_gradient(dy: np.ndarray, y: Any, *inputs: np.ndarray, saved: Any = None, sinks: Any = (), **attrs: Any) -> Grads:
-    """For ops whose result does not depend on the values of their inputs."""
-    return (None,) * len(inputs)
-
-
-register("ones_like", ones_like, no_gradient, "x")
-register("zeros_like", zeros_like, no_gradient, "x")
+replace("scale", scale, scale_backward)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.embedding', $pg_gpt2_source$"""embedding: rows of a table, picked by integer ids. Its gradient touches only the rows that were picked."""
 
@@ -3278,39 +3586,16 @@ from typing import Any
 
 import numpy as np
 
-from .. import limits
-from ..core.op import Sink, misfit, register
-from ..errors import InvalidParameter
+from ..core.op import Grads, Sink, replace
 from . import buffers, threads
 from .elementwise import block_rows
 from .panels import Table
 from .products import gradient_buffer
 
-Grads = tuple[np.ndarray | None, ...]
-
-
-def checked_ids(op: str, ids: Any, limit: int) -> np.ndarray:
-    """`ids` as integers; 22023 when one is not in 0 .. limit - 1."""
-    array = np.asarray(ids)
-    if array.ndim >= limits.MOST_DIMENSIONS:
-        raise InvalidParameter(
-            f"{op}: ids of {array.ndim} dimensions; the most is {limits.MOST_DIMENSIONS - 1}",
-            hint="ids are a list of token numbers, or a list of such lists.",
-        )
-    if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise InvalidParameter(f"{op}: ids must be integers, not {array.dtype}", hint="ids are token numbers from 0.")
-    array = array.astype(np.int64, copy=False)
-    if array.size and not (array.min() >= 0 and array.max() < limit):
-        bad = array[(array < 0) | (array >= limit)][0]
-        raise InvalidParameter(f"{op}: id {bad} is out of range", hint=f"Valid ids are 0 to {limit - 1}.")
-    return array
-
 
 def embedding(table: np.ndarray | Table, *, ids: Any) -> np.ndarray:  # [V, D] -> [*ids.shape, D]
     """table[ids]. For inference, the table may come in panels."""
-    if table.ndim != 2:
-        raise misfit("embedding", "the table is [V, D]", table=table.shape)
-    index = checked_ids("embedding", ids, table.shape[0])
+    index = np.asarray(ids, np.int64)
     if isinstance(table, Table):
         return table.take(index)
     y = buffers.empty((*index.shape, table.shape[1]), table.dtype)
@@ -3324,11 +3609,11 @@ def embedding(table: np.ndarray | Table, *, ids: Any) -> np.ndarray:  # [V, D] -
 
 
 def embedding_backward(
-    dy: np.ndarray, y: Any, table: np.ndarray, *, ids: Any, saved: Any = None, sinks: Sequence[Sink | None] = (None,)
+    dy: np.ndarray, y: Any, table: np.ndarray, *, ids: Any, sinks: Sequence[Sink | None] = (None,)
 ) -> Grads:
     """Each row of dy, added to its row of the table."""
-    index = checked_ids("embedding", ids, table.shape[0]).reshape(-1)
-    dtable, add = gradient_buffer(sinks[0] if sinks else None, table.shape, dy.dtype)
+    index = np.asarray(ids, np.int64).reshape(-1)
+    dtable, add = gradient_buffer(sinks[0], table.shape, dy.dtype)
     if not add:
         dtable[...] = 0
     add_rows(dtable, index, dy.reshape(-1, table.shape[1]))
@@ -3357,7 +3642,7 @@ def add_rows(table: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None:  #
     threads.for_rows(table.shape[1], block_rows(table.shape[1], len(index)), work)
 
 
-register("embedding", embedding, embedding_backward, "table")
+replace("embedding", embedding, embedding_backward, sinks=True)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.layout', $pg_gpt2_source$"""How the weights of a model that only predicts lie in memory: as in the checkpoint, or matrices in panels where that pays.
 
@@ -3486,7 +3771,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.op import Sink, misfit, register
+from ..core.op import Grads, Sink, replace
 from . import buffers, panels, threads
 from .activations import gelu, gelu_backward
 from .elementwise import unbroadcast
@@ -3495,23 +3780,16 @@ from .products import as_rows, column_sums, gradient_buffer, least_pieces, produ
 
 MOST_MATRICES = 1 << 17  # multiplied in one call, however small
 
-Grads = tuple[np.ndarray | None, ...]
-
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
     """a @ b; leading dimensions broadcast."""
-    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
-        raise misfit("matmul", "a is [.., m, k] and b is [.., k, n]", a=a.shape, b=b.shape)
     if b.ndim == 2:
         return product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
-    try:
-        return _stacked(a, b)
-    except ValueError:
-        raise misfit("matmul", "leading dimensions broadcast", a=a.shape, b=b.shape) from None
+    return _stacked(a, b)
 
 
 def _stacked(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
-    """a @ b, a few of the matrices at a time where all would take long, or one in pieces. ValueError when a and b do not fit."""
+    """a @ b, a few of the matrices at a time where all would take long, or one in pieces."""
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     m, k, n = *a.shape[-2:], b.shape[-1]
     count = prod(lead)
@@ -3528,9 +3806,7 @@ def _stacked(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k,
     return y
 
 
-def matmul_backward(
-    dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()
-) -> Grads:
+def matmul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Grads:
     """da = dy @ b', db = a' @ dy."""
     if b.ndim == 2:
         rows = as_rows(dy)
@@ -3545,13 +3821,11 @@ def matmul_backward(
     return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
 
 
-register("matmul", matmul, matmul_backward, "a b", reads=(0, 1))
+replace("matmul", matmul, matmul_backward)
 
 
 def linear(x: np.ndarray, w: np.ndarray | Panels, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
     """x @ w + b on the last axis. Weights for inference may come in panels."""
-    if w.ndim != 2 or b.shape != w.shape[1:] or not x.ndim or x.shape[-1] != w.shape[0]:
-        raise misfit("linear", "x is [.., k], w is [k, n], b is [n]", x=x.shape, w=w.shape, b=b.shape)
     y = panels.product(as_rows(x), w, b) if isinstance(w, Panels) else product(as_rows(x), w, bias=b)
     return y.reshape(*x.shape[:-1], w.shape[1])
 
@@ -3563,7 +3837,6 @@ def linear_backward(
     w: np.ndarray,
     b: np.ndarray,
     *,
-    saved: Any = None,
     sinks: Sequence[Sink | None] = (None, None, None),
 ) -> Grads:
     """dx = dy @ w', dw = x' @ dy, db = column sums of dy."""
@@ -3579,13 +3852,11 @@ def linear_backward(
     return dx, dw, db
 
 
-register("linear", linear, linear_backward, "x w b", reads=(0, 1))
+replace("linear", linear, linear_backward, sinks=True)
 
 
 def lm_head(x: np.ndarray, wte: np.ndarray | Table) -> np.ndarray:  # [.., D], [V, D] -> [.., V]
     """Logits by the tied embedding: x @ wte'. For inference, wte may come in panels."""
-    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
-        raise misfit("lm_head", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
     rows = as_rows(x)
     y = panels.product(rows, wte.T) if isinstance(wte, Table) else product(rows, wte.T)
     return y.reshape(*x.shape[:-1], wte.shape[0])
@@ -3597,7 +3868,6 @@ def lm_head_backward(
     x: np.ndarray,
     wte: np.ndarray,
     *,
-    saved: Any = None,
     sinks: Sequence[Sink | None] = (None, None),
 ) -> Grads:
     """dx = dy @ wte, dwte = dy' @ x."""
@@ -3611,7 +3881,7 @@ def lm_head_backward(
     return dx, dwte
 
 
-register("lm_head", lm_head, lm_head_backward, "x wte", reads=(0, 1))
+replace("lm_head", lm_head, lm_head_backward, sinks=True)
 
 
 def mlp(
@@ -3632,7 +3902,6 @@ def mlp_backward(
     b_proj: np.ndarray,
     *,
     saved: np.ndarray | None = None,
-    sinks: Any = (),
 ) -> Grads:
     """The backward passes of linear, gelu, linear, in reverse."""
     hidden = linear(x, w_fc, b_fc) if saved is None else saved
@@ -3642,7 +3911,7 @@ def mlp_backward(
     return dx, dw_fc, db_fc, dw_proj, db_proj
 
 
-register("mlp", mlp, mlp_backward, "x w_fc b_fc w_proj b_proj", saves=True, reads=(0, 1, 2, 3))
+replace("mlp", mlp, mlp_backward, saves=True)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.losses', $pg_gpt2_source$"""Mean cross entropy: on logits, and fused with the tied output projection so that all logits never exist at once.
 
@@ -3655,37 +3924,28 @@ from typing import Any
 
 import numpy as np
 
-from ..core.op import Sink, check_row, misfit, register
-from ..errors import InvalidParameter
+from ..core.op import Grads, Sink, replace
 from . import buffers, threads
 from .activations import softmax
 from .attend import LEAST, MOST
 from .blas import add_product
 from .elementwise import BLOCK, block_rows, for_blocks
-from .embedding import add_rows, checked_ids
+from .embedding import add_rows
 from .products import column_sums, gradient_buffer
-
-Grads = tuple[np.ndarray | None, ...]
 
 GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
 LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices at a time, each with memory of its own for its part of dx
 
 
-def _targets(op: str, target: Any, n_rows: int, vocab: int) -> np.ndarray:
-    """One class a row; 22023 when the number or a value does not fit."""
-    classes = checked_ids(op, target, vocab).reshape(-1)
-    if classes.size != n_rows or not n_rows:
-        raise InvalidParameter(f"{op}: {classes.size} targets for {n_rows} rows", hint="There is one target a row.")
-    return classes
+def _targets(target: Any) -> np.ndarray:
+    """One class a row."""
+    return np.asarray(target, np.int64).reshape(-1)
 
 
 def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] -> []
     """Mean over rows of logsumexp(z) - z[target]."""
-    if not logits.ndim:
-        raise misfit("cross_entropy", "logits are [.., V]", logits=logits.shape)
     rows = logits.reshape(-1, logits.shape[-1])
-    check_row("cross_entropy", rows.shape[-1])
-    classes = _targets("cross_entropy", target, *rows.shape)
+    classes = _targets(target)
     losses = np.empty(len(rows))
 
     def block(r: slice) -> None:
@@ -3698,19 +3958,17 @@ def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] 
     return np.asarray(losses.mean(dtype=np.float64), logits.dtype)
 
 
-def cross_entropy_backward(
-    dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any, saved: Any = None, sinks: Any = ()
-) -> Grads:
+def cross_entropy_backward(dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any) -> Grads:
     """dlogits = dy (softmax(z) - onehot) / rows."""
     dlogits = softmax(logits)
     rows = dlogits.reshape(-1, logits.shape[-1])
-    rows[np.arange(len(rows)), _targets("cross_entropy", target, *rows.shape)] -= 1.0
+    rows[np.arange(len(rows)), _targets(target)] -= 1.0
     factor = logits.dtype.type(float(dy) / len(rows))
     for_blocks(lambda d: np.multiply(d, factor, out=d), dlogits)
     return (dlogits,)
 
 
-register("cross_entropy", cross_entropy, cross_entropy_backward, "logits", reads=(0,))
+replace("cross_entropy", cross_entropy, cross_entropy_backward)
 
 
 def group_rows(n_rows: int, vocab: int) -> int:
@@ -3806,10 +4064,8 @@ class _Group:
 
 def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: Sink | None) -> tuple[np.ndarray, Grads]:
     """The loss and, when dy is given, both gradients, in one walk over groups of rows."""
-    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
-        raise misfit("lm_head_loss", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
     rows = x.reshape(-1, x.shape[-1])
-    classes = _targets("lm_head_loss", target, len(rows), len(wte))
+    classes = _targets(target)
     dx = dwte = None
     add = False
     if dy is not None:
@@ -3838,7 +4094,6 @@ def lm_head_loss_backward(
     wte: np.ndarray,
     *,
     target: Any,
-    saved: Any = None,
     sinks: Sequence[Sink | None] = (None, None),
 ) -> Grads:
     """dx, dwte: the walk of the forward pass again, with gradients."""
@@ -3852,7 +4107,7 @@ def lm_head_loss_and_grads(
     return _head(x, wte, target, float(dy), sinks[1])
 
 
-register("lm_head_loss", lm_head_loss, lm_head_loss_backward, "x wte", reads=(0, 1), fused=lm_head_loss_and_grads)
+replace("lm_head_loss", lm_head_loss, lm_head_loss_backward, sinks=True, fused=lm_head_loss_and_grads)
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.norm', $pg_gpt2_source$"""layernorm over the last axis (Ba, Kiros & Hinton 2016), with the biased variance, as GPT-2 and torch have it."""
 
@@ -3861,11 +4116,10 @@ from typing import Any
 
 import numpy as np
 
-from ..core.op import check_row, misfit, register
+from ..core.op import Grads, replace
 from . import buffers, threads
 from .elementwise import block_rows, contiguous
 
-Grads = tuple[np.ndarray | None, ...]
 KEPT = 1 << 16  # the longest vector that is kept for the next call
 
 
@@ -3883,10 +4137,7 @@ def layernorm(
     x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, eps: float = 1e-5
 ) -> tuple[np.ndarray, np.ndarray]:  # [.., n], [n], [n] -> [.., n]
     """(x - mean) / sqrt(var + eps) * gamma + beta; saves mean and 1 / sqrt(var + eps) of each row."""
-    if not x.ndim or gamma.shape != x.shape[-1:] or beta.shape != gamma.shape:
-        raise misfit("layernorm", "x is [.., n], gamma and beta are [n]", x=x.shape, gamma=gamma.shape, beta=beta.shape)
     n = x.shape[-1]
-    check_row("layernorm", n)
     rows = contiguous(x).reshape(-1, n)
     y = buffers.empty(x.shape, x.dtype)
     out = y.reshape(-1, n)
@@ -3928,7 +4179,6 @@ def layernorm_backward(
     *,
     eps: float = 1e-5,
     saved: np.ndarray | None = None,
-    sinks: Any = (),
 ) -> Grads:
     """dx = rstd (g - mean(g) - h mean(g h)), h = (x - mean) rstd, g = dy gamma; dgamma = sum(dy h), dbeta = sum(dy).
 
@@ -3959,23 +4209,16 @@ def layernorm_backward(
     return dx, parts[0].sum(axis=0), parts[1].sum(axis=0)
 
 
-register("layernorm", layernorm, layernorm_backward, "x gamma beta", saves=True, reads=(0, 1))
+replace("layernorm", layernorm, layernorm_backward, saves=True)
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.ops', $pg_gpt2_source$"""The ops, in one registry: `registry[name]` is an `Op`; calling it is the forward pass, `grads` the backward pass.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.ops', $pg_gpt2_source$"""Importing this enters the ops, what each of them asks of its inputs, and their faster forms."""
 
-Importing this package enters them all. Rules for writing one are in `op`.
-"""
-
-from ..core.op import Op, Sink, lookup, registry
+from .. import op_checks
+from ..core.op import lookup, registry, use_fast
 from . import activations, attention, dropout, elementwise, embedding, linear, losses, norm, shapes
-from .attend import CHUNK, attend
 
 __all__ = [
-    "CHUNK",
-    "Op",
-    "Sink",
     "activations",
-    "attend",
     "attention",
     "dropout",
     "elementwise",
@@ -3984,8 +4227,10 @@ __all__ = [
     "lookup",
     "losses",
     "norm",
+    "op_checks",
     "registry",
     "shapes",
+    "use_fast",
 ]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.panels', $pg_gpt2_source$"""Weights for inference in panels, [ceil(N/64)][K][64], and products with them in which a row's bits do not depend on the others.
@@ -4311,9 +4556,6 @@ class Plan:
         """data."""
         return data
 
-    def forget(self, handle: Rows) -> None:
-        """Nothing to do: a buffer is free when no one holds its value."""
-
     def apply(self, name: str, *inputs: Rows, **attrs: float) -> Rows:
         """Prepare an op; the result is there once the pass has come to it."""
         return getattr(self, f"_{name}")(*inputs, **attrs)
@@ -4494,103 +4736,32 @@ def as_rows(x: np.ndarray) -> np.ndarray:
     """[.., n] -> [m,n], without copying where x is contiguous."""
     return x.reshape(-1, x.shape[-1])
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.shapes', $pg_gpt2_source$"""Ops that move or add up values: transpose, reshape, slice, concat, sum, mean. Forward results may be views."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.shapes', $pg_gpt2_source$"""Ops that move or add up values, in parts: slice's gradient, concat, sum, mean. The others are views and as fast as can be."""
 
-from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from .. import limits
-from ..core.op import misfit, normal_axis, register
-from ..errors import InvalidParameter
+from ..core.op import Grads, replace
+from ..core.ops import concat_backward, slice_
 from .elementwise import binary, copied, copy_into, sum_over
 
-Grads = tuple[np.ndarray | None, ...]
 
-
-def transpose(x: np.ndarray, *, axes: Sequence[int] | None = None) -> np.ndarray:  # [.., m, n] -> [.., n, m]
-    """Swap the last two axes, or reorder all by `axes`."""
-    if axes is None:
-        if x.ndim < 2:
-            raise misfit("transpose", "x has at least two dimensions", x=x.shape)
-        return x.swapaxes(-1, -2)
-    order = [normal_axis("transpose", axis, x.ndim) for axis in axes]
-    if sorted(order) != list(range(x.ndim)):
-        raise InvalidParameter(
-            f"transpose: axes {list(axes)} are not a permutation of the {x.ndim} dimensions",
-            hint="Name every axis once, or leave axes out to swap the last two.",
-        )
-    return x.transpose(order)
-
-
-def transpose_backward(
-    dy: np.ndarray, y: Any, x: np.ndarray, *, axes: Sequence[int] | None = None, saved: Any = None, sinks: Any = ()
-) -> Grads:
-    """The inverse permutation."""
-    if axes is None:
-        return (dy.swapaxes(-1, -2),)
-    return (dy.transpose(np.argsort([axis % x.ndim for axis in axes])),)
-
-
-register("transpose", transpose, transpose_backward, "x")
-
-
-def reshape(x: np.ndarray, *, shape: Sequence[int]) -> np.ndarray:
-    """The values of x in row-major order under another shape; one dimension may be -1."""
-    if len(shape) > limits.MOST_DIMENSIONS:
-        raise misfit("reshape", f"there are at most {limits.MOST_DIMENSIONS} dimensions", shape=tuple(shape))
-    try:
-        return x.reshape(tuple(shape))
-    except ValueError:
-        raise misfit("reshape", "the number of values stays the same", x=x.shape, shape=tuple(shape)) from None
-
-
-def reshape_backward(
-    dy: np.ndarray, y: Any, x: np.ndarray, *, shape: Sequence[int], saved: Any = None, sinks: Any = ()
-) -> Grads:
-    """The old shape."""
-    return (dy.reshape(x.shape),)
-
-
-register("reshape", reshape, reshape_backward, "x")
-
-
-def slice_(x: np.ndarray, *, axis: int, start: int, stop: int) -> np.ndarray:
-    """start .. stop - 1 along `axis`, 0-based."""
-    return x[_part(x, axis, start, stop)]
-
-
-def slice_backward(
-    dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int, start: int, stop: int, saved: Any = None, sinks: Any = ()
-) -> Grads:
+def slice_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int, start: int, stop: int) -> Grads:
     """Zero outside the slice."""
     dx = np.zeros(x.shape, dy.dtype)
-    copy_into(dx[_part(x, axis, start, stop)], dy)
+    copy_into(slice_(dx, axis=axis, start=start, stop=stop), dy)
     return (dx,)
 
 
-def _part(x: np.ndarray, axis: int, start: int, stop: int) -> tuple[slice, ...]:
-    axis = normal_axis("slice", axis, x.ndim)
-    if not 0 <= start < stop <= x.shape[axis]:
-        raise InvalidParameter(
-            f"slice: {start} to {stop} does not fit axis {axis} of shape {list(x.shape)}",
-            hint="Rule: 0 <= start < stop <= length of the axis.",
-        )
-    return (slice(None),) * axis + (slice(start, stop),)
-
-
-register("slice", slice_, slice_backward, "x")
+replace("slice", slice_, slice_backward)
 
 
 def concat(*xs: np.ndarray, axis: int = 0) -> np.ndarray:
     """The inputs one after the other along `axis`."""
-    lead = (slice(None),) * normal_axis("concat", axis, xs[0].ndim)
-    place = len(lead)
-    if len({(x.ndim, x.shape[:place], x.shape[place + 1 :]) for x in xs}) > 1:
-        shapes = {f"x{i}": x.shape for i, x in enumerate(xs)}
-        raise misfit("concat", f"shapes are equal but for axis {axis}", **shapes)
+    place = axis % xs[0].ndim
+    lead = (slice(None),) * place
     ends = list(accumulate(x.shape[place] for x in xs))
     y = np.empty((*xs[0].shape[:place], ends[-1], *xs[0].shape[place + 1 :]), np.result_type(*xs))
     for x, end in zip(xs, ends):
@@ -4598,34 +4769,23 @@ def concat(*xs: np.ndarray, axis: int = 0) -> np.ndarray:
     return y
 
 
-def concat_backward(
-    dy: np.ndarray, y: Any, *xs: np.ndarray, axis: int = 0, saved: Any = None, sinks: Any = ()
-) -> Grads:
-    """The part of each input."""
-    axis = normal_axis("concat", axis, dy.ndim)
-    return tuple(np.split(dy, np.cumsum([x.shape[axis] for x in xs])[:-1], axis=axis))
-
-
-register("concat", concat, concat_backward, "x", variadic=True)
+replace("concat", concat, concat_backward)
 
 
 def sum_(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
     """Sum over `axis`, which disappears; over everything without one."""
     if axis is None:
         return np.asarray(x.sum())
-    place = normal_axis("sum", axis, x.ndim)
+    place = axis % x.ndim
     return sum_over(x, (place,)).reshape((*x.shape[:place], *x.shape[place + 1 :]))
 
 
-def sum_backward(
-    dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None, saved: Any = None, sinks: Any = ()
-) -> Grads:
+def sum_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None) -> Grads:
     """dy for every value that was added."""
-    kept = dy if axis is None else np.expand_dims(dy, normal_axis("sum", axis, x.ndim))
-    return (copied(np.broadcast_to(kept, x.shape)),)
+    return (copied(np.broadcast_to(dy if axis is None else np.expand_dims(dy, axis), x.shape)),)
 
 
-register("sum", sum_, sum_backward, "x")
+replace("sum", sum_, sum_backward)
 
 
 def mean(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
@@ -4633,19 +4793,216 @@ def mean(x: np.ndarray, *, axis: int | None = None) -> np.ndarray:
     return np.asarray(sum_(x, axis=axis) / x.dtype.type(_count(x, axis)))
 
 
-def mean_backward(
-    dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None, saved: Any = None, sinks: Any = ()
-) -> Grads:
+def mean_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, axis: int | None = None) -> Grads:
     """dy / n for every value."""
-    share = binary("mean", np.divide, dy, np.asarray(_count(x, axis), dy.dtype))
-    return sum_backward(share, None, x, axis=axis)
+    return sum_backward(binary(np.divide, dy, np.asarray(_count(x, axis), dy.dtype)), None, x, axis=axis)
 
 
 def _count(x: np.ndarray, axis: int | None) -> int:
-    return x.size if axis is None else x.shape[normal_axis("mean", axis, x.ndim)]
+    return x.size if axis is None else x.shape[axis]
 
 
-register("mean", mean, mean_backward, "x")
+replace("mean", mean, mean_backward)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.tape', $pg_gpt2_source$"""A tape with the economy of a training step: values are freed, or recomputed, as soon as they allow; gradients go into sinks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import host
+from ..core.op import Op, Sink
+from ..errors import InvalidParameter
+from .elementwise import accumulate
+from .ops import lookup
+
+Audit = Callable[[str, "Node"], None]  # ("forward" | "backward", node)
+# A model uses the results of these ops once, and they are computed again in less time than memory is read from afar.
+CHEAP = frozenset(("layernorm", "gelu", "embedding", "dropout"))
+PASSED_ON = {"linear": ("add", "dropout"), "add": ("dropout",)}  # nor has a model another use of these results, used so
+
+
+class Value:
+    """A value on a tape. `sink` is where a parameter's gradient is collected; others have it in `grad`.
+
+    `is_read` says that the backward pass of an op so far looks at the data.
+    """
+
+    __slots__ = ("data", "dtype", "grad", "is_read", "node", "requires_grad", "shape", "sink")
+
+    def __init__(self, data: np.ndarray, requires_grad: bool, node: "Node | None" = None, sink: Sink | None = None):
+        self.data: np.ndarray | None = data
+        self.shape, self.dtype = data.shape, data.dtype
+        self.requires_grad = requires_grad
+        self.node, self.sink = node, sink
+        self.grad: np.ndarray | None = None
+        self.is_read = False
+
+
+@dataclass(eq=False)
+class Node:
+    """One application of an op: what becomes a row of `llm_tape`."""
+
+    op: Op
+    inputs: tuple[Value, ...]
+    attrs: dict[str, Any]
+    output: Value
+    saved: Any = None
+
+    @property
+    def name(self) -> str:
+        """Name of the op."""
+        return self.op.name
+
+
+class Tape:
+    """Records ops and differentiates them.
+
+    With keep, all values and gradients stay for inspection. Without, a value dies once nothing needs it: when a model has no
+    further use of it, or when the backward pass has gone by; with `recompute`, a cheap one dies early though the backward pass
+    will need it. Either way gives the same bits. `audit` is called after each node.
+    """
+
+    def __init__(self, *, keep: bool = True, recompute: bool = True, audit: Audit | None = None) -> None:
+        self.nodes: list[Node] = []
+        self.keep = keep
+        self.recompute = recompute and not keep
+        self.audit = audit
+
+    def leaf(self, data: np.ndarray, requires_grad: bool = False, sink: Sink | None = None) -> Value:
+        """A value from outside: an input, or a parameter."""
+        return Value(data, requires_grad, sink=sink)
+
+    def apply(self, name: str, *inputs: Value, **attrs: Any) -> Value:
+        """Run an op on values and record it."""
+        host.check_interrupts()
+        op = lookup(name)
+        run = op.run if self.recompute or self.keep else op.run_saving
+        y, saved = run(*(_data(value) for value in inputs), **attrs)
+        output = self._record(op, inputs, attrs, y, saved)
+        if not self.keep:
+            for value in inputs:
+                if _is_spent(value, name) and (self.recompute or not value.is_read):
+                    value.data = None
+        return output
+
+    def backward(self, start: Value, seed: np.ndarray | float = 1.0) -> None:
+        """Gradients of sum(seed * start) for everything before `start` that requires one."""
+        if start.node is None or not start.requires_grad:
+            raise InvalidParameter(
+                "the value to start from was not computed from anything that requires a gradient",
+                hint="Start from a value that depends on a variable with requires_grad.",
+            )
+        start.grad = np.array(np.broadcast_to(np.asarray(seed, start.dtype), start.shape), order="C")
+        self._sweep(self.nodes.index(start.node), start)
+
+    def finish(self, name: str, *inputs: Value, seed: float = 1.0, **attrs: Any) -> Value:
+        """Apply a last op and run backward from it, in one pass where the op can do that. The same bits as the two."""
+        op = lookup(name)
+        if op.fused is None or self.keep or not any(value.requires_grad for value in inputs):
+            loss = self.apply(name, *inputs, **attrs)
+            self.backward(loss, seed)
+            return loss
+        host.check_interrupts()
+        arrays = [_data(value) for value in inputs]
+        if op.check is not None:
+            op.check(*arrays, **attrs)
+        y, grads = op.fused(np.asarray(seed, arrays[0].dtype), *arrays, sinks=_sinks(inputs), **attrs)
+        loss = self._record(op, inputs, attrs, y, None)
+        loss.grad = np.asarray(seed, loss.dtype)  # for the audit
+        self._collect(self.nodes[-1], grads)
+        self._sweep(len(self.nodes) - 2, loss)
+        return loss
+
+    def _record(self, op: Op, inputs: Sequence[Value], attrs: dict[str, Any], y: np.ndarray, saved: Any) -> Value:
+        output = Value(y, any(value.requires_grad for value in inputs))
+        node = Node(op, tuple(inputs), attrs, output, saved if output.requires_grad else None)
+        output.node = node
+        output.is_read = "y" in op.reads
+        for i, value in enumerate(inputs):
+            value.is_read |= i in op.reads
+        self.nodes.append(node)
+        if self.audit is not None:
+            self.audit("forward", node)
+        return output
+
+    def _sweep(self, last: int, start: Value) -> None:
+        """Backward from node `last` to the first; the data of `start` stays."""
+        for node in reversed(self.nodes[: last + 1]):
+            host.check_interrupts()
+            if node.output.grad is not None:
+                y = _data(node.output) if "y" in node.op.reads else None
+                arrays = [_operand(value, i in node.op.reads) for i, value in enumerate(node.inputs)]
+                sinks = _sinks(node.inputs)
+                grads = node.op.gradients(node.output.grad, y, *arrays, saved=node.saved, sinks=sinks, **node.attrs)
+                self._collect(node, grads)
+            if not self.keep:
+                node.output.grad = node.saved = None
+                node.output.data = start.data if node.output is start else None
+        if not self.keep:
+            for node in self.nodes:
+                node.output.node = None  # a cycle would hold the parameters until Python's collector happens to run
+            self.nodes.clear()
+
+    def _collect(self, node: Node, grads: Sequence[np.ndarray | None]) -> None:
+        """Add the gradients of a node's inputs to what they have."""
+        for value, grad in zip(node.inputs, grads, strict=True):
+            if grad is not None and value.requires_grad:
+                _add_gradient(value, grad, node.output.grad)
+        if self.audit is not None:
+            self.audit("backward", node)
+
+
+def _is_spent(value: Value, op: str) -> bool:
+    """Whether a model makes no further use of a value that an op of that name has used."""
+    maker = value.node and value.node.name
+    return maker in CHEAP or op in PASSED_ON.get(maker or "", ())
+
+
+def _data(value: Value) -> np.ndarray:
+    """The value's data, recomputed when it was forgotten."""
+    if value.data is None:
+        node = value.node
+        if node is None:
+            raise InvalidParameter(
+                "a value of this tape is gone: a tape that does not keep runs backward once",
+                hint="Run the forward pass again.",
+            )
+        value.data = node.op(*(_data(inner) for inner in node.inputs), **node.attrs)
+    return value.data
+
+
+def _operand(value: Value, is_read: bool) -> np.ndarray:
+    """What a backward pass is given: the data, or for what it does not read an array of that shape without memory."""
+    if is_read or value.data is not None:
+        return _data(value)
+    return np.broadcast_to(np.zeros((), value.dtype), value.shape)
+
+
+def _sinks(inputs: Sequence[Value]) -> list[Sink | None]:
+    return [value.sink if value.requires_grad else None for value in inputs]
+
+
+def _add_gradient(value: Value, grad: np.ndarray, dy: np.ndarray | None) -> None:
+    """Collect `grad` in the value's sink, or in its own gradient."""
+    sink = value.sink
+    if sink is not None:
+        if np.may_share_memory(grad, sink.array):
+            return  # the op put it there
+        if sink.filled:
+            accumulate(sink.array, grad)
+        else:
+            sink.array[...], sink.filled = grad, True
+        return
+    if value.grad is None:
+        value.grad = grad
+    elif grad.flags.c_contiguous and dy is not None and not np.may_share_memory(grad, dy):
+        accumulate(grad, value.grad)
+        value.grad = grad
+    else:
+        value.grad = value.grad + grad  # an op may pass on a view of dy, which is not ours to change
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.threads', $pg_gpt2_source$"""Parallel work on the cores of one backend: Python threads over single-threaded BLAS.
 
@@ -7523,6 +7880,258 @@ MOST_BATCH = 65_536  # rows of a step by hand: their ids become an array, and th
 MOST_STEP_ROWS = 1 << 20  # of a training step: their order is drawn before anything else is done with them
 MOST_DIMENSIONS = 16  # of a tensor, and of lists that say one: NumPy ends at 64, or 32, and some ops need a few more
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.op_checks', $pg_gpt2_source$"""What the arrays and attributes of each op must be, whichever form of it runs: the errors that a caller sees.
+
+Rules that a paper takes for granted: shapes that fit, ids within the table, axes that exist; and the limits of docs/limits.md.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import limits
+from .core import ops  # noqa: F401  (the ops are entered before their checks)
+from .core.op import check
+from .errors import InvalidParameter
+
+Shape = tuple[int, ...]
+
+
+def misfit(op: str, rule: str, **shapes: Shape) -> InvalidParameter:
+    """The error for shapes that do not fit: names the op, the shapes, and the rule as hint."""
+    described = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    return InvalidParameter(f"{op}: shapes do not fit: {described}", hint=f"Rule: {rule}.")
+
+
+def _check_row(op: str, n: int) -> None:
+    """Rows must not be longer than an op takes that works on whole rows."""
+    if n > limits.MOST_ROW:
+        raise InvalidParameter(
+            f"{op}: a row of {n} values; the most is {limits.MOST_ROW}",
+            hint="Give the length of a row, or shorter rows.",
+        )
+
+
+def _check_axis(op: str, axis: int, ndim: int) -> None:
+    """The axis must exist."""
+    if not -ndim <= axis < ndim:
+        raise InvalidParameter(
+            f"{op}: axis {axis} does not exist in a tensor of {ndim} dimensions",
+            hint="Axes count from 0; negative ones from the end.",
+        )
+
+
+def _check_ids(op: str, ids: Any, limit: int) -> int:
+    """ids must be integers in 0 .. limit - 1; how many they are."""
+    array = np.asarray(ids)
+    if array.ndim >= limits.MOST_DIMENSIONS:
+        raise InvalidParameter(
+            f"{op}: ids of {array.ndim} dimensions; the most is {limits.MOST_DIMENSIONS - 1}",
+            hint="ids are a list of token numbers, or a list of such lists.",
+        )
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise InvalidParameter(f"{op}: ids must be integers, not {array.dtype}", hint="ids are token numbers from 0.")
+    if array.size and not (array.min() >= 0 and array.max() < limit):
+        bad = array[(array < 0) | (array >= limit)][0]
+        raise InvalidParameter(f"{op}: id {bad} is out of range", hint=f"Valid ids are 0 to {limit - 1}.")
+    return array.size
+
+
+def _check_targets(op: str, target: Any, n_rows: int, vocab: int) -> None:
+    """There must be one class a row."""
+    count = _check_ids(op, target, vocab)
+    if count != n_rows or not n_rows:
+        raise InvalidParameter(f"{op}: {count} targets for {n_rows} rows", hint="There is one target a row.")
+
+
+def check_p(p: float) -> None:
+    """A dropout probability must be at least 0 and below 1."""
+    if not 0.0 <= p < 1.0:
+        raise InvalidParameter(
+            f"dropout probability must be at least 0 and below 1, not {p}",
+            hint="0 switches dropout off; GPT-2 was trained with 0.1.",
+        )
+
+
+def check_length(t: int) -> None:
+    """A sequence must not be longer than attention takes."""
+    if t > limits.MOST_POSITIONS:
+        raise InvalidParameter(
+            f"attention over {t} positions; the most is {limits.MOST_POSITIONS}", hint="Attend over shorter sequences."
+        )
+
+
+def _check_broadcast(op: str, rule: str, a: Shape, b: Shape, matrix: int = 0) -> None:
+    """Dimensions before the last `matrix` must broadcast."""
+    try:
+        np.broadcast_shapes(a[: len(a) - matrix], b[: len(b) - matrix])
+    except ValueError:
+        raise misfit(op, rule, a=a, b=b) from None
+
+
+def _binary(op: str) -> Any:
+    def rule(a: np.ndarray, b: np.ndarray) -> None:
+        if a.shape != b.shape:
+            _check_broadcast(op, "dimensions are equal or 1, counted from the last", a.shape, b.shape)
+
+    return rule
+
+
+def _matmul(a: np.ndarray, b: np.ndarray) -> None:
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise misfit("matmul", "a is [.., m, k] and b is [.., k, n]", a=a.shape, b=b.shape)
+    _check_broadcast("matmul", "leading dimensions broadcast", a.shape, b.shape, matrix=2)
+
+
+def _linear(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> None:
+    if w.ndim != 2 or b.shape != w.shape[1:] or not x.ndim or x.shape[-1] != w.shape[0]:
+        raise misfit("linear", "x is [.., k], w is [k, n], b is [n]", x=x.shape, w=w.shape, b=b.shape)
+
+
+def _mlp(x: np.ndarray, w_fc: np.ndarray, b_fc: np.ndarray, w_proj: np.ndarray, b_proj: np.ndarray) -> None:
+    _linear(x, w_fc, b_fc)
+    if w_proj.ndim != 2 or w_proj.shape[0] != w_fc.shape[1] or b_proj.shape != w_proj.shape[1:]:
+        raise misfit(
+            "mlp",
+            "w_fc is [D, F], w_proj is [F, n], b_proj is [n]",
+            w_fc=w_fc.shape,
+            w_proj=w_proj.shape,
+            b_proj=b_proj.shape,
+        )
+
+
+def _lm_head(x: np.ndarray, wte: np.ndarray) -> None:
+    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
+        raise misfit("lm_head", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
+
+
+def _embedding(table: np.ndarray, *, ids: Any) -> None:
+    if table.ndim != 2:
+        raise misfit("embedding", "the table is [V, D]", table=table.shape)
+    _check_ids("embedding", ids, table.shape[0])
+
+
+def _softmax(x: np.ndarray) -> None:
+    if not x.ndim:
+        raise misfit("softmax", "x has at least one dimension", x=x.shape)
+    _check_row("softmax", x.shape[-1])
+
+
+def _layernorm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, eps: float = 0.0) -> None:
+    if not x.ndim or gamma.shape != x.shape[-1:] or beta.shape != gamma.shape:
+        raise misfit("layernorm", "x is [.., n], gamma and beta are [n]", x=x.shape, gamma=gamma.shape, beta=beta.shape)
+    _check_row("layernorm", x.shape[-1])
+
+
+def _dropout(x: np.ndarray, *, p: float, **address: int) -> None:
+    check_p(p)
+
+
+def _causal_attention(qkv: np.ndarray, *, n_head: int, p: float = 0.0, **rest: int) -> None:
+    check_p(p)
+    if qkv.ndim < 2 or n_head < 1 or qkv.shape[-1] % (3 * n_head):
+        raise misfit("causal_attention", f"qkv is [.., T, 3D] with D divisible by n_head = {n_head}", qkv=qkv.shape)
+    check_length(qkv.shape[-2])
+
+
+def _attention(
+    x: np.ndarray, w_qkv: np.ndarray, b_qkv: np.ndarray, w_o: np.ndarray, b_o: np.ndarray, *, n_head: int, **rest: int
+) -> None:
+    if w_qkv.ndim != 2 or w_o.ndim != 2 or w_qkv.shape[1] != 3 * w_o.shape[0] or n_head < 1 or w_o.shape[0] % n_head:
+        raise InvalidParameter(
+            f"attention: w_qkv {list(w_qkv.shape)} and w_o {list(w_o.shape)} do not fit n_head {n_head}",
+            hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
+        )
+    _linear(x, w_qkv, b_qkv)
+    if x.ndim < 2 or b_o.shape != w_o.shape[1:]:
+        raise misfit("attention", "x is [.., T, D], b_o is [D]", x=x.shape, b_o=b_o.shape)
+    check_length(x.shape[-2])
+
+
+def _cross_entropy(logits: np.ndarray, *, target: Any) -> None:
+    if not logits.ndim:
+        raise misfit("cross_entropy", "logits are [.., V]", logits=logits.shape)
+    vocab = logits.shape[-1]
+    _check_row("cross_entropy", vocab)
+    _check_targets("cross_entropy", target, logits.size // max(1, vocab), vocab)
+
+
+def _lm_head_loss(x: np.ndarray, wte: np.ndarray, *, target: Any) -> None:
+    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
+        raise misfit("lm_head_loss", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
+    _check_targets("lm_head_loss", target, x.size // max(1, x.shape[-1]), len(wte))
+
+
+def _transpose(x: np.ndarray, *, axes: Sequence[int] | None = None) -> None:
+    if axes is None:
+        if x.ndim < 2:
+            raise misfit("transpose", "x has at least two dimensions", x=x.shape)
+        return
+    for axis in axes:
+        _check_axis("transpose", axis, x.ndim)
+    if sorted(axis % x.ndim for axis in axes) != list(range(x.ndim)):
+        raise InvalidParameter(
+            f"transpose: axes {list(axes)} are not a permutation of the {x.ndim} dimensions",
+            hint="Name every axis once, or leave axes out to swap the last two.",
+        )
+
+
+def _reshape(x: np.ndarray, *, shape: Sequence[int]) -> None:
+    if len(shape) > limits.MOST_DIMENSIONS:
+        raise misfit("reshape", f"there are at most {limits.MOST_DIMENSIONS} dimensions", shape=tuple(shape))
+    try:
+        np.broadcast_to(np.zeros((), np.int8), x.shape).reshape(tuple(shape))
+    except ValueError:
+        raise misfit("reshape", "the number of values stays the same", x=x.shape, shape=tuple(shape)) from None
+
+
+def _slice(x: np.ndarray, *, axis: int, start: int, stop: int) -> None:
+    _check_axis("slice", axis, x.ndim)
+    if not 0 <= start < stop <= x.shape[axis]:
+        raise InvalidParameter(
+            f"slice: {start} to {stop} does not fit axis {axis} of shape {list(x.shape)}",
+            hint="Rule: 0 <= start < stop <= length of the axis.",
+        )
+
+
+def _concat(*xs: np.ndarray, axis: int = 0) -> None:
+    _check_axis("concat", axis, xs[0].ndim)
+    place = axis % xs[0].ndim
+    if len({(x.ndim, x.shape[:place], x.shape[place + 1 :]) for x in xs}) > 1:
+        shapes = {f"x{i}": x.shape for i, x in enumerate(xs)}
+        raise misfit("concat", f"shapes are equal but for axis {axis}", **shapes)
+
+
+def _reduction(op: str) -> Any:
+    def rule(x: np.ndarray, *, axis: int | None = None) -> None:
+        if axis is not None:
+            _check_axis(op, axis, x.ndim)
+
+    return rule
+
+
+check("add", _binary("add"))
+check("mul", _binary("mul"))
+check("matmul", _matmul)
+check("linear", _linear)
+check("mlp", _mlp)
+check("lm_head", _lm_head)
+check("embedding", _embedding)
+check("softmax", _softmax)
+check("layernorm", _layernorm)
+check("dropout", _dropout)
+check("causal_attention", _causal_attention)
+check("attention", _attention)
+check("cross_entropy", _cross_entropy)
+check("lm_head_loss", _lm_head_loss)
+check("transpose", _transpose)
+check("reshape", _reshape)
+check("slice", _slice)
+check("concat", _concat)
+check("sum", _reduction("sum"))
+check("mean", _reduction("mean"))
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server', $pg_gpt2_source$"""Everything that talks to PostgreSQL. Nothing outside this folder imports it."""
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api', $pg_gpt2_source$"""What the SQL functions call: one module a topic, loaded when a session first needs it."""
@@ -8817,9 +9426,9 @@ from ...core.gpt2 import Dropout
 from ...core.tape import Eager
 from ...errors import InvalidParameter, require, require_positive
 from ...fast import layout
-from ...fast.attention import check_length, mask_shape
-from ...fast.dropout import check_p
+from ...fast.attention import mask_shape
 from ...generation.decode import check_ids
+from ...op_checks import check_length, check_p
 from ...tensor import from_bytes, to_bytes
 from .. import resources
 from ..db import entry, received
@@ -9264,9 +9873,9 @@ import numpy as np
 from ...core import gpt2
 from ...core.tape import Handle, Runner
 from ...errors import InvalidParameter, require, require_positive
-from ...fast.dropout import check_p
 from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
+from ...op_checks import check_p
 from .. import db, resources, vocabularies
 from ..db import entry, received
 from ..prompts import draw_seed
@@ -10632,9 +11241,9 @@ import re
 from math import ceil
 
 from .. import host
+from ..core.ops import CHUNK
 from ..errors import InvalidParameter, OutOfMemory
 from ..fast import buffers, threads
-from ..fast.ops import CHUNK
 from . import cgroups, db
 
 RESERVE = 256 << 20  # bytes left to everybody else
@@ -12965,9 +13574,6 @@ class Recorder:
         self.writer.op(name, [value.id for value in inputs], found.id, attrs)
         return found
 
-    def forget(self, handle: Recorded) -> None:
-        """Nothing to do: what is recorded stays."""
-
     def flush(self) -> None:
         """Write what is still held."""
         self.writer.flush()
@@ -13421,9 +14027,9 @@ from collections import deque
 
 import numpy as np
 
-from ...core.tape import Node, Value
+from ...core.op import Sink
 from ...errors import InvalidParameter
-from ...fast.ops import Sink
+from ...fast.tape import Node, Value
 from ...tensor import to_bytes
 from ...training.trainer import Trainer
 from .. import db
@@ -13920,8 +14526,8 @@ import numpy as np
 from ... import host
 from ...core import gpt2
 from ...core.config import GPT2Config
+from ...core.ops import CHUNK
 from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
-from ...fast.ops import CHUNK
 from ...tensor import FLOAT32
 from ...training.trainer import Trainer
 from .. import db
@@ -14419,8 +15025,8 @@ from typing import Protocol
 import numpy as np
 
 from ... import __version__, host
-from ...core.tape import Audit
 from ...fast import threads
+from ...fast.tape import Audit
 from ...training.batches import BatchOrder
 from ...training.optim import run_lr
 from ...training.trainer import StepResult
@@ -14776,7 +15382,7 @@ import numpy as np
 from ... import host
 from ...core.config import GPT2Config
 from ...errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
-from ...fast.dropout import check_p
+from ...op_checks import check_p
 from ...tensor import FLOAT32, to_bytes
 from ...training.optim import check_adamw
 from ...training.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
@@ -16464,12 +17070,14 @@ import numpy as np
 from .. import host
 from ..core import gpt2
 from ..core.config import GPT2Config
-from ..core.tape import Audit, Eager, Tape
+from ..core.op import Sink
+from ..core.ops import CHUNK
+from ..core.tape import Eager
 from ..errors import InvalidParameter, PgGpt2Error
 from ..fast import buffers, losses
 from ..fast.attention import mask_shape
-from ..fast.dropout import check_p
-from ..fast.ops import CHUNK, Sink
+from ..fast.tape import Audit, Tape
+from ..op_checks import check_p
 from . import optim
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]
@@ -16996,11 +17604,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -17015,11 +17623,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -17033,11 +17641,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -17063,11 +17671,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0d9117733f6d @extschema@'].models.init_model(globals())
+GD['pg_gpt2 63748fe12634 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -17077,11 +17685,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0d9117733f6d @extschema@'].models.copy_model(globals())
+GD['pg_gpt2 63748fe12634 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -17091,11 +17699,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0d9117733f6d @extschema@'].models.drop_model(globals())
+GD['pg_gpt2 63748fe12634 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -17134,11 +17742,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0d9117733f6d @extschema@'].tokenizer.changed(globals())
+GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -17154,11 +17762,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -17171,11 +17779,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent(bytea, text, boolean) IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with U+FFFD for what a text cannot hold. An empty sent stands for an array that is too long.';
@@ -17198,11 +17806,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
@@ -17212,11 +17820,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -17225,11 +17833,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -17244,11 +17852,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -17258,11 +17866,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -17272,11 +17880,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -17290,11 +17898,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -17304,11 +17912,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -17318,11 +17926,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
@@ -17332,11 +17940,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -17346,11 +17954,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -17360,11 +17968,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -17391,11 +17999,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17427,11 +18035,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17456,11 +18064,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent(
     bytea, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -17506,11 +18114,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -17530,11 +18138,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent(text, integer, integer, double precision, boolean, integer, text, bytea) IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty one stands for an array that is too long.';
@@ -17570,11 +18178,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -17591,11 +18199,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent(bytea, text, integer, integer, integer, integer) IS
     'What llm_logits calls, with array_send(token_ids). An empty one stands for an array that is too long.';
@@ -17625,11 +18233,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text, boolean) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable). For the first both are null, or with from_start what the model says after an end-of-text token. Past the window, every token has at least half a window before it.';
@@ -17639,11 +18247,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text, boolean) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted, unless from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -17658,11 +18266,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null of an empty text. A cast to pgvector''s type vector works as it is.';
@@ -17685,11 +18293,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -17711,11 +18319,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].training.loss(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent(text, bytea, bytea, integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty one stands for an array that is too long.';
@@ -17752,11 +18360,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -17788,11 +18396,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17864,11 +18472,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].training.train(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17906,11 +18514,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0d9117733f6d @extschema@'].training.train_run(globals())
+GD['pg_gpt2 63748fe12634 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -17923,11 +18531,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -18060,11 +18668,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -18074,11 +18682,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -18088,11 +18696,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -18125,11 +18733,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0d9117733f6d @extschema@'].checkpoints.drop(globals())
+GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -18139,11 +18747,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -18159,11 +18767,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -18184,11 +18792,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -18211,11 +18819,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -18229,11 +18837,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent(bytea, integer) IS
     'What llm_sparkline calls, with array_send(numbers). An empty one stands for an array that is too long.';
@@ -18250,11 +18858,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -18268,11 +18876,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -18344,11 +18952,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent(bytea, integer) IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
@@ -18372,11 +18980,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
@@ -18394,11 +19002,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -18407,11 +19015,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -18421,11 +19029,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -18435,11 +19043,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -18449,11 +19057,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -18462,11 +19070,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -18481,11 +19089,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -18500,11 +19108,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -18514,11 +19122,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -18528,11 +19136,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -18547,11 +19155,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -18567,11 +19175,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -18581,11 +19189,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -18594,11 +19202,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -18607,11 +19215,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -18629,11 +19237,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -18653,11 +19261,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -18676,11 +19284,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -18703,11 +19311,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -18717,11 +19325,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -18736,11 +19344,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -18756,11 +19364,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -18781,11 +19389,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -18803,11 +19411,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
@@ -18818,11 +19426,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent(bytea, bytea, boolean) IS
     'What llm_variable calls, with array_send(shape). An empty one stands for an array that is too long.';
@@ -18840,11 +19448,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent(text, bytea, jsonb) IS
     'What llm_op calls, with array_send(inputs). An empty one stands for an array that is too long.';
@@ -18861,11 +19469,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle, a float32 tensor.';
 
@@ -18874,11 +19482,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0d9117733f6d @extschema@'].autograd.backprop(globals())
+GD['pg_gpt2 63748fe12634 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything on the tape that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -18888,11 +19496,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle after llm_backprop; null when it has none.';
@@ -18904,11 +19512,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent(bytea, text, integer) IS
     'What llm_embed calls, with array_send(tokens). An empty one stands for an array that is too long.';
@@ -18945,11 +19553,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of the tape with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -18970,11 +19578,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -18988,11 +19596,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -19002,11 +19610,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent(bytea, text) IS
     'What llm_trace calls, with array_send(ids). An empty one stands for an array that is too long.';
@@ -19031,11 +19639,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -19045,11 +19653,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -19059,11 +19667,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -19072,11 +19680,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = that of llm_tape_id().';
@@ -19086,11 +19694,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = that of llm_tape_id(); the tapes of training steps need audit => ''full''.';
@@ -19100,11 +19708,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -19129,11 +19737,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -19143,11 +19751,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -19157,11 +19765,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -19170,11 +19778,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 0d9117733f6d @extschema@'].admin.grant_usage(globals())
+GD['pg_gpt2 63748fe12634 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -19213,11 +19821,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -19240,11 +19848,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent(text, text, integer, bytea, bytea) IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty one stands for an array that is too long.';
@@ -19268,11 +19876,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -19282,11 +19890,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -19296,11 +19904,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 0d9117733f6d @extschema@' not in GD:
+if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 0d9117733f6d @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. The result does not depend on workers.';

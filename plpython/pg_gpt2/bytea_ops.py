@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from . import host, limits
+from .core.ops import CHUNK
 from .errors import InvalidParameter, MalformedData, NullNotAllowed, OutOfMemory
 from .fast import threads
-from .fast.attention import GROUP, MOST_SCORES, check_length
-from .fast.dropout import backward_from_output, check_p
+from .fast.attention import GROUP, MOST_SCORES
+from .fast.dropout import backward_from_output
 from .fast.elementwise import copied
-from .fast.ops import CHUNK, lookup
+from .fast.ops import lookup
 from .generation.sampling import Draws, Sampling, choose
+from .op_checks import check_length, check_p
 from .tensor import FLOAT32, from_bytes, to_bytes
 from .training import optim
 
@@ -375,7 +377,10 @@ def _rows(data: bytes, n: int | None, name: str) -> np.ndarray:
 
 def _backward(name: str, dy: np.ndarray, y: np.ndarray | None, *arrays: np.ndarray, **attrs: Any) -> Sequence[Any]:
     """Gradients by the inputs, from the op's backward pass."""
-    return lookup(name).backward(dy, y, *arrays, saved=None, sinks=[None] * len(arrays), **attrs)
+    op = lookup(name)
+    if op.check is not None and y is None:
+        op.check(*arrays, **attrs)
+    return op.gradients(dy, y, *arrays, **attrs)
 
 
 def _bytes(arrays: Sequence[np.ndarray]) -> tuple[bytes, ...]:

@@ -80,19 +80,18 @@ def check_length(t: int) -> None:
         )
 
 
-def _check_broadcast(op: str, rule: str, a: Shape, b: Shape, **shapes: Shape) -> None:
+def _check_broadcast(op: str, rule: str, a: Shape, b: Shape, matrix: int = 0) -> None:
+    """Dimensions before the last `matrix` must broadcast."""
     try:
-        np.broadcast_shapes(a, b)
+        np.broadcast_shapes(a[: len(a) - matrix], b[: len(b) - matrix])
     except ValueError:
-        raise misfit(op, rule, **shapes) from None
+        raise misfit(op, rule, a=a, b=b) from None
 
 
 def _binary(op: str) -> Any:
     def rule(a: np.ndarray, b: np.ndarray) -> None:
         if a.shape != b.shape:
-            _check_broadcast(
-                op, "dimensions are equal or 1, counted from the last", a.shape, b.shape, a=a.shape, b=b.shape
-            )
+            _check_broadcast(op, "dimensions are equal or 1, counted from the last", a.shape, b.shape)
 
     return rule
 
@@ -100,7 +99,7 @@ def _binary(op: str) -> Any:
 def _matmul(a: np.ndarray, b: np.ndarray) -> None:
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise misfit("matmul", "a is [.., m, k] and b is [.., k, n]", a=a.shape, b=b.shape)
-    _check_broadcast("matmul", "leading dimensions broadcast", a.shape[:-2], b.shape[:-2], a=a.shape, b=b.shape)
+    _check_broadcast("matmul", "leading dimensions broadcast", a.shape, b.shape, matrix=2)
 
 
 def _linear(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> None:
@@ -112,7 +111,11 @@ def _mlp(x: np.ndarray, w_fc: np.ndarray, b_fc: np.ndarray, w_proj: np.ndarray, 
     _linear(x, w_fc, b_fc)
     if w_proj.ndim != 2 or w_proj.shape[0] != w_fc.shape[1] or b_proj.shape != w_proj.shape[1:]:
         raise misfit(
-            "mlp", "w_fc is [D, F], w_proj is [F, n], b_proj is [n]", w_fc=w_fc.shape, w_proj=w_proj.shape, b_proj=b_proj.shape
+            "mlp",
+            "w_fc is [D, F], w_proj is [F, n], b_proj is [n]",
+            w_fc=w_fc.shape,
+            w_proj=w_proj.shape,
+            b_proj=b_proj.shape,
         )
 
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from pg_gpt2.core import gpt2
 from pg_gpt2.core.config import GPT2Config
-from pg_gpt2.core.tape import Eager, Tape
+from pg_gpt2.core.op import Sink
+from pg_gpt2.core.tape import Eager
 from pg_gpt2.errors import InvalidParameter
 from pg_gpt2.fast.attend import attend
 from pg_gpt2.fast.attention import split_heads, split_qkv
-from pg_gpt2.fast.ops import Sink
+from pg_gpt2.fast.tape import Tape
 
 GOLDEN = dict(np.load(Path(__file__).parent.parent / "golden" / "gpt2_tiny.npz"))
 TINY = GPT2Config(n_layer=2, n_head=2, d_model=16, n_positions=16, vocab=61)

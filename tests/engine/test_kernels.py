@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from pg_gpt2 import bytea_ops
+from pg_gpt2.core.op import Op
 from pg_gpt2.errors import InvalidParameter
-from pg_gpt2.fast.ops import Op, registry
+from pg_gpt2.fast.ops import registry
 from pg_gpt2.tensor import from_bytes, to_bytes
 from pg_gpt2.training import optim
 

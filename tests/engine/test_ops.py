@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from pg_gpt2.core import rng
+from pg_gpt2.core.op import Op
 from pg_gpt2.errors import InvalidParameter, UndefinedObject
 from pg_gpt2.fast import blas, buffers, threads
 from pg_gpt2.fast.attend import attend
-from pg_gpt2.fast.ops import Op, lookup, registry
+from pg_gpt2.fast.ops import lookup, registry
 from pg_gpt2.fast.products import product
 
 
@@ -218,7 +219,7 @@ def test_attention_of_scores_whose_exponentials_overflow_or_vanish() -> None:
     for kind in (np.float32, np.float64):
         x = qkv.astype(kind)
         y, saved = registry["causal_attention"].run(x, n_head=2)
-        dx = registry["causal_attention"].backward(normal(150, 32).astype(kind), y, x, saved=saved, n_head=2)[0]
+        dx = registry["causal_attention"].gradients(normal(150, 32).astype(kind), y, x, saved=saved, n_head=2)[0]
         grads.append((y, dx))
     scores = np.where(np.tri(150, dtype=bool), (q.astype(float) @ k.swapaxes(1, 2)) / 4.0, -np.inf)
     exact = (registry["softmax"](scores) @ v).transpose(1, 0, 2).reshape(150, 32)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from pg_gpt2.fast.ops import Sink, registry
+from pg_gpt2.core.op import Sink
+from pg_gpt2.fast.ops import registry
 
 STEP = 1e-6  # of a central difference: its error is about 1e-10 relative for values of unit size
 
@@ -34,7 +35,7 @@ def check_grads(name: str, **attrs: object) -> Callable[..., None]:
         before = [array.copy() for array in arrays]
         y, saved = op.run(*arrays, **attrs)
         dy = np.random.default_rng(1).normal(size=y.shape)
-        grads = op.backward(dy.copy(), y, *arrays, saved=saved, sinks=[None] * len(arrays), **attrs)
+        grads = op.gradients(dy.copy(), y, *arrays, saved=saved, sinks=[None] * len(arrays), **attrs)
         assert len(grads) == len(arrays)
         for array, grad in zip(arrays, grads, strict=True):
             expected = numeric_gradient(lambda: float((op(*arrays, **attrs) * dy).sum()), array)
@@ -120,10 +121,10 @@ def test_gradients_collect_in_a_sink(name: str, shapes: list[tuple[int, ...]], a
     op = registry[name]
     y, saved = op.run(*arrays, **attrs)
     dy = np.ones_like(y)
-    expected = op.backward(dy, y, *arrays, saved=saved, sinks=[None] * len(arrays), **attrs)
+    expected = op.gradients(dy, y, *arrays, saved=saved, sinks=[None] * len(arrays), **attrs)
     sinks = [Sink(np.full_like(array, np.nan)) if array.ndim == 2 else None for array in arrays]
     for times in (1, 2):
-        op.backward(dy, y, *arrays, saved=saved, sinks=sinks, **attrs)
+        op.gradients(dy, y, *arrays, saved=saved, sinks=sinks, **attrs)
         for sink, grad in zip(sinks, expected, strict=True):
             if sink is not None and sink.filled:
                 np.testing.assert_allclose(sink.array, times * grad, rtol=1e-12)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from .. import host
-from ..core.tape import Node, Tape, Value
+from ..core.op import Op, Sink
 from ..errors import InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
-from ..fast.ops import Op, Sink, lookup
+from ..fast.ops import lookup
+from ..fast.tape import Node, Tape, Value
 
 Arrays = Mapping[int, np.ndarray]
 

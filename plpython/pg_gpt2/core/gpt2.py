@@ -1,32 +1,37 @@
-"""GPT-2, once: every forward pass, training, decoding or a single block in SQL, runs these lines over a `Runner`.
+"""GPT-2, once: every forward pass, in training, decoding or a single block in SQL, runs these lines over a `Runner`.
 
-Parameters are a dict by checkpoint name: a layer is the entries under `h.{i}.`. Shapes: B sequences of T tokens, width
-D; the leading B may be absent. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings.
+Parameters are a dict by checkpoint name: a layer is the entries under `h.{i}.`. Shapes: B sequences of T tokens, width D; the
+leading B may be absent. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import sqrt
 from typing import Any
 
 import numpy as np
 
-from .. import host
 from ..errors import InvalidParameter
-from ..fast import threads
-from ..fast.attend import CHUNK
-from ..fast.products import run_all
 from . import rng
 from .config import LAYER_NORM_EPS, GPT2Config, block_shapes
+from .ops import CHUNK
 from .tape import Handle, Runner
 
 Params = Mapping[str, Handle]
 Attend = Callable[[int, Handle], Handle]  # (layer, qkv [.., T, 3D]) -> [.., T, D]
 Keep = Callable[[Handle], Handle]  # [.., T, D] -> [n, D], some of the rows
 Position = int | np.ndarray
+
+
 INIT_STD = 0.02
 INIT_PIECE = 1 << 18  # scalars drawn from one address
+
+
+def run_in_turn(calls: list[Callable[[], object]]) -> None:
+    """Call each of them."""
+    for call in calls:
+        call()
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,7 @@ class Dropout:
 def _dropped(run: Runner, x: Handle, drop: Dropout | None, site: int) -> Handle:
     if drop is None or not drop.p:
         return x
-    y = run.apply("dropout", x, **drop.at(site))
-    run.forget(x)
-    return y
+    return run.apply("dropout", x, **drop.at(site))
 
 
 def block(
@@ -71,7 +74,6 @@ def block(
     site = 1 + 3 * layer
     normed = run.apply("layernorm", x, p["ln_1.weight"], p["ln_1.bias"], eps=eps)
     qkv = run.apply("linear", normed, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
-    run.forget(normed)
     if attend is not None:
         mixed = attend(layer, qkv)
     else:
@@ -83,29 +85,21 @@ def block(
 
     normed = run.apply("layernorm", x, p["ln_2.weight"], p["ln_2.bias"], eps=eps)
     hidden = run.apply("linear", normed, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])
-    run.forget(normed)
     active = run.apply("gelu", hidden)
-    x = _residual(run, x, active, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"], drop, site + 2)
-    run.forget(active)
-    return x
+    return _residual(run, x, active, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"], drop, site + 2)
 
 
 def _residual(run: Runner, x: Handle, y: Handle, w: Handle, b: Handle, drop: Dropout | None, site: int) -> Handle:
     """x + dropout(y @ w + b)."""
     y = _dropped(run, run.apply("linear", y, w, b), drop, site)
-    total = run.apply("add", x, y)
-    run.forget(y)
-    return total
+    return run.apply("add", x, y)
 
 
 def embed(run: Runner, params: Params, ids: np.ndarray, *, position: Position = 0) -> Handle:  # [.., T] -> [.., T, D]
     """wte[ids] + wpe[position ..]; a vector of positions has one for each sequence."""
     tokens = run.apply("embedding", params["wte"], ids=ids)
     places = run.apply("embedding", params["wpe"], ids=np.asarray(position)[..., None] + np.arange(np.shape(ids)[-1]))
-    x = run.apply("add", tokens, places)
-    run.forget(tokens)
-    run.forget(places)
-    return x
+    return run.apply("add", tokens, places)
 
 
 def hidden(
@@ -184,27 +178,29 @@ def check_window(length: int, config: GPT2Config) -> None:
         )
 
 
-def init_params(config: GPT2Config, seed: int = 0) -> dict[str, np.ndarray]:
+def init_params(
+    config: GPT2Config, seed: int = 0, run_all: Callable[[list[Callable[[], object]]], object] = run_in_turn
+) -> dict[str, np.ndarray]:
     """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero.
 
-    Draws depend on (seed, index of the tensor) only.
+    Draws depend on (seed, index of the tensor) only; `run_all` calls the functions that make them, in any order.
     """
     params = {}
     for index, (name, shape) in enumerate(config.param_shapes().items()):
         params[name] = tensor = np.zeros(shape, np.float32)
         if tensor.ndim == 2:
             std = INIT_STD / sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else INIT_STD
-            _draw_normal(tensor.reshape(-1), std, seed, index)
-            host.check_interrupts()
+            flat = tensor.reshape(-1)
+            starts = range(0, flat.size, INIT_PIECE)
+            run_all(
+                [partial(_draw_normal, flat[i : i + INIT_PIECE], std, seed, index, i // INIT_PIECE) for i in starts]
+            )
         elif name.endswith("weight"):
             tensor[:] = 1.0
     return params
 
 
-def _draw_normal(flat: np.ndarray, std: float, seed: int, index: int) -> None:
-    def piece(part: slice) -> None:
-        source = np.random.Generator(rng.philox(seed, rng.INIT, site=index, row=part.start // INIT_PIECE))
-        source.standard_normal(out=flat[part], dtype=np.float32)
-        flat[part] *= std
-
-    run_all([lambda part=part: piece(part) for part in threads.pieces(flat.size, INIT_PIECE)])  # type: ignore[misc]
+def _draw_normal(out: np.ndarray, std: float, seed: int, index: int, piece: int) -> None:
+    source = np.random.Generator(rng.philox(seed, rng.INIT, site=index, row=piece))
+    source.standard_normal(out=out, dtype=np.float32)
+    out *= std

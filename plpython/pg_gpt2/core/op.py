@@ -135,8 +135,10 @@ def replace(name: str, forward: Callable[..., Any], backward: Callable[..., Grad
 
 
 def check(name: str, rule: Callable[..., None]) -> None:
-    """Give an op its check of arrays and attributes, before a faster form of it is entered."""
-    plain[name] = registry[name] = changed(plain[name], check=rule)
+    """Give an op, in all its forms, its check of arrays and attributes."""
+    for form in (plain, fast, registry):
+        if name in form:
+            form[name] = changed(form[name], check=rule)
 
 
 def use_fast(on: bool) -> None:
@@ -148,7 +150,7 @@ def use_fast(on: bool) -> None:
 
 def is_fast() -> bool:
     """Whether `lookup` gives faster forms."""
-    return any(registry[name] is op for name, op in fast.items())
+    return any(registry[name].forward is op.forward for name, op in fast.items())
 
 
 def lookup(name: str) -> Op:

@@ -7,7 +7,7 @@ et al. 2014 (dropout).
 """
 
 from collections.abc import Sequence
-from math import prod, sqrt
+from math import pi, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ def no_gradient(dy: np.ndarray, y: Any, x: np.ndarray) -> Grads:
 register("ones_like", ones_like, no_gradient, "x")
 register("zeros_like", zeros_like, no_gradient, "x")
 
-SQRT_2_OVER_PI = sqrt(0.6366197723675814)
+SQRT_2_OVER_PI = sqrt(2.0 / pi)
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
@@ -275,24 +275,23 @@ def attend(
     return softmax(scores + future)
 
 
-def _kept(shape: Sequence[int], p: float, key: dict[str, int]) -> np.ndarray | float:
-    """Dropout of probabilities [.., T, T]: mask / (1 - p), a row of masks for each head."""
+def _dropped(w: np.ndarray, p: float, **address: int) -> np.ndarray:  # [.., T, T] -> [.., T, T]
+    """w * mask / (1 - p), where each head has a row of masks."""
     if not p:
-        return 1.0
-    t = shape[-1]
+        return w
+    t = w.shape[-1]
     width = -(-t // rng.VALUES_PER_TICK) * rng.VALUES_PER_TICK
-    heads = range(prod(shape[:-2]))
-    masks = np.array([rng.keep_mask(p, t * width, row=row, **key) for row in heads]).reshape(*shape[:-1], width)
-    return np.asarray(masks[..., :t] / np.float32(1.0 - p), np.float32)
+    masks = [rng.keep_mask(p, t * width, row=row, **address) for row in range(prod(w.shape[:-2]))]  # type: ignore[arg-type]
+    return np.asarray(w * np.reshape(masks, (*w.shape[:-1], width))[..., :t] * w.dtype.type(1.0 / (1.0 - p)))
 
 
 def causal_attention(
     qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
 ) -> np.ndarray:  # [.., T, 3D] -> [.., T, D]
-    """softmax(q k' / sqrt(d)) v of each head, where position t sees 1 .. t; p drops probabilities. `chunk` is for faster forms."""
+    """softmax(q k' / sqrt(d)) v of each head; position t sees 1 .. t; p drops probabilities. `chunk` is for faster forms."""
     q, k, v = (split_heads(part, n_head) for part in np.split(qkv, 3, axis=-1))
     w = attend(q, k)
-    return merge_heads((w * _kept(w.shape, p, {"seed": seed, "step": step, "site": site})).astype(w.dtype) @ v)
+    return merge_heads(_dropped(w, p, seed=seed, step=step, site=site) @ v)
 
 
 def causal_attention_backward(
@@ -310,11 +309,11 @@ def causal_attention_backward(
     """Through the product with v, dropout, softmax, and the product q k'."""
     q, k, v = (split_heads(part, n_head) for part in np.split(qkv, 3, axis=-1))
     w, dy = attend(q, k), split_heads(dy, n_head)
-    kept = _kept(w.shape, p, {"seed": seed, "step": step, "site": site})
-    (d_scores,) = softmax_backward((dy @ v.swapaxes(-1, -2) * kept).astype(w.dtype), w, w)
-    d_scores = d_scores / q.dtype.type(sqrt(q.shape[-1]))
-    dv = (w * kept).astype(w.dtype).swapaxes(-1, -2) @ dy
-    return (np.concatenate([merge_heads(d) for d in (d_scores @ k, d_scores.swapaxes(-1, -2) @ q, dv)], axis=-1),)
+    dv = _dropped(w, p, seed=seed, step=step, site=site).swapaxes(-1, -2) @ dy
+    dw = _dropped(dy @ v.swapaxes(-1, -2), p, seed=seed, step=step, site=site)
+    d_scores = w * (dw - (w * dw).sum(axis=-1, keepdims=True)) / q.dtype.type(sqrt(q.shape[-1]))
+    dq, dk = d_scores @ k, d_scores.swapaxes(-1, -2) @ q
+    return (np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1),)
 
 
 register("causal_attention", causal_attention, causal_attention_backward, "qkv", reads=(0,))

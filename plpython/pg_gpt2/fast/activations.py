@@ -1,17 +1,15 @@
 """gelu in the tanh form GPT-2 uses (Hendrycks & Gimpel 2016), and softmax over the last axis."""
 
-from math import pi, sqrt
 from typing import Any
 
 import numpy as np
 
-from ..core.op import check_row, misfit, register
+from ..core.op import Grads, replace
+from ..core.ops import SQRT_2_OVER_PI
 from . import buffers, threads
 from .elementwise import block_rows, contiguous, for_blocks
 
-SQRT_2_OVER_PI = sqrt(2.0 / pi)
 CUBIC = 0.044715
-Grads = tuple[np.ndarray | None, ...]
 
 
 def _gelu_gate(x: np.ndarray, out: np.ndarray) -> None:
@@ -50,7 +48,7 @@ def gelu_saving(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # [..] -> 2 x 
     return y, gates
 
 
-def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: np.ndarray | None = None, sinks: Any = ()) -> Grads:
+def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: np.ndarray | None = None) -> Grads:
     """dx = dy * s (1 + (1 - s) 2 sqrt(2/pi) (x + 3 * 0.044715 x^3)), s the factor of x in gelu."""
 
     def block(dy: np.ndarray, x: np.ndarray, dx: np.ndarray, gate: np.ndarray | None = None) -> None:
@@ -73,7 +71,7 @@ def gelu_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, saved: np.ndarray | 
     return (dx,)
 
 
-register("gelu", gelu, gelu_backward, "x", reads=(0,), saving=gelu_saving)
+replace("gelu", gelu, gelu_backward, saving=gelu_saving)
 
 
 def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
@@ -85,9 +83,6 @@ def _for_row_blocks(work: Any, *arrays: np.ndarray) -> None:
 
 def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
     """exp(x) / sum(exp(x)) over the last axis."""
-    if not x.ndim:
-        raise misfit("softmax", "x has at least one dimension", x=x.shape)
-    check_row("softmax", x.shape[-1])
 
     def block(x: np.ndarray, y: np.ndarray) -> None:
         np.subtract(x, x.max(axis=-1, keepdims=True), out=y)  # so that nothing overflows
@@ -99,9 +94,7 @@ def softmax(x: np.ndarray) -> np.ndarray:  # [.., n] -> [.., n]
     return y
 
 
-def softmax_backward(
-    dy: np.ndarray, y: np.ndarray | None, x: np.ndarray, *, saved: Any = None, sinks: Any = ()
-) -> Grads:
+def softmax_backward(dy: np.ndarray, y: np.ndarray | None, x: np.ndarray) -> Grads:
     """dx = y * (dy - sum(y * dy))."""
 
     def block(dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
@@ -113,4 +106,4 @@ def softmax_backward(
     return (dx,)
 
 
-register("softmax", softmax, softmax_backward, "x", reads=("y",))
+replace("softmax", softmax, softmax_backward)

@@ -10,9 +10,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from ..core.ops import CHUNK
 from . import buffers, panels, threads
 
-CHUNK = 64  # query rows at a time (setting pg_gpt2.attention_chunk)
 BLOCK = 64  # keys that are multiplied at a time
 GROUP_ROWS = (16, 8)  # of a large product, which make it small ones
 FEW_ROWS = 128  # of queries: their products are not worth a copy of the keys

@@ -7,30 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from .. import limits
 from ..core import rng
-from ..core.op import misfit, register
-from ..errors import InvalidParameter
+from ..core.op import Grads, replace
+from ..core.ops import CHUNK, split_heads
 from . import buffers, threads
-from .attend import CHUNK, attend, attend_backward
-from .dropout import check_p
+from .attend import attend, attend_backward
 from .elementwise import LEAST
 from .linear import linear, linear_backward
 from .products import run_all
 
-Grads = tuple[np.ndarray | None, ...]
 GROUP = 1 << 18  # scores of a chunk of rows, of as many heads: as `elementwise.BLOCK`
 MOST_SCORES = 1 << 22  # of a chunk of rows of one head
 MOST_PRODUCTS = 1 << 32  # of two numbers, for the scores of a chunk: some 100 ms
 MASK_PIECE = 1 << 22  # values of a mask that are drawn at a time
 Group = tuple[slice, slice]  # batch rows, heads
 Saved = tuple[np.ndarray, np.ndarray | None]  # norms of the probabilities, masks of dropout
-
-
-def split_heads(x: np.ndarray, n_head: int) -> np.ndarray:  # [B, T, D] -> [B, H, T, d]
-    """A view of x with one matrix a head."""
-    b, t, width = x.shape
-    return x.reshape(b, t, n_head, width // n_head).transpose(0, 2, 1, 3)
 
 
 def split_qkv(
@@ -55,20 +46,9 @@ def _groups(b: int, h: int, t: int, chunk: int) -> list[Group]:
     return [(slice(i, i + 1), group) for i in range(b) for group in heads]
 
 
-def _batched(qkv: np.ndarray, n_head: int) -> np.ndarray:
-    """[.., T, 3D] -> [B, T, 3D], checked."""
-    if qkv.ndim < 2 or n_head < 1 or qkv.shape[-1] % (3 * n_head):
-        raise misfit("causal_attention", f"qkv is [.., T, 3D] with D divisible by n_head = {n_head}", qkv=qkv.shape)
-    check_length(qkv.shape[-2])
+def _batched(qkv: np.ndarray) -> np.ndarray:
+    """[.., T, 3D] -> [B, T, 3D]."""
     return np.ascontiguousarray(qkv).reshape(-1, *qkv.shape[-2:])
-
-
-def check_length(t: int) -> None:
-    """22023 when a sequence is longer than attention takes."""
-    if t > limits.MOST_POSITIONS:
-        raise InvalidParameter(
-            f"attention over {t} positions; the most is {limits.MOST_POSITIONS}", hint="Attend over shorter sequences."
-        )
 
 
 def _rows_at_a_time(chunk: int, t: int, d: int) -> int:
@@ -96,8 +76,7 @@ def causal_attention(
     qkv: np.ndarray, *, n_head: int, chunk: int = CHUNK, p: float = 0.0, seed: int = 0, step: int = 0, site: int = 0
 ) -> tuple[np.ndarray, Saved]:  # [.., T, 3D] -> [.., T, D]
     """Attention of each head over its q, k, v; p drops probabilities. Saves their norms [2, B, H, T, 1] and masks."""
-    check_p(p)
-    x = _batched(qkv, n_head)
+    x = _batched(qkv)
     b, t, width = x.shape
     y = buffers.empty((*qkv.shape[:-1], width // 3), x.dtype)
     q, k, v = split_qkv(x, n_head)
@@ -129,12 +108,11 @@ def causal_attention_backward(
     step: int = 0,
     site: int = 0,
     saved: Saved | None = None,
-    sinks: Any = (),
 ) -> Grads:
     """dqkv, head by head."""
     if saved is None:
         _, saved = causal_attention(qkv, n_head=n_head, chunk=chunk, p=p, seed=seed, step=step, site=site)
-    (norms, masks), x = saved, _batched(qkv, n_head)
+    (norms, masks), x = saved, _batched(qkv)
     b, t, _ = x.shape
     dqkv = buffers.empty(qkv.shape, x.dtype)
     q, k, v = split_qkv(x, n_head)
@@ -150,7 +128,7 @@ def causal_attention_backward(
     return (dqkv,)
 
 
-register("causal_attention", causal_attention, causal_attention_backward, "qkv", saves=True, reads=(0,))
+replace("causal_attention", causal_attention, causal_attention_backward, saves=True)
 
 
 def attention(
@@ -164,13 +142,6 @@ def attention(
     chunk: int = CHUNK,
 ) -> tuple[np.ndarray, Any]:  # [.., T, D], [D, 3D], [3D], [D, D], [D] -> [.., T, D]
     """linear, causal_attention, linear; saves what they computed between."""
-    if w_qkv.ndim != 2 or w_o.ndim != 2 or w_qkv.shape[1] != 3 * w_o.shape[0] or n_head < 1 or w_o.shape[0] % n_head:
-        raise InvalidParameter(
-            f"attention: w_qkv {list(w_qkv.shape)} and w_o {list(w_o.shape)} do not fit n_head {n_head}",
-            hint="Rule: w_qkv is [D, 3D], w_o is [D, D], D is divisible by n_head.",
-        )
-    if x.ndim > 1:
-        check_length(x.shape[-2])
     qkv = linear(x, w_qkv, b_qkv)
     mixed, parts = causal_attention(qkv, n_head=n_head, chunk=chunk)
     return linear(mixed, w_o, b_o), (qkv, mixed, parts)
@@ -188,7 +159,6 @@ def attention_backward(
     n_head: int,
     chunk: int = CHUNK,
     saved: Any = None,
-    sinks: Any = (),
 ) -> Grads:
     """The backward passes of its three parts, in reverse."""
     qkv, mixed, parts = saved or attention(x, w_qkv, b_qkv, w_o, b_o, n_head=n_head, chunk=chunk)[1]
@@ -198,4 +168,4 @@ def attention_backward(
     return dx, dw_qkv, db_qkv, dw_o, db_o
 
 
-register("attention", attention, attention_backward, "x w_qkv b_qkv w_o b_o", saves=True, reads=(0, 1, 2, 3))
+replace("attention", attention, attention_backward, saves=True)

@@ -9,28 +9,15 @@ from typing import Any
 import numpy as np
 
 from ..core import rng
-from ..core.op import register
-from ..errors import InvalidParameter
+from ..core.op import Grads, replace
 from . import buffers, threads
 from .elementwise import block_rows, contiguous, for_blocks
-
-Grads = tuple[np.ndarray | None, ...]
-
-
-def check_p(p: float) -> None:
-    """22023 unless 0 <= p < 1."""
-    if not 0.0 <= p < 1.0:
-        raise InvalidParameter(
-            f"dropout probability must be at least 0 and below 1, not {p}",
-            hint="0 switches dropout off; GPT-2 was trained with 0.1.",
-        )
 
 
 def dropout(
     x: np.ndarray, *, p: float, seed: int = 0, step: int = 0, site: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:  # [..] -> [..]
     """x * mask / (1 - p); saves the mask."""
-    check_p(p)
     mask = buffers.empty(x.shape, np.dtype(bool))
     flat = mask.reshape(-1)
 
@@ -50,7 +37,6 @@ def dropout_backward(
     step: int = 0,
     site: int = 0,
     saved: np.ndarray | None = None,
-    sinks: Any = (),
 ) -> Grads:
     """dy * mask / (1 - p)."""
     if saved is None:
@@ -85,4 +71,4 @@ def backward_from_output(dy: np.ndarray, y: np.ndarray, x: np.ndarray, *, p: flo
     return dx
 
 
-register("dropout", dropout, dropout_backward, "x", saves=True)
+replace("dropout", dropout, dropout_backward, saves=True)

@@ -1,4 +1,4 @@
-"""Elementwise ops: add and mul with NumPy's broadcasting, scale, ones_like, zeros_like; and the blocks that others use.
+"""add and mul with NumPy's broadcasting, scale; and the blocks that others use.
 
 Work goes block by block, in place, on all cores: a block and its temporaries stay in a core's cache.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.op import Shape, misfit, register
+from ..core.op import Grads, replace
 from . import buffers, threads
 
 # Elements of the largest block. Smaller ones fit a core's cache better, but the threads then fight over the interpreter
@@ -18,7 +18,6 @@ from . import buffers, threads
 BLOCK = 300_000
 LEAST = 50_000  # elements that are worth a second core
 MOST_SUMMED = 1 << 22  # elements in one call, unless all go into one sum
-Grads = tuple[np.ndarray | None, ...]
 
 
 def for_blocks(work: Callable[..., object], *arrays: np.ndarray) -> None:
@@ -55,7 +54,7 @@ def accumulate(total: np.ndarray, term: np.ndarray) -> None:
     for_blocks(lambda t, x: np.add(t, x, out=t), total, contiguous(term))
 
 
-def unbroadcast(dy: np.ndarray, shape: Shape) -> np.ndarray:
+def unbroadcast(dy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Sum `dy` over the axes along which `shape` was broadcast."""
     if dy.shape == shape:
         return dy
@@ -80,12 +79,9 @@ def sum_over(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     return y
 
 
-def binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def binary(function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """function(a, b), broadcast, in blocks."""
-    try:
-        shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
-    except ValueError:
-        raise misfit(op, "dimensions are equal or 1, counted from the last", a=a.shape, b=b.shape) from None
+    shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
     y = buffers.empty(shape, np.result_type(a, b))
     repeated = shape == a.shape and b.shape == shape[len(shape) - b.ndim :] and (b.size <= BLOCK or b.shape == shape)
     if not (repeated and a.flags.c_contiguous and b.flags.c_contiguous):
@@ -101,29 +97,29 @@ def binary(op: str, function: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndar
 
 def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
     """a + b."""
-    return binary("add", np.add, a, b)
+    return binary(np.add, a, b)
 
 
-def add_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
+def add_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Grads:
     """dy for both, summed over broadcast axes."""
     return unbroadcast(dy, a.shape), unbroadcast(dy, b.shape)
 
 
-register("add", add, add_backward, "a b")
+replace("add", add, add_backward)
 
 
 def mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # shapes broadcast
     """a * b."""
-    return binary("mul", np.multiply, a, b)
+    return binary(np.multiply, a, b)
 
 
-def mul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()) -> Grads:
+def mul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Grads:
     """dy * b, dy * a, summed over broadcast axes."""
-    da, db = binary("mul", np.multiply, dy, b), binary("mul", np.multiply, dy, a)
+    da, db = binary(np.multiply, dy, b), binary(np.multiply, dy, a)
     return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
 
 
-register("mul", mul, mul_backward, "a b", reads=(0, 1))
+replace("mul", mul, mul_backward)
 
 
 def scale(x: np.ndarray, *, factor: float) -> np.ndarray:  # [..] -> [..]
@@ -133,32 +129,9 @@ def scale(x: np.ndarray, *, factor: float) -> np.ndarray:  # [..] -> [..]
     return y
 
 
-def scale_backward(
-    dy: np.ndarray, y: Any, x: np.ndarray, *, factor: float, saved: Any = None, sinks: Any = ()
-) -> Grads:
+def scale_backward(dy: np.ndarray, y: Any, x: np.ndarray, *, factor: float) -> Grads:
     """dy * factor."""
     return (scale(dy, factor=factor),)
 
 
-register("scale", scale, scale_backward, "x")
-
-
-def ones_like(x: np.ndarray) -> np.ndarray:
-    """Ones of the shape of x."""
-    y = buffers.empty(x.shape, x.dtype)
-    for_blocks(lambda out: out.fill(1), y)
-    return y
-
-
-def zeros_like(x: np.ndarray) -> np.ndarray:
-    """Zeros of the shape of x."""
-    return np.zeros(x.shape, x.dtype)
-
-
-def no_gradient(dy: np.ndarray, y: Any, *inputs: np.ndarray, saved: Any = None, sinks: Any = (), **attrs: Any) -> Grads:
-    """For ops whose result does not depend on the values of their inputs."""
-    return (None,) * len(inputs)
-
-
-register("ones_like", ones_like, no_gradient, "x")
-register("zeros_like", zeros_like, no_gradient, "x")
+replace("scale", scale, scale_backward)

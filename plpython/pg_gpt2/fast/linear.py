@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.op import Sink, misfit, register
+from ..core.op import Grads, Sink, replace
 from . import buffers, panels, threads
 from .activations import gelu, gelu_backward
 from .elementwise import unbroadcast
@@ -19,23 +19,16 @@ from .products import as_rows, column_sums, gradient_buffer, least_pieces, produ
 
 MOST_MATRICES = 1 << 17  # multiplied in one call, however small
 
-Grads = tuple[np.ndarray | None, ...]
-
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
     """a @ b; leading dimensions broadcast."""
-    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
-        raise misfit("matmul", "a is [.., m, k] and b is [.., k, n]", a=a.shape, b=b.shape)
     if b.ndim == 2:
         return product(as_rows(a), b).reshape(*a.shape[:-1], b.shape[-1])
-    try:
-        return _stacked(a, b)
-    except ValueError:
-        raise misfit("matmul", "leading dimensions broadcast", a=a.shape, b=b.shape) from None
+    return _stacked(a, b)
 
 
 def _stacked(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k, n] -> [.., m, n]
-    """a @ b, a few of the matrices at a time where all would take long, or one in pieces. ValueError when a and b do not fit."""
+    """a @ b, a few of the matrices at a time where all would take long, or one in pieces."""
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     m, k, n = *a.shape[-2:], b.shape[-1]
     count = prod(lead)
@@ -52,9 +45,7 @@ def _stacked(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # [.., m, k], [.., k,
     return y
 
 
-def matmul_backward(
-    dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray, *, saved: Any = None, sinks: Any = ()
-) -> Grads:
+def matmul_backward(dy: np.ndarray, y: Any, a: np.ndarray, b: np.ndarray) -> Grads:
     """da = dy @ b', db = a' @ dy."""
     if b.ndim == 2:
         rows = as_rows(dy)
@@ -69,13 +60,11 @@ def matmul_backward(
     return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
 
 
-register("matmul", matmul, matmul_backward, "a b", reads=(0, 1))
+replace("matmul", matmul, matmul_backward)
 
 
 def linear(x: np.ndarray, w: np.ndarray | Panels, b: np.ndarray) -> np.ndarray:  # [.., k], [k, n], [n] -> [.., n]
     """x @ w + b on the last axis. Weights for inference may come in panels."""
-    if w.ndim != 2 or b.shape != w.shape[1:] or not x.ndim or x.shape[-1] != w.shape[0]:
-        raise misfit("linear", "x is [.., k], w is [k, n], b is [n]", x=x.shape, w=w.shape, b=b.shape)
     y = panels.product(as_rows(x), w, b) if isinstance(w, Panels) else product(as_rows(x), w, bias=b)
     return y.reshape(*x.shape[:-1], w.shape[1])
 
@@ -87,7 +76,6 @@ def linear_backward(
     w: np.ndarray,
     b: np.ndarray,
     *,
-    saved: Any = None,
     sinks: Sequence[Sink | None] = (None, None, None),
 ) -> Grads:
     """dx = dy @ w', dw = x' @ dy, db = column sums of dy."""
@@ -103,13 +91,11 @@ def linear_backward(
     return dx, dw, db
 
 
-register("linear", linear, linear_backward, "x w b", reads=(0, 1))
+replace("linear", linear, linear_backward, sinks=True)
 
 
 def lm_head(x: np.ndarray, wte: np.ndarray | Table) -> np.ndarray:  # [.., D], [V, D] -> [.., V]
     """Logits by the tied embedding: x @ wte'. For inference, wte may come in panels."""
-    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
-        raise misfit("lm_head", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
     rows = as_rows(x)
     y = panels.product(rows, wte.T) if isinstance(wte, Table) else product(rows, wte.T)
     return y.reshape(*x.shape[:-1], wte.shape[0])
@@ -121,7 +107,6 @@ def lm_head_backward(
     x: np.ndarray,
     wte: np.ndarray,
     *,
-    saved: Any = None,
     sinks: Sequence[Sink | None] = (None, None),
 ) -> Grads:
     """dx = dy @ wte, dwte = dy' @ x."""
@@ -135,7 +120,7 @@ def lm_head_backward(
     return dx, dwte
 
 
-register("lm_head", lm_head, lm_head_backward, "x wte", reads=(0, 1))
+replace("lm_head", lm_head, lm_head_backward, sinks=True)
 
 
 def mlp(
@@ -156,7 +141,6 @@ def mlp_backward(
     b_proj: np.ndarray,
     *,
     saved: np.ndarray | None = None,
-    sinks: Any = (),
 ) -> Grads:
     """The backward passes of linear, gelu, linear, in reverse."""
     hidden = linear(x, w_fc, b_fc) if saved is None else saved
@@ -166,4 +150,4 @@ def mlp_backward(
     return dx, dw_fc, db_fc, dw_proj, db_proj
 
 
-register("mlp", mlp, mlp_backward, "x w_fc b_fc w_proj b_proj", saves=True, reads=(0, 1, 2, 3))
+replace("mlp", mlp, mlp_backward, saves=True)

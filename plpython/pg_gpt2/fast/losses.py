@@ -9,37 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from ..core.op import Sink, check_row, misfit, register
-from ..errors import InvalidParameter
+from ..core.op import Grads, Sink, replace
 from . import buffers, threads
 from .activations import softmax
 from .attend import LEAST, MOST
 from .blas import add_product
 from .elementwise import BLOCK, block_rows, for_blocks
-from .embedding import add_rows, checked_ids
+from .embedding import add_rows
 from .products import column_sums, gradient_buffer
-
-Grads = tuple[np.ndarray | None, ...]
 
 GROUP_LOGITS = 1 << 25  # logits held at a time: 128 MiB
 LARGEST_SLICE, TURN = 4096, 4  # of the vocabulary; slices at a time, each with memory of its own for its part of dx
 
 
-def _targets(op: str, target: Any, n_rows: int, vocab: int) -> np.ndarray:
-    """One class a row; 22023 when the number or a value does not fit."""
-    classes = checked_ids(op, target, vocab).reshape(-1)
-    if classes.size != n_rows or not n_rows:
-        raise InvalidParameter(f"{op}: {classes.size} targets for {n_rows} rows", hint="There is one target a row.")
-    return classes
+def _targets(target: Any) -> np.ndarray:
+    """One class a row."""
+    return np.asarray(target, np.int64).reshape(-1)
 
 
 def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] -> []
     """Mean over rows of logsumexp(z) - z[target]."""
-    if not logits.ndim:
-        raise misfit("cross_entropy", "logits are [.., V]", logits=logits.shape)
     rows = logits.reshape(-1, logits.shape[-1])
-    check_row("cross_entropy", rows.shape[-1])
-    classes = _targets("cross_entropy", target, *rows.shape)
+    classes = _targets(target)
     losses = np.empty(len(rows))
 
     def block(r: slice) -> None:
@@ -52,19 +43,17 @@ def cross_entropy(logits: np.ndarray, *, target: Any) -> np.ndarray:  # [.., V] 
     return np.asarray(losses.mean(dtype=np.float64), logits.dtype)
 
 
-def cross_entropy_backward(
-    dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any, saved: Any = None, sinks: Any = ()
-) -> Grads:
+def cross_entropy_backward(dy: np.ndarray, y: Any, logits: np.ndarray, *, target: Any) -> Grads:
     """dlogits = dy (softmax(z) - onehot) / rows."""
     dlogits = softmax(logits)
     rows = dlogits.reshape(-1, logits.shape[-1])
-    rows[np.arange(len(rows)), _targets("cross_entropy", target, *rows.shape)] -= 1.0
+    rows[np.arange(len(rows)), _targets(target)] -= 1.0
     factor = logits.dtype.type(float(dy) / len(rows))
     for_blocks(lambda d: np.multiply(d, factor, out=d), dlogits)
     return (dlogits,)
 
 
-register("cross_entropy", cross_entropy, cross_entropy_backward, "logits", reads=(0,))
+replace("cross_entropy", cross_entropy, cross_entropy_backward)
 
 
 def group_rows(n_rows: int, vocab: int) -> int:
@@ -160,10 +149,8 @@ class _Group:
 
 def _head(x: np.ndarray, wte: np.ndarray, target: Any, dy: float | None, sink: Sink | None) -> tuple[np.ndarray, Grads]:
     """The loss and, when dy is given, both gradients, in one walk over groups of rows."""
-    if not x.ndim or wte.ndim != 2 or x.shape[-1] != wte.shape[1]:
-        raise misfit("lm_head_loss", "x is [.., D], wte is [V, D]", x=x.shape, wte=wte.shape)
     rows = x.reshape(-1, x.shape[-1])
-    classes = _targets("lm_head_loss", target, len(rows), len(wte))
+    classes = _targets(target)
     dx = dwte = None
     add = False
     if dy is not None:
@@ -192,7 +179,6 @@ def lm_head_loss_backward(
     wte: np.ndarray,
     *,
     target: Any,
-    saved: Any = None,
     sinks: Sequence[Sink | None] = (None, None),
 ) -> Grads:
     """dx, dwte: the walk of the forward pass again, with gradients."""
@@ -206,4 +192,4 @@ def lm_head_loss_and_grads(
     return _head(x, wte, target, float(dy), sinks[1])
 
 
-register("lm_head_loss", lm_head_loss, lm_head_loss_backward, "x wte", reads=(0, 1), fused=lm_head_loss_and_grads)
+replace("lm_head_loss", lm_head_loss, lm_head_loss_backward, sinks=True, fused=lm_head_loss_and_grads)

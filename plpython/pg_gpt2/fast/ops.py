@@ -1,18 +1,11 @@
-"""The ops, in one registry: `registry[name]` is an `Op`; calling it is the forward pass, `grads` the backward pass.
+"""Importing this enters the ops, what each of them asks of its inputs, and their faster forms."""
 
-Importing this package enters them all. Rules for writing one are in `op`.
-"""
-
-from ..core.op import Op, Sink, lookup, registry
+from .. import op_checks
+from ..core.op import lookup, registry, use_fast
 from . import activations, attention, dropout, elementwise, embedding, linear, losses, norm, shapes
-from .attend import CHUNK, attend
 
 __all__ = [
-    "CHUNK",
-    "Op",
-    "Sink",
     "activations",
-    "attend",
     "attention",
     "dropout",
     "elementwise",
@@ -21,6 +14,8 @@ __all__ = [
     "lookup",
     "losses",
     "norm",
+    "op_checks",
     "registry",
     "shapes",
+    "use_fast",
 ]

@@ -71,9 +71,6 @@ class Plan:
         """data."""
         return data
 
-    def forget(self, handle: Rows) -> None:
-        """Nothing to do: a buffer is free when no one holds its value."""
-
     def apply(self, name: str, *inputs: Rows, **attrs: float) -> Rows:
         """Prepare an op; the result is there once the pass has come to it."""
         return getattr(self, f"_{name}")(*inputs, **attrs)

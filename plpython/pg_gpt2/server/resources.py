@@ -9,9 +9,9 @@ import re
 from math import ceil
 
 from .. import host
+from ..core.ops import CHUNK
 from ..errors import InvalidParameter, OutOfMemory
 from ..fast import buffers, threads
-from ..fast.ops import CHUNK
 from . import cgroups, db
 
 RESERVE = 256 << 20  # bytes left to everybody else

@@ -13,12 +13,14 @@ import numpy as np
 from .. import host
 from ..core import gpt2
 from ..core.config import GPT2Config
-from ..core.tape import Audit, Eager, Tape
+from ..core.op import Sink
+from ..core.ops import CHUNK
+from ..core.tape import Eager
 from ..errors import InvalidParameter, PgGpt2Error
 from ..fast import buffers, losses
 from ..fast.attention import mask_shape
-from ..fast.dropout import check_p
-from ..fast.ops import CHUNK, Sink
+from ..fast.tape import Audit, Tape
+from ..op_checks import check_p
 from . import optim
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T], targets [B, T]

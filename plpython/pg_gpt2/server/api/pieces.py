@@ -12,9 +12,9 @@ from ...core.gpt2 import Dropout
 from ...core.tape import Eager
 from ...errors import InvalidParameter, require, require_positive
 from ...fast import layout
-from ...fast.attention import check_length, mask_shape
-from ...fast.dropout import check_p
+from ...fast.attention import mask_shape
 from ...generation.decode import check_ids
+from ...op_checks import check_length, check_p
 from ...tensor import from_bytes, to_bytes
 from .. import resources
 from ..db import entry, received

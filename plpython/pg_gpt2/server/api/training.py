@@ -8,9 +8,9 @@ import numpy as np
 from ...core import gpt2
 from ...core.tape import Handle, Runner
 from ...errors import InvalidParameter, require, require_positive
-from ...fast.dropout import check_p
 from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
+from ...op_checks import check_p
 from .. import db, resources, vocabularies
 from ..db import entry, received
 from ..prompts import draw_seed

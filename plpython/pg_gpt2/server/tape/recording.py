@@ -63,9 +63,6 @@ class Recorder:
         self.writer.op(name, [value.id for value in inputs], found.id, attrs)
         return found
 
-    def forget(self, handle: Recorded) -> None:
-        """Nothing to do: what is recorded stays."""
-
     def flush(self) -> None:
         """Write what is still held."""
         self.writer.flush()

@@ -8,9 +8,9 @@ from collections import deque
 
 import numpy as np
 
-from ...core.tape import Node, Value
+from ...core.op import Sink
 from ...errors import InvalidParameter
-from ...fast.ops import Sink
+from ...fast.tape import Node, Value
 from ...tensor import to_bytes
 from ...training.trainer import Trainer
 from .. import db

@@ -13,8 +13,8 @@ import numpy as np
 from ... import host
 from ...core import gpt2
 from ...core.config import GPT2Config
+from ...core.ops import CHUNK
 from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
-from ...fast.ops import CHUNK
 from ...tensor import FLOAT32
 from ...training.trainer import Trainer
 from .. import db

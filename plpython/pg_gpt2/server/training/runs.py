@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from ... import __version__, host
-from ...core.tape import Audit
 from ...fast import threads
+from ...fast.tape import Audit
 from ...training.batches import BatchOrder
 from ...training.optim import run_lr
 from ...training.trainer import StepResult

@@ -12,7 +12,7 @@ import numpy as np
 from ... import host
 from ...core.config import GPT2Config
 from ...errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
-from ...fast.dropout import check_p
+from ...op_checks import check_p
 from ...tensor import FLOAT32, to_bytes
 from ...training.optim import check_adamw
 from ...training.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
