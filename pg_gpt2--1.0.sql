@@ -45,7 +45,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 63748fe12634 @extschema@'] = importer['load'](sources, 'pg_gpt2 63748fe12634 @extschema@', '@extschema@')
+    GD['pg_gpt2 e16951c5b90c @extschema@'] = importer['load'](sources, 'pg_gpt2 e16951c5b90c @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -577,7 +577,6 @@ import numpy as np
 from . import host, limits
 from .core.ops import CHUNK
 from .errors import InvalidParameter, MalformedData, NullNotAllowed, OutOfMemory
-from .fast import threads
 from .fast.attention import GROUP, MOST_SCORES
 from .fast.dropout import backward_from_output
 from .fast.elementwise import copied
@@ -879,11 +878,7 @@ def adamw_step(
     )  # each result as an array, as bytes and as the server's
     state = {name: copied(given[name]) if name in given else np.zeros(size, FLOAT32) for name in ("weight", "m", "v")}
 
-    def step_on(part: slice) -> None:
-        w, first, second = (array[part] for array in state.values())
-        optim.adamw(w, given["grad"][part], first, second, **hyper)  # type: ignore[arg-type]
-
-    threads.for_rows(size, optim.PIECE, step_on)
+    optim.adamw(state["weight"], given["grad"], state["m"], state["v"], **hyper)
     return _bytes(tuple(state.values()))
 
 
@@ -949,6 +944,86 @@ def _bytes(arrays: Sequence[np.ndarray]) -> tuple[bytes, ...]:
     return tuple(map(to_bytes, arrays))
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core', $pg_gpt2_source$"""GPT-2 as the paper has it: configuration, ops with their gradients, tape, model."""
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.adamw', $pg_gpt2_source$"""AdamW (Loshchilov & Hutter 2019), clipping by the global norm, and the learning rate's schedule, as torch computes them."""
+
+from collections.abc import Sequence
+from math import cos, pi, sqrt
+
+import numpy as np
+
+CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
+
+
+def adamw(
+    w: np.ndarray,
+    g: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    step: int,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step, in place in w and the moments m and v; steps count from 1. The decay acts on the old weight."""
+    g = g * w.dtype.type(grad_scale)
+    m[...] = beta1 * m + (1 - beta1) * g
+    v[...] = beta2 * v + (1 - beta2) * g * g
+    m_hat, v_hat = m / (1 - beta1**step), v / (1 - beta2**step)
+    w[...] = w - lr * weight_decay * w - lr * m_hat / (np.sqrt(v_hat) + eps)
+
+
+def global_norm(grads: Sequence[np.ndarray]) -> float:
+    """Euclidean norm of all gradients together."""
+    return sqrt(sum(float(np.square(grad, dtype=np.float64).sum()) for grad in grads))
+
+
+def clip_scale(norm: float, clip: float | None) -> float:
+    """What to multiply gradients with so that their norm is at most `clip`; 1 without a clip."""
+    return 1.0 if clip is None else min(1.0, clip / (norm + CLIP_EPS))
+
+
+def lr_schedule(step: int, warmup: int, total: int, lr_max: float, min_lr: float = 0.0) -> float:
+    """Linear warm-up to lr_max, then half a cosine to min_lr at `total`, and min_lr from there on."""
+    if step < warmup:
+        return lr_max * step / warmup
+    progress = min(1.0, (step - warmup) / (total - warmup)) if total > warmup else 1.0
+    return min_lr + 0.5 * (lr_max - min_lr) * (1.0 + cos(pi * progress))
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.cache', $pg_gpt2_source$"""Decoding: keys and values of the positions a model has read, so that a new token costs one row of work."""
+
+from typing import Any
+
+import numpy as np
+
+from .config import GPT2Config
+from .ops import attend, merge_heads, split_heads
+
+
+class KeyValues:
+    """Keys and values of each layer, [H, positions, d], for at most `room` positions."""
+
+    def __init__(self, config: GPT2Config, room: int) -> None:
+        self.room, self._n_head = room, config.n_head
+        shape = (config.n_layer, config.n_head, room, config.d_head)
+        self._keys, self._values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+    def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
+        """Keep the keys and values of T new rows from position `start` on; out = attention of the last t of them."""
+        q, k, v = (split_heads(part, self._n_head) for part in np.split(qkv, 3, axis=-1))
+        end = start + len(qkv)
+        keys, values = self._keys[layer, :, :end], self._values[layer, :, :end]
+        keys[:, start:], values[:, start:] = k, v
+        out[...] = merge_heads(attend(q[:, len(qkv) - len(out) :], keys) @ values)
+
+    def copy_to(self, other: Any, length: int) -> None:
+        """The first `length` positions, into another one."""
+        other._keys[:, :, :length] = self._keys[:, :, :length]
+        other._values[:, :, :length] = self._values[:, :, :length]
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.config', $pg_gpt2_source$"""The shape of a GPT-2: hyperparameters, and the names and shapes of the tensors that follow from them.
 
@@ -1401,13 +1476,12 @@ def check(name: str, rule: Callable[..., None]) -> None:
 def use_fast(on: bool) -> None:
     """Whether `lookup` gives the faster forms, as it does at first, or the plain ops."""
     if on != is_fast():
-        registry.update(plain)
-        registry.update(fast if on else {})
+        registry.update(fast if on else plain)
 
 
 def is_fast() -> bool:
     """Whether `lookup` gives faster forms."""
-    return any(registry[name].forward is op.forward for name, op in fast.items())
+    return any(registry[name] is op for name, op in fast.items())
 
 
 def lookup(name: str) -> Op:
@@ -2319,6 +2393,115 @@ def softmax_backward(dy: np.ndarray, y: np.ndarray | None, x: np.ndarray) -> Gra
 
 
 replace("softmax", softmax, softmax_backward)
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.adamw', $pg_gpt2_source$"""AdamW and the norm of all gradients, in place on fixed pieces, so that a step needs little memory beside the arrays."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from ..fast import buffers, threads
+from ..fast.blas import add_scaled
+
+PIECE = 1 << 20  # scalars: smaller ones stay in a core's cache, but more calls want the interpreter
+SMALL = 1 << 14  # scalars of a tensor that is taken together with others
+NORM_PIECE = 1 << 18  # the norm's bits depend on it
+
+
+def adamw(
+    w: np.ndarray,
+    g: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    step: int,
+    grad_scale: float = 1.0,
+) -> None:
+    """One step on flat arrays, in place in w, m and v; g stays. The decay acts on the old weight.
+
+    `1 - beta` is taken in the arrays' precision, as the moments themselves are. Every pass over memory counts, so
+    grad_scale and the bias corrections are in the constants: w -= lr' m / (sqrt(v) + eps').
+    """
+    kind = w.dtype.type
+    a = buffers.scratch("adamw_a", w.shape, w.dtype)
+    correction = sqrt(1.0 - beta2**step)
+    np.multiply(g, g, out=a)
+    add_scaled(float(kind(1) - kind(beta2)) * grad_scale**2, a, beta2, v)
+    add_scaled(float(kind(1) - kind(beta1)) * grad_scale, g, beta1, m)
+    np.sqrt(v, out=a)
+    a += kind(eps * correction)
+    np.divide(m, a, out=a)
+    add_scaled(-lr * correction / (1.0 - beta1**step), a, 1.0 - lr * weight_decay, w)
+
+
+def step_all(
+    weights: Mapping[str, np.ndarray],
+    grads: Mapping[str, np.ndarray],
+    m: Mapping[str, np.ndarray],
+    v: Mapping[str, np.ndarray],
+    steps: Mapping[str, int],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_scale: float = 1.0,
+) -> None:
+    """AdamW on every parameter in `grads`; decay on tensors of two or more dimensions. `steps` are those being made."""
+    tasks = []
+    gathered: dict[tuple[float, int], list[list[np.ndarray]]] = {}
+    for name, grad in grads.items():
+        decay, step = weight_decay if grad.ndim >= 2 else 0.0, steps[name]
+        flat = [_flat(array) for array in (weights[name], grad, m[name], v[name])]
+        if grad.size < SMALL:
+            gathered.setdefault((decay, step), []).append(flat)
+        else:
+            for part in threads.pieces(grad.size, PIECE):
+                tasks.append(partial(adamw, *(array[part] for array in flat), weight_decay=decay, step=step))
+    for (decay, step), tensors in gathered.items():
+        tasks.append(partial(_adamw_together, tensors, weight_decay=decay, step=step))
+    rest = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "grad_scale": grad_scale}
+    threads.run([partial(task, **rest) for task in tasks])
+
+
+def _adamw_together(tensors: Sequence[Sequence[np.ndarray]], **hyper: Any) -> None:
+    """`adamw` on small tensors (w, g, m, v) as if they were one: copying them is faster than a dozen calls for each."""
+    joined = [np.concatenate(arrays) for arrays in zip(*tensors)]
+    adamw(*joined, **hyper)
+    start = 0
+    for w, _, m, v in tensors:
+        part = slice(start, start + w.size)
+        w[...], m[...], v[...] = joined[0][part], joined[2][part], joined[3][part]
+        start = part.stop
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    """A flat view; a copy would lose the update."""
+    if not array.flags.c_contiguous:
+        raise ValueError("parameters and their state must be contiguous")
+    return array.reshape(-1)
+
+
+def global_norm(grads: Sequence[np.ndarray]) -> float:
+    """Euclidean norm of all gradients together; dot products of fixed pieces, added in float64."""
+    parts = [(grad.reshape(-1), part) for grad in grads for part in threads.pieces(grad.size, NORM_PIECE)]
+    squares = np.zeros(len(parts))
+
+    def square(i: int) -> None:
+        flat, part = parts[i]
+        squares[i] = np.dot(flat[part], flat[part])
+
+    threads.run([lambda i=i: square(i) for i in range(len(parts))])  # type: ignore[misc]
+    return sqrt(squares.sum())
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.attend', $pg_gpt2_source$"""The core of causal attention, in chunks of query rows: scores of a chunk against the keys it may see, never T x T.
 
@@ -6834,13 +7017,15 @@ import numpy as np
 
 from .. import host
 from ..core import gpt2
+from ..core.cache import KeyValues
 from ..core.config import GPT2Config
+from ..core.op import is_fast
 from ..core.tape import Eager
 from ..errors import InconsistentData, InvalidParameter
 from ..fast import buffers, plan, threads
 from ..fast.cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_caches
 from ..fast.layout import Arranged
-from ..fast.linear import lm_head
+from ..fast.ops import lookup
 from ..fast.panels import Panels
 from ..fast.plan import Attend
 from ..fast.products import as_rows
@@ -6864,7 +7049,7 @@ class Decoder:
         self.config = config
         self.length = 0
         self.exact = _is_exact(params)
-        kind: type[RowCache] | type[BlockCache] = BlockCache if self.exact else RowCache
+        kind = BlockCache if self.exact else RowCache if is_fast() else KeyValues
         self.cache: Cache = cache or kind(config, min(room, config.n_positions))
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
@@ -7011,7 +7196,7 @@ def _hidden(
     wanted: Wanted = ALL,
 ) -> np.ndarray:  # [B, T] -> [B T, D] or the rows of it that are wanted
     """The stream after ln_f, until the next call of this."""
-    if ids.size <= plan.MOST_ROWS:
+    if ids.size <= plan.MOST_ROWS and is_fast():
         gpt2.check_window(int(np.max(position)) + ids.shape[1], config)
         x = gpt2.embed(Eager(), params, ids, position=position)
         return plan.plan(params, config, ids.size)(x.reshape(ids.size, -1), attend)[wanted]
@@ -7033,10 +7218,10 @@ def _hidden(
 
 def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
     if len(hidden) <= LOGITS_ROWS:
-        return lm_head(hidden, params["wte"])
+        return lookup("lm_head")(hidden, params["wte"])
     logits = np.empty((len(hidden), params["wte"].shape[0]), hidden.dtype)
     for rows in threads.pieces(len(hidden), LOGITS_ROWS):
-        logits[rows] = lm_head(hidden[rows], params["wte"])
+        logits[rows] = lookup("lm_head")(hidden[rows], params["wte"])
         host.check_interrupts()
     return logits
 
@@ -7738,9 +7923,6 @@ class Tracer:
         """data."""
         return data
 
-    def forget(self, handle: np.ndarray) -> None:
-        """Nothing to do: everything is kept."""
-
     def apply(self, name: str, *inputs: np.ndarray, **attrs: Any) -> np.ndarray:
         """The op's result."""
         host.check_interrupts()
@@ -8341,7 +8523,7 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
         attrs["seed"] = draw_seed()
     if name in ("attention", "causal_attention"):
         attrs.setdefault("chunk", resources.attention_chunk())
-    resources.apply_threads()
+    resources.apply_settings()
     recorder = Recorder(room=1)
     try:
         values = _values(name, inputs)
@@ -8420,7 +8602,7 @@ def grad(handle: int | None) -> bytes | None:
 @entry
 def backprop(start_id: int | None, model: str | None) -> None:
     """Gradients of everything that `start_id`, else the last recorded value, was computed from."""
-    resources.apply_threads()
+    resources.apply_settings()
     tape = own_tape()
     recorded = tape_rows.applications(tape)
     if start_id is None:
@@ -9112,7 +9294,7 @@ def dot(tape_id: int | None) -> str:
 def replay_tape(tape_id: int | None) -> list[tuple[Any, ...]]:
     """Rows (tape_row, name, handle, what, max_difference) of what comes out otherwise."""
     number, recorded, tensors = _tape(tape_id)
-    resources.apply_threads()
+    resources.apply_settings()
     replay.check_complete(recorded, tensors)
     data = tape_rows.data(number, tensors)
     if not data:
@@ -9182,7 +9364,7 @@ def kernel(function: Callable[..., Any], made: int = MADE) -> Callable[..., Any]
     def run(*args: Any) -> Any:
         given = sum(len(value) for value in args if type(value) is bytes)
         if given >= SMALL:
-            resources.apply_threads()
+            resources.apply_settings()
             bytea_ops.require_room(made * given, f"pg_llm_{function.__name__}")
         return function(*args)
 
@@ -9264,6 +9446,7 @@ from typing import Any
 from ...core import gpt2
 from ...core.config import PRESETS, GPT2Config
 from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
+from ...fast import threads
 from .. import db, resources
 from ..db import entry
 from ..storage import checkpoints, sharing, store, weights
@@ -9314,7 +9497,7 @@ def init_model(
     resources.require_memory(2 * 4 * wanted.n_params(), f'making model "{model}"')
     store.register(model, replace(wanted, eos_token_id=eos))
     db.run("UPDATE {schema}.llm_model_config SET init_seed = $2 WHERE model = $1", ["text", "int8"], model, seed)
-    params = gpt2.init_params(wanted, seed)
+    params = gpt2.init_params(wanted, seed, threads.run)
     store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in params.items()))
     del params
     resources.release_memory()
@@ -9497,7 +9680,7 @@ def block_forward(
         raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
     check_p(dropout_p)
     check_length(t)
-    resources.apply_threads()
+    resources.apply_settings()
     chunk = resources.attention_chunk()
     x = from_bytes(data, (t, d), name="input")
     arrays = {name: from_bytes(given[name], shape, name=name) for name, shape in block_shapes(d).items()}
@@ -9571,7 +9754,7 @@ from ..training.replay_start import Record
 def replay(run_id: int, from_checkpoint: int | None, to_step: int | None) -> list[tuple]:
     """One row (first_step, last_step, step, what, recorded, replayed, exact, note)."""
     require(run_id=run_id)
-    resources.apply_threads()
+    resources.apply_settings()
     report = run_replay.replay(Record.find(run_id), from_checkpoint, to_step)
     resources.release_memory()
     found = report.difference
@@ -10333,6 +10516,21 @@ class _Stored:
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "none" if shape is None else str(list(shape))
 $pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.boot', $pg_gpt2_source$"""What a session does once, after the package is imported. The one place where the engine is told of its host."""
+
+from .. import host
+from ..core import tape
+from . import db, resources
+
+
+def begin(schema: str, digest: str) -> None:
+    """Serve the engine: `schema` is the extension's, quoted, and `digest` that of the sources."""
+    db.connect(schema, digest)
+    host.check_interrupts = db.check_interrupts
+    host.notice = db.notice
+    host.require_memory = resources.require_memory
+    tape.before_each_op = db.check_interrupts
+$pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.cgroups', $pg_gpt2_source$"""What control groups leave to this process: the cores and the memory of a container or a service, versions 1 and 2.
 
 The least of the limits of our group and of those around it binds. In a container the path that the kernel tells may be that on
@@ -10452,7 +10650,6 @@ from typing import Any
 import numpy as np
 import plpy
 
-from .. import host
 from ..errors import (
     InvalidParameter,
     InvalidTransactionTermination,
@@ -10492,11 +10689,9 @@ CHECK_IN_SET = 0.2  # the same inside a row of a set
 
 
 def connect(schema: str, digest: str) -> None:
-    """Remember the extension's schema (a quoted identifier) and the sources' digest; serve the engine's host hooks."""
+    """Remember the extension's schema (a quoted identifier) and the sources' digest."""
     global _schema, sources_digest
     _schema, sources_digest = schema, digest
-    host.check_interrupts = check_interrupts
-    host.notice = notice
 
 
 def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any]], Any]:
@@ -10834,9 +11029,13 @@ def may_read(*relations: str) -> bool:
 
 def flag(name: str, default: str) -> bool:
     """Value of the boolean setting `pg_gpt2.name`. 22023 when it is none."""
-    text = (setting(name, default) or default).strip().lower()
+    return as_flag(name, setting(name, default) or default)
+
+
+def as_flag(name: str, text: str) -> bool:
+    """The boolean that the setting `pg_gpt2.name` says. 22023 when it is none."""
     for value, words in ((True, ("on", "true", "yes", "1", "t", "y")), (False, ("off", "false", "no", "0", "f", "n"))):
-        if text in words:
+        if text.strip().lower() in words:
             return value
     raise InvalidParameter(f"pg_gpt2.{name} must be on or off, not '{text}'", hint=f"RESET pg_gpt2.{name};")
 
@@ -10931,7 +11130,8 @@ LITTLE_ROOM = 2 << 30  # on the disk of the data directory
 BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
 LISTING = ("llm_models", "llm_param_resolved", "llm_model_config", "llm_param", "llm_param_share", "llm_bpe_vocab")
 SETTINGS: dict[str, Callable[[], object]] = {
-    "threads": resources.apply_threads,
+    "threads": resources.wanted_threads,
+    "fast": resources.wants_fast,
     "attention_chunk": resources.attention_chunk,
     "max_memory": resources.memory_limit,
     "autograd": recording.enabled,
@@ -10986,6 +11186,8 @@ def _settings() -> Iterator[Finding]:
             read()
         except InvalidParameter as error:
             yield f"pg_gpt2.{name}", db.setting(name) or "", "error", f"{error.message}. {error.hint}"
+    with suppress(InvalidParameter):
+        resources.apply_settings()
 
 
 def _hardware() -> Iterator[Finding]:
@@ -11164,7 +11366,7 @@ def _load(sources, key, schema):
         importlib.import_module(root + ".fast.threads").import_numpy_single_threaded()
     except ImportError as error:
         raise unusable(f"NumPy is needed in the Python of PL/Python, {python}: {error}", HINT) from None
-    importlib.import_module(root + ".server.db").connect(schema, key.split()[1])
+    importlib.import_module(root + ".server.boot").begin(schema, key.split()[1])
     return importlib.import_module(root + ".server.api")
 
 
@@ -11238,9 +11440,10 @@ NumPy's memory is outside work_mem, and the kernel answers its exhaustion by kil
 import ctypes
 import os
 import re
+from collections.abc import Callable
 from math import ceil
 
-from .. import host
+from ..core import op
 from ..core.ops import CHUNK
 from ..errors import InvalidParameter, OutOfMemory
 from ..fast import buffers, threads
@@ -11250,9 +11453,7 @@ RESERVE = 256 << 20  # bytes left to everybody else
 SMALL = 1 << 20  # bytes that any server has: asking the kernel would cost a small call a tenth of its time
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
 
-
-def spare() -> None:
-    """Give up memory that a session only keeps to save time. Where there is such, `weights` puts its own in place."""
+spared: list[Callable[[], None]] = []  # calls that give up what a session only keeps to save time
 
 
 def cores() -> int:
@@ -11262,10 +11463,25 @@ def cores() -> int:
     return bound if quota is None else max(1, min(bound, ceil(quota)))
 
 
-def apply_threads(workers: int = 1) -> None:
-    """Use `workers` cores when more than 1 are asked for, else those of pg_gpt2.threads, else all there are; never more."""
-    wanted = workers if workers > 1 else _integer("threads", cores())
+def apply_settings(workers: int = 1) -> None:
+    """pg_gpt2.threads, which `workers` above 1 overrule, and all cores without either; and pg_gpt2.fast."""
+    found = db.row(
+        "SELECT nullif(current_setting('pg_gpt2.threads', true), '') AS threads,"
+        " nullif(current_setting('pg_gpt2.fast', true), '') AS fast"
+    )
+    wanted = workers if workers > 1 else _checked("threads", (found or {})["threads"], cores())
     threads.set_threads(min(wanted, cores()))
+    op.use_fast(db.as_flag("fast", (found or {})["fast"] or "on"))
+
+
+def wanted_threads() -> int:
+    """Cores to use, of those there are (pg_gpt2.threads)."""
+    return _integer("threads", cores())
+
+
+def wants_fast() -> bool:
+    """Whether the faster forms of ops are used (pg_gpt2.fast), or those of `core`."""
+    return db.flag("fast", "on")
 
 
 def attention_chunk() -> int:
@@ -11279,7 +11495,10 @@ def prompt_lookup() -> bool:
 
 
 def _integer(name: str, default: int) -> int:
-    text = db.setting(name)
+    return _checked(name, db.setting(name), default)
+
+
+def _checked(name: str, text: str | None, default: int) -> int:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
@@ -11329,7 +11548,8 @@ def require_memory(wanted: int, purpose: str) -> None:
         return
     available = available_memory()
     if available is not None and wanted > available - RESERVE:
-        spare()
+        for give_up in spared:
+            give_up()
         release_memory()
         available = available_memory() or 0
     if available is not None and wanted > available - RESERVE:
@@ -11362,9 +11582,6 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)
-
-
-host.require_memory = require_memory
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage', $pg_gpt2_source$"""Models as rows and files: weights and their cache, checkpoints, sharing."""
 $pg_gpt2_source$);
@@ -13242,13 +13459,14 @@ savepoints and row-level security; nothing has to be invalidated.
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from ... import host
 from ...core.config import GPT2Config
+from ...core.op import is_fast
 from ...errors import InconsistentData
 from ...fast import layout
 from ...tensor import FLOAT32
@@ -13344,7 +13562,7 @@ class _Cache:
 
 
 cache = _Cache()
-resources.spare = cache.spare
+resources.spared.append(cache.spare)
 
 
 def size(model: Model) -> int:
@@ -13369,13 +13587,13 @@ def load(model: str | None) -> Model:
     if version == NO_ROWS and model is None and (only := store.only_model()):
         return load(only)
     wanted = store.config(name)
-    resources.apply_threads()
+    resources.apply_settings()
     found = cache.get(name, version)
     if found is None or found.config != wanted:
         cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
         found = _load_shared(name, wanted, version) or _load_private(name, wanted)
         cache.put(found)
-    return found
+    return found if is_fast() else replace(found, arranged=layout.Arranged(found.plain()))
 
 
 def _load_private(name: str, wanted: GPT2Config) -> Model:
@@ -14528,6 +14746,7 @@ from ...core import gpt2
 from ...core.config import GPT2Config
 from ...core.ops import CHUNK
 from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ...fast import threads
 from ...tensor import FLOAT32
 from ...training.trainer import Trainer
 from .. import db
@@ -14749,7 +14968,7 @@ def _initial(record: Record) -> Start | None:
     if record.first_step or row is None or row["init_seed"] is None:
         return None
     config = store.config(record.model)
-    return Start(_learner(record, config, gpt2.init_params(config, row["init_seed"])), 0, "llm_init_model")
+    return Start(_learner(record, config, gpt2.init_params(config, row["init_seed"], threads.run)), 0, "llm_init_model")
 
 
 def _learner(record: Record, config: GPT2Config, *state: dict) -> Learner:
@@ -15025,6 +15244,7 @@ from typing import Protocol
 import numpy as np
 
 from ... import __version__, host
+from ...core.op import is_fast
 from ...fast import threads
 from ...fast.tape import Audit
 from ...training.batches import BatchOrder
@@ -15337,6 +15557,7 @@ def environment() -> dict[str, object]:
         "blas": threads.blas_name(),
         "threads": threads.threads(),
         "attention_chunk": resources.attention_chunk(),
+        "fast": is_fast(),
         "machine": platform.machine(),
         "processor": _processor(),
     }
@@ -15604,7 +15825,7 @@ class Session(Learner):
 
     def __init__(self, model: str, workers: int) -> None:
         config = store.config(model)
-        resources.apply_threads(workers)
+        resources.apply_settings(workers)
         version = weights.version_of(model)
         state = weights.cache.take_state(model, version)
         held = 0 if state is None else state.nbytes
@@ -16898,57 +17119,20 @@ class BatchOrder:
             self._epoch, self._order = epoch, source.permutation(self.n_rows)
         return self._order
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.optim', $pg_gpt2_source$"""AdamW (Loshchilov & Hutter 2019), global-norm clipping, and the learning rate's schedule, as torch computes them.
-
-Everything works in place on fixed pieces, so that a step needs little memory beside the arrays.
-"""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.training.optim', $pg_gpt2_source$"""The optimizer of a run: AdamW, clipping, schedule, their domains checked; by `fast` or, where that is off, by `core`."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from math import cos, isfinite, pi, sqrt
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
+from ..core import adamw as plain
+from ..core.adamw import lr_schedule as lr_schedule
+from ..core.op import is_fast
 from ..errors import InvalidParameter
-from ..fast import buffers, threads
-from ..fast.blas import add_scaled
-
-PIECE = 1 << 20  # scalars: smaller ones stay in a core's cache, but more calls want the interpreter
-SMALL = 1 << 14  # scalars of a tensor that is taken together with others
-NORM_PIECE = 1 << 18  # the norm's bits depend on it
-CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
-
-
-def adamw(
-    w: np.ndarray,
-    g: np.ndarray,
-    m: np.ndarray,
-    v: np.ndarray,
-    *,
-    lr: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-    step: int,
-    grad_scale: float = 1.0,
-) -> None:
-    """One step on flat arrays, in place in w, m and v; g stays. The decay acts on the old weight.
-
-    `1 - beta` is taken in the arrays' precision, as the moments themselves are. Every pass over memory counts, so
-    grad_scale and the bias corrections are in the constants: w -= lr' m / (sqrt(v) + eps').
-    """
-    kind = w.dtype.type
-    a = buffers.scratch("adamw_a", w.shape, w.dtype)
-    correction = sqrt(1.0 - beta2**step)
-    np.multiply(g, g, out=a)
-    add_scaled(float(kind(1) - kind(beta2)) * grad_scale**2, a, beta2, v)
-    add_scaled(float(kind(1) - kind(beta1)) * grad_scale, g, beta1, m)
-    np.sqrt(v, out=a)
-    a += kind(eps * correction)
-    np.divide(m, a, out=a)
-    add_scaled(-lr * correction / (1.0 - beta1**step), a, 1.0 - lr * weight_decay, w)
+from ..fast import adamw as fast
+from ..fast import threads
 
 
 def check_adamw(lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int) -> None:
@@ -16969,6 +17153,14 @@ def check_adamw(lr: float, beta1: float, beta2: float, eps: float, weight_decay:
         raise InvalidParameter(f"step must be at least 1, not {step}", hint="AdamW counts its steps from 1.")
 
 
+def adamw(w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, **hyper: Any) -> None:
+    """One step on flat arrays, in place in w, m and v; hyperparameters are those of `core.adamw`."""
+    if is_fast():
+        threads.for_rows(w.size, fast.PIECE, lambda part: fast.adamw(w[part], g[part], m[part], v[part], **hyper))
+    else:
+        plain.adamw(w, g, m, v, **hyper)
+
+
 def step_all(
     weights: Mapping[str, np.ndarray],
     grads: Mapping[str, np.ndarray],
@@ -16976,77 +17168,28 @@ def step_all(
     v: Mapping[str, np.ndarray],
     steps: Mapping[str, int],
     *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
     weight_decay: float,
-    grad_scale: float = 1.0,
+    **hyper: Any,
 ) -> None:
     """AdamW on every parameter in `grads`; decay on tensors of two or more dimensions. `steps` are those being made."""
-    tasks = []
-    gathered: dict[tuple[float, int], list[list[np.ndarray]]] = {}
+    if is_fast():
+        fast.step_all(weights, grads, m, v, steps, weight_decay=weight_decay, **hyper)
+        return
     for name, grad in grads.items():
-        decay, step = weight_decay if grad.ndim >= 2 else 0.0, steps[name]
-        check_adamw(lr, beta1, beta2, eps, decay, step)
-        flat = [_flat(array) for array in (weights[name], grad, m[name], v[name])]
-        if grad.size < SMALL:
-            gathered.setdefault((decay, step), []).append(flat)
-        else:
-            for part in threads.pieces(grad.size, PIECE):
-                tasks.append(partial(adamw, *(array[part] for array in flat), weight_decay=decay, step=step))
-    for (decay, step), tensors in gathered.items():
-        tasks.append(partial(_adamw_together, tensors, weight_decay=decay, step=step))
-    rest = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "grad_scale": grad_scale}
-    threads.run([partial(task, **rest) for task in tasks])
-
-
-def _adamw_together(tensors: Sequence[Sequence[np.ndarray]], **hyper: Any) -> None:
-    """`adamw` on small tensors (w, g, m, v) as if they were one: copying them is faster than a dozen calls for each."""
-    joined = [np.concatenate(arrays) for arrays in zip(*tensors)]
-    adamw(*joined, **hyper)
-    start = 0
-    for w, _, m, v in tensors:
-        part = slice(start, start + w.size)
-        w[...], m[...], v[...] = joined[0][part], joined[2][part], joined[3][part]
-        start = part.stop
-
-
-def _flat(array: np.ndarray) -> np.ndarray:
-    """A flat view; a copy would lose the update."""
-    if not array.flags.c_contiguous:
-        raise ValueError("parameters and their state must be contiguous")
-    return array.reshape(-1)
+        decay = weight_decay if grad.ndim >= 2 else 0.0
+        plain.adamw(weights[name], grad, m[name], v[name], step=steps[name], weight_decay=decay, **hyper)
 
 
 def global_norm(grads: Sequence[np.ndarray]) -> float:
-    """Euclidean norm of all gradients together; dot products of fixed pieces, added in float64."""
-    parts = [(grad.reshape(-1), part) for grad in grads for part in threads.pieces(grad.size, NORM_PIECE)]
-    squares = np.zeros(len(parts))
-
-    def square(i: int) -> None:
-        flat, part = parts[i]
-        squares[i] = np.dot(flat[part], flat[part])
-
-    threads.run([lambda i=i: square(i) for i in range(len(parts))])  # type: ignore[misc]
-    return sqrt(squares.sum())
+    """Euclidean norm of all gradients together."""
+    return fast.global_norm(grads) if is_fast() else plain.global_norm(grads)
 
 
 def clip_scale(norm: float, clip: float | None) -> float:
     """What to multiply gradients with so that their norm is at most `clip`; 1 without a clip."""
-    if clip is None:
-        return 1.0
-    if not clip > 0:
+    if clip is not None and not clip > 0:
         raise InvalidParameter(f"grad_clip must be positive, not {clip}", hint="NULL turns clipping off.")
-    return min(1.0, clip / (norm + CLIP_EPS))
-
-
-def lr_schedule(step: int, warmup: int, total: int, lr_max: float, min_lr: float = 0.0) -> float:
-    """Linear warm-up to lr_max, then half a cosine to min_lr at `total`, and min_lr from there on."""
-    if step < warmup:
-        return lr_max * step / warmup
-    progress = min(1.0, (step - warmup) / (total - warmup)) if total > warmup else 1.0
-    return min_lr + 0.5 * (lr_max - min_lr) * (1.0 + cos(pi * progress))
+    return plain.clip_scale(norm, clip)
 
 
 def run_lr(step: int, n_steps: int, warmup: int, lr_max: float, min_lr: float = 0.0) -> float:
@@ -17070,9 +17213,10 @@ import numpy as np
 from .. import host
 from ..core import gpt2
 from ..core.config import GPT2Config
-from ..core.op import Sink
+from ..core.op import Sink, is_fast
 from ..core.ops import CHUNK
 from ..core.tape import Eager
+from ..core.tape import Tape as PlainTape
 from ..errors import InvalidParameter, PgGpt2Error
 from ..fast import buffers, losses
 from ..fast.attention import mask_shape
@@ -17213,6 +17357,9 @@ class Trainer:
                     self._shape = np.shape(tokens)
                 weight = np.size(targets) / n_tokens
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
+                if not (is_fast() or keep or audit):
+                    loss += weight * self._plain_gradients(tokens, targets, drop, weight)
+                    continue
                 tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
                 handles = {
                     name: tape.leaf(w, True, self._sinks[self.tied.get(name, name)]) for name, w in self.params.items()
@@ -17222,6 +17369,19 @@ class Trainer:
                     value = tape.finish("lm_head_loss", x, handles["wte"], target=targets, seed=weight)
                 loss += weight * float(value.data)  # type: ignore[arg-type]
         return loss, n_tokens
+
+    def _plain_gradients(self, tokens: np.ndarray, targets: np.ndarray, drop: gpt2.Dropout, weight: float) -> float:
+        """The loss; its gradients times `weight` are added to the sinks, by the tape of `core`."""
+        tape = PlainTape()
+        handles = {name: tape.leaf(w, True) for name, w in self.params.items()}
+        loss = gpt2.loss(tape, handles, tokens, targets, self.config, drop=drop, chunk=self.chunk)
+        tape.backward(loss, weight)
+        for name, handle in handles.items():
+            sink = self._sinks[self.tied.get(name, name)]
+            if handle.grad is not None:
+                sink.array[...] = handle.grad + sink.array if sink.filled else handle.grad
+                sink.filled = True
+        return float(loss.data)
 
     def grad_norm(self) -> float:
         """Norm of all gradients together."""
@@ -17604,11 +17764,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -17623,11 +17783,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -17641,11 +17801,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -17671,11 +17831,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63748fe12634 @extschema@'].models.init_model(globals())
+GD['pg_gpt2 e16951c5b90c @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -17685,11 +17845,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63748fe12634 @extschema@'].models.copy_model(globals())
+GD['pg_gpt2 e16951c5b90c @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -17699,11 +17859,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63748fe12634 @extschema@'].models.drop_model(globals())
+GD['pg_gpt2 e16951c5b90c @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -17742,11 +17902,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.changed(globals())
+GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -17762,11 +17922,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -17779,11 +17939,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent(bytea, text, boolean) IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with U+FFFD for what a text cannot hold. An empty sent stands for an array that is too long.';
@@ -17806,11 +17966,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
@@ -17820,11 +17980,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -17833,11 +17993,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -17852,11 +18012,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -17866,11 +18026,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -17880,11 +18040,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -17898,11 +18058,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -17912,11 +18072,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -17926,11 +18086,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
@@ -17940,11 +18100,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -17954,11 +18114,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -17968,11 +18128,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -17999,11 +18159,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -18035,11 +18195,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -18064,11 +18224,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent(
     bytea, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -18114,11 +18274,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -18138,11 +18298,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent(text, integer, integer, double precision, boolean, integer, text, bytea) IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty one stands for an array that is too long.';
@@ -18178,11 +18338,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -18199,11 +18359,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent(bytea, text, integer, integer, integer, integer) IS
     'What llm_logits calls, with array_send(token_ids). An empty one stands for an array that is too long.';
@@ -18233,11 +18393,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text, boolean) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable). For the first both are null, or with from_start what the model says after an end-of-text token. Past the window, every token has at least half a window before it.';
@@ -18247,11 +18407,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text, boolean) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted, unless from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -18266,11 +18426,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null of an empty text. A cast to pgvector''s type vector works as it is.';
@@ -18293,11 +18453,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -18319,11 +18479,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent(text, bytea, bytea, integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty one stands for an array that is too long.';
@@ -18360,11 +18520,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -18396,11 +18556,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -18472,11 +18632,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].training.train(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -18514,11 +18674,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63748fe12634 @extschema@'].training.train_run(globals())
+GD['pg_gpt2 e16951c5b90c @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -18531,11 +18691,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -18668,11 +18828,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -18682,11 +18842,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -18696,11 +18856,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -18733,11 +18893,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.drop(globals())
+GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -18747,11 +18907,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -18767,11 +18927,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -18792,11 +18952,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -18819,11 +18979,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -18837,11 +18997,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent(bytea, integer) IS
     'What llm_sparkline calls, with array_send(numbers). An empty one stands for an array that is too long.';
@@ -18858,11 +19018,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -18876,11 +19036,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -18952,11 +19112,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent(bytea, integer) IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
@@ -18980,11 +19140,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
@@ -19002,11 +19162,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -19015,11 +19175,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -19029,11 +19189,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -19043,11 +19203,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -19057,11 +19217,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -19070,11 +19230,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -19089,11 +19249,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -19108,11 +19268,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -19122,11 +19282,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -19136,11 +19296,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -19155,11 +19315,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -19175,11 +19335,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -19189,11 +19349,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -19202,11 +19362,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -19215,11 +19375,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -19237,11 +19397,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -19261,11 +19421,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -19284,11 +19444,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -19311,11 +19471,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -19325,11 +19485,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -19344,11 +19504,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -19364,11 +19524,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -19389,11 +19549,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -19411,11 +19571,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
@@ -19426,11 +19586,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent(bytea, bytea, boolean) IS
     'What llm_variable calls, with array_send(shape). An empty one stands for an array that is too long.';
@@ -19448,11 +19608,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent(text, bytea, jsonb) IS
     'What llm_op calls, with array_send(inputs). An empty one stands for an array that is too long.';
@@ -19469,11 +19629,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle, a float32 tensor.';
 
@@ -19482,11 +19642,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63748fe12634 @extschema@'].autograd.backprop(globals())
+GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything on the tape that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -19496,11 +19656,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle after llm_backprop; null when it has none.';
@@ -19512,11 +19672,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent(bytea, text, integer) IS
     'What llm_embed calls, with array_send(tokens). An empty one stands for an array that is too long.';
@@ -19553,11 +19713,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of the tape with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -19578,11 +19738,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -19596,11 +19756,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -19610,11 +19770,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent(bytea, text) IS
     'What llm_trace calls, with array_send(ids). An empty one stands for an array that is too long.';
@@ -19639,11 +19799,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -19653,11 +19813,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -19667,11 +19827,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -19680,11 +19840,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = that of llm_tape_id().';
@@ -19694,11 +19854,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = that of llm_tape_id(); the tapes of training steps need audit => ''full''.';
@@ -19708,11 +19868,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -19737,11 +19897,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -19751,11 +19911,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -19765,11 +19925,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -19778,11 +19938,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 63748fe12634 @extschema@'].admin.grant_usage(globals())
+GD['pg_gpt2 e16951c5b90c @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -19793,6 +19953,7 @@ FROM (VALUES
     ('pg_gpt2.model', 'gpt2-small', 'Model that is meant when none is named.'),
     ('pg_gpt2.threads', NULL, 'Threads of a session, at most one a core; null = all cores. Results do not depend on it.'),
     ('pg_gpt2.max_memory', NULL, 'What would need more memory than this, for example 2GB, is refused, and the models that a session keeps are bounded by it; null = three quarters of the machine''s. A cap is in llm_limit.'),
+    ('pg_gpt2.fast', 'on', 'Whether ops, attention over what was read and AdamW run as the fast forms; off = as plain NumPy, to read along and to check: slow, it takes memory that is not asked for, and a cancel waits for the op that runs.'),
     ('pg_gpt2.prompt_lookup', 'on', 'Whether a continuation is guessed from what occurred before and verified several tokens at a time, where this processor gives the same tokens so; changes no result.'),
     ('pg_gpt2.autograd', 'off', 'Whether llm_logits, llm_loss and the pieces of the model record on the tape what they compute; also llm_autograd_mode.'),
     ('pg_gpt2.tape', 'transaction', 'What handles, the tape and llm_autograd_mode belong to: transaction, or session, which is not for connections through a pooler in transaction mode.'),
@@ -19821,11 +19982,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -19848,11 +20009,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent(text, text, integer, bytea, bytea) IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty one stands for an array that is too long.';
@@ -19876,11 +20037,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -19890,11 +20051,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -19904,11 +20065,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 63748fe12634 @extschema@' not in GD:
+if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 63748fe12634 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. The result does not depend on workers.';

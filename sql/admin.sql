@@ -60,6 +60,7 @@ FROM (VALUES
     ('pg_gpt2.model', 'gpt2-small', 'Model that is meant when none is named.'),
     ('pg_gpt2.threads', NULL, 'Threads of a session, at most one a core; null = all cores. Results do not depend on it.'),
     ('pg_gpt2.max_memory', NULL, 'What would need more memory than this, for example 2GB, is refused, and the models that a session keeps are bounded by it; null = three quarters of the machine''s. A cap is in llm_limit.'),
+    ('pg_gpt2.fast', 'on', 'Whether ops, attention over what was read and AdamW run as the fast forms; off = as plain NumPy, to read along and to check: slow, it takes memory that is not asked for, and a cancel waits for the op that runs.'),
     ('pg_gpt2.prompt_lookup', 'on', 'Whether a continuation is guessed from what occurred before and verified several tokens at a time, where this processor gives the same tokens so; changes no result.'),
     ('pg_gpt2.autograd', 'off', 'Whether llm_logits, llm_loss and the pieces of the model record on the tape what they compute; also llm_autograd_mode.'),
     ('pg_gpt2.tape', 'transaction', 'What handles, the tape and llm_autograd_mode belong to: transaction, or session, which is not for connections through a pooler in transaction mode.'),

@@ -15,7 +15,6 @@ import numpy as np
 from . import host, limits
 from .core.ops import CHUNK
 from .errors import InvalidParameter, MalformedData, NullNotAllowed, OutOfMemory
-from .fast import threads
 from .fast.attention import GROUP, MOST_SCORES
 from .fast.dropout import backward_from_output
 from .fast.elementwise import copied
@@ -317,11 +316,7 @@ def adamw_step(
     )  # each result as an array, as bytes and as the server's
     state = {name: copied(given[name]) if name in given else np.zeros(size, FLOAT32) for name in ("weight", "m", "v")}
 
-    def step_on(part: slice) -> None:
-        w, first, second = (array[part] for array in state.values())
-        optim.adamw(w, given["grad"][part], first, second, **hyper)  # type: ignore[arg-type]
-
-    threads.for_rows(size, optim.PIECE, step_on)
+    optim.adamw(state["weight"], given["grad"], state["m"], state["v"], **hyper)
     return _bytes(tuple(state.values()))
 
 

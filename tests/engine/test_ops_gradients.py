@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from pg_gpt2.core.op import Sink
-from pg_gpt2.fast.ops import registry
+from pg_gpt2.fast.ops import registry, use_fast
 
 STEP = 1e-6  # of a central difference: its error is about 1e-10 relative for values of unit size
 
@@ -29,9 +29,9 @@ def numeric_gradient(f: Callable[[], float], x: np.ndarray) -> np.ndarray:
 
 def check_grads(name: str, **attrs: object) -> Callable[..., None]:
     """check_grads(op, **attrs)(*arrays): backward agrees with finite differences of sum(dy * forward)."""
-    op = registry[name]
 
     def check(*arrays: np.ndarray) -> None:
+        op = registry[name]
         before = [array.copy() for array in arrays]
         y, saved = op.run(*arrays, **attrs)
         dy = np.random.default_rng(1).normal(size=y.shape)
@@ -98,9 +98,14 @@ GRADCHECKS = {
 
 
 @pytest.mark.parametrize("case", GRADCHECKS)
-def test_backward_agrees_with_finite_differences(case: str) -> None:
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
+def test_backward_agrees_with_finite_differences(case: str, fast: bool) -> None:
     check, shapes = GRADCHECKS[case]
-    check(*(values(*shape, seed=i) for i, shape in enumerate(shapes)))
+    use_fast(fast)
+    try:
+        check(*(values(*shape, seed=i) for i, shape in enumerate(shapes)))
+    finally:
+        use_fast(True)
 
 
 def test_every_op_is_checked() -> None:

@@ -144,13 +144,12 @@ def check(name: str, rule: Callable[..., None]) -> None:
 def use_fast(on: bool) -> None:
     """Whether `lookup` gives the faster forms, as it does at first, or the plain ops."""
     if on != is_fast():
-        registry.update(plain)
-        registry.update(fast if on else {})
+        registry.update(fast if on else plain)
 
 
 def is_fast() -> bool:
     """Whether `lookup` gives faster forms."""
-    return any(registry[name].forward is op.forward for name, op in fast.items())
+    return any(registry[name] is op for name, op in fast.items())
 
 
 def lookup(name: str) -> Op:

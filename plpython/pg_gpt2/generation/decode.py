@@ -10,13 +10,15 @@ import numpy as np
 
 from .. import host
 from ..core import gpt2
+from ..core.cache import KeyValues
 from ..core.config import GPT2Config
+from ..core.op import is_fast
 from ..core.tape import Eager
 from ..errors import InconsistentData, InvalidParameter
 from ..fast import buffers, plan, threads
 from ..fast.cache import Arena, BlockCache, Cache, RowCache, block_caches, bytes_of_caches
 from ..fast.layout import Arranged
-from ..fast.linear import lm_head
+from ..fast.ops import lookup
 from ..fast.panels import Panels
 from ..fast.plan import Attend
 from ..fast.products import as_rows
@@ -40,7 +42,7 @@ class Decoder:
         self.config = config
         self.length = 0
         self.exact = _is_exact(params)
-        kind: type[RowCache] | type[BlockCache] = BlockCache if self.exact else RowCache
+        kind = BlockCache if self.exact else RowCache if is_fast() else KeyValues
         self.cache: Cache = cache or kind(config, min(room, config.n_positions))
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
@@ -187,7 +189,7 @@ def _hidden(
     wanted: Wanted = ALL,
 ) -> np.ndarray:  # [B, T] -> [B T, D] or the rows of it that are wanted
     """The stream after ln_f, until the next call of this."""
-    if ids.size <= plan.MOST_ROWS:
+    if ids.size <= plan.MOST_ROWS and is_fast():
         gpt2.check_window(int(np.max(position)) + ids.shape[1], config)
         x = gpt2.embed(Eager(), params, ids, position=position)
         return plan.plan(params, config, ids.size)(x.reshape(ids.size, -1), attend)[wanted]
@@ -209,10 +211,10 @@ def _hidden(
 
 def _logits(params: Arranged, hidden: np.ndarray) -> np.ndarray:  # [B, D] -> [B, V]
     if len(hidden) <= LOGITS_ROWS:
-        return lm_head(hidden, params["wte"])
+        return lookup("lm_head")(hidden, params["wte"])
     logits = np.empty((len(hidden), params["wte"].shape[0]), hidden.dtype)
     for rows in threads.pieces(len(hidden), LOGITS_ROWS):
-        logits[rows] = lm_head(hidden[rows], params["wte"])
+        logits[rows] = lookup("lm_head")(hidden[rows], params["wte"])
         host.check_interrupts()
     return logits
 

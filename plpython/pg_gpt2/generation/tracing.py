@@ -42,9 +42,6 @@ class Tracer:
         """data."""
         return data
 
-    def forget(self, handle: np.ndarray) -> None:
-        """Nothing to do: everything is kept."""
-
     def apply(self, name: str, *inputs: np.ndarray, **attrs: Any) -> np.ndarray:
         """The op's result."""
         host.check_interrupts()

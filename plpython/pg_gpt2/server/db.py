@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import plpy
 
-from .. import host
 from ..errors import (
     InvalidParameter,
     InvalidTransactionTermination,
@@ -58,11 +57,9 @@ CHECK_IN_SET = 0.2  # the same inside a row of a set
 
 
 def connect(schema: str, digest: str) -> None:
-    """Remember the extension's schema (a quoted identifier) and the sources' digest; serve the engine's host hooks."""
+    """Remember the extension's schema (a quoted identifier) and the sources' digest."""
     global _schema, sources_digest
     _schema, sources_digest = schema, digest
-    host.check_interrupts = check_interrupts
-    host.notice = notice
 
 
 def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any]], Any]:
@@ -400,9 +397,13 @@ def may_read(*relations: str) -> bool:
 
 def flag(name: str, default: str) -> bool:
     """Value of the boolean setting `pg_gpt2.name`. 22023 when it is none."""
-    text = (setting(name, default) or default).strip().lower()
+    return as_flag(name, setting(name, default) or default)
+
+
+def as_flag(name: str, text: str) -> bool:
+    """The boolean that the setting `pg_gpt2.name` says. 22023 when it is none."""
     for value, words in ((True, ("on", "true", "yes", "1", "t", "y")), (False, ("off", "false", "no", "0", "f", "n"))):
-        if text in words:
+        if text.strip().lower() in words:
             return value
     raise InvalidParameter(f"pg_gpt2.{name} must be on or off, not '{text}'", hint=f"RESET pg_gpt2.{name};")
 

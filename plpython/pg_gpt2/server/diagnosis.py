@@ -28,7 +28,8 @@ LITTLE_ROOM = 2 << 30  # on the disk of the data directory
 BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # which make OpenBLAS forgo what the processor has
 LISTING = ("llm_models", "llm_param_resolved", "llm_model_config", "llm_param", "llm_param_share", "llm_bpe_vocab")
 SETTINGS: dict[str, Callable[[], object]] = {
-    "threads": resources.apply_threads,
+    "threads": resources.wanted_threads,
+    "fast": resources.wants_fast,
     "attention_chunk": resources.attention_chunk,
     "max_memory": resources.memory_limit,
     "autograd": recording.enabled,
@@ -83,6 +84,8 @@ def _settings() -> Iterator[Finding]:
             read()
         except InvalidParameter as error:
             yield f"pg_gpt2.{name}", db.setting(name) or "", "error", f"{error.message}. {error.hint}"
+    with suppress(InvalidParameter):
+        resources.apply_settings()
 
 
 def _hardware() -> Iterator[Finding]:

@@ -83,7 +83,7 @@ def _load(sources, key, schema):
         importlib.import_module(root + ".fast.threads").import_numpy_single_threaded()
     except ImportError as error:
         raise unusable(f"NumPy is needed in the Python of PL/Python, {python}: {error}", HINT) from None
-    importlib.import_module(root + ".server.db").connect(schema, key.split()[1])
+    importlib.import_module(root + ".server.boot").begin(schema, key.split()[1])
     return importlib.import_module(root + ".server.api")
 
 

@@ -6,9 +6,10 @@ NumPy's memory is outside work_mem, and the kernel answers its exhaustion by kil
 import ctypes
 import os
 import re
+from collections.abc import Callable
 from math import ceil
 
-from .. import host
+from ..core import op
 from ..core.ops import CHUNK
 from ..errors import InvalidParameter, OutOfMemory
 from ..fast import buffers, threads
@@ -18,9 +19,7 @@ RESERVE = 256 << 20  # bytes left to everybody else
 SMALL = 1 << 20  # bytes that any server has: asking the kernel would cost a small call a tenth of its time
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40, "pb": 1 << 50}
 
-
-def spare() -> None:
-    """Give up memory that a session only keeps to save time. Where there is such, `weights` puts its own in place."""
+spared: list[Callable[[], None]] = []  # calls that give up what a session only keeps to save time
 
 
 def cores() -> int:
@@ -30,10 +29,25 @@ def cores() -> int:
     return bound if quota is None else max(1, min(bound, ceil(quota)))
 
 
-def apply_threads(workers: int = 1) -> None:
-    """Use `workers` cores when more than 1 are asked for, else those of pg_gpt2.threads, else all there are; never more."""
-    wanted = workers if workers > 1 else _integer("threads", cores())
+def apply_settings(workers: int = 1) -> None:
+    """pg_gpt2.threads, which `workers` above 1 overrule, and all cores without either; and pg_gpt2.fast."""
+    found = db.row(
+        "SELECT nullif(current_setting('pg_gpt2.threads', true), '') AS threads,"
+        " nullif(current_setting('pg_gpt2.fast', true), '') AS fast"
+    )
+    wanted = workers if workers > 1 else _checked("threads", (found or {})["threads"], cores())
     threads.set_threads(min(wanted, cores()))
+    op.use_fast(db.as_flag("fast", (found or {})["fast"] or "on"))
+
+
+def wanted_threads() -> int:
+    """Cores to use, of those there are (pg_gpt2.threads)."""
+    return _integer("threads", cores())
+
+
+def wants_fast() -> bool:
+    """Whether the faster forms of ops are used (pg_gpt2.fast), or those of `core`."""
+    return db.flag("fast", "on")
 
 
 def attention_chunk() -> int:
@@ -47,7 +61,10 @@ def prompt_lookup() -> bool:
 
 
 def _integer(name: str, default: int) -> int:
-    text = db.setting(name)
+    return _checked(name, db.setting(name), default)
+
+
+def _checked(name: str, text: str | None, default: int) -> int:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
@@ -97,7 +114,8 @@ def require_memory(wanted: int, purpose: str) -> None:
         return
     available = available_memory()
     if available is not None and wanted > available - RESERVE:
-        spare()
+        for give_up in spared:
+            give_up()
         release_memory()
         available = available_memory() or 0
     if available is not None and wanted > available - RESERVE:
@@ -130,6 +148,3 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)
-
-
-host.require_memory = require_memory

@@ -13,9 +13,10 @@ import numpy as np
 from .. import host
 from ..core import gpt2
 from ..core.config import GPT2Config
-from ..core.op import Sink
+from ..core.op import Sink, is_fast
 from ..core.ops import CHUNK
 from ..core.tape import Eager
+from ..core.tape import Tape as PlainTape
 from ..errors import InvalidParameter, PgGpt2Error
 from ..fast import buffers, losses
 from ..fast.attention import mask_shape
@@ -156,6 +157,9 @@ class Trainer:
                     self._shape = np.shape(tokens)
                 weight = np.size(targets) / n_tokens
                 drop = gpt2.Dropout(dropout_p, seed, step_no, part)
+                if not (is_fast() or keep or audit):
+                    loss += weight * self._plain_gradients(tokens, targets, drop, weight)
+                    continue
                 tape = Tape(keep=keep, recompute=_recomputes(self.config, np.size(tokens)), audit=audit)
                 handles = {
                     name: tape.leaf(w, True, self._sinks[self.tied.get(name, name)]) for name, w in self.params.items()
@@ -165,6 +169,19 @@ class Trainer:
                     value = tape.finish("lm_head_loss", x, handles["wte"], target=targets, seed=weight)
                 loss += weight * float(value.data)  # type: ignore[arg-type]
         return loss, n_tokens
+
+    def _plain_gradients(self, tokens: np.ndarray, targets: np.ndarray, drop: gpt2.Dropout, weight: float) -> float:
+        """The loss; its gradients times `weight` are added to the sinks, by the tape of `core`."""
+        tape = PlainTape()
+        handles = {name: tape.leaf(w, True) for name, w in self.params.items()}
+        loss = gpt2.loss(tape, handles, tokens, targets, self.config, drop=drop, chunk=self.chunk)
+        tape.backward(loss, weight)
+        for name, handle in handles.items():
+            sink = self._sinks[self.tied.get(name, name)]
+            if handle.grad is not None:
+                sink.array[...] = handle.grad + sink.array if sink.filled else handle.grad
+                sink.filled = True
+        return float(loss.data)
 
     def grad_norm(self) -> float:
         """Norm of all gradients together."""

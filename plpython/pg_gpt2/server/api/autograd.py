@@ -89,7 +89,7 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
         attrs["seed"] = draw_seed()
     if name in ("attention", "causal_attention"):
         attrs.setdefault("chunk", resources.attention_chunk())
-    resources.apply_threads()
+    resources.apply_settings()
     recorder = Recorder(room=1)
     try:
         values = _values(name, inputs)
@@ -168,7 +168,7 @@ def grad(handle: int | None) -> bytes | None:
 @entry
 def backprop(start_id: int | None, model: str | None) -> None:
     """Gradients of everything that `start_id`, else the last recorded value, was computed from."""
-    resources.apply_threads()
+    resources.apply_settings()
     tape = own_tape()
     recorded = tape_rows.applications(tape)
     if start_id is None:

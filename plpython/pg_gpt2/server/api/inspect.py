@@ -147,7 +147,7 @@ def dot(tape_id: int | None) -> str:
 def replay_tape(tape_id: int | None) -> list[tuple[Any, ...]]:
     """Rows (tape_row, name, handle, what, max_difference) of what comes out otherwise."""
     number, recorded, tensors = _tape(tape_id)
-    resources.apply_threads()
+    resources.apply_settings()
     replay.check_complete(recorded, tensors)
     data = tape_rows.data(number, tensors)
     if not data:

@@ -27,7 +27,7 @@ def kernel(function: Callable[..., Any], made: int = MADE) -> Callable[..., Any]
     def run(*args: Any) -> Any:
         given = sum(len(value) for value in args if type(value) is bytes)
         if given >= SMALL:
-            resources.apply_threads()
+            resources.apply_settings()
             bytea_ops.require_room(made * given, f"pg_llm_{function.__name__}")
         return function(*args)
 

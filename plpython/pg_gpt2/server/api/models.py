@@ -6,6 +6,7 @@ from typing import Any
 from ...core import gpt2
 from ...core.config import PRESETS, GPT2Config
 from ...errors import InvalidParameter, NullNotAllowed, UndefinedObject, WrongState, require
+from ...fast import threads
 from .. import db, resources
 from ..db import entry
 from ..storage import checkpoints, sharing, store, weights
@@ -56,7 +57,7 @@ def init_model(
     resources.require_memory(2 * 4 * wanted.n_params(), f'making model "{model}"')
     store.register(model, replace(wanted, eos_token_id=eos))
     db.run("UPDATE {schema}.llm_model_config SET init_seed = $2 WHERE model = $1", ["text", "int8"], model, seed)
-    params = gpt2.init_params(wanted, seed)
+    params = gpt2.init_params(wanted, seed, threads.run)
     store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in params.items()))
     del params
     resources.release_memory()

@@ -83,7 +83,7 @@ def block_forward(
         raise InvalidParameter(f"d {d} is not divisible by n_head {n_head}", hint="Each head is d / n_head wide.")
     check_p(dropout_p)
     check_length(t)
-    resources.apply_threads()
+    resources.apply_settings()
     chunk = resources.attention_chunk()
     x = from_bytes(data, (t, d), name="input")
     arrays = {name: from_bytes(given[name], shape, name=name) for name, shape in block_shapes(d).items()}

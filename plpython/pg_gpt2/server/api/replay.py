@@ -11,7 +11,7 @@ from ..training.replay_start import Record
 def replay(run_id: int, from_checkpoint: int | None, to_step: int | None) -> list[tuple]:
     """One row (first_step, last_step, step, what, recorded, replayed, exact, note)."""
     require(run_id=run_id)
-    resources.apply_threads()
+    resources.apply_settings()
     report = run_replay.replay(Record.find(run_id), from_checkpoint, to_step)
     resources.release_memory()
     found = report.difference

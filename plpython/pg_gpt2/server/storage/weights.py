@@ -6,13 +6,14 @@ savepoints and row-level security; nothing has to be invalidated.
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from ... import host
 from ...core.config import GPT2Config
+from ...core.op import is_fast
 from ...errors import InconsistentData
 from ...fast import layout
 from ...tensor import FLOAT32
@@ -108,7 +109,7 @@ class _Cache:
 
 
 cache = _Cache()
-resources.spare = cache.spare
+resources.spared.append(cache.spare)
 
 
 def size(model: Model) -> int:
@@ -133,13 +134,13 @@ def load(model: str | None) -> Model:
     if version == NO_ROWS and model is None and (only := store.only_model()):
         return load(only)
     wanted = store.config(name)
-    resources.apply_threads()
+    resources.apply_settings()
     found = cache.get(name, version)
     if found is None or found.config != wanted:
         cache.make_room(name, 4 * wanted.n_params(), resources.memory_limit())
         found = _load_shared(name, wanted, version) or _load_private(name, wanted)
         cache.put(found)
-    return found
+    return found if is_fast() else replace(found, arranged=layout.Arranged(found.plain()))
 
 
 def _load_private(name: str, wanted: GPT2Config) -> Model:

@@ -15,6 +15,7 @@ from ...core import gpt2
 from ...core.config import GPT2Config
 from ...core.ops import CHUNK
 from ...errors import InconsistentData, InvalidParameter, PgGpt2Error, UndefinedObject, WrongState
+from ...fast import threads
 from ...tensor import FLOAT32
 from ...training.trainer import Trainer
 from .. import db
@@ -236,7 +237,7 @@ def _initial(record: Record) -> Start | None:
     if record.first_step or row is None or row["init_seed"] is None:
         return None
     config = store.config(record.model)
-    return Start(_learner(record, config, gpt2.init_params(config, row["init_seed"])), 0, "llm_init_model")
+    return Start(_learner(record, config, gpt2.init_params(config, row["init_seed"], threads.run)), 0, "llm_init_model")
 
 
 def _learner(record: Record, config: GPT2Config, *state: dict) -> Learner:

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from ... import __version__, host
+from ...core.op import is_fast
 from ...fast import threads
 from ...fast.tape import Audit
 from ...training.batches import BatchOrder
@@ -326,6 +327,7 @@ def environment() -> dict[str, object]:
         "blas": threads.blas_name(),
         "threads": threads.threads(),
         "attention_chunk": resources.attention_chunk(),
+        "fast": is_fast(),
         "machine": platform.machine(),
         "processor": _processor(),
     }

@@ -234,7 +234,7 @@ class Session(Learner):
 
     def __init__(self, model: str, workers: int) -> None:
         config = store.config(model)
-        resources.apply_threads(workers)
+        resources.apply_settings(workers)
         version = weights.version_of(model)
         state = weights.cache.take_state(model, version)
         held = 0 if state is None else state.nbytes

@@ -1,0 +1,14 @@
+"""What a session does once, after the package is imported. The one place where the engine is told of its host."""
+
+from .. import host
+from ..core import tape
+from . import db, resources
+
+
+def begin(schema: str, digest: str) -> None:
+    """Serve the engine: `schema` is the extension's, quoted, and `digest` that of the sources."""
+    db.connect(schema, digest)
+    host.check_interrupts = db.check_interrupts
+    host.notice = db.notice
+    host.require_memory = resources.require_memory
+    tape.before_each_op = db.check_interrupts
