@@ -45,7 +45,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 e16951c5b90c @extschema@'] = importer['load'](sources, 'pg_gpt2 e16951c5b90c @extschema@', '@extschema@')
+    GD['pg_gpt2 493e8faf6b31 @extschema@'] = importer['load'](sources, 'pg_gpt2 493e8faf6b31 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -1130,7 +1130,7 @@ leading B may be absent. Reference: Radford et al. 2019; pre-LN blocks, tanh gel
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import sqrt
 from typing import Any
@@ -1147,8 +1147,6 @@ Params = Mapping[str, Handle]
 Attend = Callable[[int, Handle], Handle]  # (layer, qkv [.., T, 3D]) -> [.., T, D]
 Keep = Callable[[Handle], Handle]  # [.., T, D] -> [n, D], some of the rows
 Position = int | np.ndarray
-
-
 INIT_STD = 0.02
 INIT_PIECE = 1 << 18  # scalars drawn from one address
 
@@ -1173,51 +1171,49 @@ class Dropout:
         return {"p": self.p, "seed": self.seed, "step": self.step, "site": (self.part << 32) + site}
 
 
-def _dropped(run: Runner, x: Handle, drop: Dropout | None, site: int) -> Handle:
-    if drop is None or not drop.p:
-        return x
-    return run.apply("dropout", x, **drop.at(site))
+@dataclass(frozen=True)
+class Pass:
+    """What a forward pass may be asked for besides.
+
+    `attend` supplies attention, as over a cache. With `keep`, only those rows leave the last block; `attend` gives only theirs.
+    `chunk` is how many query rows of attention the fast form takes at a time.
+    """
+
+    drop: Dropout | None = None
+    attend: Attend | None = None
+    keep: Keep | None = None
+    chunk: int = CHUNK
+
+    def dropped(self, run: Runner, x: Handle, site: int) -> Handle:
+        """x, after dropout where there is one."""
+        return run.apply("dropout", x, **self.drop.at(site)) if self.drop is not None and self.drop.p else x
+
+    def attention(self, run: Runner, qkv: Handle, n_head: int, layer: int, site: int) -> Handle:
+        """[.., T, 3D] -> [.., T, D]."""
+        if self.attend is not None:
+            return self.attend(layer, qkv)
+        attrs = self.drop.at(site) if self.drop is not None and self.drop.p else {}
+        return run.apply("causal_attention", qkv, n_head=n_head, chunk=self.chunk, **attrs)
 
 
 def block(
-    run: Runner,
-    p: Params,
-    x: Handle,
-    *,
-    n_head: int,
-    eps: float = LAYER_NORM_EPS,
-    chunk: int = CHUNK,
-    drop: Dropout | None = None,
-    attend: Attend | None = None,
-    keep: Keep | None = None,
-    layer: int = 0,
-) -> Handle:  # [.., T, D] -> [.., T, D] or what `keep` gives
-    """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`.
-
-    With `keep`, only those rows of x go on after attention, and `attend` returns only theirs.
-    """
+    run: Runner, p: Params, x: Handle, *, n_head: int, eps: float = LAYER_NORM_EPS, layer: int = 0, how: Pass = Pass()
+) -> Handle:  # [.., T, D] -> [.., T, D] or what `how.keep` gives
+    """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`."""
     site = 1 + 3 * layer
     normed = run.apply("layernorm", x, p["ln_1.weight"], p["ln_1.bias"], eps=eps)
     qkv = run.apply("linear", normed, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
-    if attend is not None:
-        mixed = attend(layer, qkv)
-    else:
-        attrs = drop.at(site) if drop is not None and drop.p else {}
-        mixed = run.apply("causal_attention", qkv, n_head=n_head, chunk=chunk, **attrs)
-    if keep is not None:
-        x = keep(x)
-    x = _residual(run, x, mixed, p["attn.c_proj.weight"], p["attn.c_proj.bias"], drop, site + 1)
+    mixed = how.attention(run, qkv, n_head, layer, site)
+    if how.keep is not None:
+        x = how.keep(x)
+    y = run.apply("linear", mixed, p["attn.c_proj.weight"], p["attn.c_proj.bias"])
+    x = run.apply("add", x, how.dropped(run, y, site + 1))
 
     normed = run.apply("layernorm", x, p["ln_2.weight"], p["ln_2.bias"], eps=eps)
     hidden = run.apply("linear", normed, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])
     active = run.apply("gelu", hidden)
-    return _residual(run, x, active, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"], drop, site + 2)
-
-
-def _residual(run: Runner, x: Handle, y: Handle, w: Handle, b: Handle, drop: Dropout | None, site: int) -> Handle:
-    """x + dropout(y @ w + b)."""
-    y = _dropped(run, run.apply("linear", y, w, b), drop, site)
-    return run.apply("add", x, y)
+    y = run.apply("linear", active, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"])
+    return run.apply("add", x, how.dropped(run, y, site + 2))
 
 
 def embed(run: Runner, params: Params, ids: np.ndarray, *, position: Position = 0) -> Handle:  # [.., T] -> [.., T, D]
@@ -1227,43 +1223,24 @@ def embed(run: Runner, params: Params, ids: np.ndarray, *, position: Position = 
     return run.apply("add", tokens, places)
 
 
-def hidden(
-    run: Runner,
-    params: Params,
-    ids: np.ndarray,
-    config: GPT2Config,
-    *,
-    position: Position = 0,
-    attend: Attend | None = None,
-    keep: Keep | None = None,
-    drop: Dropout | None = None,
-    chunk: int = CHUNK,
-) -> Handle:  # [.., T] -> [.., T, D] or what `keep` gives
-    """The stream after ln_f. `position` is that of the first id; with `attend` a cache supplies the earlier keys.
-
-    With `keep`, only those rows of the stream leave the last block: see `block`.
-    """
-    check_window(int(np.max(position)) + np.shape(ids)[-1], config)
-    x = embed(run, params, ids, position=position)
-    return blocks(run, params, _dropped(run, x, drop, 0), config, attend=attend, keep=keep, drop=drop, chunk=chunk)
-
-
 def blocks(
-    run: Runner,
-    params: Params,
-    x: Handle,
-    config: GPT2Config,
-    *,
-    attend: Attend | None = None,
-    keep: Keep | None = None,
-    drop: Dropout | None = None,
-    chunk: int = CHUNK,
-) -> Handle:  # [.., T, D] -> [.., T, D] or what `keep` gives
+    run: Runner, params: Params, x: Handle, config: GPT2Config, how: Pass = Pass()
+) -> Handle:  # [.., T, D] -> [.., T, D] or what `how.keep` gives
     """All blocks and ln_f."""
+    last = config.n_layer - 1
     for i in range(config.n_layer):
-        p, kept = layer_params(params, i), keep if i == config.n_layer - 1 else None
-        x = block(run, p, x, n_head=config.n_head, chunk=chunk, drop=drop, attend=attend, keep=kept, layer=i)
+        here = how if i == last or how.keep is None else replace(how, keep=None)
+        x = block(run, layer_params(params, i), x, n_head=config.n_head, layer=i, how=here)
     return run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
+
+
+def hidden(
+    run: Runner, params: Params, ids: np.ndarray, config: GPT2Config, *, position: Position = 0, **how: Any
+) -> Handle:  # [.., T] -> [.., T, D] or what `keep` gives
+    """The stream after ln_f. `position` is that of the first id; `how` are the fields of a Pass."""
+    check_window(int(np.max(position)) + np.shape(ids)[-1], config)
+    asked = Pass(**how)
+    return blocks(run, params, asked.dropped(run, embed(run, params, ids, position=position), 0), config, asked)
 
 
 def layer_params(params: Params, layer: int) -> dict[str, Handle]:
@@ -4721,7 +4698,7 @@ class Plan:
         self._attention = _Attention()
         x = self._new(config.d_model)
         self._x = x.data
-        self._y = gpt2.blocks(self, params, x, config, attend=self._bind_attention).data
+        self._y = gpt2.blocks(self, params, x, config, gpt2.Pass(attend=self._bind_attention)).data
         self._bind_products(params["wte"])
 
     def __call__(self, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]
@@ -9605,7 +9582,7 @@ import numpy as np
 from ...bytea_ops import attention_bytes, require_room
 from ...core import gpt2
 from ...core.config import block_shapes
-from ...core.gpt2 import Dropout
+from ...core.gpt2 import Dropout, Pass
 from ...core.tape import Eager
 from ...errors import InvalidParameter, require, require_positive
 from ...fast import layout
@@ -9687,7 +9664,7 @@ def block_forward(
     drop = _drop(dropout_p, training)
     masks = prod(mask_shape(1, n_head, t)) if drop else 0
     require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
-    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "chunk": chunk, "drop": drop}
+    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "how": Pass(chunk=chunk, drop=drop)}
     if not recording.enabled():
         return to_bytes(gpt2.block(Eager(), arrays, x, **options))
     recorder = Recorder()
@@ -9725,15 +9702,15 @@ def forward_gpt2(
         for name, given in (("ln_f.weight", ln_f_weight), ("ln_f.bias", ln_f_bias))
         if given is not None
     }
-    options: dict[str, Any] = {"chunk": resources.attention_chunk(), "drop": _drop(dropout_p, training)}
+    how = Pass(chunk=resources.attention_chunk(), drop=_drop(dropout_p, training))
     if not recording.enabled():
-        return to_bytes(gpt2.blocks(Eager(), layout.Plain({**loaded.arranged, **final}), x, config, **options))
+        return to_bytes(gpt2.blocks(Eager(), layout.Plain({**loaded.arranged, **final}), x, config, how))
     recorder = Recorder()
     params = recorder.params(loaded)
     for name, array in final.items():
         if not np.array_equal(params[name].data, array):
             params[name] = recording.find(recorder, array)
-    result = gpt2.blocks(recorder, params, recording.find(recorder, x), config, **options)
+    result = gpt2.blocks(recorder, params, recording.find(recorder, x), config, how)
     recorder.flush()
     return to_bytes(result.data)
 
@@ -17764,11 +17741,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -17783,11 +17760,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -17801,11 +17778,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -17831,11 +17808,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 e16951c5b90c @extschema@'].models.init_model(globals())
+GD['pg_gpt2 493e8faf6b31 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -17845,11 +17822,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 e16951c5b90c @extschema@'].models.copy_model(globals())
+GD['pg_gpt2 493e8faf6b31 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -17859,11 +17836,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 e16951c5b90c @extschema@'].models.drop_model(globals())
+GD['pg_gpt2 493e8faf6b31 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -17902,11 +17879,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.changed(globals())
+GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -17922,11 +17899,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -17939,11 +17916,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent(bytea, text, boolean) IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with U+FFFD for what a text cannot hold. An empty sent stands for an array that is too long.';
@@ -17966,11 +17943,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
@@ -17980,11 +17957,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -17993,11 +17970,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -18012,11 +17989,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -18026,11 +18003,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -18040,11 +18017,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -18058,11 +18035,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -18072,11 +18049,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
@@ -18086,11 +18063,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
@@ -18100,11 +18077,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -18114,11 +18091,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -18128,11 +18105,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -18159,11 +18136,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -18195,11 +18172,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
     text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -18224,11 +18201,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent(
     bytea, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
@@ -18274,11 +18251,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
     text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
@@ -18298,11 +18275,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent(text, integer, integer, double precision, boolean, integer, text, bytea) IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty one stands for an array that is too long.';
@@ -18338,11 +18315,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -18359,11 +18336,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent(bytea, text, integer, integer, integer, integer) IS
     'What llm_logits calls, with array_send(token_ids). An empty one stands for an array that is too long.';
@@ -18393,11 +18370,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text, boolean) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable). For the first both are null, or with from_start what the model says after an end-of-text token. Past the window, every token has at least half a window before it.';
@@ -18407,11 +18384,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text, boolean) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted, unless from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -18426,11 +18403,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null of an empty text. A cast to pgvector''s type vector works as it is.';
@@ -18453,11 +18430,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -18479,11 +18456,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].training.loss(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent(text, bytea, bytea, integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty one stands for an array that is too long.';
@@ -18520,11 +18497,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -18556,11 +18533,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -18632,11 +18609,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].training.train(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -18674,11 +18651,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 e16951c5b90c @extschema@'].training.train_run(globals())
+GD['pg_gpt2 493e8faf6b31 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -18691,11 +18668,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -18828,11 +18805,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -18842,11 +18819,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -18856,11 +18833,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -18893,11 +18870,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.drop(globals())
+GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -18907,11 +18884,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -18927,11 +18904,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -18952,11 +18929,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -18979,11 +18956,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -18997,11 +18974,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent(bytea, integer) IS
     'What llm_sparkline calls, with array_send(numbers). An empty one stands for an array that is too long.';
@@ -19018,11 +18995,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -19036,11 +19013,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -19112,11 +19089,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent(bytea, integer) IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
@@ -19140,11 +19117,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
@@ -19162,11 +19139,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -19175,11 +19152,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -19189,11 +19166,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -19203,11 +19180,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -19217,11 +19194,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -19230,11 +19207,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -19249,11 +19226,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -19268,11 +19245,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -19282,11 +19259,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -19296,11 +19273,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -19315,11 +19292,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -19335,11 +19312,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -19349,11 +19326,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -19362,11 +19339,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -19375,11 +19352,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -19397,11 +19374,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -19421,11 +19398,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -19444,11 +19421,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -19471,11 +19448,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -19485,11 +19462,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -19504,11 +19481,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -19524,11 +19501,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -19549,11 +19526,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -19571,11 +19548,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
@@ -19586,11 +19563,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent(bytea, bytea, boolean) IS
     'What llm_variable calls, with array_send(shape). An empty one stands for an array that is too long.';
@@ -19608,11 +19585,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent(text, bytea, jsonb) IS
     'What llm_op calls, with array_send(inputs). An empty one stands for an array that is too long.';
@@ -19629,11 +19606,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle, a float32 tensor.';
 
@@ -19642,11 +19619,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.backprop(globals())
+GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything on the tape that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -19656,11 +19633,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle after llm_backprop; null when it has none.';
@@ -19672,11 +19649,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent(bytea, text, integer) IS
     'What llm_embed calls, with array_send(tokens). An empty one stands for an array that is too long.';
@@ -19713,11 +19690,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of the tape with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -19738,11 +19715,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -19756,11 +19733,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -19770,11 +19747,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent(bytea, text) IS
     'What llm_trace calls, with array_send(ids). An empty one stands for an array that is too long.';
@@ -19799,11 +19776,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -19813,11 +19790,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -19827,11 +19804,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -19840,11 +19817,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = that of llm_tape_id().';
@@ -19854,11 +19831,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = that of llm_tape_id(); the tapes of training steps need audit => ''full''.';
@@ -19868,11 +19845,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -19897,11 +19874,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -19911,11 +19888,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -19925,11 +19902,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -19938,11 +19915,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 e16951c5b90c @extschema@'].admin.grant_usage(globals())
+GD['pg_gpt2 493e8faf6b31 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -19982,11 +19959,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -20009,11 +19986,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent(text, text, integer, bytea, bytea) IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty one stands for an array that is too long.';
@@ -20037,11 +20014,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -20051,11 +20028,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -20065,11 +20042,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 e16951c5b90c @extschema@' not in GD:
+if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 e16951c5b90c @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. The result does not depend on workers.';

@@ -5,7 +5,7 @@ leading B may be absent. Reference: Radford et al. 2019; pre-LN blocks, tanh gel
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import sqrt
 from typing import Any
@@ -22,8 +22,6 @@ Params = Mapping[str, Handle]
 Attend = Callable[[int, Handle], Handle]  # (layer, qkv [.., T, 3D]) -> [.., T, D]
 Keep = Callable[[Handle], Handle]  # [.., T, D] -> [n, D], some of the rows
 Position = int | np.ndarray
-
-
 INIT_STD = 0.02
 INIT_PIECE = 1 << 18  # scalars drawn from one address
 
@@ -48,51 +46,49 @@ class Dropout:
         return {"p": self.p, "seed": self.seed, "step": self.step, "site": (self.part << 32) + site}
 
 
-def _dropped(run: Runner, x: Handle, drop: Dropout | None, site: int) -> Handle:
-    if drop is None or not drop.p:
-        return x
-    return run.apply("dropout", x, **drop.at(site))
+@dataclass(frozen=True)
+class Pass:
+    """What a forward pass may be asked for besides.
+
+    `attend` supplies attention, as over a cache. With `keep`, only those rows leave the last block; `attend` gives only theirs.
+    `chunk` is how many query rows of attention the fast form takes at a time.
+    """
+
+    drop: Dropout | None = None
+    attend: Attend | None = None
+    keep: Keep | None = None
+    chunk: int = CHUNK
+
+    def dropped(self, run: Runner, x: Handle, site: int) -> Handle:
+        """x, after dropout where there is one."""
+        return run.apply("dropout", x, **self.drop.at(site)) if self.drop is not None and self.drop.p else x
+
+    def attention(self, run: Runner, qkv: Handle, n_head: int, layer: int, site: int) -> Handle:
+        """[.., T, 3D] -> [.., T, D]."""
+        if self.attend is not None:
+            return self.attend(layer, qkv)
+        attrs = self.drop.at(site) if self.drop is not None and self.drop.p else {}
+        return run.apply("causal_attention", qkv, n_head=n_head, chunk=self.chunk, **attrs)
 
 
 def block(
-    run: Runner,
-    p: Params,
-    x: Handle,
-    *,
-    n_head: int,
-    eps: float = LAYER_NORM_EPS,
-    chunk: int = CHUNK,
-    drop: Dropout | None = None,
-    attend: Attend | None = None,
-    keep: Keep | None = None,
-    layer: int = 0,
-) -> Handle:  # [.., T, D] -> [.., T, D] or what `keep` gives
-    """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`.
-
-    With `keep`, only those rows of x go on after attention, and `attend` returns only theirs.
-    """
+    run: Runner, p: Params, x: Handle, *, n_head: int, eps: float = LAYER_NORM_EPS, layer: int = 0, how: Pass = Pass()
+) -> Handle:  # [.., T, D] -> [.., T, D] or what `how.keep` gives
+    """One transformer block: x + attention(ln_1(x)), then + mlp(ln_2). Names of p lack `h.{i}.`."""
     site = 1 + 3 * layer
     normed = run.apply("layernorm", x, p["ln_1.weight"], p["ln_1.bias"], eps=eps)
     qkv = run.apply("linear", normed, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
-    if attend is not None:
-        mixed = attend(layer, qkv)
-    else:
-        attrs = drop.at(site) if drop is not None and drop.p else {}
-        mixed = run.apply("causal_attention", qkv, n_head=n_head, chunk=chunk, **attrs)
-    if keep is not None:
-        x = keep(x)
-    x = _residual(run, x, mixed, p["attn.c_proj.weight"], p["attn.c_proj.bias"], drop, site + 1)
+    mixed = how.attention(run, qkv, n_head, layer, site)
+    if how.keep is not None:
+        x = how.keep(x)
+    y = run.apply("linear", mixed, p["attn.c_proj.weight"], p["attn.c_proj.bias"])
+    x = run.apply("add", x, how.dropped(run, y, site + 1))
 
     normed = run.apply("layernorm", x, p["ln_2.weight"], p["ln_2.bias"], eps=eps)
     hidden = run.apply("linear", normed, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])
     active = run.apply("gelu", hidden)
-    return _residual(run, x, active, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"], drop, site + 2)
-
-
-def _residual(run: Runner, x: Handle, y: Handle, w: Handle, b: Handle, drop: Dropout | None, site: int) -> Handle:
-    """x + dropout(y @ w + b)."""
-    y = _dropped(run, run.apply("linear", y, w, b), drop, site)
-    return run.apply("add", x, y)
+    y = run.apply("linear", active, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"])
+    return run.apply("add", x, how.dropped(run, y, site + 2))
 
 
 def embed(run: Runner, params: Params, ids: np.ndarray, *, position: Position = 0) -> Handle:  # [.., T] -> [.., T, D]
@@ -102,43 +98,24 @@ def embed(run: Runner, params: Params, ids: np.ndarray, *, position: Position = 
     return run.apply("add", tokens, places)
 
 
-def hidden(
-    run: Runner,
-    params: Params,
-    ids: np.ndarray,
-    config: GPT2Config,
-    *,
-    position: Position = 0,
-    attend: Attend | None = None,
-    keep: Keep | None = None,
-    drop: Dropout | None = None,
-    chunk: int = CHUNK,
-) -> Handle:  # [.., T] -> [.., T, D] or what `keep` gives
-    """The stream after ln_f. `position` is that of the first id; with `attend` a cache supplies the earlier keys.
-
-    With `keep`, only those rows of the stream leave the last block: see `block`.
-    """
-    check_window(int(np.max(position)) + np.shape(ids)[-1], config)
-    x = embed(run, params, ids, position=position)
-    return blocks(run, params, _dropped(run, x, drop, 0), config, attend=attend, keep=keep, drop=drop, chunk=chunk)
-
-
 def blocks(
-    run: Runner,
-    params: Params,
-    x: Handle,
-    config: GPT2Config,
-    *,
-    attend: Attend | None = None,
-    keep: Keep | None = None,
-    drop: Dropout | None = None,
-    chunk: int = CHUNK,
-) -> Handle:  # [.., T, D] -> [.., T, D] or what `keep` gives
+    run: Runner, params: Params, x: Handle, config: GPT2Config, how: Pass = Pass()
+) -> Handle:  # [.., T, D] -> [.., T, D] or what `how.keep` gives
     """All blocks and ln_f."""
+    last = config.n_layer - 1
     for i in range(config.n_layer):
-        p, kept = layer_params(params, i), keep if i == config.n_layer - 1 else None
-        x = block(run, p, x, n_head=config.n_head, chunk=chunk, drop=drop, attend=attend, keep=kept, layer=i)
+        here = how if i == last or how.keep is None else replace(how, keep=None)
+        x = block(run, layer_params(params, i), x, n_head=config.n_head, layer=i, how=here)
     return run.apply("layernorm", x, params["ln_f.weight"], params["ln_f.bias"], eps=LAYER_NORM_EPS)
+
+
+def hidden(
+    run: Runner, params: Params, ids: np.ndarray, config: GPT2Config, *, position: Position = 0, **how: Any
+) -> Handle:  # [.., T] -> [.., T, D] or what `keep` gives
+    """The stream after ln_f. `position` is that of the first id; `how` are the fields of a Pass."""
+    check_window(int(np.max(position)) + np.shape(ids)[-1], config)
+    asked = Pass(**how)
+    return blocks(run, params, asked.dropped(run, embed(run, params, ids, position=position), 0), config, asked)
 
 
 def layer_params(params: Params, layer: int) -> dict[str, Handle]:

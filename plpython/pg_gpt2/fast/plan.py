@@ -53,7 +53,7 @@ class Plan:
         self._attention = _Attention()
         x = self._new(config.d_model)
         self._x = x.data
-        self._y = gpt2.blocks(self, params, x, config, attend=self._bind_attention).data
+        self._y = gpt2.blocks(self, params, x, config, gpt2.Pass(attend=self._bind_attention)).data
         self._bind_products(params["wte"])
 
     def __call__(self, x: np.ndarray, attend: Attend) -> np.ndarray:  # [m, D] -> [m, D]

@@ -8,7 +8,7 @@ import numpy as np
 from ...bytea_ops import attention_bytes, require_room
 from ...core import gpt2
 from ...core.config import block_shapes
-from ...core.gpt2 import Dropout
+from ...core.gpt2 import Dropout, Pass
 from ...core.tape import Eager
 from ...errors import InvalidParameter, require, require_positive
 from ...fast import layout
@@ -90,7 +90,7 @@ def block_forward(
     drop = _drop(dropout_p, training)
     masks = prod(mask_shape(1, n_head, t)) if drop else 0
     require_room(attention_bytes(t, d, n_head, chunk) + masks + 4 * (24 * t * d + 12 * d * d), "llm_block_forward")
-    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "chunk": chunk, "drop": drop}
+    options: dict[str, Any] = {"n_head": n_head, "eps": eps, "how": Pass(chunk=chunk, drop=drop)}
     if not recording.enabled():
         return to_bytes(gpt2.block(Eager(), arrays, x, **options))
     recorder = Recorder()
@@ -128,15 +128,15 @@ def forward_gpt2(
         for name, given in (("ln_f.weight", ln_f_weight), ("ln_f.bias", ln_f_bias))
         if given is not None
     }
-    options: dict[str, Any] = {"chunk": resources.attention_chunk(), "drop": _drop(dropout_p, training)}
+    how = Pass(chunk=resources.attention_chunk(), drop=_drop(dropout_p, training))
     if not recording.enabled():
-        return to_bytes(gpt2.blocks(Eager(), layout.Plain({**loaded.arranged, **final}), x, config, **options))
+        return to_bytes(gpt2.blocks(Eager(), layout.Plain({**loaded.arranged, **final}), x, config, how))
     recorder = Recorder()
     params = recorder.params(loaded)
     for name, array in final.items():
         if not np.array_equal(params[name].data, array):
             params[name] = recording.find(recorder, array)
-    result = gpt2.blocks(recorder, params, recording.find(recorder, x), config, **options)
+    result = gpt2.blocks(recorder, params, recording.find(recorder, x), config, how)
     recorder.flush()
     return to_bytes(result.data)
 
