@@ -10,7 +10,7 @@ from itertools import pairwise
 import psycopg
 import pytest
 from pg_llm_client import AsyncPGLLMClient, Beam, PGLLMClient, StreamEvent
-from pg_llm_client.training import TrainingOptions
+from pg_llm_client.options import TrainingOptions
 from psycopg.rows import dict_row
 
 MODEL = "tiny"
@@ -164,8 +164,8 @@ def test_num_beams_searches_beams(client):
         ("stream", {"topk": 50, "top_k": 5}, "both topk and top_k"),
         ("generate_batch", {"topp": 0.95, "top_p": 0.5}, "both topp and top_p"),
         ("beam_search", {"beam_width": 2, "num_beams": 2}, "both beam_width and num_beams"),
-        ("generate", {"do_sample": False, "temperature": 0.7}, "temperature 0 is not to sample"),
-        ("generate", {"do_sample": True, "temperature": 0}, "temperature 0 is not to sample"),
+        ("generate", {"do_sample": False, "temperature": 0.7}, "temperature 0 means no sampling"),
+        ("generate", {"do_sample": True, "temperature": 0}, "temperature 0 means no sampling"),
         ("generate", {"num_beams": 2, "topk": 5}, "topk, which beam search"),
         ("generate", {"num_beams": 2, "seed": 5}, "seed, which beam search"),
         ("generate", {"length_penalty": 2.0}, "length_penalty, which needs num_beams"),
