@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class AsyncPGLLMClient:
     """Generation, scoring and training by the pg_gpt2 of a database.
 
-    `conn` is the caller's: it stays open, and no method commits what the caller began. `model` is the model of calls that
-    name none; None leaves the choice to the server (setting `pg_gpt2.model`, else gpt2-small,
-    else the only model that has weights). Errors are psycopg's.
+    `conn` is the caller's: it stays open, and no method commits what the caller began. `model` is the model for calls
+    that name none; None leaves the choice to the server (setting `pg_gpt2.model`, else gpt2-small, else the only model that
+    has weights). Errors are psycopg's.
 
     >>> client = AsyncPGLLMClient(await psycopg.AsyncConnection.connect("dbname=llm"), model="demo")
     >>> await client.generate("The database", max_tokens=20, seed=1)
@@ -81,15 +81,15 @@ class AsyncPGLLMClient:
     async def embed(
         self, text: str, *, layer: int | None = None, pooling: str = "mean", model: str | None = None
     ) -> list[float] | None:
-        """Hidden state of a text, d_model numbers: after `layer` blocks (None = all), 'mean' of the tokens or 'last'; None of an
-        empty one."""
+        """The hidden state of a text, d_model numbers, after `layer` blocks (None = all): the mean over its tokens, or with
+        pooling='last' that of the last one. None for an empty text."""
         given = {"layer": layer, "pooling": pooling, "model_name": model or self.model}
         return await self._value("llm_text_embedding", text_in=text, **given)
 
     async def perplexity(self, text: str, *, model: str | None = None, from_start: bool = False) -> float | None:
-        """Perplexity of a text of at least two tokens, with `from_start` of one; None of a shorter one.
+        """The perplexity of a text. It takes at least two tokens, with `from_start` one; None for a shorter text.
 
-        With `from_start` the first token is scored, too, as what follows an end-of-text token.
+        With `from_start` the first token is scored as well, as the one that follows an end-of-text token.
         """
         given = {"model_name": model or self.model, "from_start": from_start}
         return await self._value("llm_perplexity", text_in=text, **given)
@@ -111,7 +111,7 @@ class AsyncPGLLMClient:
 
         All is one transaction, which on a connection that is not in autocommit mode is the caller's to commit. With
         `commit_every`, for long runs in autocommit mode, the server commits as it goes (llm_train_run), and the same call
-        goes on with a run that was cut short.
+        resumes a run that was cut short.
         """
         data, training = split(options, commit_every)
         model = model or self.model

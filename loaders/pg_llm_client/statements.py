@@ -60,7 +60,7 @@ class Statements:
         return sql.SQL("CALL ") + self._call(name, arguments), arguments
 
     def ended_run(self, model: str | None) -> Statement:
-        """The run_id of the run of the model that ended last."""
+        """The run_id of the model's run that ended last."""
         query = "SELECT run_id FROM {} WHERE model = %(model)s AND status IN ('finished', 'stopped')"
         latest = " ORDER BY finished_at DESC NULLS LAST LIMIT 1"
         return sql.SQL(query + latest).format(sql.SQL(self._name("llm_run"))), {"model": model}
@@ -70,7 +70,7 @@ class Statements:
         return sql.SQL("SELECT * FROM ") + self._call(function, arguments) + sql.SQL(" ORDER BY 1"), arguments
 
     def stream(self, function: str, **arguments: Any) -> Statement:
-        """SELECT (function(...)).*, whose rows a cursor gives as they are computed; FROM would collect them first."""
+        """SELECT (function(...)).*, whose rows a cursor returns as they are computed; FROM would collect them first."""
         return sql.SQL("SELECT (") + self._call(function, arguments) + sql.SQL(").*"), arguments
 
     def _call(self, function: str, names: Iterable[str]) -> sql.Composed:
@@ -95,5 +95,5 @@ def arguments(options: Mapping[str, Any], model: str | None) -> dict[str, Any]:
 
 
 def cursor_name() -> str:
-    """A name of its own for each stream, since streams of one connection may interleave."""
+    """A new name: each stream needs its own, since the streams of a connection may interleave."""
     return f"pg_llm_client_{uuid.uuid4().hex}"

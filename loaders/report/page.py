@@ -19,7 +19,7 @@ PARAMETERS = {"weight_decay": "wd"}  # named otherwise in llm_run.config than in
 
 
 def render(report: Report) -> str:
-    """The document."""
+    """The HTML document."""
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -117,7 +117,7 @@ def _curves(report: Report) -> Iterator[Markup]:
 
 
 def _noisy(colour: str, xs: Sequence[float], ys: Sequence[float | None]) -> list[Curve]:
-    """A curve with its smoothed form."""
+    """A curve, and where it has enough points the smoothed one."""
     reach = _reach(ys)
     if not reach:
         return [Curve("each step", colour, xs, ys)]
@@ -149,7 +149,7 @@ def _sample(sample: Sample) -> Markup:
 
 
 def _lines(written: str) -> Iterator[Markup]:
-    """Text, in which three line ends or more take one line of the page."""
+    """Text in which three line ends or more are shown as one line, with a sign for each."""
     for part in re.split(r"(\n{3,})", written):
         yield tag("span", f"\n{'⏎' * len(part)}\n", class_="muted") if part.startswith("\n\n\n") else text(part)
 
@@ -205,7 +205,7 @@ def _configuration(report: Report) -> Iterator[Markup]:
 
 
 def _call(model: str, n_steps: int, config: Mapping[str, Any]) -> str:
-    """The statement of a run."""
+    """The call of llm_train that makes such a run."""
     given = {PARAMETERS.get(key, key): value for key, value in config.items() if key not in ("data", "n_steps")}
     arguments = [f"{key} => {json.dumps(value)}" for key, value in given.items() if value is not None]
     lines = [", ".join(arguments[place : place + 4]) for place in range(0, len(arguments), 4)]
@@ -214,7 +214,7 @@ def _call(model: str, n_steps: int, config: Mapping[str, Any]) -> str:
 
 
 def _table(values: Mapping[str, Any]) -> Markup:
-    """Names and values."""
+    """A table of names and values."""
     rows = [tag("tr", tag("th", name, scope="row"), tag("td", _plain(value))) for name, value in values.items()]
     return tag("div", tag("table", tag("tbody", *rows)), class_="table")
 
@@ -223,7 +223,7 @@ def _table(values: Mapping[str, Any]) -> Markup:
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:
-    """What the pointer tells at each point."""
+    """What the script shows at each point."""
     validation = dict(report.validation)
     return [
         _row(point, [value for step, value in validation.items() if point.first_step <= step <= point.step])
@@ -251,7 +251,7 @@ def _row(point: Point, validation: Sequence[float]) -> dict[str, Any]:
 
 
 def _json(value: object) -> str:
-    """JSON that ends no script element."""
+    """JSON in which nothing ends a script element."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -259,7 +259,7 @@ def _json(value: object) -> str:
 
 
 def _reach(values: Sequence[object]) -> int:
-    """Neighbours on either side that a smoothed value is the mean of."""
+    """How many neighbours on either side a smoothed value is the mean of, with itself."""
     return len(values) // 40
 
 

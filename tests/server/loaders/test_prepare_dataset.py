@@ -73,6 +73,6 @@ def test_rows_fit_the_model_and_what_was_there_is_told_of(dsn, conn, vocabulary,
     rows = len(rows_of(conn, "narrow"))
     assert "were there already" not in capsys.readouterr().out
     run(prepare_dataset, monkeypatch, *command)
-    assert capsys.readouterr().out.startswith(f"{rows} rows were there already, and stay\nstored {rows} rows")
+    assert capsys.readouterr().out.startswith(f"{rows} rows were there already, and were kept\nstored {rows} rows")
     run(prepare_dataset, monkeypatch, *command, "--truncate")
     assert "were there already" not in capsys.readouterr().out
