@@ -5,6 +5,7 @@ target is the stream one token later. What does not fill a last block is left ou
 directory with one or with vocab.json and merges.txt; without it the vocabulary of --model in the database is used.
 """
 
+import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from glob import glob
@@ -135,8 +136,8 @@ def count_rows(database: Database, model: str | None) -> int:
     return (database.execute(query, model).fetchone() or (0,))[0]
 
 
-def main() -> None:
-    """Parse the command line and load."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = arguments(__doc__)
     parser.add_argument("--tokenizer", type=Path, help="directory or tokenizer.json; default: the model's vocabulary")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -159,6 +160,12 @@ def main() -> None:
     args = parser.parse_args()
     if (args.block_size is not None and args.block_size < 1) or not 0 <= args.val_fraction < 1:
         parser.error("--block-size must be positive, --val-fraction at least 0 and below 1")
+    return args
+
+
+def main() -> None:
+    """Parse the command line and load."""
+    args = parse()
     with connect(args.dsn) as conn:
         database = Database(conn)
         block_size = find_block_size(database, args.model, args.block_size)

@@ -173,6 +173,16 @@ def learn(console: Console, size: Size, texts: Sequence[str], left_out: int = 0)
     console.run("CREATE TABLE letter (id integer GENERATED ALWAYS AS IDENTITY, body text)")
     console.copy("COPY letter (body) FROM STDIN", texts)
     console.run("SELECT id, left(body, 120) AS body FROM letter LIMIT 3")
+    run_id = train(console, size)
+    console.run(f"SELECT llm_run_sparkline({run_id}) AS loss")
+    console.say("Now it knows the tone:")
+    ask(console, texts)
+    console.pause()
+    graph(console, run_id)
+
+
+def train(console: Console, size: Size) -> int:
+    """Make the table of texts the model's data, and train it on them for as long as `size` allows; the run."""
     ((lines, tokens),) = console.run(
         f"SELECT count(*) AS lines, sum(llm_token_count(body, '{MODEL}') + 1) AS tokens FROM letter"
     )
@@ -200,11 +210,7 @@ def learn(console: Console, size: Size, texts: Sequence[str], left_out: int = 0)
                              log_every => {progress.every}) AS run_id
             """
         )
-    console.run(f"SELECT llm_run_sparkline({run_id}) AS loss")
-    console.say("Now it knows the tone:")
-    ask(console, texts)
-    console.pause()
-    graph(console, run_id)
+    return run_id
 
 
 def ask(console: Console, texts: Sequence[str]) -> None:

@@ -78,6 +78,19 @@ def _curves(report: Report) -> Iterator[Markup]:
     xs = [point.step for point in points]
     last = report.run.n_steps if report.run.status in ("running", "interrupted") else None
     x_range = (min(xs[0], 0 if xs[0] < len(xs) else xs[0]), max(xs[-1], last or 0))
+    yield tag("div", draw(_losses(report, xs, x_range)), class_="wide")
+    small = [
+        ("Learning rate", "learning_rate", [Curve("learning rate", "violet", xs, [point.lr for point in points])]),
+        ("Gradient norm", "gradient_norm", _noisy("green", xs, [point.grad_norm for point in points])),
+        ("Tokens a second", "speed", _noisy("orange", xs, [point.speed for point in points])),
+    ]
+    charts = [Chart(title, lines, (key,), x_range, from_zero=True) for title, key, lines in small]
+    yield tag("div", *map(draw, charts), class_="charts")
+
+
+def _losses(report: Report, xs: Sequence[int], x_range: tuple[int, int]) -> Chart:
+    """Training and validation loss, and the checkpoints of the run."""
+    points, run = report.points, report.run
     losses = [point.loss for point in points]
     reach = _reach(losses)
     curves = [Curve("each step", "blue", xs, losses, "faint"), Curve("training", "blue", xs, smooth(losses, reach))]
@@ -89,11 +102,11 @@ def _curves(report: Report) -> Iterator[Markup]:
     is_thinned = any(point.first_step < point.step for point in points)
     band = Band("blue", xs, [point.low for point in points], [point.high for point in points])
     marks = [
-        (checkpoint.step - report.run.first_step, f"checkpoint {checkpoint.id}")
+        (checkpoint.step - run.first_step, f"checkpoint {checkpoint.id}")
         for checkpoint in report.checkpoints
-        if checkpoint.run_id == report.run.run_id and checkpoint.step - report.run.first_step <= x_range[1]
+        if checkpoint.run_id == run.run_id and checkpoint.step - run.first_step <= x_range[1]
     ]
-    loss = Chart(
+    return Chart(
         "Loss, nats a token",
         curves,
         ("training_loss", "validation_loss", "perplexity"),
@@ -105,15 +118,6 @@ def _curves(report: Report) -> Iterator[Markup]:
         x_ticks=9,
         legend=True,
     )
-    yield tag("div", draw(loss), class_="wide")
-    speeds = [point.speed for point in points]
-    small = [
-        ("Learning rate", "learning_rate", [Curve("learning rate", "violet", xs, [point.lr for point in points])]),
-        ("Gradient norm", "gradient_norm", _noisy("green", xs, [point.grad_norm for point in points])),
-        ("Tokens a second", "speed", _noisy("orange", xs, speeds)),
-    ]
-    charts = [Chart(title, lines, (key,), x_range, from_zero=True) for title, key, lines in small]
-    yield tag("div", *map(draw, charts), class_="charts")
 
 
 def _noisy(colour: str, xs: Sequence[float], ys: Sequence[float | None]) -> list[Curve]:
