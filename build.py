@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write what is generated: the install script, docs/reference.md and errors.md, the version in pg_gpt2.control and META.json.
+"""Write what is generated: the install script, docs/reference.md and errors.md, the synchronous client, versions in metadata.
 
 The install script is the SQL of sql/ in order, with the Python of plpython/pg_gpt2 as rows of llm_module. The one
 substitution is @package@, the key under which a session keeps the loaded package: a digest of the sources, so that a new
@@ -14,6 +14,7 @@ import re
 import sys
 from pathlib import Path
 
+from docs.make_client import client
 from docs.make_errors import errors
 from docs.make_reference import reference
 
@@ -127,6 +128,7 @@ def outputs() -> dict[str, str]:
         f"pg_gpt2--{version()}.sql": script(),
         "docs/reference.md": reference(ROOT / "sql", ROOT / "docs" / "examples"),
         "docs/errors.md": errors(PACKAGE),
+        "loaders/pg_llm_client/client.py": client(ROOT / "loaders" / "pg_llm_client" / "aio.py"),
         "pg_gpt2.control": control(),
         "META.json": pgxn_metadata(),
     }

@@ -1,4 +1,4 @@
-"""Client-side programs that bring models, vocabularies and texts into pg_gpt2 and models out again.
+"""Client-side programs that load models, vocabularies and texts into pg_gpt2, and save models from it.
 
 Run them as `pg-gpt2 load-model --help` after `pip install .` in a virtual environment; without, as `python -m loaders
 load-model`, or by path. Each works over one connection and in one transaction, so that an interrupted run leaves nothing behind.

@@ -38,7 +38,7 @@ def main() -> None:
         print(f"pg-gpt2 {__version__}")
         return
     if name not in COMMANDS:
-        raise SystemExit(f"error: there is no command {name}; pg-gpt2 --help lists those that there are")
+        raise SystemExit(f"error: there is no command {name}; pg-gpt2 --help lists the commands")
     sys.argv = [f"pg-gpt2 {name}", *sys.argv[2:]]
     run(import_module(COMMANDS[name]).main)
 

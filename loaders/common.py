@@ -1,8 +1,11 @@
-"""What the loaders share: arguments, connection, the extension's schema, COPY, progress, errors without traceback."""
+"""What the loaders share: arguments, connection, the extension's schema, COPY, files, progress, errors without traceback."""
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -11,11 +14,11 @@ from tqdm import tqdm
 
 
 class LoaderError(Exception):
-    """Something the user can mend; the program prints the message and ends with status 1."""
+    """An error that the user can put right: the program prints its message and exits with status 1."""
 
 
 class Database:
-    """A connection, and the tables of pg_gpt2 in whichever schema it was installed."""
+    """A connection to a database that has pg_gpt2, in whichever schema; LoaderError when it does not have it."""
 
     def __init__(self, conn: psycopg.Connection) -> None:
         self.conn = conn
@@ -57,13 +60,15 @@ def _fields(text: str) -> set[str]:
 
 
 def connect(dsn: str) -> psycopg.Connection:
-    """A session in UTF-8; what `dsn` leaves open comes from the environment, as with psql. A pooler in transaction mode may be
-    between: nothing is prepared."""
+    """A session in UTF-8; what `dsn` leaves out comes from the environment, as with psql.
+
+    Nothing is prepared, since a pooler in transaction mode may be in between.
+    """
     return psycopg.connect(dsn, client_encoding="utf8", application_name="pg_gpt2 loader", prepare_threshold=None)
 
 
 def arguments(description: str | None, *, dsn: bool = True) -> argparse.ArgumentParser:
-    """A parser with the option that most loaders have."""
+    """A parser of command lines; with the option --dsn unless `dsn` is false."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if dsn:
         parser.add_argument("--dsn", default="", help="connection string or URI; default: PGHOST, PGDATABASE and so on")
@@ -71,12 +76,23 @@ def arguments(description: str | None, *, dsn: bool = True) -> argparse.Argument
 
 
 def bar(total: int | None, what: str, unit: str = "B") -> tqdm:
-    """A progress bar on stderr, silent when that is not a terminal."""
+    """A progress bar on stderr, shown on a terminal only; `total` None is unknown."""
     return tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=None, file=sys.stderr)
 
 
+@contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """A file to write in place of `path`, beside it: at the end it is renamed to `path`, after an error it is removed."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def run(program: Callable[[], None]) -> None:
-    """Run a loader's main function: what a user can mend becomes one line and status 1."""
+    """Run a loader's main function; an error that the user can put right is told without a traceback, with status 1."""
     try:
         program()
     except LoaderError as error:

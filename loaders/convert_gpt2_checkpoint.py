@@ -5,7 +5,6 @@ end-of-text token travel in the zip comment, so that the import can register the
 """
 
 import json
-import os
 import sys
 import zipfile
 from pathlib import Path
@@ -15,29 +14,28 @@ import numpy as np
 if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from loaders.common import arguments, bar, run
+from loaders.common import arguments, bar, complete, run
 from loaders.hub_model import HubModel
 from loaders.load_model import locate
 
 
 def convert(hub: HubModel, output: Path) -> None:
-    """Write `output`, which gets its name when it is complete."""
-    partial = output.with_name(f"{output.name}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w") as archive, bar(hub.config.n_bytes(), f"writing {output.name}") as progress:
-            for name, tensor in hub.tensors.items():
-                header = {"descr": "<f4", "fortran_order": False, "shape": tensor.shape}
-                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                    np.lib.format.write_array_header_1_0(member, header)
-                    for _, values in hub.blocks(name):
-                        member.write(values.tobytes())
-                        progress.update(values.nbytes)
-            known = {"n_head": hub.config.n_head, "eos_token_id": hub.config.eos_token_id}
-            comment = {key: str(value) for key, value in known.items() if value is not None}
-            archive.comment = json.dumps(comment).encode()
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write the model to `output`, as .npz."""
+    with (
+        complete(output) as path,
+        zipfile.ZipFile(path, "w") as archive,
+        bar(hub.config.n_bytes(), f"writing {output.name}") as progress,
+    ):
+        for name, tensor in hub.tensors.items():
+            header = {"descr": "<f4", "fortran_order": False, "shape": tensor.shape}
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for _, values in hub.blocks(name):
+                    member.write(values.tobytes())
+                    progress.update(values.nbytes)
+        known = {"n_head": hub.config.n_head, "eos_token_id": hub.config.eos_token_id}
+        comment = {key: str(value) for key, value in known.items() if value is not None}
+        archive.comment = json.dumps(comment).encode()
 
 
 def main() -> None:

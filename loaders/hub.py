@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub, in the hub library's own cache: resumed where a download stopped, checked by hash.
+"""Models of the Hugging Face hub, in the hub library's own cache: downloads are resumed where they stopped, and checked by hash.
 
-The hub library takes up no download that another process began, and checks sizes only; a gpt2-xl is 6.4 GB. So the files
-are fetched here, into the places where that library, and transformers, look for them. Without a network, or with
+The hub library does not resume a download that another process began, and checks nothing but sizes; gpt2-xl is 6.4 GB. So the
+files are fetched here, and put where that library, and transformers, look for them. Without a network, or with
 HF_HUB_OFFLINE=1, what the cache has is used.
 """
 
@@ -28,14 +28,14 @@ WANTED = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "vocab.json", "merges.txt", "tokenizer.json",
 )  # fmt: skip
 TIMEOUT = 30.0  # seconds without a byte
-ATTEMPTS = 5  # in a row that brought nothing
-PAUSE = 0.5  # seconds, doubled with each of them
+ATTEMPTS = 5  # in a row that bring nothing, before it gives up
+PAUSE = 0.5  # seconds before the next attempt, doubled each time
 CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a snapshot. Its blob in the cache is named by its digest: sha256, or git's sha1 of small files."""
+    """A file of a snapshot. Its blob in the cache is named by its digest: sha256, or of a small file git's sha1."""
 
     name: str
     size: int
@@ -43,7 +43,7 @@ class File:
 
 
 class Repository:
-    """A model's folder in the cache: blobs/ by digest, snapshots/ by commit with links to blobs, refs/ by branch."""
+    """A model's folder in the cache: blobs/ by digest, snapshots/ by commit with links to blobs, refs/ by branch or tag."""
 
     def __init__(self, model: str, revision: str | None) -> None:
         self.model, self.revision = model, revision or "main"
@@ -51,7 +51,7 @@ class Repository:
         self._ref = self.folder / "refs" / self.revision
 
     def fetch(self) -> Path:
-        """The directory of the snapshot, downloaded as far as it is not there, every file checked."""
+        """Download what the cache lacks of the revision, and check every file; the snapshot's directory."""
         if constants.HF_HUB_OFFLINE:
             return self.cached("HF_HUB_OFFLINE is set")
         try:
@@ -75,13 +75,13 @@ class Repository:
         return snapshot
 
     def cached(self, reason: str) -> Path:
-        """The snapshot that the cache has, every file checked."""
+        """The directory of the snapshot that the cache has, every file checked; LoaderError, with `reason`, if it has none."""
         commit = self._ref.read_text().strip() if self._ref.exists() else self.revision
         snapshot = self.folder / "snapshots" / commit
         if not (snapshot / "config.json").exists():
             raise LoaderError(
-                f"{self.model} is no directory here, nor is revision {self.revision} of a hub model of that id in the cache"
-                f" ({self.folder}), and {reason}"
+                f"{self.model} is not a directory here, the cache ({self.folder}) does not have revision {self.revision} of a"
+                f" hub model of that id, and {reason}"
             )
         for path in sorted(snapshot.iterdir()):
             if any(fnmatch(path.name, pattern) for pattern in WANTED):
@@ -89,7 +89,7 @@ class Repository:
         return snapshot
 
     def listing(self) -> tuple[str, list[File]]:
-        """Commit, and the files that a model consists of."""
+        """The commit of the revision, and those of its files that a model consists of, as the hub tells."""
         path = f"api/models/{quote(self.model)}/revision/{quote(self.revision, safe='')}?blobs=true"
         with urlopen(request(path), timeout=TIMEOUT) as answer:
             found = json.load(answer)
@@ -99,14 +99,14 @@ class Repository:
             if any(fnmatch(entry["rfilename"], pattern) for pattern in WANTED) and "/" not in entry["rfilename"]
         ]
         if not all(name.isalnum() for name in (found["sha"], *(file.digest for file in files))):
-            raise ValueError("a hash that is none")
+            raise ValueError("not a hash")
         return found["sha"], files
 
     def _refusal(self, error: HTTPError) -> str:
         if error.code in (401, 403, 404):
             return (
-                f"{self.model} is no directory here, nor a model of the hub that you may read at revision {self.revision}"
-                f" (HTTP {error.code}); a private or gated one needs HF_TOKEN"
+                f"{self.model} is not a directory here, nor a model of the hub that you may read at revision"
+                f" {self.revision} (HTTP {error.code}); a private or gated one needs HF_TOKEN"
             )
         return f"the hub answers HTTP {error.code} {error.reason} for {self.model}; try again later"
 
@@ -118,7 +118,7 @@ class Repository:
             path.symlink_to(target)
 
     def _download(self, file: File, commit: str, blob: Path) -> None:
-        """One file, which gets its name when it is complete and its hash right."""
+        """Download one file; it is `blob` only once it is complete and its hash is right."""
         blob.parent.mkdir(parents=True, exist_ok=True)
         partial = blob.with_name(f"{blob.name}.pg_gpt2")
         with open(partial, "ab") as output:
@@ -135,7 +135,7 @@ class Repository:
             with bar(file.size, f"{self.model} {file.name}") as progress:
                 progress.update(output.tell())
                 for chunk in chunks(url, output.tell(), file.size):
-                    if chunk is None:  # the server begins anew
+                    if chunk is None:  # the server starts again from the beginning
                         output.truncate(0)
                         progress.reset()
                         continue
@@ -155,7 +155,7 @@ def request(path: str) -> Request:
 
 
 def chunks(path: str, start: int, size: int) -> Iterator[bytes | None]:
-    """Bytes start .. size of a file, over as many connections as it takes; None where the beginning comes again."""
+    """The bytes of a file from `start` to `size`, over as many connections as it takes; None when it starts again from 0."""
     failures, furthest = 0, start
     while start < size:
         asked = request(path)
@@ -180,15 +180,15 @@ def chunks(path: str, start: int, size: int) -> Iterator[bytes | None]:
             furthest = max(start, furthest)
             if failures == ATTEMPTS:
                 raise LoaderError(
-                    f"{path}: {start:,} of {size:,} bytes came ({problem}); the same command goes on there"
+                    f"{path}: {start:,} of {size:,} bytes came ({problem}); run the same command again to go on from there"
                 )
             time.sleep(PAUSE * 2**failures)
 
 
 def check(path: Path, name: str, digest: str | None = None) -> None:
-    """An error, and the file removed, when its contents are not those that its digest, else its name, tells."""
+    """Remove a file whose hash is not `digest`, by default its own name, and raise LoaderError."""
     expected = digest or path.name
-    if len(expected) not in (40, 64):  # not of the hub's cache, which has no hash of it
+    if len(expected) not in (40, 64):  # a name that the hub did not give: there is no hash to compare with
         return
     size = path.stat().st_size
     found = hashlib.sha256() if len(expected) == 64 else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
@@ -199,6 +199,6 @@ def check(path: Path, name: str, digest: str | None = None) -> None:
     if found.hexdigest() != expected:
         path.unlink()
         raise LoaderError(
-            f"{name} is damaged: its hash is {found.hexdigest()}, and should be {expected}. It was removed; the same"
-            " command downloads it again"
+            f"{name} is damaged: its hash is {found.hexdigest()}, and should be {expected}. It was removed; run"
+            " the same command again to download it"
         )

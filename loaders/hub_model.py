@@ -1,4 +1,4 @@
-"""A Hugging Face model directory: config.json and safetensors, one file or shards, read in row blocks by our names.
+"""A Hugging Face model directory: config.json and safetensors, one file or shards, read in blocks of rows under our names.
 
 The safetensors library checks each file; the tensors are then read through a memory map, because NumPy has no bfloat16
 and the library cannot give it to NumPy. Pickled weights (pytorch_model.bin) are not read.
@@ -36,14 +36,14 @@ class Config:
 
     @classmethod
     def from_hub(cls, fields: dict[str, Any]) -> "Config":
-        """From config.json; an error when it asks for what pg_gpt2 does not compute."""
+        """From the fields of config.json; LoaderError when pg_gpt2 does not compute such a model."""
         try:
             return cls(**asdict(config_of(fields)))
         except PgGpt2Error as error:
             raise LoaderError(error.message) from None
 
     def to_hub(self) -> dict[str, Any]:
-        """config.json of transformers."""
+        """The fields of config.json, as transformers has them."""
         return fields_of(GPT2Config(**asdict(self)))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -68,7 +68,7 @@ class Config:
 
 
 def our_name(name: str) -> str | None:
-    """The tensor that a checkpoint calls `name`; None for an attention mask, which is no parameter."""
+    """The tensor that a checkpoint calls `name`; None for an attention mask, which is not a parameter."""
     parts = [part for part in name.split(".") if part != "_orig_mod"]
     while parts[:1] == ["transformer"]:
         parts.pop(0)
@@ -80,7 +80,7 @@ def our_name(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a mapped file; its values are read when they are asked for."""
+    """A tensor in a file, `offset` bytes from its beginning; its values are read when they are asked for."""
 
     path: Path
     dtype: str
@@ -110,12 +110,12 @@ class HubModel:
                 if tensor.dtype not in DTYPES:
                     raise LoaderError(f"tensor {name} has dtype {tensor.dtype}; F32, F16 and BF16 can be read")
                 if ours in self.tensors:
-                    raise LoaderError(f"tensor {ours} stands twice in {source}, the second time as {name}")
+                    raise LoaderError(f"tensor {ours} is in {source} twice, the second time as {name}")
                 self.tensors[ours] = tensor
         self._check()
 
     def _check(self) -> None:
-        """Every tensor present and of its shape, none unknown, the output projection tied."""
+        """LoaderError unless every tensor is there in its shape, none is unknown, and the output projection is wte."""
         shapes = self.config.shapes()
         head = self.tensors.pop("lm_head.weight", None)
         for name, shape in shapes.items():
@@ -137,7 +137,7 @@ class HubModel:
         )
 
     def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) of one tensor in the blocks that llm_param stores; an error when a value is not finite."""
+        """(first row, rows) of one tensor in the blocks that llm_param stores; LoaderError when a value is not finite."""
         for start, stop in row_blocks(self.tensors[name].shape):
             values = self.tensors[name].rows(start, stop)
             if not np.isfinite(values).all():
@@ -146,14 +146,14 @@ class HubModel:
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the rows of each block; a vector is one block."""
+    """(start, stop) of the rows of each block of a tensor; a vector is one block."""
     rows = shape[0] if len(shape) == 1 else max(1, BLOCK_BYTES // (4 * shape[1]))
     for start in range(0, shape[0], rows):
         yield start, min(start + rows, shape[0])
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors of a model directory, all shards of them."""
+    """The safetensors files of a model directory: one, or all shards."""
     index = directory / "model.safetensors.index.json"
     if index.exists():
         names = sorted(set(read_json(index).get("weight_map", {}).values()))
@@ -169,7 +169,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """Tensors of one file that the safetensors library has found valid."""
+    """The tensors of one file, by the names it has; LoaderError when the safetensors library finds it invalid."""
     try:
         with safe_open(path, framework="numpy"):
             pass
@@ -186,7 +186,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
+    """The JSON object in a file; LoaderError when there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -3,8 +3,8 @@
     pg-gpt2 load-model postgresql-docs      ships with pg_gpt2, in loaders/shipped/
     pg-gpt2 load-model gpt2                 and gpt2-medium, gpt2-large, gpt2-xl: OpenAI's, from the hub
 
-Weights may be one file or shards, in float32, float16 or bfloat16. A vocabulary in the directory comes along. A download
-that was interrupted goes on where it stopped, and every file is checked against the hub's hash.
+Weights may be one file or shards, in float32, float16 or bfloat16. A vocabulary in the directory is loaded as well. A download
+that was interrupted is resumed where it stopped, and every file is checked against the hub's hash.
 """
 
 import re
@@ -74,7 +74,7 @@ def load_model(database: Database, source: Path, model: str, *, replace: bool = 
 
 
 def weight_rows(hub: HubModel, model: str) -> Iterator[tuple[Any, ...]]:
-    """Rows of llm_param, with a progress bar."""
+    """The rows of llm_param that hold the model, with a progress bar."""
     with bar(hub.config.n_bytes(), f"weights of {model}") as progress:
         for name in hub.tensors:
             for start, values in hub.blocks(name):
@@ -83,9 +83,9 @@ def weight_rows(hub: HubModel, model: str) -> Iterator[tuple[Any, ...]]:
 
 
 def load_vocabulary(database: Database, directory: Path, model: str, *, replace: bool) -> None:
-    """The vocabulary of a model directory; one that the model has already stays unless `replace`."""
+    """Load the vocabulary of a model directory, unless the model has one already and `replace` is false."""
     if not replace and database.execute("SELECT 1 FROM {llm_bpe_vocab} WHERE model = %s LIMIT 1", model).fetchone():
-        print(f'model "{model}" has a vocabulary already, which stays; --replace replaces it', file=sys.stderr)
+        print(f'model "{model}" has a vocabulary already, which is kept; --replace replaces it', file=sys.stderr)
         return
     Vocabulary.find(directory).store(database, model, replace=replace)
 

@@ -5,6 +5,7 @@ target is the stream one token later. What does not fill a last block is left ou
 directory with one or with vocab.json and merges.txt; without it the vocabulary of --model in the database is used.
 """
 
+import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from glob import glob
@@ -26,7 +27,7 @@ BATCH_BYTES = 8 << 20  # of text that is handed to the tokenizer's threads at on
 
 
 def find_files(patterns: Iterable[str]) -> list[Path]:
-    """Files of all patterns, each pattern's sorted, none twice; a pattern that matches nothing is an error."""
+    """The files of all patterns, sorted within each pattern, none twice; LoaderError when a pattern matches nothing."""
     found: dict[Path, None] = {}
     for pattern in patterns:
         files = [path for path in map(Path, sorted(glob(pattern, recursive=True))) if path.is_file()]
@@ -37,7 +38,7 @@ def find_files(patterns: Iterable[str]) -> list[Path]:
 
 
 def file_texts(files: Iterable[Path]) -> Iterator[str]:
-    """Whole files; line ends stay as they are."""
+    """The text of each file, its line ends kept; LoaderError when one is not UTF-8."""
     for path in files:
         try:
             yield path.read_bytes().decode("utf-8")
@@ -46,7 +47,7 @@ def file_texts(files: Iterable[Path]) -> Iterator[str]:
 
 
 def query_texts(conn: psycopg.Connection, query: str) -> Iterator[str]:
-    """Texts of a query with one column; NULLs are skipped."""
+    """The texts of a query of one text column, NULLs left out; LoaderError when it is no such query."""
     with conn.cursor(name="pg_gpt2_texts") as cursor:
         try:
             cursor.execute(sql.SQL(query))
@@ -96,7 +97,7 @@ def cut(ids: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def store(database: Database, model: str | None, split: str, tokens: np.ndarray, target: np.ndarray) -> None:
-    """Insert blocks in order, with a progress bar."""
+    """Insert blocks as rows of llm_dataset, in order, with a progress bar."""
     with bar(tokens.size, f"storing {split}", unit=" tokens") as progress:
 
         def rows() -> Iterator[tuple[str | None, str, list[int], list[int]]]:
@@ -108,7 +109,7 @@ def store(database: Database, model: str | None, split: str, tokens: np.ndarray,
 
 
 def find_vocabulary(database: Database, source: Path | None, model: str | None) -> Vocabulary:
-    """From files, else from the database."""
+    """The vocabulary in `source`, else the one that `model` has in the database; LoaderError when there is none."""
     if source is not None:
         return Vocabulary.find(source)
     if model is None:
@@ -122,7 +123,7 @@ def find_vocabulary(database: Database, source: Path | None, model: str | None) 
 
 
 def find_block_size(database: Database, model: str | None, wanted: int | None) -> int:
-    """What was asked for, else the model's window, else GPT-2's; longer rows than the window could not be learned from."""
+    """`wanted`, else the model's window, else GPT-2's; LoaderError when it is longer than the window of the model."""
     row = database.execute("SELECT n_positions FROM {llm_model_config} WHERE model = %s", model).fetchone()
     if row and wanted and wanted > row[0]:
         raise LoaderError(f'--block-size {wanted} is more than the {row[0]} positions of model "{model}"')
@@ -130,29 +131,41 @@ def find_block_size(database: Database, model: str | None, wanted: int | None) -
 
 
 def count_rows(database: Database, model: str | None) -> int:
-    """Rows that the model has, in all splits."""
+    """How many rows the model has, in all splits."""
     query = "SELECT count(*) FROM {llm_dataset} WHERE model IS NOT DISTINCT FROM %s"
     return (database.execute(query, model).fetchone() or (0,))[0]
 
 
-def main() -> None:
-    """Parse the command line and load."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = arguments(__doc__)
     parser.add_argument("--tokenizer", type=Path, help="directory or tokenizer.json; default: the model's vocabulary")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="GLOB", help="text files, UTF-8; ** descends")
     source.add_argument("--query", metavar="SQL", help="instead of files: a query that returns one text column")
     parser.add_argument("--block-size", type=int, help="tokens a row; default: n_positions of the model, else 1024")
-    parser.add_argument("--model", help="whose data it is; default: of every model whose vocabulary it fits")
+    parser.add_argument(
+        "--model", help="the model that the rows are for; default: every model whose vocabulary they fit"
+    )
     parser.add_argument("--split", choices=("train", "val"), default="train", help="default: train")
-    parser.add_argument("--val-fraction", type=float, default=0.0, help="fraction of the rows, the last, for split val")
+    parser.add_argument(
+        "--val-fraction", type=float, default=0.0, help="fraction of the rows, taken from the end, for split val"
+    )
     parser.add_argument("--end-of-text", default=END_OF_TEXT, help=f"token after each text (default {END_OF_TEXT})")
     parser.add_argument(
-        "--truncate", action="store_true", help="first delete the rows of this model, in all splits; else they stay"
+        "--truncate",
+        action="store_true",
+        help="first delete the rows of this model, in all splits; without it they are kept",
     )
     args = parser.parse_args()
     if (args.block_size is not None and args.block_size < 1) or not 0 <= args.val_fraction < 1:
         parser.error("--block-size must be positive, --val-fraction at least 0 and below 1")
+    return args
+
+
+def main() -> None:
+    """Parse the command line and load."""
+    args = parse()
     with connect(args.dsn) as conn:
         database = Database(conn)
         block_size = find_block_size(database, args.model, args.block_size)
@@ -172,7 +185,7 @@ def main() -> None:
         if first_val < len(tokens):
             store(database, args.model, "val", tokens[first_val:], target[first_val:])
     if before:
-        print(f"{before} rows were there already, and stay")
+        print(f"{before} rows were there already, and were kept")
     print(
         f"stored {len(tokens)} rows of {block_size} tokens, {len(tokens) - first_val} of them set aside for val;"
         f" {left} of {len(ids)} tokens did not fill a block"

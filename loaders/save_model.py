@@ -4,7 +4,6 @@ config.json, model.safetensors in float32 (--half: float16), and the vocabulary 
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,13 +16,13 @@ import safetensors.numpy
 if not __package__:  # run by path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from loaders.common import Database, LoaderError, arguments, bar, connect, run
+from loaders.common import Database, LoaderError, arguments, bar, complete, connect, run
 from loaders.hub_model import Config
 from loaders.vocabulary import END_OF_TEXT, Vocabulary
 
 
 def save_model(database: Database, model: str, directory: Path, *, half: bool = False) -> None:
-    """Write `directory`; in a REPEATABLE READ transaction all of it is of one snapshot."""
+    """Write the files of `directory`; in a REPEATABLE READ transaction, all from one snapshot."""
     found = database.execute(
         "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM {llm_model_config} WHERE model = %s",
         model,
@@ -45,22 +44,18 @@ def save_model(database: Database, model: str, directory: Path, *, half: bool = 
 
 
 def write_weights(database: Database, model: str, config: Config, path: Path, *, half: bool) -> None:
-    """The server's export as a file, which gets its name when it is complete."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    """Write what the server exports to `path`, as safetensors."""
+    with complete(path) as partial:
         with open(partial, "wb") as file, bar(config.n_bytes(), f"weights of {model}") as progress:
             for chunk in exported(database, model):
                 file.write(chunk)
                 progress.update(len(chunk))
         if half:
             halve(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def halve(path: Path) -> None:
-    """The weights of a file in float16; an error when one is too large for that."""
+    """Rewrite a safetensors file in float16; LoaderError when a value is too large for that."""
     found = {}
     for name, values in safetensors.numpy.load_file(path).items():
         with np.errstate(over="ignore"):
@@ -71,7 +66,7 @@ def halve(path: Path) -> None:
 
 
 def exported(database: Database, model: str) -> Iterator[bytes]:
-    """Chunks of the safetensors file. In the target list, and fetched singly, the server makes one at a time."""
+    """The chunks of the safetensors file. With the function in the target list, each is made when it is fetched."""
     with database.conn.cursor(name="pg_gpt2_export") as cursor:
         cursor.itersize = 1
         for (chunk,) in cursor.execute(
@@ -81,7 +76,7 @@ def exported(database: Database, model: str) -> Iterator[bytes]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """One JSON file, indented."""
+    """Write a JSON file, indented."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 

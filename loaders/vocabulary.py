@@ -72,7 +72,7 @@ class Vocabulary:
 
     @classmethod
     def find(cls, source: Path) -> "Vocabulary":
-        """From a directory with either kind of files, or from a tokenizer.json."""
+        """From a tokenizer.json, or from a directory that has one or vocab.json and merges.txt; else LoaderError."""
         if source.is_file():
             return cls.from_tokenizer_json(source)
         for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
@@ -94,7 +94,7 @@ class Vocabulary:
         return cls(ids, merges) if ids else None
 
     def tokenizer(self) -> Tokenizer:
-        """An encoder that takes every text as ordinary, `<|endoftext|>` in it too."""
+        """An encoder to which all text is ordinary, `<|endoftext|>` included."""
         try:
             tokenizer = Tokenizer(models.BPE(self.ids, self.merges))
         except Exception as error:  # the library raises nothing narrower
@@ -104,7 +104,7 @@ class Vocabulary:
         return tokenizer
 
     def store(self, database: Database, model: str, *, replace: bool) -> None:
-        """Insert it for `model`; an error when there is one and `replace` is false."""
+        """Insert it for `model`; LoaderError when the model has one and `replace` is false."""
         if replace:
             database.execute("DELETE FROM {llm_bpe_vocab} WHERE model = %s", model)
             database.execute("DELETE FROM {llm_bpe_merges} WHERE model = %s", model)
@@ -122,7 +122,7 @@ class Vocabulary:
         )
 
     def save(self, directory: Path, n_positions: int) -> None:
-        """Write the files that transformers' GPT2Tokenizer reads."""
+        """Write the files that GPT2Tokenizer of transformers reads."""
         tokenizer = self.tokenizer()
         tokenizer.model.save(str(directory))
         config: dict[str, Any] = {

@@ -14,19 +14,19 @@ from ..common import LoaderError, arguments, run
 from .story import QUICK, Size, tell
 
 BEGAN = time.perf_counter()
-MOST_CHARACTERS = 4_000_000  # of a file: what is tokenized in some seconds, and more than is learned from in a minute
+MOST_CHARACTERS = 4_000_000  # of a file: takes seconds to tokenize, and is more than can be learned from in a minute
 
 
 def main() -> None:
     """Parse the command line and show it."""
     parser = arguments(__doc__)
     parser.add_argument("--text", type=Path, help="a file of your kind of text, one example a line, to learn from")
-    parser.add_argument("--no-pauses", action="store_true", help="no time to read between chapters on a terminal")
-    parser.add_argument("--quick", action="store_true", help="too little of everything, in a few seconds")
+    parser.add_argument("--no-pauses", action="store_true", help="on a terminal: no time to read between chapters")
+    parser.add_argument("--quick", action="store_true", help="a few seconds, too little for good text")
     args = parser.parse_args()
     texts = [line.strip() for line in args.text.read_text("utf-8").splitlines() if line.strip()] if args.text else []
     if args.text and len(" ".join(texts).split()) < 20:
-        raise LoaderError(f"{args.text} has less than 20 words; a few lines of text are needed")
+        raise LoaderError(f"{args.text} has fewer than 20 words; a few lines of text are needed")
     with psycopg.connect(args.dsn, autocommit=True, client_encoding="utf8", application_name="pg_gpt2 demo") as conn:
         kept = texts[: sum(end <= MOST_CHARACTERS for end in accumulate(map(len, texts)))] or texts[:1]
         size, pauses = QUICK if args.quick else Size(), not (args.quick or args.no_pauses)

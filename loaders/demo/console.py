@@ -1,4 +1,4 @@
-"""A session as psql would show it: statements, tables, NOTICEs; and text that is printed word by word as it comes.
+"""A session as psql would show it: statements, tables, NOTICEs; and text that is printed as it comes.
 
 Coloured on a terminal, plain elsewhere or when NO_COLOR is set.
 """
@@ -33,7 +33,7 @@ class Console:
         self.width = min(100, shutil.get_terminal_size((100, 24)).columns)
 
     def paint(self, text: str, colour: str) -> str:
-        """`text` in a colour, where colours are wanted."""
+        """`text` in a colour, if colours are wanted."""
         return f"\x1b[{colour}m{text}\x1b[0m" if self.coloured and text else text
 
     def write(self, text: str) -> None:
@@ -44,11 +44,11 @@ class Console:
     # ---- what the viewer is told
 
     def title(self, text: str) -> None:
-        """The heading of a chapter."""
+        """Show the heading of a chapter."""
         self.write(f"\n{self.paint(text, BOLD)}\n{self.paint('─' * len(text), DIM)}\n")
 
     def say(self, text: str) -> None:
-        """A remark, wrapped."""
+        """Show a remark, wrapped."""
         words = Words(self)
         for word in text.split():
             words.add(f" {word}" if words.column else word)
@@ -56,16 +56,16 @@ class Console:
         self._read_until = max(time.perf_counter(), self._read_until) + len(text.split()) / WORDS_A_SECOND
 
     def pause(self) -> None:
-        """Wait until what was said can have been read, where somebody reads it."""
+        """On a terminal: wait until there was time to read what was said."""
         if self._pauses:
             time.sleep(max(0.0, self._read_until + GLANCE - time.perf_counter()))
 
     def shell(self, text: str) -> None:
-        """A command line that does what happens now."""
+        """Show the command line that would do what happens next."""
         self.write(self.paint("$ ", DIM) + self.paint(text, CYAN) + "\n")
 
     def statement(self, text: str, remark: str = "") -> None:
-        """A statement, as typed into psql; its prompt tells whether a transaction is open."""
+        """Show a statement as typed into psql, whose prompt tells whether a transaction is open."""
         open_ = "*" if self.conn.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS else ""
         for number, line in enumerate(f"{cleandoc(text)};".split("\n")):
             prompt = f"{self.conn.info.dbname}{'-' if number else '='}{open_}# "
@@ -73,7 +73,7 @@ class Console:
         self.write(self.paint(f"  -- {remark}" if remark else "", DIM) + "\n")
 
     def table(self, names: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[bool]) -> None:
-        """Rows under their names, aligned."""
+        """Show rows under the names of their columns, aligned as psql does."""
         cells = [["" if value is None else str(value).replace("\n", "⏎") for value in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
         heads = [name.center(width) for name, width in zip(names, widths, strict=True)]
@@ -87,7 +87,7 @@ class Console:
     # ---- what is run
 
     def value(self, text: str, *args: Any) -> Any:
-        """The first value of a query that is not shown, or None."""
+        """Run a query without showing it; its first value, or None."""
         row = self.conn.execute(sql.SQL(text), args or None).fetchone()
         return row[0] if row else None
 
@@ -101,7 +101,7 @@ class Console:
             self.write(f"{cursor.statusmessage}\n")
 
     def run(self, text: str) -> list[tuple[Any, ...]]:
-        """Show a statement, run it, and show its rows, or its command tag."""
+        """Show a statement, run it, and show its rows, or its command tag; the rows."""
         self.statement(text)
         cursor = self.conn.execute(sql.SQL(cleandoc(text)))
         if cursor.description is None:
@@ -137,7 +137,7 @@ class Console:
 
     @contextmanager
     def notices(self, handler: Any) -> Iterator[None]:
-        """While it lasts, `handler(message)` gets every NOTICE as it arrives."""
+        """Within this context, `handler(message)` is called for every NOTICE as it arrives."""
 
         def handle(diagnostic: psycopg.errors.Diagnostic) -> None:
             handler(diagnostic.message_primary or "")
@@ -153,7 +153,7 @@ NUMBERS = ("int2", "int4", "int8", "float4", "float8", "numeric", "oid")
 
 
 def literal(text: str) -> str:
-    """An SQL literal."""
+    """`text` as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -167,14 +167,14 @@ def sparkline(values: Iterable[float], width: int) -> str:
 
 
 class Words:
-    """Text as it comes, broken at spaces before the console's width. A piece is never held back."""
+    """Text that is printed piece by piece, at once, and wrapped at spaces to the width of the console."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.column = 0
 
     def add(self, text: str, colour: str = "") -> None:
-        """Print a piece; a space at which its word would pass the right edge becomes a line end."""
+        """Print a piece; the space before a word that would pass the right edge becomes a line end."""
         for number, line in enumerate(text.split("\n")):
             if number:
                 self._write("\n")
@@ -186,7 +186,7 @@ class Words:
                 self._write(word, colour)
 
     def end(self) -> None:
-        """The text is complete."""
+        """End the line, if one was begun."""
         if self.column:
             self._write("\n")
 

@@ -45,7 +45,7 @@ class Size:
     most_tokens: int = 300_000  # that are learned from: a minute on two cores
 
     def lesson(self, tokens: int) -> tuple[int, int]:
-        """Copies and steps for texts of so many tokens: few are repeated, of many each is read once, if time admits."""
+        """(copies, steps) for texts of so many tokens: short texts are repeated; long ones are read once, if time allows."""
         step = self.batch_size * BLOCK
         if tokens * self.copies <= self.n_steps * step:
             return self.copies, self.n_steps
@@ -58,8 +58,10 @@ QUICK = Size(tokens=12, n_steps=6, batch_size=2, copies=2, most_tokens=2_000)
 def tell(
     conn: psycopg.Connection, size: Size, texts: Sequence[str], *, began: float, pauses: bool, left_out: int = 0
 ) -> None:
-    """The whole demonstration, in an autocommit session; `began` is time.perf_counter() of the start, `left_out` the number of
-    texts that the viewer has besides."""
+    """Show the whole demonstration, in an autocommit session.
+
+    `began` is time.perf_counter() of the start, `left_out` how many more texts the viewer's file has.
+    """
     console = Console(conn, pauses=pauses)
     find_extension(console)
     bring(console)
@@ -73,14 +75,14 @@ def tell(
 
 
 def find_extension(console: Console) -> None:
-    """The schema of pg_gpt2 on the search path."""
+    """Put the schema of pg_gpt2 on the search path, if it is not there."""
     schema = Database(console.conn).schema
     if not console.value("SELECT %s = ANY (current_schemas(false))", schema):
         console.run(f"SET search_path = public, {sql.Identifier(schema).as_string(console.conn)}")
 
 
 def bring(console: Console) -> None:
-    """The shipped model in the database, and its default."""
+    """Load the shipped model, if it is not there, and make it the default of the database."""
     console.title("A model that learned in PostgreSQL")
     if console.value("SELECT step FROM llm_models WHERE model = %s AND bytes > 0", MODEL) is not None:
         console.say(f"The model {MODEL} is in this database from an earlier time, and is taken as it is.")
@@ -100,7 +102,7 @@ def bring(console: Console) -> None:
 
 
 def write(console: Console, size: Size, began: float) -> None:
-    """Text, each token as it comes; and what there was to choose from."""
+    """Let it write, each token shown as it comes, and show what there is to choose from."""
     console.say("It writes. Each token is shown as soon as it is there:")
     for seed, prompt in enumerate(PROMPTS, 1):
         console.generate(prompt, f"{size.tokens}, temperature => 0.6, seed => {seed}")
@@ -124,7 +126,7 @@ def write(console: Console, size: Size, began: float) -> None:
 
 
 def look(console: Console) -> None:
-    """The weights, as rows, and an attention head."""
+    """Show the weights as rows, and an attention head."""
     console.title("Looking inside")
     console.say("Weights are rows, and so is every intermediate value:")
     console.run(
@@ -154,7 +156,7 @@ def look(console: Console) -> None:
 
 
 def learn(console: Console, size: Size, texts: Sequence[str], left_out: int = 0) -> None:
-    """Fine-tuning in a transaction, which stays open; the graph of its last step."""
+    """Fine-tune in a transaction, which stays open, and show the graph of the last step."""
     console.title("Learning")
     console.say(
         "It has read nothing but the manual. Asked to go on with other people's kind of text, it writes more manual:"
@@ -171,6 +173,16 @@ def learn(console: Console, size: Size, texts: Sequence[str], left_out: int = 0)
     console.run("CREATE TABLE letter (id integer GENERATED ALWAYS AS IDENTITY, body text)")
     console.copy("COPY letter (body) FROM STDIN", texts)
     console.run("SELECT id, left(body, 120) AS body FROM letter LIMIT 3")
+    run_id = train(console, size)
+    console.run(f"SELECT llm_run_sparkline({run_id}) AS loss")
+    console.say("Now it knows the tone:")
+    ask(console, texts)
+    console.pause()
+    graph(console, run_id)
+
+
+def train(console: Console, size: Size) -> int:
+    """Make the table of texts the model's data, and train it on them for as long as `size` allows; the run."""
     ((lines, tokens),) = console.run(
         f"SELECT count(*) AS lines, sum(llm_token_count(body, '{MODEL}') + 1) AS tokens FROM letter"
     )
@@ -185,7 +197,9 @@ def learn(console: Console, size: Size, texts: Sequence[str], left_out: int = 0)
     )
     read = n_steps * size.batch_size * BLOCK / tokens
     share = (
-        f"so each is read {read:.1f} times" if read >= 1 else f"and time admits {read:.0%} of the rows, from all over"
+        f"so each is read {read:.1f} times"
+        if read >= 1
+        else f"and there is time for {read:.0%} of the rows, from all over the file"
     )
     console.say(f"{lines:,} lines; {n_steps} steps of {size.batch_size} rows, {share}:")
     progress = Progress(console, n_steps)
@@ -196,21 +210,17 @@ def learn(console: Console, size: Size, texts: Sequence[str], left_out: int = 0)
                              log_every => {progress.every}) AS run_id
             """
         )
-    console.run(f"SELECT llm_run_sparkline({run_id}) AS loss")
-    console.say("Now it knows the tone:")
-    ask(console, texts)
-    console.pause()
-    graph(console, run_id)
+    return run_id
 
 
 def ask(console: Console, texts: Sequence[str]) -> None:
-    """The most probable continuation of the first words of the texts."""
+    """Show the most probable continuation of the first words of the texts."""
     prompt = " ".join(texts[0].split()[:2])
     console.run(f"SELECT llm_generate({literal(prompt)}, 40, temperature => 0, stop => ARRAY[E'\\n'])")
 
 
 def graph(console: Console, run_id: int) -> None:
-    """The last step on the tape."""
+    """Show what the tape has of the last step."""
     console.title("The graph of a step")
     console.say("The last training step left a record, one row an operation:")
     console.run(
@@ -237,7 +247,7 @@ def graph(console: Console, run_id: int) -> None:
 
 
 def forget(console: Console, texts: Sequence[str]) -> None:
-    """The transaction of `learn` is rolled back."""
+    """Roll back the transaction of `learn`, and show that nothing is left of it."""
     console.title("Rollback undoes learning")
     console.say("Table, data, log, tape and weights are what they were:")
     console.run("ROLLBACK")
@@ -246,7 +256,7 @@ def forget(console: Console, texts: Sequence[str]) -> None:
 
 
 def keep(console: Console) -> None:
-    """A checkpoint, an accident, and the checkpoint restored."""
+    """Make a checkpoint, damage the weights, and restore the checkpoint."""
     console.title("A version to go back to")
     console.say("What is committed, a checkpoint brings back. Here somebody forgets half of a WHERE clause:")
     ((checkpoint,),) = console.run(f"SELECT llm_checkpoint_save('{MODEL}', 'before the accident') AS checkpoint")
@@ -268,7 +278,7 @@ def keep(console: Console) -> None:
 
 
 def farewell(console: Console, seconds: float) -> None:
-    """What the viewer may do now."""
+    """Tell what the viewer can do now."""
     console.title("Your turn")
     console.say(
         f"""
@@ -291,7 +301,7 @@ def farewell(console: Console, seconds: float) -> None:
 
 
 class Progress:
-    """NOTICEs of llm_train: a bar that moves with the loss beside it on a terminal, else printed as they are."""
+    """NOTICEs of llm_train: on a terminal a moving bar with the loss beside it, elsewhere printed as they are."""
 
     def __init__(self, console: Console, n_steps: int) -> None:
         self.console = console

@@ -1,4 +1,4 @@
-"""The client for an asynchronous connection: the twin of client.py, same methods, same statements."""
+"""The client for an asynchronous connection. build.py makes client.py of it, for an ordinary connection."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from .names import BeamNames, GenerateNames, SamplingNames, accepts_hugging_face_names
+from .names import BeamKeywords, GenerateKeywords, SamplingKeywords, of_beams, takes
+from .options import BeamOptions, GenerationOptions, TrainOptions
 from .results import Beam, StreamEvent
-from .statements import FIND_SCHEMA, Statement, Statements, cursor_name, generation
-from .training import TrainingOptions, check_options, progress_bar
+from .statements import FIND_SCHEMA, Statement, Statements, arguments, cursor_name
+from .training import progress_bar, split
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 class AsyncPGLLMClient:
     """Generation, scoring and training by the pg_gpt2 of a database.
 
-    `conn` is the caller's: it stays open, and no method commits what the caller began. `model` is the model of calls that
-    name none; None leaves the choice to the server (setting `pg_gpt2.model`, else gpt2-small,
-    else the only model that has weights). Errors are psycopg's.
+    `conn` is the caller's: it stays open, and no method commits what the caller began. `model` is the model for calls
+    that name none; None leaves the choice to the server (setting `pg_gpt2.model`, else gpt2-small, else the only model that
+    has weights). Errors are psycopg's.
 
     >>> client = AsyncPGLLMClient(await psycopg.AsyncConnection.connect("dbname=llm"), model="demo")
     >>> await client.generate("The database", max_tokens=20, seed=1)
@@ -37,188 +38,94 @@ class AsyncPGLLMClient:
         self._streams = 0
         self._transaction = AsyncExitStack()
 
-    @accepts_hugging_face_names
-    async def generate(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int = 64,
-        temperature: float = 1.0,
-        topk: int = 50,
-        topp: float = 0.95,
-        model: str | None = None,
-        eos_token: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        repetition_penalty: float = 1.0,
-        min_p: float = 0.0,
-        echo: bool = True,
-        **beams: Unpack[GenerateNames],
-    ) -> str:
+    @takes(GenerationOptions)
+    async def generate(self, prompt: str, **options: Unpack[GenerateKeywords]) -> str:
         """Continue `prompt`: prompt and completion, or with `echo=False` the completion.
 
         temperature 0 is greedy; topk 0, topp 1 and min_p 0 keep all tokens; eos_token None = the model's, -1 = none.
         The same seed gives the same text. Hugging Face's names are taken as well: max_new_tokens, top_k, top_p, do_sample,
         and num_beams, which above 1 makes this the best continuation that `beam_search` finds.
         """
-        if beams:
-            found = await self.beam_search(
-                prompt,
-                beam_width=beams["num_beams"],
-                max_tokens=max_tokens,
-                length_penalty=beams.get("length_penalty", 1.0),
-                early_stopping=beams.get("early_stopping", False),
-                eos_token=eos_token,
-                model=model,
-            )
-            return (prompt if echo else "") + (found[0].text or "")
-        options = generation(
-            *(max_tokens, temperature, topk, topp, model or self.model, eos_token, seed, stop),
-            *(repetition_penalty, min_p, echo),
-        )
-        return await self._value((await self._statements()).value("llm_generate", prompt=prompt, **options))
+        if "num_beams" in options:
+            best = (await self.beam_search(prompt, **of_beams(options)))[0].text or ""
+            return prompt + best if options.get("echo", True) else best
+        return await self._value("llm_generate", prompt=prompt, **arguments(options, self.model))
 
-    @accepts_hugging_face_names
-    async def stream(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int = 64,
-        temperature: float = 1.0,
-        topk: int = 50,
-        topp: float = 0.95,
-        model: str | None = None,
-        eos_token: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        repetition_penalty: float = 1.0,
-        min_p: float = 0.0,
-        echo: bool = True,
-        **_: Unpack[SamplingNames],
-    ) -> AsyncGenerator[StreamEvent, None]:
+    @takes(GenerationOptions)
+    async def stream(self, prompt: str, **options: Unpack[SamplingKeywords]) -> AsyncGenerator[StreamEvent, None]:
         """Continue `prompt`, one event a token, each as soon as it is computed. Options are those of `generate`.
 
-        Closing the iterator (`contextlib.aclosing`; after a bare `break`, when the event loop collects it) ends the
-        work. On an autocommit connection a transaction is open while streams are; what else is done on the connection
-        meanwhile is part of it, and committed at its end.
+        Closing the iterator ends the work: `contextlib.aclosing` does it at the end of a block, a bare `break` when Python
+        collects the iterator. On an autocommit connection a transaction is open while streams are; what else is done on
+        the connection meanwhile is part of it, and committed at its end.
         """
-        options = generation(
-            *(max_tokens, temperature, topk, topp, model or self.model, eos_token, seed, stop),
-            *(repetition_penalty, min_p, echo),
-        )
+        given = arguments(options, self.model)
         async with self._transaction_of_streams(), self.conn.cursor(cursor_name(), row_factory=tuple_row) as cursor:
             cursor.itersize = 1
-            await cursor.execute(*(await self._statements()).stream("llm_generate_stream", prompt=prompt, **options))
+            await cursor.execute(*(await self._statements()).stream("llm_generate_stream", prompt=prompt, **given))
             async for row in cursor:
                 yield StreamEvent(*row)
 
-    @accepts_hugging_face_names
-    async def generate_batch(
-        self,
-        prompts: Sequence[str],
-        *,
-        max_tokens: int = 64,
-        temperature: float = 1.0,
-        topk: int = 50,
-        topp: float = 0.95,
-        model: str | None = None,
-        eos_token: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        repetition_penalty: float = 1.0,
-        min_p: float = 0.0,
-        echo: bool = True,
-        **_: Unpack[SamplingNames],
-    ) -> list[str]:
+    @takes(GenerationOptions)
+    async def generate_batch(self, prompts: Sequence[str], **options: Unpack[SamplingKeywords]) -> list[str]:
         """Continue several prompts at once, faster than one after another; prompt n (from 0) draws with seed + n."""
-        options = generation(
-            *(max_tokens, temperature, topk, topp, model or self.model, eos_token, seed, stop),
-            *(repetition_penalty, min_p, echo),
-        )
-        rows = await self._rows((await self._statements()).rows("llm_generate_batch", prompts=list(prompts), **options))
-        return [text for _, text in rows]
+        given = arguments(options, self.model)
+        return [text for _, text in await self._rows("llm_generate_batch", prompts=list(prompts), **given)]
 
-    @accepts_hugging_face_names
-    async def beam_search(
-        self,
-        prompt: str | None = None,
-        *,
-        beam_width: int = 3,
-        max_tokens: int = 64,
-        length_penalty: float = 1.0,
-        early_stopping: bool = False,
-        eos_token: int | None = None,
-        model: str | None = None,
-        prompt_ids: Sequence[int] | None = None,
-        **_: Unpack[BeamNames],
-    ) -> list[Beam]:
+    @takes(BeamOptions)
+    async def beam_search(self, prompt: str | None = None, **options: Unpack[BeamKeywords]) -> list[Beam]:
         """The `beam_width` best continuations of a prompt, or of `prompt_ids`, best first, as Hugging Face finds them."""
-        arguments = {
-            "prompt": prompt,
-            "beam_width": beam_width,
-            "max_tokens": max_tokens,
-            "length_penalty": length_penalty,
-            "early_stopping": early_stopping,
-            "eos_token": eos_token,
-            "model_name": model or self.model,
-            "prompt_ids": None if prompt_ids is None else list(prompt_ids),
-        }
-        return [Beam(*row) for row in await self._rows((await self._statements()).rows("llm_beam_search", **arguments))]
+        given = {"beam_width": 3, **arguments(options, self.model)}
+        return [Beam(*row) for row in await self._rows("llm_beam_search", prompt=prompt, **given)]
 
     async def embed(
         self, text: str, *, layer: int | None = None, pooling: str = "mean", model: str | None = None
     ) -> list[float] | None:
-        """Hidden state of a text, d_model numbers: after `layer` blocks (None = all), 'mean' of the tokens or 'last'; None of an
-        empty one."""
-        arguments = {"text_in": text, "layer": layer, "pooling": pooling, "model_name": model or self.model}
-        return await self._value((await self._statements()).value("llm_text_embedding", **arguments))
+        """The hidden state of a text, d_model numbers, after `layer` blocks (None = all): the mean over its tokens, or with
+        pooling='last' that of the last one. None for an empty text."""
+        given = {"layer": layer, "pooling": pooling, "model_name": model or self.model}
+        return await self._value("llm_text_embedding", text_in=text, **given)
 
     async def perplexity(self, text: str, *, model: str | None = None, from_start: bool = False) -> float | None:
-        """Perplexity of a text of at least two tokens, with `from_start` of one; None of a shorter one.
+        """The perplexity of a text. It takes at least two tokens, with `from_start` one; None for a shorter text.
 
-        With `from_start` the first token is scored, too, as what follows an end-of-text token.
+        With `from_start` the first token is scored as well, as the one that follows an end-of-text token.
         """
-        arguments = {"text_in": text, "model_name": model or self.model, "from_start": from_start}
-        return await self._value((await self._statements()).value("llm_perplexity", **arguments))
+        given = {"model_name": model or self.model, "from_start": from_start}
+        return await self._value("llm_perplexity", text_in=text, **given)
 
     async def train(
         self,
         n_steps: int,
         *,
         model: str | None = None,
-        source: str | None = None,
-        block_size: int | None = None,
-        val_fraction: float = 0.0,
         commit_every: int | None = None,
         progress: bool | None = None,
-        **options: Unpack[TrainingOptions],
+        **options: Unpack[TrainOptions],
     ) -> int:
         """Train for `n_steps` AdamW steps; the run_id under which the server logged them.
 
         The data are the rows of llm_dataset; `source`, a query of one text column such as 'SELECT body FROM posts', is
-        first tokenized into blocks of `block_size`. `progress` shows a bar: None = on a terminal only.
+        first tokenized into blocks of `block_size`, `val_fraction` of which are for validation. Other options are those of
+        llm_train, by its names. `progress` shows a bar: None = on a terminal only.
 
         All is one transaction, which on a connection that is not in autocommit mode is the caller's to commit. With
         `commit_every`, for long runs in autocommit mode, the server commits as it goes (llm_train_run), and the same call
-        goes on with a run that was cut short.
+        resumes a run that was cut short.
         """
-        check_options(dict(options), source, commit_every)
+        data, training = split(options, commit_every)
         model = model or self.model
+        call = {"model": model, "n_steps": n_steps, **training}
         if commit_every is not None:
-            run = (await self._statements()).procedure(
-                "llm_train_run", model=model, n_steps=n_steps, commit_every=commit_every, **options
-            )
+            statements = await self._statements()
             with progress_bar(self.conn, n_steps, model, progress):
-                await self._execute(run)
-            return await self._value((await self._statements()).ended_run(model))
+                await self._execute(statements.procedure("llm_train_run", commit_every=commit_every, **call))
+            return (await self._fetch(statements.ended_run(model)))[0][0]
         async with self.conn.transaction() if self.conn.autocommit else nullcontext():
-            if source is not None:
-                data = {"source": source, "model": model, "block_size": block_size, "val_fraction": val_fraction}
-                await self._value((await self._statements()).value("llm_dataset_load", **data))
+            if data:
+                await self._value("llm_dataset_load", model=model, **data)
             with progress_bar(self.conn, n_steps, model, progress):
-                return await self._value(
-                    (await self._statements()).value("llm_train", model=model, n_steps=n_steps, **options)
-                )
+                return await self._value("llm_train", **call)
 
     # ---- how statements are run: never prepared, since behind a pooler the next one may meet another session
 
@@ -229,16 +136,19 @@ class AsyncPGLLMClient:
             self._found = Statements(found, self.conn.info.dbname)
         return self._found
 
-    async def _execute(self, statement: Statement) -> None:
-        async with self.conn.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(*statement, prepare=False)
+    async def _value(self, function: str, **given: Any) -> Any:
+        return (await self._fetch((await self._statements()).value(function, **given)))[0][0]
 
-    async def _rows(self, statement: Statement) -> list[tuple[Any, ...]]:
+    async def _rows(self, function: str, **given: Any) -> list[tuple[Any, ...]]:
+        return await self._fetch((await self._statements()).rows(function, **given))
+
+    async def _fetch(self, statement: Statement) -> list[tuple[Any, ...]]:
         async with self.conn.cursor(row_factory=tuple_row) as cursor:
             return await (await cursor.execute(*statement, prepare=False)).fetchall()
 
-    async def _value(self, statement: Statement) -> Any:
-        return (await self._rows(statement))[0][0]
+    async def _execute(self, statement: Statement) -> None:
+        async with self.conn.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(*statement, prepare=False)
 
     @asynccontextmanager
     async def _transaction_of_streams(self) -> AsyncIterator[None]:

@@ -6,8 +6,10 @@ names, or beside one that contradicts it, is a TypeError.
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, TypedDict, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, get_type_hints
+
+from .options import BeamOptions, GenerationOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -16,8 +18,8 @@ OF_BEAMS = ("num_beams", "length_penalty", "early_stopping")
 BEAMS_TAKE = {"prompt", "max_tokens", "model", "eos_token", "echo", *OF_BEAMS}
 
 
-class SamplingNames(TypedDict, total=False):
-    """Hugging Face's names for how to sample; `num_beams` must be 1."""
+class SamplingKeywords(GenerationOptions, total=False):
+    """How to sample, in our names and in Hugging Face's; `num_beams` must be 1."""
 
     max_new_tokens: int
     top_k: int
@@ -26,38 +28,60 @@ class SamplingNames(TypedDict, total=False):
     num_beams: int
 
 
-class GenerateNames(SamplingNames, total=False):
+class GenerateKeywords(SamplingKeywords, total=False):
     """The same, and what beam search takes where `num_beams` is above 1."""
 
     length_penalty: float
     early_stopping: bool
 
 
-class BeamNames(TypedDict, total=False):
-    """Hugging Face's names for beam search."""
+class BeamKeywords(BeamOptions, total=False):
+    """How to search beams, in our names and in Hugging Face's."""
 
     max_new_tokens: int
     num_beams: int
 
 
-def accepts_hugging_face_names(method: F) -> F:
-    """`method` with Hugging Face's names translated; only those of beam search reach it as they are."""
-    name = method.__name__
-    ours = {p.name for p in inspect.signature(method).parameters.values() if p.kind is not p.VAR_KEYWORD}
-    renamed = OURS | ({"num_beams": "beam_width"} if "beam_width" in ours else {})
+def takes(options: type[Any]) -> Callable[[F], F]:
+    """Decorates a method that ends in `**options`: that it may be called with Hugging Face's names for them.
 
-    @functools.wraps(method)
-    def translated(*args: Any, **given: Any) -> Any:
-        _rename(name, given, renamed)
-        if "temperature" in ours:
-            _resolve_do_sample(name, given)
-            _resolve_beams(name, given)
-        unknown = given.keys() - ours - set(OF_BEAMS)
-        if unknown:
-            raise TypeError(f"{name}() got an unexpected keyword argument '{min(unknown)}'")
-        return method(*args, **given)
+    The method gets them by our names, and those of beam search as they are. `help` shows the options with their defaults.
+    """
 
-    return translated  # type: ignore[return-value]
+    def decorate(method: F) -> F:
+        name = method.__name__
+        signature = inspect.signature(method)
+        named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        keywords = list(_parameters(options))
+        ours = {p.name for p in (*named, *keywords)}
+        renamed = OURS | ({"num_beams": "beam_width"} if "beam_width" in ours else {})
+
+        @functools.wraps(method)
+        def translated(*args: Any, **given: Any) -> Any:
+            _rename(name, given, renamed)
+            if "temperature" in ours:
+                _resolve_do_sample(name, given)
+                _resolve_beams(name, given)
+            unknown = given.keys() - ours - set(OF_BEAMS)
+            if unknown:
+                raise TypeError(f"{name}() got an unexpected keyword argument '{min(unknown)}'")
+            return method(*args, **given)
+
+        translated.__signature__ = signature.replace(parameters=[*named, *keywords])  # type: ignore[attr-defined]
+        return translated  # type: ignore[return-value]
+
+    return decorate
+
+
+def _parameters(options: type[Any]) -> Iterator[inspect.Parameter]:
+    for name, kind in get_type_hints(options, include_extras=True).items():
+        (default,) = kind.__metadata__
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind.__origin__)
+
+
+def of_beams(options: GenerateKeywords) -> dict[str, Any]:
+    """The options of `generate` with `num_beams` as those of `beam_search`."""
+    return {name: value for name, value in options.items() if name != "echo"}
 
 
 def _rename(name: str, given: dict[str, Any], ours: dict[str, str]) -> None:
@@ -74,7 +98,8 @@ def _resolve_do_sample(name: str, given: dict[str, Any]) -> None:
     sample, temperature = given.pop("do_sample"), given.get("temperature")
     if temperature is not None and bool(sample) != (temperature != 0):
         raise TypeError(
-            f"{name}() got do_sample={sample} and temperature={temperature}; temperature 0 is not to sample"
+            f"{name}() got do_sample={sample} and temperature={temperature}, which contradict each other: temperature 0"
+            " means no sampling"
         )
     if not sample:
         given["temperature"] = 0.0

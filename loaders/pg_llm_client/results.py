@@ -1,4 +1,4 @@
-"""What the client gives back where a string or a number does not say it all."""
+"""What the client returns where a string or a number is not enough."""
 
 from dataclasses import dataclass
 

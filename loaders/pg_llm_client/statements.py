@@ -1,27 +1,42 @@
 """The SQL that both clients send: a call of one function in named notation, every value cast to its parameter's type."""
 
 import uuid
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 
 import psycopg
 from psycopg import sql
+
+from .options import BeamOptions, GenerationOptions, TrainOptions
 
 FIND_SCHEMA = (
     "SELECT n.nspname FROM pg_catalog.pg_extension AS e"
     " JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'pg_gpt2'"
 )
 
-INTEGERS = ("max_tokens", "topk", "eos_token", "beam_width", "layer", "n_steps", "warmup", "batch_size", "grad_accum")
-FLOATS = ("temperature", "topp", "repetition_penalty", "min_p", "length_penalty", "val_fraction")
-TYPES = (
-    dict.fromkeys(
-        (*INTEGERS, "eval_every", "log_every", "commit_every", "grad_workers", "prune_workers", "block_size"), "int4"
-    )
-    | dict.fromkeys((*FLOATS, "dropout_p", "beta1", "beta2", "eps", "wd", "lr_max", "min_lr", "grad_clip"), "float8")
-    | dict.fromkeys(("echo", "early_stopping", "from_start"), "bool")
-    | {"seed": "int8", "stop": "text[]", "prompts": "text[]", "prompt_ids": "int4[]"}
-)  # of parameters; all others are text
+SCALARS = {int: "int4", float: "float8", bool: "bool", str: "text"}
+
+
+def _sql_type(kind: Any) -> str:
+    """The type of SQL of a keyword's type; where that is one or several of a kind, an array."""
+    choices = [choice for choice in get_args(kind) if choice is not NoneType] if isinstance(kind, UnionType) else [kind]
+    elements = get_args(choices[-1])
+    return f"{SCALARS[elements[0]]}[]" if elements else SCALARS[choices[-1]]
+
+
+TYPES = {
+    name: _sql_type(kind)
+    for options in (GenerationOptions, BeamOptions, TrainOptions)
+    for name, kind in get_type_hints(options).items()
+} | {
+    "seed": "int8",
+    "prompts": "text[]",
+    "layer": "int4",
+    "from_start": "bool",
+    "n_steps": "int4",
+    "commit_every": "int4",
+}  # of parameters; all others are text
 
 Statement = tuple[sql.Composed, dict[str, Any]]
 
@@ -45,7 +60,7 @@ class Statements:
         return sql.SQL("CALL ") + self._call(name, arguments), arguments
 
     def ended_run(self, model: str | None) -> Statement:
-        """The run_id of the run of the model that ended last."""
+        """The run_id of the model's run that ended last."""
         query = "SELECT run_id FROM {} WHERE model = %(model)s AND status IN ('finished', 'stopped')"
         latest = " ORDER BY finished_at DESC NULLS LAST LIMIT 1"
         return sql.SQL(query + latest).format(sql.SQL(self._name("llm_run"))), {"model": model}
@@ -55,7 +70,7 @@ class Statements:
         return sql.SQL("SELECT * FROM ") + self._call(function, arguments) + sql.SQL(" ORDER BY 1"), arguments
 
     def stream(self, function: str, **arguments: Any) -> Statement:
-        """SELECT (function(...)).*, whose rows a cursor gives as they are computed; FROM would collect them first."""
+        """SELECT (function(...)).*, whose rows a cursor returns as they are computed; FROM would collect them first."""
         return sql.SQL("SELECT (") + self._call(function, arguments) + sql.SQL(").*"), arguments
 
     def _call(self, function: str, names: Iterable[str]) -> sql.Composed:
@@ -69,35 +84,16 @@ class Statements:
         return sql.Identifier(self.schema, name).as_string(None).replace("%", "%%")  # % would start a parameter
 
 
-def generation(
-    max_tokens: int,
-    temperature: float,
-    topk: int,
-    topp: float,
-    model: str | None,
-    eos_token: int | None,
-    seed: int | None,
-    stop: str | Sequence[str] | None,
-    repetition_penalty: float,
-    min_p: float,
-    echo: bool,
-) -> dict[str, Any]:
-    """Options of generation as arguments of the SQL functions."""
-    return {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "topk": topk,
-        "topp": topp,
-        "model_name": model,
-        "eos_token": eos_token,
-        "seed": seed,
-        "stop": [stop] if isinstance(stop, str) else None if stop is None else list(stop),
-        "repetition_penalty": repetition_penalty,
-        "min_p": min_p,
-        "echo": echo,
-    }
+def arguments(options: Mapping[str, Any], model: str | None) -> dict[str, Any]:
+    """Options of generation or of beam search as arguments of SQL functions; `model` where they name none."""
+    given = {**options, "model_name": options.get("model") or model}
+    given.pop("model", None)
+    for name, value in given.items():
+        if value is not None and TYPES.get(name, "text").endswith("[]"):
+            given[name] = [value] if isinstance(value, str) else list(value)
+    return given
 
 
 def cursor_name() -> str:
-    """A name of its own for each stream, since streams of one connection may interleave."""
+    """A new name: each stream needs its own, since the streams of a connection may interleave."""
     return f"pg_llm_client_{uuid.uuid4().hex}"

@@ -1,53 +1,41 @@
-"""Options of llm_train, and the progress bar that its NOTICEs drive."""
+"""What `train` hands on to which function, and the progress bar that the NOTICEs of llm_train drive."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypedDict
+from typing import Any
 
 import psycopg
 from tqdm import tqdm
 
+from .options import DataOptions, TrainingOptions, TrainOptions
+
 STEP = re.compile(r"step (\d+)/\d+: (.*)")
 
 
-class TrainingOptions(TypedDict, total=False):
-    """Parameters of llm_train by its names; what is left out has the server's default."""
+def split(options: TrainOptions, commit_every: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of llm_dataset_load, none without `source`, and of llm_train.
 
-    dropout_p: float
-    beta1: float
-    beta2: float
-    eps: float
-    wd: float
-    lr_max: float
-    warmup: int
-    grad_clip: float | None
-    batch_size: int
-    grad_accum: int
-    min_lr: float
-    seed: int
-    eval_every: int | None
-    log_every: int | None
-    grad_workers: int
-    prune_workers: int
-    audit: str
-
-
-def check_options(options: dict[str, Any], source: str | None, commit_every: int | None) -> None:
-    """TypeError for a name that is not one of TrainingOptions, and for what does not go together."""
-    for name in options.keys() - TrainingOptions.__annotations__.keys():
+    TypeError for a name that neither has, and for `source` beside `commit_every`.
+    """
+    for name in options.keys() - TrainOptions.__annotations__.keys():
         raise TypeError(f"train() got an unexpected keyword argument '{name}'")
-    if source is not None and commit_every is not None:
+    training = {name: value for name, value in options.items() if name in TrainingOptions.__annotations__}
+    if options.get("source") is None:
+        return {}, training
+    if commit_every is not None:
         raise TypeError(
             "train() got source and commit_every: a repeated call would load the texts again; load them first"
         )
+    data = {"block_size": None, "val_fraction": 0.0, **options}
+    return {name: value for name, value in data.items() if name in DataOptions.__annotations__}, training
 
 
 @contextmanager
 def progress_bar(
     conn: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]", n_steps: int, model: str | None, shown: bool | None
 ) -> Iterator[None]:
-    """A bar that follows the NOTICEs of the training that runs meanwhile; `shown` None = on a terminal only."""
+    """While it lasts, a bar follows the NOTICEs of a training on `conn`; `shown` None = on a terminal only."""
     with tqdm(
         total=n_steps, desc=f"training {model or ''}".strip(), unit="step", disable=None if shown is None else not shown
     ) as bar:

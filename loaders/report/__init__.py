@@ -1,4 +1,4 @@
 """A training run as one HTML file: curves, samples, configuration, environment, checkpoints.
 
-It needs nothing from elsewhere and no script to be read; with script, curves tell their values under the pointer.
+It loads nothing from elsewhere, and can be read without its script, which shows the values under the pointer.
 """

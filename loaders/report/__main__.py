@@ -1,34 +1,23 @@
 """Write a training run as one HTML file: curves, samples of the model, configuration, environment, checkpoints.
 
-The file needs nothing from elsewhere. While a run goes on, it shows the steps committed so far.
+The file loads nothing from elsewhere. While a run goes on, it shows the steps committed so far.
 """
 
-import os
 from pathlib import Path
 
 import psycopg
 
-from ..common import Database, LoaderError, arguments, connect, run
+from ..common import Database, LoaderError, arguments, complete, connect, run
 from .data import Sampling, read
 from .page import render
 
 
 def last_run(database: Database) -> int:
-    """The run that began last."""
+    """The run that began last; LoaderError when there is none."""
     row = database.execute("SELECT max(run_id) FROM {llm_train_progress}").fetchone()
     if row is None or row[0] is None:
         raise LoaderError("this database has no training run yet; SELECT llm_train('model', n_steps) makes one")
     return row[0]
-
-
-def write(path: Path, text: str) -> None:
-    """A file, which gets its name when it is complete."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -47,7 +36,8 @@ def main() -> None:
         database = Database(conn)
         run_id = last_run(database) if args.run is None else args.run
         report = read(database, run_id, Sampling(args.prompt, args.max_tokens, args.temperature, args.seed))
-    write(args.output, render(report))
+    with complete(args.output) as path:
+        path.write_text(render(report), encoding="utf-8")
     print(f'wrote run {run_id} of model "{report.run.model}" to {args.output}')
 
 

@@ -1,4 +1,4 @@
-"""Line charts as SVG: axes with round numbers, thin grid, colours by class, so that the page's style sheet has them.
+"""Line charts as SVG: axes with round numbers, a thin grid, and classes that get their colours from the style sheet.
 
 A chart is drawn in the units of its viewBox; the script of the page finds its scale in data attributes.
 """
@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 16, 12, 40  # around the plot, for labels
 
 @dataclass(frozen=True)
 class Curve:
-    """A line through (x, y); where y is None it is interrupted. `kind`: line, faint or dots (a line with dots)."""
+    """A line through (x, y), interrupted where y is None. `kind`: line, faint or dots (a line with dots)."""
 
     name: str
     colour: str
@@ -36,7 +36,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over steps. `marks` are vertical lines with a label; `keys` name the values that the pointer tells."""
+    """Curves over steps. `marks` are vertical lines with a label; `keys` name the values shown under the pointer."""
 
     title: str
     curves: Sequence[Curve]
@@ -80,12 +80,12 @@ def draw(chart: Chart) -> Markup:
 
 
 def legend(curves: Sequence[Curve]) -> Markup:
-    """What the colours are."""
+    """The names of the curves, each with its colour."""
     return tag("span", *(tag("span", c.name, class_=f"key {c.colour} {c.kind}") for c in curves), class_="legend")
 
 
 class _Plot:
-    """Places of values in a chart."""
+    """The elements of a chart, placed in its coordinates."""
 
     def __init__(self, chart: Chart, y_range: tuple[float, float]) -> None:
         self.chart = chart
@@ -154,7 +154,7 @@ class _Plot:
 
 
 def runs(xs: Sequence[float], ys: Sequence[float | None]) -> Iterator[list[tuple[float, float]]]:
-    """The points, in parts between those that have no y."""
+    """The points that have a y, in parts between those that have none."""
     part: list[tuple[float, float]] = []
     for x, y in zip(xs, ys):
         if y is not None:
@@ -179,7 +179,7 @@ def ticks(low: float, high: float, count: int, *, outside: bool = False) -> list
 
 
 def labels(values: Sequence[float]) -> list[str]:
-    """Numbers with as many digits as tell them apart."""
+    """The numbers, with just enough digits to tell them apart."""
     step = min((b - a for a, b in pairwise(values)), default=1.0)
     if max(map(abs, values), default=0) < 1e-3 or step < 1e-4:
         return [f"{value:.3g}" for value in values]

@@ -1,4 +1,4 @@
-"""What a report tells, read from the tables of one database in one snapshot."""
+"""What a report shows, read from the tables of a database."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Model:
-    """The model as it is now; no parameters = no weights."""
+    """The model as it is now; n_params is 0 for one that has no weights."""
 
     n_layer: int
     n_head: int
@@ -98,7 +98,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Report:
-    """All of it."""
+    """Everything that a report shows."""
 
     run: Run
     model: Model
@@ -111,7 +111,7 @@ class Report:
 
     @property
     def duration(self) -> timedelta:
-        """Time that the steps took."""
+        """The time that the steps took."""
         return timedelta(seconds=self.run.seconds)
 
 
@@ -161,7 +161,7 @@ PROMPT_ROWS = """
 
 
 def read(database: Database, run_id: int, sampling: Sampling) -> Report:
-    """The report of a run; in a REPEATABLE READ transaction all of it is of one moment."""
+    """The report of a run, in a REPEATABLE READ transaction all from one snapshot; LoaderError for an unknown run."""
     runs = _rows(database, Run, RUN, run_id)
     if not runs:
         raise LoaderError(f"run {run_id} does not exist; SELECT run_id, model FROM llm_train_progress lists the runs")
@@ -197,7 +197,7 @@ def _samples(database: Database, name: str, model: Model, sampling: Sampling) ->
 
 
 def _prompts(database: Database, name: str) -> list[tuple[str, str | None]]:
-    """Beginnings of rows of the data, of those for validation where there are some, and how they go on."""
+    """The beginnings of some rows of the data, for validation if there are such, and how they go on."""
     for split in ("val", "train"):
         arguments = (PROMPT_TOKENS, name, PROMPT_TOKENS + 1, name, name, split, PROMPT_TOKENS, PROMPTS, PROMPTS)
         if rows := database.execute(PROMPT_ROWS, *arguments).fetchall():

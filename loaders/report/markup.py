@@ -7,7 +7,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")  # all but tab and newline: HTM
 
 
 class Markup(str):
-    """Text that is HTML."""
+    """Text that is HTML already: it is not escaped again."""
 
 
 def text(value: object) -> Markup:

@@ -19,7 +19,7 @@ PARAMETERS = {"weight_decay": "wd"}  # named otherwise in llm_run.config than in
 
 
 def render(report: Report) -> str:
-    """The document."""
+    """The HTML document."""
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -78,6 +78,19 @@ def _curves(report: Report) -> Iterator[Markup]:
     xs = [point.step for point in points]
     last = report.run.n_steps if report.run.status in ("running", "interrupted") else None
     x_range = (min(xs[0], 0 if xs[0] < len(xs) else xs[0]), max(xs[-1], last or 0))
+    yield tag("div", draw(_losses(report, xs, x_range)), class_="wide")
+    small = [
+        ("Learning rate", "learning_rate", [Curve("learning rate", "violet", xs, [point.lr for point in points])]),
+        ("Gradient norm", "gradient_norm", _noisy("green", xs, [point.grad_norm for point in points])),
+        ("Tokens a second", "speed", _noisy("orange", xs, [point.speed for point in points])),
+    ]
+    charts = [Chart(title, lines, (key,), x_range, from_zero=True) for title, key, lines in small]
+    yield tag("div", *map(draw, charts), class_="charts")
+
+
+def _losses(report: Report, xs: Sequence[int], x_range: tuple[int, int]) -> Chart:
+    """Training and validation loss, and the checkpoints of the run."""
+    points, run = report.points, report.run
     losses = [point.loss for point in points]
     reach = _reach(losses)
     curves = [Curve("each step", "blue", xs, losses, "faint"), Curve("training", "blue", xs, smooth(losses, reach))]
@@ -89,11 +102,11 @@ def _curves(report: Report) -> Iterator[Markup]:
     is_thinned = any(point.first_step < point.step for point in points)
     band = Band("blue", xs, [point.low for point in points], [point.high for point in points])
     marks = [
-        (checkpoint.step - report.run.first_step, f"checkpoint {checkpoint.id}")
+        (checkpoint.step - run.first_step, f"checkpoint {checkpoint.id}")
         for checkpoint in report.checkpoints
-        if checkpoint.run_id == report.run.run_id and checkpoint.step - report.run.first_step <= x_range[1]
+        if checkpoint.run_id == run.run_id and checkpoint.step - run.first_step <= x_range[1]
     ]
-    loss = Chart(
+    return Chart(
         "Loss, nats a token",
         curves,
         ("training_loss", "validation_loss", "perplexity"),
@@ -105,19 +118,10 @@ def _curves(report: Report) -> Iterator[Markup]:
         x_ticks=9,
         legend=True,
     )
-    yield tag("div", draw(loss), class_="wide")
-    speeds = [point.speed for point in points]
-    small = [
-        ("Learning rate", "learning_rate", [Curve("learning rate", "violet", xs, [point.lr for point in points])]),
-        ("Gradient norm", "gradient_norm", _noisy("green", xs, [point.grad_norm for point in points])),
-        ("Tokens a second", "speed", _noisy("orange", xs, speeds)),
-    ]
-    charts = [Chart(title, lines, (key,), x_range, from_zero=True) for title, key, lines in small]
-    yield tag("div", *map(draw, charts), class_="charts")
 
 
 def _noisy(colour: str, xs: Sequence[float], ys: Sequence[float | None]) -> list[Curve]:
-    """A curve with its smoothed form."""
+    """A curve, and where it has enough points the smoothed one."""
     reach = _reach(ys)
     if not reach:
         return [Curve("each step", colour, xs, ys)]
@@ -149,7 +153,7 @@ def _sample(sample: Sample) -> Markup:
 
 
 def _lines(written: str) -> Iterator[Markup]:
-    """Text, in which three line ends or more take one line of the page."""
+    """Text in which three line ends or more are shown as one line, with a sign for each."""
     for part in re.split(r"(\n{3,})", written):
         yield tag("span", f"\n{'⏎' * len(part)}\n", class_="muted") if part.startswith("\n\n\n") else text(part)
 
@@ -205,7 +209,7 @@ def _configuration(report: Report) -> Iterator[Markup]:
 
 
 def _call(model: str, n_steps: int, config: Mapping[str, Any]) -> str:
-    """The statement of a run."""
+    """The call of llm_train that makes such a run."""
     given = {PARAMETERS.get(key, key): value for key, value in config.items() if key not in ("data", "n_steps")}
     arguments = [f"{key} => {json.dumps(value)}" for key, value in given.items() if value is not None]
     lines = [", ".join(arguments[place : place + 4]) for place in range(0, len(arguments), 4)]
@@ -214,7 +218,7 @@ def _call(model: str, n_steps: int, config: Mapping[str, Any]) -> str:
 
 
 def _table(values: Mapping[str, Any]) -> Markup:
-    """Names and values."""
+    """A table of names and values."""
     rows = [tag("tr", tag("th", name, scope="row"), tag("td", _plain(value))) for name, value in values.items()]
     return tag("div", tag("table", tag("tbody", *rows)), class_="table")
 
@@ -223,7 +227,7 @@ def _table(values: Mapping[str, Any]) -> Markup:
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:
-    """What the pointer tells at each point."""
+    """What the script shows at each point."""
     validation = dict(report.validation)
     return [
         _row(point, [value for step, value in validation.items() if point.first_step <= step <= point.step])
@@ -251,7 +255,7 @@ def _row(point: Point, validation: Sequence[float]) -> dict[str, Any]:
 
 
 def _json(value: object) -> str:
-    """JSON that ends no script element."""
+    """JSON in which nothing ends a script element."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -259,7 +263,7 @@ def _json(value: object) -> str:
 
 
 def _reach(values: Sequence[object]) -> int:
-    """Neighbours on either side that a smoothed value is the mean of."""
+    """How many neighbours on either side a smoothed value is the mean of, with itself."""
     return len(values) // 40
 
 

@@ -121,7 +121,7 @@ def test_says_what_it_learns_from(told: str, dsn: str, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("".join(f"Line {n} of a long log: all is well.\n" for n in range(1000)))
     done = run_demo(dsn, "--quick", "--text", str(tmp_path / "long.txt"))
     assert done.returncode == 0, done.stderr
-    (part,) = re.findall(r"\n1,000 lines; 15 steps of 2 rows, and time admits (\d+)% of the rows", done.stdout)
+    (part,) = re.findall(r"\n1,000 lines; 15 steps of 2 rows, and there is time for (\d+)% of the rows", done.stdout)
     assert 5 < int(part) < 50
     assert "generate_series(1, 1)" in done.stdout
 
@@ -137,7 +137,7 @@ def test_too_little_text_is_refused(dsn: str, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("Ahoy!")
     done = run_demo(dsn, "--quick", "--text", str(tmp_path / "mine.txt"))
     assert (done.returncode, done.stdout) == (1, "")
-    assert "has less than 20 words" in done.stderr
+    assert "has fewer than 20 words" in done.stderr
 
 
 def test_finds_the_extension_in_another_schema(new_database: Callable[..., str]) -> None:

@@ -1,4 +1,4 @@
-"""Weights as files of the server: exact round trips, and what is refused. test_loaders.py does the same from the client."""
+"""Weights as files of the server: exact round trips, and what is refused. loaders/test_load_model.py has those of the client."""
 
 import gzip
 import io

@@ -165,7 +165,7 @@ def test_server_that_knows_no_ranges(remote, tmp_path):
 
 def test_server_that_never_gets_further(remote):
     remote.cut_after = 0
-    with pytest.raises(LoaderError, match=r"0 of [\d,]+ bytes came .* the same command goes on there"):
+    with pytest.raises(LoaderError, match=r"0 of [\d,]+ bytes came .* run the same command again"):
         fetched()
     assert len(remote.asked) == 1 + hub.ATTEMPTS
 
@@ -201,12 +201,14 @@ def test_without_network_the_cache_serves(remote, monkeypatch, reason):
     remote.asked.clear()
     assert fetched() == snapshot
     assert remote.asked == []
-    with pytest.raises(LoaderError, match=r"other/model is no directory here, nor is revision main .* in the cache"):
+    with pytest.raises(
+        LoaderError, match=r"other/model is not a directory here, the cache .* does not have revision main"
+    ):
         hub.Repository("other/model", None).fetch()
 
 
 def test_unknown_model(remote):
-    with pytest.raises(LoaderError, match=r"acme/none is no directory here, nor a model of the hub .* \(HTTP 404\)"):
+    with pytest.raises(LoaderError, match=r"acme/none is not a directory here, nor a model of the hub .* \(HTTP 404\)"):
         load_model.locate("acme/none")
 
 

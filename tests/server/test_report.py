@@ -74,13 +74,18 @@ def report(dsn, run_id, **sampling):
         return render(read(Database(conn), run_id, Sampling(**sampling)))
 
 
+def shell(dsn, directory, *options):
+    """The program, which is to write r.html in `directory`."""
+    command = [sys.executable, "-m", "loaders.report", "--dsn", dsn, "--output", directory / "r.html", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+
+
 def log(conn, run_id, columns):
     return conn.execute(f"SELECT {columns} FROM llm_train_log WHERE run_id = %s ORDER BY step", [run_id]).fetchall()
 
 
 def test_the_command_writes_a_file_that_stands_alone(dsn, run_id, tmp_path):
-    command = [sys.executable, "-m", "loaders.report", "--dsn", dsn, "--output", tmp_path / "r.html"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+    done = shell(dsn, tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"wrote run {run_id}" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
@@ -95,8 +100,7 @@ def test_the_command_writes_a_file_that_stands_alone(dsn, run_id, tmp_path):
 
 
 def test_an_unknown_run_is_an_error_without_traceback(dsn, tmp_path):
-    command = [sys.executable, "-m", "loaders.report", "--dsn", dsn, "--run", "999", "--output", tmp_path / "r.html"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+    done = shell(dsn, tmp_path, "--run", "999")
     assert done.returncode == 1
     assert done.stderr.startswith("error: run 999 does not exist")
     assert "Traceback" not in done.stderr

@@ -1,0 +1,122 @@
+"""What the client's methods give is what the SQL functions give, whatever the connection."""
+
+import inspect
+import json
+import re
+
+import psycopg
+import pytest
+from pg_llm_client import Beam, PGLLMClient
+from pg_llm_client.statements import TYPES
+from psycopg.rows import dict_row
+
+from tests.server.client.models import PROMPT, TEXT, first_value, make_model
+
+
+def test_generate_gives_what_sql_gives(conn, client):
+    call = "llm_generate(%(p)s, 12, model_name => 'tiny', seed => 5)"
+    assert client.generate(PROMPT, max_tokens=12, seed=5) == first_value(conn, call, p=PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "written"),
+    [
+        ("temperature", 0, "temperature => 0"),
+        ("temperature", 3.5, "temperature => 3.5"),
+        ("topk", 2, "topk => 2"),
+        ("topp", 0.1, "topp => 0.1"),
+        ("eos_token", 13, "eos_token => 13"),
+        ("stop", "a", "stop => '{a}'"),
+        ("stop", ["zz", "e"], "stop => '{zz,e}'"),
+        ("repetition_penalty", 5, "repetition_penalty => 5"),
+        ("min_p", 0.5, "min_p => 0.5"),
+        ("echo", False, "echo => false"),
+        ("seed", 2**62, "seed => 4611686018427387904"),
+    ],
+)
+def test_every_option_arrives(conn, client, option, value, written):
+    options = {"max_tokens": 20, "seed": 11} | {option: value}
+    seed = "" if option == "seed" else "seed => 11, "
+    expected = first_value(conn, f"llm_generate(%(p)s, 20, model_name => 'tiny', {seed}{written})", p=PROMPT)
+    assert client.generate(PROMPT, **options) == expected
+    assert expected != client.generate(PROMPT, max_tokens=20, seed=11)
+    if option != "seed":
+        assert client.generate_batch([PROMPT], **options) == [expected]
+
+
+@pytest.mark.parametrize("method", ["generate", "stream", "generate_batch", "beam_search"])
+def test_keywords_defaults_and_types_are_those_of_sql(module_conn, method):
+    function = {"stream": "llm_generate_stream"}.get(method, f"llm_{method}")
+    query = "pg_get_function_arguments(oid) FROM pg_proc WHERE proname = %(function)s"
+    listed = first_value(module_conn, query, function=function)
+    expected = {
+        "model" if name == "model_name" else name: (kind, json.loads(default.partition("::")[0].lower()))
+        for name, kind, default in re.findall(r"(\w+) ([^,]*?) DEFAULT ([^,]+)", listed)
+    }
+    expected.pop("prompt", None)  # stands before the keywords
+    if method == "beam_search":
+        assert expected["beam_width"] == ("integer", 4)
+        expected["beam_width"] = ("integer", 3)  # as it has always been here
+    keywords = [
+        parameter
+        for parameter in inspect.signature(getattr(PGLLMClient, method)).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    kinds = {p.name: first_value(module_conn, "%(kind)s::regtype::text", kind=TYPES[p.name]) for p in keywords}
+    assert {p.name: (kinds[p.name], p.default) for p in keywords} == expected
+
+
+def test_model_of_the_call_then_of_the_client_then_of_the_server(conn, client, client_of):
+    with pytest.raises(psycopg.errors.UndefinedObject, match="nobody"):
+        client.generate(PROMPT, model="nobody")
+    conn.execute("SET pg_gpt2.model = 'tiny'")
+    assert client_of(conn, None).perplexity(TEXT) == client.perplexity(TEXT)
+
+
+def test_generate_batch(client):
+    prompts = [PROMPT, "", "memory", "Größe, na"]
+    alone = [client.generate(prompt, max_tokens=9, seed=3 + n) for n, prompt in enumerate(prompts)]
+    assert client.generate_batch(prompts, max_tokens=9, seed=3) == alone
+    assert client.generate_batch([]) == []
+
+
+def test_beam_search(conn, client):
+    found = client.beam_search(PROMPT, beam_width=4, max_tokens=8)
+    rows = conn.execute("SELECT * FROM llm_beam_search(%s, 4, 8, model_name => 'tiny')", [PROMPT]).fetchall()
+    assert [(beam.rank, beam.score, beam.text, beam.token_ids) for beam in found] == rows
+    assert isinstance(found[0], Beam)
+    ids = first_value(conn, "llm_encode(%(p)s, 'tiny')", p=PROMPT)
+    assert client.beam_search(prompt_ids=ids, beam_width=4, max_tokens=8) == found
+    assert len(client.beam_search(PROMPT, max_tokens=3)) == 3
+
+
+def test_embed_and_perplexity(conn, client):
+    embedding = client.embed(TEXT, layer=1, pooling="last")
+    assert embedding == first_value(conn, "llm_text_embedding(%(t)s, 1, 'last', 'tiny')", t=TEXT)
+    assert len(embedding) == 32
+    assert all(isinstance(number, float) for number in embedding)
+    assert client.perplexity(TEXT) == first_value(conn, "llm_perplexity(%(t)s, 'tiny')", t=TEXT)
+    assert client.perplexity(TEXT, from_start=True) == first_value(conn, "llm_perplexity(%(t)s, 'tiny', true)", t=TEXT)
+    assert (client.perplexity(""), client.embed("")) == (None, None)
+
+
+def test_row_factory_and_search_path_of_the_connection_do_not_matter(connect, model, client_of):
+    conn = connect(options="-c search_path=pg_temp")
+    conn.row_factory = dict_row
+    client = client_of(conn)
+    text = client.generate(PROMPT, max_tokens=4, seed=1)
+    assert [*client.stream(PROMPT, max_tokens=4, seed=1)][-1].text == text
+    assert client.generate_batch([PROMPT], max_tokens=4, seed=1) == [text]
+    assert client.beam_search(PROMPT, max_tokens=4)[0].rank == 1
+
+
+def test_extension_in_another_schema(new_database, connect, client_of):
+    conn = connect(new_database("template0"))
+    client = client_of(conn)
+    with pytest.raises(psycopg.ProgrammingError, match="CREATE EXTENSION pg_gpt2"):
+        client.generate(PROMPT)
+    conn.execute('CREATE SCHEMA "LLM %"')
+    conn.execute('CREATE EXTENSION pg_gpt2 SCHEMA "LLM %" CASCADE')
+    make_model(conn, "LLM %")
+    text = client.generate(PROMPT, max_tokens=4, seed=1)
+    assert [*client.stream(PROMPT, max_tokens=4, seed=1)][-1].text == text

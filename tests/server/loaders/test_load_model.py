@@ -1,0 +1,184 @@
+"""Models: what is loaded comes out as it went in, and what is refused leaves nothing behind."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from loaders import convert_gpt2_checkpoint, load_model, save_model
+from loaders.common import Database, LoaderError
+from loaders.hub_model import Config, HubModel
+from tests.server.loaders.hub import (
+    CONFIG,
+    assert_same,
+    bfloat16_file,
+    hub_names,
+    load,
+    run,
+    stored,
+    truncated_to_bfloat16,
+    weights,
+)
+
+
+def test_model_goes_in_and_comes_out(conn, directory, tmp_path):
+    load(conn, directory, "round")
+    assert_same(stored(conn, "round"), weights())
+    row = conn.execute(
+        "SELECT n_layer, n_head, d_model, n_positions, vocab, eos_token_id FROM llm_model_config WHERE model = 'round'"
+    ).fetchone()
+    assert Config(*row) == CONFIG
+    with conn.transaction():
+        save_model.save_model(Database(conn), "round", tmp_path / "saved")
+    assert_same(safetensors.numpy.load_file(tmp_path / "saved" / "model.safetensors"), hub_names(weights()))
+    assert HubModel(tmp_path / "saved").config == CONFIG
+    assert not list((tmp_path / "saved").glob("*.partial"))
+
+
+def test_half_the_size(conn, directory, tmp_path):
+    load(conn, directory, "half")
+    with conn.transaction():
+        save_model.save_model(Database(conn), "half", tmp_path / "saved", half=True)
+    expected = {name: values.astype(np.float16) for name, values in hub_names(weights()).items()}
+    assert_same(safetensors.numpy.load_file(tmp_path / "saved" / "model.safetensors"), expected)
+    load(conn, tmp_path / "saved", "half again")
+    conn.execute("UPDATE llm_param SET data = pg_llm_tensor(ARRAY[70000]) || substr(data, 5) WHERE name = 'wpe'")
+    with conn.transaction(), pytest.raises(LoaderError, match=r"wpe\.weight has a value beyond float16's 65504"):
+        save_model.save_model(Database(conn), "half", tmp_path / "saved", half=True)
+    assert not list((tmp_path / "saved").glob("*.partial"))
+
+
+def test_loaded_model_runs(conn, directory):
+    load(conn, directory, "runs")
+    (logits,) = conn.execute("SELECT llm_logits(ARRAY[1, 2, 3], 'runs')").fetchone()
+    assert len(logits) == 3 * CONFIG.vocab * 4
+
+
+def test_large_tensors_are_split_as_the_server_splits_them(conn, tmp_path):
+    config = Config(n_layer=1, n_head=2, d_model=512, n_positions=8, vocab=5000, eos_token_id=None)
+    tensors = {name: np.full(shape, 0.5, np.float32) for name, shape in config.shapes().items()}
+    safetensors.numpy.save_file(hub_names(tensors), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hub()))
+    load(conn, tmp_path, "split")
+    conn.execute("SELECT llm_init_model('split server', 1, 2, 512, 8, 5000)")
+    layout = "SELECT name, token_id, shape FROM llm_param WHERE model = %s ORDER BY 1, 2"
+    ours = conn.execute(layout, ["split"]).fetchall()
+    assert ours == conn.execute(layout, ["split server"]).fetchall()
+    assert ("wte", 2048, [2048, 512]) in ours
+    assert_same(stored(conn, "split"), tensors)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_half_precision(conn, directory, dtype):
+    if dtype == "f16":
+        tensors = {name: values.astype(np.float16) for name, values in weights().items()}
+        safetensors.numpy.save_file(hub_names(tensors), directory / "model.safetensors")
+        expected = {name: values.astype(np.float32) for name, values in tensors.items()}
+    else:
+        bfloat16_file(directory / "model.safetensors", hub_names(weights()))
+        expected = {name: truncated_to_bfloat16(values) for name, values in weights().items()}
+    load(conn, directory, dtype)
+    assert_same(stored(conn, dtype), expected)
+
+
+def test_shards_prefixes_masks_and_tied_head(conn, directory):
+    (directory / "model.safetensors").unlink()
+    tensors = {f"_orig_mod.{name}": values for name, values in hub_names(weights()).items()}
+    tensors["lm_head.weight"] = weights()["wte"]
+    tensors["transformer.h.0.attn.bias"] = np.tril(np.ones((1, 1, 32, 32), bool))
+    names = list(tensors)
+    index = {}
+    for shard, part in enumerate((names[:9], names[9:])):
+        file = f"model-{shard}.safetensors"
+        safetensors.numpy.save_file({name: tensors[name] for name in part}, directory / file)
+        index |= dict.fromkeys(part, file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    load(conn, directory, "shards")
+    assert_same(stored(conn, "shards"), weights())
+
+
+def test_preset_gets_its_weights_by_loading(conn, directory):
+    load(conn, directory, "gpt2-medium")
+    assert conn.execute("SELECT d_model, preset FROM llm_model_config WHERE model = 'gpt2-medium'").fetchall() == [
+        (16, False)
+    ]
+
+
+def test_replace(conn, directory):
+    load(conn, directory, "again")
+    with pytest.raises(LoaderError, match='model "again" has weights already'):
+        load(conn, directory, "again")
+    safetensors.numpy.save_file(hub_names(weights(1)), directory / "model.safetensors")
+    load(conn, directory, "again", replace=True)
+    assert_same(stored(conn, "again"), weights(1))
+
+
+def changed(change):
+    tensors = weights()
+    change(tensors)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("tensor h.1.ln_2.bias is missing", lambda t: t.pop("h.1.ln_2.bias")),
+        ("tensor h.7.ln_2.bias is not part", lambda t: t.update({"h.7.ln_2.bias": np.zeros(16, np.float32)})),
+        (r"tensor wpe has shape \[32, 3\]", lambda t: t.update(wpe=np.zeros((32, 3), np.float32))),
+        ("tensor ln_f.bias has a value that is not finite", lambda t: t["ln_f.bias"].put(3, np.nan)),
+        ("tensor transformer.wpe.weight has dtype F64", lambda t: t.update(wpe=t["wpe"].astype(np.float64))),
+    ],
+)
+def test_refused_model_changes_nothing(conn, directory, message, change):
+    safetensors.numpy.save_file(hub_names(changed(change)), directory / "model.safetensors")
+    with pytest.raises(LoaderError, match=message):
+        load(conn, directory, "refused")
+    assert conn.execute("SELECT count(*) FROM llm_models WHERE model = 'refused'").fetchone() == (0,)
+
+
+def test_untied_head_is_refused(conn, directory):
+    tensors = hub_names(weights()) | {"lm_head.weight": weights()["wte"] + 1}
+    safetensors.numpy.save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(LoaderError, match=r"lm_head\.weight differs from wte"):
+        load(conn, directory, "untied")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("activation_function", "relu"), ("n_inner", 17), ("model_type", "bert"), ("n_embd", None)]
+)
+def test_other_architectures_are_refused(directory, field, value):
+    config = CONFIG.to_hub() | {field: value}
+    if value is None:
+        del config[field]
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoaderError, match=field):
+        HubModel(directory)
+
+
+def test_damaged_and_absent_files(directory, tmp_path):
+    whole = (directory / "model.safetensors").read_bytes()
+    (directory / "model.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(LoaderError, match=r"model\.safetensors"):
+        HubModel(directory)
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").touch()
+    with pytest.raises(LoaderError, match="is a pickle"):
+        HubModel(directory)
+    (directory / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}')
+    with pytest.raises(LoaderError, match="of its own directory"):
+        HubModel(directory)
+    with pytest.raises(LoaderError, match="does not exist"):
+        load_model.locate(str(tmp_path / "nowhere"))
+
+
+def test_npz_is_what_the_server_imports(conn, directory, tmp_path, server_files, monkeypatch):
+    output = tmp_path / "model.npz"
+    run(convert_gpt2_checkpoint, monkeypatch, "--source", directory, "--output", output)
+    with np.load(output, allow_pickle=False) as found:
+        assert_same(dict(found), weights())
+    shared = server_files / "converted.npz"
+    shared.write_bytes(output.read_bytes())
+    shared.chmod(0o644)
+    conn.execute("SELECT pg_llm_import_npz(%s, 'converted')", [str(shared)])
+    assert_same(stored(conn, "converted"), weights())

@@ -1,0 +1,78 @@
+"""Data: blocks without seams between texts, the same as the server makes, and fit for the model."""
+
+import pytest
+
+from loaders import ingest_tokenizer, prepare_dataset
+from loaders.common import LoaderError
+from loaders.vocabulary import Vocabulary
+from tests.server.loaders.hub import TEXTS, run
+
+
+def rows_of(conn, model):
+    found = conn.execute("SELECT split, tokens, target FROM llm_dataset WHERE model = %s ORDER BY id", [model])
+    return found.fetchall()
+
+
+def test_dataset_has_no_seams(dsn, conn, vocabulary, tmp_path, monkeypatch, capsys):
+    for number, text in enumerate(TEXTS):
+        (tmp_path / f"{number}.txt").write_bytes(text.encode())
+    command = ["--dsn", dsn, "--tokenizer", vocabulary, "--input", tmp_path / "[01].txt", tmp_path / "2.txt"]
+    run(prepare_dataset, monkeypatch, *command, "--block-size", 8, "--model", "seams", "--val-fraction", 0.25)
+    encoder = Vocabulary.find(vocabulary).tokenizer()
+    stream = [number for text in TEXTS for number in [*encoder.encode(text).ids, 299]]
+    blocks = (len(stream) - 1) // 8
+    found = rows_of(conn, "seams")
+    assert [tokens for _, tokens, _ in found] == [stream[8 * i : 8 * i + 8] for i in range(blocks)]
+    assert [target for _, _, target in found] == [stream[8 * i + 1 : 8 * i + 9] for i in range(blocks)]
+    n_val = round(blocks / 4)
+    assert [split for split, _, _ in found] == ["train"] * (blocks - n_val) + ["val"] * n_val
+    assert f"{len(stream) - 8 * blocks - 1} of {len(stream)} tokens did not fill a block" in capsys.readouterr().out
+    run(prepare_dataset, monkeypatch, *command, "--block-size", 8, "--model", "seams", "--truncate")
+    assert [row[1:] for row in rows_of(conn, "seams")] == [row[1:] for row in found]
+
+
+def test_dataset_from_a_query_equals_the_server_s_own(dsn, conn, vocabulary, monkeypatch):
+    conn.execute("CREATE TABLE documents (n int, body text)")
+    conn.cursor().executemany("INSERT INTO documents VALUES (%s, %s)", [*enumerate(TEXTS), (9, None)])
+    query = "SELECT body FROM documents ORDER BY n"
+    for model in ("client", "server"):
+        run(ingest_tokenizer, monkeypatch, "--dsn", dsn, "--model", model, "--tokenizer", vocabulary)
+    run(
+        prepare_dataset, monkeypatch,
+        *("--dsn", dsn, "--model", "client", "--query", query, "--block-size", 16, "--val-fraction", 0.3),
+    )  # fmt: skip
+    conn.execute("SELECT llm_dataset_load(%s, 'server', 16, 'train', 0.3)", [query])
+    assert rows_of(conn, "client") == rows_of(conn, "server")
+    assert rows_of(conn, "client")
+
+
+def test_texts_that_cannot_be_used(dsn, vocabulary, tmp_path, monkeypatch):
+    command = ["--dsn", dsn, "--tokenizer", vocabulary, "--block-size", 1000, "--input"]
+    with pytest.raises(LoaderError, match="no file matches"):
+        run(prepare_dataset, monkeypatch, *command, tmp_path / "*.txt")
+    (tmp_path / "short.txt").write_text("short")
+    with pytest.raises(LoaderError, match="do not fill one block"):
+        run(prepare_dataset, monkeypatch, *command, tmp_path / "*.txt")
+    (tmp_path / "latin.txt").write_bytes(b"na\xefve")
+    with pytest.raises(LoaderError, match=r"latin\.txt is not UTF-8"):
+        run(prepare_dataset, monkeypatch, *command, tmp_path / "*.txt")
+    with pytest.raises(LoaderError, match="--query: syntax error"):
+        run(prepare_dataset, monkeypatch, *command[:4], "--query", "documents")
+
+
+def test_rows_fit_the_model_and_what_was_there_is_told_of(dsn, conn, vocabulary, tmp_path, monkeypatch, capsys):
+    conn.execute(
+        "SELECT llm_init_model('narrow', n_layer => 1, n_head => 1, d_model => 8, n_positions => 16, vocab => 300)"
+    )
+    (tmp_path / "text.txt").write_text("as many words as fill a few rows " * 20)
+    command = ["--dsn", dsn, "--tokenizer", vocabulary, "--model", "narrow", "--input", tmp_path / "text.txt"]
+    with pytest.raises(LoaderError, match='--block-size 17 is more than the 16 positions of model "narrow"'):
+        run(prepare_dataset, monkeypatch, *command, "--block-size", 17)
+    run(prepare_dataset, monkeypatch, *command)
+    assert {len(tokens) for _, tokens, _ in rows_of(conn, "narrow")} == {16}
+    rows = len(rows_of(conn, "narrow"))
+    assert "were there already" not in capsys.readouterr().out
+    run(prepare_dataset, monkeypatch, *command)
+    assert capsys.readouterr().out.startswith(f"{rows} rows were there already, and were kept\nstored {rows} rows")
+    run(prepare_dataset, monkeypatch, *command, "--truncate")
+    assert "were there already" not in capsys.readouterr().out
