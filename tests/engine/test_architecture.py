@@ -110,3 +110,15 @@ def test_modules_do_not_import_in_circles():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         raise AssertionError(f"a circle of imports: {' <- '.join(error.args[1])}") from None
+
+
+def test_the_page_has_every_folder_and_nothing_that_is_not_there():
+    """docs/architecture.md draws the package as a tree, two blanks a level."""
+    page = (PACKAGE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn: list[Path] = []
+    for line in page.split("```text\npg_gpt2/\n")[1].split("```")[0].splitlines():
+        level = (len(line) - len(line.lstrip())) // 2
+        drawn.append(Path(*(drawn[-1].parts[: level - 1] if drawn else ()), line.split()[0]))
+    assert [str(path) for path in drawn if not (PACKAGE / path).exists()] == []
+    folders = {path.parent.relative_to(PACKAGE) for path in PACKAGE.rglob("__init__.py")} - {Path()}
+    assert folders - set(drawn) == set()
