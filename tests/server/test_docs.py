@@ -1,4 +1,5 @@
-"""README.md, CONTRIBUTING.md and the pages of docs/ are programs: their blocks, run in order in one session of psql, print what they say.
+"""README.md, CONTRIBUTING.md and the pages of docs/ are programs: their blocks, run in order in a session of psql, print what
+they say.
 
 A ```sql block is typed into psql, a ```sh or ```python block is run from it; the ```text block after one is its output,
 NOTICEs and errors included, and without that it may print anything but an error. A comment before a block loosens this:
@@ -7,7 +8,7 @@ NOTICEs and errors included, and without that it may print anything but an error
     <!-- output varies (why) -->    of a text block: nothing is compared but whether there is an error
     <!-- not run (why) -->          of any block: it is not run at all
     <!-- continues PAGE -->         of a page: its session begins in a copy of the database that the other page leaves
-    <!-- begins with the shipped model -->  of a page: its database is that of `make demo`, with the model that ships as the default
+    <!-- begins with the shipped model -->    of a page: its database has the model that ships, as that of `make demo`
 
 In a sql block, lines that begin with `-->` are the rows that its statements return, as psql -At prints them, and
 `/srv/gpt2/` stands for a directory of the server that has a vocabulary's two files. A query without output on the page returns a
@@ -37,7 +38,11 @@ from loaders.load_model import load_model
 from tests.server import psql
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "CONTRIBUTING.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md")))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
+]
 BLOCK = re.compile(
     r"^(?:<!-- (?P<skip>not run) [^\n]*-->\n)?```(?P<kind>sql|sh|python)\n(?P<code>.*?)^```\n"
     r"(?:\n?(?:<!-- (?P<loose>numbers|output)[^\n]*-->\n)?```text\n(?P<output>.*?)^```\n)?",
