@@ -304,6 +304,12 @@ def test_the_index_lists_every_page() -> None:
     assert [page for page in pages if f"]({page})" not in index] == []
 
 
+def test_the_readme_is_short_and_its_first_screen_shows_sql() -> None:
+    lines = read_page("README.md").split("\n")
+    assert len(lines) <= 300
+    assert "```sql" in lines[:30]
+
+
 def test_every_function_and_relation_is_in_the_reference_and_every_function_has_an_example(
     conn: psycopg.Connection,
 ) -> None:
