@@ -19,7 +19,7 @@ session goes on.
 CREATE EXTENSION and the first call of a session can fail with 55000: where the database's encoding is not UTF8, where
 PL/Python's Python is older than 3.10, and where that has no NumPy.
 
-Beside these there are PostgreSQL's own, such as 57014 after a cancel, 42501 where a privilege lacks, 23514 for a row that a
+Beside these there are PostgreSQL's own, such as 57014 after a cancel, 42501 for a missing privilege, 23514 for a row that a
 table refuses, and 42P01 when a query given as `source` reads a table that is not there. 53200 with the HINT "Use a
 shorter input, a smaller batch or a smaller model." says that the machine had no memory left. XX000 is a defect: please report
 it with its DETAIL.

@@ -3,7 +3,8 @@ SELECT llm_init_model('random', n_layer => 1, n_head => 2, d_model => 32, n_posi
 
 -- llm_copy_model
 SELECT llm_copy_model('tiny', 'copy');
-SELECT llm_copy_model('tiny', 'fork', checkpoint_id => 1);
+SELECT llm_checkpoint_save('tiny') AS checkpoint_id \gset
+SELECT llm_copy_model('tiny', 'fork', :checkpoint_id);
 
 -- llm_drop_model
 SELECT llm_drop_model('fork');

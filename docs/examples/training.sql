@@ -7,7 +7,7 @@ SELECT llm_loss('tiny', ids[:3], ids[2:], training => false) > 0 FROM llm_encode
 --> t
 
 -- llm_evaluate
-SELECT loss, perplexity, tokens FROM llm_evaluate('tiny', 'val');
+SELECT loss, perplexity, tokens FROM llm_evaluate('copy', 'val');
 
 -- llm_train_step
 SELECT llm_train_step('copy', lr_max => 1e-4, audit => 'none') AS loss;

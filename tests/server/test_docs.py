@@ -1,16 +1,18 @@
-"""README.md and the pages of docs/ are programs: their blocks, run in order in one session of psql, print what they say.
+"""README.md, CONTRIBUTING.md and the pages of docs/ are programs: their blocks, run in order in a session of psql, print what
+they say.
 
 A ```sql block is typed into psql, a ```sh or ```python block is run from it; the ```text block after one is its output,
 NOTICEs and errors included, and without that it may print anything but an error. A comment before a block loosens this:
 
     <!-- numbers vary -->           of a text block: numbers, and the width of columns, may differ
     <!-- output varies (why) -->    of a text block: nothing is compared but whether there is an error
-    <!-- not run (why) -->          of a sh or python block: it is not run at all
-    <!-- continues README.md -->    of a page: its session begins in a copy of the database that the other page leaves
+    <!-- not run (why) -->          of any block: it is not run at all
+    <!-- continues PAGE -->         of a page: its session begins in a copy of the database that the other page leaves
+    <!-- begins with the shipped model -->    of a page: its database has the model that ships, as that of `make demo`
 
 In a sql block, lines that begin with `-->` are the rows that its statements return, as psql -At prints them, and
 `/srv/gpt2/` stands for a directory of the server that has a vocabulary's two files. A query without output on the page returns a
-row at least, unless `-- or none` stands behind it. A page that has no CREATE EXTENSION
+row at least, unless `-- or none` stands behind it. A page that runs no CREATE EXTENSION
 gets a database with the extension. Programs run in an empty directory, with libpq's variables naming the database.
 
     docker/cluster.sh run .venv/test/bin/python -m tests.server.test_docs --update [PAGE...]    writes outputs that are wrong
@@ -30,10 +32,17 @@ import psycopg
 import pytest
 from psycopg import conninfo, sql
 
+from loaders.common import Database
+from loaders.load_model import SHIPPED as SHIPPED_MODELS
+from loaders.load_model import load_model
 from tests.server import psql
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
+]
 BLOCK = re.compile(
     r"^(?:<!-- (?P<skip>not run) [^\n]*-->\n)?```(?P<kind>sql|sh|python)\n(?P<code>.*?)^```\n"
     r"(?:\n?(?:<!-- (?P<loose>numbers|output)[^\n]*-->\n)?```text\n(?P<output>.*?)^```\n)?",
@@ -42,6 +51,8 @@ BLOCK = re.compile(
 ROW = re.compile(r"^--> ?(.*)$", re.MULTILINE)
 QUERY = re.compile(r"^(?:SELECT|WITH|TABLE|VALUES)\b.*?(?:;|\\gset.*?)$", re.MULTILINE | re.DOTALL)
 CONTINUES = re.compile(r"^<!-- continues (.*) -->$", re.MULTILINE)
+SHIPPED = "<!-- begins with the shipped model -->\n"
+MODEL = "postgresql-docs"
 ERROR = re.compile(r"^(?:psql:.*|.*/program\.\w+: .*|error: .*|Traceback .*|ERROR: .*)$", re.MULTILINE)
 EXAMPLE = re.compile(r"^-- (\w+)$", re.MULTILINE)
 MEMBERS = (
@@ -108,7 +119,8 @@ class Session:
     def _run(self, page: str) -> tuple[str, list[str]]:
         if page not in self.done:
             before = CONTINUES.search(read_page(page))
-            template = "template0" if "CREATE EXTENSION" in read_page(page) else "template_pg_gpt2"
+            creates = any("CREATE EXTENSION" in block.code for block in BLOCKS[page])
+            template = "template0" if creates else "template_pg_gpt2"
             if before:
                 template = self.database(before[1])
             name = f"docs_{os.getpid()}_{len(self.done)}"
@@ -117,8 +129,17 @@ class Session:
                     sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
                 )
             dsn = conninfo.make_conninfo(self.dsn, dbname=name)
+            if SHIPPED in read_page(page):
+                load_shipped(dsn, name)
             self.done[page] = name, run(dsn, BLOCKS[page], self.server_files)
         return self.done[page]
+
+
+def load_shipped(dsn: str, database: str) -> None:
+    """Load the model that ships, and make it the default of the database, as `make demo` does."""
+    with psycopg.connect(dsn) as conn:
+        load_model(Database(conn), SHIPPED_MODELS / MODEL, MODEL)
+        conn.execute(sql.SQL("ALTER DATABASE {} SET pg_gpt2.model = {}").format(sql.Identifier(database), MODEL))
 
 
 def run(dsn: str, blocks: list[Block], server_files: str) -> list[str]:
@@ -261,10 +282,32 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert broken == []
 
 
+def anchors(page: str) -> set[str]:
+    """What GitHub names the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", read_page(page), flags=re.M | re.S), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_to_headings() -> None:
+    broken = [
+        f"{page}: {target}#{anchor}"
+        for page in PAGES
+        for target, anchor in re.findall(r"\]\(((?:[^)#:\s]+\.md)?)#([^)]+)\)", read_page(page))
+        if anchor not in anchors(os.path.relpath((ROOT / page).parent / target, ROOT) if target else page)
+    ]
+    assert broken == []
+
+
 def test_the_index_lists_every_page() -> None:
     index = read_page("docs/README.md")
-    pages = [page.removeprefix("docs/") for page in PAGES if page not in ("README.md", "docs/README.md")]
+    pages = [page.removeprefix("docs/") for page in PAGES if page.startswith("docs/") and page != "docs/README.md"]
     assert [page for page in pages if f"]({page})" not in index] == []
+
+
+def test_the_readme_is_short_and_its_first_screen_shows_sql() -> None:
+    lines = read_page("README.md").split("\n")
+    assert len(lines) <= 300
+    assert "```sql" in lines[:30]
 
 
 def test_every_function_and_relation_is_in_the_reference_and_every_function_has_an_example(
