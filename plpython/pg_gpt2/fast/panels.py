@@ -154,7 +154,7 @@ class _BoundProduct:
         return multiply(self.x, self.w.data[piece], terms)
 
     def _add_up(self, terms: np.ndarray, out: np.ndarray, columns: slice, first: int = 0) -> list[Call]:
-        """Calls that add the terms in order, and the bias, in `columns` of out, which begins with the product's column `first`."""
+        """Calls that add the terms in order, and the bias, in `columns` of out, whose first is the product's column `first`."""
         n = self.w.shape[1] - first
         columns = slice(columns.start, min(columns.stop or n, n, out.shape[1]))
         some = out[:, columns]
