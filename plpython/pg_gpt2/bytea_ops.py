@@ -62,7 +62,7 @@ def _same_length(**tensors: np.ndarray) -> None:
 
 
 def require_room(n_bytes: int, purpose: str) -> None:
-    """Ask for the memory of arguments, results and what is between, unless it is little. Refused (53200) where it is not there."""
+    """Ask for the memory of arguments, results and what is between, unless it is little: 53200 where it is not there."""
     if n_bytes >= ASKED:
         host.require_memory(n_bytes, purpose)
 
