@@ -4,7 +4,7 @@ Parameters are a dict by checkpoint name: a layer is the entries under `h.{i}.`.
 D; the leading B may be absent. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
@@ -185,20 +185,24 @@ def check_window(length: int, config: GPT2Config) -> None:
 
 
 def init_params(config: GPT2Config, seed: int = 0) -> dict[str, np.ndarray]:
+    """All of `init_tensors`, by name."""
+    return dict(init_tensors(config, seed))
+
+
+def init_tensors(config: GPT2Config, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
     """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero.
 
-    Draws depend on (seed, index of the tensor) only.
+    Name and array of one tensor after the other. Draws depend on (seed, index of the tensor) only.
     """
-    params = {}
     for index, (name, shape) in enumerate(config.param_shapes().items()):
-        params[name] = tensor = np.zeros(shape, np.float32)
+        tensor = np.zeros(shape, np.float32)
         if tensor.ndim == 2:
             std = INIT_STD / sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else INIT_STD
             _draw_normal(tensor.reshape(-1), std, seed, index)
             host.check_interrupts()
         elif name.endswith("weight"):
             tensor[:] = 1.0
-    return params
+        yield name, tensor
 
 
 def _draw_normal(flat: np.ndarray, std: float, seed: int, index: int) -> None:
