@@ -118,14 +118,15 @@ class Pool:
     def run(self, tasks: Sequence[Task], batch: "Batch | None" = None) -> None:
         """Run `tasks`, in any order and on any thread; return when all are done, raise the first error.
 
-        The caller looks for an interrupt between tasks. After it, or an error, no further task is begun.
+        The caller looks for an interrupt between tasks. After it, or an error, no further task is begun. A task that runs
+        tasks does them itself where it is a helper's: the server must not be asked in another thread than its own.
         """
-        helpers = min(self.count, len(tasks)) - 1
+        helpers = 0 if _current.batch is not None else min(self.count, len(tasks)) - 1
         if helpers > self._started:
             helpers = self._start(helpers)
         if helpers < 1:
             for task in tasks:
-                host.check_interrupts()
+                look()
                 task()
             return
         batch = batch or Batch()
