@@ -25,7 +25,7 @@ from . import store, weight_file
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
 NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
-READING = 4 * store.BLOCK_BYTES  # of memory for a row that is read: in the server, as bytes, and the one before
+READING = 3  # times a row is in memory while it is read: in the server, as bytes, and the one before
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
 Params = dict[str, np.ndarray]
@@ -215,9 +215,14 @@ def _largest(wanted: GPT2Config) -> int:
     return max(4 * prod(shape) for shape in wanted.param_shapes().values())
 
 
+def _reading(wanted: GPT2Config) -> int:
+    """Bytes that reading its rows takes beside what is made of them."""
+    return READING * min(4 * wanted.n_params(), store.BLOCK_BYTES)
+
+
 def _stored(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a model as they are kept, one at a time."""
-    resources.require_memory(2 * _largest(wanted) + READING, f'reading model "{name}"')
+    resources.require_memory(2 * _largest(wanted) + _reading(wanted), f'reading model "{name}"')
     params: Params = {}
     stored = layout.Stored(params, wanted)
     for tensor, array in _tensors(name, wanted, digest):
@@ -229,7 +234,7 @@ def _stored(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, n
 
 def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
     """Version and weights."""
-    resources.require_memory(4 * wanted.n_params() + _largest(wanted) + READING, f'model "{name}"')
+    resources.require_memory(4 * wanted.n_params() + _largest(wanted) + _reading(wanted), f'model "{name}"')
     digest = hashlib.md5()
     params = dict(_tensors(name, wanted, digest))
     return digest.hexdigest(), {name: params[name] for name in wanted.param_shapes()}
