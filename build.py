@@ -35,6 +35,7 @@ if '@package@' not in GD:
 # sql/, in the order of dependency
 TOPICS = (
     "boot",
+    "arguments",
     "tables",
     "sharing",
     "models",

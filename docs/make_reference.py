@@ -25,6 +25,7 @@ TOPICS = {
     "admin": "The server",
     "tables": "Tables",
     "compatibility": "Compatibility",
+    "arguments": "Types of arguments",
     "boot": "Internals",
 }
 INTRODUCTION = """\
@@ -56,7 +57,8 @@ SETTINGS = """\
 `SET` works, and so does `ALTER DATABASE ... SET`, `ALTER ROLE ... SET` and a line in `postgresql.conf`; ALTER SYSTEM
 refuses them. [llm_settings](#llm_settings) shows what a session has."""
 CREATED = re.compile(
-    r"^CREATE (?:OR REPLACE )?(?:UNLOGGED )?(?P<kind>FUNCTION|PROCEDURE|TABLE|VIEW|TYPE) (?P<name>\w+)", re.MULTILINE
+    r"^CREATE (?:OR REPLACE )?(?:UNLOGGED )?(?P<kind>FUNCTION|PROCEDURE|TABLE|VIEW|TYPE|DOMAIN) (?P<name>\w+)",
+    re.MULTILINE,
 )
 COMMENT = re.compile(
     r"^COMMENT ON (?P<kind>\w+) (?P<name>[\w.\"]+)\s*(?:\([^)]*\))? IS\s+'(?P<text>(?:[^']|'')*)';", re.MULTILINE
@@ -150,7 +152,10 @@ def entry(items: list[Item], examples: dict[str, str]) -> str:
     for item in items:
         if item.kind in ("FUNCTION", "PROCEDURE", "TYPE"):
             lines += ["```pgsql", signature(item), "```", ""]
-        lines += [f"{item.kind.capitalize()}. {item.comment}" if item.kind in ("TABLE", "VIEW") else item.comment, ""]
+        lines += [
+            f"{item.kind.capitalize()}. {item.comment}" if item.kind in ("TABLE", "VIEW", "DOMAIN") else item.comment,
+            "",
+        ]
         if item.columns:
             lines += ["| column | type | |", "|---|---|---|"]
             lines += [f"| {name} | {kind} | {comment} |" for name, kind, comment in item.columns]

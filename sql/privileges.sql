@@ -10,7 +10,7 @@ REVOKE EXECUTE ON FUNCTION
     pg_llm_load_bpe_merges(text, text),
     pg_llm_import_safetensors(text, text, boolean),
     pg_llm_import_npz(text, text, boolean),
-    llm_import_safetensors(bytea, text, boolean),
+    llm_import_safetensors(llm_bytes, text, boolean),
     pg_llm_export_safetensors(text, text),
     pg_llm_export_npz(text, text),
     llm_share_param(text, text, integer, text, text, integer),

@@ -203,6 +203,21 @@ def test_an_interrupt_ends_a_long_task_of_a_helper_that_the_caller_waits_for(mon
     pool.close()
 
 
+def test_the_server_is_asked_in_its_own_thread_only_also_by_tasks_that_run_tasks(monkeypatch):
+    """As attention does with whole heads: in another thread the server says that its stack is too deep, or worse."""
+    asked = set()
+    monkeypatch.setattr(host, "check_interrupts", lambda: asked.add(threading.get_ident()))
+    pool, met, done = threads.Pool(2), threading.Barrier(2), []
+
+    def task() -> None:
+        met.wait(10)  # one on each thread
+        threads.run([lambda: done.append(1)] * 20)
+
+    pool.run([task, task])
+    pool.close()
+    assert (asked, len(done)) == ({threading.get_ident()}, 40)
+
+
 def test_parts_cut_an_array_of_any_shape():
     for shape in ((), (7,), (3, 4), (2, 3, 5), (1, 1, 9), (0, 4), (4, 0)):
         for size in (1, 2, 4, 6, 100):

@@ -4,7 +4,7 @@ Parameters are a dict by checkpoint name: a layer is the entries under `h.{i}.`.
 leading B may be absent. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import sqrt
@@ -155,16 +155,22 @@ def check_window(length: int, config: GPT2Config) -> None:
         )
 
 
-def init_params(
-    config: GPT2Config, seed: int = 0, run_all: Callable[[list[Callable[[], object]]], object] = run_in_turn
-) -> dict[str, np.ndarray]:
+RunAll = Callable[[list[Callable[[], object]]], object]
+
+
+def init_params(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn) -> dict[str, np.ndarray]:
+    """All of `init_tensors`, by name."""
+    return dict(init_tensors(config, seed, run_all))
+
+
+def init_tensors(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn) -> Iterator[tuple[str, np.ndarray]]:
     """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero.
 
-    Draws depend on (seed, index of the tensor) only; `run_all` calls the functions that make them, in any order.
+    Name and array of one tensor after the other. Draws depend on (seed, index of the tensor) only; `run_all` calls the
+    functions that make them, in any order.
     """
-    params = {}
     for index, (name, shape) in enumerate(config.param_shapes().items()):
-        params[name] = tensor = np.zeros(shape, np.float32)
+        tensor = np.zeros(shape, np.float32)
         if tensor.ndim == 2:
             std = INIT_STD / sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else INIT_STD
             flat = tensor.reshape(-1)
@@ -174,7 +180,7 @@ def init_params(
             )
         elif name.endswith("weight"):
             tensor[:] = 1.0
-    return params
+        yield name, tensor
 
 
 def _draw_normal(out: np.ndarray, std: float, seed: int, index: int, piece: int) -> None:

@@ -12,6 +12,7 @@ from functools import cache, lru_cache
 UNLIMITED = 1 << 60  # bytes: version 1 has no word for it, but a number of pages that nobody has
 LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
 FILES = ("inactive_file", "active_file")  # of memory.stat: what the kernel takes back before it kills
+SHARED = "shmem"
 
 
 def _folders(controller: str, root: str) -> Iterator[str]:
@@ -65,12 +66,18 @@ def memory_limit(root: str = "/") -> int | None:
     return min((limit for _, limit in _limits(root)), default=None)
 
 
-def memory_left(root: str = "/") -> int | None:
-    """Bytes that our group may still take; None for no limit. What files hold in memory is taken back for others first."""
+def memory_left(root: str = "/", shared: int = 0) -> int | None:
+    """Bytes that our group may still take; None for no limit. What files hold in memory is taken back for others first.
+
+    Of `shared` bytes that processes of the group share, those that nobody has touched yet are not counted by the kernel, but
+    will be.
+    """
     left = []
     for folder, limit in _limits(root):
         used = _number(folder, "memory.current", "memory.usage_in_bytes") or 0
-        left.append(max(0, limit - used + _files(folder)))
+        stat = _stat(folder)
+        files, touched = sum(stat.get(name, 0) for name in FILES), stat.get(SHARED, 0)
+        left.append(max(0, limit - used + files - max(0, shared - touched)))
     return min(left, default=None)
 
 
@@ -91,8 +98,8 @@ def _limit_files(root: str) -> list[tuple[str, list[str]]]:
     return [(folder, [name for name in LIMITS if _words(folder, name)]) for folder in _folders("memory", root)]
 
 
-def _files(folder: str) -> int:
-    """Bytes of files, in the group and those within it, as version 1 counts them under names of their own."""
+def _stat(folder: str) -> dict[str, int]:
+    """Bytes by kind, in the group and those within it, which version 1 counts under names of their own."""
     words = _words(folder, "memory.stat")
-    stat = dict(zip(words[::2], words[1::2]))
-    return sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in FILES)
+    stat = dict(zip(words[::2], map(int, words[1::2])))
+    return {name: stat.get(f"total_{name}", stat.get(name, 0)) for name in (*FILES, SHARED)}

@@ -46,6 +46,7 @@ _checked = 0.0
 _in_set = False
 _END = object()
 PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+PLANNED = 4 << 20  # bytes of parameters that a planner may copy: setting its mode costs 50 us
 SHOWN = 4000  # characters of each end of a message
 ELEMENTS = {  # of a type: the oid, and what array_send has of an element, for struct and for NumPy
     name: (oid, struct.Struct(f">i{code}"), np.dtype(f">i,>{code}"))
@@ -247,6 +248,26 @@ def row(sql: str, types: Sequence[str] = (), *args: Any) -> Row | None:
     """The first row, or None."""
     rows = plpy.execute(_plan(sql, types), list(args), 1)
     return rows[0] if rows.nrows() else None
+
+
+@contextmanager
+def planned_once(n_bytes: int) -> Iterator[None]:
+    """For statements whose parameters have `n_bytes`: a planner that has their values copies each twice, so large ones are kept
+    from it.
+
+    What it sets ends with a rollback, as after an error within, and here.
+    """
+    if n_bytes < PLANNED:
+        yield
+        return
+    before = (row("SELECT pg_catalog.current_setting('plan_cache_mode') AS mode") or {})["mode"]
+    _set_plan_cache_mode("force_generic_plan")
+    yield
+    _set_plan_cache_mode(before)
+
+
+def _set_plan_cache_mode(mode: str) -> None:
+    run("SELECT pg_catalog.set_config('plan_cache_mode', $1, true)", ["pg_catalog.text"], mode)
 
 
 def command(sql: str, **names: str) -> None:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import re
 from collections.abc import Callable
+from functools import cache
 from math import ceil
 
 from ..core import op
@@ -119,22 +120,33 @@ def require_memory(wanted: int, purpose: str) -> None:
         release_memory()
         available = available_memory() or 0
     if available is not None and wanted > available - RESERVE:
+        room = max(0, available - RESERVE)
         raise OutOfMemory(
-            f"{purpose} needs {megabytes(wanted)}, and the server has {megabytes(available)} left",
+            f"{purpose} needs {megabytes(wanted)}, and the server can give {megabytes(room)}",
             hint="Use a smaller batch, a shorter block or a smaller model.",
         )
 
 
 def available_memory() -> int | None:
-    """Bytes that the kernel can give without swapping, of the machine and of our control group; None where it does not say."""
+    """Bytes that the kernel can give without swapping, of the machine and of our control group; None where it does not say.
+
+    Shared buffers that nobody has used yet are counted as used: they will be.
+    """
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        machine = int(fields["MemAvailable"].split()[0]) << 10
+            fields = {name: int(value.split()[0]) << 10 for name, value in (line.split(":", 1) for line in file)}
+        shared = max(0, _shared_buffers() - fields.get("Hugetlb", 0))  # huge pages are set aside before
+        machine = max(0, fields["MemAvailable"] - max(0, shared - fields.get("Shmem", 0)))
     except (OSError, KeyError, ValueError):
-        return cgroups.memory_left()
-    group = cgroups.memory_left()
+        return cgroups.memory_left(shared=_shared_buffers())
+    group = cgroups.memory_left(shared=shared)
     return machine if group is None else min(machine, group)
+
+
+@cache
+def _shared_buffers() -> int:
+    """Bytes of the server's shared buffers, which it has as long as it runs."""
+    return (db.row("SELECT pg_size_bytes(current_setting('shared_buffers')) AS size") or {})["size"]
 
 
 def megabytes(count: int) -> str:

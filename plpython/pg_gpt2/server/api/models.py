@@ -1,6 +1,7 @@
 """llm_init_model, llm_copy_model, llm_drop_model: models as a whole."""
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from ...core import gpt2
@@ -54,12 +55,13 @@ def init_model(
         )
     if eos is None and known is not None and (known.eos_token_id or 0) < wanted.vocab:
         eos = known.eos_token_id
-    resources.require_memory(2 * 4 * wanted.n_params(), f'making model "{model}"')
+    largest = max(4 * prod(shape) for shape in wanted.param_shapes().values())
+    needed = largest + store.writing_bytes(4 * wanted.n_params())
+    resources.require_memory(needed, f'making model "{model}"')
     store.register(model, replace(wanted, eos_token_id=eos))
     db.run("UPDATE {schema}.llm_model_config SET init_seed = $2 WHERE model = $1", ["text", "int8"], model, seed)
-    params = gpt2.init_params(wanted, seed, threads.run)
-    store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in params.items()))
-    del params
+    tensors = gpt2.init_tensors(wanted, seed, threads.run)
+    store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in tensors))
     resources.release_memory()
 
 

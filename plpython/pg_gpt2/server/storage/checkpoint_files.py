@@ -321,7 +321,10 @@ def read_into(model: str, path: str, checkpoint_id: int, config: GPT2Config, man
     """Rows of llm_param from the file, which is read once and in order; `model` has none before."""
     reader = open_file(path, checkpoint_id, config, manifest)
     try:
+        largest = max(4 * prod(part.shape) for part in manifest)  # a statement of its own
         store.require_memory_of_batches(4 * config.n_params())
+        if largest > store.BLOCK_BYTES:
+            host.require_memory(6 * largest, f"blocks of {largest} bytes")
         for batch in _batches(reader, manifest, "data", checkpoint_id):
             _insert(model, batch)
         for kind in KINDS[1:]:
@@ -354,25 +357,27 @@ def _batches(
 
 def _insert(model: str, batch: list[tuple[Part, bytes]]) -> None:
     whole, places = store.joined([data for _, data in batch])
-    db.run(
-        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data)"
-        " SELECT $1, name, first, shape::integer[], step, substring($8 FROM place FOR size)"
-        " FROM unnest($2, $3, $4, $5, $6, $7) AS block (name, first, shape, step, place, size)",
-        ["text", "text[]", "int4[]", "text[]", "int8[]", "int4[]", "int4[]", "bytea"],
-        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
-        [f"{{{','.join(map(str, part.shape))}}}" for part, _ in batch],
-        *([part.step for part, _ in batch], places, [len(data) for _, data in batch], whole),
-    )
+    with db.planned_once(len(whole)):
+        db.run(
+            "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data)"
+            " SELECT $1, name, first, shape::integer[], step, substring($8 FROM place FOR size)"
+            " FROM unnest($2, $3, $4, $5, $6, $7) AS block (name, first, shape, step, place, size)",
+            ["text", "text[]", "int4[]", "text[]", "int8[]", "int4[]", "int4[]", "bytea"],
+            *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
+            [f"{{{','.join(map(str, part.shape))}}}" for part, _ in batch],
+            *([part.step for part, _ in batch], places, [len(data) for _, data in batch], whole),
+        )
 
 
 def _update(model: str, kind: str, batch: list[tuple[Part, bytes]]) -> None:
     """A moment of rows that are there: their other columns are not written again."""
     whole, places = store.joined([data for _, data in batch])
-    db.run(
-        f"UPDATE {{schema}}.llm_param AS p SET {kind} = substring($6 FROM place FOR size)"
-        " FROM unnest($2, $3, $4, $5) AS block (name, token_id, place, size)"
-        " WHERE p.model = $1 AND p.name = block.name AND p.token_id = block.token_id",
-        ["text", "text[]", "int4[]", "int4[]", "int4[]", "bytea"],
-        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
-        *(places, [len(data) for _, data in batch], whole),
-    )
+    with db.planned_once(len(whole)):
+        db.run(
+            f"UPDATE {{schema}}.llm_param AS p SET {kind} = substring($6 FROM place FOR size)"
+            " FROM unnest($2, $3, $4, $5) AS block (name, token_id, place, size)"
+            " WHERE p.model = $1 AND p.name = block.name AND p.token_id = block.token_id",
+            ["text", "text[]", "int4[]", "int4[]", "int4[]", "bytea"],
+            *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
+            *(places, [len(data) for _, data in batch], whole),
+        )

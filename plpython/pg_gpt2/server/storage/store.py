@@ -15,7 +15,7 @@ from ...tensor import to_bytes
 from .. import db
 
 BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
-FLUSH_BYTES = 64 << 20  # a statement's worth of blocks: each statement is a subtransaction, and bytea[] ends at 1 GiB
+FLUSH_BYTES = 16 << 20  # a statement's worth of blocks: each statement is a subtransaction, and in memory three times
 DEFAULT_MODEL = "gpt2-small"
 NAMED = 5  # models in a hint
 
@@ -273,9 +273,15 @@ def row_reader(array: np.ndarray) -> RowReader:
     return lambda start, stop: array[start:stop]
 
 
+def writing_bytes(total: int) -> int:
+    """Memory that writing `total` bytes in blocks takes: those of a statement as they are read, as one value, and in the server;
+    and three times a block, which is read, cut out and made a part of a row."""
+    return 3 * min(total, FLUSH_BYTES + BLOCK_BYTES) + 3 * min(total, BLOCK_BYTES)
+
+
 def require_memory_of_batches(total: int) -> None:
-    """Ask for what writing `total` bytes takes: the blocks of a statement, as they are read, as one value, and in the server."""
-    host.require_memory(3 * min(total, FLUSH_BYTES + BLOCK_BYTES), "writing a model's weights")
+    """53200 unless there is memory for writing `total` bytes."""
+    host.require_memory(writing_bytes(total), "writing a model's weights")
 
 
 def insert_params(model: str, tensors: Iterable[tuple[str, tuple[int, ...], RowReader]]) -> None:
@@ -298,14 +304,15 @@ def insert_params(model: str, tensors: Iterable[tuple[str, tuple[int, ...], RowR
 def _insert(model: str, batch: list[tuple[str, int, int, int | None, bytes]]) -> None:
     names, firsts, rows, columns, data = map(list, zip(*batch))
     whole, places = joined(data)
-    db.run(
-        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data)"
-        " SELECT $1, name, first, CASE WHEN columns IS NULL THEN ARRAY[rows] ELSE ARRAY[rows, columns] END,"
-        " substring($7 FROM place FOR 4 * rows * coalesce(columns, 1))"
-        " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, rows, columns, place)",
-        ["text", "text[]", "int4[]", "int4[]", "int4[]", "int4[]", "bytea"],
-        *(model, names, firsts, rows, columns, places, whole),
-    )
+    with db.planned_once(len(whole)):
+        db.run(
+            "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data)"
+            " SELECT $1, name, first, CASE WHEN columns IS NULL THEN ARRAY[rows] ELSE ARRAY[rows, columns] END,"
+            " substring($7 FROM place FOR 4 * rows * coalesce(columns, 1))"
+            " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, rows, columns, place)",
+            ["text", "text[]", "int4[]", "int4[]", "int4[]", "int4[]", "bytea"],
+            *(model, names, firsts, rows, columns, places, whole),
+        )
 
 
 def joined(parts: list[bytes]) -> tuple[bytes, list[int]]:

@@ -14,7 +14,7 @@ import mmap
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -138,25 +138,33 @@ class WeightFile:
                 held = False
             yield held
 
-    def build(self, params: Mapping[str, np.ndarray]) -> Params | None:
-        """Write the file, remove those of other versions, and attach it; None where there is no room. One builder at a time."""
+    def build(
+        self, tensors: Iterable[tuple[str, np.ndarray]], is_right: Callable[[], bool] = lambda: True
+    ) -> Params | None:
+        """Write the file, remove those of other versions, and attach it; None where there is no room, or where what was written
+        then turns out not to be right. One builder at a time. Tensors come in any order and are kept no longer than written."""
         new = f"{self._path}.{os.getpid()}{UNFINISHED}"
         try:
-            return self._written(new, params)
+            return self._written(new, tensors, is_right)
         except OSError:
             return None
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(new)
 
-    def _written(self, new: str, params: Mapping[str, np.ndarray]) -> Params | None:
+    def _written(
+        self, new: str, tensors: Iterable[tuple[str, np.ndarray]], is_right: Callable[[], bool]
+    ) -> Params | None:
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         with _opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-            sums = b""
-            for name, place in self._places.items():
-                os.lseek(file, place, os.SEEK_SET)
-                sums += _write(file, params[name])
-            os.pwrite(file, sums, self._sums)
+            sums = {}
+            for name, array in tensors:
+                os.lseek(file, self._places[name], os.SEEK_SET)
+                sums[name] = _write(file, array)
+                del array  # before the next is made
+            if not is_right():
+                return None
+            os.pwrite(file, b"".join(sums[name] for name in self._places), self._sums)
             os.pwrite(file, b"\0", self._size - 1)  # the last of the padding
         os.rename(new, self._path)
         remove(self._folder, self._stem, but=self._name)

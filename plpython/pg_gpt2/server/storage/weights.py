@@ -6,7 +6,9 @@ savepoints and row-level security; nothing has to be invalidated.
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +26,7 @@ from . import store, weight_file
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
 NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
+READING = 3  # times a row is in memory while it is read: in the server, as bytes, and the one before
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
 Params = dict[str, np.ndarray]
@@ -179,9 +182,6 @@ def file_of(name: str, wanted: GPT2Config, version: str) -> weight_file.WeightFi
 
 
 def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
-    read, params = _read_params(name, wanted)
-    if read != version:
-        return None
     folder = weight_file.directory() or ""
     weight_file.remove_abandoned(folder)
     rows = db.query(
@@ -189,7 +189,8 @@ def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version:
     )
     if rows:  # the caller sees all there are
         weight_file.remove_others(folder, _relation(), [row["model"] for row in rows])
-    return file.build(layout.Stored(params, wanted))
+    digest = hashlib.md5()
+    return file.build(_stored(name, wanted, digest), lambda: digest.hexdigest() == version)
 
 
 def forget_file(name: str) -> None:
@@ -210,9 +211,38 @@ def _relation() -> str:
     return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
 
 
+def _largest(wanted: GPT2Config) -> int:
+    """Bytes of the largest tensor."""
+    return max(4 * prod(shape) for shape in wanted.param_shapes().values())
+
+
+def _reading(wanted: GPT2Config) -> int:
+    """Bytes that reading its rows takes beside what is made of them."""
+    return READING * min(4 * wanted.n_params(), store.BLOCK_BYTES)
+
+
+def _stored(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a model as they are kept, one at a time."""
+    resources.require_memory(2 * _largest(wanted) + _reading(wanted), f'reading model "{name}"')
+    params: Params = {}
+    stored = layout.Stored(params, wanted)
+    for tensor, array in _tensors(name, wanted, digest):
+        params[tensor] = array
+        del array
+        yield tensor, stored[tensor]
+        params.clear()
+
+
 def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
-    """Version and weights through one cursor, hence of one snapshot."""
-    resources.require_memory(4 * wanted.n_params(), f'model "{name}"')
+    """Version and weights."""
+    resources.require_memory(4 * wanted.n_params() + _largest(wanted) + _reading(wanted), f'model "{name}"')
+    digest = hashlib.md5()
+    params = dict(_tensors(name, wanted, digest))
+    return digest.hexdigest(), {name: params[name] for name in wanted.param_shapes()}
+
+
+def _tensors(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Each tensor when its last row is read, through one cursor, hence of one snapshot. `digest`, an MD5, gets the version."""
     shapes = wanted.param_shapes()
     rows = db.cursor(
         f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
@@ -220,13 +250,13 @@ def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
         ["text"],
         name,
     )
-    digest = hashlib.md5()
     assembly = Assembly(name, shapes)
     for count, row in enumerate(rows):
         digest.update((("\n" if count else "") + row["version"]).encode())
-        assembly.add(row["name"], row["token_id"], row["shape"], row["data"])
+        if assembly.add(row["name"], row["token_id"], row["shape"], row["data"]):
+            yield row["name"], assembly.params.pop(row["name"])
         host.check_interrupts()
-    return digest.hexdigest(), assembly.finish()
+    assembly.check()
 
 
 class Assembly:
@@ -238,8 +268,8 @@ class Assembly:
         self.params: Params = {}
         self._rows: dict[str, int] = {}
 
-    def add(self, name: str, first: int, shape: list[int], data: bytes) -> None:
-        """Take one block, blocks of a tensor in ascending order."""
+    def add(self, name: str, first: int, shape: list[int], data: bytes) -> bool:
+        """Take one block, blocks of a tensor in ascending order; whether it was the last of its tensor."""
         if name not in self.shapes:
             raise self._refusal(
                 f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
@@ -258,16 +288,21 @@ class Assembly:
             self.params[name] = np.empty(wanted, FLOAT32)
         self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
         self._rows[name] = first + shape[0]
+        return self._rows[name] == wanted[0]
 
     def finish(self) -> Params:
-        """All tensors in the order of the configuration; 55000 when there is none at all."""
-        if not self.params:
+        """All tensors in the order of the configuration, where none was taken out."""
+        self.check()
+        return {name: self.params[name] for name in self.shapes}
+
+    def check(self) -> None:
+        """That all tensors have come, each to its last row; 55000 when there is none at all."""
+        if not self._rows:
             raise store.no_weights(self.model)
         for name, shape in self.shapes.items():
             rows = self._rows.get(name, 0)
             if rows < shape[0]:
                 raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
-        return {name: self.params[name] for name in self.shapes}
 
     def _refusal(self, problem: str, hint: str) -> InconsistentData:
         return InconsistentData(f'model "{self.model}": {problem}', hint=hint)

@@ -20,7 +20,7 @@ from ...fast.ops import lookup
 from ...tensor import check_shape, to_bytes
 from .. import db, resources
 from ..storage import store, weights
-from .tape_rows import Writer, checked_values, own_tape
+from .tape_rows import COPIES, FLUSH_BYTES, Writer, checked_values, content, own_tape
 
 
 def enabled() -> bool:
@@ -47,8 +47,8 @@ class Recorder:
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Recorded:
         """A new value."""
-        content = to_bytes(data) if self._values else None
-        return Recorded(self.writer.tensor(data.shape, requires_grad, content), data, requires_grad)
+        written = content(data) if self._values else None
+        return Recorded(self.writer.tensor(data.shape, requires_grad, written), data, requires_grad)
 
     def apply(self, name: str, *inputs: Recorded, **attrs: Any) -> Recorded:
         """The result of an op, recorded."""
@@ -108,7 +108,9 @@ def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) 
     """New handles for parameters, mapped to their rows of llm_param."""
     params = model.params
     shapes = model.config.param_shapes()
-    resources.require_memory(4 * sum(prod(shapes[name]) for name in names), f'handles for model "{model.name}"')
+    sizes = [4 * prod(shapes[name]) for name in names]
+    written = min(sum(sizes), max(FLUSH_BYTES, *sizes)) if sizes else 0
+    resources.require_memory(sum(sizes) + COPIES * written, f'handles for model "{model.name}"')
     found = {name: recorder.leaf(params[name], True) for name in names}
     recorder.flush()
     db.run(

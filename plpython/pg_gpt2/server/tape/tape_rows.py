@@ -21,9 +21,12 @@ from ...tensor import FLOAT32, to_bytes
 from .. import db, resources
 from ..storage.store import joined
 
-FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
+FLUSH_BYTES = 16 << 20  # of tensors a statement: each is a subtransaction, and in memory a few times
+ASKED = 12 << 20  # bytes: for a smaller value nobody is asked, which would cost a good part of the time of the work
+COPIES = 5  # of a value that is written: as bytes, as an argument, cut out of it, in its row, and where it came from
 BATCH = 10_000  # rows that are read, or written, between two looks for an interrupt
 OP_BYTES = 8192  # of memory that an op of a tape and its values take, beside their data
+READ_COPIES = 3  # of a value that is read: of the server, as bytes, and what is made of it
 OWNERS = ("transaction", "session")
 OWN_HANDLES = (
     "Handles live as long as their transaction: work between BEGIN and COMMIT. Or SET pg_gpt2.tape = 'session' before, but not"
@@ -114,13 +117,14 @@ class Writer:
             ids, shapes, flags, data = map(list, zip(*self._tensors, strict=True))
             whole, places = joined([part or b"" for part in data])
             sizes = [None if part is None else len(part) for part in data]
-            db.run(
-                "INSERT INTO {schema}.llm_tensor_rt (tape_id, id, shape, requires_grad, data)"
-                " SELECT $1, id, shape::int[], requires_grad, substring($7 FROM place FOR size)"
-                " FROM unnest($2, $3, $4, $5, $6) AS new (id, shape, requires_grad, place, size)",
-                ["int8", "int8[]", "text[]", "bool[]", "int4[]", "int4[]", "bytea"],
-                *(self.tape_id, ids, shapes, flags, places, sizes, whole),
-            )
+            with db.planned_once(len(whole)):
+                db.run(
+                    "INSERT INTO {schema}.llm_tensor_rt (tape_id, id, shape, requires_grad, data)"
+                    " SELECT $1, id, shape::int[], requires_grad, substring($7 FROM place FOR size)"
+                    " FROM unnest($2, $3, $4, $5, $6) AS new (id, shape, requires_grad, place, size)",
+                    ["int8", "int8[]", "text[]", "bool[]", "int4[]", "int4[]", "bytea"],
+                    *(self.tape_id, ids, shapes, flags, places, sizes, whole),
+                )
         if self._ops:
             db.run(
                 "INSERT INTO {schema}.llm_tape (tape_id, run_id, step, name, inputs, output, extra)"
@@ -133,6 +137,13 @@ class Writer:
         self._ops.clear()
         self._held = 0
         host.check_interrupts()
+
+
+def content(values: np.ndarray) -> bytes:
+    """Bytes of a value that is to be written. 53200 when there is no room for that."""
+    if values.nbytes >= ASKED:
+        resources.require_memory(COPIES * values.nbytes, f"a value of {values.size} numbers on the tape")
+    return to_bytes(values)
 
 
 def _array(numbers: Iterable[int]) -> str:
@@ -244,14 +255,18 @@ def checked_values(handle: int, content: bytes, shape: Sequence[int]) -> np.ndar
 
 def value(handle: int) -> tuple[Tensor, np.ndarray]:
     """One value of the own tape; 42704 when it has no such handle, 55000 when the data was not kept."""
+    what, place = "FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2", (own_tape(), handle)
     row = db.row(
-        "SELECT shape, requires_grad, data FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
+        f"SELECT shape, requires_grad, size, CASE WHEN size < {ASKED} THEN data END AS data"
+        f" FROM (SELECT shape, requires_grad, data, octet_length(data) AS size {what} OFFSET 0) AS t",
         ["int8", "int8"],
-        own_tape(),
-        handle,
+        *place,
     )
     if row is None:
         raise unknown(handle)
+    if row["size"] is not None and row["data"] is None:
+        resources.require_memory(READ_COPIES * row["size"], f"the value of handle {handle}")
+        row["data"] = (db.row(f"SELECT data {what}", ["int8", "int8"], *place) or {})["data"]
     if row["data"] is None:
         raise WrongState(f"handle {handle} has no data", hint="Audit level 'tape' keeps no values; use 'full'.")
     found = Tensor(handle, _shape(handle, row["shape"]), row["requires_grad"])
@@ -272,7 +287,7 @@ def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
     batch: list[tuple[int, bytes]] = []
     held = 0
     for handle, grad in grads:
-        batch.append((handle, to_bytes(grad)))
+        batch.append((handle, content(grad)))
         held += len(batch[-1][1])
         if held >= FLUSH_BYTES or len(batch) >= BATCH:
             update_grads(tape_id, batch)
@@ -286,12 +301,13 @@ def update_grads(tape_id: int, batch: list[tuple[int, bytes]]) -> None:
         return
     handles, grads = map(list, zip(*batch, strict=True))
     whole, places = joined(grads)
-    db.run(
-        "UPDATE {schema}.llm_tensor_rt AS t SET grad = substring($5 FROM place FOR size)"
-        " FROM unnest($2, $3, $4) AS new (id, place, size) WHERE t.tape_id = $1 AND t.id = new.id",
-        ["int8", "int8[]", "int4[]", "int4[]", "bytea"],
-        *(tape_id, handles, places, list(map(len, grads)), whole),
-    )
+    with db.planned_once(len(whole)):
+        db.run(
+            "UPDATE {schema}.llm_tensor_rt AS t SET grad = substring($5 FROM place FOR size)"
+            " FROM unnest($2, $3, $4) AS new (id, place, size) WHERE t.tape_id = $1 AND t.id = new.id",
+            ["int8", "int8[]", "int4[]", "int4[]", "bytea"],
+            *(tape_id, handles, places, list(map(len, grads)), whole),
+        )
     host.check_interrupts()
 
 

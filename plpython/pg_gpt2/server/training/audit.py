@@ -11,11 +11,10 @@ import numpy as np
 from ...core.op import Sink
 from ...errors import InvalidParameter
 from ...fast.tape import Node, Value
-from ...tensor import to_bytes
 from ...training.trainer import Trainer
 from .. import db
 from ..storage import store
-from ..tape.tape_rows import FLUSH_BYTES, Writer, drop, new_tape, update_grads
+from ..tape.tape_rows import FLUSH_BYTES, Writer, content, drop, new_tape, update_grads
 
 LEVELS = ("none", "tape", "full")
 ROOM = 512  # handles drawn at a time
@@ -78,13 +77,13 @@ class StepTape:
     def _handle(self, value: Value) -> int:
         key = value if value.sink is None else value.sink
         if id(key) not in self._handles:
-            data = to_bytes(value.data) if self.full and value.data is not None else None
+            data = content(value.data) if self.full and value.data is not None else None
             self._handles[id(key)] = self.writer.tensor(value.shape, value.requires_grad, data)
             self._seen.append(key)
         return self._handles[id(key)]
 
     def _grad(self, handle: int, grad: np.ndarray) -> None:
-        self._grads.append((handle, to_bytes(grad)))
+        self._grads.append((handle, content(grad)))
         self._held += grad.nbytes
         if self._held >= FLUSH_BYTES:
             self._flush_grads()

@@ -12,8 +12,9 @@ import numpy as np
 from ... import host
 from ...core.config import GPT2Config
 from ...errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
+from ...fast import threads
 from ...op_checks import check_p
-from ...tensor import FLOAT32, to_bytes
+from ...tensor import FLOAT32, PART, to_bytes
 from ...training.optim import check_adamw
 from ...training.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
 from .. import db, resources
@@ -122,8 +123,10 @@ class Learner:
         """SHA-256 of all weights, tensors in the order of the configuration."""
         found = hashlib.sha256()
         for array in self.trainer.params.values():
-            found.update(to_bytes(array))
-            host.check_interrupts()
+            values = np.ascontiguousarray(array, FLOAT32).reshape(-1)
+            for part in threads.pieces(values.size, PART):
+                found.update(values[part].data)
+                host.check_interrupts()
         return found.hexdigest()
 
 
@@ -238,7 +241,9 @@ class Session(Learner):
         version = weights.version_of(model)
         state = weights.cache.take_state(model, version)
         held = 0 if state is None else state.nbytes
-        resources.require_memory(16 * config.n_params() - held, f'training "{model}"')
+        moments = 12 * config.n_params()  # with the weights
+        writing = store.writing_bytes(moments) + 2 * min(moments, 3 * store.BLOCK_BYTES)  # a row has a block of each
+        resources.require_memory(16 * config.n_params() + writing - held, f'training "{model}"')
         if state is None or state.config != config:
             state = read_state(model, config, version)
         self._state = state
@@ -312,7 +317,8 @@ class Session(Learner):
         models, names, firsts, steps, *tensors = map(list, zip(*batch))
         empty = [None] * (SLOTS - len(batch))
         values = [value for column in tensors for value in [*column, *empty]]
-        updated = db.run(UPDATE, UPDATE_TYPES, models, names, firsts, steps, *values)
+        with db.planned_once(sum(len(row[-1]) * 3 for row in batch)):
+            updated = db.run(UPDATE, UPDATE_TYPES, models, names, firsts, steps, *values)
         if updated != len(batch):
             raise self._changed()
 
