@@ -45,7 +45,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 493e8faf6b31 @extschema@'] = importer['load'](sources, 'pg_gpt2 493e8faf6b31 @extschema@', '@extschema@')
+    GD['pg_gpt2 0ef3a8fa45fb @extschema@'] = importer['load'](sources, 'pg_gpt2 0ef3a8fa45fb @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -581,6 +581,7 @@ from .fast.attention import GROUP, MOST_SCORES
 from .fast.dropout import backward_from_output
 from .fast.elementwise import copied
 from .fast.ops import lookup
+from .generation.processors import History
 from .generation.sampling import Draws, Sampling, choose
 from .op_checks import check_length, check_p
 from .tensor import FLOAT32, from_bytes, to_bytes
@@ -593,14 +594,14 @@ FLOAT8 = 701  # the type's number in there
 
 
 def require_dims(**dims: int) -> None:
-    """22023 naming the first dimension below 1."""
+    """Refuse (22023) a dimension below 1, by its name."""
     for name, value in dims.items():
         if value < 1:
             raise InvalidParameter(f"{name} must be 1 or more, not {value}", hint="It is a dimension of a tensor.")
 
 
 def require_eps(eps: float) -> None:
-    """22023 unless `eps` is a finite number of at least 0."""
+    """Refuse (22023) an `eps` that is negative or not finite."""
     if not (isfinite(eps) and eps >= 0):
         raise InvalidParameter(f"eps must be a finite number of at least 0, not {eps}", hint="GPT-2 has 1e-5.")
 
@@ -613,7 +614,7 @@ def _vector(data: bytes, name: str) -> np.ndarray:
 
 
 def _same_length(**tensors: np.ndarray) -> None:
-    """22023 unless all have as many values as the first."""
+    """Refuse (22023) tensors that have not as many values as the first."""
     (first, wanted), *others = tensors.items()
     for name, array in others:
         if array.size != wanted.size:
@@ -624,7 +625,7 @@ def _same_length(**tensors: np.ndarray) -> None:
 
 
 def require_room(n_bytes: int, purpose: str) -> None:
-    """53200 when there are not so many bytes for arguments, results and what is between. Little is not asked for."""
+    """Ask for the memory of arguments, results and what is between, unless it is little: 53200 where it is not there."""
     if n_bytes >= ASKED:
         host.require_memory(n_bytes, purpose)
 
@@ -913,7 +914,7 @@ def sample(logits: bytes, how: Sampling, seed: int) -> int:
             "logits have NaN, or a largest value that is not finite",
             hint="Give finite numbers; -infinity excludes a token.",
         )
-    return choose(array, how, Draws(seed).next())
+    return choose(array, how, Draws(seed).next(), History())
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
@@ -943,7 +944,20 @@ def _backward(name: str, dy: np.ndarray, y: np.ndarray | None, *arrays: np.ndarr
 def _bytes(arrays: Sequence[np.ndarray]) -> tuple[bytes, ...]:
     return tuple(map(to_bytes, arrays))
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core', $pg_gpt2_source$"""GPT-2 as the paper has it: configuration, ops with their gradients, tape, model."""
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core', $pg_gpt2_source$"""GPT-2 as the papers have it, in plain NumPy; to be read first, in this order:
+
+    config   the hyperparameters of a GPT-2, and the names and shapes of the tensors that follow from them
+    ops      every operation with its gradient beside it: linear, gelu, layernorm, attention, cross entropy ...
+    op       how an operation gets its name, and how a faster form takes its place
+    tape     running operations, and going back over them for gradients
+    gpt2     the model: embeddings, blocks, logits, loss; and its initial weights
+    cache    keys and values of what was read, for generating token after token
+    adamw    the optimizer, clipping by the norm, the schedule of the learning rate
+    rng      random numbers that have an address, so that a dropout mask can be drawn again
+
+It imports NumPy and the standard library, and `errors`, for exceptions with an SQLSTATE. `SET pg_gpt2.fast = off` computes
+everything by these lines, and each form in `fast` is tested against the one here.
+"""
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.core.adamw', $pg_gpt2_source$"""AdamW (Loshchilov & Hutter 2019), clipping by the global norm, and the learning rate's schedule, as torch computes them."""
 
@@ -1129,7 +1143,7 @@ Parameters are a dict by checkpoint name: a layer is the entries under `h.{i}.`.
 leading B may be absent. Reference: Radford et al. 2019; pre-LN blocks, tanh gelu, tied embeddings.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import sqrt
@@ -1147,6 +1161,7 @@ Params = Mapping[str, Handle]
 Attend = Callable[[int, Handle], Handle]  # (layer, qkv [.., T, 3D]) -> [.., T, D]
 Keep = Callable[[Handle], Handle]  # [.., T, D] -> [n, D], some of the rows
 Position = int | np.ndarray
+RunAll = Callable[[list[Callable[[], object]]], object]  # makes calls, in any order
 INIT_STD = 0.02
 INIT_PIECE = 1 << 18  # scalars drawn from one address
 
@@ -1272,7 +1287,7 @@ def loss(
 
 
 def check_window(length: int, config: GPT2Config) -> None:
-    """22023 when a sequence is empty or longer than the position embeddings."""
+    """Refuse (22023) a sequence that is empty or longer than the position embeddings."""
     if not 1 <= length <= config.n_positions:
         raise InvalidParameter(
             f"a sequence of {length} tokens does not fit the model",
@@ -1280,16 +1295,19 @@ def check_window(length: int, config: GPT2Config) -> None:
         )
 
 
-def init_params(
-    config: GPT2Config, seed: int = 0, run_all: Callable[[list[Callable[[], object]]], object] = run_in_turn
-) -> dict[str, np.ndarray]:
+def init_params(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn) -> dict[str, np.ndarray]:
+    """All of `init_tensors`, by name."""
+    return dict(init_tensors(config, seed, run_all))
+
+
+def init_tensors(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn) -> Iterator[tuple[str, np.ndarray]]:
     """N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), LayerNorm ones and zeros, biases zero.
 
-    Draws depend on (seed, index of the tensor) only; `run_all` calls the functions that make them, in any order.
+    Name and array of one tensor after the other. Draws depend on (seed, index of the tensor) only; `run_all` calls the
+    functions that make them, in any order.
     """
-    params = {}
     for index, (name, shape) in enumerate(config.param_shapes().items()):
-        params[name] = tensor = np.zeros(shape, np.float32)
+        tensor = np.zeros(shape, np.float32)
         if tensor.ndim == 2:
             std = INIT_STD / sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else INIT_STD
             flat = tensor.reshape(-1)
@@ -1299,7 +1317,7 @@ def init_params(
             )
         elif name.endswith("weight"):
             tensor[:] = 1.0
-    return params
+        yield name, tensor
 
 
 def _draw_normal(out: np.ndarray, std: float, seed: int, index: int, piece: int) -> None:
@@ -1361,7 +1379,7 @@ class Op:
         return self.run(*arrays, **attrs)[0]
 
     def run(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
-        """(y, saved); saved is None when the op saves nothing. 22023 when inputs or attributes do not fit."""
+        """(y, saved); saved is None when the op saves nothing. Inputs or attributes that do not fit are refused (22023)."""
         self.check_inputs(len(arrays))
         try:
             if self.check is not None:
@@ -1376,7 +1394,7 @@ class Op:
         return self.run(*arrays, **attrs) if self.saving is None else self.saving(*arrays, **attrs)
 
     def check_inputs(self, count: int) -> None:
-        """22023 when the number of inputs is wrong."""
+        """Refuse (22023) a wrong number of inputs."""
         if count != len(self.inputs) and not (self.variadic and count):
             raise InvalidParameter(
                 f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {count}",
@@ -1462,7 +1480,7 @@ def is_fast() -> bool:
 
 
 def lookup(name: str) -> Op:
-    """The op of that name; 42704 when there is none."""
+    """The op of that name; an unknown one is refused (42704)."""
     try:
         return registry[name]
     except KeyError:
@@ -2026,7 +2044,7 @@ class Eager:
     """Runs ops and records nothing: a handle is the array itself."""
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
-        """data."""
+        """The data themselves."""
         return data
 
     def apply(self, name: str, *inputs: np.ndarray, **attrs: Any) -> np.ndarray:
@@ -2872,7 +2890,7 @@ def _segment(d: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def serves(d: int) -> bool:
+def is_usable(d: int) -> bool:
     """Whether rows of heads of width d have the same bits alone and together, with this CPU and BLAS."""
     return _segment(d) > 0 and all(_rows_are_alone(d, offset) for offset in (0, _segment(d) - BLOCK))
 
@@ -3400,7 +3418,7 @@ class RowCache:
         return 2 * FLOAT32.itemsize * prod(cls._shape(config, room))
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
-        """See Cache."""
+        """As `Cache.attend`, over rows: one product a group of heads."""
         end, first = start + len(qkv), start + len(qkv) - len(out)
         q, k, v = _heads(qkv, 3, self._n_head)
         q = q[:, first - start :]
@@ -3411,7 +3429,7 @@ class RowCache:
         threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], first))
 
     def copy_to(self, other: "RowCache", length: int) -> None:
-        """See Cache."""
+        """As `Cache.copy_to`."""
         other._keys[:, :, :length] = self._keys[:, :, :length]
         other._values[:, :, :length] = self._values[:, :, :length]
 
@@ -3425,7 +3443,7 @@ class BlockCache:
         self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
-        """See Cache."""
+        """As `Cache.attend`, over blocks: a row has the same bits in any company."""
         first, t = start + len(qkv) - len(out), len(out)
         q, k, v = _heads(qkv, 3, self._n_head)
         q = q[:, first - start :]
@@ -3446,7 +3464,7 @@ class BlockCache:
         threads.for_rows(self._n_head, heads, some)
 
     def copy_to(self, other: "BlockCache", length: int) -> None:
-        """See Cache."""
+        """As `Cache.copy_to`; whole blocks of keys."""
         blocks = -(-length // attend_blocks.BLOCK)
         other._keys[:, :, :blocks] = self._keys[:, :, :blocks]
         other._values[:, :, :length] = self._values[:, :, :length]
@@ -3830,7 +3848,7 @@ def in_panels(config: GPT2Config) -> bool:
     if use_panels is not None:
         return use_panels
     d = config.d_model
-    return panels.serve((d, 4 * d)) and attend_blocks.serves(config.d_head)
+    return panels.are_usable((d, 4 * d)) and attend_blocks.is_usable(config.d_head)
 
 
 def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
@@ -4397,7 +4415,7 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.fast.panels', $pg_gpt2_so
 
 OpenBLAS packs all weights anew for a product of two or more rows, except in its kernels for small matrices (AVX-512, m n k up to
 a million). Here every product is a stack of such small ones: up to four rows cost what one does, and many rows no more than one
-large product. Elsewhere panels are slow and their rows depend on each other; `serve` finds out by trying.
+large product. Elsewhere panels are slow and their rows depend on each other; `are_usable` finds out by trying.
 """
 
 import time
@@ -4407,6 +4425,8 @@ from functools import lru_cache, partial
 import numpy as np
 
 from . import buffers, threads
+
+Call = Callable[[], object]
 
 WIDTH = 64
 ROWS = 16  # at a time
@@ -4500,45 +4520,76 @@ def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndar
 
 def bind(
     x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None, following: Panels | None = None
-) -> Callable[[], object]:
+) -> Call:
     """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64].
 
     `following` are the weights of the next product, of about as many rows, which another thread begins to read meanwhile.
     """
-    k, n = w.shape
-    parts = _parts(k)
-    pieces = _pieces(len(w.data), 2.0 * len(x) * k * n)
-    if parts > 1 and parts * out.nbytes > MOST_TERMS:
-        return _together([[partial(_piece, x, w, out, bias, c)] for c in pieces])
-    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
-    tasks = [_multiply(x, w.data[c], terms[:, :, _columns(c)]) for c in pieces]
-    ends = [_finish(terms, out, slice(c.start * WIDTH, min(c.stop * WIDTH, n)), bias) for c in pieces]
-    ahead = None if following is None else _reading(following, len(x))
-    if len(x) > ROWS:
-        return _together([[*task, *end] for task, end in zip(tasks, ends)], ahead)
-    # Adding up a few rows is not worth a second thread, which would wait for the interpreter.
-    return partial(_each, [_together(tasks, ahead), *_finish(terms, out, slice(0, n), bias)])
+    return _BoundProduct(x, w, out, bias).call(following)
 
 
-def _reading(w: Panels, m: int) -> Callable[[], object] | None:
+class _BoundProduct:
+    """x @ w (+ bias), to be computed again and again: what each thread calls is prepared, down to the views.
+
+    The depth is cut into `parts` whose products, the terms, are added up; the panels into `pieces`, one for a thread each.
+    """
+
+    def __init__(self, x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None) -> None:
+        self.x, self.w, self.out, self.bias = x, w, out, bias
+        self.parts = _parts(w.shape[0])
+        self.pieces = _pieces(len(x), w)
+
+    def call(self, following: Panels | None) -> Call:
+        """All of it in one call."""
+        if self.parts > 1 and self.parts * self.out.nbytes > MOST_TERMS:
+            return _on_all_cores([partial(self._one_piece, piece) for piece in self.pieces])
+        terms = self.out[None] if self.parts == 1 else self._terms(self.out)
+        products = [self._multiply(piece, terms[:, :, _columns(piece)]) for piece in self.pieces]
+        ahead = None if following is None else _read_ahead(following, len(self.x))
+        if len(self.x) > ROWS:
+            ends = [self._add_up(terms, self.out, _columns(piece)) for piece in self.pieces]
+            return _on_all_cores([_in_turn([*product, *end]) for product, end in zip(products, ends)], ahead)
+        # Adding up a few rows is not worth a second thread, which would wait for the interpreter.
+        multiplied = _on_all_cores([_in_turn(product) for product in products], ahead)
+        return _in_turn([multiplied, *self._add_up(terms, self.out, slice(0, None))])
+
+    def _one_piece(self, piece: slice) -> None:
+        """The product with some panels, its terms in memory of the thread."""
+        out = self.out[:, _columns(piece)]
+        terms = self._terms(out)
+        _in_turn([*self._multiply(piece, terms), *self._add_up(terms, out, slice(0, None), piece.start * WIDTH)])()
+
+    def _terms(self, out: np.ndarray) -> np.ndarray:
+        return buffers.scratch("panels", (self.parts, *out.shape), out.dtype)
+
+    def _multiply(self, piece: slice, terms: np.ndarray) -> list[Call]:
+        """Calls that set the terms [parts, m, P w] of x [m, K] @ each of the panels [P, K, w]."""
+        return multiply(self.x, self.w.data[piece], terms)
+
+    def _add_up(self, terms: np.ndarray, out: np.ndarray, columns: slice, first: int = 0) -> list[Call]:
+        """Calls that add the terms in order, and the bias, in `columns` of out, whose first is the product's column `first`."""
+        n = self.w.shape[1] - first
+        columns = slice(columns.start, min(columns.stop or n, n, out.shape[1]))
+        some = out[:, columns]
+        calls: list[Call] = []
+        if len(terms) > 1:
+            calls.append(partial(np.add.reduce, terms[:, :, columns], axis=0, out=some))
+        if self.bias is not None:
+            calls.append(partial(np.add, some, self.bias[first:][columns], out=some))
+        return calls
+
+
+def _read_ahead(w: Panels, m: int) -> Call | None:
     """A call that reads the beginning of what a second thread reads of w for m rows, into its caches."""
-    pieces = _pieces(len(w.data), 2.0 * m * w.shape[0] * w.shape[1])
+    pieces = _pieces(m, w)
     if len(pieces) < 2:
         return None
     return partial(np.maximum.reduce, w.data[pieces[1]].reshape(-1)[: READ_AHEAD // w.dtype.itemsize])
 
 
-def _piece(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None, panels: slice) -> None:
-    """The product with some panels, its terms in memory of the thread."""
-    n, parts = min(panels.stop * WIDTH, w.shape[1]) - panels.start * WIDTH, _parts(len(w.data[0]))
-    some = out[:, _columns(panels)]
-    terms = buffers.scratch("panels", (parts, *some.shape), out.dtype)
-    calls = _multiply(x, w.data[panels], terms)
-    _each(calls + _finish(terms, some, slice(0, n), None if bias is None else bias[panels.start * WIDTH :]))
-
-
-def _pieces(count: int, flops: float) -> list[slice]:
-    """Ranges of `count` panels for one thread each, cut by the size of the problem."""
+def _pieces(m: int, w: Panels) -> list[slice]:
+    """Ranges of panels for one thread each, cut by the size of the product with m rows."""
+    count, flops = len(w.data), 2.0 * m * w.shape[0] * w.shape[1]
     pieces = 1 if flops < PARALLEL_FLOPS else 2 * max(1, round(flops / (2 * PIECE_FLOPS)))
     head_start = pieces == 2 and count >= HEAD_START  # of the caller, who need not be woken
     return threads.pieces(count, max(1, -(-count // pieces) + head_start))
@@ -4548,13 +4599,13 @@ def _columns(panels: slice) -> slice:
     return slice(panels.start * WIDTH, panels.stop * WIDTH)
 
 
-def _multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Callable[[], object]]:
+def multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Call]:
     """Calls that set the terms [parts, m, P w] of x [m, K] @ each of panels [P, K, w], the depth in equal parts."""
     m, (count, _, width), parts = len(x), panels.shape, len(terms)
     x = x.reshape(m, parts, -1)
     panels = panels.reshape(count, parts, -1, width).swapaxes(0, 1)
     whole = m - m % ROWS
-    calls: list[Callable[[], object]] = []
+    calls: list[Call] = []
     if whole:
         results = terms[:, :whole].reshape(parts, -1, ROWS, count, width).transpose(0, 3, 1, 2, 4)
         groups = x[:whole].reshape(-1, ROWS, *x.shape[1:]).transpose(2, 0, 1, 3)
@@ -4565,29 +4616,19 @@ def _multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Call
     return calls
 
 
-def _finish(terms: np.ndarray, out: np.ndarray, columns: slice, bias: np.ndarray | None) -> list[Callable[[], object]]:
-    """Calls that add the terms in order, and the bias."""
-    some = out[:, columns]
-    calls: list[Callable[[], object]] = []
-    if len(terms) > 1:
-        calls.append(partial(np.add.reduce, terms[:, :, columns], axis=0, out=some))
-    if bias is not None:
-        calls.append(partial(np.add, some, bias[columns], out=some))
-    return calls
+def _in_turn(calls: Sequence[Call]) -> Call:
+    """One call that makes these one after the other."""
+    return calls[0] if len(calls) == 1 else partial(_call_each, calls)
 
 
-def _each(calls: Sequence[Callable[[], object]]) -> None:
+def _call_each(calls: Sequence[Call]) -> None:
     for call in calls:
         call()
 
 
-def _together(
-    tasks: Sequence[Sequence[Callable[[], object]]], ahead: Callable[[], object] | None = None
-) -> Callable[[], object]:
-    """One call for tasks that run on all cores, each a row of calls."""
-    if len(tasks) < 2:
-        return partial(_each, [call for task in tasks for call in task])
-    return threads.prepared([task[0] if len(task) == 1 else partial(_each, task) for task in tasks], ahead)
+def _on_all_cores(calls: Sequence[Call], ahead: Call | None = None) -> Call:
+    """One call that makes these on all cores; a thread that has none left makes the call `ahead`, for which nobody waits."""
+    return calls[0] if len(calls) == 1 else threads.prepared(calls, ahead)
 
 
 @lru_cache(maxsize=64)
@@ -4596,13 +4637,13 @@ def _parts(k: int) -> int:
     return next((n for n in range(-(-k // DEPTH), k // 16 + 1) if k % n == 0), 1)
 
 
-def serve(depths: Sequence[int]) -> bool:
+def are_usable(depths: Sequence[int]) -> bool:
     """Whether panels of weights of these depths give each row the same bits in any company, and are not slow."""
-    return all(_serves(k) for k in sorted({depth // _parts(depth) for depth in depths}))
+    return all(_is_usable(k) for k in sorted({depth // _parts(depth) for depth in depths}))
 
 
 @lru_cache(maxsize=64)
-def _serves(k: int) -> bool:
+def _is_usable(k: int) -> bool:
     random = np.random.Generator(np.random.Philox(1))
     x = random.standard_normal((2 * ROWS, k), np.float32)
     w = random.standard_normal((k, 8 * WIDTH), np.float32)
@@ -4612,10 +4653,10 @@ def _serves(k: int) -> bool:
     w = np.tile(w, (1, TRIAL_SCALARS // w.size + 1))
     panels = Panels.of(w)
     out = np.empty((1, 4, panels.data.shape[0] * WIDTH), np.float32)
-    calls = _multiply(x[:4], panels.data, out)
+    calls = multiply(x[:4], panels.data, out)
     # Where the bits are equal, panels take 0.2 to 0.45 of the time; only a BLAS nobody has met is excluded here. So busy cores,
     # which stretch either time by chance, cannot make two sessions choose differently.
-    return _seconds(lambda: _each(calls)) < 2 * _seconds(lambda: x[:4] @ w)
+    return _seconds(_in_turn(calls)) < 2 * _seconds(lambda: x[:4] @ w)
 
 
 @lru_cache(maxsize=1)
@@ -4713,7 +4754,7 @@ class Plan:
         return self._y
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
-        """data."""
+        """The data themselves: what a plan is made of is not recorded."""
         return data
 
     def apply(self, name: str, *inputs: Rows, **attrs: float) -> Rows:
@@ -6780,6 +6821,7 @@ from ..core.config import GPT2Config
 from ..fast.layout import Arranged
 from .decode import Decoder, bytes_of_several, feed_together, several, step_together
 from .generate import Options, Token, kept_window
+from .processors import History
 from .sampling import Draws, choose, is_decisive
 
 Stopped = Callable[[int], bool]
@@ -6790,8 +6832,7 @@ class Stream:
     """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
-        self.seen = list(prompt)
-        self._occurred = set(prompt)
+        self.history = History(prompt, options.eos)
         self.tokens: list[Token] = []
         self.options = options
         self.decoder = decoder
@@ -6799,10 +6840,15 @@ class Stream:
         self._draws = Draws(options.seed)
         self._exact = True  # whether all that the decoder holds has the bits of the plain path
         self._plain: Decoder | None = None
-        self._alone: list[int] = []  # what the decoder began with
+        self._alone: Sequence[int] = []  # what the decoder began with
         self._read = 0  # how many of the seen tokens the plain decoder has read
 
-    def begin(self, ids: list[int]) -> list[int]:
+    @property
+    def seen(self) -> Sequence[int]:
+        """The prompt, and what it has said."""
+        return self.history.ids
+
+    def begin(self, ids: Sequence[int]) -> Sequence[int]:
         """Forget all: what is read next is `ids`, the prompt or what remains of a full window."""
         self.decoder.rewind(0)
         self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
@@ -6817,11 +6863,10 @@ class Stream:
         host.check_interrupts()
         draw = self._draws.next()
         sampling = self.options.sampling
-        if not self._exact and not is_decisive(logits, sampling, draw, self._occurred):
+        if not self._exact and not is_decisive(logits, sampling, draw, self.history):
             logits = self._plain_logits()
-        token = choose(logits, sampling, draw, self._occurred)
-        self.seen.append(token)
-        self._occurred.add(token)
+        token = choose(logits, sampling, draw, self.history)
+        self.history.append(token)
         ended = token == self.options.eos or self._stopped(token)
         full = len(self.tokens) + 1 == self.options.max_tokens
         finish = "stop" if ended else "length" if full else None
@@ -6865,7 +6910,7 @@ def generate_batch(
     return [stream.tokens for stream in streams]
 
 
-def _begin(streams: Sequence[Stream], texts: Sequence[list[int]]) -> list[tuple[Stream, np.ndarray]]:
+def _begin(streams: Sequence[Stream], texts: Sequence[Sequence[int]]) -> list[tuple[Stream, np.ndarray]]:
     """Logits of what follows each text, after its stream read it."""
     if not streams:
         return []
@@ -6878,7 +6923,7 @@ All beams advance in one pass of the model a step. A score is the sum of log-pro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -6888,6 +6933,8 @@ from ..errors import InvalidParameter
 from ..fast import threads
 from ..fast.layout import Arranged
 from .decode import Decoder, step_together
+from .processors import History
+from .sampling import Sampling, require_choice
 
 MOST_SCORES = 1 << 21  # looked at between two looks for a cancel
 
@@ -6900,18 +6947,21 @@ class Beam:
     score: np.float32
 
 
-def beam_search(
-    params: Arranged,
-    config: GPT2Config,
-    prompt: Sequence[int],
-    *,
-    width: int,
-    max_tokens: int,
-    length_penalty: float,
-    early_stopping: bool,
-    eos: int | None,
-) -> list[Beam]:
-    """The `width` best continuations of `prompt`, best first."""
+@dataclass(frozen=True)
+class Beams:
+    """What a search asks for beside its prompt; of `sampling` it takes what adjusts scores. `eos` None = no end-of-text token."""
+
+    width: int
+    max_tokens: int
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+    eos: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+def beam_search(params: Arranged, config: GPT2Config, prompt: Sequence[int], asked: Beams) -> list[Beam]:
+    """The `width` best continuations of `prompt`, best first; fewer where processors leave fewer."""
+    width, max_tokens = asked.width, asked.max_tokens
     if len(prompt) + max_tokens > config.n_positions:
         raise InvalidParameter(
             f"a prompt of {len(prompt)} tokens and max_tokens {max_tokens} do not fit the window of {config.n_positions}",
@@ -6923,10 +6973,11 @@ def beam_search(
     finished: list[Beam] = []
     logits = decoder.feed(prompt)[None]
     for length in range(1, max_tokens + 1):
-        candidates = _continuations(running, logits, 2 * width)  # twice, so that `width` remain when as many end
-        ended = [length == max_tokens or beam.ids[-1] == eos for _, beam in candidates]
+        candidates = _continuations(prompt, running, logits, asked)
+        require_choice(bool(candidates or finished))
+        ended = [length == max_tokens or beam.ids[-1] == asked.eos for _, beam in candidates]
         finished += [
-            Beam(beam.ids, _score(beam.score, length, length_penalty))
+            Beam(beam.ids, _score(beam.score, length, asked.length_penalty))
             for (_, beam), end in zip(candidates[:width], ended)
             if end
         ]
@@ -6934,7 +6985,9 @@ def beam_search(
         going_on = [candidate for candidate, end in zip(candidates, ended) if not end][:width]
         if not going_on or (
             len(finished) == width
-            and (early_stopping or _score(going_on[0][1].score, length, length_penalty) <= finished[-1].score)
+            and (
+                asked.early_stopping or _score(going_on[0][1].score, length, asked.length_penalty) <= finished[-1].score
+            )
         ):
             break
         decoders = _follow(decoders, [source for source, _ in going_on])
@@ -6948,13 +7001,19 @@ def _score(total: np.float32, length: int, penalty: float) -> np.float32:
     return np.float32(total / np.float32(length**penalty))
 
 
-def _continuations(running: list[Beam], logits: np.ndarray, count: int) -> list[tuple[int, Beam]]:
-    """The `count` best extensions by one token, best first, each with the number of the beam that it extends."""
+def _continuations(
+    prompt: Sequence[int], running: list[Beam], logits: np.ndarray, asked: Beams
+) -> list[tuple[int, Beam]]:
+    """The best extensions by one token, best first, each with the number of the beam that it extends: twice as many as beams
+    are wanted, so that enough remain when half of them end."""
+    count = 2 * asked.width
     sums = np.array([beam.score for beam in running], np.float32)[:, None]
     places, values = [], []
     for rows in threads.pieces(len(logits), max(1, MOST_SCORES // logits.shape[1])):
-        totals = (_log_softmax(logits[rows]) + sums[rows]).reshape(-1)
+        logarithms = _adjusted(prompt, running[rows], _log_softmax(logits[rows]), asked)
+        totals = (logarithms + sums[rows]).reshape(-1)
         some = np.argpartition(-totals, min(count, totals.size) - 1)[:count]
+        some = some[totals[some] > -np.inf]
         places.append(some + rows.start * logits.shape[1])
         values.append(totals[some])
         host.check_interrupts()
@@ -6966,6 +7025,16 @@ def _continuations(running: list[Beam], logits: np.ndarray, count: int) -> list[
         (int(source), Beam((*running[source].ids, int(token)), score))
         for source, token, score in zip(sources, tokens, scores[order])
     ]
+
+
+def _adjusted(prompt: Sequence[int], beams: list[Beam], logarithms: np.ndarray, asked: Beams) -> np.ndarray:  # [B, V]
+    """Log-probabilities as the processors change them, which Hugging Face does without normalising them again."""
+    if asked.sampling.adjustments:
+        for row, beam in enumerate(beams):
+            history = History(prompt, asked.eos, beam.ids)
+            logarithms[row] = asked.sampling.adjusted(logarithms[row], history)
+            host.check_interrupts()
+    return logarithms
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:  # [B, V] -> [B, V]
@@ -7234,11 +7303,11 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 
 from ..core.config import GPT2Config
-from ..errors import InvalidParameter, NullNotAllowed
 from ..fast.layout import Arranged
 from ..tokenizer.bpe import StreamDecoder, Tokenizer
 from .decode import Decoder, checked
 from .lookup import Drafts
+from .processors import History
 from .sampling import Draws, Sampling, choose, log_softmax
 from .stops import Stops
 
@@ -7254,15 +7323,6 @@ class Options:
     _: KW_ONLY
     look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
     logprobs: bool = False  # whether tokens come with their log-probabilities, some 3 % of a batch's time
-
-    def __post_init__(self) -> None:
-        if self.max_tokens is None:
-            raise NullNotAllowed("max_tokens must not be null", hint="Leave it out to get 64.")
-        if self.max_tokens < 0:
-            raise InvalidParameter(
-                f"max_tokens must be 0 or more, not {self.max_tokens}",
-                hint="It is the most that is generated; the default is 64.",
-            )
 
     def logprob(self, logits: np.ndarray, token: int) -> float | None:
         """Log-probability of `token`, where it is wanted."""
@@ -7288,18 +7348,17 @@ def tokens(
     """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
     decoder = Decoder(params, config, len(prompt) + options.max_tokens)
     draws = Draws(options.seed)
-    seen, occurred = list(prompt), set(prompt)
-    logits = decoder.feed(seen[-config.n_positions :]) if options.max_tokens else None
+    history = History(prompt, options.eos)
+    logits = decoder.feed(history.ids[-config.n_positions :]) if options.max_tokens else None
 
     def generate(logits: np.ndarray) -> Iterator[Token]:
         left = options.max_tokens
         drafts = Drafts() if decoder.exact and options.look_up else None
-        for rows, draft in _passes(decoder, drafts, seen, logits, options):
+        for rows, draft in _passes(decoder, drafts, history.ids, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
-                token = choose(checked(row), options.sampling, draws.next(), occurred)
+                token = choose(checked(row), options.sampling, draws.next(), history)
                 logprob = options.logprob(row, token)
-                seen.append(token)
-                occurred.add(token)
+                history.append(token)
                 left -= 1
                 if token == options.eos or stopped(token):
                     yield Token(token, logprob, "stop")
@@ -7314,7 +7373,7 @@ def tokens(
 
 
 def _passes(
-    decoder: Decoder, drafts: Drafts | None, seen: list[int], logits: np.ndarray, options: Options
+    decoder: Decoder, drafts: Drafts | None, seen: Sequence[int], logits: np.ndarray, options: Options
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
     """Logits after `seen` and after each token of a draft of what follows, and the draft; the caller appends to `seen`."""
     config = decoder.config
@@ -7335,7 +7394,7 @@ def _passes(
             drafts.report(len(draft), accepted)
 
 
-def kept_window(seen: list[int], config: GPT2Config) -> list[int]:
+def kept_window(seen: Sequence[int], config: GPT2Config) -> Sequence[int]:
     """What generation goes on from when the window is full: its last half, so that a pass over it is paid seldom."""
     return seen[-max(1, config.n_positions // 2) :]
 
@@ -7456,19 +7515,791 @@ class Drafts:
         used.pause = 0 if accepted else min(PATIENCE, 2 * used.pause + 1)
         used.wait = used.pause
 $pg_gpt2_source$);
-INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.sampling', $pg_gpt2_source$"""From logits to a token: the processors of Hugging Face's `generate`, in its order, and a seeded draw.
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.options', $pg_gpt2_source$"""What a call of generation may ask for: every option declared once, as a field of one of these classes.
 
-Repetition penalty, temperature, top-k, top-p, min-p; temperature 0 is greedy. Which tokens are kept and their probabilities equal
-transformers' LogitsProcessors (`RepetitionPenalty`, `Temperature`, `TopK`, `TopP`, `MinP`); the draws themselves do not.
+Validation, the keys of `options jsonb`, the view llm_generation_options, its table in the reference and the client's keywords
+follow from the declarations. What an option of `SamplingOptions` does is the function of its name in processors.py. This module
+needs the standard library only, so that build.py can read it.
 """
 
+import functools
+import json
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, TypeVar
+
+from ..errors import InvalidParameter, NullNotAllowed
+from ..limits import MOST_OPTION_CHARACTERS, MOST_STOP_CHARACTERS
+
+T = TypeVar("T")
+INT8 = 2**63 - 1
+MOST_DIGITS = 400  # of an integer: more than a float has
+MOST_SHOWN = 60  # characters of a value in an error
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of values: its name for people and for the client, and how JSON becomes a value; None where that is of another
+    type. A tuple is a value that was read before."""
+
+    name: str
+    annotation: str
+    read: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Which values of a type are good."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf if value > 0 else -math.inf
+
+
+def _integer(value: Any) -> int | None:
+    good = isinstance(value, int) and not isinstance(value, bool) and -INT8 - 1 <= value <= INT8
+    return value if good else None
+
+
+def _list_of(kind: type, value: Any) -> tuple[Any, ...] | None:
+    good = isinstance(value, list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
+    return tuple(value) if good else value if isinstance(value, tuple) else None
+
+
+def _pairs(value: Any, key: Callable[[str], Any]) -> tuple[tuple[Any, float], ...] | None:
+    """((key, number), ...) of an object."""
+    if not isinstance(value, dict):
+        return value if isinstance(value, tuple) else None
+    pairs = [(key(name), _number(number)) for name, number in value.items()]
+    return None if any(None in pair for pair in pairs) else tuple(pairs)  # type: ignore[arg-type]
+
+
+def _id(key: str) -> int | None:
+    return int(key) if re.fullmatch(r"0|[1-9][0-9]{0,9}", key) else None
+
+
+NUMBER = Kind("number", "float", _number)
+INTEGER = Kind("integer", "int", _integer)
+FLAG = Kind("true or false", "bool", lambda value: value if isinstance(value, bool) else None)
+TEXT = Kind("text", "str", lambda value: value if isinstance(value, str) else None)
+TEXTS = Kind("list of texts", "str | Sequence[str]", lambda value: _list_of(str, value))
+IDS = Kind("list of token ids", "Sequence[int]", lambda value: _list_of(int, value))
+TEXT_NUMBERS = Kind("object of a number for each text", "Mapping[str, float]", lambda value: _pairs(value, str))
+ID_NUMBERS = Kind("object of a number for each token id", "Mapping[int, float]", lambda value: _pairs(value, _id))
+
+ANY = Domain("any", lambda value: True)
+SHORT = Domain(
+    f"not empty, and {MOST_STOP_CHARACTERS} characters together at most",
+    lambda texts: all(texts) and sum(map(len, texts)) <= MOST_STOP_CHARACTERS,
+)
+
+
+def between(low: float, high: float) -> Domain:
+    """From `low` to `high`, both included."""
+    return Domain(f"between {low} and {high}", lambda value: low <= value <= high)
+
+
+def at_least(low: float) -> Domain:
+    """From `low` on."""
+    return Domain(f"{low} or more", lambda value: value >= low)
+
+
+def above(low: float, most: float = math.inf) -> Domain:
+    """Above `low`, up to `most`."""
+    text = f"above {low}" if most == math.inf else f"above {low}, up to {most}"
+    return Domain(text, lambda value: low < value <= most)
+
+
+def from_below(low: float, high: float) -> Domain:
+    """From `low`, which is included, to `high`, which is not."""
+    return Domain(f"{low} or more, and below {high}", lambda value: low <= value < high)
+
+
+def _biases(most: float, texts: bool) -> Domain:
+    def hold(pairs: Collection[tuple[Any, float]]) -> bool:
+        return all(abs(number) <= most for _, number in pairs) and (not texts or SHORT.holds([k for k, _ in pairs]))
+
+    return Domain(f"numbers between {-most:g} and {most:g}{', texts ' + SHORT.text if texts else ''}", hold)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A declaration. `keys` are its names in `options`, the one of the manual first; `off` is the value that does nothing."""
+
+    name: str
+    keys: tuple[str, ...]
+    kind: Kind
+    default: Any
+    off: Any
+    domain: Domain
+    hint: str
+    meaning: str
+    draws: bool  # whether it concerns drawing a token, so that beam search does not take it
+
+    def check(self, value: Any, key: str | None = None) -> Any:
+        """`value`, given as `key`, as a value of this option; 22004 or 22023 where it is none."""
+        name = key or self.name
+        if value is None:
+            if self.default in (None, ()):
+                return self.default
+            raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default.")
+        found = self.kind.read(value)
+        if found is None:
+            raise InvalidParameter(
+                f"{name} must be a value of type {self.kind.name}, not {_shown(value)}", hint=self.hint
+            )
+        if self.kind is NUMBER and not math.isfinite(found):
+            raise InvalidParameter(f"{name} must be finite, not {_shown(value)}", hint=self.hint)
+        if not self.domain.holds(found):
+            raise InvalidParameter(f"{name} must be {self.domain.text}, not {_shown(value)}", hint=self.hint)
+        return found
+
+
+def _shown(value: Any) -> str:
+    """A value for an error, as JSON has it but for NaN and infinity; not too much of it."""
+    try:
+        text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        text = "a list in lists"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def option(
+    default: Any,
+    kind: Kind,
+    domain: Domain = ANY,
+    *,
+    hint: str,
+    meaning: str,
+    key: str = "",
+    draws: bool = False,
+    **more: Any,
+) -> Any:
+    """The field that declares an option. `key` is what Hugging Face or OpenAI call it, where that is another name."""
+    said = {"key": key, "kind": kind, "domain": domain, "hint": hint, "meaning": meaning, "draws": draws, **more}
+    return field(default=default, metadata=said)
+
+
+def _declared(place: Field) -> Option:
+    said = dict(place.metadata)
+    key, off = said.pop("key"), said.pop("off", place.default)
+    keys = (key, place.name) if key else (place.name,)
+    return Option(name=place.name, keys=keys, default=place.default, off=off, **said)
+
+
+class Declared:
+    """Base of classes whose fields are declarations; values are checked when one is made."""
+
+    @classmethod
+    @functools.cache
+    def options(cls) -> dict[str, Option]:
+        """The declarations by name, in order."""
+        return {place.name: _declared(place) for place in fields(cls)}  # type: ignore[arg-type]
+
+    def __post_init__(self) -> None:
+        for name, declared in self.options().items():
+            value = getattr(self, name)
+            if value != declared.default:
+                object.__setattr__(self, name, declared.check(value))
+
+
+@dataclass(frozen=True)
+class SamplingOptions(Declared):
+    """How the next token is chosen."""
+
+    temperature: float = option(
+        1.0,
+        NUMBER,
+        at_least(0),
+        hint="0 takes the most probable token.",
+        meaning="Scores are divided by it; 0 takes the most probable token.",
+        draws=True,
+    )
+    topk: int = option(
+        50,
+        INTEGER,
+        at_least(0),
+        key="top_k",
+        hint="0 keeps all tokens.",
+        meaning="So many of the most probable tokens are kept; 0 keeps all.",
+        draws=True,
+        off=0,
+    )
+    topp: float = option(
+        0.95,
+        NUMBER,
+        between(0, 1),
+        key="top_p",
+        hint="1 keeps all tokens.",
+        meaning="The fewest tokens are kept that together have this probability; 1 keeps all.",
+        draws=True,
+        off=1,
+    )
+    repetition_penalty: float = option(
+        1.0,
+        NUMBER,
+        above(0),
+        hint="1 is no penalty, 1.2 a usual one.",
+        meaning="Above 1 it makes tokens less probable that occurred, in the prompt, too; 1 does nothing.",
+    )
+    min_p: float = option(
+        0.0,
+        NUMBER,
+        between(0, 1),
+        hint="0 keeps all tokens.",
+        meaning="Tokens are kept that have at least this part of the probability of the best one; 0 keeps all.",
+        draws=True,
+    )
+    typical_p: float = option(
+        1.0,
+        NUMBER,
+        above(0, 1),
+        hint="1 keeps all tokens, 0.95 is a usual value.",
+        meaning="Tokens are kept whose surprise is nearest to the expected one, until they have this probability; 1 keeps all.",
+        draws=True,
+    )
+    epsilon_cutoff: float = option(
+        0.0,
+        NUMBER,
+        from_below(0, 1),
+        hint="0 keeps all tokens, 0.0003 to 0.0009 are usual.",
+        meaning="Tokens are kept that have at least this probability; 0 keeps all.",
+        draws=True,
+    )
+    eta_cutoff: float = option(
+        0.0,
+        NUMBER,
+        from_below(0, 1),
+        hint="0 keeps all tokens, 0.0003 to 0.004 are usual.",
+        meaning="As epsilon_cutoff, but lower where the distribution is flat: min(eta, sqrt(eta) * exp(-entropy)); 0 keeps all.",
+        draws=True,
+    )
+    no_repeat_ngram_size: int = option(
+        0,
+        INTEGER,
+        at_least(0),
+        hint="3 lets no three tokens follow each other twice, 0 allows all.",
+        meaning="So many tokens never follow each other twice, in the prompt and what is generated; 0 allows all.",
+    )
+    min_new_tokens: int = option(
+        0,
+        INTEGER,
+        at_least(0),
+        hint="The end-of-text token does not come before so many.",
+        meaning="Before so many tokens the end-of-text token is excluded; stop strings are not.",
+    )
+    suppress_tokens: Sequence[int] = option(
+        (),
+        IDS,
+        Domain("ids of the model", lambda ids: min(ids, default=0) >= 0),
+        hint="Example: [50256].",
+        meaning="Tokens that are never taken.",
+    )
+    bad_words: Sequence[Any] = option(
+        (),
+        TEXTS,
+        SHORT,
+        hint='Example: ["damn", " damn"], since a word after a blank is another token.',
+        meaning="Texts whose tokens, encoded as they stand, never come one after the other; a word after a blank is another.",
+    )
+    sequence_bias: Sequence[tuple[Any, float]] = option(
+        (),
+        TEXT_NUMBERS,
+        _biases(1e6, texts=True),
+        hint='Example: {" cat": 2.5, " dog": -1}.',
+        meaning="What is added to the score of a text's last token where the tokens before it stand there.",
+    )
+    logit_bias: Sequence[tuple[int, float]] = option(
+        (),
+        ID_NUMBERS,
+        _biases(100, texts=False),
+        hint='Example: {"50256": -100}.',
+        meaning="What is added to the scores of tokens.",
+    )
+    presence_penalty: float = option(
+        0.0,
+        NUMBER,
+        between(-2, 2),
+        hint="0 does nothing, above it what was generated becomes less probable.",
+        meaning="What is taken from the scores of tokens that were generated, the prompt's do not count; 0 does nothing.",
+    )
+    frequency_penalty: float = option(
+        0.0,
+        NUMBER,
+        between(-2, 2),
+        hint="0 does nothing, above it what was generated becomes less probable.",
+        meaning="The same, times how often each was generated; 0 does nothing.",
+    )
+
+
+@dataclass(frozen=True)
+class Call(Declared):
+    """What every generating call has."""
+
+    max_tokens: int = option(
+        64,
+        INTEGER,
+        at_least(0),
+        key="max_new_tokens",
+        hint="It is the most that is generated; the default is 64.",
+        meaning="So many tokens at most.",
+    )
+    eos_token: int | None = option(
+        None,
+        INTEGER,
+        Domain("-1 or a token id", lambda value: value >= -1),
+        key="eos_token_id",
+        hint="Give a token id, null for the model's, or -1 for none.",
+        meaning="The token that ends generation; null is the model's, -1 none.",
+    )
+    model_name: str | None = option(
+        None,
+        TEXT,
+        hint="llm_models lists the models.",
+        meaning="The model; null is the setting pg_gpt2.model, else gpt2-small, else the only one that has weights.",
+    )
+
+
+@dataclass(frozen=True)
+class Generation(Call):
+    """What generation by drawing tokens has beside it."""
+
+    seed: int | None = option(
+        None,
+        INTEGER,
+        hint="Any number of 64 bits; without one, setseed() decides.",
+        meaning="The same seed gives the same text; null: setseed() decides.",
+    )
+    stop: Sequence[str] | None = option(
+        None,
+        TEXTS,
+        key="stop_strings",
+        hint='Example: ["\\n\\n"] ends at an empty line.',
+        meaning="Texts that end generation and are left out.",
+    )
+
+
+@dataclass(frozen=True)
+class TextGeneration(Generation):
+    """What generation of text has beside it."""
+
+    echo: bool = option(
+        True, FLAG, hint="false leaves the prompt out.", meaning="Whether the prompt comes before the completion."
+    )
+
+
+@dataclass(frozen=True)
+class BeamSearch(Call):
+    """What beam search has."""
+
+    beam_width: int = option(
+        4,
+        INTEGER,
+        key="num_beams",
+        hint="4 to 10 beams are usual.",
+        meaning="Beams of llm_beam_search.",
+    )
+    length_penalty: float = option(
+        1.0,
+        NUMBER,
+        between(-100, 100),
+        hint="Above 0 favours longer continuations; Hugging Face's default is 1.",
+        meaning="A beam's score is its log-probability over its length to this power; llm_beam_search only.",
+    )
+    early_stopping: bool = option(
+        False,
+        FLAG,
+        hint="true stops with the first complete beams.",
+        meaning="Whether llm_beam_search ends as soon as it has enough complete beams.",
+    )
+
+
+def all_options() -> Iterator[Option]:
+    """Every declaration, once."""
+    found = SamplingOptions.options() | TextGeneration.options() | BeamSearch.options()
+    yield from found.values()
+
+
+def manual() -> Iterator[tuple[str, str, str | None, str, str]]:
+    """(name, type, default, domain, meaning) of every option, as people write them."""
+    for declared in all_options():
+        default = None if declared.default in (None, ()) else json.dumps(declared.default)
+        also = f" The parameter {declared.name} is the same." if len(declared.keys) > 1 else ""
+        yield declared.keys[0], declared.kind.name, default, declared.domain.text, declared.meaning + also
+
+
+def gather(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
+    """An object of each of `kinds` from parameters by name, and from the JSON text under the name options, which may set them.
+
+    22023 for a key that none of them declares, or that says something else than a parameter which was given; what beam search
+    has no use for is refused by name.
+    """
+    values = {name: value for name, value in given.items() if name != "options"}
+    declared = {name: one for kind in kinds for name, one in kind.options().items()}
+    beams = BeamSearch in kinds
+    said = _said(given.get("options"), declared, beams)
+    for name, (key, value) in said.items():
+        parameter, default = values.get(name), declared[name].default
+        if parameter is not None and parameter != default and parameter != value:
+            raise InvalidParameter(
+                f"{name} is {_shown(parameter)}, and options say {key} {_shown(value)}", hint="Give one of the two."
+            )
+        values[name] = value
+    return [kind(**{name: values[name] for name in kind.options() if name in values}) for kind in kinds]
+
+
+def _said(text: str | None, declared: Mapping[str, Option], beams: bool) -> dict[str, tuple[str, Any]]:
+    """Name -> (key, value) of what `options` have, checked."""
+    if text is None:
+        return {}
+    by_key = {key: one for one in declared.values() for key in one.keys if not (beams and one.draws)}
+    drawing = {key for one in declared.values() for key in one.keys if key not in by_key}
+    said: dict[str, tuple[str, Any]] = {}
+    for key, value in _object(text).items():
+        keys = ", ".join(dict.fromkeys(one.keys[0] for one in by_key.values()))
+        if key in drawing:
+            raise InvalidParameter(f"{key} is for drawing tokens, and beam search draws none", hint=f"It takes {keys}.")
+        if key not in by_key:
+            raise InvalidParameter(
+                f"options have no key {_shown(key)}", hint=f"llm_generation_options tells of {keys}."
+            )
+        one = by_key[key]
+        value = one.check(value, key)
+        before = said.setdefault(one.name, (key, value))
+        if before[1] != value:
+            raise InvalidParameter(
+                f"{before[0]} and {key} are the same option, and options say {_shown(before[1])} and {_shown(value)}",
+                hint="Give one of the two.",
+            )
+    return said
+
+
+def _object(text: str) -> dict[str, Any]:
+    hint = """Example: '{"top_k": 20}'."""
+    if len(text) > MOST_OPTION_CHARACTERS:
+        raise InvalidParameter(
+            f"options have {len(text)} characters, and {MOST_OPTION_CHARACTERS} are the most",
+            hint="Give fewer or shorter ones.",
+        )
+
+    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(items)) < len(items):
+            raise ValueError("a key is there twice")
+        return found
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number")
+
+    def integer(digits: str) -> int:
+        if len(digits) > MOST_DIGITS:
+            raise ValueError(f"a number has {len(digits)} digits")
+        return int(digits)
+
+    try:
+        found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_int=integer)
+    except (ValueError, RecursionError) as error:
+        reason = "they are nested too deeply" if isinstance(error, RecursionError) else error
+        raise InvalidParameter(f"options cannot be read: {reason}", hint=hint) from None
+    if not isinstance(found, dict):
+        raise InvalidParameter(f"options must be an object, not {_shown(found)}", hint=hint)
+    return found
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.processors', $pg_gpt2_source$"""What the sampling options do, one function each, in the order in which transformers' `generate` applies them.
+
+The functions of the first part change scores, given what a stream has read and said; beam search uses them, too. Those of the
+second part say which of some scores are kept for a draw; temperature stands between the two. A processor bears the name of
+its option. OpenAI's options, which transformers does not have, come where vLLM has them: biases first, penalties after
+repetition_penalty.
+"""
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import InvalidParameter, NullNotAllowed
+Stretch = Callable[[Any], float]
+
+
+class History:
+    """What a stream has read, its prompt, and what it has said since; `eos` is the token that ends it, if any."""
+
+    def __init__(self, prompt: Iterable[int] = (), eos: int | None = None, said: Iterable[int] = ()) -> None:
+        self.ids = array("q", prompt)
+        self.eos = eos
+        self.occurred = set(self.ids)
+        self.new = 0
+        self.counts: dict[int, int] = {}  # of what was said
+        for token in said:
+            self.append(token)
+
+    def append(self, token: int) -> None:
+        """It says `token`."""
+        self.ids.append(token)
+        self.occurred.add(token)
+        self.new += 1
+        self.counts[token] = self.counts.get(token, 0) + 1
+
+
+class Adjustment(NamedTuple):
+    """A processor of scores: what it does, what its value becomes once for all, and by how much it may stretch the distance of
+    two scores, None where that is not bounded."""
+
+    apply: Callable[[np.ndarray, Any, History], np.ndarray]
+    prepare: Callable[[Any], Any]
+    stretch: Stretch | None
+
+
+ADJUSTMENTS: dict[str, Adjustment] = {}  # by option, in order
+CUTS: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {}
+
+Adjust = Callable[[np.ndarray, Any, History], np.ndarray]  # scores [V] -> scores [V], in place never
+Cut = Callable[[np.ndarray, Any], np.ndarray]  # scores [n], n > 0 -> the places that are kept, ascending, at least one
+
+
+def _moves(value: Any) -> float:
+    return 1.0
+
+
+def adjusts(
+    *, prepare: Callable[[Any], Any] = lambda value: value, stretch: Stretch | None = None
+) -> Callable[[Adjust], Adjust]:
+    """Enter a function for the option of its name. Without `stretch`, batches on machines where company changes bits decode each
+    prompt once more, alone."""
+
+    def enter(function: Adjust) -> Adjust:
+        ADJUSTMENTS[function.__name__] = Adjustment(function, prepare, stretch)
+        return function
+
+    return enter
+
+
+def cuts(function: Cut) -> Cut:
+    """Enter a function for the option of its name."""
+    CUTS[function.__name__] = function
+    return function
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+class Sequences:
+    """Biases of the last tokens of sequences, where the tokens before the last stand at the end."""
+
+    def __init__(self, biases: Iterable[tuple[Sequence[int], float]]) -> None:
+        single = {ids[0]: bias for ids, bias in biases if len(ids) == 1}
+        self._ids, self._biases = _arrays(single.items())
+        self._longer: dict[int, list[tuple[array, int, np.float32]]] = {}  # by the last token but one
+        for ids, bias in biases:
+            if len(ids) > 1:
+                self._longer.setdefault(ids[-2], []).append((array("q", ids[:-1]), ids[-1], np.float32(bias)))
+
+    def add_to(self, scores: np.ndarray, seen: array, spared: int | None = None) -> np.ndarray:
+        """`scores` with biases; a sequence of `spared` alone has none."""
+        bias = np.zeros_like(scores)
+        bias[self._ids] = self._biases
+        if spared is not None:
+            bias[spared] = 0
+        for before, last, value in self._longer.get(seen[-1], ()) if seen else ():
+            if seen[-len(before) :] == before:
+                bias[last] += value
+        return scores + bias
+
+
+def _arrays(pairs: Iterable[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    ids, numbers = zip(*pairs) if (pairs := list(pairs)) else ((), ())
+    return np.array(ids, np.int64), np.array(numbers, np.float32)
+
+
+@adjusts(prepare=Sequences, stretch=_moves)
+def sequence_bias(scores: np.ndarray, biases: Sequences, history: History) -> np.ndarray:
+    """Add the biases of sequences that the next token may complete."""
+    return biases.add_to(scores, history.ids)
+
+
+@adjusts(prepare=_arrays, stretch=_moves)
+def logit_bias(scores: np.ndarray, biases: tuple[np.ndarray, np.ndarray], history: History) -> np.ndarray:
+    """Add to the scores of tokens, as OpenAI does."""
+    ids, numbers = biases
+    scores = scores.copy()
+    scores[ids] += numbers
+    return scores
+
+
+@adjusts(stretch=lambda penalty: max(penalty, 1 / penalty))
+def repetition_penalty(scores: np.ndarray, penalty: float, history: History) -> np.ndarray:
+    """Divide the positive and multiply the negative scores of tokens that occurred (Keskar et al. 2019, CTRL)."""
+    if not history.occurred:
+        return scores
+    scores = scores.copy()
+    ids = np.fromiter(history.occurred, np.int64)
+    values = scores[ids]
+    scores[ids] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
+    return scores
+
+
+@adjusts(stretch=_moves)
+def frequency_penalty(scores: np.ndarray, penalty: float, history: History) -> np.ndarray:
+    """Subtract the penalty for each time that a token was generated, as OpenAI does."""
+    return _less(scores, history, np.float32(penalty) * np.fromiter(history.counts.values(), np.float32))
+
+
+@adjusts(stretch=_moves)
+def presence_penalty(scores: np.ndarray, penalty: float, history: History) -> np.ndarray:
+    """Subtract the penalty once from what was generated, as OpenAI does."""
+    return _less(scores, history, np.float32(penalty))
+
+
+def _less(scores: np.ndarray, history: History, penalties: np.ndarray | np.float32) -> np.ndarray:
+    """Scores of the generated tokens less `penalties`, one for each or the same for all."""
+    scores = scores.copy()
+    scores[np.fromiter(history.counts, np.int64)] -= penalties
+    return scores
+
+
+@adjusts(stretch=_moves)
+def no_repeat_ngram_size(scores: np.ndarray, size: int, history: History) -> np.ndarray:
+    """Exclude what followed the last `size` - 1 tokens when they stood there before."""
+    length = len(history.ids)
+    if length < size:
+        return scores
+    ids = np.frombuffer(history.ids, np.int64)
+    ends = np.arange(size - 1, length)  # of n-grams
+    for back in range(1, size):
+        ends = ends[ids[ends - back] == ids[length - back]]
+        if not ends.size:
+            break
+    return _without(scores, ids[ends])
+
+
+def _without(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    scores = scores.copy()
+    scores[ids] = -np.inf
+    return scores
+
+
+@adjusts(prepare=lambda words: Sequences([(ids, -np.inf) for ids in words]), stretch=_moves)
+def bad_words(scores: np.ndarray, words: Sequences, history: History) -> np.ndarray:
+    """Exclude the last token of a sequence where the others stand before it; the end-of-text token alone is none."""
+    return words.add_to(scores, history.ids, spared=history.eos)
+
+
+@adjusts(stretch=_moves)
+def min_new_tokens(scores: np.ndarray, least: int, history: History) -> np.ndarray:
+    """Exclude the end-of-text token before `least` tokens are there."""
+    if history.new >= least or history.eos is None:
+        return scores
+    return _without(scores, np.array([history.eos]))
+
+
+@adjusts(prepare=lambda ids: np.array(ids, np.int64), stretch=_moves)
+def suppress_tokens(scores: np.ndarray, ids: np.ndarray, history: History) -> np.ndarray:
+    """Exclude tokens."""
+    return _without(scores, ids)
+
+
+# --- which scores are kept for a draw, which come divided by the temperature ------------------------------------------
+
+
+@cuts
+def topk(scores: np.ndarray, most: int) -> np.ndarray:
+    """The `most` best, and what is as good as the last of them."""
+    if most >= len(scores):
+        return np.arange(len(scores))
+    return np.flatnonzero(scores >= np.partition(scores, -most)[-most])
+
+
+@cuts
+def topp(scores: np.ndarray, mass: float) -> np.ndarray:
+    """The fewest most probable ones that together have more than `mass`, the best one in any case."""
+    ascending = np.argsort(scores, kind="stable")
+    cumulative = np.cumsum(softmax(scores[ascending]), dtype=np.float64).astype(np.float32)
+    kept = cumulative > np.float32(1 - mass)
+    kept[-1] = True
+    return np.sort(ascending[kept])
+
+
+@cuts
+def min_p(scores: np.ndarray, part: float) -> np.ndarray:
+    """What has at least this part of the best one's probability."""
+    probabilities = softmax(scores)
+    return np.flatnonzero(probabilities >= np.float32(part) * probabilities.max())
+
+
+@cuts
+def typical_p(scores: np.ndarray, mass: float) -> np.ndarray:
+    """Those whose surprise is nearest to the expected one, the first that reach `mass` together (Meister et al. 2022)."""
+    surprise = -_log_softmax(scores)
+    strange = np.abs(surprise - _entropy(scores))
+    order = np.argsort(strange, kind="stable")
+    cumulative = np.cumsum(softmax(scores)[order], dtype=np.float64).astype(np.float32)
+    last = min(int(np.count_nonzero(cumulative < np.float32(mass))), len(scores) - 1)
+    kept = ~(strange > strange[order[last]])
+    kept[order[0]] = True
+    return np.flatnonzero(kept)
+
+
+@cuts
+def epsilon_cutoff(scores: np.ndarray, least: float) -> np.ndarray:
+    """What has at least this probability, the best one in any case (Hewitt et al. 2022)."""
+    return np.flatnonzero((softmax(scores) >= np.float32(least)) | (scores == scores.max()))
+
+
+@cuts
+def eta_cutoff(scores: np.ndarray, eta: float) -> np.ndarray:
+    """The same, with less asked for where the distribution is flat."""
+    least = np.float32(eta)
+    return epsilon_cutoff(scores, min(least, np.sqrt(least) * np.exp(-_entropy(scores))))
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Probabilities of `scores`, float32. A score of +inf takes all."""
+    top = scores.max()
+    if not np.isfinite(top):
+        hits = (scores == top).astype(np.float32)
+        return hits / hits.sum()
+    exponentials = np.exp(scores - top)
+    return exponentials / exponentials.sum()
+
+
+def _log_softmax(scores: np.ndarray) -> np.ndarray:
+    shifted = scores - scores.max()
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+def _entropy(scores: np.ndarray) -> np.float32:
+    """-sum p log p; what is excluded adds nothing."""
+    logs = _log_softmax(scores[scores > -np.inf])
+    return -(np.exp(logs) * logs).sum()
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.generation.sampling', $pg_gpt2_source$"""From logits to a token: the processors of Hugging Face's `generate`, in its order, and a seeded draw.
+
+Which tokens are kept and their probabilities equal transformers' LogitsProcessors; the draws themselves do not. Temperature 0 is
+greedy over what the processors of scores leave.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidParameter
+from .options import ID_NUMBERS, IDS, TEXT_NUMBERS, TEXTS, SamplingOptions
+from .processors import ADJUSTMENTS, CUTS, Cut, History, softmax
 
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
@@ -7477,38 +8308,50 @@ _COLDEST = 1e-30  # below it logits / temperature may overflow float32; any diff
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How to choose the next token. `topk` 0, `topp` 1, `min_p` 0 and `repetition_penalty` 1 switch a step off."""
+class Sampling(SamplingOptions):
+    """How to choose the next token: the options, and the processors that they ask for."""
 
-    temperature: float = 1.0
-    topk: int = 50
-    topp: float = 0.95
-    repetition_penalty: float = 1.0
-    min_p: float = 0.0
+    @functools.cached_property
+    def adjustments(self) -> list[tuple[str, Any]]:
+        """(name, prepared value) of the processors of scores, in order."""
+        return [(name, ADJUSTMENTS[name].prepare(getattr(self, name))) for name in ADJUSTMENTS if self._is_on(name)]
 
-    def __post_init__(self) -> None:
-        for name in ("temperature", "topk", "topp", "repetition_penalty", "min_p"):
+    @functools.cached_property
+    def cuts(self) -> list[tuple[str, Cut, Any]]:
+        """(name, function, value) of what leaves tokens out of a draw, in order."""
+        return [(name, cut, getattr(self, name)) for name, cut in CUTS.items() if self._is_on(name)]
+
+    def _is_on(self, name: str) -> bool:
+        return getattr(self, name) != self.options()[name].off
+
+    def adjusted(self, scores: np.ndarray, history: History) -> np.ndarray:  # [V] -> [V]
+        """Scores after all processors that come before the temperature."""
+        for name, value in self.adjustments:
+            scores = ADJUSTMENTS[name].apply(scores, value, history)
+        return scores
+
+    def in_ids(self, vocab: int, encode: Callable[[str], list[int]]) -> "Sampling":
+        """The same with its texts as ids, which `encode` gives. 22023 for an id that is not below `vocab`."""
+        found: dict[str, Any] = {}
+        for name, declared in self.options().items():
             value = getattr(self, name)
-            if value is None:
-                raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default.")
-            if not math.isfinite(value):
-                raise InvalidParameter(f"{name} must be finite, not {value}", hint="Leave it out to get its default.")
-        _check(self.temperature >= 0, "temperature", self.temperature, "0 or more", "0 takes the most probable token.")
-        _check(self.topk >= 0, "topk", self.topk, "0 or more", "0 keeps all tokens.")
-        _check(0 <= self.topp <= 1, "topp", self.topp, "between 0 and 1", "1 keeps all tokens.")
-        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1", "0 keeps all tokens.")
-        _check(
-            self.repetition_penalty > 0,
-            "repetition_penalty",
-            self.repetition_penalty,
-            "above 0",
-            "1 is no penalty, 1.2 a usual one.",
-        )
-
-
-def _check(good: bool, name: str, value: float, domain: str, hint: str) -> None:
-    if not good:
-        raise InvalidParameter(f"{name} must be {domain}, not {value}", hint=hint)
+            ids: tuple[Any, ...] = ()
+            if declared.kind is TEXTS:
+                ids = found[name] = tuple(tuple(encode(text)) for text in value)
+            elif declared.kind is TEXT_NUMBERS:
+                found[name] = tuple((tuple(encode(text)), number) for text, number in value)
+                ids = tuple(sequence for sequence, _ in found[name])
+            elif declared.kind is ID_NUMBERS:
+                ids = (tuple(token for token, _ in value),)
+            elif declared.kind is IDS:
+                ids = (value,)
+            for token in chain.from_iterable(ids):
+                if token >= vocab:
+                    raise InvalidParameter(
+                        f"token id {token} of {name} is not in 0..{vocab - 1}",
+                        hint="llm_encode(text, model) gives ids.",
+                    )
+        return replace(self, **found) if any(found.values()) else self
 
 
 class Draws:
@@ -7522,9 +8365,11 @@ class Draws:
         return (int(self._bits.random_raw()) >> 11) * _UNIT
 
 
-def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Collection[int] = ()) -> int:
-    """Id of the next token for `logits` [vocab] after the tokens `seen`; `draw` in [0, 1) decides among those kept."""
-    scores = penalize(logits, seen, how.repetition_penalty)
+def choose(logits: np.ndarray, how: Sampling, draw: float, history: History) -> int:
+    """Id of the next token for `logits` [vocab] after `history`; `draw` in [0, 1) decides among those kept."""
+    scores = how.adjusted(logits, history)
+    if how.adjustments:
+        require_choice(bool(scores.max() > -np.inf))
     if how.temperature < _COLDEST:
         return int(np.argmax(scores))
     ids, probabilities = distribution(scores, how)
@@ -7533,25 +8378,63 @@ def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Collection[int]
     return int(ids[min(int(place), len(ids) - 1)])
 
 
-def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Collection[int] = ()) -> bool:
-    """Whether `choose` gives the same token for all logits none of which differs from these by more than rounding."""
-    scores = penalize(logits, seen, how.repetition_penalty)
-    stretched = max(how.repetition_penalty, 1 / how.repetition_penalty)
-    error = ROUNDING * max(1.0, float(np.abs(logits).max())) * stretched
+def require_choice(there: bool) -> None:
+    """22023 unless the processors leave a token."""
+    if not there:
+        raise InvalidParameter(
+            "the options exclude every token", hint="Suppress fewer tokens, or give a larger no_repeat_ngram_size."
+        )
+
+
+def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Kept ids, ascending, and their probabilities, from scores that are adjusted; temperature must not be 0."""
+    if how.temperature < _COLDEST:
+        scores = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
+    else:
+        scores = scores / np.float32(how.temperature)
+    ids = np.arange(len(scores))
+    for _, cut, value in how.cuts:
+        kept = cut(scores, value)
+        ids, scores = ids[kept], scores[kept]
+    return ids, softmax(scores)
+
+
+def is_decisive(logits: np.ndarray, how: Sampling, draw: float, history: History) -> bool:
+    """Whether `choose` gives the same token for all logits none of which differs from these by more than rounding.
+
+    Only what is known here to be bounded counts: with any other processor the answer is no.
+    """
+    found = _adjusted_within(logits, how, history)
+    if found is None:
+        return False
+    scores, error = found
     if how.temperature < _COLDEST:
         return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > 2 * error)
     bounds = _Bounds(scores, error, how)
-    if how.topp < 1:
-        bounds.cut_nucleus(how.topp)
-    if how.min_p > 0:
-        bounds.cut_min_p(how.min_p)
-    return bounds.settle(choose(logits, how, draw, seen), draw)
+    for name, _, value in how.cuts:
+        if name not in _BOUNDED:
+            return False
+        _BOUNDED[name](bounds, value)
+    return bounds.settle(choose(logits, how, draw, history), draw)
+
+
+def _adjusted_within(logits: np.ndarray, how: Sampling, history: History) -> tuple[np.ndarray, float] | None:
+    """Adjusted scores, and how far rounding may move one; None where a processor is not bounded."""
+    scores, error = logits, ROUNDING * max(1.0, float(np.abs(logits).max()))
+    for name, value in how.adjustments:
+        processor = ADJUSTMENTS[name]
+        if processor.stretch is None:
+            return None
+        scores = processor.apply(scores, value, history)
+        largest = np.abs(scores[np.isfinite(scores)]).max(initial=0)
+        error = error * processor.stretch(value) + 2.0**-22 * float(largest)  # of the sum or product, on either side
+    return scores, error
 
 
 class _Bounds:
     """What `distribution` may keep when each score is off by up to `error`: tokens that are possible, some of them sure.
 
-    Weights are not normalised: that of a token is between `low` and `high`. Each cut of `distribution` has its method here,
+    Weights are not normalised: that of a token is between `low` and `high`. Each cut that is bounded has its method here,
     which narrows both sets; they begin as what top-k leaves.
     """
 
@@ -7588,6 +8471,13 @@ class _Bounds:
         gap = self.scores - math.log(min_p)
         self._narrow(possible=gap >= -2 * self.error, sure=(gap >= 2 * self.error) | self.is_best)
 
+    def cut_epsilon(self, epsilon: float) -> None:
+        """A token stays where it has this probability, and the best one does."""
+        least = np.where(self.sure, self.low, 0)
+        possible = self.high >= (1 - _FLOAT32) * epsilon * (self.high + (least.sum() - least))
+        sure = self.low >= (1 + _FLOAT32) * epsilon * (self.low + (self.high.sum() - self.high))
+        self._narrow(possible | (self.scores >= -2 * self.error), sure | self.is_best)
+
     def _narrow(self, possible: np.ndarray, sure: np.ndarray) -> None:
         self.sure &= sure
         for name in ("ids", "scores", "sure", "is_best", "low", "high"):
@@ -7607,59 +8497,16 @@ class _Bounds:
         )
 
 
+_BOUNDED: dict[str, Callable[[_Bounds, Any], None]] = {
+    "topk": lambda bounds, value: None,  # what they begin with
+    "topp": _Bounds.cut_nucleus,
+    "min_p": _Bounds.cut_min_p,
+    "epsilon_cutoff": _Bounds.cut_epsilon,
+}
+
+
 def _summed(values: np.ndarray) -> np.ndarray:  # [n] -> [n + 1], of the first 0, 1, ... n
     return np.concatenate([[0.0], np.cumsum(values)])
-
-
-def penalize(logits: np.ndarray, seen: Collection[int], penalty: float) -> np.ndarray:
-    """Divide the positive and multiply the negative logits of `seen` tokens (Keskar et al. 2019, CTRL)."""
-    if penalty == 1 or not len(seen):
-        return logits
-    scores = logits.copy()
-    ids = np.unique(np.fromiter(seen, np.int64))
-    values = scores[ids]
-    scores[ids] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
-    return scores
-
-
-def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Kept ids, ascending, and their probabilities; temperature must not be 0."""
-    if how.temperature < _COLDEST:
-        scores = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
-    else:
-        scores = scores / np.float32(how.temperature)
-    ids = np.arange(len(scores))
-    if 0 < how.topk < len(scores):
-        least = np.partition(scores, -how.topk)[-how.topk]
-        ids = np.flatnonzero(scores >= least)
-        scores = scores[ids]
-    if how.topp < 1:
-        kept = _nucleus(scores, how.topp)
-        ids, scores = ids[kept], scores[kept]
-    probabilities = softmax(scores)
-    if how.min_p > 0:
-        kept = np.flatnonzero(probabilities >= np.float32(how.min_p) * probabilities.max())
-        ids, probabilities = ids[kept], softmax(scores[kept])
-    return ids, probabilities
-
-
-def _nucleus(scores: np.ndarray, topp: float) -> np.ndarray:
-    """Places of the fewest most probable scores whose probabilities reach `topp`, ascending; at least one."""
-    ascending = np.argsort(scores, kind="stable")
-    cumulative = np.cumsum(softmax(scores[ascending]), dtype=np.float64).astype(np.float32)
-    kept = cumulative > np.float32(1 - topp)
-    kept[-1] = True
-    return np.sort(ascending[kept])
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Probabilities of `scores`, float32. A score of +inf takes all."""
-    top = scores.max()
-    if not np.isfinite(top):
-        hits = (scores == top).astype(np.float32)
-        return hits / hits.sum()
-    exponentials = np.exp(scores - top)
-    return exponentials / exponentials.sum()
 
 
 def log_softmax(logits: np.ndarray, token: int) -> float:
@@ -8027,6 +8874,7 @@ MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
 MOST_IDS = 1 << 20  # token ids, or other numbers, in an array of SQL: an object is made of each in one go
 MOST_INPUTS = 4096  # of an op: each is read by a query of its own, and an array is made of all in one go
 MOST_STOP_CHARACTERS = 65_536  # of all stop strings of a call: looking for them needs 300 bytes and a microsecond each
+MOST_OPTION_CHARACTERS = 1 << 20  # of `options`: reading JSON cannot be interrupted, and takes a second for 100 MB
 MOST_POSITIONS = 1 << 20  # of attention: a chunk of rows and all its keys are worked on without a look for an interrupt
 MOST_ROW = 1 << 22  # values of a row that is normalised or that classes are chosen by: what one call of NumPy works on
 MOST_CHOICES = 1 << 20  # logits that pg_llm_sample chooses from: it sorts them
@@ -8408,6 +9256,33 @@ def _members() -> list[tuple[str, str, str]]:
         TRAINING,
     )
     return [(row["name"], row["plain"], row["kind"]) for row in rows]
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.arguments', $pg_gpt2_source$"""What the types of arguments ask, llm_texts and llm_bytes: before PL/Python makes objects of what is large."""
+
+from ...errors import InvalidParameter, require
+from ...limits import MOST_IDS
+from .. import resources
+from ..db import entry
+
+
+@entry
+def texts(count: int) -> bool:
+    """Whether an array may have so many texts; 22023 where it may not."""
+    require(count=count)
+    if count > MOST_IDS:
+        raise InvalidParameter(
+            f"an array of {count} texts; the most is {MOST_IDS}",
+            hint="Give a part of them: (texts)[1:1000000], for example.",
+        )
+    return True
+
+
+@entry
+def data(size: int) -> bool:
+    """Whether there is memory for PL/Python's copy of so many bytes; 53200 where there is none."""
+    require(size=size)
+    resources.require_memory(size, f"an argument of {size} bytes")
+    return True
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.autograd', $pg_gpt2_source$"""llm_variable, llm_op, llm_backprop and their family: values as rows, recorded, differentiated; parameters as handles."""
 
@@ -8803,7 +9678,9 @@ from ...errors import InvalidParameter, OutOfMemory, require, require_positive
 from ...generation import batch, beam
 from ...generation.decode import Decoder, bytes_of_several, check_ids
 from ...generation.generate import Options, TextStream, Token, tokens
-from ...generation.sampling import Sampling, softmax
+from ...generation.options import BeamSearch, Call, Generation, TextGeneration, gather, manual
+from ...generation.processors import softmax
+from ...generation.sampling import Sampling
 from ...generation.stops import Stops
 from ...limits import MOST_BEAMS
 from ...tensor import to_bytes
@@ -8818,76 +9695,36 @@ MAX_BYTEA = (1 << 30) - (1 << 16)
 
 
 @entry
-def generate(
-    prompt: str | None,
-    max_tokens: int,
-    temperature: float,
-    topk: int,
-    topp: float,
-    model_name: str | None,
-    eos_token: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    repetition_penalty: float,
-    min_p: float,
-    echo: bool,
-) -> str | None:
+def generate(prompt: str | None, **given: Any) -> str | None:
     """Prompt (unless echo is false) and completion."""
     if prompt is None:
         return None
-    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo)
+    job = _TextJob(prompt, *gather(given, TextGeneration, Sampling))
     for _ in job.tokens:
         host.check_interrupts()
     return job.finish()
 
 
 @entry
-def stream(
-    prompt: str | None,
-    max_tokens: int,
-    temperature: float,
-    topk: int,
-    topp: float,
-    model_name: str | None,
-    eos_token: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    repetition_penalty: float,
-    min_p: float,
-    echo: bool,
-) -> Iterator[tuple[Any, ...]]:
+def stream(prompt: str | None, **given: Any) -> Iterator[tuple[Any, ...]]:
     """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
     if prompt is None:
         return iter(())
-    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo, logprobs=True)
-    return job.rows()
+    asked, sampling = gather(given, TextGeneration, Sampling)
+    return _TextJob(prompt, asked, sampling, logprobs=True).rows()
 
 
 class _TextJob:
     """One prompt on its way to text. The prompt is already processed when this is made, so that errors come with the call."""
 
-    def __init__(
-        self,
-        prompt: str,
-        max_tokens: int,
-        sampling: Sampling,
-        model_name: str | None,
-        eos_token: int | None,
-        seed: int | None,
-        stop: list[str] | None,
-        echo: bool,
-        logprobs: bool = False,
-    ) -> None:
-        require(echo=echo)
-        stops = Stops(stop)
-        model = weights.load(model_name)
+    def __init__(self, prompt: str, asked: TextGeneration, sampling: Sampling, logprobs: bool = False) -> None:
+        stops = Stops(asked.stop)
+        model = weights.load(asked.model_name)
         self.tokenizer = vocabularies.load(model.name)
-        options = _options(max_tokens, sampling, eos_token, seed, model.config, self.tokenizer, logprobs)
+        options = replace(_options(asked, sampling, model, self.tokenizer), logprobs=logprobs)
         ids = encode_prompt(prompt, model, self.tokenizer)
-        _require_cache(model, [len(ids)], max_tokens)
-        self.prefix = prompt if echo else ""
+        _require_cache(model, [len(ids)], options.max_tokens)
+        self.prefix = prompt if asked.echo else ""
         self.text = TextStream(self.tokenizer, stops, options.eos)
         self.tokens = tokens(model.arranged, model.config, ids, options, self.text.add)
 
@@ -8906,6 +9743,30 @@ class _TextJob:
             yield step, token.id, piece, shown, done, token.logprob, token.finish
 
 
+def _options(asked: Generation, sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Options:
+    """What generation is asked for, with end-of-text, texts and seed resolved."""
+    seed = draw_seed() if asked.seed is None else asked.seed
+    eos = _eos(asked, model.config, tokenizer)
+    return Options(asked.max_tokens, _in_ids(sampling, model), eos, seed, look_up=resources.prompt_lookup())
+
+
+def _eos(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> int | None:
+    """The end-of-text token, if any. 22023 for one that the model does not have."""
+    if asked.eos_token is None:
+        return config.eos_token_id if config.eos_token_id is not None or tokenizer is None else tokenizer.eos_token_id
+    if asked.eos_token >= config.vocab:
+        raise InvalidParameter(
+            f"eos_token {asked.eos_token} is not in 0..{config.vocab - 1}",
+            hint="Give a token id, null for the model's, or -1 for none.",
+        )
+    return None if asked.eos_token == -1 else asked.eos_token
+
+
+def _in_ids(sampling: Sampling, model: weights.Model) -> Sampling:
+    """`sampling` with its texts as ids; 55000 when there are such and the model has no vocabulary."""
+    return sampling.in_ids(model.config.vocab, lambda text: vocabularies.load(model.name).encode(text))
+
+
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
     """53200 when keys and values of so many positions, and logits after each text, do not fit."""
     rooms = [length + max_tokens for length in lengths]
@@ -8915,90 +9776,86 @@ def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) ->
 
 
 @entry
-def generate_batch(
-    prompts: list[str | None] | None,
-    max_tokens: int,
-    temperature: float,
-    topk: int,
-    topp: float,
-    model_name: str | None,
-    eos_token: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    repetition_penalty: float,
-    min_p: float,
-    echo: bool,
-) -> list[tuple[int, str | None]]:
+def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple[int, str | None]]:
     """Rows (n, text), n from 1; the text of a null prompt is null."""
     if not prompts:
         return []
-    require(echo=echo)
-    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    stops = Stops(stop)
-    model = weights.load(model_name)
+    asked, sampling = gather(given, TextGeneration, Sampling)
+    stops = Stops(asked.stop)
+    model = weights.load(asked.model_name)
     tokenizer = vocabularies.load(model.name)
-    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
+    options = _options(asked, sampling, model, tokenizer)
     ids = {n: array("i", encode_prompt(p, model, tokenizer)) for n, p in enumerate(prompts) if p is not None}
     while ids:
         numbers = list(islice(ids, batch.MOST_TOGETHER))
-        given = [ids.pop(n) for n in numbers]
-        _require_cache(model, list(map(len, given)), max_tokens)
+        prompt_ids = [ids.pop(n) for n in numbers]
+        _require_cache(model, list(map(len, prompt_ids)), options.max_tokens)
         each = [replace(options, seed=options.seed + n) for n in numbers]
         texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
-        batch.generate_batch(model.arranged, model.config, given, each, [text.add for text in texts])
+        batch.generate_batch(model.arranged, model.config, prompt_ids, each, [text.add for text in texts])
         for n, text in zip(numbers, texts):
             text.finish()
-            prompts[n] = ((prompts[n] or "") if echo else "") + text.text()  # in its place: a prompt may be large
+            prompts[n] = ((prompts[n] or "") if asked.echo else "") + text.text()  # in its place: a prompt may be large
     return list(enumerate(prompts, 1))
+
+
+@entry
+@received(ids="integer")
+def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
+    """New ids after `ids`."""
+    if ids is None:
+        return None
+    asked, sampling = gather(given, Generation, Sampling)
+    stops = Stops(asked.stop)
+    model = weights.load(asked.model_name)
+    ids = check_prompt(ids, model)
+    tokenizer = vocabularies.load(model.name) if stops else None
+    options = _options(asked, sampling, model, tokenizer)
+    _require_cache(model, [len(ids)], options.max_tokens)
+    text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
+    found: list[int] = []
+    new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
+    for token in new:
+        found.append(token.id)
+        host.check_interrupts()
+    return found
 
 
 @entry
 @received(prompt_ids="integer")
 def beam_search(
-    prompt: str | None,
-    beam_width: int,
-    max_tokens: int,
-    length_penalty: float,
-    early_stopping: bool,
-    eos_token: int | None,
-    model_name: str | None,
-    prompt_ids: list[int] | None,
+    prompt: str | None, prompt_ids: list[int] | None, **given: Any
 ) -> list[tuple[int, float, str | None, list[int]]]:
     """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
     if prompt is None and prompt_ids is None:
         return []
     if prompt is not None and prompt_ids is not None:
         raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
-    require(length_penalty=length_penalty, early_stopping=early_stopping)
-    require_positive(beam_width=beam_width, max_tokens=max_tokens)
-    if beam_width > MOST_BEAMS:
-        raise InvalidParameter(f"beam_width {beam_width} is more than {MOST_BEAMS}", hint="4 to 10 beams are usual.")
-    if not abs(length_penalty) < 100:
+    asked, sampling = gather(given, BeamSearch, Sampling)
+    require_positive(beam_width=asked.beam_width, max_tokens=asked.max_tokens)
+    if asked.beam_width > MOST_BEAMS:
         raise InvalidParameter(
-            f"length_penalty must be between -100 and 100, not {length_penalty}",
-            hint="Above 0 favours longer continuations; Hugging Face's default is 1.",
+            f"beam_width {asked.beam_width} is more than {MOST_BEAMS}", hint="4 to 10 beams are usual."
         )
-    model = weights.load(model_name)
+    model = weights.load(asked.model_name)
     tokenizer = vocabularies.find(model.name)
     if prompt is None:
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.load(model.name))
-    options = _options(max_tokens, Sampling(), eos_token, 0, model.config, tokenizer)
-    _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
-    beams = beam.beam_search(
-        model.arranged,
-        model.config,
-        ids,
-        width=beam_width,
-        max_tokens=max_tokens,
-        length_penalty=length_penalty,
-        early_stopping=early_stopping,
-        eos=options.eos,
+    beams = beam.Beams(
+        width=asked.beam_width,
+        max_tokens=asked.max_tokens,
+        length_penalty=asked.length_penalty,
+        early_stopping=asked.early_stopping,
+        eos=_eos(asked, model.config, tokenizer),
+        sampling=_in_ids(sampling, model),
     )
+    _require_cache(model, [len(ids)] * 2 * beams.width, beams.max_tokens)
+    found = beam.beam_search(model.arranged, model.config, ids, beams)
     return [
-        (rank, float(found.score), _text_of(found.ids, options.eos, tokenizer), list(found.ids))
-        for rank, found in enumerate(beams, 1)
+        (rank, float(each.score), _text_of(each.ids, beams.eos, tokenizer), list(each.ids))
+        for rank, each in enumerate(found, 1)
     ]
 
 
@@ -9009,61 +9866,10 @@ def _text_of(ids: Sequence[int], eos: int | None, tokenizer: Tokenizer | None) -
     return db.storable(tokenizer.decode(ids[:-1] if ids and ids[-1] == eos else ids))
 
 
-def _options(
-    max_tokens: int,
-    sampling: Sampling,
-    eos_token: int | None,
-    seed: int | None,
-    config: GPT2Config,
-    tokenizer: Tokenizer | None,
-    logprobs: bool = False,
-) -> Options:
-    """Options with end-of-text and seed resolved."""
-    if eos_token is None:
-        eos = config.eos_token_id if config.eos_token_id is not None or tokenizer is None else tokenizer.eos_token_id
-    elif -1 <= eos_token < config.vocab:
-        eos = None if eos_token == -1 else eos_token
-    else:
-        raise InvalidParameter(
-            f"eos_token {eos_token} is not in 0..{config.vocab - 1}",
-            hint="Give a token id, null for the model's, or -1 for none.",
-        )
-    seed = draw_seed() if seed is None else seed
-    return Options(max_tokens, sampling, eos, seed, look_up=resources.prompt_lookup(), logprobs=logprobs)
-
-
 @entry
-@received(ids="integer")
-def generate_tokens(
-    ids: list[int] | None,
-    max_tokens: int,
-    temperature: float,
-    topk: int,
-    topp: float,
-    model_name: str | None,
-    eos_token: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    repetition_penalty: float,
-    min_p: float,
-) -> list[int] | None:
-    """New ids after `ids`."""
-    if ids is None:
-        return None
-    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    stops = Stops(stop)
-    model = weights.load(model_name)
-    ids = check_prompt(ids, model)
-    tokenizer = vocabularies.load(model.name) if stops else None
-    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
-    _require_cache(model, [len(ids)], max_tokens)
-    text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
-    found: list[int] = []
-    new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
-    for token in new:
-        found.append(token.id)
-        host.check_interrupts()
-    return found
+def options() -> list[tuple[str, str, str | None, str, str]]:
+    """Rows (name, type, default_value, domain, meaning) of the manual of all options."""
+    return list(manual())
 
 
 @entry
@@ -9418,6 +10224,7 @@ $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.models', $pg_gpt2_source$"""llm_init_model, llm_copy_model, llm_drop_model: models as a whole."""
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from ...core import gpt2
@@ -9471,12 +10278,13 @@ def init_model(
         )
     if eos is None and known is not None and (known.eos_token_id or 0) < wanted.vocab:
         eos = known.eos_token_id
-    resources.require_memory(2 * 4 * wanted.n_params(), f'making model "{model}"')
+    largest = max(4 * prod(shape) for shape in wanted.param_shapes().values())
+    needed = largest + store.writing_bytes(4 * wanted.n_params())
+    resources.require_memory(needed, f'making model "{model}"')
     store.register(model, replace(wanted, eos_token_id=eos))
     db.run("UPDATE {schema}.llm_model_config SET init_seed = $2 WHERE model = $1", ["text", "int8"], model, seed)
-    params = gpt2.init_params(wanted, seed, threads.run)
-    store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in params.items()))
-    del params
+    tensors = gpt2.init_tensors(wanted, seed, threads.run)
+    store.insert_params(model, ((name, array.shape, store.row_reader(array)) for name, array in tensors))
     resources.release_memory()
 
 
@@ -10522,6 +11330,7 @@ from functools import cache, lru_cache
 UNLIMITED = 1 << 60  # bytes: version 1 has no word for it, but a number of pages that nobody has
 LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
 FILES = ("inactive_file", "active_file")  # of memory.stat: what the kernel takes back before it kills
+SHARED = "shmem"
 
 
 def _folders(controller: str, root: str) -> Iterator[str]:
@@ -10575,12 +11384,18 @@ def memory_limit(root: str = "/") -> int | None:
     return min((limit for _, limit in _limits(root)), default=None)
 
 
-def memory_left(root: str = "/") -> int | None:
-    """Bytes that our group may still take; None for no limit. What files hold in memory is taken back for others first."""
+def memory_left(root: str = "/", shared: int = 0) -> int | None:
+    """Bytes that our group may still take; None for no limit. What files hold in memory is taken back for others first.
+
+    Of `shared` bytes that processes of the group share, those that nobody has touched yet are not counted by the kernel, but
+    will be.
+    """
     left = []
     for folder, limit in _limits(root):
         used = _number(folder, "memory.current", "memory.usage_in_bytes") or 0
-        left.append(max(0, limit - used + _files(folder)))
+        stat = _stat(folder)
+        files, touched = sum(stat.get(name, 0) for name in FILES), stat.get(SHARED, 0)
+        left.append(max(0, limit - used + files - max(0, shared - touched)))
     return min(left, default=None)
 
 
@@ -10601,11 +11416,11 @@ def _limit_files(root: str) -> list[tuple[str, list[str]]]:
     return [(folder, [name for name in LIMITS if _words(folder, name)]) for folder in _folders("memory", root)]
 
 
-def _files(folder: str) -> int:
-    """Bytes of files, in the group and those within it, as version 1 counts them under names of their own."""
+def _stat(folder: str) -> dict[str, int]:
+    """Bytes by kind, in the group and those within it, which version 1 counts under names of their own."""
     words = _words(folder, "memory.stat")
-    stat = dict(zip(words[::2], words[1::2]))
-    return sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in FILES)
+    stat = dict(zip(words[::2], map(int, words[1::2])))
+    return {name: stat.get(f"total_{name}", stat.get(name, 0)) for name in (*FILES, SHARED)}
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.db', $pg_gpt2_source$"""The one module that talks to the server: queries, settings, notices, cancel, and errors on their way out.
 
@@ -10655,6 +11470,7 @@ _checked = 0.0
 _in_set = False
 _END = object()
 PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
+PLANNED = 4 << 20  # bytes of parameters that a planner may copy: setting its mode costs 50 us
 SHOWN = 4000  # characters of each end of a message
 ELEMENTS = {  # of a type: the oid, and what array_send has of an element, for struct and for NumPy
     name: (oid, struct.Struct(f">i{code}"), np.dtype(f">i,>{code}"))
@@ -10673,16 +11489,18 @@ def connect(schema: str, digest: str) -> None:
 
 def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any]], Any]:
     """Make `function` callable from SQL, where a body hands over its `globals()`: arguments are taken out of them, and errors,
-    also those of a generator that is returned, become PostgreSQL errors. `matrices`: arrays may have several dimensions."""
+    also those of a generator that is returned, become PostgreSQL errors. A function that ends in **keywords gets those that
+    follow its own parameters by their names in SQL. `matrices`: arrays may have several dimensions."""
+    own = _own_parameters(function)
 
     @functools.wraps(function)
     def guarded(scope: dict[str, Any]) -> Any:
-        args = _taken(scope)
+        args, named = _taken(scope, own)
         try:
             with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 if not matrices:
-                    _refuse_nested_arrays(function, args)
-                result = function(*args)
+                    _refuse_nested_arrays(function, args, named)
+                result = function(*args, **named)
         except Exception as error:  # nothing is swallowed: a cancel, too, goes on to the server
             raise _for_sql(error) from None
         return _guarded_rows(result) if isinstance(result, Iterator) else result
@@ -10690,8 +11508,14 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
     return guarded
 
 
-def _taken(scope: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a call; a trigger's one argument is TD.
+def _own_parameters(function: Function) -> int | None:
+    """How many arguments go to `function` by their place; None for all."""
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    return len(kinds) - 1 if inspect.Parameter.VAR_KEYWORD in kinds else None
+
+
+def _taken(scope: dict[str, Any], own: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, the first `own` of them by place and the others by name; a trigger's one argument is TD.
 
     PL/Python leaves them in the function's globals, each by its name and all as `args`, until the next call of the same function:
     a session that once called seven kernels on 200 MB would hold 1.7 GB until its end.
@@ -10700,16 +11524,19 @@ def _taken(scope: dict[str, Any]) -> tuple[Any, ...]:
     names = scope.get("__names")
     if names is None:
         names = scope["__names"] = [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]
+    named = {} if own is None else {name: scope[name] for name in names[own:] if name != "args"}
     for name in names:
         scope[name] = None
-    return tuple(args or ())
+    return tuple(args or ())[:own], named
 
 
-def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> None:
     """text[] is the type of a matrix, too, which arrives as a list of lists."""
-    for place, value in enumerate(args):
+    for place, value in [*enumerate(args), *named.items()]:
         if type(value) is list and value and type(value[0]) is list:
-            raise _not_one_dimension(inspect.unwrap(function).__code__.co_varnames[place])
+            raise _not_one_dimension(
+                place if isinstance(place, str) else inspect.unwrap(function).__code__.co_varnames[place]
+            )
 
 
 def _not_one_dimension(name: str) -> InvalidParameter:
@@ -10726,12 +11553,12 @@ def received(**types: str) -> Callable[[Function], Function]:
         arrays = [(names.index(name), name, kind) for name, kind in types.items()]
 
         @functools.wraps(function)
-        def receiving(*args: Any) -> Any:
+        def receiving(*args: Any, **named: Any) -> Any:
             given = list(args)
             for place, name, kind in arrays:
                 if given[place] is not None:
                     given[place] = _elements_sent(given[place], name, kind)
-            return function(*given)
+            return function(*given, **named)
 
         return receiving
 
@@ -10856,6 +11683,26 @@ def row(sql: str, types: Sequence[str] = (), *args: Any) -> Row | None:
     """The first row, or None."""
     rows = plpy.execute(_plan(sql, types), list(args), 1)
     return rows[0] if rows.nrows() else None
+
+
+@contextmanager
+def planned_once(n_bytes: int) -> Iterator[None]:
+    """For statements whose parameters have `n_bytes`: a planner that has their values copies each twice, so large ones are kept
+    from it.
+
+    What it sets ends with a rollback, as after an error within, and here.
+    """
+    if n_bytes < PLANNED:
+        yield
+        return
+    before = (row("SELECT pg_catalog.current_setting('plan_cache_mode') AS mode") or {})["mode"]
+    _set_plan_cache_mode("force_generic_plan")
+    yield
+    _set_plan_cache_mode(before)
+
+
+def _set_plan_cache_mode(mode: str) -> None:
+    run("SELECT pg_catalog.set_config('plan_cache_mode', $1, true)", ["pg_catalog.text"], mode)
 
 
 def command(sql: str, **names: str) -> None:
@@ -11418,6 +12265,7 @@ import ctypes
 import os
 import re
 from collections.abc import Callable
+from functools import cache
 from math import ceil
 
 from ..core import op
@@ -11530,22 +12378,33 @@ def require_memory(wanted: int, purpose: str) -> None:
         release_memory()
         available = available_memory() or 0
     if available is not None and wanted > available - RESERVE:
+        room = max(0, available - RESERVE)
         raise OutOfMemory(
-            f"{purpose} needs {megabytes(wanted)}, and the server has {megabytes(available)} left",
+            f"{purpose} needs {megabytes(wanted)}, and the server can give {megabytes(room)}",
             hint="Use a smaller batch, a shorter block or a smaller model.",
         )
 
 
 def available_memory() -> int | None:
-    """Bytes that the kernel can give without swapping, of the machine and of our control group; None where it does not say."""
+    """Bytes that the kernel can give without swapping, of the machine and of our control group; None where it does not say.
+
+    Shared buffers that nobody has used yet are counted as used: they will be.
+    """
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        machine = int(fields["MemAvailable"].split()[0]) << 10
+            fields = {name: int(value.split()[0]) << 10 for name, value in (line.split(":", 1) for line in file)}
+        shared = max(0, _shared_buffers() - fields.get("Hugetlb", 0))  # huge pages are set aside before
+        machine = max(0, fields["MemAvailable"] - max(0, shared - fields.get("Shmem", 0)))
     except (OSError, KeyError, ValueError):
-        return cgroups.memory_left()
-    group = cgroups.memory_left()
+        return cgroups.memory_left(shared=_shared_buffers())
+    group = cgroups.memory_left(shared=shared)
     return machine if group is None else min(machine, group)
+
+
+@cache
+def _shared_buffers() -> int:
+    """Bytes of the server's shared buffers, which it has as long as it runs."""
+    return (db.row("SELECT pg_size_bytes(current_setting('shared_buffers')) AS size") or {})["size"]
 
 
 def megabytes(count: int) -> str:
@@ -11885,7 +12744,10 @@ def read_into(model: str, path: str, checkpoint_id: int, config: GPT2Config, man
     """Rows of llm_param from the file, which is read once and in order; `model` has none before."""
     reader = open_file(path, checkpoint_id, config, manifest)
     try:
+        largest = max(4 * prod(part.shape) for part in manifest)  # a statement of its own
         store.require_memory_of_batches(4 * config.n_params())
+        if largest > store.BLOCK_BYTES:
+            host.require_memory(6 * largest, f"blocks of {largest} bytes")
         for batch in _batches(reader, manifest, "data", checkpoint_id):
             _insert(model, batch)
         for kind in KINDS[1:]:
@@ -11918,28 +12780,30 @@ def _batches(
 
 def _insert(model: str, batch: list[tuple[Part, bytes]]) -> None:
     whole, places = store.joined([data for _, data in batch])
-    db.run(
-        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data)"
-        " SELECT $1, name, first, shape::integer[], step, substring($8 FROM place FOR size)"
-        " FROM unnest($2, $3, $4, $5, $6, $7) AS block (name, first, shape, step, place, size)",
-        ["text", "text[]", "int4[]", "text[]", "int8[]", "int4[]", "int4[]", "bytea"],
-        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
-        [f"{{{','.join(map(str, part.shape))}}}" for part, _ in batch],
-        *([part.step for part, _ in batch], places, [len(data) for _, data in batch], whole),
-    )
+    with db.planned_once(len(whole)):
+        db.run(
+            "INSERT INTO {schema}.llm_param (model, name, token_id, shape, step, data)"
+            " SELECT $1, name, first, shape::integer[], step, substring($8 FROM place FOR size)"
+            " FROM unnest($2, $3, $4, $5, $6, $7) AS block (name, first, shape, step, place, size)",
+            ["text", "text[]", "int4[]", "text[]", "int8[]", "int4[]", "int4[]", "bytea"],
+            *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
+            [f"{{{','.join(map(str, part.shape))}}}" for part, _ in batch],
+            *([part.step for part, _ in batch], places, [len(data) for _, data in batch], whole),
+        )
 
 
 def _update(model: str, kind: str, batch: list[tuple[Part, bytes]]) -> None:
     """A moment of rows that are there: their other columns are not written again."""
     whole, places = store.joined([data for _, data in batch])
-    db.run(
-        f"UPDATE {{schema}}.llm_param AS p SET {kind} = substring($6 FROM place FOR size)"
-        " FROM unnest($2, $3, $4, $5) AS block (name, token_id, place, size)"
-        " WHERE p.model = $1 AND p.name = block.name AND p.token_id = block.token_id",
-        ["text", "text[]", "int4[]", "int4[]", "int4[]", "bytea"],
-        *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
-        *(places, [len(data) for _, data in batch], whole),
-    )
+    with db.planned_once(len(whole)):
+        db.run(
+            f"UPDATE {{schema}}.llm_param AS p SET {kind} = substring($6 FROM place FOR size)"
+            " FROM unnest($2, $3, $4, $5) AS block (name, token_id, place, size)"
+            " WHERE p.model = $1 AND p.name = block.name AND p.token_id = block.token_id",
+            ["text", "text[]", "int4[]", "int4[]", "int4[]", "bytea"],
+            *(model, [part.name for part, _ in batch], [part.token_id for part, _ in batch]),
+            *(places, [len(data) for _, data in batch], whole),
+        )
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.storage.checkpoints', $pg_gpt2_source$"""Checkpoints: a model's whole state at one moment, as rows that share equal blocks, or as a file with its manifest.
 
@@ -12672,7 +13536,7 @@ from ...tensor import to_bytes
 from .. import db
 
 BLOCK_BYTES = 4 << 20  # of data; with grad, m and v a row holds at most 16 MiB
-FLUSH_BYTES = 64 << 20  # a statement's worth of blocks: each statement is a subtransaction, and bytea[] ends at 1 GiB
+FLUSH_BYTES = 16 << 20  # a statement's worth of blocks: each statement is a subtransaction, and in memory three times
 DEFAULT_MODEL = "gpt2-small"
 NAMED = 5  # models in a hint
 
@@ -12930,9 +13794,15 @@ def row_reader(array: np.ndarray) -> RowReader:
     return lambda start, stop: array[start:stop]
 
 
+def writing_bytes(total: int) -> int:
+    """Memory that writing `total` bytes in blocks takes: those of a statement as they are read, as one value, and in the server;
+    and three times a block, which is read, cut out and made a part of a row."""
+    return 3 * min(total, FLUSH_BYTES + BLOCK_BYTES) + 3 * min(total, BLOCK_BYTES)
+
+
 def require_memory_of_batches(total: int) -> None:
-    """Ask for what writing `total` bytes takes: the blocks of a statement, as they are read, as one value, and in the server."""
-    host.require_memory(3 * min(total, FLUSH_BYTES + BLOCK_BYTES), "writing a model's weights")
+    """53200 unless there is memory for writing `total` bytes."""
+    host.require_memory(writing_bytes(total), "writing a model's weights")
 
 
 def insert_params(model: str, tensors: Iterable[tuple[str, tuple[int, ...], RowReader]]) -> None:
@@ -12955,14 +13825,15 @@ def insert_params(model: str, tensors: Iterable[tuple[str, tuple[int, ...], RowR
 def _insert(model: str, batch: list[tuple[str, int, int, int | None, bytes]]) -> None:
     names, firsts, rows, columns, data = map(list, zip(*batch))
     whole, places = joined(data)
-    db.run(
-        "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data)"
-        " SELECT $1, name, first, CASE WHEN columns IS NULL THEN ARRAY[rows] ELSE ARRAY[rows, columns] END,"
-        " substring($7 FROM place FOR 4 * rows * coalesce(columns, 1))"
-        " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, rows, columns, place)",
-        ["text", "text[]", "int4[]", "int4[]", "int4[]", "int4[]", "bytea"],
-        *(model, names, firsts, rows, columns, places, whole),
-    )
+    with db.planned_once(len(whole)):
+        db.run(
+            "INSERT INTO {schema}.llm_param (model, name, token_id, shape, data)"
+            " SELECT $1, name, first, CASE WHEN columns IS NULL THEN ARRAY[rows] ELSE ARRAY[rows, columns] END,"
+            " substring($7 FROM place FOR 4 * rows * coalesce(columns, 1))"
+            " FROM unnest($2, $3, $4, $5, $6) AS block (name, first, rows, columns, place)",
+            ["text", "text[]", "int4[]", "int4[]", "int4[]", "int4[]", "bytea"],
+            *(model, names, firsts, rows, columns, places, whole),
+        )
 
 
 def joined(parts: list[bytes]) -> tuple[bytes, list[int]]:
@@ -13175,7 +14046,7 @@ import mmap
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -13299,25 +14170,33 @@ class WeightFile:
                 held = False
             yield held
 
-    def build(self, params: Mapping[str, np.ndarray]) -> Params | None:
-        """Write the file, remove those of other versions, and attach it; None where there is no room. One builder at a time."""
+    def build(
+        self, tensors: Iterable[tuple[str, np.ndarray]], is_right: Callable[[], bool] = lambda: True
+    ) -> Params | None:
+        """Write the file, remove those of other versions, and attach it; None where there is no room, or where what was written
+        then turns out not to be right. One builder at a time. Tensors come in any order and are kept no longer than written."""
         new = f"{self._path}.{os.getpid()}{UNFINISHED}"
         try:
-            return self._written(new, params)
+            return self._written(new, tensors, is_right)
         except OSError:
             return None
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(new)
 
-    def _written(self, new: str, params: Mapping[str, np.ndarray]) -> Params | None:
+    def _written(
+        self, new: str, tensors: Iterable[tuple[str, np.ndarray]], is_right: Callable[[], bool]
+    ) -> Params | None:
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         with _opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-            sums = b""
-            for name, place in self._places.items():
-                os.lseek(file, place, os.SEEK_SET)
-                sums += _write(file, params[name])
-            os.pwrite(file, sums, self._sums)
+            sums = {}
+            for name, array in tensors:
+                os.lseek(file, self._places[name], os.SEEK_SET)
+                sums[name] = _write(file, array)
+                del array  # before the next is made
+            if not is_right():
+                return None
+            os.pwrite(file, b"".join(sums[name] for name in self._places), self._sums)
             os.pwrite(file, b"\0", self._size - 1)  # the last of the padding
         os.rename(new, self._path)
         remove(self._folder, self._stem, but=self._name)
@@ -13436,7 +14315,9 @@ savepoints and row-level security; nothing has to be invalidated.
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -13454,6 +14335,7 @@ from . import store, weight_file
 # transaction: then ctid and xmin alone repeat.
 ROW_VERSION = "concat_ws(' ', p.name, p.token_id, p.ctid, p.xmin, p.cmin)"
 NO_ROWS = hashlib.md5(b"").hexdigest()  # version of a model without weights
+READING = 3  # times a row is in memory while it is read: in the server, as bytes, and the one before
 WAIT, SLOWEST = 5.0, 50e6  # seconds to wait for a builder, and bytes a second that a slow one reads and writes
 
 Params = dict[str, np.ndarray]
@@ -13609,9 +14491,6 @@ def file_of(name: str, wanted: GPT2Config, version: str) -> weight_file.WeightFi
 
 
 def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version: str) -> Params | None:
-    read, params = _read_params(name, wanted)
-    if read != version:
-        return None
     folder = weight_file.directory() or ""
     weight_file.remove_abandoned(folder)
     rows = db.query(
@@ -13619,7 +14498,8 @@ def _build(file: weight_file.WeightFile, name: str, wanted: GPT2Config, version:
     )
     if rows:  # the caller sees all there are
         weight_file.remove_others(folder, _relation(), [row["model"] for row in rows])
-    return file.build(layout.Stored(params, wanted))
+    digest = hashlib.md5()
+    return file.build(_stored(name, wanted, digest), lambda: digest.hexdigest() == version)
 
 
 def forget_file(name: str) -> None:
@@ -13640,9 +14520,38 @@ def _relation() -> str:
     return (db.row("SELECT pg_relation_filepath('{schema}.llm_module'::regclass) AS path") or {})["path"]
 
 
+def _largest(wanted: GPT2Config) -> int:
+    """Bytes of the largest tensor."""
+    return max(4 * prod(shape) for shape in wanted.param_shapes().values())
+
+
+def _reading(wanted: GPT2Config) -> int:
+    """Bytes that reading its rows takes beside what is made of them."""
+    return READING * min(4 * wanted.n_params(), store.BLOCK_BYTES)
+
+
+def _stored(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a model as they are kept, one at a time."""
+    resources.require_memory(2 * _largest(wanted) + _reading(wanted), f'reading model "{name}"')
+    params: Params = {}
+    stored = layout.Stored(params, wanted)
+    for tensor, array in _tensors(name, wanted, digest):
+        params[tensor] = array
+        del array
+        yield tensor, stored[tensor]
+        params.clear()
+
+
 def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
-    """Version and weights through one cursor, hence of one snapshot."""
-    resources.require_memory(4 * wanted.n_params(), f'model "{name}"')
+    """Version and weights."""
+    resources.require_memory(4 * wanted.n_params() + _largest(wanted) + _reading(wanted), f'model "{name}"')
+    digest = hashlib.md5()
+    params = dict(_tensors(name, wanted, digest))
+    return digest.hexdigest(), {name: params[name] for name in wanted.param_shapes()}
+
+
+def _tensors(name: str, wanted: GPT2Config, digest: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Each tensor when its last row is read, through one cursor, hence of one snapshot. `digest`, an MD5, gets the version."""
     shapes = wanted.param_shapes()
     rows = db.cursor(
         f"SELECT p.name, p.token_id, p.shape, p.data, {ROW_VERSION} AS version"
@@ -13650,13 +14559,13 @@ def _read_params(name: str, wanted: GPT2Config) -> tuple[str, Params]:
         ["text"],
         name,
     )
-    digest = hashlib.md5()
     assembly = Assembly(name, shapes)
     for count, row in enumerate(rows):
         digest.update((("\n" if count else "") + row["version"]).encode())
-        assembly.add(row["name"], row["token_id"], row["shape"], row["data"])
+        if assembly.add(row["name"], row["token_id"], row["shape"], row["data"]):
+            yield row["name"], assembly.params.pop(row["name"])
         host.check_interrupts()
-    return digest.hexdigest(), assembly.finish()
+    assembly.check()
 
 
 class Assembly:
@@ -13668,8 +14577,8 @@ class Assembly:
         self.params: Params = {}
         self._rows: dict[str, int] = {}
 
-    def add(self, name: str, first: int, shape: list[int], data: bytes) -> None:
-        """Take one block, blocks of a tensor in ascending order."""
+    def add(self, name: str, first: int, shape: list[int], data: bytes) -> bool:
+        """Take one block, blocks of a tensor in ascending order; whether it was the last of its tensor."""
         if name not in self.shapes:
             raise self._refusal(
                 f'has a tensor "{name}" that its configuration does not', "Delete its rows from llm_param."
@@ -13688,16 +14597,21 @@ class Assembly:
             self.params[name] = np.empty(wanted, FLOAT32)
         self.params[name][first : first + shape[0]] = np.frombuffer(data, FLOAT32).reshape(shape)
         self._rows[name] = first + shape[0]
+        return self._rows[name] == wanted[0]
 
     def finish(self) -> Params:
-        """All tensors in the order of the configuration; 55000 when there is none at all."""
-        if not self.params:
+        """All tensors in the order of the configuration, where none was taken out."""
+        self.check()
+        return {name: self.params[name] for name in self.shapes}
+
+    def check(self) -> None:
+        """That all tensors have come, each to its last row; 55000 when there is none at all."""
+        if not self._rows:
             raise store.no_weights(self.model)
         for name, shape in self.shapes.items():
             rows = self._rows.get(name, 0)
             if rows < shape[0]:
                 raise self._refusal(f'tensor "{name}" has rows 0 to {rows} of {shape[0]}', "Import the model again.")
-        return {name: self.params[name] for name in self.shapes}
 
     def _refusal(self, problem: str, hint: str) -> InconsistentData:
         return InconsistentData(f'model "{self.model}": {problem}', hint=hint)
@@ -13726,7 +14640,7 @@ from ...fast.ops import lookup
 from ...tensor import check_shape, to_bytes
 from .. import db, resources
 from ..storage import store, weights
-from .tape_rows import Writer, checked_values, own_tape
+from .tape_rows import COPIES, FLUSH_BYTES, Writer, checked_values, content, own_tape
 
 
 def enabled() -> bool:
@@ -13753,8 +14667,8 @@ class Recorder:
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> Recorded:
         """A new value."""
-        content = to_bytes(data) if self._values else None
-        return Recorded(self.writer.tensor(data.shape, requires_grad, content), data, requires_grad)
+        written = content(data) if self._values else None
+        return Recorded(self.writer.tensor(data.shape, requires_grad, written), data, requires_grad)
 
     def apply(self, name: str, *inputs: Recorded, **attrs: Any) -> Recorded:
         """The result of an op, recorded."""
@@ -13814,7 +14728,9 @@ def materialize(recorder: Recorder, model: weights.Model, names: Sequence[str]) 
     """New handles for parameters, mapped to their rows of llm_param."""
     params = model.params
     shapes = model.config.param_shapes()
-    resources.require_memory(4 * sum(prod(shapes[name]) for name in names), f'handles for model "{model.name}"')
+    sizes = [4 * prod(shapes[name]) for name in names]
+    written = min(sum(sizes), max(FLUSH_BYTES, *sizes)) if sizes else 0
+    resources.require_memory(sum(sizes) + COPIES * written, f'handles for model "{model.name}"')
     found = {name: recorder.leaf(params[name], True) for name in names}
     recorder.flush()
     db.run(
@@ -13929,9 +14845,12 @@ from ...tensor import FLOAT32, to_bytes
 from .. import db, resources
 from ..storage.store import joined
 
-FLUSH_BYTES = 64 << 20  # of tensors a statement: each is a subtransaction, and bytea[] ends at 1 GiB
+FLUSH_BYTES = 16 << 20  # of tensors a statement: each is a subtransaction, and in memory a few times
+ASKED = 12 << 20  # bytes: for a smaller value nobody is asked, which would cost a good part of the time of the work
+COPIES = 5  # of a value that is written: as bytes, as an argument, cut out of it, in its row, and where it came from
 BATCH = 10_000  # rows that are read, or written, between two looks for an interrupt
 OP_BYTES = 8192  # of memory that an op of a tape and its values take, beside their data
+READ_COPIES = 3  # of a value that is read: of the server, as bytes, and what is made of it
 OWNERS = ("transaction", "session")
 OWN_HANDLES = (
     "Handles live as long as their transaction: work between BEGIN and COMMIT. Or SET pg_gpt2.tape = 'session' before, but not"
@@ -14022,13 +14941,14 @@ class Writer:
             ids, shapes, flags, data = map(list, zip(*self._tensors, strict=True))
             whole, places = joined([part or b"" for part in data])
             sizes = [None if part is None else len(part) for part in data]
-            db.run(
-                "INSERT INTO {schema}.llm_tensor_rt (tape_id, id, shape, requires_grad, data)"
-                " SELECT $1, id, shape::int[], requires_grad, substring($7 FROM place FOR size)"
-                " FROM unnest($2, $3, $4, $5, $6) AS new (id, shape, requires_grad, place, size)",
-                ["int8", "int8[]", "text[]", "bool[]", "int4[]", "int4[]", "bytea"],
-                *(self.tape_id, ids, shapes, flags, places, sizes, whole),
-            )
+            with db.planned_once(len(whole)):
+                db.run(
+                    "INSERT INTO {schema}.llm_tensor_rt (tape_id, id, shape, requires_grad, data)"
+                    " SELECT $1, id, shape::int[], requires_grad, substring($7 FROM place FOR size)"
+                    " FROM unnest($2, $3, $4, $5, $6) AS new (id, shape, requires_grad, place, size)",
+                    ["int8", "int8[]", "text[]", "bool[]", "int4[]", "int4[]", "bytea"],
+                    *(self.tape_id, ids, shapes, flags, places, sizes, whole),
+                )
         if self._ops:
             db.run(
                 "INSERT INTO {schema}.llm_tape (tape_id, run_id, step, name, inputs, output, extra)"
@@ -14041,6 +14961,13 @@ class Writer:
         self._ops.clear()
         self._held = 0
         host.check_interrupts()
+
+
+def content(values: np.ndarray) -> bytes:
+    """Bytes of a value that is to be written. 53200 when there is no room for that."""
+    if values.nbytes >= ASKED:
+        resources.require_memory(COPIES * values.nbytes, f"a value of {values.size} numbers on the tape")
+    return to_bytes(values)
 
 
 def _array(numbers: Iterable[int]) -> str:
@@ -14152,14 +15079,18 @@ def checked_values(handle: int, content: bytes, shape: Sequence[int]) -> np.ndar
 
 def value(handle: int) -> tuple[Tensor, np.ndarray]:
     """One value of the own tape; 42704 when it has no such handle, 55000 when the data was not kept."""
+    what, place = "FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2", (own_tape(), handle)
     row = db.row(
-        "SELECT shape, requires_grad, data FROM {schema}.llm_tensor_rt WHERE tape_id = $1 AND id = $2",
+        f"SELECT shape, requires_grad, size, CASE WHEN size < {ASKED} THEN data END AS data"
+        f" FROM (SELECT shape, requires_grad, data, octet_length(data) AS size {what} OFFSET 0) AS t",
         ["int8", "int8"],
-        own_tape(),
-        handle,
+        *place,
     )
     if row is None:
         raise unknown(handle)
+    if row["size"] is not None and row["data"] is None:
+        resources.require_memory(READ_COPIES * row["size"], f"the value of handle {handle}")
+        row["data"] = (db.row(f"SELECT data {what}", ["int8", "int8"], *place) or {})["data"]
     if row["data"] is None:
         raise WrongState(f"handle {handle} has no data", hint="Audit level 'tape' keeps no values; use 'full'.")
     found = Tensor(handle, _shape(handle, row["shape"]), row["requires_grad"])
@@ -14180,7 +15111,7 @@ def write_grads(tape_id: int, grads: Iterable[tuple[int, np.ndarray]]) -> None:
     batch: list[tuple[int, bytes]] = []
     held = 0
     for handle, grad in grads:
-        batch.append((handle, to_bytes(grad)))
+        batch.append((handle, content(grad)))
         held += len(batch[-1][1])
         if held >= FLUSH_BYTES or len(batch) >= BATCH:
             update_grads(tape_id, batch)
@@ -14194,12 +15125,13 @@ def update_grads(tape_id: int, batch: list[tuple[int, bytes]]) -> None:
         return
     handles, grads = map(list, zip(*batch, strict=True))
     whole, places = joined(grads)
-    db.run(
-        "UPDATE {schema}.llm_tensor_rt AS t SET grad = substring($5 FROM place FOR size)"
-        " FROM unnest($2, $3, $4) AS new (id, place, size) WHERE t.tape_id = $1 AND t.id = new.id",
-        ["int8", "int8[]", "int4[]", "int4[]", "bytea"],
-        *(tape_id, handles, places, list(map(len, grads)), whole),
-    )
+    with db.planned_once(len(whole)):
+        db.run(
+            "UPDATE {schema}.llm_tensor_rt AS t SET grad = substring($5 FROM place FOR size)"
+            " FROM unnest($2, $3, $4) AS new (id, place, size) WHERE t.tape_id = $1 AND t.id = new.id",
+            ["int8", "int8[]", "int4[]", "int4[]", "bytea"],
+            *(tape_id, handles, places, list(map(len, grads)), whole),
+        )
     host.check_interrupts()
 
 
@@ -14225,11 +15157,10 @@ import numpy as np
 from ...core.op import Sink
 from ...errors import InvalidParameter
 from ...fast.tape import Node, Value
-from ...tensor import to_bytes
 from ...training.trainer import Trainer
 from .. import db
 from ..storage import store
-from ..tape.tape_rows import FLUSH_BYTES, Writer, drop, new_tape, update_grads
+from ..tape.tape_rows import FLUSH_BYTES, Writer, content, drop, new_tape, update_grads
 
 LEVELS = ("none", "tape", "full")
 ROOM = 512  # handles drawn at a time
@@ -14292,13 +15223,13 @@ class StepTape:
     def _handle(self, value: Value) -> int:
         key = value if value.sink is None else value.sink
         if id(key) not in self._handles:
-            data = to_bytes(value.data) if self.full and value.data is not None else None
+            data = content(value.data) if self.full and value.data is not None else None
             self._handles[id(key)] = self.writer.tensor(value.shape, value.requires_grad, data)
             self._seen.append(key)
         return self._handles[id(key)]
 
     def _grad(self, handle: int, grad: np.ndarray) -> None:
-        self._grads.append((handle, to_bytes(grad)))
+        self._grads.append((handle, content(grad)))
         self._held += grad.nbytes
         if self._held >= FLUSH_BYTES:
             self._flush_grads()
@@ -15580,8 +16511,9 @@ import numpy as np
 from ... import host
 from ...core.config import GPT2Config
 from ...errors import FeatureNotSupported, InconsistentData, InvalidParameter, NullNotAllowed
+from ...fast import threads
 from ...op_checks import check_p
-from ...tensor import FLOAT32, to_bytes
+from ...tensor import FLOAT32, PART, to_bytes
 from ...training.optim import check_adamw
 from ...training.trainer import Diverged, Trainer, estimate_step_bytes, evaluate
 from .. import db, resources
@@ -15690,8 +16622,10 @@ class Learner:
         """SHA-256 of all weights, tensors in the order of the configuration."""
         found = hashlib.sha256()
         for array in self.trainer.params.values():
-            found.update(to_bytes(array))
-            host.check_interrupts()
+            values = np.ascontiguousarray(array, FLOAT32).reshape(-1)
+            for part in threads.pieces(values.size, PART):
+                found.update(values[part].data)
+                host.check_interrupts()
         return found.hexdigest()
 
 
@@ -15806,7 +16740,9 @@ class Session(Learner):
         version = weights.version_of(model)
         state = weights.cache.take_state(model, version)
         held = 0 if state is None else state.nbytes
-        resources.require_memory(16 * config.n_params() - held, f'training "{model}"')
+        moments = 12 * config.n_params()  # with the weights
+        writing = store.writing_bytes(moments) + 2 * min(moments, 3 * store.BLOCK_BYTES)  # a row has a block of each
+        resources.require_memory(16 * config.n_params() + writing - held, f'training "{model}"')
         if state is None or state.config != config:
             state = read_state(model, config, version)
         self._state = state
@@ -15880,7 +16816,8 @@ class Session(Learner):
         models, names, firsts, steps, *tensors = map(list, zip(*batch))
         empty = [None] * (SLOTS - len(batch))
         values = [value for column in tensors for value in [*column, *empty]]
-        updated = db.run(UPDATE, UPDATE_TYPES, models, names, firsts, steps, *values)
+        with db.planned_once(sum(len(row[-1]) * 3 for row in batch)):
+            updated = db.run(UPDATE, UPDATE_TYPES, models, names, firsts, steps, *values)
         if updated != len(batch):
             raise self._changed()
 
@@ -17423,6 +18360,45 @@ $pg_gpt2_source$);
 
 SELECT llm_boot();
 
+-- sql/arguments.sql
+
+-- Arguments that may be large. PL/Python makes Python objects of them before our code runs, so what guards them is their type: it
+-- is checked before the call, costs less than a microsecond, and takes whatever its base type takes.
+
+CREATE FUNCTION llm_texts_sent(count integer)
+RETURNS boolean
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].arguments.texts(globals())
+$$;
+COMMENT ON FUNCTION llm_texts_sent(integer) IS 'Refuses an array of so many texts for llm_texts.';
+
+CREATE DOMAIN llm_texts AS text[]
+    CHECK (CASE WHEN cardinality(VALUE) > 1048576 THEN llm_texts_sent(cardinality(VALUE)) ELSE true END);
+COMMENT ON DOMAIN llm_texts IS 'An array of texts that a function takes: text[] of at most 1,048,576 elements.';
+
+CREATE FUNCTION llm_bytes_sent(size integer)
+RETURNS boolean
+LANGUAGE plpython3u STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].arguments.data(globals())
+$$;
+COMMENT ON FUNCTION llm_bytes_sent(integer) IS 'Whether there is memory for so many bytes of llm_bytes; an error where there is none.';
+
+CREATE DOMAIN llm_bytes AS bytea
+    CHECK (CASE WHEN octet_length(VALUE) > 16777216 THEN llm_bytes_sent(octet_length(VALUE)) ELSE true END);
+COMMENT ON DOMAIN llm_bytes IS 'A bytea that a function takes: for a large one memory is asked for before it is copied.';
+
 -- sql/tables.sql
 
 -- The state: models, weights, vocabularies, data, runs. Everything else is computed from these rows.
@@ -17741,11 +18717,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param(text, text, integer, text, text, integer) IS
     'Let a model use a tensor of another one in place of its own, weights and optimizer state: a block (source_token_id, 0 for an unsplit tensor), or with null all blocks; returns how many. target_name and target_token_id are those of the source by default. The target''s own rows are removed. Training either model then trains both.';
@@ -17760,11 +18736,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param(text, text, integer, boolean) IS
     'Give a model a copy of its own of a block that it shares, or with target_token_id null of all blocks of the tensor; returns how many. Without copy_optimizer_state AdamW starts anew on it.';
@@ -17778,11 +18754,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset() IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump relies on it.';
@@ -17808,11 +18784,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 493e8faf6b31 @extschema@'].models.init_model(globals())
+GD['pg_gpt2 0ef3a8fa45fb @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model(text, integer, integer, integer, integer, integer, bigint) IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer). A null takes the value of a configuration of that name, and vocab that of its vocabulary. The same seed gives the same weights.';
@@ -17822,11 +18798,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 493e8faf6b31 @extschema@'].models.copy_model(globals())
+GD['pg_gpt2 0ef3a8fa45fb @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model(text, text, integer) IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with checkpoint_id, which must be one of the source, as they were then (the vocabulary as it is).';
@@ -17836,11 +18812,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 493e8faf6b31 @extschema@'].models.drop_model(globals())
+GD['pg_gpt2 0ef3a8fa45fb @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model(text) IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s configuration stays, or comes back where the model had another shape. Waits for a training of it by another session to end, which llm_train_stop hastens.';
@@ -17879,11 +18855,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.changed(globals())
+GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed() IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -17899,11 +18875,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode(text, text, boolean) IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A null text gives null; a null model is the setting pg_gpt2.model.';
@@ -17916,11 +18892,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent(bytea, text, boolean) IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with U+FFFD for what a text cannot hold. An empty sent stands for an array that is too long.';
@@ -17943,11 +18919,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize(text, text, boolean) IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a space), and bytes.';
@@ -17957,11 +18933,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count(text, text, boolean) IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -17970,11 +18946,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace(text, text) IS
     'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
@@ -17989,11 +18965,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe(text, integer, text, text) IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is an error.';
@@ -18003,11 +18979,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab(text, text) IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns the number of tokens. For members of pg_read_server_files.';
@@ -18017,11 +18993,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges(text, text) IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their number. For members of pg_read_server_files.';
@@ -18035,11 +19011,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors(text, text, boolean) IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else nothing changes. For members of pg_read_server_files.';
@@ -18049,27 +19025,27 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz(text, text, boolean) IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; otherwise as pg_llm_import_safetensors.';
 
-CREATE FUNCTION llm_import_safetensors(data bytea, model text, replace boolean DEFAULT false)
+CREATE FUNCTION llm_import_safetensors(data llm_bytes, model text, replace boolean DEFAULT false)
 RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].transfer.import_safetensors(globals())
 $$;
-COMMENT ON FUNCTION llm_import_safetensors(bytea, text, boolean) IS
+COMMENT ON FUNCTION llm_import_safetensors(llm_bytes, text, boolean) IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as pg_llm_import_safetensors, without a config.json.';
 
 CREATE FUNCTION pg_llm_export_safetensors(path text, model text)
@@ -18077,11 +19053,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors(text, text) IS
     'Write the weights of a model as a safetensors file of the server, with the names that transformers'' GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
@@ -18091,11 +19067,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz(text, text) IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of pg_write_server_files.';
@@ -18105,11 +19081,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors(text) IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the file.';
@@ -18130,21 +19106,22 @@ CREATE FUNCTION llm_generate(
     stop text[] DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
     min_p double precision DEFAULT 0,
-    echo boolean DEFAULT true
+    echo boolean DEFAULT true,
+    options jsonb DEFAULT NULL
 )
 RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate(
-    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
-    'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. temperature 0 takes the most probable token each time; else one is drawn from the topk most probable (0 = all), of those the fewest that together have probability topp (1 = all), of those the ones with at least min_p times the probability of the best. repetition_penalty above 1 makes tokens less probable that occurred. It ends at the end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting pg_gpt2.model, else gpt2-small, or where that has none the only model that has weights. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it.';
+    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean, jsonb) IS
+    'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. temperature 0 takes the most probable token each time; else one is drawn from the topk most probable (0 = all), of those the fewest that together have probability topp (1 = all), of those the ones with at least min_p times the probability of the best. repetition_penalty above 1 makes tokens less probable that occurred. It ends at the end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting pg_gpt2.model, else gpt2-small, or where that has none the only model that has weights. An empty prompt starts from the end-of-text token. Past the model''s window, generation goes on from the last half of it. options has more, and may have the parameters by Hugging Face''s names: llm_generation_options lists them.';
 
 CREATE FUNCTION llm_generate_stream(
     prompt text,
@@ -18158,7 +19135,8 @@ CREATE FUNCTION llm_generate_stream(
     stop text[] DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
     min_p double precision DEFAULT 0,
-    echo boolean DEFAULT true
+    echo boolean DEFAULT true,
+    options jsonb DEFAULT NULL
 )
 RETURNS TABLE (
     step integer,
@@ -18172,14 +19150,14 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream(
-    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
+    text, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean, jsonb) IS
     'Continue a prompt as llm_generate does, one row a token, with everything so far in text. Rows arrive as they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; finish_reason is stop or length on the last row.';
 
 -- PL/Python makes an object of each element of an array before our code runs, and nothing interrupts it. So token ids go in the
@@ -18195,20 +19173,21 @@ CREATE FUNCTION llm_generate_tokens_sent(
     seed bigint,
     stop text[],
     repetition_penalty double precision,
-    min_p double precision
+    min_p double precision,
+    options jsonb
 )
 RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent(
-    bytea, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
+    bytea, integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, jsonb) IS
     'What llm_generate_tokens calls, with array_send(ids). An empty one stands for an array that is too long.';
 
 CREATE FUNCTION llm_generate_tokens(
@@ -18222,15 +19201,16 @@ CREATE FUNCTION llm_generate_tokens(
     seed bigint DEFAULT NULL,
     stop text[] DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
-    min_p double precision DEFAULT 0
+    min_p double precision DEFAULT 0,
+    options jsonb DEFAULT NULL
 )
 RETURNS integer[]
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_generate_tokens_sent(
     CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END,
-    max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p);
+    max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, options);
 COMMENT ON FUNCTION llm_generate_tokens(
-    integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision) IS
+    integer[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, jsonb) IS
     'Continue token ids: the new ids only, the end-of-text token included where it ended generation. Works without a vocabulary, unless stop strings are given.';
 
 CREATE FUNCTION llm_generate_batch(
@@ -18245,43 +19225,45 @@ CREATE FUNCTION llm_generate_batch(
     stop text[] DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
     min_p double precision DEFAULT 0,
-    echo boolean DEFAULT true
+    echo boolean DEFAULT true,
+    options jsonb DEFAULT NULL
 )
 RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch(
-    text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean) IS
+    text[], integer, double precision, integer, double precision, text, integer, bigint, text[], double precision, double precision, boolean, jsonb) IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, the one that llm_generate gives with seed + n - 1.';
 
 CREATE FUNCTION llm_beam_search_sent(
     prompt text,
+    sent bytea,
     beam_width integer,
     max_tokens integer,
     length_penalty double precision,
     early_stopping boolean,
     eos_token integer,
     model_name text,
-    sent bytea
+    options jsonb
 )
 RETURNS TABLE (rank integer, score double precision, text text, token_ids integer[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.beam_search(globals())
 $$;
-COMMENT ON FUNCTION llm_beam_search_sent(text, integer, integer, double precision, boolean, integer, text, bytea) IS
+COMMENT ON FUNCTION llm_beam_search_sent(text, bytea, integer, integer, double precision, boolean, integer, text, jsonb) IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty one stands for an array that is too long.';
 
 CREATE FUNCTION llm_beam_search(
@@ -18292,18 +19274,38 @@ CREATE FUNCTION llm_beam_search(
     early_stopping boolean DEFAULT false,
     eos_token integer DEFAULT NULL,
     model_name text DEFAULT NULL,
-    prompt_ids integer[] DEFAULT NULL
+    prompt_ids integer[] DEFAULT NULL,
+    options jsonb DEFAULT NULL
 )
 RETURNS TABLE (rank integer, score double precision, text text, token_ids integer[])
 LANGUAGE sql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT * FROM @extschema@.llm_beam_search_sent(
-    prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name,
-    CASE WHEN cardinality(prompt_ids) > 1048576 THEN '' ELSE array_send(prompt_ids) END)
+    prompt, CASE WHEN cardinality(prompt_ids) > 1048576 THEN '' ELSE array_send(prompt_ids) END,
+    beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, options)
 $$;
-COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[]) IS
-    'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window.';
+COMMENT ON FUNCTION llm_beam_search(text, integer, integer, double precision, boolean, integer, text, integer[], jsonb) IS
+    'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are those of Hugging Face. Prompt and continuation must fit the model''s window. Of the keys of options (llm_generation_options) those apply that do not concern drawing; they change log-probabilities, which are not normalised again.';
+
+CREATE FUNCTION llm_generation_options_declared()
+RETURNS TABLE (name text, type text, default_value text, domain text, meaning text)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
+    try: plpy.execute('SELECT @extschema@.llm_boot()')
+    except plpy.SPIError as e:
+        raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.options(globals())
+$$;
+COMMENT ON FUNCTION llm_generation_options_declared() IS 'What the view llm_generation_options shows.';
+
+CREATE VIEW llm_generation_options AS
+SELECT name, type, default_value, domain, meaning FROM @extschema@.llm_generation_options_declared();
+COMMENT ON VIEW llm_generation_options IS
+    'The keys of options of llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch and llm_beam_search, by the names that Hugging Face or OpenAI have for them: the processors are those of transformers, applied in its order. A key that is also a parameter sets it; where both are given and differ, that is an error. default_value null: none.';
+GRANT SELECT ON llm_generation_options TO PUBLIC;
 
 CREATE FUNCTION llm_next_token(
     prompt text,
@@ -18315,11 +19317,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token(text, integer, double precision, text) IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, over the whole vocabulary.';
@@ -18336,11 +19338,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent(bytea, text, integer, integer, integer, integer) IS
     'What llm_logits calls, with array_send(token_ids). An empty one stands for an array that is too long.';
@@ -18370,11 +19372,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs(text, text, boolean) IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = most probable). For the first both are null, or with from_start what the model says after an end-of-text token. Past the window, every token has at least half a window before it.';
@@ -18384,11 +19386,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity(text, text, boolean) IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, the first excepted, unless from_start scores it as what follows an end-of-text token. Null where no token is scored. Past the window it slides by half a window, as in Hugging Face''s guide.';
@@ -18403,11 +19405,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding(text, integer, text, text) IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, negative counts from the end, as Hugging Face''s hidden_states), the mean of all tokens or the last one; null of an empty text. A cast to pgvector''s type vector works as it is.';
@@ -18430,11 +19432,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load(text, text, integer, text, double precision, text, boolean, boolean) IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as rows of block_size tokens, at most n_positions of the model, in llm_dataset; the last val_fraction of the rows goes to the split val. Returns the number of rows. Rows go across texts; with pack => false each text has a row of its own, or several where it is longer than block_size. Rows that the model has in the splits that are written stay, and a NOTICE says how many there are; replace => true deletes them. The query returns one text column and runs with the caller''s rights and search_path (source_path); an ORDER BY makes the result reproducible.';
@@ -18456,11 +19458,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent(text, bytea, bytea, integer, integer, integer, integer, double precision, boolean, bigint, text) IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty one stands for an array that is too long.';
@@ -18497,11 +19499,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate(text, text, integer, integer) IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without dropout.';
@@ -18533,11 +19535,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -18609,11 +19611,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].training.train(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -18651,11 +19653,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 493e8faf6b31 @extschema@'].training.train_run(globals())
+GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run(
     text, integer, integer, integer, integer, integer, double precision, double precision, double precision, double precision,
@@ -18668,11 +19670,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop(text) IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. Commit this call for the run to see it.';
@@ -18805,11 +19807,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save(text, text, text) IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. The database keeps them, equal tensors once for all checkpoints; or, for members of pg_write_server_files, a new file .safetensors or .npz on the server does, of which the database keeps digests. Gradients are not saved.';
@@ -18819,11 +19821,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach(text, text) IS
     'Enter a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint of a model (null = the name that it was saved under), which need not exist; returns the id for llm_checkpoint_load. The whole file is read and compared with the digest in it. For members of pg_read_server_files.';
@@ -18833,11 +19835,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load(text, integer) IS
     'Put a model back to a checkpoint of it: configuration, weights and optimizer state, bit for bit, each block compared with its digest; returns the model''s step. Runs and logs stay, and later steps by hand begin a new manual run. Vocabulary and data are not part of a checkpoint. A file of the server is for members of pg_read_server_files.';
@@ -18870,11 +19872,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.drop(globals())
+GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop(integer) IS
     'Remove a checkpoint, with the tensors that no other one has. A file stays where it is, and can be removed there.';
@@ -18884,11 +19886,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune(text, integer, integer) IS
     'Remove a model''s checkpoints but the last keep_last saved, and but those whose step is a multiple of keep_every; returns how many. Checkpoints in files are neither counted nor removed.';
@@ -18904,11 +19906,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff(integer, integer) IS
     'How the weights of checkpoint b, or without it those that the model of a has now, differ from those of a: for each tensor whether a bit differs, the largest absolute difference, the L2 norm of the difference, and that relative to the norm in a. The numbers are null where only one has the tensor or shapes differ; relative is null where the norm in a is 0.';
@@ -18929,11 +19931,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history(text, text) IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a step updates every tensor), checkpoints saved and loaded, and now. Where its values are still known, at a checkpoint and now: its L2 norm, whether a bit changed since the checkpoint before it or loaded after that, the L2 norm of the change, and that relative to the norm then. Changes made by hand show in these numbers only.';
@@ -18956,11 +19958,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay(bigint, integer, bigint) IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is recorded: the rows of llm_dataset that it read, llm_train_log, the checkpoints saved on its way, and llm_param if the model has not been trained since. One row: the steps trained again, and the first difference with its step and what it is in, or nulls when there is none. It begins at from_checkpoint, else at a checkpoint of the run''s start, else at llm_init_model, else at the first checkpoint on its way. exact: every bit was compared; under another CPU, NumPy, BLAS or version of pg_gpt2 than the run''s losses and norms are compared within 1e-3, and note says so.';
@@ -18974,11 +19976,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent(bytea, integer) IS
     'What llm_sparkline calls, with array_send(numbers). An empty one stands for an array that is too long.';
@@ -18995,11 +19997,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline(bigint, integer) IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run without a step. Example: SELECT run_id, model, status, step, loss, llm_run_sparkline(run_id) FROM llm_train_progress.';
@@ -19013,11 +20015,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune(text, interval, integer) IS
     'Thin out llm_train_log, of a model or of all: of steps logged longer than older_than ago, every keep_every-th stays (null = none), and the first and the last of each run, those with a validation loss, and those with a digest of the weights. Runs that may be resumed are left alone. Returns the number of rows removed. What is gone cannot be compared by a replay.';
@@ -19089,11 +20091,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent(bytea, integer) IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) has it.';
@@ -19117,11 +20119,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values(bytea) IS
     'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
@@ -19139,11 +20141,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul(bytea, bytea, integer, integer, integer) IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -19152,11 +20154,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add(bytea, bytea) IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -19166,11 +20168,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu(bytea) IS
     'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
@@ -19180,11 +20182,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward(bytea, bytea) IS
     'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
@@ -19194,11 +20196,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax(bytea, integer) IS 'Softmax of each row of n values; n null = one row.';
 
@@ -19207,11 +20209,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward(bytea, bytea, integer) IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -19226,11 +20228,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm(bytea, bytea, bytea, double precision) IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps 1e-5.';
@@ -19245,11 +20247,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward(bytea, bytea, bytea, double precision) IS
     'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
@@ -19259,11 +20261,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy(bytea, integer) IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -19273,11 +20275,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward(bytea, integer) IS
     'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
@@ -19292,11 +20294,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout(bytea, double precision, boolean, bigint) IS
     'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
@@ -19312,11 +20314,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward(bytea, bytea, bytea, double precision, boolean) IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where output <> 0 or input = 0.';
@@ -19326,11 +20328,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like(bytea) IS 'Ones, as many as src has values.';
 
@@ -19339,11 +20341,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like(bytea) IS 'Zeros, as many as src has values.';
 
@@ -19352,11 +20354,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose(bytea, integer, integer) IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -19374,11 +20376,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention(bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> [t,d]. Evaluated in chunks of pg_gpt2.attention_chunk rows.';
@@ -19398,11 +20400,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer) IS
     'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
@@ -19421,11 +20423,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward(bytea, bytea, bytea, bytea, bytea, bytea, integer, integer) IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
@@ -19448,11 +20450,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step(bytea, bytea, bytea, bytea, double precision, double precision, double precision, double precision, double precision, integer) IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, for bias correction; a null or empty m or v is zeros.';
@@ -19462,11 +20464,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip(bytea, double precision) IS
     'The gradient, scaled down so that its L2 norm is at most clip.';
@@ -19481,11 +20483,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule(integer, integer, integer, double precision) IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -19501,11 +20503,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample(bytea, double precision, integer, double precision, bigint) IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest set of probability topp. temperature 0 takes the most probable. The same seed gives the same draw; seed null draws one from random(), which setseed() fixes.';
@@ -19526,11 +20528,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update() IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -19548,11 +20550,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id() IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of BEGIN each statement is a transaction. After SET pg_gpt2.tape = ''session'', the session has one tape until DISCARD ALL; behind a pooler in transaction mode, which gives one session to many clients, do not set that.';
@@ -19563,11 +20565,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent(bytea, bytea, boolean) IS
     'What llm_variable calls, with array_send(shape). An empty one stands for an array that is too long.';
@@ -19585,11 +20587,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent(text, bytea, jsonb) IS
     'What llm_op calls, with array_send(inputs). An empty one stands for an array that is too long.';
@@ -19606,11 +20608,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value(bigint) IS 'The value of a handle, a float32 tensor.';
 
@@ -19619,11 +20621,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.backprop(globals())
+GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop(bigint, text) IS
     'Gradients of the sum of a value by everything on the tape that it was computed from and that requires one, into llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With a model, it is an error if the value does not depend on a parameter of it.';
@@ -19633,11 +20635,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad(bigint) IS
     'The gradient of a handle after llm_backprop; null when it has none.';
@@ -19649,11 +20651,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent(bytea, text, integer) IS
     'What llm_embed calls, with array_send(tokens). An empty one stands for an array that is too long.';
@@ -19690,11 +20692,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward(bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, bytea, integer, integer, integer, double precision, double precision, boolean) IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While recording is on, a tensor given as bytes is the latest value of the tape with the same bytes; where vectors of several layers are equal, the layer is the one that the matrices belong to.';
@@ -19715,11 +20717,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2(bytea, text, integer, integer, integer, integer, bytea, bytea, double precision, boolean) IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are checks: null, or what the model has. ln_f_weight and ln_f_bias null = the model''s.';
@@ -19733,11 +20735,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op has some. pg_llm_values(data) shows the numbers.';
@@ -19747,11 +20749,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent(bytea, text) IS
     'What llm_trace calls, with array_send(ids). An empty one stands for an array that is too long.';
@@ -19776,11 +20778,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights(text, integer, integer, text) IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). Positions, layers and heads count from 0; the weights of a query sum to 1.';
@@ -19790,11 +20792,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens(text, text, integer) IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm followed. Layer 0 is the embeddings; the last is the model itself.';
@@ -19804,11 +20806,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding(integer, text) IS 'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting pg_gpt2.model.';
 
@@ -19817,11 +20819,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot(bigint) IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. tape_id null = that of llm_tape_id().';
@@ -19831,11 +20833,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape(bigint) IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No row = everything is as recorded. tape_id null = that of llm_tape_id(); the tapes of training steps need audit => ''full''.';
@@ -19845,11 +20847,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck(bigint, double precision, integer) IS
     'Compare the gradients of the sum of a value by every variable that requires one with central differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + largest gradient).';
@@ -19874,11 +20876,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor() IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or warn or error with a hint.';
@@ -19888,11 +20890,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status() IS
     'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all sessions use.';
@@ -19902,11 +20904,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear() IS 'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads the tables again. Called by the owner of the extension, it also removes the files of weights that sessions share.';
 
@@ -19915,11 +20917,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-GD['pg_gpt2 493e8faf6b31 @extschema@'].admin.grant_usage(globals())
+GD['pg_gpt2 0ef3a8fa45fb @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage(text, text) IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin (everything but the code, the caps and granting). Server files need pg_read_server_files or pg_write_server_files besides.';
@@ -19959,11 +20961,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled() IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -19986,11 +20988,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent(text, text, integer, bytea, bytea) IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty one stands for an array that is too long.';
@@ -20014,11 +21016,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params(text) IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns their number. Recorded functions do this by themselves for parameters that are not mapped.';
@@ -20028,11 +21030,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads(text, integer) IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of rows. The result does not depend on workers.';
@@ -20042,11 +21044,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 493e8faf6b31 @extschema@' not in GD:
+if 'pg_gpt2 0ef3a8fa45fb @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 493e8faf6b31 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 0ef3a8fa45fb @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state(integer) IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. The result does not depend on workers.';
@@ -20065,7 +21067,7 @@ REVOKE EXECUTE ON FUNCTION
     pg_llm_load_bpe_merges(text, text),
     pg_llm_import_safetensors(text, text, boolean),
     pg_llm_import_npz(text, text, boolean),
-    llm_import_safetensors(bytea, text, boolean),
+    llm_import_safetensors(llm_bytes, text, boolean),
     pg_llm_export_safetensors(text, text),
     pg_llm_export_npz(text, text),
     llm_share_param(text, text, integer, text, text, integer),
