@@ -100,9 +100,7 @@ def reference(sql: Path, examples: Path) -> str:
 
 def read_items(text: str) -> list[Item]:
     """The objects that a file of sql/ creates, with their comments."""
-    comments = [
-        (m["kind"], m["name"].replace('"', ""), words(m["text"]), m.start()) for m in COMMENT.finditer(text)
-    ]
+    comments = [(m["kind"], m["name"].replace('"', ""), words(m["text"]), m.start()) for m in COMMENT.finditer(text)]
     items = []
     for created in CREATED.finditer(text):
         kind, name = created["kind"], created["name"]
@@ -183,8 +181,5 @@ def signature(item: Item) -> str:
 
 def settings(text: str) -> str:
     """The section about settings, from the rows of llm_settings."""
-    rows = [
-        f"| `{name}` | {default or ''} | {words(literal)} |"
-        for name, default, literal in SETTING.findall(text)
-    ]
+    rows = [f"| `{name}` | {default or ''} | {words(literal)} |" for name, default, literal in SETTING.findall(text)]
     return "\n".join(["", "## Settings", "", SETTINGS, "", "| setting | default | |", "|---|---|---|", *rows, ""])
