@@ -19,6 +19,9 @@ BENCH_ARGS =
 # Passed on to docs/notebooks/execute.py, for example NOTEBOOK_ARGS='--store autograd'.
 NOTEBOOK_ARGS =
 
+# Two workers take files of tests in turn, each with a cluster of its own.
+IN_PARALLEL = --numprocesses 2 --dist loadfile
+
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 
@@ -107,16 +110,16 @@ OTHER_CODE_TESTS = $(addprefix tests/server/test_, generation.py parity.py weigh
 # Without AVX-512 weights lie in rows.
 .PHONY: test-avx2
 test-avx2: provision-test build .venv/test/complete
-	@PG_GPT2_CORETYPE=Haswell docker/cluster.sh run .venv/test/bin/python -m pytest $(OTHER_CODE_TESTS) $(PYTEST_ARGS)
+	@PG_GPT2_CORETYPE=Haswell docker/cluster.sh run .venv/test/bin/python -m pytest $(OTHER_CODE_TESTS) $(IN_PARALLEL) $(PYTEST_ARGS)
 
 # The README's installation brings the distribution's NumPy: an older one, with another BLAS (Debian 12: 1.24).
 .PHONY: test-distribution
 test-distribution: provision-test provision-distribution build .venv/test/complete
-	@.venv/distribution/bin/python -c 'import pytest, hypothesis' 2>/dev/null || { $(SYSTEM_PYTHON) -m venv --system-site-packages .venv/distribution && \
-	    .venv/distribution/bin/pip --disable-pip-version-check install --quiet pytest hypothesis >&2; }
-	@.venv/distribution/bin/python -m pytest tests/engine --ignore tests/engine/test_packaging.py $(PYTEST_ARGS)
+	@.venv/distribution/bin/python -c 'import pytest, hypothesis, xdist' 2>/dev/null || { $(SYSTEM_PYTHON) -m venv --system-site-packages .venv/distribution && \
+	    .venv/distribution/bin/pip --disable-pip-version-check install --quiet pytest pytest-xdist hypothesis >&2; }
+	@.venv/distribution/bin/python -m pytest tests/engine --ignore tests/engine/test_packaging.py $(IN_PARALLEL) $(PYTEST_ARGS)
 	@PG_GPT2_NUMPY=distribution docker/cluster.sh run .venv/test/bin/python -m pytest $(OTHER_CODE_TESTS) \
-	    tests/server/test_extension.py tests/server/test_train_run.py tests/server/test_replay_run.py tests/server/test_bench.py $(PYTEST_ARGS)
+	    tests/server/test_extension.py tests/server/test_train_run.py tests/server/test_replay_run.py tests/server/test_bench.py $(IN_PARALLEL) $(PYTEST_ARGS)
 
 .PHONY: fuzz
 fuzz: .venv/test/complete
@@ -132,7 +135,7 @@ soak: provision-test build .venv/test/complete
 
 .PHONY: test-oracle
 test-oracle: provision build .venv/oracle/complete
-	@docker/cluster.sh run .venv/oracle/bin/python -m pytest tests/oracle $(PYTEST_ARGS)
+	@docker/cluster.sh run .venv/oracle/bin/python -m pytest tests/oracle $(IN_PARALLEL) $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: .venv/oracle/complete

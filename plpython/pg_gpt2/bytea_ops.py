@@ -31,14 +31,14 @@ FLOAT8 = 701  # the type's number in there
 
 
 def require_dims(**dims: int) -> None:
-    """22023 naming the first dimension below 1."""
+    """Refuse (22023) a dimension below 1, by its name."""
     for name, value in dims.items():
         if value < 1:
             raise InvalidParameter(f"{name} must be 1 or more, not {value}", hint="It is a dimension of a tensor.")
 
 
 def require_eps(eps: float) -> None:
-    """22023 unless `eps` is a finite number of at least 0."""
+    """Refuse (22023) an `eps` that is negative or not finite."""
     if not (isfinite(eps) and eps >= 0):
         raise InvalidParameter(f"eps must be a finite number of at least 0, not {eps}", hint="GPT-2 has 1e-5.")
 
@@ -51,7 +51,7 @@ def _vector(data: bytes, name: str) -> np.ndarray:
 
 
 def _same_length(**tensors: np.ndarray) -> None:
-    """22023 unless all have as many values as the first."""
+    """Refuse (22023) tensors that have not as many values as the first."""
     (first, wanted), *others = tensors.items()
     for name, array in others:
         if array.size != wanted.size:
@@ -62,7 +62,7 @@ def _same_length(**tensors: np.ndarray) -> None:
 
 
 def require_room(n_bytes: int, purpose: str) -> None:
-    """53200 when there are not so many bytes for arguments, results and what is between. Little is not asked for."""
+    """Ask for the memory of arguments, results and what is between, unless it is little: 53200 where it is not there."""
     if n_bytes >= ASKED:
         host.require_memory(n_bytes, purpose)
 

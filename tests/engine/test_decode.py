@@ -192,7 +192,7 @@ def test_prompts_take_their_memory_from_one_pool(by_panels: bool, monkeypatch: p
 
 
 def test_rows_in_panels_have_the_same_bits_alone_and_together() -> None:
-    """Where `serve` finds that panels pay; so it says at least with AVX-512, which the tests' own process may have off."""
+    """Where `are_usable` finds that panels pay; so it says at least with AVX-512, which the tests' own process may have off."""
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
         has_avx512 = "avx512vl" in file.read()
     program = f"""
@@ -205,8 +205,8 @@ from pg_gpt2.generation.decode import Decoder, feed_together, several, step_toge
 from small_models import CONFIGS, random_params
 wide = GPT2Config(n_layer=1, n_head=1, d_model=128, n_positions=1100, vocab=50)  # d_head 128: shorter pieces of values
 for d in (8, 64, 122, 128, 160, 1000):
-    assert not {has_avx512} or "SkylakeX" not in threads.blas_name() or attend_blocks.serves(d), d
-    if attend_blocks.serves(d) and d <= 160:  # whatever number of positions is mixed
+    assert not {has_avx512} or "SkylakeX" not in threads.blas_name() or attend_blocks.is_usable(d), d
+    if attend_blocks.is_usable(d) and d <= 160:  # whatever number of positions is mixed
         q, k, v = np.random.default_rng(d).standard_normal((3, 1, 1100, d), np.float32)
         keys, values = np.zeros((1, 18, d, 64), np.float32), np.zeros((1, 18 * 64, d), np.float32)
         attend_blocks.store(keys, values, k, v, 0)
@@ -215,7 +215,7 @@ for d in (8, 64, 122, 128, 160, 1000):
         for i in range(1100):
             attend_blocks.attend_blocks(q[:, i : i + 1], keys, values, alone[:, i : i + 1], i)
         assert np.array_equal(alone, whole), d
-assert not attend_blocks.serves(2000)
+assert not attend_blocks.is_usable(2000)
 params = layout.arrange(random_params(wide), wide)
 if layout.in_panels(wide):
     ids = np.random.default_rng(1).integers(0, wide.vocab, 1100).tolist()

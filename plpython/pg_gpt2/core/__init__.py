@@ -1,1 +1,14 @@
-"""GPT-2 as the paper has it: configuration, ops with their gradients, tape, model."""
+"""GPT-2 as the papers have it, in plain NumPy; to be read first, in this order:
+
+    config   the hyperparameters of a GPT-2, and the names and shapes of the tensors that follow from them
+    ops      every operation with its gradient beside it: linear, gelu, layernorm, attention, cross entropy ...
+    op       how an operation gets its name, and how a faster form takes its place
+    tape     running operations, and going back over them for gradients
+    gpt2     the model: embeddings, blocks, logits, loss; and its initial weights
+    cache    keys and values of what was read, for generating token after token
+    adamw    the optimizer, clipping by the norm, the schedule of the learning rate
+    rng      random numbers that have an address, so that a dropout mask can be drawn again
+
+It imports NumPy and the standard library, and `errors`, for exceptions with an SQLSTATE. `SET pg_gpt2.fast = off` computes
+everything by these lines, and each form in `fast` is tested against the one here.
+"""

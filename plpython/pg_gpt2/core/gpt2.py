@@ -147,7 +147,7 @@ def loss(
 
 
 def check_window(length: int, config: GPT2Config) -> None:
-    """22023 when a sequence is empty or longer than the position embeddings."""
+    """Refuse (22023) a sequence that is empty or longer than the position embeddings."""
     if not 1 <= length <= config.n_positions:
         raise InvalidParameter(
             f"a sequence of {length} tokens does not fit the model",

@@ -52,7 +52,7 @@ class Op:
         return self.run(*arrays, **attrs)[0]
 
     def run(self, *arrays: np.ndarray, **attrs: Any) -> tuple[np.ndarray, Any]:
-        """(y, saved); saved is None when the op saves nothing. 22023 when inputs or attributes do not fit."""
+        """(y, saved); saved is None when the op saves nothing. Inputs or attributes that do not fit are refused (22023)."""
         self.check_inputs(len(arrays))
         try:
             if self.check is not None:
@@ -67,7 +67,7 @@ class Op:
         return self.run(*arrays, **attrs) if self.saving is None else self.saving(*arrays, **attrs)
 
     def check_inputs(self, count: int) -> None:
-        """22023 when the number of inputs is wrong."""
+        """Refuse (22023) a wrong number of inputs."""
         if count != len(self.inputs) and not (self.variadic and count):
             raise InvalidParameter(
                 f"op {self.name} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {count}",
@@ -153,7 +153,7 @@ def is_fast() -> bool:
 
 
 def lookup(name: str) -> Op:
-    """The op of that name; 42704 when there is none."""
+    """The op of that name; an unknown one is refused (42704)."""
     try:
         return registry[name]
     except KeyError:

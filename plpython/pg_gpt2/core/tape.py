@@ -30,7 +30,7 @@ class Eager:
     """Runs ops and records nothing: a handle is the array itself."""
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
-        """data."""
+        """The data themselves."""
         return data
 
     def apply(self, name: str, *inputs: np.ndarray, **attrs: Any) -> np.ndarray:

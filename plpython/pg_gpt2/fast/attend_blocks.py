@@ -155,7 +155,7 @@ def _segment(d: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def serves(d: int) -> bool:
+def is_usable(d: int) -> bool:
     """Whether rows of heads of width d have the same bits alone and together, with this CPU and BLAS."""
     return _segment(d) > 0 and all(_rows_are_alone(d, offset) for offset in (0, _segment(d) - BLOCK))
 

@@ -51,7 +51,7 @@ class RowCache:
         return 2 * FLOAT32.itemsize * prod(cls._shape(config, room))
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
-        """See Cache."""
+        """As `Cache.attend`, over rows: one product a group of heads."""
         end, first = start + len(qkv), start + len(qkv) - len(out)
         q, k, v = _heads(qkv, 3, self._n_head)
         q = q[:, first - start :]
@@ -62,7 +62,7 @@ class RowCache:
         threads.for_rows(self._n_head, heads, lambda h: attend(q[h], keys[h], values[h], mixed[h], first))
 
     def copy_to(self, other: "RowCache", length: int) -> None:
-        """See Cache."""
+        """As `Cache.copy_to`."""
         other._keys[:, :, :length] = self._keys[:, :, :length]
         other._values[:, :, :length] = self._values[:, :, :length]
 
@@ -76,7 +76,7 @@ class BlockCache:
         self._keys, self._values = self.arena.keys[:, slot], self.arena.values[:, slot]
 
     def attend(self, layer: int, qkv: np.ndarray, out: np.ndarray, start: int) -> None:  # [T, 3D], [t, D]
-        """See Cache."""
+        """As `Cache.attend`, over blocks: a row has the same bits in any company."""
         first, t = start + len(qkv) - len(out), len(out)
         q, k, v = _heads(qkv, 3, self._n_head)
         q = q[:, first - start :]
@@ -97,7 +97,7 @@ class BlockCache:
         threads.for_rows(self._n_head, heads, some)
 
     def copy_to(self, other: "BlockCache", length: int) -> None:
-        """See Cache."""
+        """As `Cache.copy_to`; whole blocks of keys."""
         blocks = -(-length // attend_blocks.BLOCK)
         other._keys[:, :, :blocks] = self._keys[:, :, :blocks]
         other._values[:, :, :length] = self._values[:, :, :length]

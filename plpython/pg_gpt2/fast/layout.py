@@ -24,7 +24,7 @@ def in_panels(config: GPT2Config) -> bool:
     if use_panels is not None:
         return use_panels
     d = config.d_model
-    return panels.serve((d, 4 * d)) and attend_blocks.serves(config.d_head)
+    return panels.are_usable((d, 4 * d)) and attend_blocks.is_usable(config.d_head)
 
 
 def stored_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 OpenBLAS packs all weights anew for a product of two or more rows, except in its kernels for small matrices (AVX-512, m n k up to
 a million). Here every product is a stack of such small ones: up to four rows cost what one does, and many rows no more than one
-large product. Elsewhere panels are slow and their rows depend on each other; `serve` finds out by trying.
+large product. Elsewhere panels are slow and their rows depend on each other; `are_usable` finds out by trying.
 """
 
 import time
@@ -12,6 +12,8 @@ from functools import lru_cache, partial
 import numpy as np
 
 from . import buffers, threads
+
+Call = Callable[[], object]
 
 WIDTH = 64
 ROWS = 16  # at a time
@@ -105,45 +107,76 @@ def product(x: np.ndarray, w: Panels, bias: np.ndarray | None = None) -> np.ndar
 
 def bind(
     x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None = None, following: Panels | None = None
-) -> Callable[[], object]:
+) -> Call:
     """A call that sets out[:, :N] = x @ w (+ bias), for whatever x [room, K] then holds; out is [room, panels * 64].
 
     `following` are the weights of the next product, of about as many rows, which another thread begins to read meanwhile.
     """
-    k, n = w.shape
-    parts = _parts(k)
-    pieces = _pieces(len(w.data), 2.0 * len(x) * k * n)
-    if parts > 1 and parts * out.nbytes > MOST_TERMS:
-        return _together([[partial(_piece, x, w, out, bias, c)] for c in pieces])
-    terms = out[None] if parts == 1 else buffers.scratch("panels", (parts, *out.shape), out.dtype)
-    tasks = [_multiply(x, w.data[c], terms[:, :, _columns(c)]) for c in pieces]
-    ends = [_finish(terms, out, slice(c.start * WIDTH, min(c.stop * WIDTH, n)), bias) for c in pieces]
-    ahead = None if following is None else _reading(following, len(x))
-    if len(x) > ROWS:
-        return _together([[*task, *end] for task, end in zip(tasks, ends)], ahead)
-    # Adding up a few rows is not worth a second thread, which would wait for the interpreter.
-    return partial(_each, [_together(tasks, ahead), *_finish(terms, out, slice(0, n), bias)])
+    return _BoundProduct(x, w, out, bias).call(following)
 
 
-def _reading(w: Panels, m: int) -> Callable[[], object] | None:
+class _BoundProduct:
+    """x @ w (+ bias), to be computed again and again: what each thread calls is prepared, down to the views.
+
+    The depth is cut into `parts` whose products, the terms, are added up; the panels into `pieces`, one for a thread each.
+    """
+
+    def __init__(self, x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None) -> None:
+        self.x, self.w, self.out, self.bias = x, w, out, bias
+        self.parts = _parts(w.shape[0])
+        self.pieces = _pieces(len(x), w)
+
+    def call(self, following: Panels | None) -> Call:
+        """All of it in one call."""
+        if self.parts > 1 and self.parts * self.out.nbytes > MOST_TERMS:
+            return _on_all_cores([partial(self._one_piece, piece) for piece in self.pieces])
+        terms = self.out[None] if self.parts == 1 else self._terms(self.out)
+        products = [self._multiply(piece, terms[:, :, _columns(piece)]) for piece in self.pieces]
+        ahead = None if following is None else _read_ahead(following, len(self.x))
+        if len(self.x) > ROWS:
+            ends = [self._add_up(terms, self.out, _columns(piece)) for piece in self.pieces]
+            return _on_all_cores([_in_turn([*product, *end]) for product, end in zip(products, ends)], ahead)
+        # Adding up a few rows is not worth a second thread, which would wait for the interpreter.
+        multiplied = _on_all_cores([_in_turn(product) for product in products], ahead)
+        return _in_turn([multiplied, *self._add_up(terms, self.out, slice(0, None))])
+
+    def _one_piece(self, piece: slice) -> None:
+        """The product with some panels, its terms in memory of the thread."""
+        out = self.out[:, _columns(piece)]
+        terms = self._terms(out)
+        _in_turn([*self._multiply(piece, terms), *self._add_up(terms, out, slice(0, None), piece.start * WIDTH)])()
+
+    def _terms(self, out: np.ndarray) -> np.ndarray:
+        return buffers.scratch("panels", (self.parts, *out.shape), out.dtype)
+
+    def _multiply(self, piece: slice, terms: np.ndarray) -> list[Call]:
+        """Calls that set the terms [parts, m, P w] of x [m, K] @ each of the panels [P, K, w]."""
+        return multiply(self.x, self.w.data[piece], terms)
+
+    def _add_up(self, terms: np.ndarray, out: np.ndarray, columns: slice, first: int = 0) -> list[Call]:
+        """Calls that add the terms in order, and the bias, in `columns` of out, whose first is the product's column `first`."""
+        n = self.w.shape[1] - first
+        columns = slice(columns.start, min(columns.stop or n, n, out.shape[1]))
+        some = out[:, columns]
+        calls: list[Call] = []
+        if len(terms) > 1:
+            calls.append(partial(np.add.reduce, terms[:, :, columns], axis=0, out=some))
+        if self.bias is not None:
+            calls.append(partial(np.add, some, self.bias[first:][columns], out=some))
+        return calls
+
+
+def _read_ahead(w: Panels, m: int) -> Call | None:
     """A call that reads the beginning of what a second thread reads of w for m rows, into its caches."""
-    pieces = _pieces(len(w.data), 2.0 * m * w.shape[0] * w.shape[1])
+    pieces = _pieces(m, w)
     if len(pieces) < 2:
         return None
     return partial(np.maximum.reduce, w.data[pieces[1]].reshape(-1)[: READ_AHEAD // w.dtype.itemsize])
 
 
-def _piece(x: np.ndarray, w: Panels, out: np.ndarray, bias: np.ndarray | None, panels: slice) -> None:
-    """The product with some panels, its terms in memory of the thread."""
-    n, parts = min(panels.stop * WIDTH, w.shape[1]) - panels.start * WIDTH, _parts(len(w.data[0]))
-    some = out[:, _columns(panels)]
-    terms = buffers.scratch("panels", (parts, *some.shape), out.dtype)
-    calls = _multiply(x, w.data[panels], terms)
-    _each(calls + _finish(terms, some, slice(0, n), None if bias is None else bias[panels.start * WIDTH :]))
-
-
-def _pieces(count: int, flops: float) -> list[slice]:
-    """Ranges of `count` panels for one thread each, cut by the size of the problem."""
+def _pieces(m: int, w: Panels) -> list[slice]:
+    """Ranges of panels for one thread each, cut by the size of the product with m rows."""
+    count, flops = len(w.data), 2.0 * m * w.shape[0] * w.shape[1]
     pieces = 1 if flops < PARALLEL_FLOPS else 2 * max(1, round(flops / (2 * PIECE_FLOPS)))
     head_start = pieces == 2 and count >= HEAD_START  # of the caller, who need not be woken
     return threads.pieces(count, max(1, -(-count // pieces) + head_start))
@@ -153,13 +186,13 @@ def _columns(panels: slice) -> slice:
     return slice(panels.start * WIDTH, panels.stop * WIDTH)
 
 
-def _multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Callable[[], object]]:
+def multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Call]:
     """Calls that set the terms [parts, m, P w] of x [m, K] @ each of panels [P, K, w], the depth in equal parts."""
     m, (count, _, width), parts = len(x), panels.shape, len(terms)
     x = x.reshape(m, parts, -1)
     panels = panels.reshape(count, parts, -1, width).swapaxes(0, 1)
     whole = m - m % ROWS
-    calls: list[Callable[[], object]] = []
+    calls: list[Call] = []
     if whole:
         results = terms[:, :whole].reshape(parts, -1, ROWS, count, width).transpose(0, 3, 1, 2, 4)
         groups = x[:whole].reshape(-1, ROWS, *x.shape[1:]).transpose(2, 0, 1, 3)
@@ -170,29 +203,19 @@ def _multiply(x: np.ndarray, panels: np.ndarray, terms: np.ndarray) -> list[Call
     return calls
 
 
-def _finish(terms: np.ndarray, out: np.ndarray, columns: slice, bias: np.ndarray | None) -> list[Callable[[], object]]:
-    """Calls that add the terms in order, and the bias."""
-    some = out[:, columns]
-    calls: list[Callable[[], object]] = []
-    if len(terms) > 1:
-        calls.append(partial(np.add.reduce, terms[:, :, columns], axis=0, out=some))
-    if bias is not None:
-        calls.append(partial(np.add, some, bias[columns], out=some))
-    return calls
+def _in_turn(calls: Sequence[Call]) -> Call:
+    """One call that makes these one after the other."""
+    return calls[0] if len(calls) == 1 else partial(_call_each, calls)
 
 
-def _each(calls: Sequence[Callable[[], object]]) -> None:
+def _call_each(calls: Sequence[Call]) -> None:
     for call in calls:
         call()
 
 
-def _together(
-    tasks: Sequence[Sequence[Callable[[], object]]], ahead: Callable[[], object] | None = None
-) -> Callable[[], object]:
-    """One call for tasks that run on all cores, each a row of calls."""
-    if len(tasks) < 2:
-        return partial(_each, [call for task in tasks for call in task])
-    return threads.prepared([task[0] if len(task) == 1 else partial(_each, task) for task in tasks], ahead)
+def _on_all_cores(calls: Sequence[Call], ahead: Call | None = None) -> Call:
+    """One call that makes these on all cores; a thread that has none left makes the call `ahead`, for which nobody waits."""
+    return calls[0] if len(calls) == 1 else threads.prepared(calls, ahead)
 
 
 @lru_cache(maxsize=64)
@@ -201,13 +224,13 @@ def _parts(k: int) -> int:
     return next((n for n in range(-(-k // DEPTH), k // 16 + 1) if k % n == 0), 1)
 
 
-def serve(depths: Sequence[int]) -> bool:
+def are_usable(depths: Sequence[int]) -> bool:
     """Whether panels of weights of these depths give each row the same bits in any company, and are not slow."""
-    return all(_serves(k) for k in sorted({depth // _parts(depth) for depth in depths}))
+    return all(_is_usable(k) for k in sorted({depth // _parts(depth) for depth in depths}))
 
 
 @lru_cache(maxsize=64)
-def _serves(k: int) -> bool:
+def _is_usable(k: int) -> bool:
     random = np.random.Generator(np.random.Philox(1))
     x = random.standard_normal((2 * ROWS, k), np.float32)
     w = random.standard_normal((k, 8 * WIDTH), np.float32)
@@ -217,10 +240,10 @@ def _serves(k: int) -> bool:
     w = np.tile(w, (1, TRIAL_SCALARS // w.size + 1))
     panels = Panels.of(w)
     out = np.empty((1, 4, panels.data.shape[0] * WIDTH), np.float32)
-    calls = _multiply(x[:4], panels.data, out)
+    calls = multiply(x[:4], panels.data, out)
     # Where the bits are equal, panels take 0.2 to 0.45 of the time; only a BLAS nobody has met is excluded here. So busy cores,
     # which stretch either time by chance, cannot make two sessions choose differently.
-    return _seconds(lambda: _each(calls)) < 2 * _seconds(lambda: x[:4] @ w)
+    return _seconds(_in_turn(calls)) < 2 * _seconds(lambda: x[:4] @ w)
 
 
 @lru_cache(maxsize=1)

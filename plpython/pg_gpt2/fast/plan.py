@@ -68,7 +68,7 @@ class Plan:
         return self._y
 
     def leaf(self, data: np.ndarray, requires_grad: bool = False) -> np.ndarray:
-        """data."""
+        """The data themselves: what a plan is made of is not recorded."""
         return data
 
     def apply(self, name: str, *inputs: Rows, **attrs: float) -> Rows:
