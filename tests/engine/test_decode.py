@@ -296,11 +296,7 @@ def test_beams_are_the_same_in_both_layouts(monkeypatch: pytest.MonkeyPatch) -> 
     for use_panels in (False, True):
         monkeypatch.setattr(layout, "use_panels", use_panels)
         arranged = layout.arrange(random_params(config), config)
-        found.append(
-            beam.beam_search(
-                arranged, config, [1, 2, 3], width=3, max_tokens=20, length_penalty=1.0, early_stopping=False, eos=None
-            )
-        )
+        found.append(beam.beam_search(arranged, config, [1, 2, 3], beam.Beams(width=3, max_tokens=20)))
     assert [b.ids for b in found[0]] == [b.ids for b in found[1]]
 
 

@@ -172,14 +172,8 @@ def test_beam_search(config: GPT2Config, width: int, early_stopping: bool) -> No
                 return_dict_in_generate=True,
                 output_scores=True,
             )
-            found = beam.beam_search(
-                *(served(params, config), config, prompt),
-                width=width,
-                max_tokens=12,
-                length_penalty=length_penalty,
-                early_stopping=early_stopping,
-                eos=eos,
-            )
+            asked = beam.Beams(width, 12, length_penalty, early_stopping, eos)
+            found = beam.beam_search(served(params, config), config, prompt, asked)
             assert len(found) == width
             scores = [float(one.score) for one in found]
             np.testing.assert_allclose(scores, expected.sequences_scores.numpy(), rtol=2e-5, atol=1e-5)
