@@ -1,11 +1,14 @@
 """Sampling without an oracle: draws follow the distribution, seeds reproduce, ties and limits, and what is refused."""
 
+import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pg_gpt2.errors import InvalidParameter, NullNotAllowed
-from pg_gpt2.generation.processors import History, repetition_penalty, softmax
+from pg_gpt2.generation.processors import ADJUSTMENTS, CUTS, History, repetition_penalty, softmax
 from pg_gpt2.generation.sampling import (
     ROUNDING,
     Draws,
@@ -19,6 +22,7 @@ from pg_gpt2.generation.sampling import (
 PLAIN = Sampling(1.0, 0, 1.0)
 GREEDY = Sampling(0.0)
 NOTHING = History()
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "processors.json").read_text())
 
 
 def draws(seed: int, count: int) -> list[float]:
@@ -144,6 +148,36 @@ def test_kept_tokens(how: Sampling, kept: list[int]) -> None:
     np.testing.assert_allclose(probabilities, expected / expected.sum(), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "value", "scores"), GOLDEN["cases"])
+def test_processors_give_what_transformers_gave(name: str, value: object, scores: list[float | None]) -> None:
+    """Frozen scores; where there is null the token is excluded."""
+    how, logits = Sampling(**{name: tuples(value)}), np.array(GOLDEN["logits"], np.float32)
+    expected = np.array([-math.inf if score is None else score for score in scores], np.float32)
+    if how.adjustments:
+        found = how.adjusted(logits, History(GOLDEN["prompt"], GOLDEN["eos"], GOLDEN["said"]))
+        np.testing.assert_allclose(found, expected, rtol=2e-7, atol=1e-7)
+    else:
+        (*_, (last, cut, value)) = how.cuts
+        assert last == name
+        assert cut(logits, value).tolist() == np.flatnonzero(expected > -math.inf).tolist()
+
+
+def tuples(value: object) -> object:
+    """Lists of JSON as a value that was read."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
+def test_every_processor_is_among_the_frozen_ones_or_compared_above() -> None:
+    frozen = {name for name, _, _ in GOLDEN["cases"]}
+    assert frozen | {"topk", "topp", "min_p"} == {*ADJUSTMENTS, *CUTS}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nothing_left_is_an_error(temperature: float) -> None:
+    with pytest.raises(InvalidParameter, match="exclude every token"):
+        choose(np.zeros(3, np.float32), Sampling(temperature, suppress_tokens=(0, 1, 2)), 0.5, NOTHING)
+
+
 @pytest.mark.parametrize("how", [PLAIN, Sampling(), Sampling(1.0, 1, 0.0, 2.0, 1.0)])
 def test_a_vocabulary_of_one_token(how: Sampling) -> None:
     assert choose(np.array([-7], np.float32), how, 0.999, History([0])) == 0
@@ -168,6 +202,22 @@ SETTINGS = [
     for topp in (1.0, 0.95, 0.5, 0.0)
     for penalty in (1.0, 1.2, 0.8)
     for min_p in (0.0, 0.1, 1.0)
+]
+
+
+# Options that `is_decisive` knows to be bounded, and one that it does not.
+MORE = [
+    {},
+    {},
+    {"epsilon_cutoff": 0.02},
+    {"epsilon_cutoff": 0.3},
+    {"no_repeat_ngram_size": 1},
+    {"min_new_tokens": 9, "suppress_tokens": (0,)},
+    {"logit_bias": ((0, 30.0), (1, -1.0)), "repetition_penalty": 1.2},
+    {"sequence_bias": (((1,), 50.0), ((0, 1), -3.0)), "bad_words": ((0, 2),)},
+    {"presence_penalty": 1.0, "frequency_penalty": -0.5},
+    {"typical_p": 0.9},
+    {"eta_cutoff": 0.1},
 ]
 
 
@@ -197,19 +247,24 @@ def test_what_is_decisive_stays_whatever_rounding_does(seed: int) -> None:
     rng = np.random.default_rng(seed)
     decisive = 0
     for n in range(500):
-        how, logits = SETTINGS[rng.integers(len(SETTINGS))], nearly_tied(rng)
-        seen = History(rng.integers(len(logits), size=3).tolist())
+        how, logits, more = SETTINGS[rng.integers(len(SETTINGS))], nearly_tied(rng), MORE[n % len(MORE)]
+        if len(logits) > 2:  # the ids of MORE
+            how = replace(how, **more)
+        seen = History(rng.integers(len(logits), size=3).tolist(), len(logits) - 1, [0] if n % 2 else [])
+        if not (how.adjusted(logits, seen) > -math.inf).any():
+            continue
         draw = float([rng.random(), 0.0, 1 - 2.0**-53][max(0, n % 10 - 7)])
         if not is_decisive(logits, how, draw, seen):
             continue
         decisive += 1
+        assert how.temperature == 0 or (how.typical_p, how.eta_cutoff) == (1, 0)
         error = 0.999 * rounding_of(logits)
         for off in (rng.uniform(-error, error, (2, len(logits))), rng.choice([-error, error], (4, len(logits)))):
             for one in off:
                 assert choose((logits + one).astype(np.float32), how, draw, seen) == choose(logits, how, draw, seen), (
                     how
                 )
-    assert decisive > 400, "most are: what is not is decoded once more, alone"
+    assert decisive > 300, "most are: what is not is decoded once more, alone"
 
 
 def test_nearly_all_choices_from_a_plain_distribution_are_decisive() -> None:

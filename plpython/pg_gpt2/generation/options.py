@@ -17,7 +17,8 @@ from ..errors import InvalidParameter, NullNotAllowed
 from ..limits import MOST_OPTION_CHARACTERS, MOST_STOP_CHARACTERS
 
 T = TypeVar("T")
-INT4, INT8 = 2**31 - 1, 2**63 - 1
+INT8 = 2**63 - 1
+MOST_DIGITS = 400  # of an integer: more than a float has
 MOST_SHOWN = 60  # characters of a value in an error
 
 
@@ -45,11 +46,12 @@ def _number(value: Any) -> float | None:
     try:
         return float(value)
     except OverflowError:  # an integer of hundreds of digits
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _integer(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    good = isinstance(value, int) and not isinstance(value, bool) and -INT8 - 1 <= value <= INT8
+    return value if good else None
 
 
 def _list_of(kind: type, value: Any) -> tuple[Any, ...] | None:
@@ -90,9 +92,9 @@ def between(low: float, high: float) -> Domain:
     return Domain(f"between {low} and {high}", lambda value: low <= value <= high)
 
 
-def at_least(low: float, most: float = INT4) -> Domain:
-    """From `low` on, as far as the type goes."""
-    return Domain(f"{low} or more", lambda value: low <= value <= most)
+def at_least(low: float) -> Domain:
+    """From `low` on."""
+    return Domain(f"{low} or more", lambda value: value >= low)
 
 
 def above(low: float, most: float = math.inf) -> Domain:
@@ -147,10 +149,11 @@ class Option:
 
 
 def _shown(value: Any) -> str:
+    """A value for an error, as JSON has it but for NaN and infinity; not too much of it."""
     try:
-        text = str(value) if isinstance(value, int | float) else json.dumps(value, ensure_ascii=False)
-    except ValueError:  # an integer of thousands of digits
-        return "a number of thousands of digits"
+        text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        text = "a list in lists"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
@@ -200,7 +203,7 @@ class SamplingOptions(Declared):
     temperature: float = option(
         1.0,
         NUMBER,
-        at_least(0, math.inf),
+        at_least(0),
         hint="0 takes the most probable token.",
         meaning="Scores are divided by it; 0 takes the most probable token.",
         draws=True,
@@ -281,7 +284,7 @@ class SamplingOptions(Declared):
     suppress_tokens: Sequence[int] = option(
         (),
         IDS,
-        Domain("ids of the model", lambda ids: all(0 <= i <= INT4 for i in ids)),
+        Domain("ids of the model", lambda ids: min(ids, default=0) >= 0),
         hint="Example: [50256].",
         meaning="Tokens that are never taken.",
     )
@@ -337,7 +340,7 @@ class Call(Declared):
     eos_token: int | None = option(
         None,
         INTEGER,
-        Domain("-1 or a token id", lambda value: -1 <= value <= INT4),
+        Domain("-1 or a token id", lambda value: value >= -1),
         key="eos_token_id",
         hint="Give a token id, null for the model's, or -1 for none.",
         meaning="The token that ends generation; null is the model's, -1 none.",
@@ -357,7 +360,6 @@ class Generation(Call):
     seed: int | None = option(
         None,
         INTEGER,
-        Domain("a bigint", lambda value: -INT8 - 1 <= value <= INT8),
         hint="Any number of 64 bits; without one, setseed() decides.",
         meaning="The same seed gives the same text; null: setseed() decides.",
     )
@@ -466,6 +468,7 @@ def _said(text: str | None, declared: Mapping[str, Option], beams: bool) -> dict
 
 
 def _object(text: str) -> dict[str, Any]:
+    hint = """Example: '{"top_k": 20}'."""
     if len(text) > MOST_OPTION_CHARACTERS:
         raise InvalidParameter(
             f"options have {len(text)} characters, and {MOST_OPTION_CHARACTERS} are the most",
@@ -480,10 +483,16 @@ def _object(text: str) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no number")
 
+    def integer(digits: str) -> int:
+        if len(digits) > MOST_DIGITS:
+            raise ValueError(f"a number has {len(digits)} digits")
+        return int(digits)
+
     try:
-        found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
-        raise InvalidParameter(f"options cannot be read: {error}", hint="Example: '{\"top_k\": 20}'.") from None
+        found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_int=integer)
+    except (ValueError, RecursionError) as error:
+        reason = "they are nested too deeply" if isinstance(error, RecursionError) else error
+        raise InvalidParameter(f"options cannot be read: {reason}", hint=hint) from None
     if not isinstance(found, dict):
-        raise InvalidParameter(f"options must be an object, not {_shown(found)}", hint="Example: '{\"top_k\": 20}'.")
+        raise InvalidParameter(f"options must be an object, not {_shown(found)}", hint=hint)
     return found

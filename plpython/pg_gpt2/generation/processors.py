@@ -95,7 +95,7 @@ class Sequences:
         if spared is not None:
             bias[spared] = 0
         for before, last, value in self._longer.get(seen[-1], ()) if seen else ():
-            if len(before) < len(seen) and seen[-len(before) :] == before:
+            if seen[-len(before) :] == before:
                 bias[last] += value
         return scores + bias
 
