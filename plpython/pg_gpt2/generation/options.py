@@ -75,10 +75,10 @@ NUMBER = Kind("number", "float", _number)
 INTEGER = Kind("integer", "int", _integer)
 FLAG = Kind("true or false", "bool", lambda value: value if isinstance(value, bool) else None)
 TEXT = Kind("text", "str", lambda value: value if isinstance(value, str) else None)
-TEXTS = Kind("list of texts", "Sequence[str]", lambda value: _list_of(str, value))
+TEXTS = Kind("list of texts", "str | Sequence[str]", lambda value: _list_of(str, value))
 IDS = Kind("list of token ids", "Sequence[int]", lambda value: _list_of(int, value))
 TEXT_NUMBERS = Kind("object of a number for each text", "Mapping[str, float]", lambda value: _pairs(value, str))
-ID_NUMBERS = Kind("object of a number for each token id", "Mapping[str, float]", lambda value: _pairs(value, _id))
+ID_NUMBERS = Kind("object of a number for each token id", "Mapping[int, float]", lambda value: _pairs(value, _id))
 
 ANY = Domain("any", lambda value: True)
 SHORT = Domain(
