@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from docs.make_client import client
+from docs.make_client_options import client_options
 from docs.make_errors import errors
 from docs.make_reference import reference
 
@@ -132,6 +133,7 @@ def outputs() -> dict[str, str]:
         "docs/reference.md": reference(ROOT / "sql", ROOT / "docs" / "examples"),
         "docs/errors.md": errors(PACKAGE),
         "loaders/pg_llm_client/client.py": client(ROOT / "loaders" / "pg_llm_client" / "aio.py"),
+        "loaders/pg_llm_client/generation_options.py": client_options(ROOT / "sql" / "generation.sql"),
         "pg_gpt2.control": control(),
         "META.json": pgxn_metadata(),
     }

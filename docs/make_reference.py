@@ -5,8 +5,13 @@ An examples file has the name of a file of sql/; in it `-- name` on a line of it
 """
 
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+# The declarations need no package, so that any Python builds.
+sys.path.insert(0, str(Path(__file__).parents[1] / "plpython"))
+from pg_gpt2.generation.options import manual
 
 TOPICS = {
     "generation": "Generating text",
@@ -126,8 +131,8 @@ def words(literal: str) -> str:
 
 
 def is_public(item: Item) -> bool:
-    """Whether a user may meet it; a `_sent` is what another function hands its array to."""
-    return "RETURNS trigger" not in item.declared and not item.name.endswith("_sent")
+    """Whether a user may meet it; a `_sent` is what another function hands its array to, a `_declared` what a view reads."""
+    return "RETURNS trigger" not in item.declared and not item.name.endswith(("_sent", "_declared"))
 
 
 def grouped(items: list[Item]) -> list[list[Item]]:
@@ -164,6 +169,8 @@ def entry(items: list[Item], examples: dict[str, str]) -> str:
             lines += ["| column | type | |", "|---|---|---|"]
             lines += [f"| {name} | {kind} | {comment} |" for name, kind, comment in item.columns]
             lines.append("")
+    if items[0].name == "llm_generation_options":
+        lines += [*generation_options(), ""]
     if items[0].name in examples:
         lines += ["```sql", examples[items[0].name], "```", ""]
     return "\n".join(lines).rstrip("\n")
@@ -177,6 +184,18 @@ def signature(item: Item) -> str:
     ).removeprefix("CREATE ")
     flat = re.sub(r"\s+", " ", head).replace("( ", "(").replace(" )", ")")
     return flat if len(flat) <= 110 else head
+
+
+def generation_options() -> list[str]:
+    """The table of the options of generation, from their declarations: what the view shows."""
+    return [
+        "| key | type | default | domain | |",
+        "|---|---|---|---|---|",
+        *(
+            f"| `{name}` | {kind} | {'' if default is None else default} | {'' if domain == 'any' else domain} | {meaning} |"
+            for name, kind, default, domain, meaning in manual()
+        ),
+    ]
 
 
 def settings(text: str) -> str:

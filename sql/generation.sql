@@ -12,7 +12,8 @@ CREATE FUNCTION llm_generate(
     stop text[] DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
     min_p double precision DEFAULT 0,
-    echo boolean DEFAULT true
+    echo boolean DEFAULT true,
+    options jsonb DEFAULT NULL
 )
 RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
@@ -26,7 +27,8 @@ COMMENT ON FUNCTION llm_generate IS
     'end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are left out. '
     'The same seed gives the same text; without one, setseed() decides. model_name null = the setting pg_gpt2.model, '
     'else gpt2-small, or where that has none the only model that has weights. An empty prompt starts from the '
-    'end-of-text token. Past the model''s window, generation goes on from the last half of it.';
+    'end-of-text token. Past the model''s window, generation goes on from the last half of it. options has more, and '
+    'may have the parameters by Hugging Face''s names: llm_generation_options lists them.';
 
 CREATE FUNCTION llm_generate_stream(
     prompt text,
@@ -40,7 +42,8 @@ CREATE FUNCTION llm_generate_stream(
     stop text[] DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
     min_p double precision DEFAULT 0,
-    echo boolean DEFAULT true
+    echo boolean DEFAULT true,
+    options jsonb DEFAULT NULL
 )
 RETURNS TABLE (
     step integer,
@@ -73,7 +76,8 @@ CREATE FUNCTION llm_generate_tokens_sent(
     seed bigint,
     stop text[],
     repetition_penalty double precision,
-    min_p double precision
+    min_p double precision,
+    options jsonb
 )
 RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
@@ -93,13 +97,14 @@ CREATE FUNCTION llm_generate_tokens(
     seed bigint DEFAULT NULL,
     stop text[] DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
-    min_p double precision DEFAULT 0
+    min_p double precision DEFAULT 0,
+    options jsonb DEFAULT NULL
 )
 RETURNS integer[]
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_generate_tokens_sent(
     CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END,
-    max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p);
+    max_tokens, temperature, topk, topp, model_name, eos_token, seed, stop, repetition_penalty, min_p, options);
 COMMENT ON FUNCTION llm_generate_tokens IS
     'Continue token ids: the new ids only, the end-of-text token included where it ended generation. Works without a '
     'vocabulary, unless stop strings are given.';
@@ -116,7 +121,8 @@ CREATE FUNCTION llm_generate_batch(
     stop text[] DEFAULT NULL,
     repetition_penalty double precision DEFAULT 1.0,
     min_p double precision DEFAULT 0,
-    echo boolean DEFAULT true
+    echo boolean DEFAULT true,
+    options jsonb DEFAULT NULL
 )
 RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
@@ -128,13 +134,14 @@ COMMENT ON FUNCTION llm_generate_batch IS
 
 CREATE FUNCTION llm_beam_search_sent(
     prompt text,
+    sent bytea,
     beam_width integer,
     max_tokens integer,
     length_penalty double precision,
     early_stopping boolean,
     eos_token integer,
     model_name text,
-    sent bytea
+    options jsonb
 )
 RETURNS TABLE (rank integer, score double precision, text text, token_ids integer[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
@@ -151,20 +158,39 @@ CREATE FUNCTION llm_beam_search(
     early_stopping boolean DEFAULT false,
     eos_token integer DEFAULT NULL,
     model_name text DEFAULT NULL,
-    prompt_ids integer[] DEFAULT NULL
+    prompt_ids integer[] DEFAULT NULL,
+    options jsonb DEFAULT NULL
 )
 RETURNS TABLE (rank integer, score double precision, text text, token_ids integer[])
 LANGUAGE sql STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 SELECT * FROM @extschema@.llm_beam_search_sent(
-    prompt, beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name,
-    CASE WHEN cardinality(prompt_ids) > 1048576 THEN '' ELSE array_send(prompt_ids) END)
+    prompt, CASE WHEN cardinality(prompt_ids) > 1048576 THEN '' ELSE array_send(prompt_ids) END,
+    beam_width, max_tokens, length_penalty, early_stopping, eos_token, model_name, options)
 $$;
 COMMENT ON FUNCTION llm_beam_search IS
     'The beam_width most probable continuations that beam search finds for a prompt, or for prompt_ids: the new text '
     'and ids, best first. Candidates, scores (sum of log-probabilities over length ^ length_penalty) and stopping are '
-    'those of Hugging Face. Prompt and continuation must fit the model''s window.';
+    'those of Hugging Face. Prompt and continuation must fit the model''s window. Of the keys of options '
+    '(llm_generation_options) those apply that do not concern drawing; they change log-probabilities, which are not '
+    'normalised again.';
+
+CREATE FUNCTION llm_generation_options_declared()
+RETURNS TABLE (name text, type text, default_value text, domain text, meaning text)
+LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS @generation.options@;
+COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
+
+CREATE VIEW llm_generation_options AS
+SELECT name, type, default_value, domain, meaning FROM @extschema@.llm_generation_options_declared();
+COMMENT ON VIEW llm_generation_options IS
+    'The keys of options of llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch and '
+    'llm_beam_search, by the names that Hugging Face or OpenAI have for them: the processors are those of '
+    'transformers, applied in its order. A key that is also a parameter sets it; where both are given and differ, '
+    'that is an error. default_value null: none.';
+GRANT SELECT ON llm_generation_options TO PUBLIC;
 
 CREATE FUNCTION llm_next_token(
     prompt text,

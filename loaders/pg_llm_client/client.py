@@ -11,8 +11,9 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions
 from .names import BeamKeywords, GenerateKeywords, SamplingKeywords, of_beams, takes
-from .options import BeamOptions, GenerationOptions, TrainOptions
+from .options import TrainOptions
 from .results import Beam, StreamEvent
 from .statements import FIND_SCHEMA, Statement, Statements, arguments, cursor_name
 from .training import progress_bar, split
@@ -76,7 +77,7 @@ class PGLLMClient:
     @takes(BeamOptions)
     def beam_search(self, prompt: str | None = None, **options: Unpack[BeamKeywords]) -> list[Beam]:
         """The `beam_width` best continuations of a prompt, or of `prompt_ids`, best first, as Hugging Face finds them."""
-        given = {"beam_width": 3, **arguments(options, self.model)}
+        given = {"beam_width": 3, **arguments(options, self.model, BEAM_KEYS)}
         return [Beam(*row) for row in self._rows("llm_beam_search", prompt=prompt, **given)]
 
     def embed(

@@ -9,13 +9,13 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, get_type_hints
 
-from .options import BeamOptions, GenerationOptions
+from .generation_options import BEAM_KEYS, BeamOptions, GenerationOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 OURS = {"max_new_tokens": "max_tokens", "top_k": "topk", "top_p": "topp"}
 OF_BEAMS = ("num_beams", "length_penalty", "early_stopping")
-BEAMS_TAKE = {"prompt", "max_tokens", "model", "eos_token", "echo", *OF_BEAMS}
+BEAMS_TAKE = {"prompt", "max_tokens", "model", "eos_token", "echo", *OF_BEAMS, *BEAM_KEYS}
 
 
 class SamplingKeywords(GenerationOptions, total=False):

@@ -1,38 +1,9 @@
-"""The keywords of the client's methods, each declared once: name, type and, as `Annotated[type, default]`, default.
+"""The keywords of the client's methods for training, each declared once; those for generation are in generation_options.py.
 
 A keyword that is left out is not sent: the server has the same default. statements.py says which type of SQL each has.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, TypedDict
-
-
-class GenerationOptions(TypedDict, total=False):
-    """How a prompt is continued: parameters of llm_generate."""
-
-    max_tokens: Annotated[int, 64]
-    temperature: Annotated[float, 1.0]
-    topk: Annotated[int, 50]
-    topp: Annotated[float, 0.95]
-    model: Annotated[str | None, None]
-    eos_token: Annotated[int | None, None]
-    seed: Annotated[int | None, None]
-    stop: Annotated[str | Sequence[str] | None, None]
-    repetition_penalty: Annotated[float, 1.0]
-    min_p: Annotated[float, 0.0]
-    echo: Annotated[bool, True]
-
-
-class BeamOptions(TypedDict, total=False):
-    """How beam search continues a prompt: parameters of llm_beam_search, whose default is 4 beams."""
-
-    beam_width: Annotated[int, 3]
-    max_tokens: Annotated[int, 64]
-    length_penalty: Annotated[float, 1.0]
-    early_stopping: Annotated[bool, False]
-    eos_token: Annotated[int | None, None]
-    model: Annotated[str | None, None]
-    prompt_ids: Annotated[Sequence[int] | None, None]
+from typing import TypedDict
 
 
 class TrainingOptions(TypedDict, total=False):

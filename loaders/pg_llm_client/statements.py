@@ -1,5 +1,6 @@
 """The SQL that both clients send: a call of one function in named notation, every value cast to its parameter's type."""
 
+import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType, UnionType
@@ -8,7 +9,8 @@ from typing import Any, get_args, get_type_hints
 import psycopg
 from psycopg import sql
 
-from .options import BeamOptions, GenerationOptions, TrainOptions
+from .generation_options import KEYS, BeamOptions, GenerationOptions
+from .options import TrainOptions
 
 FIND_SCHEMA = (
     "SELECT n.nspname FROM pg_catalog.pg_extension AS e"
@@ -29,7 +31,9 @@ TYPES = {
     name: _sql_type(kind)
     for options in (GenerationOptions, BeamOptions, TrainOptions)
     for name, kind in get_type_hints(options).items()
+    if name not in KEYS
 } | {
+    "options": "jsonb",
     "seed": "int8",
     "prompts": "text[]",
     "layer": "int4",
@@ -84,10 +88,14 @@ class Statements:
         return sql.Identifier(self.schema, name).as_string(None).replace("%", "%%")  # % would start a parameter
 
 
-def arguments(options: Mapping[str, Any], model: str | None) -> dict[str, Any]:
-    """Options of generation or of beam search as arguments of SQL functions; `model` where they name none."""
-    given = {**options, "model_name": options.get("model") or model}
-    given.pop("model", None)
+def arguments(options: Mapping[str, Any], model: str | None, keys: Sequence[str] = KEYS) -> dict[str, Any]:
+    """Options of generation or of beam search as arguments of SQL functions; `model` where they name none. Those that
+    are no parameters there but `keys` of its `options` go into that."""
+    given = {name: value for name, value in options.items() if name not in (*keys, "model")}
+    given["model_name"] = options.get("model") or model
+    others = {name: [value] if isinstance(value, str) else value for name, value in options.items() if name in keys}
+    if others:
+        given["options"] = json.dumps(others)
     for name, value in given.items():
         if value is not None and TYPES.get(name, "text").endswith("[]"):
             given[name] = [value] if isinstance(value, str) else list(value)

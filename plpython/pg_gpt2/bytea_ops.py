@@ -19,6 +19,7 @@ from .fast.attention import GROUP, MOST_SCORES
 from .fast.dropout import backward_from_output
 from .fast.elementwise import copied
 from .fast.ops import lookup
+from .generation.processors import History
 from .generation.sampling import Draws, Sampling, choose
 from .op_checks import check_length, check_p
 from .tensor import FLOAT32, from_bytes, to_bytes
@@ -351,7 +352,7 @@ def sample(logits: bytes, how: Sampling, seed: int) -> int:
             "logits have NaN, or a largest value that is not finite",
             hint="Give finite numbers; -infinity excludes a token.",
         )
-    return choose(array, how, Draws(seed).next())
+    return choose(array, how, Draws(seed).next(), History())
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ MOST_BEAMS = 1024  # of a beam search: each has keys and values of its own
 MOST_IDS = 1 << 20  # token ids, or other numbers, in an array of SQL: an object is made of each in one go
 MOST_INPUTS = 4096  # of an op: each is read by a query of its own, and an array is made of all in one go
 MOST_STOP_CHARACTERS = 65_536  # of all stop strings of a call: looking for them needs 300 bytes and a microsecond each
+MOST_OPTION_CHARACTERS = 1 << 20  # of `options`: reading JSON cannot be interrupted, and takes a second for 100 MB
 MOST_POSITIONS = 1 << 20  # of attention: a chunk of rows and all its keys are worked on without a look for an interrupt
 MOST_ROW = 1 << 22  # values of a row that is normalised or that classes are chosen by: what one call of NumPy works on
 MOST_CHOICES = 1 << 20  # logits that pg_llm_sample chooses from: it sorts them

@@ -10,6 +10,19 @@ CONFIGS = [
     GPT2Config(n_layer=1, n_head=3, d_model=24, n_positions=96, vocab=50),
 ]
 GREEDY = Sampling(temperature=0)
+# Processors that depend on what was read and said, and cuts that is_decisive bounds and does not.
+WITH_OPTIONS = [
+    Sampling(
+        temperature=0,
+        no_repeat_ngram_size=9,
+        suppress_tokens=(3,),
+        bad_words=((4, 5), (6,)),
+        sequence_bias=(((1, 2), 2.0),),
+        frequency_penalty=0.01,
+    ),
+    Sampling(presence_penalty=0.5, logit_bias=((7, 3.0),), min_new_tokens=40, epsilon_cutoff=0.001),
+    Sampling(temperature=0.5, typical_p=0.9, eta_cutoff=0.001),
+]
 
 
 def random_params(config: GPT2Config, seed: int = 0) -> dict[str, np.ndarray]:

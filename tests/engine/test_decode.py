@@ -26,7 +26,7 @@ from pg_gpt2.generation.decode import Decoder, feed_together, step_together
 from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.sampling import Sampling
 
-from tests.engine.small_models import CONFIGS, GREEDY, random_params
+from tests.engine.small_models import CONFIGS, GREEDY, WITH_OPTIONS, random_params
 
 
 @pytest.fixture(params=[False, True], ids=["rows", "panels"])
@@ -264,7 +264,7 @@ print("checked")
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling()])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(), *WITH_OPTIONS])
 def test_a_batch_gives_each_prompt_what_it_gets_alone(config: GPT2Config, sampling: Sampling, by_panels: bool) -> None:
     arranged = layout.arrange(random_params(config), config)
     prompts = [[1, 2, 3], list(range(40)), [7] * 95, [4]]
@@ -296,11 +296,7 @@ def test_beams_are_the_same_in_both_layouts(monkeypatch: pytest.MonkeyPatch) -> 
     for use_panels in (False, True):
         monkeypatch.setattr(layout, "use_panels", use_panels)
         arranged = layout.arrange(random_params(config), config)
-        found.append(
-            beam.beam_search(
-                arranged, config, [1, 2, 3], width=3, max_tokens=20, length_penalty=1.0, early_stopping=False, eos=None
-            )
-        )
+        found.append(beam.beam_search(arranged, config, [1, 2, 3], beam.Beams(width=3, max_tokens=20)))
     assert [b.ids for b in found[0]] == [b.ids for b in found[1]]
 
 

@@ -12,7 +12,7 @@ from pg_gpt2.generation.generate import Options
 from pg_gpt2.generation.lookup import LONG, NGRAMS, PATIENCE, Drafts
 from pg_gpt2.generation.sampling import Sampling
 
-from tests.engine.small_models import CONFIGS, GREEDY, random_params
+from tests.engine.small_models import CONFIGS, GREEDY, WITH_OPTIONS, random_params
 
 
 def copying_params(config: GPT2Config) -> dict[str, np.ndarray]:
@@ -25,7 +25,8 @@ def copying_params(config: GPT2Config) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"d{c.d_model}")
 @pytest.mark.parametrize(
-    "sampling", [GREEDY, Sampling(temperature=0, repetition_penalty=1.1), Sampling(topk=3, temperature=0.2)]
+    "sampling",
+    [GREEDY, Sampling(temperature=0, repetition_penalty=1.1), Sampling(topk=3, temperature=0.2), *WITH_OPTIONS],
 )
 @pytest.mark.parametrize("weights", [copying_params, random_params])
 def test_drafts_do_not_change_a_token(

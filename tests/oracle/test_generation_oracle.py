@@ -172,14 +172,8 @@ def test_beam_search(config: GPT2Config, width: int, early_stopping: bool) -> No
                 return_dict_in_generate=True,
                 output_scores=True,
             )
-            found = beam.beam_search(
-                *(served(params, config), config, prompt),
-                width=width,
-                max_tokens=12,
-                length_penalty=length_penalty,
-                early_stopping=early_stopping,
-                eos=eos,
-            )
+            asked = beam.Beams(width, 12, length_penalty, early_stopping, eos)
+            found = beam.beam_search(served(params, config), config, prompt, asked)
             assert len(found) == width
             scores = [float(one.score) for one in found]
             np.testing.assert_allclose(scores, expected.sequences_scores.numpy(), rtol=2e-5, atol=1e-5)
@@ -189,6 +183,75 @@ def test_beam_search(config: GPT2Config, width: int, early_stopping: bool) -> No
                 assert set(theirs[len(ids) :]) <= {PADDING}
                 ended += ids[-1] == eos and len(ids) < 12
     assert ended > 10
+
+
+def processors(name: str, free: list[int]) -> tuple[dict[str, object], dict[str, object]]:
+    """Their option and ours, so that a continuation changes that without it begins with `free`."""
+    first, second, third = free[:3]
+    cases: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+        "suppress_tokens": ({"suppress_tokens": [first]}, {"suppress_tokens": (first,)}),
+        "bad_words": (
+            {"bad_words_ids": [[first], [second, third]]},
+            {"bad_words": ((first,), (second, third))},
+        ),
+        "sequence_bias": (
+            {"sequence_bias": [[[9], 2.0], [[first, 4], 9.5]]},
+            {"sequence_bias": (((9,), 2.0), ((first, 4), 9.5))},
+        ),
+        **{
+            name: ({name: value}, {name: value})
+            for name, value in {"no_repeat_ngram_size": 2, "min_new_tokens": 6, "repetition_penalty": 1.3}.items()
+        },
+    }
+    chosen = cases.values() if name == "all" else [cases[name]]
+    return {k: v for theirs, _ in chosen for k, v in theirs.items()}, {
+        k: v for _, ours in chosen for k, v in ours.items()
+    }
+
+
+PROCESSORS = [
+    *("suppress_tokens", "bad_words", "sequence_bias", "no_repeat_ngram_size", "min_new_tokens", "repetition_penalty"),
+    "all",
+]
+
+
+@shapes
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_processors_in_generation(config: GPT2Config, name: str, beams: int) -> None:
+    """Greedily, where they change logits, and with beams, where they change log-probabilities."""
+    changed = 0
+    for seed in range(3):
+        params, prompt = random_params(config, seed), random_ids(config, 7, seed)
+        free = greedy(config, params, prompt, None)
+        eos = free[4]
+        theirs, ours = processors(name, free)
+        expected = (
+            hugging_face(config, params)
+            .generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, 7, dtype=torch.long),
+                max_new_tokens=20,
+                do_sample=False,
+                num_beams=beams,
+                num_return_sequences=beams,
+                eos_token_id=eos,
+                pad_token_id=PADDING,
+                **theirs,
+            )[:, 7:]
+            .tolist()
+        )
+        how = sampling.Sampling(0.0, **ours)
+        if beams == 1:
+            options = generation.Options(20, how, eos)
+            tokens = generation.tokens(served(params, config), config, prompt, options)
+            found = [[token.id for token in tokens]]
+        else:
+            asked = beam.Beams(beams, 20, eos=eos, sampling=how)
+            found = [[*one.ids] for one in beam.beam_search(served(params, config), config, prompt, asked)]
+        assert found == [ids[: len(one)] for ids, one in zip(expected, found, strict=True)]
+        changed += found[0] != free[: len(found[0])] or free.index(eos) + 1 < len(found[0])
+    assert changed
 
 
 # ---- scoring

@@ -11,8 +11,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from pg_gpt2.generation.sampling import Sampling, distribution, penalize
+from pg_gpt2.generation.processors import CUTS, History
+from pg_gpt2.generation.sampling import Sampling, distribution
+from transformers import GenerationConfig
+from transformers.generation import logits_process as theirs_of
 from transformers.generation.logits_process import (
+    LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -50,7 +54,7 @@ def theirs(logits: np.ndarray, seen: list[int], how: Sampling) -> np.ndarray:
 
 def ours(logits: np.ndarray, seen: list[int], how: Sampling) -> np.ndarray:
     """Probabilities [V]; 0 where a token is not kept."""
-    ids, probabilities = distribution(penalize(logits, seen, how.repetition_penalty), how)
+    ids, probabilities = distribution(how.adjusted(logits, History(seen)), how)
     found = np.zeros(len(logits), np.float32)
     found[ids] = probabilities
     return found
@@ -58,7 +62,7 @@ def ours(logits: np.ndarray, seen: list[int], how: Sampling) -> np.ndarray:
 
 def is_decided(logits: np.ndarray, seen: list[int], how: Sampling) -> bool:
     """Whether top-p and min-p keep the same tokens in whatever way float32 is rounded; computed in float64."""
-    scores = penalize(logits, seen, how.repetition_penalty).astype(np.float64) / how.temperature
+    scores = how.adjusted(logits, History(seen)).astype(np.float64) / how.temperature
     scores = np.sort(scores)[-how.topk if 0 < how.topk < len(scores) else 0 :]
     p = np.exp(scores - scores[-1])
     p /= p.sum()
@@ -79,7 +83,7 @@ def compare(logits: np.ndarray, seen: list[int], how: Sampling) -> None:
     """
     scores = theirs(logits, seen, how)
     expected = torch.from_numpy(scores).softmax(-1).numpy()
-    penalized = penalize(logits, seen, how.repetition_penalty)
+    penalized = how.adjusted(logits, History(seen))
     ids, probabilities = distribution(penalized, how)
     assert probabilities.dtype == np.float32
     assert ids.tolist() == sorted(set(ids.tolist()))
@@ -161,7 +165,7 @@ def test_infinite_logits_through_penalty_and_top_k(topk: int, penalty: float) ->
     logits = np.array([math.inf, -math.inf, 5, -2, math.inf, 0], np.float32)
     seen, how = [0, 1, 2, 3, 3], Sampling(1, topk, 1, penalty)
     scores = theirs(logits, seen, how)
-    penalized = penalize(logits, seen, penalty)
+    penalized = how.adjusted(logits, History(seen))
     ids, probabilities = distribution(penalized, how)
     kept = scores > -math.inf
     np.testing.assert_array_equal(penalized[kept], scores[kept])
@@ -178,3 +182,139 @@ def test_temperatures_next_to_zero_are_greedy(temperature: float) -> None:
     assert ours(logits[:4], [0], Sampling(temperature)).tolist() == [0, 1, 0, 0]
     if temperature >= 1e-30:
         compare(logits, [0], Sampling(temperature, 0, 1))
+
+
+# ---- the other options, each beside the processor of its name
+
+EOS = 7
+PROMPT, SAID = [4, 2, 3, 2, 3, 5], [2, 9, 9, 2]  # what was read, and what was said since
+SEQUENCES = (
+    ((3,), 1.5),
+    ((9, 2), -2.0),
+    ((9, 2, 8), 4.0),
+    ((2, 8), 0.25),
+    ((8,), 0.125),
+    ((1, 2), 3.0),
+    ((2,) * 40, 1.0),
+)
+
+
+def vllm_penalties(ids: torch.Tensor, scores: torch.Tensor, frequency: float, presence: float) -> torch.Tensor:
+    """`apply_penalties` of vllm/model_executor/layers/utils.py, over what was said."""
+    counts = torch.bincount(ids[0, len(PROMPT) :], minlength=scores.shape[1])[None]
+    return scores - frequency * counts - presence * (counts > 0)
+
+
+def vllm_biases(ids: torch.Tensor, scores: torch.Tensor, biases: tuple[tuple[int, float], ...]) -> torch.Tensor:
+    """`LogitBiasLogitsProcessor` of vllm/v1/sample/logits_processor/builtin.py."""
+    scores = scores.clone()
+    scores[0, [token for token, _ in biases]] += torch.tensor([number for _, number in biases])
+    return scores
+
+
+ADJUSTMENTS = [  # an option, a value of it, and what of theirs gets that value
+    ("sequence_bias", SEQUENCES, lambda v: theirs_of.SequenceBiasLogitsProcessor(dict(v))),
+    ("logit_bias", ((5, 2.5), (0, -100.0)), lambda v: lambda ids, scores: vllm_biases(ids, scores, v)),
+    ("repetition_penalty", 1.3, RepetitionPenaltyLogitsProcessor),
+    ("frequency_penalty", 0.7, lambda v: lambda ids, scores: vllm_penalties(ids, scores, v, 0)),
+    ("presence_penalty", -1.3, lambda v: lambda ids, scores: vllm_penalties(ids, scores, 0, v)),
+    *[("no_repeat_ngram_size", size, theirs_of.NoRepeatNGramLogitsProcessor) for size in (1, 2, 3, 10, 11, 12)],
+    (
+        "bad_words",
+        ((3,), (EOS,), (9, 2, 8), (2, 6), (1, 1)),
+        lambda v: theirs_of.NoBadWordsLogitsProcessor([list(ids) for ids in v], EOS),
+    ),
+    *[
+        ("min_new_tokens", least, lambda v: theirs_of.MinNewTokensLengthLogitsProcessor(len(PROMPT), v, EOS))
+        for least in (1, 4, 5)
+    ],
+    ("suppress_tokens", (0, 5), lambda v: theirs_of.SuppressTokensLogitsProcessor(list(v))),
+]
+WARPERS = [
+    *[("typical_p", mass, theirs_of.TypicalLogitsWarper) for mass in (0.01, 0.2, 0.9, 0.999)],
+    *[("epsilon_cutoff", least, theirs_of.EpsilonLogitsWarper) for least in (1e-4, 0.02, 0.4, 0.999)],
+    *[("eta_cutoff", least, theirs_of.EtaLogitsWarper) for least in (1e-4, 0.02, 0.4, 0.999)],
+]
+
+
+@pytest.mark.parametrize(("name", "value", "make"), ADJUSTMENTS)
+@pytest.mark.parametrize("kind", ["normal", "ties", "excluded", "zeros"])
+def test_a_processor_of_scores_equals_transformers(name: str, value: object, make: object, kind: str) -> None:
+    rng = np.random.default_rng(len(name))
+    how = Sampling(**{name: value})
+    for seen in range(len(SAID) + 1):
+        history = History(PROMPT, EOS, SAID[:seen])
+        for size in (10, 11, 300):
+            logits = random_logits(rng, size, kind)
+            processor = make(value)  # type: ignore[operator] # anew: sequences keep the size of the vocabulary
+            expected = processor(torch.tensor([[*history.ids]]), torch.from_numpy(logits.copy())[None])[0].numpy()
+            found = how.adjusted(logits, history)
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(
+                found, expected, rtol=2e-7, atol=1e-7 * float(np.abs(logits[np.isfinite(logits)]).max())
+            )
+
+
+@pytest.mark.parametrize(("name", "value", "make"), WARPERS)
+@pytest.mark.parametrize("kind", ["normal", "excluded"])
+def test_a_cut_equals_transformers(name: str, value: float, make: type, kind: str) -> None:
+    """Where rounding does not decide: ours is the same for values of the option next to this one."""
+    rng = np.random.default_rng(len(name))
+    compared = 0
+    for size in (1, 2, 10, 50, 300, 3000) * 10:
+        logits = random_logits(rng, size, kind)
+        logits -= logits.max()
+        kept, *near = (CUTS[name](logits, value * part) for part in (1, 1 - 1e-5, 1 + 1e-5))
+        if not all(np.array_equal(kept, other) for other in near):
+            continue
+        compared += 1
+        scores = make(value)(torch.zeros((1, 1), dtype=torch.long), torch.from_numpy(logits)[None])[0].numpy()
+        assert kept[logits[kept] > -math.inf].tolist() == np.flatnonzero(scores > -math.inf).tolist()
+    assert compared >= 50
+
+
+def test_all_together_have_the_order_of_transformers_generate() -> None:
+    """The list that its `generate` makes of a configuration with all of them, beside ours."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=8, n_positions=32, vocab_size=300)
+    asked = GenerationConfig(
+        do_sample=True,
+        temperature=0.8,
+        top_k=60,
+        top_p=0.97,
+        min_p=1e-4,
+        typical_p=0.9,
+        epsilon_cutoff=1e-3,
+        eta_cutoff=2e-3,
+        repetition_penalty=1.2,
+        no_repeat_ngram_size=2,
+        bad_words_ids=[[8], [9, 2, 6]],
+        sequence_bias=[[[3], 1.5], [[2, 8], 9.0]],
+        suppress_tokens=[0, 1],
+        min_new_tokens=6,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+    )
+    model = GPT2LMHeadModel(config)
+    model._prepare_special_tokens(asked, device="cpu")
+    listed = model._get_logits_processor(
+        asked, input_ids_seq_length=len(PROMPT), logits_processor=LogitsProcessorList()
+    )
+    assert len(listed) == 13
+    assert all(isinstance(processor, LogitsProcessor) for processor in listed)
+    how = Sampling(
+        *(0.8, 60, 0.97, 1.2, 1e-4, 0.9, 1e-3, 2e-3, 2, 6),
+        suppress_tokens=(0, 1),
+        bad_words=((8,), (9, 2, 6)),
+        sequence_bias=(((3,), 1.5), ((2, 8), 9.0)),
+    )
+    rng = np.random.default_rng(0)
+    history = History(PROMPT, EOS, SAID)
+    for _ in range(200):
+        logits = (2 * rng.normal(size=300)).astype(np.float32)
+        scores = listed(torch.tensor([[*history.ids]]), torch.from_numpy(logits.copy())[None])[0].numpy()
+        ids, probabilities = distribution(how.adjusted(logits, history), how)
+        assert ids.tolist() == np.flatnonzero(scores > -math.inf).tolist()
+        expected = torch.from_numpy(scores).softmax(-1).numpy()[ids]
+        np.testing.assert_allclose(probabilities, expected, rtol=RELATIVE)

@@ -1,6 +1,6 @@
 -- Generation: llm_generate, llm_generate_stream, llm_generate_tokens, llm_generate_batch, llm_beam_search, llm_next_token, llm_logits.
 BEGIN;
-SELECT plan(142);
+SELECT plan(216);
 SET LOCAL client_min_messages = warning;
 SELECT llm_train_bpe($$VALUES ('low lower lowest newer wider naïve')$$, 270, 't');
 SELECT llm_init_model('t', 2, 2, 8, 16, seed => 3);
@@ -20,9 +20,9 @@ SELECT is(llm_logits(NULL, 't'), NULL, 'null of null');
 SELECT is(llm_logits_sent(array_send('{1,2}'::integer[]), 't', NULL, NULL, NULL, NULL), llm_logits('{1,2}', 't'), 'llm_logits_sent takes the binary form of an array');
 SELECT throws_ok(format('SELECT %s', call), '22023', NULL, 'more ids than an array takes: ' || call)
 FROM (VALUES ('llm_logits(%1$s)'), ('llm_generate_tokens(%1$s)'), ('llm_beam_search(prompt_ids => %1$s)')) AS v (template), format(template, $$array_fill(1, '{1048577}')$$) AS call;
-SELECT is(llm_generate_tokens('[0:1]={1,2}', 3, 0), llm_generate_tokens_sent(array_send('{1,2}'::integer[]), 3, 0, 50, 1, NULL, NULL, 1, NULL, 1, 0), 'lower bounds do not matter');
+SELECT is(llm_generate_tokens('[0:1]={1,2}', 3, 0), llm_generate_tokens_sent(array_send('{1,2}'::integer[]), 3, 0, 50, 1, NULL, NULL, 1, NULL, 1, 0, NULL), 'lower bounds do not matter');
 SELECT results_eq($$SELECT * FROM llm_beam_search(prompt_ids => '{1,2}', max_tokens => 3)$$,
-    $$SELECT * FROM llm_beam_search_sent(NULL, 4, 3, 1, false, NULL, NULL, array_send('{1,2}'::integer[]))$$, 'llm_beam_search_sent, too');
+    $$SELECT * FROM llm_beam_search_sent(NULL, array_send('{1,2}'::integer[]), 4, 3, 1, false, NULL, NULL, NULL)$$, 'llm_beam_search_sent, too');
 SELECT throws_ok($$SELECT llm_logits_sent(array_send('{1,2}'::bigint[]), 't', NULL, NULL, NULL, NULL)$$, '22P02', NULL, 'of integers');
 SELECT throws_matching($$SELECT llm_logits('{}')$$, 'empty', 'no ids');
 SELECT throws_ok($$SELECT llm_logits('{1}', 'nope')$$, '42704', NULL, 'unknown model');
@@ -30,8 +30,8 @@ SELECT throws_ok($$SELECT llm_logits('{1}', 'gpt2-small')$$, '55000', NULL, 'no 
 SELECT throws_ok($$SELECT llm_logits('{1}', '')$$, '42704', NULL, 'an empty name is not the default');
 
 -- llm_generate.
-SELECT volatility_is('llm_generate', '{text,integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision",boolean}'::name[], 'volatile');
-SELECT is(llm_generate('low', 5, seed => 1), llm_generate('low', 5, 1.0, 50, 0.95, 't', NULL, 1, NULL, 1.0, 0, true), 'the defaults are 1.0, 50, 0.95, the setting, the model''s end, none, 1.0, 0, true');
+SELECT volatility_is('llm_generate', '{text,integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision",boolean,jsonb}'::name[], 'volatile');
+SELECT is(llm_generate('low', 5, seed => 1), llm_generate('low', 5, 1.0, 50, 0.95, 't', NULL, 1, NULL, 1.0, 0, true, NULL), 'the defaults are 1.0, 50, 0.95, the setting, the model''s end, none, 1.0, 0, true, none');
 SELECT is(llm_generate('low', seed => 1), llm_generate('low', 64, seed => 1), 'and 64 tokens');
 SELECT is(llm_generate('low', 0), 'low', '0 tokens give the prompt');
 SELECT is(llm_generate('low', 0, echo => false), '', 'or nothing');
@@ -66,7 +66,7 @@ SELECT throws_ok(format('SELECT llm_generate(%s)', arguments), state, NULL, argu
     ($$'low', model_name => 'gpt2-small'$$, '55000'), ($$'low', model_name => 'ids'$$, '55000')) AS v (arguments, state);
 
 -- llm_generate_stream.
-SELECT volatility_is('llm_generate_stream', '{text,integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision",boolean}'::name[], 'volatile');
+SELECT volatility_is('llm_generate_stream', '{text,integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision",boolean,jsonb}'::name[], 'volatile');
 CREATE TEMPORARY TABLE streamed AS SELECT (llm_generate_stream('low', 6, seed => 1, eos_token => -1)).*;
 SELECT is((SELECT array_agg(step ORDER BY step) FROM streamed), '{1,2,3,4,5,6}', 'steps count from 1');
 SELECT is((SELECT text FROM streamed WHERE step = 6), llm_generate('low', 6, seed => 1, eos_token => -1), 'the last text is llm_generate''s');
@@ -86,7 +86,7 @@ SELECT throws_ok($$SELECT * FROM llm_generate_stream('low', topp => 2)$$, '22023
 SELECT throws_ok($$SELECT llm_generate_stream('low', model_name => 'nope')$$, '42704', NULL, 'unknown model');
 
 -- llm_generate_tokens.
-SELECT volatility_is('llm_generate_tokens', '{integer[],integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision"}'::name[], 'volatile');
+SELECT volatility_is('llm_generate_tokens', '{integer[],integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision",jsonb}'::name[], 'volatile');
 SELECT is(cardinality(llm_generate_tokens('{1,2}', 5, model_name => 'ids')), 5, 'new ids only, and without a vocabulary');
 SELECT is(llm_generate_tokens('{1,2}', 0, model_name => 'ids'), '{}', 'none');
 SELECT is(llm_generate_tokens('{1,2}', 5, 0, model_name => 'ids'), llm_generate_tokens('{1,2}', 5, topk => 1, model_name => 'ids'), 'temperature 0 is the most probable');
@@ -99,7 +99,7 @@ SELECT throws_matching($$SELECT llm_generate_tokens('{}')$$, 'empty', 'no ids');
 SELECT throws_ok($$SELECT llm_generate_tokens('{1}', model_name => 'ids', stop => '{x}')$$, '55000', NULL, 'stop strings need a vocabulary');
 
 -- llm_generate_batch.
-SELECT volatility_is('llm_generate_batch', '{text[],integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision",boolean}'::name[], 'volatile');
+SELECT volatility_is('llm_generate_batch', '{text[],integer,"double precision",integer,"double precision",text,integer,bigint,text[],"double precision","double precision",boolean,jsonb}'::name[], 'volatile');
 SELECT results_eq($$SELECT n, text FROM llm_generate_batch('{low,newer wider,low}', 12, seed => 5)$$,
     $$VALUES (1, llm_generate('low', 12, seed => 5)), (2, llm_generate('newer wider', 12, seed => 6)), (3, llm_generate('low', 12, seed => 7))$$, 'prompt n is llm_generate''s with seed + n - 1');
 SELECT is_empty($$SELECT * FROM llm_generate_batch('{}')$$, 'no prompts, no rows');
@@ -112,7 +112,7 @@ SELECT throws_ok($$SELECT * FROM llm_generate_batch('{{low},{low}}')$$, '22023',
 SELECT throws_ok($$SELECT * FROM llm_generate_batch('{low}', model_name => 'nope')$$, '42704', NULL, 'unknown model');
 
 -- llm_beam_search.
-SELECT volatility_is('llm_beam_search', '{text,integer,integer,"double precision",boolean,integer,text,integer[]}'::name[], 'stable');
+SELECT volatility_is('llm_beam_search', '{text,integer,integer,"double precision",boolean,integer,text,integer[],jsonb}'::name[], 'stable');
 SELECT results_eq($$SELECT rank FROM llm_beam_search('low', 3, 5)$$, $$VALUES (1), (2), (3)$$, 'one row a beam, best first');
 SELECT is((SELECT array_agg(rank ORDER BY score DESC) FROM llm_beam_search('low', 3, 5)), '{1,2,3}', 'by score');
 SELECT is((SELECT token_ids FROM llm_beam_search('low', 1, 5, eos_token => -1)), llm_generate_tokens(llm_encode('low'), 5, 0, eos_token => -1), 'one beam is greedy');
@@ -122,6 +122,54 @@ SELECT is_empty('SELECT * FROM llm_beam_search(NULL)', 'no rows of null');
 SELECT throws_ok(format('SELECT * FROM llm_beam_search(%s)', arguments), state, NULL, 'beam search: ' || arguments) FROM (VALUES
     ($$'low', prompt_ids => '{1}'$$, '22023'), ($$'low', 0$$, '22023'), ($$'low', NULL$$, '22004'), ($$'low', 4, -1$$, '22023'), ($$'low', 4, 1000$$, '22023'), ($$'low', 2000000000$$, '22023'),
     ($$'low', length_penalty => 'NaN'$$, '22023'), ($$'low', model_name => 'nope'$$, '42704'), ($$'low', eos_token => 999$$, '22023')) AS v (arguments, state);
+
+-- Options.
+SELECT volatility_is('llm_generation_options_declared', '{}'::name[], 'volatile');
+SELECT columns_are('llm_generation_options', '{name,type,default_value,domain,meaning}');
+SELECT set_has('SELECT name, type, default_value FROM llm_generation_options', $$VALUES
+    ('temperature', 'number', '1.0'), ('top_k', 'integer', '50'), ('top_p', 'number', '0.95'), ('max_new_tokens', 'integer', '64'), ('typical_p', 'number', '1.0'),
+    ('epsilon_cutoff', 'number', '0.0'), ('eta_cutoff', 'number', '0.0'), ('no_repeat_ngram_size', 'integer', '0'), ('min_new_tokens', 'integer', '0'),
+    ('suppress_tokens', 'list of token ids', NULL), ('bad_words', 'list of texts', NULL), ('sequence_bias', 'object of a number for each text', NULL),
+    ('logit_bias', 'object of a number for each token id', NULL), ('presence_penalty', 'number', '0.0'), ('frequency_penalty', 'number', '0.0')$$, 'the manual');
+SELECT is((SELECT count(*) FROM llm_generation_options WHERE meaning = '' OR domain = ''), 0::bigint, 'with a meaning and a domain each');
+SELECT is(llm_generate('low', 9, 0.7, 5, 0.9, seed => 3, repetition_penalty => 1.2, min_p => 0.01, stop => '{er}', echo => false, eos_token => -1),
+    llm_generate('low', options => '{"max_new_tokens": 9, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "seed": 3, "repetition_penalty": 1.2, "min_p": 0.01, "stop_strings": ["er"], "echo": false, "eos_token_id": -1, "model_name": "t"}'),
+    'a key that is also a parameter sets it');
+SELECT is(llm_generate('low', 9, seed => 3, options => given::jsonb), llm_generate('low', 9, seed => 3), 'nothing else: ' || given)
+FROM (VALUES ('{}'), ('{"typical_p": 1, "epsilon_cutoff": 0, "min_new_tokens": 0, "bad_words": null, "logit_bias": {}}'), ('{"top_k": 50, "topk": 50}')) AS v (given);
+CREATE TEMPORARY TABLE greedy AS SELECT llm_generate_tokens('{1,2}', 9, 0, eos_token => -1) AS ids;
+SELECT is(ids, llm_generate_tokens('{1,2}', 9, options => '{"temperature": 0, "eos_token": -1}'), 'temperature 0 is greedy') FROM greedy;
+SELECT is(ids[1] = ANY (llm_generate_tokens('{1,2}', 9, 0, eos_token => -1, options => jsonb_build_object(key, value))), false, key || ' excludes a token')
+FROM greedy, LATERAL (VALUES ('suppress_tokens', jsonb_build_array(ids[1])), ('logit_bias', jsonb_build_object(ids[1], -100))) AS v (key, value);
+SELECT is(llm_generate_tokens('{1,2}', 4, 0, options => '{"logit_bias": {"7": 100}, "suppress_tokens": [8]}'), '{7,7,7,7}', 'a bias may decide');
+SELECT is(llm_generate_tokens('{1,2}', 4, 0, options => '{"logit_bias": {"7": 99, "8": 98}, "presence_penalty": 2}'), '{7,8,7,7}', 'presence counts once');
+SELECT is(llm_generate_tokens('{1,7}', 4, 0, options => '{"logit_bias": {"7": 99, "8": 98}, "frequency_penalty": 1.6}'), '{7,8,7,8}', 'frequency each time, and the prompt not');
+SELECT is(llm_generate_tokens('{1,2}', 4, 0, options => '{"logit_bias": {"7": 99, "8": 90}, "no_repeat_ngram_size": 2}'), '{7,7,8,7}', 'no two tokens follow each other twice');
+SELECT is(llm_generate_tokens('{1,2}', 3, 0, eos_token => 7, options => '{"logit_bias": {"7": 99, "8": 90}, "min_new_tokens": 2}'), '{8,8,7}', 'the end comes after so many');
+SELECT is(llm_generate('low', 2, 0, options => '{"sequence_bias": {"er": 1000}, "bad_words": ["low"], "echo": false}'), 'erer', 'a text may be favoured');
+SELECT is(llm_generate('low', 3, 0, options => '{"sequence_bias": {"er": 1000}, "bad_words": ["erer"], "echo": false}') LIKE 'erer%', false, 'or excluded');
+SELECT results_eq($$SELECT text FROM llm_generate_batch('{low,new}', 6, 0, options => '{"no_repeat_ngram_size": 1}')$$,
+    $$VALUES (llm_generate('low', 6, 0, options => '{"no_repeat_ngram_size": 1}')), (llm_generate('new', 6, 0, options => '{"no_repeat_ngram_size": 1}'))$$, 'batches and single prompts are the same');
+SELECT is((SELECT text FROM llm_generate_stream('low', 6, seed => 1, options => '{"typical_p": 0.4}') WHERE is_complete), llm_generate('low', 6, seed => 1, options => '{"typical_p": 0.4}'), 'so are streams');
+SELECT is((SELECT token_ids FROM llm_beam_search('low', 1, 6, eos_token => -1, options => '{"no_repeat_ngram_size": 1, "suppress_tokens": [3]}')),
+    llm_generate_tokens(llm_encode('low'), 6, 0, eos_token => -1, options => '{"no_repeat_ngram_size": 1, "suppress_tokens": [3]}'), 'and one beam');
+SELECT is((SELECT count(*) FROM llm_beam_search('low', options => '{"num_beams": 2, "max_new_tokens": 3, "length_penalty": 0, "early_stopping": true}')), 2::bigint, 'beam search has its own');
+SELECT throws_ok(format('SELECT llm_generate(%L, options => %L)', 'low', given), state, NULL, 'options: ' || left(given, 60)) FROM (VALUES
+    ('[]', '22023'), ('1', '22023'), ('{"top": 1}', '22023'), ('{"n": 1}', '22023'), ('{"num_beams": 2}', '22023'), ('{"prompt": "a"}', '22023'),
+    ('{"top_k": 1.5}', '22023'), ('{"top_k": "1"}', '22023'), ('{"top_k": true}', '22023'), ('{"top_k": -1}', '22023'), ('{"top_k": null}', '22004'), ('{"top_k": 1, "topk": 2}', '22023'),
+    ('{"temperature": 1e400}', '22023'), ('{"temperature": -1}', '22023'), ('{"typical_p": 0}', '22023'), ('{"epsilon_cutoff": 1}', '22023'), ('{"eta_cutoff": 1}', '22023'),
+    ('{"no_repeat_ngram_size": -1}', '22023'), ('{"min_new_tokens": -1}', '22023'), ('{"presence_penalty": 3}', '22023'), ('{"frequency_penalty": -3}', '22023'),
+    ('{"suppress_tokens": 1}', '22023'), ('{"suppress_tokens": [270]}', '22023'), ('{"suppress_tokens": [-1]}', '22023'), ('{"suppress_tokens": ["a"]}', '22023'),
+    ('{"bad_words": "a"}', '22023'), ('{"bad_words": [""]}', '22023'), ('{"bad_words": [null]}', '22023'), ('{"sequence_bias": {"": 1}}', '22023'), ('{"sequence_bias": {"a": "b"}}', '22023'),
+    ('{"logit_bias": {"270": 1}}', '22023'), ('{"logit_bias": {"a": 1}}', '22023'), ('{"logit_bias": {"1": 101}}', '22023'), ('{"eos_token": 270}', '22023'), ('{"stop": [""]}', '22023'),
+    ('{"model_name": "nope"}', '42704'), ('{"max_tokens": -1}', '22023')) AS v (given, state);
+SELECT throws_ok($$SELECT llm_generate('low', topk => 5, options => '{"top_k": 3}')$$, '22023', NULL, 'a parameter and a key that differ');
+SELECT throws_ok($$SELECT llm_generate('low', options => '{"suppress_tokens": [1], "no_repeat_ngram_size": 1, "bad_words": ["low"]}', model_name => 'ids')$$, '55000', NULL, 'texts need a vocabulary');
+SELECT throws_ok($$SELECT llm_generate_tokens('{1}', model_name => 'ids', options => '{"bad_words": ["low"]}')$$, '55000', NULL, 'also beside ids');
+SELECT throws_ok($$SELECT llm_generate_tokens('{1}', model_name => 'ids', options => '{"echo": false}')$$, '22023', NULL, 'ids have no echo');
+SELECT throws_ok($$SELECT llm_generate_tokens('{1}', 60, model_name => 'ids', options => '{"no_repeat_ngram_size": 1}')$$, '22023', NULL, 'no token is left');
+SELECT throws_ok(format('SELECT llm_beam_search(%L, options => %L)', 'low', format('{"%s": 1}', key)), '22023', NULL, 'beam search draws nothing: ' || key)
+FROM (VALUES ('temperature'), ('top_k'), ('topk'), ('top_p'), ('min_p'), ('typical_p'), ('epsilon_cutoff'), ('eta_cutoff'), ('seed'), ('echo')) AS v (key);
 
 -- llm_next_token.
 SELECT volatility_is('llm_next_token', '{text,integer,"double precision",text}'::name[], 'stable');

@@ -1,5 +1,6 @@
 """What the catalog says of every object of the extension: the promises that hold for all of them alike."""
 
+import ast
 import itertools
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from pg_gpt2.generation.options import all_options
 
 MEMBERS = """
     SELECT p.oid::regprocedure::text AS name, l.lanname, p.proparallel, p.prosecdef, p.proconfig, p.prosrc, p.prokind,
@@ -92,6 +94,48 @@ def test_promised_names_parameters_order_and_defaults_stay(module_conn):
         ]
         assert fitting, f"not as promised: {line}"
         assert all(" DEFAULT " in more for more in fitting[0].split(", ")[1:]), line
+
+
+RENAMED = {"text_in": "text", "input": "data", "grad_output": "dy", "audit": "level", "training": "train"}  # in Python
+PACKAGE = Path(__file__).parents[2] / "plpython" / "pg_gpt2"
+
+
+def python_parameters() -> dict[tuple[str, str], tuple[list[str], bool]]:
+    """(module, function) of server/api -> names of its parameters, and whether the others come by name."""
+    kernels = {
+        f.name: f for f in ast.parse((PACKAGE / "bytea_ops.py").read_text()).body if isinstance(f, ast.FunctionDef)
+    }
+    found = {}
+    for path in (PACKAGE / "server" / "api").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("kernel(bytea_ops."):
+                node = kernels[ast.unparse(node.targets[0])]
+            if isinstance(node, ast.FunctionDef):
+                names = [argument.arg for argument in node.args.args]
+                found[path.stem, node.name] = (names, node.args.kwarg is not None)
+    return found
+
+
+def test_parameters_have_the_order_and_the_names_of_the_python_function_that_gets_them(module_conn):
+    """A body hands all of them on. What a function does not name arrives by name: an option that is declared."""
+    known = python_parameters()
+    options = {option.name for option in all_options()} | {"options"}
+    rows = module_conn.execute("""
+        SELECT p.proname, coalesce(p.proargnames[:p.pronargs], '{}'), p.prosrc
+        FROM pg_depend d JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+        JOIN pg_language l ON l.oid = p.prolang
+        WHERE d.deptype = 'e' AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_gpt2')
+          AND l.lanname = 'plpython3u' AND p.proname <> 'llm_boot' AND p.prorettype <> 'trigger'::regtype
+    """).fetchall()
+    assert len(rows) > 80
+    for name, given, source in rows:
+        module, function = re.search(r"\]\.(\w+)\.(\w+)\(globals\(\)\)", source).groups()
+        named, has_more = known[module, function]
+        own = given[: len(named)]
+        assert has_more or len(given) == len(named), name
+        assert set(given[len(named) :]) <= options, name
+        for ours, theirs in zip(own, named, strict=True):
+            assert ours == theirs or ours == "sent" or RENAMED.get(ours) == theirs, (name, ours, theirs)
 
 
 def test_every_view_is_read_with_the_rights_of_who_asks(module_conn):

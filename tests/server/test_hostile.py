@@ -43,11 +43,11 @@ EXAMPLES = {
     "llm_generate_stream": f"prompt => 'low', {SAMPLING}",
     "llm_generate_tokens": f"ids => '{{1,2}}', {SAMPLING}",
     "llm_generate_tokens_sent": "sent => array_send('{1,2}'::int[]), max_tokens => 3, temperature => 1, topk => 5, topp => 1,"
-    " model_name => 'm', eos_token => NULL, seed => 1, stop => NULL, repetition_penalty => 1, min_p => 0",
+    " model_name => 'm', eos_token => NULL, seed => 1, stop => NULL, repetition_penalty => 1, min_p => 0, options => NULL",
     "llm_generate_batch": f"prompts => '{{low,the}}', {SAMPLING}",
     "llm_beam_search": "prompt => 'low', model_name => 'm', max_tokens => 5",
     "llm_beam_search_sent": "prompt => 'low', beam_width => 2, max_tokens => 5, length_penalty => 1, early_stopping => false,"
-    " eos_token => NULL, model_name => 'm', sent => NULL",
+    " eos_token => NULL, model_name => 'm', sent => NULL, options => NULL",
     "llm_next_token": "prompt => 'low', model_name => 'm'",
     "llm_logits": "token_ids => '{1,2}', model_name => 'm'",
     "llm_logits_sent": "sent => array_send('{1,2}'::int[]), model_name => 'm', n_layer => NULL, n_head => NULL, d_model => NULL,"

@@ -14,6 +14,7 @@ from ..core.config import GPT2Config
 from ..fast.layout import Arranged
 from .decode import Decoder, bytes_of_several, feed_together, several, step_together
 from .generate import Options, Token, kept_window
+from .processors import History
 from .sampling import Draws, choose, is_decisive
 
 Stopped = Callable[[int], bool]
@@ -24,8 +25,7 @@ class Stream:
     """One prompt of a batch: what it has said, and its decoders, the shared pass's and, where needed, the plain one."""
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int], options: Options, stopped: Stopped) -> None:
-        self.seen = list(prompt)
-        self._occurred = set(prompt)
+        self.history = History(prompt, options.eos)
         self.tokens: list[Token] = []
         self.options = options
         self.decoder = decoder
@@ -33,10 +33,15 @@ class Stream:
         self._draws = Draws(options.seed)
         self._exact = True  # whether all that the decoder holds has the bits of the plain path
         self._plain: Decoder | None = None
-        self._alone: list[int] = []  # what the decoder began with
+        self._alone: Sequence[int] = []  # what the decoder began with
         self._read = 0  # how many of the seen tokens the plain decoder has read
 
-    def begin(self, ids: list[int]) -> list[int]:
+    @property
+    def seen(self) -> Sequence[int]:
+        """The prompt, and what it has said."""
+        return self.history.ids
+
+    def begin(self, ids: Sequence[int]) -> Sequence[int]:
         """Forget all: what is read next is `ids`, the prompt or what remains of a full window."""
         self.decoder.rewind(0)
         self._alone, self._read, self._exact, self._plain = ids, len(self.seen), True, None
@@ -51,11 +56,10 @@ class Stream:
         host.check_interrupts()
         draw = self._draws.next()
         sampling = self.options.sampling
-        if not self._exact and not is_decisive(logits, sampling, draw, self._occurred):
+        if not self._exact and not is_decisive(logits, sampling, draw, self.history):
             logits = self._plain_logits()
-        token = choose(logits, sampling, draw, self._occurred)
-        self.seen.append(token)
-        self._occurred.add(token)
+        token = choose(logits, sampling, draw, self.history)
+        self.history.append(token)
         ended = token == self.options.eos or self._stopped(token)
         full = len(self.tokens) + 1 == self.options.max_tokens
         finish = "stop" if ended else "length" if full else None
@@ -99,7 +103,7 @@ def generate_batch(
     return [stream.tokens for stream in streams]
 
 
-def _begin(streams: Sequence[Stream], texts: Sequence[list[int]]) -> list[tuple[Stream, np.ndarray]]:
+def _begin(streams: Sequence[Stream], texts: Sequence[Sequence[int]]) -> list[tuple[Stream, np.ndarray]]:
     """Logits of what follows each text, after its stream read it."""
     if not streams:
         return []

@@ -4,7 +4,7 @@ All beams advance in one pass of the model a step. A score is the sum of log-pro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from ..errors import InvalidParameter
 from ..fast import threads
 from ..fast.layout import Arranged
 from .decode import Decoder, step_together
+from .processors import History
+from .sampling import Sampling, require_choice
 
 MOST_SCORES = 1 << 21  # looked at between two looks for a cancel
 
@@ -26,18 +28,21 @@ class Beam:
     score: np.float32
 
 
-def beam_search(
-    params: Arranged,
-    config: GPT2Config,
-    prompt: Sequence[int],
-    *,
-    width: int,
-    max_tokens: int,
-    length_penalty: float,
-    early_stopping: bool,
-    eos: int | None,
-) -> list[Beam]:
-    """The `width` best continuations of `prompt`, best first."""
+@dataclass(frozen=True)
+class Beams:
+    """What a search asks for beside its prompt; of `sampling` it takes what adjusts scores. `eos` None = no end-of-text token."""
+
+    width: int
+    max_tokens: int
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+    eos: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+def beam_search(params: Arranged, config: GPT2Config, prompt: Sequence[int], asked: Beams) -> list[Beam]:
+    """The `width` best continuations of `prompt`, best first; fewer where processors leave fewer."""
+    width, max_tokens = asked.width, asked.max_tokens
     if len(prompt) + max_tokens > config.n_positions:
         raise InvalidParameter(
             f"a prompt of {len(prompt)} tokens and max_tokens {max_tokens} do not fit the window of {config.n_positions}",
@@ -49,10 +54,11 @@ def beam_search(
     finished: list[Beam] = []
     logits = decoder.feed(prompt)[None]
     for length in range(1, max_tokens + 1):
-        candidates = _continuations(running, logits, 2 * width)  # twice, so that `width` remain when as many end
-        ended = [length == max_tokens or beam.ids[-1] == eos for _, beam in candidates]
+        candidates = _continuations(prompt, running, logits, asked)
+        require_choice(bool(candidates or finished))
+        ended = [length == max_tokens or beam.ids[-1] == asked.eos for _, beam in candidates]
         finished += [
-            Beam(beam.ids, _score(beam.score, length, length_penalty))
+            Beam(beam.ids, _score(beam.score, length, asked.length_penalty))
             for (_, beam), end in zip(candidates[:width], ended)
             if end
         ]
@@ -60,7 +66,9 @@ def beam_search(
         going_on = [candidate for candidate, end in zip(candidates, ended) if not end][:width]
         if not going_on or (
             len(finished) == width
-            and (early_stopping or _score(going_on[0][1].score, length, length_penalty) <= finished[-1].score)
+            and (
+                asked.early_stopping or _score(going_on[0][1].score, length, asked.length_penalty) <= finished[-1].score
+            )
         ):
             break
         decoders = _follow(decoders, [source for source, _ in going_on])
@@ -74,13 +82,19 @@ def _score(total: np.float32, length: int, penalty: float) -> np.float32:
     return np.float32(total / np.float32(length**penalty))
 
 
-def _continuations(running: list[Beam], logits: np.ndarray, count: int) -> list[tuple[int, Beam]]:
-    """The `count` best extensions by one token, best first, each with the number of the beam that it extends."""
+def _continuations(
+    prompt: Sequence[int], running: list[Beam], logits: np.ndarray, asked: Beams
+) -> list[tuple[int, Beam]]:
+    """The best extensions by one token, best first, each with the number of the beam that it extends: twice as many as beams
+    are wanted, so that enough remain when half of them end."""
+    count = 2 * asked.width
     sums = np.array([beam.score for beam in running], np.float32)[:, None]
     places, values = [], []
     for rows in threads.pieces(len(logits), max(1, MOST_SCORES // logits.shape[1])):
-        totals = (_log_softmax(logits[rows]) + sums[rows]).reshape(-1)
+        logarithms = _adjusted(prompt, running[rows], _log_softmax(logits[rows]), asked)
+        totals = (logarithms + sums[rows]).reshape(-1)
         some = np.argpartition(-totals, min(count, totals.size) - 1)[:count]
+        some = some[totals[some] > -np.inf]
         places.append(some + rows.start * logits.shape[1])
         values.append(totals[some])
         host.check_interrupts()
@@ -92,6 +106,16 @@ def _continuations(running: list[Beam], logits: np.ndarray, count: int) -> list[
         (int(source), Beam((*running[source].ids, int(token)), score))
         for source, token, score in zip(sources, tokens, scores[order])
     ]
+
+
+def _adjusted(prompt: Sequence[int], beams: list[Beam], logarithms: np.ndarray, asked: Beams) -> np.ndarray:  # [B, V]
+    """Log-probabilities as the processors change them, which Hugging Face does without normalising them again."""
+    if asked.sampling.adjustments:
+        for row, beam in enumerate(beams):
+            history = History(prompt, asked.eos, beam.ids)
+            logarithms[row] = asked.sampling.adjusted(logarithms[row], history)
+            host.check_interrupts()
+    return logarithms
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:  # [B, V] -> [B, V]

@@ -9,11 +9,11 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 
 from ..core.config import GPT2Config
-from ..errors import InvalidParameter, NullNotAllowed
 from ..fast.layout import Arranged
 from ..tokenizer.bpe import StreamDecoder, Tokenizer
 from .decode import Decoder, checked
 from .lookup import Drafts
+from .processors import History
 from .sampling import Draws, Sampling, choose, log_softmax
 from .stops import Stops
 
@@ -29,15 +29,6 @@ class Options:
     _: KW_ONLY
     look_up: bool = True  # guess what follows from what was seen, where that cannot change a token
     logprobs: bool = False  # whether tokens come with their log-probabilities, some 3 % of a batch's time
-
-    def __post_init__(self) -> None:
-        if self.max_tokens is None:
-            raise NullNotAllowed("max_tokens must not be null", hint="Leave it out to get 64.")
-        if self.max_tokens < 0:
-            raise InvalidParameter(
-                f"max_tokens must be 0 or more, not {self.max_tokens}",
-                hint="It is the most that is generated; the default is 64.",
-            )
 
     def logprob(self, logits: np.ndarray, token: int) -> float | None:
         """Log-probability of `token`, where it is wanted."""
@@ -63,18 +54,17 @@ def tokens(
     """Generate after `prompt`, which has at least one id. The prompt is processed by this call, before the first `next`."""
     decoder = Decoder(params, config, len(prompt) + options.max_tokens)
     draws = Draws(options.seed)
-    seen, occurred = list(prompt), set(prompt)
-    logits = decoder.feed(seen[-config.n_positions :]) if options.max_tokens else None
+    history = History(prompt, options.eos)
+    logits = decoder.feed(history.ids[-config.n_positions :]) if options.max_tokens else None
 
     def generate(logits: np.ndarray) -> Iterator[Token]:
         left = options.max_tokens
         drafts = Drafts() if decoder.exact and options.look_up else None
-        for rows, draft in _passes(decoder, drafts, seen, logits, options):
+        for rows, draft in _passes(decoder, drafts, history.ids, logits, options):
             for row, drafted in zip(rows, [*draft, None]):
-                token = choose(checked(row), options.sampling, draws.next(), occurred)
+                token = choose(checked(row), options.sampling, draws.next(), history)
                 logprob = options.logprob(row, token)
-                seen.append(token)
-                occurred.add(token)
+                history.append(token)
                 left -= 1
                 if token == options.eos or stopped(token):
                     yield Token(token, logprob, "stop")
@@ -89,7 +79,7 @@ def tokens(
 
 
 def _passes(
-    decoder: Decoder, drafts: Drafts | None, seen: list[int], logits: np.ndarray, options: Options
+    decoder: Decoder, drafts: Drafts | None, seen: Sequence[int], logits: np.ndarray, options: Options
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
     """Logits after `seen` and after each token of a draft of what follows, and the draft; the caller appends to `seen`."""
     config = decoder.config
@@ -110,7 +100,7 @@ def _passes(
             drafts.report(len(draft), accepted)
 
 
-def kept_window(seen: list[int], config: GPT2Config) -> list[int]:
+def kept_window(seen: Sequence[int], config: GPT2Config) -> Sequence[int]:
     """What generation goes on from when the window is full: its last half, so that a pass over it is paid seldom."""
     return seen[-max(1, config.n_positions // 2) :]
 

@@ -1,16 +1,21 @@
 """From logits to a token: the processors of Hugging Face's `generate`, in its order, and a seeded draw.
 
-Repetition penalty, temperature, top-k, top-p, min-p; temperature 0 is greedy. Which tokens are kept and their probabilities equal
-transformers' LogitsProcessors (`RepetitionPenalty`, `Temperature`, `TopK`, `TopP`, `MinP`); the draws themselves do not.
+Which tokens are kept and their probabilities equal transformers' LogitsProcessors; the draws themselves do not. Temperature 0 is
+greedy over what the processors of scores leave.
 """
 
+import functools
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
-from ..errors import InvalidParameter, NullNotAllowed
+from ..errors import InvalidParameter
+from .options import ID_NUMBERS, IDS, TEXT_NUMBERS, TEXTS, SamplingOptions
+from .processors import ADJUSTMENTS, CUTS, Cut, History, softmax
 
 _UNIT = 2.0**-53
 ROUNDING = 4e-5  # two ways of computing a logit differ by less than this part of the largest one
@@ -19,38 +24,50 @@ _COLDEST = 1e-30  # below it logits / temperature may overflow float32; any diff
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How to choose the next token. `topk` 0, `topp` 1, `min_p` 0 and `repetition_penalty` 1 switch a step off."""
+class Sampling(SamplingOptions):
+    """How to choose the next token: the options, and the processors that they ask for."""
 
-    temperature: float = 1.0
-    topk: int = 50
-    topp: float = 0.95
-    repetition_penalty: float = 1.0
-    min_p: float = 0.0
+    @functools.cached_property
+    def adjustments(self) -> list[tuple[str, Any]]:
+        """(name, prepared value) of the processors of scores, in order."""
+        return [(name, ADJUSTMENTS[name].prepare(getattr(self, name))) for name in ADJUSTMENTS if self._is_on(name)]
 
-    def __post_init__(self) -> None:
-        for name in ("temperature", "topk", "topp", "repetition_penalty", "min_p"):
+    @functools.cached_property
+    def cuts(self) -> list[tuple[str, Cut, Any]]:
+        """(name, function, value) of what leaves tokens out of a draw, in order."""
+        return [(name, cut, getattr(self, name)) for name, cut in CUTS.items() if self._is_on(name)]
+
+    def _is_on(self, name: str) -> bool:
+        return getattr(self, name) != self.options()[name].off
+
+    def adjusted(self, scores: np.ndarray, history: History) -> np.ndarray:  # [V] -> [V]
+        """Scores after all processors that come before the temperature."""
+        for name, value in self.adjustments:
+            scores = ADJUSTMENTS[name].apply(scores, value, history)
+        return scores
+
+    def in_ids(self, vocab: int, encode: Callable[[str], list[int]]) -> "Sampling":
+        """The same with its texts as ids, which `encode` gives. 22023 for an id that is not below `vocab`."""
+        found: dict[str, Any] = {}
+        for name, declared in self.options().items():
             value = getattr(self, name)
-            if value is None:
-                raise NullNotAllowed(f"{name} must not be null", hint="Leave it out to get its default.")
-            if not math.isfinite(value):
-                raise InvalidParameter(f"{name} must be finite, not {value}", hint="Leave it out to get its default.")
-        _check(self.temperature >= 0, "temperature", self.temperature, "0 or more", "0 takes the most probable token.")
-        _check(self.topk >= 0, "topk", self.topk, "0 or more", "0 keeps all tokens.")
-        _check(0 <= self.topp <= 1, "topp", self.topp, "between 0 and 1", "1 keeps all tokens.")
-        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1", "0 keeps all tokens.")
-        _check(
-            self.repetition_penalty > 0,
-            "repetition_penalty",
-            self.repetition_penalty,
-            "above 0",
-            "1 is no penalty, 1.2 a usual one.",
-        )
-
-
-def _check(good: bool, name: str, value: float, domain: str, hint: str) -> None:
-    if not good:
-        raise InvalidParameter(f"{name} must be {domain}, not {value}", hint=hint)
+            ids: tuple[Any, ...] = ()
+            if declared.kind is TEXTS:
+                ids = found[name] = tuple(tuple(encode(text)) for text in value)
+            elif declared.kind is TEXT_NUMBERS:
+                found[name] = tuple((tuple(encode(text)), number) for text, number in value)
+                ids = tuple(sequence for sequence, _ in found[name])
+            elif declared.kind is ID_NUMBERS:
+                ids = (tuple(token for token, _ in value),)
+            elif declared.kind is IDS:
+                ids = (value,)
+            for token in chain.from_iterable(ids):
+                if token >= vocab:
+                    raise InvalidParameter(
+                        f"token id {token} of {name} is not in 0..{vocab - 1}",
+                        hint="llm_encode(text, model) gives ids.",
+                    )
+        return replace(self, **found) if any(found.values()) else self
 
 
 class Draws:
@@ -64,9 +81,11 @@ class Draws:
         return (int(self._bits.random_raw()) >> 11) * _UNIT
 
 
-def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Collection[int] = ()) -> int:
-    """Id of the next token for `logits` [vocab] after the tokens `seen`; `draw` in [0, 1) decides among those kept."""
-    scores = penalize(logits, seen, how.repetition_penalty)
+def choose(logits: np.ndarray, how: Sampling, draw: float, history: History) -> int:
+    """Id of the next token for `logits` [vocab] after `history`; `draw` in [0, 1) decides among those kept."""
+    scores = how.adjusted(logits, history)
+    if how.adjustments:
+        require_choice(bool(scores.max() > -np.inf))
     if how.temperature < _COLDEST:
         return int(np.argmax(scores))
     ids, probabilities = distribution(scores, how)
@@ -75,25 +94,63 @@ def choose(logits: np.ndarray, how: Sampling, draw: float, seen: Collection[int]
     return int(ids[min(int(place), len(ids) - 1)])
 
 
-def is_decisive(logits: np.ndarray, how: Sampling, draw: float, seen: Collection[int] = ()) -> bool:
-    """Whether `choose` gives the same token for all logits none of which differs from these by more than rounding."""
-    scores = penalize(logits, seen, how.repetition_penalty)
-    stretched = max(how.repetition_penalty, 1 / how.repetition_penalty)
-    error = ROUNDING * max(1.0, float(np.abs(logits).max())) * stretched
+def require_choice(there: bool) -> None:
+    """22023 unless the processors leave a token."""
+    if not there:
+        raise InvalidParameter(
+            "the options exclude every token", hint="Suppress fewer tokens, or give a larger no_repeat_ngram_size."
+        )
+
+
+def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Kept ids, ascending, and their probabilities, from scores that are adjusted; temperature must not be 0."""
+    if how.temperature < _COLDEST:
+        scores = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
+    else:
+        scores = scores / np.float32(how.temperature)
+    ids = np.arange(len(scores))
+    for _, cut, value in how.cuts:
+        kept = cut(scores, value)
+        ids, scores = ids[kept], scores[kept]
+    return ids, softmax(scores)
+
+
+def is_decisive(logits: np.ndarray, how: Sampling, draw: float, history: History) -> bool:
+    """Whether `choose` gives the same token for all logits none of which differs from these by more than rounding.
+
+    Only what is known here to be bounded counts: with any other processor the answer is no.
+    """
+    found = _adjusted_within(logits, how, history)
+    if found is None:
+        return False
+    scores, error = found
     if how.temperature < _COLDEST:
         return len(scores) == 1 or bool(np.subtract(*np.partition(scores, -2)[:-3:-1]) > 2 * error)
     bounds = _Bounds(scores, error, how)
-    if how.topp < 1:
-        bounds.cut_nucleus(how.topp)
-    if how.min_p > 0:
-        bounds.cut_min_p(how.min_p)
-    return bounds.settle(choose(logits, how, draw, seen), draw)
+    for name, _, value in how.cuts:
+        if name not in _BOUNDED:
+            return False
+        _BOUNDED[name](bounds, value)
+    return bounds.settle(choose(logits, how, draw, history), draw)
+
+
+def _adjusted_within(logits: np.ndarray, how: Sampling, history: History) -> tuple[np.ndarray, float] | None:
+    """Adjusted scores, and how far rounding may move one; None where a processor is not bounded."""
+    scores, error = logits, ROUNDING * max(1.0, float(np.abs(logits).max()))
+    for name, value in how.adjustments:
+        processor = ADJUSTMENTS[name]
+        if processor.stretch is None:
+            return None
+        scores = processor.apply(scores, value, history)
+        largest = np.abs(scores[np.isfinite(scores)]).max(initial=0)
+        error = error * processor.stretch(value) + 2.0**-22 * float(largest)  # of the sum or product, on either side
+    return scores, error
 
 
 class _Bounds:
     """What `distribution` may keep when each score is off by up to `error`: tokens that are possible, some of them sure.
 
-    Weights are not normalised: that of a token is between `low` and `high`. Each cut of `distribution` has its method here,
+    Weights are not normalised: that of a token is between `low` and `high`. Each cut that is bounded has its method here,
     which narrows both sets; they begin as what top-k leaves.
     """
 
@@ -130,6 +187,13 @@ class _Bounds:
         gap = self.scores - math.log(min_p)
         self._narrow(possible=gap >= -2 * self.error, sure=(gap >= 2 * self.error) | self.is_best)
 
+    def cut_epsilon(self, epsilon: float) -> None:
+        """A token stays where it has this probability, and the best one does."""
+        least = np.where(self.sure, self.low, 0)
+        possible = self.high >= (1 - _FLOAT32) * epsilon * (self.high + (least.sum() - least))
+        sure = self.low >= (1 + _FLOAT32) * epsilon * (self.low + (self.high.sum() - self.high))
+        self._narrow(possible | (self.scores >= -2 * self.error), sure | self.is_best)
+
     def _narrow(self, possible: np.ndarray, sure: np.ndarray) -> None:
         self.sure &= sure
         for name in ("ids", "scores", "sure", "is_best", "low", "high"):
@@ -149,59 +213,16 @@ class _Bounds:
         )
 
 
+_BOUNDED: dict[str, Callable[[_Bounds, Any], None]] = {
+    "topk": lambda bounds, value: None,  # what they begin with
+    "topp": _Bounds.cut_nucleus,
+    "min_p": _Bounds.cut_min_p,
+    "epsilon_cutoff": _Bounds.cut_epsilon,
+}
+
+
 def _summed(values: np.ndarray) -> np.ndarray:  # [n] -> [n + 1], of the first 0, 1, ... n
     return np.concatenate([[0.0], np.cumsum(values)])
-
-
-def penalize(logits: np.ndarray, seen: Collection[int], penalty: float) -> np.ndarray:
-    """Divide the positive and multiply the negative logits of `seen` tokens (Keskar et al. 2019, CTRL)."""
-    if penalty == 1 or not len(seen):
-        return logits
-    scores = logits.copy()
-    ids = np.unique(np.fromiter(seen, np.int64))
-    values = scores[ids]
-    scores[ids] = np.where(values < 0, values * np.float32(penalty), values / np.float32(penalty))
-    return scores
-
-
-def distribution(scores: np.ndarray, how: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Kept ids, ascending, and their probabilities; temperature must not be 0."""
-    if how.temperature < _COLDEST:
-        scores = np.where(scores == scores.max(), np.float32(0), np.float32(-np.inf))
-    else:
-        scores = scores / np.float32(how.temperature)
-    ids = np.arange(len(scores))
-    if 0 < how.topk < len(scores):
-        least = np.partition(scores, -how.topk)[-how.topk]
-        ids = np.flatnonzero(scores >= least)
-        scores = scores[ids]
-    if how.topp < 1:
-        kept = _nucleus(scores, how.topp)
-        ids, scores = ids[kept], scores[kept]
-    probabilities = softmax(scores)
-    if how.min_p > 0:
-        kept = np.flatnonzero(probabilities >= np.float32(how.min_p) * probabilities.max())
-        ids, probabilities = ids[kept], softmax(scores[kept])
-    return ids, probabilities
-
-
-def _nucleus(scores: np.ndarray, topp: float) -> np.ndarray:
-    """Places of the fewest most probable scores whose probabilities reach `topp`, ascending; at least one."""
-    ascending = np.argsort(scores, kind="stable")
-    cumulative = np.cumsum(softmax(scores[ascending]), dtype=np.float64).astype(np.float32)
-    kept = cumulative > np.float32(1 - topp)
-    kept[-1] = True
-    return np.sort(ascending[kept])
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Probabilities of `scores`, float32. A score of +inf takes all."""
-    top = scores.max()
-    if not np.isfinite(top):
-        hits = (scores == top).astype(np.float32)
-        return hits / hits.sum()
-    exponentials = np.exp(scores - top)
-    return exponentials / exponentials.sum()
 
 
 def log_softmax(logits: np.ndarray, token: int) -> float:

@@ -65,16 +65,18 @@ def connect(schema: str, digest: str) -> None:
 
 def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any]], Any]:
     """Make `function` callable from SQL, where a body hands over its `globals()`: arguments are taken out of them, and errors,
-    also those of a generator that is returned, become PostgreSQL errors. `matrices`: arrays may have several dimensions."""
+    also those of a generator that is returned, become PostgreSQL errors. A function that ends in **keywords gets those that
+    follow its own parameters by their names in SQL. `matrices`: arrays may have several dimensions."""
+    own = _own_parameters(function)
 
     @functools.wraps(function)
     def guarded(scope: dict[str, Any]) -> Any:
-        args = _taken(scope)
+        args, named = _taken(scope, own)
         try:
             with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 if not matrices:
-                    _refuse_nested_arrays(function, args)
-                result = function(*args)
+                    _refuse_nested_arrays(function, args, named)
+                result = function(*args, **named)
         except Exception as error:  # nothing is swallowed: a cancel, too, goes on to the server
             raise _for_sql(error) from None
         return _guarded_rows(result) if isinstance(result, Iterator) else result
@@ -82,8 +84,14 @@ def entry(function: Function, matrices: bool = False) -> Callable[[dict[str, Any
     return guarded
 
 
-def _taken(scope: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a call; a trigger's one argument is TD.
+def _own_parameters(function: Function) -> int | None:
+    """How many arguments go to `function` by their place; None for all."""
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    return len(kinds) - 1 if inspect.Parameter.VAR_KEYWORD in kinds else None
+
+
+def _taken(scope: dict[str, Any], own: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, the first `own` of them by place and the others by name; a trigger's one argument is TD.
 
     PL/Python leaves them in the function's globals, each by its name and all as `args`, until the next call of the same function:
     a session that once called seven kernels on 200 MB would hold 1.7 GB until its end.
@@ -92,16 +100,19 @@ def _taken(scope: dict[str, Any]) -> tuple[Any, ...]:
     names = scope.get("__names")
     if names is None:
         names = scope["__names"] = [name for name in scope if name not in PL_PYTHON and not name.startswith("__")]
+    named = {} if own is None else {name: scope[name] for name in names[own:] if name != "args"}
     for name in names:
         scope[name] = None
-    return tuple(args or ())
+    return tuple(args or ())[:own], named
 
 
-def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> None:
     """text[] is the type of a matrix, too, which arrives as a list of lists."""
-    for place, value in enumerate(args):
+    for place, value in [*enumerate(args), *named.items()]:
         if type(value) is list and value and type(value[0]) is list:
-            raise _not_one_dimension(inspect.unwrap(function).__code__.co_varnames[place])
+            raise _not_one_dimension(
+                place if isinstance(place, str) else inspect.unwrap(function).__code__.co_varnames[place]
+            )
 
 
 def _not_one_dimension(name: str) -> InvalidParameter:
@@ -118,12 +129,12 @@ def received(**types: str) -> Callable[[Function], Function]:
         arrays = [(names.index(name), name, kind) for name, kind in types.items()]
 
         @functools.wraps(function)
-        def receiving(*args: Any) -> Any:
+        def receiving(*args: Any, **named: Any) -> Any:
             given = list(args)
             for place, name, kind in arrays:
                 if given[place] is not None:
                     given[place] = _elements_sent(given[place], name, kind)
-            return function(*given)
+            return function(*given, **named)
 
         return receiving
 

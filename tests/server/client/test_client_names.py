@@ -50,3 +50,19 @@ def test_num_beams_searches_beams(client):
 def test_contradicting_or_unknown_names_are_type_errors(client, method, options, message):
     with pytest.raises(TypeError, match=message):
         getattr(client, method)(1 if method == "train" else PROMPT, **options)
+
+
+def test_what_is_no_parameter_goes_into_options(client):
+    greedy = client.generate(PROMPT, max_tokens=8, temperature=0, echo=False)
+    found = client.generate(
+        PROMPT, max_tokens=8, temperature=0, echo=False, no_repeat_ngram_size=1, bad_words=greedy[:1]
+    )
+    assert greedy[0] != found[0]
+    options = {"suppress_tokens": [3], "sequence_bias": {"er": 2.5}, "logit_bias": {5: -1}, "presence_penalty": 0.5}
+    expected = client.generate(PROMPT, seed=1, typical_p=0.9, eos_token=-1, **options)
+    assert client.generate_batch([PROMPT], seed=1, typical_p=0.9, eos_token=-1, **options) == [expected]
+    assert list(client.stream(PROMPT, seed=1, typical_p=0.9, eos_token=-1, **options))[-1].text == expected
+    best = client.beam_search(PROMPT, max_tokens=4, repetition_penalty=1.5, **options)[0].text
+    assert client.generate(PROMPT, num_beams=3, max_tokens=4, repetition_penalty=1.5, **options) == PROMPT + best
+    with pytest.raises(TypeError, match="typical_p, which beam search"):
+        client.generate(PROMPT, num_beams=3, typical_p=0.9)

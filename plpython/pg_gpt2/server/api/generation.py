@@ -16,7 +16,9 @@ from ...errors import InvalidParameter, OutOfMemory, require, require_positive
 from ...generation import batch, beam
 from ...generation.decode import Decoder, bytes_of_several, check_ids
 from ...generation.generate import Options, TextStream, Token, tokens
-from ...generation.sampling import Sampling, softmax
+from ...generation.options import BeamSearch, Call, Generation, TextGeneration, gather, manual
+from ...generation.processors import softmax
+from ...generation.sampling import Sampling
 from ...generation.stops import Stops
 from ...limits import MOST_BEAMS
 from ...tensor import to_bytes
@@ -31,76 +33,36 @@ MAX_BYTEA = (1 << 30) - (1 << 16)
 
 
 @entry
-def generate(
-    prompt: str | None,
-    max_tokens: int,
-    temperature: float,
-    topk: int,
-    topp: float,
-    model_name: str | None,
-    eos_token: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    repetition_penalty: float,
-    min_p: float,
-    echo: bool,
-) -> str | None:
+def generate(prompt: str | None, **given: Any) -> str | None:
     """Prompt (unless echo is false) and completion."""
     if prompt is None:
         return None
-    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo)
+    job = _TextJob(prompt, *gather(given, TextGeneration, Sampling))
     for _ in job.tokens:
         host.check_interrupts()
     return job.finish()
 
 
 @entry
-def stream(
-    prompt: str | None,
-    max_tokens: int,
-    temperature: float,
-    topk: int,
-    topp: float,
-    model_name: str | None,
-    eos_token: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    repetition_penalty: float,
-    min_p: float,
-    echo: bool,
-) -> Iterator[tuple[Any, ...]]:
+def stream(prompt: str | None, **given: Any) -> Iterator[tuple[Any, ...]]:
     """Rows (step, token_id, token, text, is_complete, logprob, finish_reason) as they are computed."""
     if prompt is None:
         return iter(())
-    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    job = _TextJob(prompt, max_tokens, sampling, model_name, eos_token, seed, stop, echo, logprobs=True)
-    return job.rows()
+    asked, sampling = gather(given, TextGeneration, Sampling)
+    return _TextJob(prompt, asked, sampling, logprobs=True).rows()
 
 
 class _TextJob:
     """One prompt on its way to text. The prompt is already processed when this is made, so that errors come with the call."""
 
-    def __init__(
-        self,
-        prompt: str,
-        max_tokens: int,
-        sampling: Sampling,
-        model_name: str | None,
-        eos_token: int | None,
-        seed: int | None,
-        stop: list[str] | None,
-        echo: bool,
-        logprobs: bool = False,
-    ) -> None:
-        require(echo=echo)
-        stops = Stops(stop)
-        model = weights.load(model_name)
+    def __init__(self, prompt: str, asked: TextGeneration, sampling: Sampling, logprobs: bool = False) -> None:
+        stops = Stops(asked.stop)
+        model = weights.load(asked.model_name)
         self.tokenizer = vocabularies.load(model.name)
-        options = _options(max_tokens, sampling, eos_token, seed, model.config, self.tokenizer, logprobs)
+        options = replace(_options(asked, sampling, model, self.tokenizer), logprobs=logprobs)
         ids = encode_prompt(prompt, model, self.tokenizer)
-        _require_cache(model, [len(ids)], max_tokens)
-        self.prefix = prompt if echo else ""
+        _require_cache(model, [len(ids)], options.max_tokens)
+        self.prefix = prompt if asked.echo else ""
         self.text = TextStream(self.tokenizer, stops, options.eos)
         self.tokens = tokens(model.arranged, model.config, ids, options, self.text.add)
 
@@ -119,6 +81,30 @@ class _TextJob:
             yield step, token.id, piece, shown, done, token.logprob, token.finish
 
 
+def _options(asked: Generation, sampling: Sampling, model: weights.Model, tokenizer: Tokenizer | None) -> Options:
+    """What generation is asked for, with end-of-text, texts and seed resolved."""
+    seed = draw_seed() if asked.seed is None else asked.seed
+    eos = _eos(asked, model.config, tokenizer)
+    return Options(asked.max_tokens, _in_ids(sampling, model), eos, seed, look_up=resources.prompt_lookup())
+
+
+def _eos(asked: Call, config: GPT2Config, tokenizer: Tokenizer | None) -> int | None:
+    """The end-of-text token, if any. 22023 for one that the model does not have."""
+    if asked.eos_token is None:
+        return config.eos_token_id if config.eos_token_id is not None or tokenizer is None else tokenizer.eos_token_id
+    if asked.eos_token >= config.vocab:
+        raise InvalidParameter(
+            f"eos_token {asked.eos_token} is not in 0..{config.vocab - 1}",
+            hint="Give a token id, null for the model's, or -1 for none.",
+        )
+    return None if asked.eos_token == -1 else asked.eos_token
+
+
+def _in_ids(sampling: Sampling, model: weights.Model) -> Sampling:
+    """`sampling` with its texts as ids; 55000 when there are such and the model has no vocabulary."""
+    return sampling.in_ids(model.config.vocab, lambda text: vocabularies.load(model.name).encode(text))
+
+
 def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) -> None:
     """53200 when keys and values of so many positions, and logits after each text, do not fit."""
     rooms = [length + max_tokens for length in lengths]
@@ -128,90 +114,86 @@ def _require_cache(model: weights.Model, lengths: list[int], max_tokens: int) ->
 
 
 @entry
-def generate_batch(
-    prompts: list[str | None] | None,
-    max_tokens: int,
-    temperature: float,
-    topk: int,
-    topp: float,
-    model_name: str | None,
-    eos_token: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    repetition_penalty: float,
-    min_p: float,
-    echo: bool,
-) -> list[tuple[int, str | None]]:
+def generate_batch(prompts: list[str | None] | None, **given: Any) -> list[tuple[int, str | None]]:
     """Rows (n, text), n from 1; the text of a null prompt is null."""
     if not prompts:
         return []
-    require(echo=echo)
-    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    stops = Stops(stop)
-    model = weights.load(model_name)
+    asked, sampling = gather(given, TextGeneration, Sampling)
+    stops = Stops(asked.stop)
+    model = weights.load(asked.model_name)
     tokenizer = vocabularies.load(model.name)
-    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
+    options = _options(asked, sampling, model, tokenizer)
     ids = {n: array("i", encode_prompt(p, model, tokenizer)) for n, p in enumerate(prompts) if p is not None}
     while ids:
         numbers = list(islice(ids, batch.MOST_TOGETHER))
-        given = [ids.pop(n) for n in numbers]
-        _require_cache(model, list(map(len, given)), max_tokens)
+        prompt_ids = [ids.pop(n) for n in numbers]
+        _require_cache(model, list(map(len, prompt_ids)), options.max_tokens)
         each = [replace(options, seed=options.seed + n) for n in numbers]
         texts = [TextStream(tokenizer, stops, options.eos) for _ in numbers]
-        batch.generate_batch(model.arranged, model.config, given, each, [text.add for text in texts])
+        batch.generate_batch(model.arranged, model.config, prompt_ids, each, [text.add for text in texts])
         for n, text in zip(numbers, texts):
             text.finish()
-            prompts[n] = ((prompts[n] or "") if echo else "") + text.text()  # in its place: a prompt may be large
+            prompts[n] = ((prompts[n] or "") if asked.echo else "") + text.text()  # in its place: a prompt may be large
     return list(enumerate(prompts, 1))
+
+
+@entry
+@received(ids="integer")
+def generate_tokens(ids: list[int] | None, **given: Any) -> list[int] | None:
+    """New ids after `ids`."""
+    if ids is None:
+        return None
+    asked, sampling = gather(given, Generation, Sampling)
+    stops = Stops(asked.stop)
+    model = weights.load(asked.model_name)
+    ids = check_prompt(ids, model)
+    tokenizer = vocabularies.load(model.name) if stops else None
+    options = _options(asked, sampling, model, tokenizer)
+    _require_cache(model, [len(ids)], options.max_tokens)
+    text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
+    found: list[int] = []
+    new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
+    for token in new:
+        found.append(token.id)
+        host.check_interrupts()
+    return found
 
 
 @entry
 @received(prompt_ids="integer")
 def beam_search(
-    prompt: str | None,
-    beam_width: int,
-    max_tokens: int,
-    length_penalty: float,
-    early_stopping: bool,
-    eos_token: int | None,
-    model_name: str | None,
-    prompt_ids: list[int] | None,
+    prompt: str | None, prompt_ids: list[int] | None, **given: Any
 ) -> list[tuple[int, float, str | None, list[int]]]:
     """Rows (rank, score, text, token_ids); text is null for a model without vocabulary."""
     if prompt is None and prompt_ids is None:
         return []
     if prompt is not None and prompt_ids is not None:
         raise InvalidParameter("give either prompt or prompt_ids", hint="prompt_ids works without a vocabulary.")
-    require(length_penalty=length_penalty, early_stopping=early_stopping)
-    require_positive(beam_width=beam_width, max_tokens=max_tokens)
-    if beam_width > MOST_BEAMS:
-        raise InvalidParameter(f"beam_width {beam_width} is more than {MOST_BEAMS}", hint="4 to 10 beams are usual.")
-    if not abs(length_penalty) < 100:
+    asked, sampling = gather(given, BeamSearch, Sampling)
+    require_positive(beam_width=asked.beam_width, max_tokens=asked.max_tokens)
+    if asked.beam_width > MOST_BEAMS:
         raise InvalidParameter(
-            f"length_penalty must be between -100 and 100, not {length_penalty}",
-            hint="Above 0 favours longer continuations; Hugging Face's default is 1.",
+            f"beam_width {asked.beam_width} is more than {MOST_BEAMS}", hint="4 to 10 beams are usual."
         )
-    model = weights.load(model_name)
+    model = weights.load(asked.model_name)
     tokenizer = vocabularies.find(model.name)
     if prompt is None:
         ids = check_prompt(prompt_ids, model)
     else:
         ids = encode_prompt(prompt, model, vocabularies.load(model.name))
-    options = _options(max_tokens, Sampling(), eos_token, 0, model.config, tokenizer)
-    _require_cache(model, [len(ids)] * 2 * beam_width, max_tokens)
-    beams = beam.beam_search(
-        model.arranged,
-        model.config,
-        ids,
-        width=beam_width,
-        max_tokens=max_tokens,
-        length_penalty=length_penalty,
-        early_stopping=early_stopping,
-        eos=options.eos,
+    beams = beam.Beams(
+        width=asked.beam_width,
+        max_tokens=asked.max_tokens,
+        length_penalty=asked.length_penalty,
+        early_stopping=asked.early_stopping,
+        eos=_eos(asked, model.config, tokenizer),
+        sampling=_in_ids(sampling, model),
     )
+    _require_cache(model, [len(ids)] * 2 * beams.width, beams.max_tokens)
+    found = beam.beam_search(model.arranged, model.config, ids, beams)
     return [
-        (rank, float(found.score), _text_of(found.ids, options.eos, tokenizer), list(found.ids))
-        for rank, found in enumerate(beams, 1)
+        (rank, float(each.score), _text_of(each.ids, beams.eos, tokenizer), list(each.ids))
+        for rank, each in enumerate(found, 1)
     ]
 
 
@@ -222,61 +204,10 @@ def _text_of(ids: Sequence[int], eos: int | None, tokenizer: Tokenizer | None) -
     return db.storable(tokenizer.decode(ids[:-1] if ids and ids[-1] == eos else ids))
 
 
-def _options(
-    max_tokens: int,
-    sampling: Sampling,
-    eos_token: int | None,
-    seed: int | None,
-    config: GPT2Config,
-    tokenizer: Tokenizer | None,
-    logprobs: bool = False,
-) -> Options:
-    """Options with end-of-text and seed resolved."""
-    if eos_token is None:
-        eos = config.eos_token_id if config.eos_token_id is not None or tokenizer is None else tokenizer.eos_token_id
-    elif -1 <= eos_token < config.vocab:
-        eos = None if eos_token == -1 else eos_token
-    else:
-        raise InvalidParameter(
-            f"eos_token {eos_token} is not in 0..{config.vocab - 1}",
-            hint="Give a token id, null for the model's, or -1 for none.",
-        )
-    seed = draw_seed() if seed is None else seed
-    return Options(max_tokens, sampling, eos, seed, look_up=resources.prompt_lookup(), logprobs=logprobs)
-
-
 @entry
-@received(ids="integer")
-def generate_tokens(
-    ids: list[int] | None,
-    max_tokens: int,
-    temperature: float,
-    topk: int,
-    topp: float,
-    model_name: str | None,
-    eos_token: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    repetition_penalty: float,
-    min_p: float,
-) -> list[int] | None:
-    """New ids after `ids`."""
-    if ids is None:
-        return None
-    sampling = Sampling(temperature, topk, topp, repetition_penalty, min_p)
-    stops = Stops(stop)
-    model = weights.load(model_name)
-    ids = check_prompt(ids, model)
-    tokenizer = vocabularies.load(model.name) if stops else None
-    options = _options(max_tokens, sampling, eos_token, seed, model.config, tokenizer)
-    _require_cache(model, [len(ids)], max_tokens)
-    text = TextStream(tokenizer, stops, options.eos) if tokenizer else None
-    found: list[int] = []
-    new: Iterator[Token] = tokens(model.arranged, model.config, ids, options, text.add if text else lambda token: False)
-    for token in new:
-        found.append(token.id)
-        host.check_interrupts()
-    return found
+def options() -> list[tuple[str, str, str | None, str, str]]:
+    """Rows (name, type, default_value, domain, meaning) of the manual of all options."""
+    return list(manual())
 
 
 @entry
