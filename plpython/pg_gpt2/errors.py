@@ -1,6 +1,6 @@
 """Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
 
-`db.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, but for what the operating system
+`server.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, but for what the operating system
 refuses (`of_system`).
 """
 

@@ -2,8 +2,8 @@
 
 from ...errors import InvalidParameter, UndefinedObject, require
 from .. import db, diagnosis, resources, vocabularies
-from ..db import entry
 from ..diagnosis import Finding
+from ..entry import entry
 from ..storage import store, weights
 
 

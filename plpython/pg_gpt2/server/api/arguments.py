@@ -3,7 +3,7 @@
 from ...errors import InvalidParameter, require
 from ...limits import MOST_IDS
 from .. import resources
-from ..db import entry
+from ..entry import entry
 
 
 @entry

@@ -21,7 +21,8 @@ from ...fast.ops import lookup
 from ...limits import MOST_INPUTS
 from ...tensor import check_shape, from_bytes, to_bytes
 from .. import db, resources
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry, require_trigger_of
 from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording, tape_rows
@@ -40,7 +41,7 @@ def enabled() -> bool:
 @entry
 def set_mode(trigger: dict[str, Any]) -> None:
     """What an UPDATE of llm_autograd_mode does: it lasts as long as the tape does."""
-    db.require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
+    require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
     flag = trigger["new"]["flag"]
     require(flag=flag)
     word, is_local = "on" if flag else "off", tape_owner() == "transaction"

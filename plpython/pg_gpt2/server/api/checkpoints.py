@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ...errors import InvalidParameter, UndefinedObject, require, require_positive
 from .. import db
-from ..db import entry
+from ..entry import entry
 from ..storage import checkpoints, store, tensor_versions
 
 

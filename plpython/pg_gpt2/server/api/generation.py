@@ -24,7 +24,8 @@ from ...limits import MOST_BEAMS
 from ...tensor import to_bytes
 from ...tokenizer.bpe import Tokenizer
 from .. import db, resources, vocabularies
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry
 from ..prompts import check_prompt, draw_seed, encode_prompt
 from ..storage import store, weights
 from ..tape import recording

@@ -13,7 +13,8 @@ from ...generation import tracing
 from ...generation.decode import check_ids
 from ...tensor import FLOAT32, to_bytes
 from .. import db, resources, vocabularies
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry
 from ..prompts import encode_prompt
 from ..storage import store, weights
 from ..tape import tape_rows

@@ -8,7 +8,7 @@ from ... import bytea_ops
 from ...errors import require
 from ...generation.sampling import Sampling
 from .. import resources
-from ..db import entry
+from ..entry import entry
 from ..prompts import draw_seed
 
 SMALL = (

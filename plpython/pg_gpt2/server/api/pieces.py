@@ -17,7 +17,8 @@ from ...generation.decode import check_ids
 from ...op_checks import check_length, check_p
 from ...tensor import from_bytes, to_bytes
 from .. import resources
-from ..db import entry, received
+from ..arrays import received
+from ..entry import entry
 from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording

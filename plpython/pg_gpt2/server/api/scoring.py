@@ -10,7 +10,7 @@ from ...generation import scoring
 from ...generation.decode import check_ids
 from ...tokenizer.bpe import Tokenizer
 from .. import db, vocabularies
-from ..db import entry
+from ..entry import entry
 from ..prompts import end_of_text
 from ..storage import weights
 

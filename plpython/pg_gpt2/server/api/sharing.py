@@ -1,7 +1,7 @@
 """llm_share_param, llm_unshare_param: arguments from SQL, checked."""
 
 from ...errors import require
-from ..db import entry
+from ..entry import entry
 from ..storage import sharing
 
 

@@ -12,7 +12,9 @@ from ...generation.decode import check_ids, checked
 from ...limits import MOST_BATCH, MOST_STEP_ROWS
 from ...op_checks import check_p
 from .. import db, resources, vocabularies
-from ..db import entry, received
+from ..arrays import received
+from ..caller_query import source_texts
+from ..entry import entry
 from ..prompts import draw_seed
 from ..storage import store, weights
 from ..tape import recording
@@ -49,7 +51,7 @@ def load_dataset(
             hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
         )
     cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
-    return datasets.load(db.source_texts(source, source_path), vocabularies.load(model), model, cut)
+    return datasets.load(source_texts(source, source_path), vocabularies.load(model), model, cut)
 
 
 @entry

@@ -27,7 +27,7 @@ from ...formats import (
 )
 from ...tensor import FLOAT32
 from .. import db
-from ..db import entry
+from ..entry import entry
 from ..storage import server_files, sharing, store
 
 
