@@ -1,7 +1,7 @@
 """Errors that a user can cause: a message naming the thing and the value, a SQLSTATE, a HINT.
 
-`server.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, but for what the operating system
-refuses (`of_system`).
+`server.entry` turns them into PostgreSQL errors. Anything else that escapes is a defect of ours, except for what the
+operating system refuses (`of_system`).
 """
 
 import errno

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from .. import host
-from .replay import Application, Tensor
+from .records import Application, Tensor
 
 STYLE = [
     "  rankdir=TB; nodesep=0.25; ranksep=0.3;",

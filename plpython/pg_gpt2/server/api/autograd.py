@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ...autograd import attributes, replay
+from ...autograd import attributes
+from ...autograd.graph import Graph
+from ...autograd.records import Application, ancestors, check_complete, require_kept, values_read
 from ...bytea_ops import MAX_BYTES
 from ...errors import (
     InvalidParameter,
@@ -183,20 +185,20 @@ def backprop(start_id: int | None, model: str | None) -> None:
     tensors = tape_rows.tensors(tape)
     if start_id not in tensors:
         raise tape_rows.unknown(start_id)
-    needed = replay.ancestors(recorded, start_id)
+    needed = ancestors(recorded, start_id)
     if model is not None:
         _require_use(model, needed)
-    replay.check_complete(needed, tensors)
-    read = replay.values_read(needed)
+    check_complete(needed, tensors)
+    read = values_read(needed)
     data = tape_rows.data(tape, read)
-    replay.require_kept(read, data)
-    graph = replay.Graph(needed, tensors, data)
+    require_kept(read, data)
+    graph = Graph(needed, tensors, data)
     graph.backward(start_id)
     tape_rows.write_grads(tape, graph.gradients())
     graph.close()
 
 
-def _require_use(model: str, needed: list[replay.Application]) -> None:
+def _require_use(model: str, needed: list[Application]) -> None:
     """55000 unless a mapped parameter of `model` is among the inputs."""
     inputs = sorted({handle for application in needed for handle in application.inputs})
     if not db.row(

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from ...autograd import replay, tape_dot
-from ...autograd.replay import Application, Tensor
+from ...autograd import tape_dot
+from ...autograd.compare import compare
+from ...autograd.gradcheck import check_gradients
+from ...autograd.records import Application, Tensor, ancestors, check_complete, require_kept
 from ...core.gpt2 import check_window
 from ...errors import InconsistentData, InvalidParameter, UndefinedObject, WrongState, require, require_positive
 from ...generation import tracing
@@ -149,17 +151,17 @@ def replay_tape(tape_id: int | None) -> list[tuple[Any, ...]]:
     """Rows (tape_row, name, handle, what, max_difference) of what comes out otherwise."""
     number, recorded, tensors = _tape(tape_id)
     resources.apply_settings()
-    replay.check_complete(recorded, tensors)
+    check_complete(recorded, tensors)
     data = tape_rows.data(number, tensors)
     if not data:
         raise WrongState(
             f"tape {number} keeps no values", hint="Audit level 'tape' records ops only; train with audit => 'full'."
         )
-    replay.require_kept({h for a in recorded for h in (*a.inputs, a.output)}, data)
+    require_kept({h for a in recorded for h in (*a.inputs, a.output)}, data)
     grads = tape_rows.data(number, tensors, "grad")
     return [
         (found.application.id, found.application.name, found.handle, found.what, found.max_difference)
-        for found in replay.compare(recorded, tensors, data, grads)
+        for found in compare(recorded, tensors, data, grads)
     ]
 
 
@@ -171,13 +173,13 @@ def gradcheck(handle: int, epsilon: float, max_elements: int) -> list[tuple[Any,
     if not 0 < epsilon < 1:
         raise InvalidParameter(f"epsilon must be above 0 and below 1, not {epsilon}", hint="Leave it out for 1e-5.")
     tape_rows.value(handle)
-    recorded = replay.ancestors(tape_rows.applications(tape_rows.own_tape()), handle)
+    recorded = ancestors(tape_rows.applications(tape_rows.own_tape()), handle)
     tensors = tape_rows.tensors(tape_rows.own_tape())
-    replay.check_complete(recorded, tensors)
+    check_complete(recorded, tensors)
     needed = {h for a in recorded for h in (*a.inputs, a.output)} | {handle}
     data = tape_rows.data(tape_rows.own_tape(), needed)
-    replay.require_kept(needed, data)
-    checked = replay.gradcheck(recorded, tensors, data, handle, epsilon=epsilon, most=max_elements)
+    require_kept(needed, data)
+    checked = check_gradients(recorded, tensors, data, handle, epsilon=epsilon, most=max_elements)
     return [
         (
             each.handle,
