@@ -41,7 +41,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['@package@'] = importer['load'](sources, '@package@', '@extschema@')
+    GD['@package@'] = importer['import_package'](sources, '@package@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;

@@ -66,13 +66,13 @@ class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
             exec(compile(source, origin, "exec"), module.__dict__)
 
 
-def load(sources, key, schema):
+def import_package(sources, key, schema):
     """Import the package under a name made from `key` and return its `api`; `schema` is the extension's, quoted."""
     with own_settings():
-        return _load(sources, key, schema)
+        return _import(sources, key, schema)
 
 
-def _load(sources, key, schema):
+def _import(sources, key, schema):
     python = f"{sys.base_prefix}/bin/python3 ({sys.version.split()[0]})"
     if sys.version_info < (3, 10):  # noqa: UP036  (as of Debian 11)
         raise unusable(f"Python 3.10 or later is needed in PL/Python, and this is {python}", OLD_PYTHON)

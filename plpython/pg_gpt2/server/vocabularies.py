@@ -20,7 +20,7 @@ MOST = 8  # tokenizers that a session keeps; each is some 30 MB for GPT-2's voca
 _cache: OrderedDict[str, tuple[str, Tokenizer]] = OrderedDict()
 
 
-def load(model: str) -> Tokenizer:
+def tokenizer_of(model: str) -> Tokenizer:
     """The tokenizer of `model` at the version that this statement sees; 55000 when it has no vocabulary."""
     found = find(model)
     if found is None:

@@ -26,7 +26,7 @@ def attach(file_path: str, model: str | None) -> int:
 def load(model: str, checkpoint_id: int) -> int:
     """Back to a checkpoint of the model; its step."""
     require(model=model, checkpoint_id=checkpoint_id)
-    return checkpoints.load(model, checkpoint_id).step
+    return checkpoints.go_back(model, checkpoint_id).step
 
 
 @entry
@@ -65,8 +65,8 @@ def _diff(a: int, b: int | None) -> Iterator[tuple]:
     first = checkpoints.find(a)
     second = None if b is None else checkpoints.find(b)
     with (
-        tensor_versions.State(first, first.model) as before,
-        tensor_versions.State(second, first.model) as after,
+        tensor_versions.Snapshot(first, first.model) as before,
+        tensor_versions.Snapshot(second, first.model) as after,
     ):
         for name, difference in tensor_versions.diff(before, after):
             yield (name, *difference)

@@ -26,7 +26,7 @@ from ..tape import tape_rows
 
 def _ids_of(prompt: str, model: weights.Model) -> list[int]:
     """Ids of a prompt; of one longer than the window, its tail."""
-    return encode_prompt(prompt, model, vocabularies.load(model.name))[-model.config.n_positions :]
+    return encode_prompt(prompt, model, vocabularies.tokenizer_of(model.name))[-model.config.n_positions :]
 
 
 @entry
@@ -76,7 +76,7 @@ def attention_weights(prompt: str | None, layer: int, head: int, model: str | No
             )
     ids = _ids_of(prompt, loaded)
     attention = tracing.layer_attention(loaded.plain(), loaded.config, ids, layer)[head].tolist()
-    tokenizer = vocabularies.load(loaded.name)
+    tokenizer = vocabularies.tokenizer_of(loaded.name)
     tokens = [db.storable(tokenizer.decode([token])) for token in ids]
     return [(q, tokens[q], k, tokens[k], attention[q][k]) for q in range(len(ids)) for k in range(q + 1)]
 
@@ -89,7 +89,7 @@ def logit_lens(prompt: str | None, model: str | None, n: int) -> list[tuple[Any,
     require_positive(n=n)
     loaded = weights.load(model)
     ids = _ids_of(prompt, loaded)
-    tokenizer = vocabularies.load(loaded.name)
+    tokenizer = vocabularies.tokenizer_of(loaded.name)
     rows = []
     for layer, probabilities in tracing.logit_lens(loaded.plain(), loaded.config, ids):
         for rank, token in enumerate(np.argsort(-probabilities, kind="stable")[:n].tolist(), 1):

@@ -25,7 +25,7 @@ def _tokenizer(model: str | None) -> Tokenizer:
     found = vocabularies.find(name)
     if found is None and model is None:
         name = store.only_model() or name
-    return found or vocabularies.load(name)
+    return found or vocabularies.tokenizer_of(name)
 
 
 @entry

@@ -51,7 +51,7 @@ def load_dataset(
             hint="It could not learn from such rows; n_positions in llm_model_config is the longest.",
         )
     cut = datasets.Cut(block_size, split, val_fraction, replace, pack)
-    return datasets.load(source_texts(source, source_path), vocabularies.load(model), model, cut)
+    return datasets.add_texts(source_texts(source, source_path), vocabularies.tokenizer_of(model), model, cut)
 
 
 @entry
@@ -192,7 +192,7 @@ def train(
 ) -> int:
     """A run of AdamW steps in one transaction; its run_id."""
     settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
+    plan = runs.RunPlan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
     _check_run(model, plan, grad_workers, prune_workers)
     store.check_overrides(store.config(model), n_layer, n_head, d, vocab)
     store.lock(model)
@@ -233,7 +233,7 @@ def train_run(
 ) -> None:
     """A run of AdamW steps that commits as it goes, or the rest of an interrupted one."""
     settings = session.Settings(dropout_p, beta1, beta2, eps, wd, lr_max, warmup, min_lr, grad_clip, seed)
-    plan = runs.Plan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
+    plan = runs.RunPlan(settings, n_steps, batch_size, grad_accum, eval_every, log_every, level)
     _check_run(model, plan, grad_workers, prune_workers)
     require_positive(commit_every=commit_every)
     require(flush_seconds=flush_seconds, wait=wait)
@@ -248,7 +248,7 @@ def train_run(
     resources.release_memory()
 
 
-def _check_run(model: str, plan: runs.Plan, grad_workers: int, prune_workers: int) -> None:
+def _check_run(model: str, plan: runs.RunPlan, grad_workers: int, prune_workers: int) -> None:
     require(model=model, audit=plan.audit)
     audit.check_level(plan.audit)
     require_positive(n_steps=plan.n_steps, batch_size=plan.batch_size, grad_accum=plan.grad_accum)

@@ -246,7 +246,7 @@ def _new_path(real: str) -> str:
 # --- loading ----------------------------------------------------------------------------------------------------------------
 
 
-def load(model: str, checkpoint_id: int) -> Checkpoint:
+def go_back(model: str, checkpoint_id: int) -> Checkpoint:
     """Put `model` back to a checkpoint of its own."""
     store.lock(model)
     saved = find(checkpoint_id, model, lock=True)

@@ -51,7 +51,7 @@ class Cut:
     pack: bool
 
 
-def load(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
+def add_texts(texts: Iterator[str], tokenizer: Tokenizer, model: str, cut: Cut) -> int:
     """Tokenize `texts`, one end-of-text after each, into rows; their number."""
     if tokenizer.eos_token_id is None:
         raise WrongState(

@@ -32,7 +32,7 @@ class Record:
 
     run_id: int
     model: str
-    plan: runs.Plan | None
+    plan: runs.RunPlan | None
     data: dict[str, Any]
     tied: dict[str, str]
     first_step: int
@@ -107,7 +107,7 @@ class Record:
         ]
         plan, data = None, {}
         if row["n_steps"] is not None:
-            plan, data = runs.Plan.of(config), config["data"]
+            plan, data = runs.RunPlan.of(config), config["data"]
             check_settings(plan.settings)
             whole += [plan.n_steps, plan.batch_size, plan.grad_accum, data["rows"]]
             if min(data["rows"], plan.batch_size, plan.grad_accum) <= 0 or not isinstance(data["digest"], str):

@@ -20,8 +20,9 @@ from .. import db, resources
 from ..storage import checkpoints, store
 from ..storage.checkpoint_files import KINDS, Part
 from ..storage.checkpoints import Checkpoint
-from . import datasets, runs
+from . import datasets, environment, runs
 from .hand_steps import StepPlan
+from .progress import NOTICES
 from .replay_start import Difference, Record, begin, check_settings, logged_step, saved_checkpoints
 from .session import Learner
 
@@ -52,7 +53,7 @@ def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> 
     resources.require_memory(16 * store.config(record.model).n_params(), f"a replay of run {record.run_id}")
     start = begin(record, from_checkpoint)
     first = record.start if isinstance(start, Difference) else start.done + 1
-    here = runs.environment()
+    here = environment.current()
     other = [name for name in DECISIVE if any(found.get(name) != here[name] for found in record.used(first, last))]
     report = Report(record.start + 1, last, not other)
     if isinstance(start, Difference):
@@ -75,7 +76,7 @@ def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> 
         if report.difference is not None:
             report.last_step = step
             break
-        if (step - start.done) % max(1, (last - start.done) // runs.NOTICES) == 0:
+        if (step - start.done) % max(1, (last - start.done) // NOTICES) == 0:
             db.notice(f"replay of run {record.run_id}: steps {start.done + 1} to {step} agree")
     else:
         report.difference = next(work.end(last), None)

@@ -134,7 +134,7 @@ Place = tuple[str, str, int]  # model, name and token_id of a row of llm_param
 
 
 @dataclass
-class State:
+class LearnerState:
     """Weights and optimizer state of a model at one version, and which rows of llm_param they are."""
 
     model: str
@@ -155,7 +155,7 @@ class State:
         return 12 * self.config.n_params()
 
 
-def read_state(model: str, config: GPT2Config, version: str) -> State:
+def read_state(model: str, config: GPT2Config, version: str) -> LearnerState:
     """The state of `model` from its rows."""
     assembly = weights.Assembly(model, config.param_shapes())
     m: weights.Params = {}
@@ -183,7 +183,7 @@ def read_state(model: str, config: GPT2Config, version: str) -> State:
         places[name, first] = place
         sums[place] = _checksum_of(row)
     tied, blocks = _tied(model, blocks, places)
-    return State(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places, sums)
+    return LearnerState(model, config, version, assembly.finish(), m, v, steps, tied, blocks, places, sums)
 
 
 def _rows(model: str) -> Iterator[tuple[Place, db.Row]]:
