@@ -12,7 +12,7 @@ from .records import Application, Arrays, Tensor, check_complete, handles_of
 
 @dataclass(frozen=True)
 class Difference:
-    """What a replay computed otherwise than the record has it."""
+    """A value or gradient that a replay computed differently from the record."""
 
     application: Application
     handle: int
@@ -23,7 +23,7 @@ class Difference:
 def compare(
     applications: Sequence[Application], tensors: Mapping[int, Tensor], data: Arrays, grads: Arrays
 ) -> Iterator[Difference]:
-    """Every op again, forward and backward, each from its recorded inputs: so one changed row shows where it stands.
+    """Compute every op again, forward and backward, from its recorded inputs, so that a changed row is reported where it is.
 
     A value is compared with the op that gave it; where an input was changed, with the ops that took it. A gradient is
     compared with the sum over the ops that took its value; those of leaves as well.
@@ -68,7 +68,7 @@ def _compare_gradients(
 
 
 def _sweeps(applications: Sequence[Application], grads: Arrays) -> Iterator[tuple[int, int]]:
-    """(first, last) place of each backward pass: it starts where a gradient was not received from anyone."""
+    """(first, last) place of each backward pass, which starts at a gradient that came from no other op."""
     used = {handle for a in applications if a.output in grads for handle in handles_of(a)[:-1]}
     first = 0
     for place, application in enumerate(applications):

@@ -69,7 +69,7 @@ def ancestors(applications: Sequence[Application], start: int) -> list[Applicati
 
 
 def check_complete(applications: Iterable[Application], tensors: Mapping[int, Any]) -> None:
-    """22023 or 42704 naming the row when an op has another number of inputs, or a handle no tensor."""
+    """Refuse a row whose op takes another number of inputs (22023), or whose handle has no tensor (42704); the error names it."""
     for application in applications:
         host.check_interrupts()
         try:
@@ -87,7 +87,7 @@ def check_complete(applications: Iterable[Application], tensors: Mapping[int, An
 
 
 def values_read(applications: Iterable[Application]) -> set[int]:
-    """Handles whose data a backward pass looks at; of all others the shape is enough."""
+    """Handles whose data a backward pass reads; of all others it needs the shape only."""
     found: set[int] = set()
     for application in applications:
         host.check_interrupts()
@@ -99,7 +99,7 @@ def values_read(applications: Iterable[Application]) -> set[int]:
 
 
 def require_kept(handles: Iterable[int], data: Arrays) -> None:
-    """55000 when data that is needed was not kept, as by audit level 'tape'."""
+    """Refuse (55000) to go on where data that is needed was not kept, as happens at audit level 'tape'."""
     missing = [handle for handle in handles if handle not in data]
     if missing:
         raise WrongState(
@@ -109,6 +109,6 @@ def require_kept(handles: Iterable[int], data: Arrays) -> None:
 
 
 def handles_of(application: Application) -> tuple[int, ...]:
-    """Inputs and, last, the output; with a look for an interrupt, for passes over a long tape."""
+    """Inputs, then the output. Looks for an interrupt, because it is called for every row of a long tape."""
     host.check_interrupts()
     return *application.inputs, application.output

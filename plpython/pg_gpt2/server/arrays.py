@@ -24,7 +24,7 @@ NULL_LENGTH = b"\xff" * 4  # of an element, as array_send has it
 
 
 def received(**types: str) -> Callable[[Function], Function]:
-    """For a function that SQL hands arrays of numbers in their binary form: their names, and what they are of. It gets lists."""
+    """Decorate a function to which SQL passes arrays of numbers in binary form, so that it gets lists: `name="integer"`."""
 
     def of(function: Function) -> Function:
         names = list(inspect.signature(function).parameters)
@@ -68,7 +68,7 @@ def _elements_sent(sent: bytes, name: str, kind: str) -> list[Any]:
 
 
 def _elements_or_nulls(sent: bytes, element: struct.Struct) -> list[Any]:
-    """Elements of an array of one dimension, as far as they are there."""
+    """Elements of an array of one dimension, up to the end of the data."""
     found: list[Any] = []
     place = 20
     while place <= len(sent) - len(NULL_LENGTH):

@@ -58,10 +58,10 @@ def row(sql: str, types: Sequence[str] = (), *args: Any) -> Row | None:
 
 @contextmanager
 def planned_once(n_bytes: int) -> Iterator[None]:
-    """For statements whose parameters have `n_bytes`: a planner that has their values copies each twice, so large ones are kept
-    from it.
+    """Around a statement whose parameters have `n_bytes`: a planner that sees the values copies each of them twice, so it is
+    not shown large ones.
 
-    What it sets ends with a rollback, as after an error within, and here.
+    The setting for this ends here, or with the rollback after an error.
     """
     if n_bytes < PLANNED:
         yield
@@ -103,7 +103,7 @@ def columns(portal: str) -> list[str]:
 
 
 def batches(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
-    """Rows of what may be millions, fetched a thousand at a time, with a look for an interrupt between."""
+    """Rows, of which there may be millions: fetched a thousand at a time, with a look for an interrupt in between."""
     found = plpy.cursor(_plan(sql, types), list(args))
     while rows := found.fetch(1000):
         yield from rows

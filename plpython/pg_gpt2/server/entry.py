@@ -63,7 +63,7 @@ def _taken(scope: dict[str, Any], own: int | None) -> tuple[tuple[Any, ...], dic
 
 
 def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> None:
-    """text[] is the type of a matrix, too, which arrives as a list of lists."""
+    """Refuse (22023) a matrix: PostgreSQL gives it the type text[] as well, and it arrives as a list of lists."""
     for place, value in [*enumerate(args), *named.items()]:
         if type(value) is list and value and type(value[0]) is list:
             raise not_one_dimension(

@@ -24,13 +24,13 @@ RECURSION = 1000  # frames that our code may need: what Python itself starts wit
 
 
 def is_set_oddly():
-    """Whether another PL/Python function of the session has set something, in its one interpreter, that would make ours fail."""
+    """Whether another PL/Python function has changed a setting of the session's one interpreter that would make our code fail."""
     return sys.getrecursionlimit() < RECURSION or "error" in [found[0] for found in warnings.filters]
 
 
 @contextmanager
 def own_settings():
-    """What is set oddly does not reach our code, and is as it was afterwards. 8 us, which a call shall not cost for nothing."""
+    """Give our code the usual settings, and restore the odd ones afterwards. Costs 8 us, so it is used only where needed."""
     limit = sys.getrecursionlimit()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -88,7 +88,7 @@ def _import(sources, key, schema):
 
 
 def unusable(message, hint):
-    """The error for a Python that will not do."""
+    """The error for a Python that the package cannot run on."""
     import plpy
 
     # PL/Python puts the name of the class in front of the message

@@ -15,7 +15,7 @@ SHOWN = 4000  # characters of each end of a message
 
 
 def for_sql(error: Exception) -> Exception:
-    """The error as SQL shall see it."""
+    """The error that SQL gets for `error`."""
     if isinstance(error, plpy.SPIError):
         return _from_server(error)
     if isinstance(error, ServerError):

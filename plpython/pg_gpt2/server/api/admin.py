@@ -79,7 +79,7 @@ def grant_usage(role: str, level: str) -> None:
 
 
 def _rights(level: str, table: str) -> str:
-    """What a level may do with a table or view."""
+    """The privileges of a level on a table or view."""
     more = {"train": CHANGED_BY_TRAINING.get(table), "admin": "INSERT, UPDATE, DELETE, TRUNCATE"}.get(level)
     return f"SELECT, {more}" if more else "SELECT"
 

@@ -42,7 +42,7 @@ def enabled() -> bool:
 
 @entry
 def set_mode(trigger: dict[str, Any]) -> None:
-    """What an UPDATE of llm_autograd_mode does: it lasts as long as the tape does."""
+    """Carry out an UPDATE of llm_autograd_mode; it lasts as long as the tape does."""
     require_trigger_of(trigger, "INSTEAD OF UPDATE ROW", "llm_autograd_mode")
     flag = trigger["new"]["flag"]
     require(flag=flag)
@@ -107,7 +107,7 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
 
 
 def _require_room(name: str, shapes: list[tuple[int, ...]], attrs: dict) -> None:
-    """53200 before an op makes a result that no bytea holds. Ops that are not here make none larger than their inputs."""
+    """Refuse (53200) an op whose result no bytea could hold. Ops that are not listed here make none larger than their inputs."""
     try:
         if name in ("add", "mul"):
             size = prod(np.broadcast_shapes(*shapes))
@@ -199,7 +199,7 @@ def backprop(start_id: int | None, model: str | None) -> None:
 
 
 def _require_use(model: str, needed: list[Application]) -> None:
-    """55000 unless a mapped parameter of `model` is among the inputs."""
+    """Refuse (55000) to go back from a value that no mapped parameter of `model` went into."""
     inputs = sorted({handle for application in needed for handle in application.inputs})
     if not db.row(
         "SELECT 1 FROM {schema}.llm_tensor_map WHERE tape_id = $1 AND model = $2 AND tensor_id = ANY ($3) LIMIT 1",
@@ -293,6 +293,6 @@ def _accumulate(model: str, turn: int) -> int:
 
 @entry
 def prune(workers: int) -> int:
-    """Drop the own tape; the number of values."""
+    """Drop the caller's tape; the number of its values."""
     require_positive(workers=workers)
     return tape_rows.drop([own_tape()])

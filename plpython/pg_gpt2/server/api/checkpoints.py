@@ -31,7 +31,7 @@ def load(model: str, checkpoint_id: int) -> int:
 
 @entry
 def drop(checkpoint_id: int) -> None:
-    """Remove one; 42704 when there is none."""
+    """Remove a checkpoint; an unknown one is refused (42704)."""
     require(checkpoint_id=checkpoint_id)
     found = checkpoints.find(checkpoint_id)
     if not checkpoints.drop([checkpoint_id]):
@@ -42,7 +42,7 @@ def drop(checkpoint_id: int) -> None:
 
 @entry
 def prune(model: str, keep_last: int, keep_every: int | None) -> int:
-    """Remove old ones; how many."""
+    """Remove old checkpoints; how many."""
     require(model=model, keep_last=keep_last)
     if keep_last < 0:
         raise InvalidParameter(f"keep_last must be 0 or more, not {keep_last}", hint="0 removes all in the database.")

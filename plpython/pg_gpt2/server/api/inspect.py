@@ -41,7 +41,7 @@ def trace_text(prompt: str | None, model: str | None) -> Iterator[tuple[Any, ...
 @entry
 @received(ids="integer")
 def trace_ids(ids: list[int] | None, model: str | None) -> Iterator[tuple[Any, ...]]:
-    """The same for token ids."""
+    """As trace_text, for token ids."""
     if ids is None:
         return iter(())
     loaded = weights.load(model)
@@ -124,7 +124,7 @@ def token_embedding(token_id: int | None, model: str | None) -> list[float] | No
 
 
 def _tape(tape_id: int | None) -> tuple[int, list[Application], dict[int, Tensor]]:
-    """A tape (null: the own) and the shapes on it; 42704 when there is none."""
+    """A tape (null: the caller's own) and the shapes on it; a tape that is not there is refused (42704)."""
     number = tape_rows.own_tape() if tape_id is None else tape_id
     recorded = tape_rows.applications(number)
     if not recorded:
@@ -136,7 +136,7 @@ def _tape(tape_id: int | None) -> tuple[int, list[Application], dict[int, Tensor
 
 @entry
 def dot(tape_id: int | None) -> str:
-    """DOT text."""
+    """A tape (null: the caller's own) as DOT text."""
     number, recorded, tensors = _tape(tape_id)
     rows = db.query(
         "SELECT tensor_id, min(name) AS name FROM {schema}.llm_tensor_map WHERE tape_id = $1 GROUP BY 1",

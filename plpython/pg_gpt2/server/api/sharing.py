@@ -22,6 +22,6 @@ def share(
 
 @entry
 def unshare(target_model: str, target_name: str, target_token_id: int | None, copy_optimizer_state: bool) -> int:
-    """Copies in place of shared blocks."""
+    """Put copies in the place of shared blocks."""
     require(target_model=target_model, target_name=target_name, copy_optimizer_state=copy_optimizer_state)
     return sharing.unshare(target_model, target_name, target_token_id, copy_optimizer_state)

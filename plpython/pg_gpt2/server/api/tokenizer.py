@@ -91,7 +91,7 @@ def train(source: str, vocab_size: int, model: str, source_path: str) -> int:
 
 @entry
 def changed(trigger: dict[str, Any]) -> None:
-    """After a statement that changed a vocabulary or merges."""
+    """Trigger after a statement that changed a vocabulary or merges: gives it a new version."""
     require_trigger_of(trigger, "AFTER", "llm_bpe_vocab", "llm_bpe_merges")
     vocabularies.touch()
 

@@ -265,7 +265,7 @@ def _check_run(model: str, plan: runs.RunPlan, grad_workers: int, prune_workers:
 
 @entry
 def train_stop(model: str) -> bool:
-    """Ask a running llm_train_run to stop; whether there was one."""
+    """Ask a running llm_train_run to stop; whether one was running."""
     require(model=model)
     return bool(
         db.run(

@@ -56,7 +56,7 @@ class Snapshot:
         return [(part.token_id, part.data) for part in self.tensors.get(name, ())]
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of the whole tensor; None where it is not."""
+        """Shape of the whole tensor; None where there is no such tensor."""
         found = self.tensors.get(name)
         return (found and (sum(part.shape[0] for part in found), *found[0].shape[1:])) or None
 
@@ -77,7 +77,7 @@ class Snapshot:
         return np.concatenate(blocks)
 
     def _block(self, part: Part) -> bytes:
-        """Its weights, those of a checkpoint compared with their digest."""
+        """Weights of a block; those of a checkpoint are compared with their digest."""
         found = self.checkpoint
         if found is not None and found.manifest is not None:
             return checkpoint_files.read_block(self._reader, part, "data", found.id) or b""

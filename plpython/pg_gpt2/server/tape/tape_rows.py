@@ -166,7 +166,7 @@ def applications(tape_id: int) -> list[Application]:
 
 
 def _require_room(tape_id: int) -> None:
-    """53200 before a large tape is read, with its ops, values and what runs over them."""
+    """Refuse (53200) a tape that is too large to be read: its ops, its values and what is computed from them."""
     size = db.row(
         "SELECT count(*) AS ops, coalesce(sum(pg_column_size(t)), 0)::bigint AS bytes FROM {schema}.llm_tape AS t"
         " WHERE tape_id = $1",

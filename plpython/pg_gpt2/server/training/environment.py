@@ -1,4 +1,4 @@
-"""What a session computes with, as far as bits may depend on it."""
+"""The environment of a computation: versions, settings and hardware that its last bits may depend on."""
 
 import platform
 
@@ -11,7 +11,7 @@ from .. import db, resources
 
 
 def current() -> dict[str, object]:
-    """What the same bits are promised under."""
+    """The environment of this session: under the same one, the same run gives the same bits."""
     return {
         "pg_gpt2": __version__,
         "sources": db.sources_digest,

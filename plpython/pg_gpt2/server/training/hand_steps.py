@@ -26,7 +26,7 @@ class StepPlan:
 
     @classmethod
     def of(cls, config: dict, batch_size: int) -> "StepPlan":
-        """Back from llm_train_log.config."""
+        """The plan that llm_train_log.config records."""
         return cls(runs.settings_of(config), config["total_steps"], batch_size)
 
     def lr(self, step: int) -> float:

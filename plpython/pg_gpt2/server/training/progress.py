@@ -1,4 +1,4 @@
-"""What a run tells its caller while it goes on."""
+"""What a run tells its caller while it is running."""
 
 import time
 
@@ -8,7 +8,7 @@ NOTICES = 10  # a run, unless log_every says otherwise
 
 
 class Progress:
-    """NOTICEs of a run: the first step, every `log_every`-th, and the last; and every evaluation, which somebody asked for."""
+    """NOTICEs of a run, after the first step, every `log_every`-th and the last; and after every evaluation."""
 
     def __init__(self, n_steps: int, log_every: int | None) -> None:
         self.n_steps = n_steps

@@ -43,7 +43,7 @@ class Report:
 
 
 def replay(record: Record, from_checkpoint: int | None, to_step: int | None) -> Report:
-    """Train again up to `to_step`, else as far as the log goes, and compare; ends at the first difference."""
+    """Train again up to `to_step`, or to the end of the log, and compare; ends at the first difference."""
     last = record.last if to_step is None else to_step
     if not record.start < last <= record.last:
         raise InvalidParameter(
@@ -187,7 +187,7 @@ class _Replay:
         return runs.validate(self.learner, rows, self.record.plan.batch_size if self.record.plan else 1)
 
     def _bits(self, step: int, what: str, recorded: Any, found: Any) -> Iterator[Difference]:
-        """A difference, unless it is one that another environment excuses."""
+        """The difference, unless a different environment explains it."""
         if recorded == found:
             return
         excused = not self.report.exact and (
@@ -233,7 +233,7 @@ class _Replay:
             yield from self._blocks(step, "llm_param", checkpoints.current_parts(record.model))
 
     def tell(self, other: list[str]) -> None:
-        """What a reader of the result has to know."""
+        """A note for the reader of the result."""
         notes = self.report.notes
         if other:
             bits = "no bit differs" if self.rounded is None else f"bits differ from step {self.rounded} on"

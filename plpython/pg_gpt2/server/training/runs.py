@@ -31,7 +31,7 @@ class Schedule(Protocol):
 
     @property
     def settings(self) -> Settings:
-        """The optimizer's side."""
+        """Hyperparameters of the optimizer."""
 
     @property
     def batch_size(self) -> int:
@@ -55,7 +55,7 @@ class RunPlan:
 
     @classmethod
     def of(cls, config: dict) -> "RunPlan":
-        """Back from llm_run.config; what it does not determine is off."""
+        """The plan that llm_run.config records; what that leaves open is off."""
         numbers = (config["n_steps"], config["batch_size"], config["grad_accum"])
         return cls(settings_of(config), *numbers, None, None, "none")
 
@@ -66,7 +66,7 @@ class RunPlan:
 
 
 def settings_of(config: dict) -> Settings:
-    """Back from what was recorded."""
+    """The settings that were recorded."""
     return Settings(**{field.name: config[field.name] for field in fields(Settings)})
 
 
@@ -94,7 +94,7 @@ class Run:
         return self._log.run_id
 
     def begin(self) -> None:
-        """Enter the run as a new one."""
+        """Insert the run as a new one."""
         session, plan = self.session, self.plan
         self._log.run_id = run_log.new_run(session, self._config(), plan.settings.seed, plan.n_steps, "running")
 
@@ -181,7 +181,7 @@ class Run:
 
 
 def tied_in(session: Session) -> dict[str, object]:
-    """What a run's config says of tensors that are one."""
+    """What a run's config says about tensors that share their rows."""
     return {"tied": session.trainer.tied} if session.trainer.tied else {}
 
 
