@@ -5,10 +5,10 @@ CREATE TABLE llm_limit (
     value text NOT NULL
 );
 COMMENT ON TABLE llm_limit IS
-    'Caps that only the owner sets, for settings that any user may SET: '
-    'INSERT INTO llm_limit VALUES (''max_memory'', ''8GB'').';
+    'Upper limits, set by the owner only, for settings that any user may SET: INSERT INTO llm_limit VALUES '
+    '(''max_memory'', ''8GB'').';
 COMMENT ON COLUMN llm_limit.name IS 'Name of the setting without pg_gpt2.; so far max_memory.';
-COMMENT ON COLUMN llm_limit.value IS 'Its largest value.';
+COMMENT ON COLUMN llm_limit.value IS 'The largest value that it may have.';
 GRANT SELECT ON llm_limit TO PUBLIC;
 SELECT pg_extension_config_dump('llm_limit', '');
 
@@ -18,8 +18,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @admin.doctor@;
 COMMENT ON FUNCTION llm_doctor IS
-    'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each ok, or '
-    'warn or error with a hint.';
+    'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
+    'status ok, warn or error, the last two with a hint.';
 
 CREATE FUNCTION llm_cache_status()
 RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean)
@@ -27,10 +27,10 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @admin.cache_status@;
 COMMENT ON FUNCTION llm_cache_status IS
-    'Weights and tokenizers that this session uses, as far as the caller may see their models, and weights and AdamW '
-    'moments that llm_train_step left for the next step (kind training), the next to be given up first. Weights that '
-    'are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a file that all '
-    'sessions use.';
+    'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
+    'moments that llm_train_step left for the next step (kind training). The first row is the next to be given up. '
+    'Weights that are not shared are its own memory, bounded by pg_gpt2.max_memory; shared ones are mapped from a '
+    'file that all sessions use.';
 
 CREATE FUNCTION llm_cache_clear()
 RETURNS bigint
@@ -49,8 +49,8 @@ SET search_path = pg_catalog, pg_temp
 AS @admin.grant_usage@;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
-    '(everything but the code, the caps and granting). Server files need pg_read_server_files or '
-    'pg_write_server_files besides.';
+    '(everything except the code, the caps and granting). For files on the server it also needs pg_read_server_files '
+    'or pg_write_server_files.';
 
 CREATE VIEW llm_settings AS
 SELECT name, coalesce(nullif(current_setting(name, true), ''), boot_val) AS setting, boot_val, short_desc

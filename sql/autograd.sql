@@ -43,7 +43,7 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @autograd.variable@;
 COMMENT ON FUNCTION llm_variable_sent IS
-    'What llm_variable calls, with array_send(shape). An empty one stands for an array that is too long.';
+    'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_variable(data bytea, shape integer[], requires_grad boolean)
 RETURNS bigint
@@ -60,18 +60,18 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @autograd.op@;
 COMMENT ON FUNCTION llm_op_sent IS
-    'What llm_op calls, with array_send(inputs). An empty one stands for an array that is too long.';
+    'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_op(name text, inputs bigint[], extra jsonb DEFAULT '{}')
 RETURNS bigint
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_op_sent(name, CASE WHEN cardinality(inputs) > 1048576 THEN '' ELSE array_send(inputs) END, extra);
 COMMENT ON FUNCTION llm_op IS
-    'Apply an op to handles: the handle of its result. The application becomes a row of llm_tape, the result one of '
-    'llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, linear, '
-    'mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or int[]} (the '
-    'mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, start, stop}, '
-    'concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
+    'Apply an op to handles; returns the handle of the result. The application becomes a row of llm_tape, the result '
+    'a row of llm_tensor_rt. Ops: matmul, add, mul (broadcasting), scale {factor}, gelu, softmax, layernorm {eps}, '
+    'linear, mlp, attention {n_head}, causal_attention {n_head}, embedding {ids}, cross_entropy {target: int or '
+    'int[]} (the mean), lm_head_loss {target}, dropout {p, seed}, transpose {axes}, reshape {shape}, slice {axis, '
+    'start, stop}, concat {axis}, sum and mean {axis}, ones_like, zeros_like. extra carries the attributes in braces.';
 
 CREATE FUNCTION llm_value(handle bigint)
 RETURNS bytea
@@ -86,9 +86,10 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @autograd.backprop@;
 COMMENT ON FUNCTION llm_backprop IS
-    'Gradients of the sum of a value by everything on the tape that it was computed from and that requires one, into '
-    'llm_tensor_rt.grad; those of an earlier call are replaced. start_id null starts at the last recorded value. With '
-    'a model, it is an error if the value does not depend on a parameter of it.';
+    'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
+    'that requires a gradient. They go to llm_tensor_rt.grad and replace those of an earlier call. start_id null '
+    'starts at the last recorded value. With a model, it is an error if the value does not depend on one of its '
+    'parameters.';
 
 CREATE FUNCTION llm_grad(handle bigint)
 RETURNS bytea
@@ -105,7 +106,7 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @pieces.embed@;
 COMMENT ON FUNCTION llm_embed_sent IS
-    'What llm_embed calls, with array_send(tokens). An empty one stands for an array that is too long.';
+    'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_embed(tokens integer[], model text, d integer DEFAULT NULL)
 RETURNS bytea

@@ -24,7 +24,7 @@ CREATE TABLE llm_module (
     source text NOT NULL
 );
 COMMENT ON TABLE llm_module IS
-    'The Python package behind every function, one row a module. Its code runs as the operating-system user of the '
+    'The Python package behind every function, one row per module. Its code runs as the operating-system user of the '
     'server: only its owner may write it.';
 COMMENT ON COLUMN llm_module.name IS 'Dotted name of the module.';
 COMMENT ON COLUMN llm_module.source IS 'Source text of the module.';

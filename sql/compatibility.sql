@@ -22,7 +22,8 @@ RETURNS bigint
 LANGUAGE sql VOLATILE PARALLEL UNSAFE
 RETURN @extschema@.llm_variable_sent(
     data, CASE WHEN cardinality(shape) > 1048576 THEN '' ELSE array_send(shape) END, requires_grad);
-COMMENT ON FUNCTION pg_llm_autograd_track_tensor IS 'Compatibility: the same as llm_variable, a handle for a value.';
+COMMENT ON FUNCTION pg_llm_autograd_track_tensor IS
+    'Compatibility: the same as llm_variable, which gives a handle for a value.';
 
 CREATE FUNCTION pg_llm_autograd_map_param_sent(
     model text,
@@ -36,7 +37,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @autograd.map_param@;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
-    'What pg_llm_autograd_map_param calls, with array_send(shape). An empty one stands for an array that is too long.';
+    'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
+    'long.';
 
 CREATE FUNCTION pg_llm_autograd_map_param(
     model text,

@@ -23,12 +23,12 @@ COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
     'temperature 0 takes the most probable token each time; else one is drawn from the topk most probable (0 = all), '
     'of those the fewest that together have probability topp (1 = all), of those the ones with at least min_p times '
-    'the probability of the best. repetition_penalty above 1 makes tokens less probable that occurred. It ends at the '
-    'end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are left out. '
-    'The same seed gives the same text; without one, setseed() decides. model_name null = the setting pg_gpt2.model, '
-    'else gpt2-small, or where that has none the only model that has weights. An empty prompt starts from the '
-    'end-of-text token. Past the model''s window, generation goes on from the last half of it. options has more, and '
-    'may have the parameters by Hugging Face''s names: llm_generation_options lists them.';
+    'the probability of the best. repetition_penalty above 1 makes tokens that have occurred less probable. It ends '
+    'at the end-of-text token (eos_token null = the model''s, -1 = none) or at one of the stop strings, which are '
+    'left out. The same seed gives the same text; without one, setseed() decides. model_name null = the setting '
+    'pg_gpt2.model, else gpt2-small, or where that has no weights the only model that has some. An empty prompt '
+    'starts from the end-of-text token. When the model''s window is full, generation goes on from the last half of '
+    'it. options takes more, and also the parameters under Hugging Face''s names: llm_generation_options lists them.';
 
 CREATE FUNCTION llm_generate_stream(
     prompt text,
@@ -58,8 +58,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @generation.stream@;
 COMMENT ON FUNCTION llm_generate_stream IS
-    'Continue a prompt as llm_generate does, one row a token, with everything so far in text. Rows arrive as they are '
-    'computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM '
+    'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
+    'they are computed in the form SELECT (llm_generate_stream(...)).*, directly or through a cursor; FROM '
     'llm_generate_stream(...) collects all rows first. logprob is the token''s under the plain distribution; '
     'finish_reason is stop or length on the last row.';
 
@@ -84,7 +84,7 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @generation.generate_tokens@;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
-    'What llm_generate_tokens calls, with array_send(ids). An empty one stands for an array that is too long.';
+    'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_generate_tokens(
     ids integer[],
@@ -148,7 +148,7 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @generation.beam_search@;
 COMMENT ON FUNCTION llm_beam_search_sent IS
-    'What llm_beam_search calls, with array_send(prompt_ids). An empty one stands for an array that is too long.';
+    'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_beam_search(
     prompt text DEFAULT NULL,
@@ -219,7 +219,7 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @generation.logits@;
 COMMENT ON FUNCTION llm_logits_sent IS
-    'What llm_logits calls, with array_send(token_ids). An empty one stands for an array that is too long.';
+    'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_logits(
     token_ids integer[],

@@ -8,8 +8,8 @@ AS @inspect.trace_text@;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
     'of the heads, attention matrix (name h.0.attn.weights, [n_head, T, T]), attention output, feed-forward output '
-    'and block output; then the final norm, logits and probabilities. Names are those of the parameters where an op '
-    'has some. pg_llm_values(data) shows the numbers.';
+    'and block output; then the final norm, logits and probabilities. An op with parameters has their name. '
+    'pg_llm_values(data) shows the numbers.';
 
 CREATE FUNCTION llm_trace_sent(ids bytea, model text)
 RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], data bytea)
@@ -17,7 +17,7 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @inspect.trace_ids@;
 COMMENT ON FUNCTION llm_trace_sent IS
-    'What llm_trace calls, with array_send(ids). An empty one stands for an array that is too long.';
+    'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_trace(ids integer[], model text DEFAULT NULL)
 RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], data bytea)

@@ -1,4 +1,4 @@
--- Doing a run again: see plpython/pg_gpt2/training/run_replay.py.
+-- Doing a run again: see plpython/pg_gpt2/server/training/run_replay.py.
 
 CREATE FUNCTION llm_replay(run_id bigint, from_checkpoint integer DEFAULT NULL, to_step bigint DEFAULT NULL)
 RETURNS TABLE (

@@ -6,7 +6,7 @@ LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @sparklines.of_numbers@;
 COMMENT ON FUNCTION llm_sparkline_sent IS
-    'What llm_sparkline calls, with array_send(numbers). An empty one stands for an array that is too long.';
+    'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_sparkline(numbers double precision[], width integer DEFAULT 60)
 RETURNS text

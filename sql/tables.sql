@@ -234,8 +234,8 @@ CREATE TABLE llm_tape (
 CREATE INDEX llm_tape_tape_id ON llm_tape (tape_id, id);
 CREATE INDEX llm_tape_run_id ON llm_tape (run_id) WHERE run_id IS NOT NULL;
 COMMENT ON TABLE llm_tape IS
-    'The tape: one row an application of an op, in the order of execution. A transaction records on a tape of its '
-    'own, or the session does (pg_gpt2.tape); a training step that is audited has one, too.';
+    'The tape: one row per application of an op, in the order of execution. A transaction records on a tape of its '
+    'own, or the session does (pg_gpt2.tape); an audited training step has one as well.';
 COMMENT ON COLUMN llm_tape.id IS 'Order of execution.';
 COMMENT ON COLUMN llm_tape.tape_id IS 'The tape: of a transaction or session (llm_tape_id()), or of a training step.';
 COMMENT ON COLUMN llm_tape.run_id IS 'The training run, on the tape of a training step.';

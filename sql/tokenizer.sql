@@ -36,21 +36,22 @@ SET search_path = pg_catalog, pg_temp
 AS @tokenizer.decode@;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
-    'U+FFFD for what a text cannot hold. An empty sent stands for an array that is too long.';
+    'U+FFFD for what a text cannot hold. An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_decode(ids integer[], model text DEFAULT NULL)
 RETURNS text
 LANGUAGE sql STABLE PARALLEL UNSAFE
 RETURN convert_from(@extschema@.llm_decode_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model, true), 'UTF8');
 COMMENT ON FUNCTION llm_decode IS
-    'Text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; '
+    'The text of token ids. Bytes that are not UTF-8, and U+0000, which a text cannot hold, become U+FFFD; '
     'llm_decode_bytes keeps them.';
 
 CREATE FUNCTION llm_decode_bytes(ids integer[], model text DEFAULT NULL)
 RETURNS bytea
 LANGUAGE sql STABLE PARALLEL UNSAFE
 RETURN @extschema@.llm_decode_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model, false);
-COMMENT ON FUNCTION llm_decode_bytes IS 'Bytes of token ids, exactly: what llm_decode had to replace is kept.';
+COMMENT ON FUNCTION llm_decode_bytes IS
+    'The bytes of token ids, exactly as they are, with what llm_decode would have to replace.';
 
 CREATE FUNCTION llm_tokenize(text_in text, model text DEFAULT NULL, special boolean DEFAULT false)
 RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
@@ -74,7 +75,7 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @tokenizer.trace@;
 COMMENT ON FUNCTION llm_bpe_trace IS
-    'How a word becomes tokens: one row a merge, with the token it makes and the pieces that the word then has.';
+    'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
 
 CREATE FUNCTION llm_train_bpe(
     source text,
@@ -89,8 +90,8 @@ AS @tokenizer.train@;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
     'returns one text column; returns the number of tokens learned, fewer when the text has no more pairs. The query '
-    'runs with the caller''s rights and search_path (source_path). Replaces nothing: a model that has a vocabulary is '
-    'an error.';
+    'runs with the caller''s rights and search_path (source_path). It replaces nothing: for a model that has a '
+    'vocabulary it is an error.';
 
 CREATE FUNCTION pg_llm_load_bpe_vocab(path text, model text)
 RETURNS integer

@@ -41,7 +41,7 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @training.loss@;
 COMMENT ON FUNCTION llm_loss_sent IS
-    'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty one stands for an array that is '
+    'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
     'too long.';
 
 CREATE FUNCTION llm_loss(
@@ -67,7 +67,7 @@ COMMENT ON FUNCTION llm_loss IS
     'Mean cross entropy, in nats, of predicting targets after tokens. With training => true, dropout of dropout_p is '
     'applied, drawn by seed and the model''s step, as the next training step draws it; seed null draws one. While '
     'recording is on (llm_autograd_mode), the ops go to the tape (llm_tape_id); audit overrides that: none records '
-    'nothing, tape one row an op, full the values as well. The shape parameters are checks: null, or what the model '
+    'nothing, tape one row per op, full the values as well. The shape parameters are checks: null, or what the model '
     'has.';
 
 CREATE FUNCTION llm_evaluate(
@@ -112,7 +112,7 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @training.train_step@;
 COMMENT ON FUNCTION llm_train_step_sent IS
-    'What llm_train_step calls, with array_send(batch). An empty one stands for an array that is too long.';
+    'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
 
 CREATE FUNCTION llm_train_step(
     model text,
@@ -144,10 +144,10 @@ RETURN @extschema@.llm_train_step_sent(
     grad_workers, prune_workers, CASE WHEN cardinality(batch) > 1048576 THEN '' ELSE array_send(batch) END, min_lr, seed,
     audit);
 COMMENT ON FUNCTION llm_train_step IS
-    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or without either on the '
+    'One AdamW step on the row batch_id of llm_dataset, or on the rows batch as one batch, or, without either, on the '
     'next row of the split train; returns the loss before the update. The learning rate follows the model''s own '
     'step: lr_max * step / warmup at first, then half a cosine to min_lr at total_steps, or lr_max throughout when '
-    'total_steps is null. audit: none, tape (one row of llm_tape an op), or full (values and gradients in '
+    'total_steps is null. audit: none, tape (one row of llm_tape per op), or full (values and gradients in '
     'llm_tensor_rt as well); the last pg_gpt2.audit_keep steps stay (1; 0 = all). The level changes no result. The '
     'session keeps weights and moments in memory for the next step (llm_cache_status shows them).';
 
@@ -186,9 +186,10 @@ COMMENT ON FUNCTION llm_train IS
     'depends on seed. The learning rate rises to lr_max over warmup steps (at most a tenth of n_steps) and falls to '
     'min_lr by half a cosine. wd is AdamW''s weight decay, on matrices only; grad_clip bounds the gradient''s global '
     'norm (null = no bound); dropout_p is GPT-2''s dropout. NOTICEs show progress every log_every steps (null = ten '
-    'times, 0 = never); eval_every measures the loss on the split val every so many steps, and after the last, each a '
-    'NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. grad_workers and prune_workers are '
-    'threads, and change no result. audit as in llm_train_step. Long runs: CALL llm_train_run.';
+    'times in all, 0 = never); with eval_every the loss on the split val is measured every so many steps and after '
+    'the last, and shown in a NOTICE. n_layer, n_head, d and vocab are checks: null, or what the model has. '
+    'grad_workers and prune_workers are threads, and change no result. audit as in llm_train_step. Long runs: CALL '
+    'llm_train_run.';
 
 CREATE PROCEDURE llm_train_run(
     model text,
@@ -222,10 +223,11 @@ LANGUAGE plpython3u
 AS @training.train_run@;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
-    'other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. What cuts '
-    'it short loses the steps since the last commit; the same call then goes on with the run, and it ends with the '
-    'same bits as an uninterrupted one. A second trainer of the model is an error that names the session, or with '
-    'wait => true waits. Call it in autocommit mode, alone in its statement string. audit as in llm_train_step.';
+    'other sessions see llm_train_log and llm_train_progress and generate from the last committed weights. If it is '
+    'cut short, the steps since the last commit are lost; the same call then goes on with the run, and it ends with '
+    'the same bits as an uninterrupted one. While another session trains the model, the call is an error that names '
+    'that session, or waits with wait => true. Call it in autocommit mode, alone in its statement string. audit as in '
+    'llm_train_step.';
 
 CREATE FUNCTION llm_train_stop(model text)
 RETURNS boolean
@@ -260,5 +262,5 @@ LEFT JOIN LATERAL (
 WHERE r.status <> 'manual';
 COMMENT ON VIEW llm_train_progress IS
     'Runs with the last committed step and loss, tokens per second over the last 20 steps, and for a running one the '
-    'time it still takes. interrupted: cut short; the same call goes on with it (a standby cannot tell, and says '
-    'running).';
+    'time that it still needs. Status interrupted: it was cut short, and the same call goes on with it (a standby '
+    'cannot tell, and says running).';

@@ -8,9 +8,9 @@ AS @transfer.import_safetensors_file@;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
     'tensors. The model takes its shape from llm_model_config, from a config.json in the directory of the file, or '
-    'from the file where that says it, and these must agree; a config.json of something else than a GPT-2 is refused, '
-    'and without one a NOTICE says what is assumed. All tensors must be there, of the right shape and finite, else '
-    'nothing changes. For members of pg_read_server_files.';
+    'from the file where it says so; these must agree. A config.json of anything but a GPT-2 is refused; without one, '
+    'a NOTICE says what is assumed. All tensors must be there, with the right shape and finite values, or nothing '
+    'changes. For members of pg_read_server_files.';
 
 CREATE FUNCTION pg_llm_import_npz(path text, model text, replace boolean DEFAULT false)
 RETURNS integer
@@ -36,8 +36,8 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @transfer.export_safetensors_file@;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
-    'Write the weights of a model as a safetensors file of the server, with the names that transformers'' '
-    'GPT2LMHeadModel has; returns its size. For members of pg_write_server_files.';
+    'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
+    'GPT2LMHeadModel uses; returns its size. For members of pg_write_server_files.';
 
 CREATE FUNCTION pg_llm_export_npz(path text, model text)
 RETURNS bigint
@@ -54,5 +54,5 @@ LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @transfer.export_safetensors@;
 COMMENT ON FUNCTION llm_export_safetensors IS
-    'The weights of a model as a safetensors file in chunks of at most 4 MB: written one after another, they are the '
-    'file.';
+    'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
+    'written one after another.';

@@ -156,8 +156,10 @@ class _Stored:
         self._tensors = groupby(rows, lambda row: row["name"])
 
     def _check(self) -> None:
-        """Refuse a model without weights (55000), or whose tensors do not fit its configuration (22000), before the first chunk: PL/Python hides the
-        message of an error that comes between the rows of a set."""
+        """Refuse a model without weights (55000), or whose tensors do not fit its configuration (22000).
+
+        Before the first chunk, because PL/Python hides the message of an error that comes between the rows of a set.
+        """
         found: dict[str, tuple[int, ...]] = {
             row["name"]: (row["rows"], row["columns"]) if row["columns"] else (row["rows"],)
             for row in db.query(
