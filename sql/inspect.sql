@@ -27,8 +27,8 @@ BEGIN ATOMIC
     SELECT @extschema@.llm_trace_sent(CASE WHEN cardinality(ids) > 1048576 THEN '' ELSE array_send(ids) END, model);
 END;
 COMMENT ON FUNCTION llm_trace(integer[], text) IS
-    'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt, also for a model without a '
-    'vocabulary.';
+    'Every intermediate value of a forward pass over token ids; as llm_trace of a prompt gives them, and also for a '
+    'model without a vocabulary.';
 
 CREATE FUNCTION llm_attention_weights(
     prompt text,
@@ -77,10 +77,10 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @inspect.replay_tape@;
 COMMENT ON FUNCTION llm_replay_tape IS
-    'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what comes '
-    'out otherwise than recorded: the row of llm_tape, its op, the handle compared, and whether value or gradient. No '
-    'row = everything is as recorded. tape_id null = that of llm_tape_id(); the tapes of training steps need audit => '
-    '''full''.';
+    'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
+    'differs from the record: the row of llm_tape, its op, the handle, and whether its value or its gradient differs. '
+    'No row = everything is as recorded. tape_id null = that of llm_tape_id(); the tapes of training steps need audit '
+    '=> ''full''.';
 
 CREATE FUNCTION llm_gradcheck(handle bigint, epsilon double precision DEFAULT 1e-5, max_elements integer DEFAULT 64)
 RETURNS TABLE (variable bigint, checked integer, max_error double precision, max_gradient double precision, ok boolean)
@@ -88,6 +88,6 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @inspect.gradcheck@;
 COMMENT ON FUNCTION llm_gradcheck IS
-    'Compare the gradients of the sum of a value by every variable that requires one with central differences, both '
-    'in double precision, on at most max_elements elements of each. ok: the largest error is below 1e-6 * (1 + '
-    'largest gradient).';
+    'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
+    'differences, both in double precision, on at most max_elements elements of each. ok: the largest error is below '
+    '1e-6 * (1 + largest gradient).';

@@ -2,11 +2,11 @@
 -- They touch no table. Those of attention read the setting pg_gpt2.attention_chunk, on which last bits may depend: STABLE.
 
 CREATE TYPE attention_grads AS (dx bytea, dw_qkv bytea, db_qkv bytea, dw_o bytea, db_o bytea);
-COMMENT ON TYPE attention_grads IS 'Result of pg_llm_attention_backward: one gradient an input.';
+COMMENT ON TYPE attention_grads IS 'Result of pg_llm_attention_backward: one gradient per input.';
 CREATE TYPE layernorm_grads AS (dx bytea, dgamma bytea, dbeta bytea);
-COMMENT ON TYPE layernorm_grads IS 'Result of pg_llm_layernorm_backward: one gradient an input.';
+COMMENT ON TYPE layernorm_grads IS 'Result of pg_llm_layernorm_backward: one gradient per input.';
 CREATE TYPE mlp_grads AS (dx bytea, dw_fc bytea, db_fc bytea, dw_proj bytea, db_proj bytea);
-COMMENT ON TYPE mlp_grads IS 'Result of pg_llm_mlp_backward: one gradient an input.';
+COMMENT ON TYPE mlp_grads IS 'Result of pg_llm_mlp_backward: one gradient per input.';
 CREATE TYPE adamw_state AS (weight bytea, m bytea, v bytea);
 COMMENT ON TYPE adamw_state IS 'Result of pg_llm_adamw_step: the new weight and moments.';
 
@@ -16,8 +16,7 @@ LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @kernels.tensor_received@;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
-    'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]) '
-    'has it.';
+    'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
 
 -- PL/Python would make an object of each element. array_send is STABLE because it may be one of any type; that of numbers is not.
 CREATE FUNCTION pg_llm_tensor(elements double precision[])
@@ -32,7 +31,7 @@ SELECT @extschema@.pg_llm_tensor_sent(
 $$;
 COMMENT ON FUNCTION pg_llm_tensor IS
     'A tensor of the array''s elements, at most 4,194,304: little-endian float32, row by row, without a header; its '
-    'shape travels beside it. An array of several dimensions gives its elements row by row.';
+    'shape is passed separately. An array of several dimensions gives its elements row by row.';
 
 CREATE FUNCTION pg_llm_values(data bytea)
 RETURNS real[]
@@ -40,7 +39,7 @@ LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @kernels.values@;
 COMMENT ON FUNCTION pg_llm_values IS
-    'The values of a tensor as an array, at most 1,048,576: it is meant for people to look at.';
+    'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
 
 -- Forward and backward.
 
@@ -78,7 +77,7 @@ LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @kernels.gelu_backward@;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
-    'Gradient of pg_llm_gelu by its input x, given the gradient dy of its result.';
+    'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
 
 CREATE FUNCTION pg_llm_softmax(a bytea, n integer DEFAULT NULL)
 RETURNS bytea
@@ -120,7 +119,7 @@ LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @kernels.layernorm_backward@;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
-    'Gradients of pg_llm_layernorm by x, gamma and beta, given the gradient dy of its result.';
+    'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
 
 CREATE FUNCTION pg_llm_cross_entropy(logits bytea, target integer)
 RETURNS double precision
@@ -148,8 +147,9 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @kernels.dropout@;
 COMMENT ON FUNCTION pg_llm_dropout IS
-    'Inverted dropout: with training each value is 0 with probability p, else divided by 1 - p; without, the input. '
-    'The same seed gives the same mask; seed null draws one from random(), which setseed() fixes.';
+    'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
+    'training the result is the input. The same seed gives the same mask; seed null draws one from random(), which '
+    'setseed() fixes.';
 
 CREATE FUNCTION pg_llm_dropout_backward(
     input bytea,
@@ -221,7 +221,7 @@ LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @kernels.attention_backward@;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
-    'Gradients of pg_llm_attention by its five tensors, given the gradient of its result.';
+    'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
 
 CREATE FUNCTION pg_llm_mlp_backward(
     x bytea,
@@ -238,8 +238,8 @@ LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS @kernels.mlp_backward@;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
-    'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, by its five tensors: x '
-    '[t,d], w_fc [d,4d], w_proj [4d,d].';
+    'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
+    'tensors: x [t,d], w_fc [d,4d], w_proj [4d,d].';
 
 -- Optimizer and sampler.
 

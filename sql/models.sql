@@ -51,8 +51,8 @@ SET search_path = pg_catalog, pg_temp
 AS @models.drop_model@;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
-    'configuration stays, or comes back where the model had another shape. Waits for a training of it by another '
-    'session to end, which llm_train_stop hastens.';
+    'configuration stays, or comes back where the model had another shape. While another session trains the model, '
+    'the call waits; llm_train_stop ends that sooner.';
 
 CREATE VIEW llm_models AS
 SELECT
@@ -75,4 +75,4 @@ LEFT JOIN (
 LEFT JOIN (SELECT model, count(*) AS tokens FROM llm_bpe_vocab GROUP BY model) AS t USING (model);
 COMMENT ON VIEW llm_models IS
     'Models with their shape, number of weights (0 = none loaded yet), size of their vocabulary, training step, and '
-    'bytes stored, without those of weights that it shares.';
+    'bytes stored, not counting weights that they share.';

@@ -13,7 +13,7 @@ CREATE TABLE llm_model_config (
     CHECK (d_model % n_head = 0)
 );
 COMMENT ON TABLE llm_model_config IS
-    'One row a model: its shape. Presets are the published GPT-2 sizes, whose weights come by import.';
+    'One row per model: its shape. Presets are the published GPT-2 sizes, whose weights come by import.';
 COMMENT ON COLUMN llm_model_config.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_model_config.n_layer IS 'Number of transformer blocks.';
 COMMENT ON COLUMN llm_model_config.n_head IS 'Number of attention heads; divides d_model.';
@@ -91,7 +91,7 @@ CREATE TABLE llm_bpe_vocab (
     bytes    bytea NOT NULL,
     PRIMARY KEY (model, token_id)
 );
-COMMENT ON TABLE llm_bpe_vocab IS 'Byte-pair vocabularies, one row a token.';
+COMMENT ON TABLE llm_bpe_vocab IS 'Byte-pair vocabularies, one row per token.';
 COMMENT ON COLUMN llm_bpe_vocab.model IS 'Name of the model; it may have a vocabulary before it has a configuration.';
 COMMENT ON COLUMN llm_bpe_vocab.token_id IS 'Id of the token.';
 COMMENT ON COLUMN llm_bpe_vocab.token IS
@@ -121,9 +121,9 @@ CREATE TABLE llm_bpe_version (
     touched timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE llm_bpe_version IS
-    'A row for every statement that changes a vocabulary or its merges, until a later one removes it: sessions see by '
-    'the ids whether their tokenizers are current.';
-COMMENT ON COLUMN llm_bpe_version.id IS 'Number of the change; never used twice, whatever is rolled back.';
+    'A row for every statement that changes a vocabulary or its merges, until a later one removes it: sessions tell '
+    'from the ids whether their tokenizers are current.';
+COMMENT ON COLUMN llm_bpe_version.id IS 'Number of the change; never used twice, not even after a rollback.';
 COMMENT ON COLUMN llm_bpe_version.touched IS 'When the vocabulary changed.';
 GRANT SELECT ON llm_bpe_version TO PUBLIC;
 
@@ -150,21 +150,21 @@ COMMENT ON TABLE llm_run IS
 COMMENT ON COLUMN llm_run.run_id IS 'Number of the run.';
 COMMENT ON COLUMN llm_run.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_run.config IS
-    'What determines the run: parameters of the call, and number and digest of the data''s rows. Of a manual run, '
-    'llm_train_log.config says it a step.';
+    'What determines the run: parameters of the call, and number and digest of the data''s rows. For a manual run, '
+    'llm_train_log.config says it step by step.';
 COMMENT ON COLUMN llm_run.seed IS 'Seed of batch order and dropout.';
 COMMENT ON COLUMN llm_run.status IS
     'running (or interrupted), stopped by llm_train_stop, abandoned for another run, finished, or manual.';
-COMMENT ON COLUMN llm_run.first_step IS 'AdamW updates that the model had at the start.';
-COMMENT ON COLUMN llm_run.n_steps IS 'Steps asked for.';
+COMMENT ON COLUMN llm_run.first_step IS 'Number of AdamW updates that the model had had at the start.';
+COMMENT ON COLUMN llm_run.n_steps IS 'Number of steps asked for.';
 COMMENT ON COLUMN llm_run.weights_version IS 'Digest of the weights'' row versions at the start.';
 COMMENT ON COLUMN llm_run.weights_digest IS 'SHA-256 of the weights at the start.';
 COMMENT ON COLUMN llm_run.environment IS
-    'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor at the start: the same bits are promised under '
-    'the same.';
+    'Version of pg_gpt2, Python, NumPy, BLAS, threads and processor at the start: under the same environment, the '
+    'same bits are promised.';
 COMMENT ON COLUMN llm_run.resumed IS
-    'Each time that the run went on after an interruption, or a manual one elsewhere: an array of {after_step, at, '
-    'environment}.';
+    'The times that the run went on after an interruption, or, for a manual run, under another environment: an array '
+    'of {after_step, at, environment}.';
 COMMENT ON COLUMN llm_run.stop_requested IS 'Set by llm_train_stop; the run looks at it twice a second.';
 COMMENT ON COLUMN llm_run.started_at IS 'When it started.';
 COMMENT ON COLUMN llm_run.finished_at IS 'When it finished.';
@@ -190,12 +190,12 @@ CREATE TABLE llm_train_log (
     PRIMARY KEY (run_id, step)
 );
 CREATE INDEX llm_train_log_model ON llm_train_log (model, run_id, step);
-COMMENT ON TABLE llm_train_log IS 'One row a training step.';
+COMMENT ON TABLE llm_train_log IS 'One row per training step.';
 COMMENT ON COLUMN llm_train_log.run_id IS 'The run, see llm_run.';
 COMMENT ON COLUMN llm_train_log.step IS 'Number of the step in its run, from 1; in a manual run the model''s own step.';
 COMMENT ON COLUMN llm_train_log.model IS 'Name of the model.';
 COMMENT ON COLUMN llm_train_log.lr IS 'Learning rate of this step.';
-COMMENT ON COLUMN llm_train_log.loss IS 'Mean cross entropy before the update, in nats a token.';
+COMMENT ON COLUMN llm_train_log.loss IS 'Mean cross entropy before the update, in nats per token.';
 COMMENT ON COLUMN llm_train_log.grad_norm IS 'Global L2 norm of the gradient before clipping.';
 COMMENT ON COLUMN llm_train_log.tokens IS 'Tokens in the batch.';
 COMMENT ON COLUMN llm_train_log.seconds IS 'Seconds that the step took.';
@@ -206,8 +206,9 @@ COMMENT ON COLUMN llm_train_log.batch_digest IS
 COMMENT ON COLUMN llm_train_log.xid IS 'Transaction that the step belongs to.';
 COMMENT ON COLUMN llm_train_log.write_seconds IS
     'Seconds that writing weights, moments and tape took after this step, where they were written; the commit itself '
-    'comes on top.';
-COMMENT ON COLUMN llm_train_log.weights_digest IS 'SHA-256 of the weights after this step, at commit points.';
+    'is not included.';
+COMMENT ON COLUMN llm_train_log.weights_digest IS
+    'SHA-256 of the weights after this step, where weights were written.';
 COMMENT ON COLUMN llm_train_log.config IS
     'What determined a step by hand: parameters of the call. Null in a run, whose steps llm_run.config determines.';
 COMMENT ON COLUMN llm_train_log.lineage IS
