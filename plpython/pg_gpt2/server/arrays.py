@@ -28,15 +28,14 @@ def received(**types: str) -> Callable[[Function], Function]:
 
     def of(function: Function) -> Function:
         names = list(inspect.signature(function).parameters)
-        arrays = [(names.index(name), name, kind) for name, kind in types.items()]
 
         @functools.wraps(function)
         def receiving(*args: Any, **named: Any) -> Any:
-            given = list(args)
-            for place, name, kind in arrays:
-                if given[place] is not None:
-                    given[place] = _elements_sent(given[place], name, kind)
-            return function(*given, **named)
+            given = dict(zip(names, args)) | named
+            for name, kind in types.items():
+                if given[name] is not None:
+                    given[name] = _elements_sent(given[name], name, kind)
+            return function(**given)
 
         return receiving
 
