@@ -22,6 +22,7 @@ Params = Mapping[str, Handle]
 Attend = Callable[[int, Handle], Handle]  # (layer, qkv [.., T, 3D]) -> [.., T, D]
 Keep = Callable[[Handle], Handle]  # [.., T, D] -> [n, D], some of the rows
 Position = int | np.ndarray
+RunAll = Callable[[list[Callable[[], object]]], object]  # makes calls, in any order
 INIT_STD = 0.02
 INIT_PIECE = 1 << 18  # scalars drawn from one address
 
@@ -153,9 +154,6 @@ def check_window(length: int, config: GPT2Config) -> None:
             f"a sequence of {length} tokens does not fit the model",
             hint=f"It takes 1 to {config.n_positions} tokens (n_positions).",
         )
-
-
-RunAll = Callable[[list[Callable[[], object]]], object]
 
 
 def init_params(config: GPT2Config, seed: int = 0, run_all: RunAll = run_in_turn) -> dict[str, np.ndarray]:
