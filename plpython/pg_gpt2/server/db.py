@@ -44,6 +44,7 @@ sources_digest = ""
 _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
 _in_set = False
+_open_cursors = 0
 _END = object()
 PL_PYTHON = frozenset(("GD", "SD", "plpy"))  # what the globals of a PL/Python function have beside its arguments
 PLANNED = 4 << 20  # bytes of parameters that a planner may copy: setting its mode costs 50 us
@@ -143,13 +144,19 @@ def received(**types: str) -> Callable[[Function], Function]:
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
     """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long: PL/Python wraps our
-    error in "error fetching next item from iterator"."""
+    error in "error fetching next item from iterator".
+
+    No cursor is open between rows: where the statement is cancelled there, PL/Python closes it while the server closes all, which
+    can end in a crash of the server.
+    """
     global _in_set, _checked
     while True:
-        _in_set, _checked = True, time.monotonic()
+        _in_set, _checked, before = True, time.monotonic(), _open_cursors
         try:
             with own_settings() if is_set_oddly() else nullcontext(), np.errstate(all="ignore"):
                 row = next(rows, _END)
+            if _open_cursors > before and row is not _END:
+                raise RuntimeError("a cursor is open between the rows of a set")
         except Exception as error:
             raise _for_sql(error) from None
         finally:
@@ -293,13 +300,26 @@ def quote_identifier(name: str) -> str:
 
 
 def cursor(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
-    """Rows one at a time, for results that are too large to hold."""
-    return plpy.cursor(_plan(sql, types), list(args))
+    """Rows one at a time, for results that are too large to hold. Not across the rows of a set: see `_guarded_rows`."""
+    return _counted(plpy.cursor(_plan(sql, types), list(args)))
+
+
+def _counted(rows: Iterator[Row]) -> Iterator[Row]:
+    """`rows`, of a cursor that is counted as open until they end."""
+    global _open_cursors
+    _open_cursors += 1
+    try:
+        yield from rows
+    finally:
+        _open_cursors -= 1
 
 
 def batches(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
     """Rows of what may be millions, fetched a thousand at a time, with a look for an interrupt between."""
-    found = plpy.cursor(_plan(sql, types), list(args))
+    return _counted(_in_batches(plpy.cursor(_plan(sql, types), list(args))))
+
+
+def _in_batches(found: Any) -> Iterator[Row]:
     while rows := found.fetch(1000):
         yield from rows
         check_interrupts()
