@@ -46,7 +46,7 @@ importer, limit = {}, sys.getrecursionlimit()
 sys.setrecursionlimit(max(limit, 1000))  # another function may have left too little for an import
 try:
     exec(sources['pg_gpt2.server.importer'], importer)
-    GD['pg_gpt2 6956c6083de1 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 6956c6083de1 @extschema@', '@extschema@')
+    GD['pg_gpt2 2b38c391f826 @extschema@'] = importer['import_package'](sources, 'pg_gpt2 2b38c391f826 @extschema@', '@extschema@')
 finally:
     sys.setrecursionlimit(limit)
 $$;
@@ -536,6 +536,98 @@ def handles_of(application: Application) -> tuple[int, ...]:
     """Inputs, then the output. Looks for an interrupt, because it is called for every row of a long tape."""
     host.check_interrupts()
     return *application.inputs, application.output
+$pg_gpt2_source$);
+INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.room', $pg_gpt2_source$"""What an op takes in memory: its result, and what it needs while it works, from shapes and attributes alone.
+
+Both are bounds that hold for two threads; a test measures every op. Where shapes do not fit they say little: the op itself says
+what is wrong.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..core.ops import CHUNK
+from ..fast.attention import GROUP, MASK_PIECE, MOST_SCORES, mask_shape
+from ..fast.elementwise import BLOCK
+from ..fast.losses import group_rows
+
+Shape = tuple[int, ...]
+ITEM = 4  # bytes of a value
+THREADS = 2
+
+
+def result_bytes(name: str, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> int:
+    """Bytes of the result; 0 where it is small beside an input, or shapes do not fit."""
+    try:
+        return ITEM * _result(name, shapes, attrs)
+    except (ValueError, IndexError, KeyError):
+        return 0
+
+
+def working_bytes(name: str, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> int:
+    """Bytes that a forward pass takes beside its inputs and its result."""
+    try:
+        return ITEM * _working(name, shapes, attrs)
+    except (ValueError, IndexError, KeyError, ZeroDivisionError):
+        return 0
+
+
+def _result(name: str, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> int:
+    """Values of the result."""
+    first = shapes[0]
+    if name in ("add", "mul"):
+        return prod(np.broadcast_shapes(*shapes))
+    if name == "matmul":
+        a, b = shapes
+        return prod(np.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * b[-1]
+    if name in ("linear", "mlp"):
+        return prod(first[:-1]) * shapes[-1][-1]
+    if name == "lm_head":
+        return prod(first[:-1]) * shapes[1][0]
+    if name == "concat":
+        return sum(map(prod, shapes))
+    if name == "embedding":
+        return np.size(attrs["ids"]) * prod(first[1:])
+    if name == "causal_attention":
+        return prod(first) // 3
+    if name in ("sum", "mean", "cross_entropy", "lm_head_loss"):
+        return 0
+    return prod(first)
+
+
+def _working(name: str, shapes: Sequence[Shape], attrs: Mapping[str, Any]) -> int:
+    """Values, or as much memory, beside inputs and result."""
+    first = shapes[0]
+    rows, width = prod(first[:-1]), first[-1] if first else 1
+    if name == "mlp":
+        return 2 * rows * shapes[1][1]  # hidden units, before and after gelu
+    if name == "causal_attention":
+        return _attention(first, attrs)
+    if name == "attention":
+        return 4 * rows * shapes[3][0] + _attention((*first[:-1], shapes[1][1]), attrs)  # q, k, v, and what they give
+    if name == "lm_head_loss":
+        return group_rows(rows, shapes[1][0]) * shapes[1][0] + THREADS * BLOCK
+    if name in ("softmax", "layernorm", "cross_entropy"):
+        return 2 * THREADS * min(prod(first), max(width, BLOCK))
+    if name == "dropout":
+        return prod(first) // 2  # a mask, of bytes, and the random numbers that it is made of
+    return 0
+
+
+def _attention(qkv: Shape, attrs: Mapping[str, Any]) -> int:
+    """Queries, keys and values of a group of heads, their scores twice, norms, and masks."""
+    heads, t, values = attrs["n_head"], qkv[-2], prod(qkv)
+    b = prod(qkv[:-2])
+    chunk = max(1, min(attrs.get("chunk", CHUNK), t, MOST_SCORES // t))
+    every = b * heads * chunk * t  # scores of a chunk
+    group = min(every, max(2 * GROUP, chunk * t))
+    masks = 0
+    if attrs.get("p"):
+        masks = (prod(mask_shape(b, heads, t)) + 4 * THREADS * min(t * t, MASK_PIECE)) // ITEM
+    return values * min(every, THREADS * group) // every + 2 * THREADS * group + 2 * b * heads * t + masks
 $pg_gpt2_source$);
 INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.autograd.tape_dot', $pg_gpt2_source$"""A tape as a picture: DOT text for Graphviz. Ops are boxes, values from outside are ellipses, parameters by name."""
 
@@ -9328,11 +9420,9 @@ INSERT INTO llm_module (name, source) VALUES ('pg_gpt2.server.api.autograd', $pg
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from ...autograd import attributes
+from ...autograd import attributes, room
 from ...autograd.graph import Graph
-from ...autograd.records import Application, ancestors, check_complete, require_kept, values_read
+from ...autograd.records import Application, Tensor, ancestors, check_complete, require_kept, values_read
 from ...bytea_ops import MAX_BYTES
 from ...errors import (
     InvalidParameter,
@@ -9432,26 +9522,17 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
 
 
 def _require_room(name: str, shapes: list[tuple[int, ...]], attrs: dict) -> None:
-    """Refuse (53200) an op whose result no bytea could hold. Ops that are not listed here make none larger than their inputs."""
-    try:
-        if name in ("add", "mul"):
-            size = prod(np.broadcast_shapes(*shapes))
-        elif name == "matmul":
-            a, b = shapes
-            size = prod(np.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * b[-1]
-        elif name == "concat":
-            size = sum(map(prod, shapes))
-        elif name == "embedding":
-            size = np.size(attrs["ids"]) * prod(shapes[0][1:])
-        else:
-            return
-    except (ValueError, IndexError, KeyError):
-        return  # the op itself says what does not fit
-    if 4 * size > MAX_BYTES:
+    """Refuse (53200) an op whose result no bytea could hold, or for which there is no memory: for its inputs, its work, its
+    result and for writing that."""
+    result = room.result_bytes(name, shapes, attrs)
+    if result > MAX_BYTES:
         raise OutOfMemory(
-            f"{name}: a result of {size} values does not fit a value of 1 GB", hint="Work on fewer rows at a time."
+            f"{name}: a result of {result // 4} values does not fit a value of 1 GB",
+            hint="Work on fewer rows at a time.",
         )
-    resources.require_memory(2 * 4 * size, f"op {name}")
+    wanted = 4 * sum(map(prod, shapes)) + room.working_bytes(name, shapes, attrs) + tape_rows.COPIES * result
+    if wanted >= tape_rows.ASKED:
+        resources.require_memory(wanted, f"op {name}")
 
 
 def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
@@ -9515,12 +9596,22 @@ def backprop(start_id: int | None, model: str | None) -> None:
         _require_use(model, needed)
     check_complete(needed, tensors)
     read = values_read(needed)
+    _require_room_for_gradients(tensors, needed)
     data = tape_rows.data(tape, read)
     require_kept(read, data)
     graph = Graph(needed, tensors, data)
     graph.backward(start_id)
     tape_rows.write_grads(tape, graph.gradients())
     graph.close()
+
+
+def _require_room_for_gradients(tensors: dict[int, Tensor], needed: list[Application]) -> None:
+    """Refuse (53200) a backward pass without memory for a gradient of each value, and for what the largest op needs besides."""
+    handles = {handle for application in needed for handle in (*application.inputs, application.output)}
+    sizes = [4 * prod(tensors[handle].shape) for handle in handles]
+    wanted = sum(sizes) + 3 * max(sizes, default=0)
+    if wanted >= tape_rows.ASKED:
+        resources.require_memory(wanted, f"gradients of {len(sizes)} values")
 
 
 def _require_use(model: str, needed: list[Application]) -> None:
@@ -11186,9 +11277,10 @@ def export_safetensors_file(path: str, model: str) -> int:
     """Rows -> a safetensors file of the server; its size."""
     real = server_files.to_write(path)
     config = store.config(model)
+    stored = _Stored(model, config, _through_cursor(model))
 
     def fill(file: BinaryIO) -> None:
-        for chunk in _safetensors(config, model):
+        for chunk in _safetensors(config, stored):
             file.write(chunk)
             host.check_interrupts()
 
@@ -11200,35 +11292,50 @@ def export_npz_file(path: str, model: str) -> int:
     """Rows -> a .npz file of the server; its size."""
     real = server_files.to_write(path)
     config = store.config(model)
-    stored = _Stored(model, config)
+    stored = _Stored(model, config, _through_cursor(model))
     return server_files.write(real, lambda file: write_npz(file, stored.shapes, stored.blocks, hub_metadata(config)))
 
 
 @entry
 def export_safetensors(model: str) -> Iterator[bytes]:
-    """Chunks of a safetensors file."""
-    return _safetensors(store.config(model), model)
+    """Chunks of a safetensors file. The function is stable, so that all its queries have one snapshot."""
+    config = store.config(model)
+    return _safetensors(config, _Stored(model, config, _one_by_one(model)))
 
 
-def _safetensors(config: GPT2Config, model: str) -> Iterator[bytes]:
-    stored = _Stored(model, config)
+def _safetensors(config: GPT2Config, stored: "_Stored") -> Iterator[bytes]:
     ours = {hub_name(name): name for name in stored.shapes}
     shapes = {theirs: stored.shapes[name] for theirs, name in ours.items()}
     return write_safetensors(shapes, lambda name: stored.blocks(ours[name]), hub_metadata(config))
 
 
-class _Stored:
-    """The stored tensors of a model, read once in the order of their names, through one cursor and hence of one snapshot."""
+IN_ORDER = 'ORDER BY name COLLATE "C", token_id'
 
-    def __init__(self, model: str, config: GPT2Config) -> None:
+
+def _through_cursor(model: str) -> Iterator[db.Row]:
+    """Blocks of a model in the order of their names, through one cursor, hence of one snapshot."""
+    yield from db.cursor(f"SELECT name, shape, data FROM {store.resolved()} AS p {IN_ORDER}", ["text"], model)
+
+
+def _one_by_one(model: str) -> Iterator[db.Row]:
+    """The same by a query each, for the rows of a set, between which no cursor may be open."""
+    for key in db.query(f"SELECT name, token_id FROM {store.resolved()} AS p {IN_ORDER}", ["text"], model):
+        row = db.row(
+            f"SELECT name, shape, data FROM {store.resolved()} AS p WHERE name = $2 AND token_id = $3",
+            ["text", "text", "int4"],
+            *(model, key["name"], key["token_id"]),
+        )
+        if row is not None:
+            yield row
+
+
+class _Stored:
+    """The stored tensors of a model, read once in the order of their names, from rows of one snapshot."""
+
+    def __init__(self, model: str, config: GPT2Config, rows: Iterator[db.Row]) -> None:
         self.shapes = dict(sorted(config.param_shapes().items()))
         self._model = model
         self._check()
-        rows = db.cursor(
-            f'SELECT name, shape, data FROM {store.resolved()} AS p ORDER BY name COLLATE "C", token_id',
-            ["text"],
-            model,
-        )
         self._tensors = groupby(rows, lambda row: row["name"])
 
     def _check(self) -> None:
@@ -11581,6 +11688,7 @@ sources_digest = ""
 _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
 _in_set = False
+_open_cursors = 0
 PLANNED = 4 << 20  # bytes of parameters that a planner may copy: setting its mode costs 50 us
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
 CHECK_IN_SET = 0.2  # the same inside a row of a set
@@ -11645,8 +11753,23 @@ def quote_identifier(name: str) -> str:
 
 
 def cursor(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
-    """Rows one at a time, for results that are too large to hold."""
-    return plpy.cursor(_plan(sql, types), list(args))
+    """Rows one at a time, for results that are too large to hold. Not across the rows of a set: see `entry`."""
+    return _counted(plpy.cursor(_plan(sql, types), list(args)))
+
+
+def open_cursors() -> int:
+    """How many cursors of ours have rows left."""
+    return _open_cursors
+
+
+def _counted(rows: Iterator[Row]) -> Iterator[Row]:
+    """`rows`, of a cursor that is counted as open until they end."""
+    global _open_cursors
+    _open_cursors += 1
+    try:
+        yield from rows
+    finally:
+        _open_cursors -= 1
 
 
 def open_cursor(source: str) -> Any:
@@ -11661,7 +11784,10 @@ def columns(portal: str) -> list[str]:
 
 def batches(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
     """Rows, of which there may be millions: fetched a thousand at a time, with a look for an interrupt in between."""
-    found = plpy.cursor(_plan(sql, types), list(args))
+    return _counted(_in_batches(plpy.cursor(_plan(sql, types), list(args))))
+
+
+def _in_batches(found: Any) -> Iterator[Row]:
     while rows := found.fetch(1000):
         yield from rows
         check_interrupts()
@@ -12023,8 +12149,13 @@ def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...], n
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
-    """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long."""
+    """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long.
+
+    No cursor is open between rows: where the statement is cancelled there, PL/Python closes it while the server closes all, which
+    can end in a crash of the server.
+    """
     while True:
+        before = db.open_cursors()
         try:
             with (
                 db.within_a_row(),
@@ -12032,6 +12163,8 @@ def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
                 np.errstate(all="ignore"),
             ):
                 row = next(rows, _END)
+            if db.open_cursors() > before and row is not _END:
+                raise RuntimeError("a cursor is open between the rows of a set")
         except Exception as error:
             raise for_sql(error) from None
         if row is _END:
@@ -16803,8 +16936,8 @@ class Session(Learner):
         version = weights.version_of(model)
         state = weights.cache.take_state(model, version)
         held = 0 if state is None else state.nbytes
-        moments = 12 * config.n_params()  # with the weights
-        writing = store.writing_bytes(moments) + 2 * min(moments, 3 * store.BLOCK_BYTES)  # a row has a block of each
+        whole, row = 12 * config.n_params(), 3 * store.BLOCK_BYTES  # weights and moments; a row has a block of each
+        writing = 2 * min(whole, store.FLUSH_BYTES + row) + 2 * min(whole, row)
         resources.require_memory(16 * config.n_params() + writing - held, f'training "{model}"')
         if state is None or state.config != config:
             state = read_state(model, config, version)
@@ -18436,11 +18569,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].arguments.texts(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].arguments.texts(globals())
 $$;
 COMMENT ON FUNCTION llm_texts_sent IS 'What llm_texts calls: refuses an array of so many texts.';
 
@@ -18453,11 +18586,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].arguments.data(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].arguments.data(globals())
 $$;
 COMMENT ON FUNCTION llm_bytes_sent IS 'What llm_bytes calls: an error where there is no memory for so many bytes.';
 
@@ -18821,11 +18954,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].sharing.share(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].sharing.share(globals())
 $$;
 COMMENT ON FUNCTION llm_share_param IS
     'Let a model use a tensor of another model, weights and optimizer state, in place of its own: the block '
@@ -18843,11 +18976,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].sharing.unshare(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].sharing.unshare(globals())
 $$;
 COMMENT ON FUNCTION llm_unshare_param IS
     'Give a model its own copy of a block that it shares, or, with target_token_id null, of all blocks of the tensor; '
@@ -18862,11 +18995,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].models.replace_preset(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].models.replace_preset(globals())
 $$;
 COMMENT ON FUNCTION llm_model_config_replaces_preset IS
     'Trigger of llm_model_config: an inserted model takes the place of the preset of its name. Restoring a dump '
@@ -18893,11 +19026,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].models.init_model(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].models.init_model(globals())
 $$;
 COMMENT ON FUNCTION llm_init_model IS
     'Make a model with GPT-2''s random initialisation: weights from N(0, 0.02), residual projections scaled by '
@@ -18909,11 +19042,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].models.copy_model(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].models.copy_model(globals())
 $$;
 COMMENT ON FUNCTION llm_copy_model IS
     'Copy configuration, weights, optimizer state and vocabulary of a model to a new name: as they are, or with '
@@ -18924,11 +19057,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].models.drop_model(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].models.drop_model(globals())
 $$;
 COMMENT ON FUNCTION llm_drop_model IS
     'Remove everything of a model: configuration, weights, vocabulary, data, runs, logs and checkpoints. A preset''s '
@@ -18970,11 +19103,11 @@ LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].tokenizer.changed(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.changed(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_changed IS 'Trigger of llm_bpe_vocab and llm_bpe_merges: adds a row to llm_bpe_version.';
 REVOKE EXECUTE ON FUNCTION llm_bpe_changed() FROM PUBLIC;
@@ -18990,11 +19123,11 @@ RETURNS integer[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].tokenizer.encode(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.encode(globals())
 $$;
 COMMENT ON FUNCTION llm_encode IS
     'Token ids of a text, as GPT-2''s tokenizer gives them. <|endoftext|> is ordinary text unless special is true. A '
@@ -19008,11 +19141,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].tokenizer.decode(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.decode(globals())
 $$;
 COMMENT ON FUNCTION llm_decode_sent IS
     'What llm_decode and llm_decode_bytes call: bytes of the token ids that array_send(ids) holds, as_text with '
@@ -19038,11 +19171,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, bytes bytea)
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].tokenizer.tokenize(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.tokenize(globals())
 $$;
 COMMENT ON FUNCTION llm_tokenize IS
     'Tokens of a text, one row each, from position 0: id, the form that llm_bpe_vocab has (where U+0120 stands for a '
@@ -19053,11 +19186,11 @@ RETURNS integer
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].tokenizer.count(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.count(globals())
 $$;
 COMMENT ON FUNCTION llm_token_count IS 'Number of tokens of a text, as llm_encode gives them.';
 
@@ -19066,11 +19199,11 @@ RETURNS TABLE (step integer, token_id integer, merged text, pieces text[])
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].tokenizer.trace(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.trace(globals())
 $$;
 COMMENT ON FUNCTION llm_bpe_trace IS
     'How a word becomes tokens: one row per merge, with the token it makes and the pieces that the word then has.';
@@ -19085,11 +19218,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].tokenizer.train(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train_bpe IS
     'Learn a byte-pair vocabulary of vocab_size tokens, counting the 256 bytes and <|endoftext|>, from a query that '
@@ -19102,11 +19235,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].tokenizer.load_vocab(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.load_vocab(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_vocab IS
     'Load a vocab.json of the server''s file system as the vocabulary of a model, replacing the one it had; returns '
@@ -19117,11 +19250,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].tokenizer.load_merges(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].tokenizer.load_merges(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_load_bpe_merges IS
     'Load a merges.txt of the server''s file system as the merges of a model, replacing those it had; returns their '
@@ -19136,11 +19269,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].transfer.import_safetensors_file(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].transfer.import_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_safetensors IS
     'Load the weights of a model from a safetensors file of the server (f32, f16 or bf16); returns the number of '
@@ -19154,11 +19287,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].transfer.import_npz_file(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].transfer.import_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_import_npz IS
     'Load the weights of a model from a NumPy .npz file of the server, standard or the older gzip container; '
@@ -19169,11 +19302,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].transfer.import_safetensors(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].transfer.import_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_import_safetensors IS
     'Load the weights of a model from the bytes of a safetensors file, below 1 GB; otherwise as '
@@ -19184,11 +19317,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].transfer.export_safetensors_file(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].transfer.export_safetensors_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_safetensors IS
     'Write the weights of a model as a safetensors file of the server, under the names that transformers'' '
@@ -19199,11 +19332,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].transfer.export_npz_file(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].transfer.export_npz_file(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_export_npz IS
     'Write the weights of a model as a standard NumPy .npz file of the server; returns its size. For members of '
@@ -19214,11 +19347,11 @@ RETURNS SETOF bytea
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].transfer.export_safetensors(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].transfer.export_safetensors(globals())
 $$;
 COMMENT ON FUNCTION llm_export_safetensors IS
     'The weights of a model as a safetensors file in chunks of at most 4 MB, which make up the file when they are '
@@ -19247,11 +19380,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].generation.generate(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.generate(globals())
 $$;
 COMMENT ON FUNCTION llm_generate IS
     'Continue a prompt by at most max_tokens tokens: prompt and completion, or with echo => false the completion. '
@@ -19291,11 +19424,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].generation.stream(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.stream(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_stream IS
     'Continue a prompt as llm_generate does, one row per token, with the whole text so far in text. Rows arrive as '
@@ -19323,11 +19456,11 @@ RETURNS integer[]
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].generation.generate_tokens(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.generate_tokens(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_tokens_sent IS
     'What llm_generate_tokens calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -19374,11 +19507,11 @@ RETURNS TABLE (n integer, text text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].generation.generate_batch(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.generate_batch(globals())
 $$;
 COMMENT ON FUNCTION llm_generate_batch IS
     'Continue several prompts at once, which is faster than one after another; row n is the continuation of prompt n, '
@@ -19399,11 +19532,11 @@ RETURNS TABLE (rank integer, score double precision, text text, token_ids intege
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].generation.beam_search(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.beam_search(globals())
 $$;
 COMMENT ON FUNCTION llm_beam_search_sent IS
     'What llm_beam_search calls, with array_send(prompt_ids). An empty bytea stands for an array that is too long.';
@@ -19439,11 +19572,11 @@ RETURNS TABLE (name text, type text, default_value text, domain text, meaning te
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].generation.options(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.options(globals())
 $$;
 COMMENT ON FUNCTION llm_generation_options_declared IS 'What the view llm_generation_options shows.';
 
@@ -19466,11 +19599,11 @@ RETURNS TABLE (rank integer, token_id integer, token text, logit real, probabili
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].generation.next_token(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.next_token(globals())
 $$;
 COMMENT ON FUNCTION llm_next_token IS
     'The n most probable next tokens after a prompt, with their logits and their probabilities at the temperature, '
@@ -19488,11 +19621,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].generation.logits(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].generation.logits(globals())
 $$;
 COMMENT ON FUNCTION llm_logits_sent IS
     'What llm_logits calls, with array_send(token_ids). An empty bytea stands for an array that is too long.';
@@ -19523,11 +19656,11 @@ RETURNS TABLE ("position" integer, token_id integer, token text, logprob double 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].scoring.logprobs(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].scoring.logprobs(globals())
 $$;
 COMMENT ON FUNCTION llm_logprobs IS
     'Each token of a text with its log-probability given the tokens before it, and its rank among all tokens (1 = '
@@ -19539,11 +19672,11 @@ RETURNS double precision
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].scoring.perplexity(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].scoring.perplexity(globals())
 $$;
 COMMENT ON FUNCTION llm_perplexity IS
     'Perplexity of a text: exp of the mean negative log-probability of its tokens, without the first, unless '
@@ -19560,11 +19693,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].scoring.text_embedding(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].scoring.text_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_text_embedding IS
     'Hidden state of a text as d_model numbers: after layer blocks (0 = embeddings, null = all and the final norm, '
@@ -19589,11 +19722,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].training.load_dataset(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.load_dataset(globals())
 $$;
 COMMENT ON FUNCTION llm_dataset_load IS
     'Tokenize the texts of a query with the model''s vocabulary, one end-of-text token after each, and store them as '
@@ -19621,11 +19754,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].training.loss(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.loss(globals())
 $$;
 COMMENT ON FUNCTION llm_loss_sent IS
     'What llm_loss calls, with array_send(tokens) and array_send(targets). An empty bytea stands for an array that is '
@@ -19667,11 +19800,11 @@ RETURNS TABLE (loss double precision, perplexity double precision, tokens bigint
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].training.evaluate(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.evaluate(globals())
 $$;
 COMMENT ON FUNCTION llm_evaluate IS
     'Mean cross entropy and perplexity of a model on a split of llm_dataset, or on its first max_rows rows, without '
@@ -19704,11 +19837,11 @@ RETURNS double precision
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].training.train_step(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.train_step(globals())
 $$;
 COMMENT ON FUNCTION llm_train_step_sent IS
     'What llm_train_step calls, with array_send(batch). An empty bytea stands for an array that is too long.';
@@ -19779,11 +19912,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].training.train(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.train(globals())
 $$;
 COMMENT ON FUNCTION llm_train IS
     'Train a model for n_steps AdamW steps on the split train of llm_dataset, in one transaction; returns the run_id '
@@ -19826,11 +19959,11 @@ CREATE PROCEDURE llm_train_run(
 )
 LANGUAGE plpython3u
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].training.train_run(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.train_run(globals())
 $$;
 COMMENT ON PROCEDURE llm_train_run IS
     'Train as llm_train does, but commit every commit_every steps (no more often than every flush_seconds), so that '
@@ -19845,11 +19978,11 @@ RETURNS boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].training.train_stop(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].training.train_stop(globals())
 $$;
 COMMENT ON FUNCTION llm_train_stop IS
     'Ask a running llm_train_run of the model to commit and end after its current step; false when none is running. '
@@ -19994,11 +20127,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].checkpoints.save(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.save(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_save IS
     'Save a model''s configuration, weights and optimizer state as they are now; returns the checkpoint''s id. They '
@@ -20011,11 +20144,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].checkpoints.attach(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.attach(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_attach IS
     'Register a file that llm_checkpoint_save wrote, in another database or before this one was lost, as a checkpoint '
@@ -20028,11 +20161,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].checkpoints.load(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.load(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_load IS
     'Put a model back to one of its checkpoints: configuration, weights and optimizer state, bit for bit, each block '
@@ -20069,11 +20202,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].checkpoints.drop(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.drop(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_drop IS
     'Remove a checkpoint, with the tensors that no other checkpoint has. Its file, where it has one, stays: remove it '
@@ -20084,11 +20217,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].checkpoints.prune(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_prune IS
     'Remove a model''s checkpoints, except the last keep_last saved and those whose step is a multiple of keep_every; '
@@ -20105,11 +20238,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].checkpoints.diff(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.diff(globals())
 $$;
 COMMENT ON FUNCTION llm_checkpoint_diff IS
     'How the weights of checkpoint b (null = those that the model of a has now) differ from those of a: for each '
@@ -20133,11 +20266,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].checkpoints.history(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].checkpoints.history(globals())
 $$;
 COMMENT ON FUNCTION llm_param_history IS
     'What became of a tensor, in the order of time: runs and steps by hand with the model''s steps that they took (a '
@@ -20163,11 +20296,11 @@ RETURNS TABLE (
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].replay.replay(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].replay.replay(globals())
 $$;
 COMMENT ON FUNCTION llm_replay IS
     'Do a run of llm_train or llm_train_run again, on a copy of the model in memory, and compare it with what is '
@@ -20187,11 +20320,11 @@ RETURNS text
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].sparklines.of_numbers(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].sparklines.of_numbers(globals())
 $$;
 COMMENT ON FUNCTION llm_sparkline_sent IS
     'What llm_sparkline calls, with array_send(numbers). An empty bytea stands for an array that is too long.';
@@ -20210,11 +20343,11 @@ RETURNS text
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].sparklines.of_run(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].sparklines.of_run(globals())
 $$;
 COMMENT ON FUNCTION llm_run_sparkline IS
     'The losses of a training run as a line of at most width bars, as llm_sparkline draws them; empty for a run '
@@ -20230,11 +20363,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].retention.prune_log(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].retention.prune_log(globals())
 $$;
 COMMENT ON FUNCTION llm_log_prune IS
     'Thin out llm_train_log, for one model or for all. Of the steps logged longer ago than older_than, it keeps every '
@@ -20311,11 +20444,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.tensor_received(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.tensor_received(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_tensor_sent IS
     'What pg_llm_tensor calls: the tensor of an array of so many elements, given as array_send(double precision[]).';
@@ -20340,11 +20473,11 @@ RETURNS real[]
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.values(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.values(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_values IS
     'The values of a tensor as an array, at most 1,048,576 of them, for people to look at.';
@@ -20362,11 +20495,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.matmul(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.matmul(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_matmul IS 'Matrix product [m,k] @ [k,n] -> [m,n].';
 
@@ -20375,11 +20508,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.add(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.add(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_add IS
     'Elementwise sum; b has the length of a, or is one row that repeats over the rows of a.';
@@ -20389,11 +20522,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.gelu(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.gelu(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu IS 'GELU in the tanh form of GPT-2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).';
 
@@ -20402,11 +20535,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.gelu_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.gelu_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_gelu_backward IS
     'Gradient of pg_llm_gelu with respect to its input x, given the gradient dy of its result.';
@@ -20416,11 +20549,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.softmax(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.softmax(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax IS 'Softmax of each row of n values; n null = one row.';
 
@@ -20429,11 +20562,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.softmax_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.softmax_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_softmax_backward IS
     'Gradient of pg_llm_softmax, from its result y: y * (dy - sum(y * dy)) in each row of n values; n null = one row.';
@@ -20448,11 +20581,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.layernorm(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.layernorm(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm IS
     'Layer normalisation of rows of gamma''s length: (x - mean) / sqrt(variance + eps) * gamma + beta. GPT-2 has eps '
@@ -20468,11 +20601,11 @@ RETURNS layernorm_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.layernorm_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.layernorm_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_layernorm_backward IS
     'Gradients of pg_llm_layernorm with respect to x, gamma and beta, given the gradient dy of its result.';
@@ -20482,11 +20615,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.cross_entropy(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.cross_entropy(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy IS
     'Cross entropy of one row of logits: logsumexp(z) - z[target], target from 0.';
@@ -20496,11 +20629,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.cross_entropy_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.cross_entropy_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_cross_entropy_backward IS 'Gradient of pg_llm_cross_entropy: softmax(z) - onehot(target).';
 
@@ -20514,11 +20647,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.dropout(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.dropout(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout IS
     'Inverted dropout: in training each value becomes 0 with probability p and is divided by 1 - p otherwise; outside '
@@ -20536,11 +20669,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.dropout_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.dropout_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_dropout_backward IS
     'Gradient of pg_llm_dropout, with the mask read off its output: the gradient passes, divided by 1 - p, where '
@@ -20551,11 +20684,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.ones_like(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.ones_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_ones_like IS 'Ones, as many as src has values.';
 
@@ -20564,11 +20697,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.zeros_like(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.zeros_like(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_zeros_like IS 'Zeros, as many as src has values.';
 
@@ -20577,11 +20710,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.transpose(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.transpose(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_transpose IS 'The transpose: [rows,cols] -> [cols,rows].';
 
@@ -20599,11 +20732,11 @@ RETURNS bytea
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.attention(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.attention(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention IS
     'Causal multi-head self-attention with its projections: x [t,d], w_qkv [d,3d], b_qkv [3d], w_o [d,d], b_o [d] -> '
@@ -20624,11 +20757,11 @@ RETURNS attention_grads
 LANGUAGE plpython3u STABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.attention_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.attention_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_attention_backward IS
     'Gradients of pg_llm_attention with respect to its five tensors, given the gradient of its result.';
@@ -20647,11 +20780,11 @@ RETURNS mlp_grads
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.mlp_backward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.mlp_backward(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_mlp_backward IS
     'Gradients of the feed-forward part of a block, gelu(x @ w_fc + b_fc) @ w_proj + b_proj, with respect to its five '
@@ -20675,11 +20808,11 @@ RETURNS adamw_state
 LANGUAGE plpython3u IMMUTABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.adamw_step(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.adamw_step(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_adamw_step IS
     'One AdamW step: new weight and moments. The decay is decoupled and acts on the old weight; step counts from 1, '
@@ -20690,11 +20823,11 @@ RETURNS bytea
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.grad_clip(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.grad_clip(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_grad_clip IS 'The gradient, scaled down so that its L2 norm is at most clip.';
 
@@ -20708,11 +20841,11 @@ RETURNS double precision
 LANGUAGE plpython3u IMMUTABLE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.lr_schedule(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.lr_schedule(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_lr_schedule IS
     'Learning rate: lr_max * step / warmup before warmup, then half a cosine to 0 at total.';
@@ -20728,11 +20861,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].kernels.sample(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].kernels.sample(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_sample IS
     'Draw a token id from one row of logits: temperature, then the topk most probable (0 = all), then the smallest '
@@ -20757,11 +20890,11 @@ RETURNS trigger
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].autograd.set_mode(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.set_mode(globals())
 $$;
 COMMENT ON FUNCTION llm_autograd_mode_update IS 'Trigger of llm_autograd_mode: sets pg_gpt2.autograd.';
 CREATE TRIGGER set_mode INSTEAD OF UPDATE ON llm_autograd_mode
@@ -20780,11 +20913,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].autograd.tape_id(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.tape_id(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_id IS
     'The number of the tape of this transaction, the tape_id of its rows in llm_tape and llm_tensor_rt. Outside of '
@@ -20797,11 +20930,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].autograd.variable(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.variable(globals())
 $$;
 COMMENT ON FUNCTION llm_variable_sent IS
     'What llm_variable calls, with array_send(shape). An empty bytea stands for an array that is too long.';
@@ -20820,11 +20953,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].autograd.op(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.op(globals())
 $$;
 COMMENT ON FUNCTION llm_op_sent IS
     'What llm_op calls, with array_send(inputs). An empty bytea stands for an array that is too long.';
@@ -20845,11 +20978,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].autograd.value(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.value(globals())
 $$;
 COMMENT ON FUNCTION llm_value IS 'The value of a handle, a float32 tensor.';
 
@@ -20858,11 +20991,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].autograd.backprop(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.backprop(globals())
 $$;
 COMMENT ON FUNCTION llm_backprop IS
     'Compute the gradients of the sum of a value with respect to everything on the tape that it was computed from and '
@@ -20875,11 +21008,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].autograd.grad(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.grad(globals())
 $$;
 COMMENT ON FUNCTION llm_grad IS 'The gradient of a handle after llm_backprop; null when it has none.';
 
@@ -20890,11 +21023,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].pieces.embed(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].pieces.embed(globals())
 $$;
 COMMENT ON FUNCTION llm_embed_sent IS
     'What llm_embed calls, with array_send(tokens). An empty bytea stands for an array that is too long.';
@@ -20932,11 +21065,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].pieces.block_forward(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].pieces.block_forward(globals())
 $$;
 COMMENT ON FUNCTION llm_block_forward IS
     'One transformer block on input [t,d]: x + attention(ln_1(x)), then + mlp(ln_2), dropout when training. While '
@@ -20959,11 +21092,11 @@ RETURNS bytea
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].pieces.forward_gpt2(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].pieces.forward_gpt2(globals())
 $$;
 COMMENT ON FUNCTION llm_forward_gpt2 IS
     'All blocks of a model and its final norm on input [t,d], the result of llm_embed. n_layer, n_head and d are '
@@ -20978,11 +21111,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].inspect.trace_text(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.trace_text(globals())
 $$;
 COMMENT ON FUNCTION llm_trace(text, text) IS
     'Every intermediate value of a forward pass, in order: embeddings, and for each layer (from 0) norms, q, k and v '
@@ -20995,11 +21128,11 @@ RETURNS TABLE (seq integer, layer integer, op text, name text, shape integer[], 
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].inspect.trace_ids(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.trace_ids(globals())
 $$;
 COMMENT ON FUNCTION llm_trace_sent IS
     'What llm_trace calls, with array_send(ids). An empty bytea stands for an array that is too long.';
@@ -21025,11 +21158,11 @@ RETURNS TABLE (query_position integer, query_token text, key_position integer, k
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].inspect.attention_weights(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.attention_weights(globals())
 $$;
 COMMENT ON FUNCTION llm_attention_weights IS
     'The attention matrix of a head: what each token (query) takes from itself and each token before it (key). '
@@ -21040,11 +21173,11 @@ RETURNS TABLE (layer integer, rank integer, token text, probability double preci
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].inspect.logit_lens(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.logit_lens(globals())
 $$;
 COMMENT ON FUNCTION llm_logit_lens IS
     'What each layer would say next: the n most probable tokens if the blocks ended there and the final norm '
@@ -21055,11 +21188,11 @@ RETURNS real[]
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].inspect.token_embedding(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.token_embedding(globals())
 $$;
 COMMENT ON FUNCTION llm_token_embedding IS
     'The embedding of a token as an array: its row of wte, also where wte is shared. model null = the setting '
@@ -21070,11 +21203,11 @@ RETURNS text
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].inspect.dot(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.dot(globals())
 $$;
 COMMENT ON FUNCTION llm_tape_dot IS
     'A tape as a graph in Graphviz''s language, for dot -Tsvg: ops are boxes, parameters and variables ellipses. '
@@ -21085,11 +21218,11 @@ RETURNS TABLE (tape_row bigint, name text, handle bigint, what text, max_differe
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].inspect.replay_tape(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.replay_tape(globals())
 $$;
 COMMENT ON FUNCTION llm_replay_tape IS
     'Run the recorded ops of a tape again, forward and backward, each from its recorded inputs, and report what '
@@ -21102,11 +21235,11 @@ RETURNS TABLE (variable bigint, checked integer, max_error double precision, max
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].inspect.gradcheck(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].inspect.gradcheck(globals())
 $$;
 COMMENT ON FUNCTION llm_gradcheck IS
     'Compare the gradients of the sum of a value, with respect to every variable that requires one, with central '
@@ -21134,11 +21267,11 @@ RETURNS TABLE (item text, value text, status text, hint text)
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].admin.doctor(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].admin.doctor(globals())
 $$;
 COMMENT ON FUNCTION llm_doctor IS
     'What this session runs on - Python, NumPy, BLAS and its speed, threads, memory, encoding, models - each with the '
@@ -21149,11 +21282,11 @@ RETURNS TABLE (kind text, model text, version text, bytes bigint, shared boolean
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].admin.cache_status(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].admin.cache_status(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_status IS
     'Weights and tokenizers that this session keeps, of models that the caller may see, and the weights and AdamW '
@@ -21166,11 +21299,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].admin.cache_clear(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].admin.cache_clear(globals())
 $$;
 COMMENT ON FUNCTION llm_cache_clear IS
     'Give up what this session keeps in memory; returns the bytes of weights and moments freed. The next use reads '
@@ -21182,11 +21315,11 @@ RETURNS void
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].admin.grant_usage(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].admin.grant_usage(globals())
 $$;
 COMMENT ON FUNCTION llm_grant_usage IS
     'Let a role use the extension: read (generate, score, inspect), train (also load data and train), or admin '
@@ -21240,11 +21373,11 @@ RETURNS boolean
 LANGUAGE plpython3u STABLE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].autograd.enabled(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.enabled(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_enabled IS
     'Compatibility: whether what is computed is recorded, the flag of llm_autograd_mode.';
@@ -21268,11 +21401,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].autograd.map_param(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.map_param(globals())
 $$;
 COMMENT ON FUNCTION pg_llm_autograd_map_param_sent IS
     'What pg_llm_autograd_map_param calls, with array_send(shape). An empty bytea stands for an array that is too '
@@ -21298,11 +21431,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].autograd.materialize_params(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.materialize_params(globals())
 $$;
 COMMENT ON FUNCTION llm_materialize_params IS
     'Compatibility: handles for all parameters of a model, mapped in llm_tensor_map in place of earlier ones; returns '
@@ -21313,11 +21446,11 @@ RETURNS integer
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].autograd.accumulate_grads(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.accumulate_grads(globals())
 $$;
 COMMENT ON FUNCTION llm_accumulate_grads IS
     'Compatibility: add the gradients of the handles mapped on the tape to llm_param.grad; returns the number of '
@@ -21328,11 +21461,11 @@ RETURNS bigint
 LANGUAGE plpython3u VOLATILE PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-if 'pg_gpt2 6956c6083de1 @extschema@' not in GD:
+if 'pg_gpt2 2b38c391f826 @extschema@' not in GD:
     try: plpy.execute('SELECT @extschema@.llm_boot()')
     except plpy.SPIError as e:
         raise type('pg_gpt2', (plpy.SPIError,), {'__module__': 'builtins', 'spidata': e.spidata})(str(e).partition(': ')[2] or e)
-return GD['pg_gpt2 6956c6083de1 @extschema@'].autograd.prune(globals())
+return GD['pg_gpt2 2b38c391f826 @extschema@'].autograd.prune(globals())
 $$;
 COMMENT ON FUNCTION llm_prune_autograd_state IS
     'Compatibility: drop the tape of llm_tape_id(), its values and mapped parameters; returns the number of values. '

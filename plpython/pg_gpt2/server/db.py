@@ -24,6 +24,7 @@ sources_digest = ""
 _plans: dict[tuple[str, tuple[str, ...]], Any] = {}
 _checked = 0.0
 _in_set = False
+_open_cursors = 0
 PLANNED = 4 << 20  # bytes of parameters that a planner may copy: setting its mode costs 50 us
 CHECK_EVERY = 0.02  # seconds between looks for a cancel: it takes effect in 0.5 s, and a look costs 15 us
 CHECK_IN_SET = 0.2  # the same inside a row of a set
@@ -88,8 +89,23 @@ def quote_identifier(name: str) -> str:
 
 
 def cursor(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
-    """Rows one at a time, for results that are too large to hold."""
-    return plpy.cursor(_plan(sql, types), list(args))
+    """Rows one at a time, for results that are too large to hold. Not across the rows of a set: see `entry`."""
+    return _counted(plpy.cursor(_plan(sql, types), list(args)))
+
+
+def open_cursors() -> int:
+    """How many cursors of ours have rows left."""
+    return _open_cursors
+
+
+def _counted(rows: Iterator[Row]) -> Iterator[Row]:
+    """`rows`, of a cursor that is counted as open until they end."""
+    global _open_cursors
+    _open_cursors += 1
+    try:
+        yield from rows
+    finally:
+        _open_cursors -= 1
 
 
 def open_cursor(source: str) -> Any:
@@ -104,7 +120,10 @@ def columns(portal: str) -> list[str]:
 
 def batches(sql: str, types: Sequence[str] = (), *args: Any) -> Iterator[Row]:
     """Rows, of which there may be millions: fetched a thousand at a time, with a look for an interrupt in between."""
-    found = plpy.cursor(_plan(sql, types), list(args))
+    return _counted(_in_batches(plpy.cursor(_plan(sql, types), list(args))))
+
+
+def _in_batches(found: Any) -> Iterator[Row]:
     while rows := found.fetch(1000):
         yield from rows
         check_interrupts()

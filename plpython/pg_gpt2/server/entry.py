@@ -72,8 +72,13 @@ def _refuse_nested_arrays(function: Callable[..., Any], args: tuple[Any, ...], n
 
 
 def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
-    """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long."""
+    """Rows of a set. A cancel is left to the executor, which looks between rows, unless a row takes long.
+
+    No cursor is open between rows: where the statement is cancelled there, PL/Python closes it while the server closes all, which
+    can end in a crash of the server.
+    """
     while True:
+        before = db.open_cursors()
         try:
             with (
                 db.within_a_row(),
@@ -81,6 +86,8 @@ def _guarded_rows(rows: Iterator[Any]) -> Iterator[Any]:
                 np.errstate(all="ignore"),
             ):
                 row = next(rows, _END)
+            if db.open_cursors() > before and row is not _END:
+                raise RuntimeError("a cursor is open between the rows of a set")
         except Exception as error:
             raise for_sql(error) from None
         if row is _END:

@@ -3,11 +3,9 @@
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from ...autograd import attributes
+from ...autograd import attributes, room
 from ...autograd.graph import Graph
-from ...autograd.records import Application, ancestors, check_complete, require_kept, values_read
+from ...autograd.records import Application, Tensor, ancestors, check_complete, require_kept, values_read
 from ...bytea_ops import MAX_BYTES
 from ...errors import (
     InvalidParameter,
@@ -107,26 +105,17 @@ def op(name: str, inputs: list[int], extra: str | None) -> int:
 
 
 def _require_room(name: str, shapes: list[tuple[int, ...]], attrs: dict) -> None:
-    """Refuse (53200) an op whose result no bytea could hold. Ops that are not listed here make none larger than their inputs."""
-    try:
-        if name in ("add", "mul"):
-            size = prod(np.broadcast_shapes(*shapes))
-        elif name == "matmul":
-            a, b = shapes
-            size = prod(np.broadcast_shapes(a[:-2], b[:-2])) * a[-2] * b[-1]
-        elif name == "concat":
-            size = sum(map(prod, shapes))
-        elif name == "embedding":
-            size = np.size(attrs["ids"]) * prod(shapes[0][1:])
-        else:
-            return
-    except (ValueError, IndexError, KeyError):
-        return  # the op itself says what does not fit
-    if 4 * size > MAX_BYTES:
+    """Refuse (53200) an op whose result no bytea could hold, or for which there is no memory: for its inputs, its work, its
+    result and for writing that."""
+    result = room.result_bytes(name, shapes, attrs)
+    if result > MAX_BYTES:
         raise OutOfMemory(
-            f"{name}: a result of {size} values does not fit a value of 1 GB", hint="Work on fewer rows at a time."
+            f"{name}: a result of {result // 4} values does not fit a value of 1 GB",
+            hint="Work on fewer rows at a time.",
         )
-    resources.require_memory(2 * 4 * size, f"op {name}")
+    wanted = 4 * sum(map(prod, shapes)) + room.working_bytes(name, shapes, attrs) + tape_rows.COPIES * result
+    if wanted >= tape_rows.ASKED:
+        resources.require_memory(wanted, f"op {name}")
 
 
 def _values(name: str, handles: list[int]) -> list[recording.Recorded]:
@@ -190,12 +179,22 @@ def backprop(start_id: int | None, model: str | None) -> None:
         _require_use(model, needed)
     check_complete(needed, tensors)
     read = values_read(needed)
+    _require_room_for_gradients(tensors, needed)
     data = tape_rows.data(tape, read)
     require_kept(read, data)
     graph = Graph(needed, tensors, data)
     graph.backward(start_id)
     tape_rows.write_grads(tape, graph.gradients())
     graph.close()
+
+
+def _require_room_for_gradients(tensors: dict[int, Tensor], needed: list[Application]) -> None:
+    """Refuse (53200) a backward pass without memory for a gradient of each value, and for what the largest op needs besides."""
+    handles = {handle for application in needed for handle in (*application.inputs, application.output)}
+    sizes = [4 * prod(tensors[handle].shape) for handle in handles]
+    wanted = sum(sizes) + 3 * max(sizes, default=0)
+    if wanted >= tape_rows.ASKED:
+        resources.require_memory(wanted, f"gradients of {len(sizes)} values")
 
 
 def _require_use(model: str, needed: list[Application]) -> None:

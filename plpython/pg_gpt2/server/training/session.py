@@ -241,8 +241,8 @@ class Session(Learner):
         version = weights.version_of(model)
         state = weights.cache.take_state(model, version)
         held = 0 if state is None else state.nbytes
-        moments = 12 * config.n_params()  # with the weights
-        writing = store.writing_bytes(moments) + 2 * min(moments, 3 * store.BLOCK_BYTES)  # a row has a block of each
+        whole, row = 12 * config.n_params(), 3 * store.BLOCK_BYTES  # weights and moments; a row has a block of each
+        writing = 2 * min(whole, store.FLUSH_BYTES + row) + 2 * min(whole, row)
         resources.require_memory(16 * config.n_params() + writing - held, f'training "{model}"')
         if state is None or state.config != config:
             state = read_state(model, config, version)
